@@ -1,0 +1,158 @@
+"""Where topics live: one small protocol, and two implementations behind one URL.
+
+``sqlite:PATH`` is the embedded bus (`dataflows.bus.embedded`), ``kafka://HOST:PORT[,HOST:PORT…]``
+is a Kafka cluster (`dataflows.bus.kafka`). Nothing else in the program knows which one it talks to.
+
+A topic has a fixed number of partitions. Inside a partition messages have rising offsets and keep
+their order. A message is bytes, an optional key, and a time (epoch ms) that its publisher gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from state.errors import BusError
+
+__all__ = ["Bus", "BusError", "Publisher", "Reader", "Slice", "TopicPartition", "open_bus"]
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+
+@dataclass(slots=True)
+class Slice:
+    """A run of messages of one topic partition, oldest first, as a reader hands them over.
+
+    ``offsets`` and ``times`` are ``(n,) int64`` (times in epoch ms, as published), ``values`` the
+    ``n`` payloads, ``keys`` the ``n`` keys. Offsets rise but need not be contiguous.
+    """
+
+    topic: str
+    partition: int
+    offsets: NDArray[np.int64]
+    times: NDArray[np.int64]
+    values: list[bytes]
+    keys: list[bytes | None]
+
+
+class Publisher(Protocol):
+    """Appends messages to topics. Nothing is certain before `flush` has returned."""
+
+    def append(
+        self,
+        topic: str,
+        values: Sequence[bytes],
+        *,
+        keys: Sequence[bytes | None] | None = None,
+        partitions: Sequence[int] | int | None = None,
+        times: Sequence[int] | NDArray[np.int64] | None = None,
+    ) -> None:
+        """Add ``values`` in order.
+
+        ``partitions`` is one number for all, one per message, or None: then a message goes where
+        its key says (`partition_of_key`), or round-robin when it has none. ``times`` defaults to now.
+
+        Raises:
+            BusError: the topic does not exist, or the bus refused the messages.
+        """
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Return when everything appended is stored.
+
+        Raises:
+            BusError: something was not delivered; the message says how many and why.
+        """
+
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+class Reader(Protocol):
+    """Reads given partitions from given offsets. Never blocks for longer than ``timeout_s``."""
+
+    def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
+        """At most about ``limit`` messages that are there now, grouped by topic partition."""
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        """Hand over nothing more from these partitions until `resume`."""
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        """Undo `pause`."""
+
+    def positions(self) -> dict[TopicPartition, int]:
+        """The offset that each partition will be read from next."""
+
+    def ends(self) -> dict[TopicPartition, int]:
+        """The offset behind each partition's last message, as last heard (cheap, may be old)."""
+
+    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Tell the bus how far this reader's group has come, for lag tools. Never read back."""
+
+    def close(self) -> None:
+        """Let go. Idempotent."""
+
+
+class Bus(Protocol):
+    """A set of topics behind one URL."""
+
+    url: str
+
+    def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
+        """Create the topics that do not exist yet; return their names.
+
+        Raises:
+            BusError: one exists with another partition count.
+        """
+
+    def topics(self) -> dict[str, int]:
+        """Every topic (internal ones left out) and its partition count."""
+
+    def start_offsets(self, topic: str) -> list[int]:
+        """The first offset still kept, by partition."""
+
+    def end_offsets(self, topic: str) -> list[int]:
+        """The offset behind the last message, by partition, asked of the bus now."""
+
+    def publisher(self) -> Publisher:
+        """A new publisher; close it when done."""
+
+    def reader(self, positions: Mapping[TopicPartition, int], group: str | None = None) -> Reader:
+        """A reader of these partitions from these offsets; ``group`` is what `commit` reports to.
+
+        Raises:
+            BusError: a topic or partition does not exist.
+        """
+
+    def close(self) -> None:
+        """Let go of the bus. Idempotent."""
+
+
+def open_bus(url: str, settings: Mapping[str, str] | None = None) -> Bus:
+    """Open the bus that ``url`` names; ``settings`` are librdkafka's, for ``kafka://`` only.
+
+    Raises:
+        BusError: the URL is no bus URL, or the bus can't be reached.
+    """
+    if url.startswith("sqlite:"):
+        from dataflows.bus.embedded import EmbeddedBus
+
+        if settings:
+            raise BusError("bus settings are for kafka:// only; sqlite: takes none")
+        return EmbeddedBus(url.removeprefix("sqlite:"))
+    if url.startswith("kafka://"):
+        from dataflows.bus.kafka import KafkaBus
+
+        return KafkaBus(url.removeprefix("kafka://"), dict(settings or {}))
+    raise BusError(
+        f"{url!r} is not a bus: write sqlite:PATH for the embedded bus or "
+        "kafka://HOST:PORT[,HOST:PORT…] for Kafka"
+    )

@@ -1,0 +1,25 @@
+"""The one exception root.
+
+A message has three parts: what is wrong, where, and what to do. The command line prints the message
+alone; a traceback is for a fault of this program, never for a user's mistake.
+"""
+
+
+class AnabranchError(Exception):
+    """Something a user can mend: the message says what, where and how."""
+
+
+class DeclarationError(AnabranchError):
+    """A pipeline, feature or model was declared in a way that cannot work."""
+
+
+class BusError(AnabranchError):
+    """A bus can't be reached, a topic is missing, or a message could not be delivered."""
+
+
+class InputError(AnabranchError):
+    """A file, data set or option given by the user can't be used."""
+
+
+class StateError(AnabranchError):
+    """A state directory does not fit what is asked of it."""
