@@ -1,0 +1,109 @@
+"""What may enter: no event twice, none later than the pipeline's lateness."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataflows.batch import Batch
+from dataflows.decode import payload_fields
+from dataflows.event_time import FIRST_MS
+from dataflows.messages import DeadLetter
+from state.durations import format_duration_ms, parse_duration_ms
+from state.recent_ids import RecentIds
+
+I64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+class Admission:
+    """Turns away late events and duplicate ids; what is turned away is in the batch's ``dead``.
+
+    Lateness is judged against the greatest event time that this reader has admitted, duplicates
+    within the partition (an event that is published twice goes to the same one).
+    """
+
+    def __init__(self, topic: str, lateness: str, duplicates: str) -> None:
+        self._topic = topic
+        self._lateness_ms = parse_duration_ms(lateness)
+        self._horizon_ms = parse_duration_ms(duplicates)
+        self._watermark = FIRST_MS
+        self._recent: dict[int, RecentIds] = {}
+
+    @property
+    def watermark_ms(self) -> int:
+        """The greatest event time admitted so far (epoch ms)."""
+        return int(self._watermark)
+
+    def admit(self, batch: Batch) -> Batch:
+        """The batch without the rows that may not enter."""
+        if not len(batch):
+            return batch
+        before, times = self._watermark, batch.times
+        partitions = self._partitions(batch, before)
+        newest = self._watermark = max(int(times.max()), before)
+        # Where no row can be late and no table changes, one number stands for all watermarks.
+        watermarks: I64 | int = newest
+        may_be_late = int(times.min()) < newest - self._lateness_ms
+        if may_be_late or any(recent.turns_before(newest) for recent in self._recent.values()):
+            watermarks = np.maximum.accumulate(np.maximum(times, before))
+        on_time = times >= watermarks - self._lateness_ms if may_be_late else None
+        fresh = self._fresh(batch, partitions, watermarks)
+        if fresh is None and (on_time is None or on_time.all()):
+            return batch
+        return self._turn_away(batch, watermarks, on_time, fresh)
+
+    def _turn_away(
+        self, batch: Batch, watermarks: I64 | int, on_time: Mask | None, fresh: Mask | None
+    ) -> Batch:
+        everyone = np.ones(len(batch), np.bool_)
+        on_time = everyone if on_time is None else on_time
+        fresh = everyone if fresh is None else fresh
+        newest = np.broadcast_to(np.asarray(watermarks), len(batch))
+        keep = on_time & fresh
+        for row in np.flatnonzero(~keep).tolist():
+            batch.dead.append(self._refuse(batch, row, bool(on_time[row]), int(newest[row])))
+        return batch.keep(keep)
+
+    def _partitions(self, batch: Batch, before: int) -> list[int]:
+        """The partitions in a batch; the ids of a new one are kept from its first row on."""
+        first = int(batch.partitions[0])
+        alone = bool((batch.partitions == first).all())
+        found = [first] if alone else np.unique(batch.partitions).tolist()
+        for partition in found:
+            if partition not in self._recent:
+                row = int(np.argmax(batch.partitions == partition))
+                watermark = max(before, int(batch.times[: row + 1].max()))
+                self._recent[partition] = RecentIds(self._horizon_ms, watermark)
+        return found
+
+    def _fresh(self, batch: Batch, partitions: list[int], watermarks: I64 | int) -> Mask | None:
+        """False where the id was seen before; None when all are new."""
+        if len(partitions) == 1:
+            return self._recent[partitions[0]].is_new(batch.ids, watermarks)
+        fresh = np.ones(len(batch), np.bool_)
+        for partition in partitions:
+            rows = np.flatnonzero(batch.partitions == partition)
+            ids = [batch.ids[row] for row in rows.tolist()]
+            marks = watermarks if isinstance(watermarks, int) else watermarks[rows]
+            found = self._recent[partition].is_new(ids, marks)
+            if found is not None:
+                fresh[rows] = found
+        return None if fresh.all() else fresh
+
+    def _refuse(self, batch: Batch, row: int, on_time: bool, watermark: int) -> DeadLetter:
+        if on_time:
+            reason, detail = "duplicate id", f"an event with id {batch.ids[row]!r} was here before"
+        else:
+            behind = format_duration_ms(watermark - int(batch.times[row]))
+            allowed = format_duration_ms(self._lateness_ms)
+            reason = "late"
+            detail = f"event time is {behind} behind the newest; lateness allows {allowed}"
+        return DeadLetter(
+            topic=self._topic,
+            partition=int(batch.partitions[row]),
+            offset=int(batch.offsets[row]),
+            reason=reason,
+            detail=detail,
+            **payload_fields(batch.payloads[row]),
+        )

@@ -1,0 +1,261 @@
+"""Reads all input topics of a worker as one stream, aligned in time while it is behind.
+
+Each topic partition is buffered. A row may go on when no partition that has more to come could
+still bring an earlier one::
+
+    events/0   ──●──●────●──●┄┄┄ more to come     rows up to the earliest "last buffered"
+    labels/0   ────●─────────────●──●┄┄┄           time of those with more to come are merged
+    events/1   ──●──●  (caught up)                 and go on; the rest waits in its buffer
+                          ▲ bound
+
+A partition that is caught up holds nobody back, so live traffic is never delayed. One that has more
+to come but does not deliver holds the others back for ``patience_s`` at most. Times within a
+partition are made to rise (running maximum), so that its own order is always kept; on equal times
+topics go in the order in which they were given, events before labels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataflows.batch import RawBatch, RawRows
+from dataflows.bus import Bus, Reader, Slice, TopicPartition
+
+
+Taken = tuple[TopicPartition, list[tuple[Slice, NDArray[np.int64]]]]
+"""A topic partition, and the pieces taken from it with their rising times."""
+
+
+class _Buffer:
+    """What was read of one topic partition and has not gone on yet."""
+
+    __slots__ = ("latest", "place", "rows", "slices")
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+        self.slices: deque[tuple[Slice, NDArray[np.int64]]] = deque()
+        self.rows = 0
+        self.latest = np.iinfo(np.int64).min
+
+    def add(self, piece: Slice) -> None:
+        rising = np.maximum(np.maximum.accumulate(piece.times), self.latest)
+        self.latest = int(rising[-1])
+        self.slices.append((piece, rising))
+        self.rows += len(piece.values)
+
+    def peek(self, most: int) -> NDArray[np.int64]:
+        """Rising times of the first ``most`` rows."""
+        if len(self.slices) == 1:
+            return self.slices[0][1][:most]
+        found, pieces = 0, []
+        for _, rising in self.slices:
+            pieces.append(rising)
+            found += len(rising)
+            if found >= most:
+                break
+        return np.concatenate(pieces)[:most] if pieces else np.zeros(0, np.int64)
+
+    def take(self, count: int) -> list[tuple[Slice, NDArray[np.int64]]]:
+        """Remove and return the first ``count`` rows, with their rising times."""
+        taken = []
+        self.rows -= count
+        while count:
+            piece, rising = self.slices.popleft()
+            if len(rising) > count:
+                self.slices.appendleft((_part(piece, count, None), rising[count:]))
+                piece, rising = _part(piece, 0, count), rising[:count]
+            taken.append((piece, rising))
+            count -= len(rising)
+        return taken
+
+
+class AlignedReader:
+    """Merges the partitions of several topics into batches of raw rows.
+
+    ``topics`` are the event topic and, where there is one, the label topic, in that order.
+    `add` partitions, then `read`; `positions` are the offsets behind the rows handed over.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Sequence[str],
+        *,
+        origin: str,
+        group: str | None = None,
+        limit: int = 1000,
+        patience_s: float = 5.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._bus = bus
+        self._topics = list(topics)
+        self._origin = origin
+        self._group = group
+        self._limit = limit
+        self._patience_s = patience_s
+        self._clock = clock
+        self._reader: Reader | None = None
+        self._buffers: dict[TopicPartition, _Buffer] = {}
+        self._paused: set[TopicPartition] = set()
+        self._waiting_since: float | None = None
+        self._sequence = 0
+        self.positions: dict[TopicPartition, int] = {}
+
+    def add(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions too, from these offsets."""
+        self._let_go()
+        self.positions.update(positions)
+
+    def read(self, timeout_s: float = 0.0) -> RawBatch | None:
+        """The next rows in order, ``limit`` at most; None when there is nothing that may go on."""
+        reader = self._reader or self._open()
+        for piece in reader.poll(self._limit, timeout_s):
+            self._buffers[TopicPartition(piece.topic, piece.partition)].add(piece)
+        waiting = [(at, buffer) for at, buffer in self._buffers.items() if buffer.rows]
+        if not waiting:
+            self._waiting_since = None
+            return None
+        if len(self._buffers) == 1:
+            counts: list[int] | None = [min(waiting[0][1].rows, self._limit)]
+        else:
+            bound = self._bound(reader)
+            counts = self._choose([buffer for _, buffer in waiting], bound)
+            self._balance(reader)
+        if counts is None:
+            return None
+        taken = [(at, buffer.take(n)) for (at, buffer), n in zip(waiting, counts, strict=True) if n]
+        for at, pieces in taken:
+            self.positions[at] = int(pieces[-1][0].offsets[-1]) + 1
+        self._sequence += 1
+        return _merge(taken, self._topics, self._origin, self._sequence - 1, self._clock())
+
+    def lag(self) -> dict[TopicPartition, int]:
+        """Messages behind what was handed over, by partition, as last heard."""
+        if self._reader is None:
+            return {}
+        ends = self._reader.ends()
+        return {at: max(ends.get(at, 0) - position, 0) for at, position in self.positions.items()}
+
+    def commit(self) -> None:
+        """Tell the bus how far this worker is, for lag tools."""
+        if self._reader is not None and self._group is not None:
+            self._reader.commit(self.positions)
+
+    def close(self) -> None:
+        """Commit and let go of the bus's reader."""
+        if self._reader is not None:
+            self.commit()
+        self._let_go()
+
+    def _open(self) -> Reader:
+        self._reader = self._bus.reader(self.positions, group=self._group)
+        places = {topic: place for place, topic in enumerate(self._topics)}
+        self._buffers = {at: _Buffer(places[at.topic]) for at in sorted(self.positions)}
+        self._paused = set()
+        return self._reader
+
+    def _let_go(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+        self._buffers = {}
+
+    def _bound(self, reader: Reader) -> int | None:
+        """The time up to which rows may go on; None for no bound."""
+        ends, positions = reader.ends(), reader.positions()
+        bound: int | None = None
+        silent = False
+        for at, buffer in self._buffers.items():
+            if positions[at] < ends[at]:
+                silent = silent or not buffer.rows
+                latest = int(buffer.latest)
+                bound = latest if bound is None else min(bound, latest)
+        if not silent:
+            self._waiting_since = None
+            return bound
+        now = self._clock()
+        self._waiting_since = self._waiting_since or now
+        if now - self._waiting_since < self._patience_s:
+            return bound
+        speaking = [int(buffer.latest) for buffer in self._buffers.values() if buffer.rows]
+        return min(speaking)
+
+    def _choose(self, buffers: list[_Buffer], bound: int | None) -> list[int] | None:
+        """How many rows of each buffer go on; None when none may."""
+        peeked = [buffer.peek(self._limit) for buffer in buffers]
+        if bound is not None:
+            peeked = [t[: int(np.searchsorted(t, bound, side="right"))] for t in peeked]
+        counts = [len(times) for times in peeked]
+        if sum(counts) > self._limit:
+            cut = np.partition(np.concatenate(peeked), self._limit - 1)[self._limit - 1]
+            counts = [int(np.searchsorted(times, cut, side="left")) for times in peeked]
+            room = self._limit - sum(counts)
+            order = sorted(range(len(buffers)), key=lambda i: buffers[i].place)
+            for i in order:
+                ties = int(np.searchsorted(peeked[i], cut, side="right")) - counts[i]
+                counts[i] += min(ties, room)
+                room -= min(ties, room)
+        return counts if any(counts) else None
+
+    def _balance(self, reader: Reader) -> None:
+        """Let a partition that is far ahead of the others rest, so that memory stays bounded."""
+        full = {at for at, buffer in self._buffers.items() if buffer.rows >= 4 * self._limit}
+        hungry = {at for at in self._paused if self._buffers[at].rows < 2 * self._limit}
+        if full - self._paused:
+            reader.pause(sorted(full - self._paused))
+        if hungry:
+            reader.resume(sorted(hungry))
+        self._paused = (self._paused | full) - hungry
+
+
+def _merge(
+    taken: list[Taken], topics: list[str], origin: str, sequence: int, now: float
+) -> RawBatch:
+    events, event_times = _rows(topics[0], taken)
+    labels, label_times = _rows(topics[1] if len(topics) > 1 else "", taken)
+    if len(taken) == 1:
+        order = np.arange(len(events) + len(labels))
+    else:
+        order = np.argsort(np.concatenate([event_times, label_times]), kind="stable")
+    return RawBatch(origin, sequence, events, labels, order, read_at=now)
+
+
+def _part(piece: Slice, start: int, stop: int | None) -> Slice:
+    cut = slice(start, stop)
+    return Slice(
+        piece.topic,
+        piece.partition,
+        piece.offsets[cut],
+        piece.times[cut],
+        piece.values[cut],
+        piece.keys[cut],
+    )
+
+
+def _rows(topic: str, taken: list[Taken]) -> tuple[RawRows, NDArray[np.int64]]:
+    """The rows of one topic in the order of their rising times, and those times."""
+    pieces = [piece for at, pieces in taken if at.topic == topic for piece in pieces]
+    if not pieces:
+        nothing = np.zeros(0, np.int64)
+        return RawRows(topic, [], nothing, nothing, nothing), nothing
+    if len(pieces) == 1:
+        piece, rising = pieces[0]
+        partitions = np.full(len(rising), piece.partition, np.int64)
+        return RawRows(topic, piece.values, partitions, piece.offsets, piece.times), rising
+    rows = RawRows(
+        topic,
+        [value for piece, _ in pieces for value in piece.values],
+        np.concatenate([np.full(len(p.values), p.partition, np.int64) for p, _ in pieces]),
+        np.concatenate([piece.offsets for piece, _ in pieces]),
+        np.concatenate([piece.times for piece, _ in pieces]),
+    )
+    times = np.concatenate([rising for _, rising in pieces])
+    if len({piece.partition for piece, _ in pieces}) == 1:
+        return rows, times
+    order = np.argsort(times, kind="stable")
+    return rows.take(order), times[order]

@@ -1,0 +1,149 @@
+"""What flows between the steps: rows that arrived together, column by column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataflows.messages import DeadLetter
+
+
+@dataclass(slots=True)
+class RawRows:
+    """Messages of one kind as they were read, oldest first: ``n`` payloads with their coordinates.
+
+    ``partitions``, ``offsets`` and ``times`` (epoch ms, as published) are ``(n,) int64``.
+    """
+
+    topic: str
+    values: list[bytes]
+    partitions: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    times: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, rows: NDArray[np.int64]) -> RawRows:
+        """Only these rows, in this order."""
+        values = self.values
+        return RawRows(
+            self.topic,
+            [values[row] for row in rows.tolist()],
+            self.partitions[rows],
+            self.offsets[rows],
+            self.times[rows],
+        )
+
+
+@dataclass(slots=True)
+class RawBatch:
+    """What a source read in one go.
+
+    ``order`` is ``(events + labels,) int64``: the sequence in which the messages are to be worked
+    through; event ``i`` is ``i`` and label ``j`` is ``len(events) + j``. ``origin`` is the reader,
+    ``sequence`` counts its batches; ``read_at`` is the wall clock in seconds.
+    """
+
+    origin: str
+    sequence: int
+    events: RawRows
+    labels: RawRows
+    order: NDArray[np.int64]
+    read_at: float
+
+
+@dataclass(slots=True)
+class LabelRows:
+    """Decoded labels: the id each one judges, its value, its time and where it was read."""
+
+    ids: list[str]
+    values: list[Any]
+    times: NDArray[np.int64]
+    partitions: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    payloads: list[bytes]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Decoded rows. ``n`` events with ids, event times (epoch ms, ``(n,) int64``) and coordinates.
+
+    ``features`` is ``(n, columns) float64``: the row features are there from the start, each window
+    step adds its own. ``columns`` holds the event fields that windows need, ``targets`` the inline
+    labels. ``order`` is as in `RawBatch`. ``expected`` counts the parts that went to other shards and
+    have to come back before the batch is whole.
+    """
+
+    origin: str
+    sequence: int
+    ids: list[str]
+    times: NDArray[np.int64]
+    partitions: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    published: NDArray[np.int64]
+    payloads: list[bytes]
+    features: NDArray[np.float64]
+    columns: dict[str, Any]
+    targets: list[Any] | None
+    labels: LabelRows
+    order: NDArray[np.int64]
+    read_at: float
+    dead: list[DeadLetter] = field(default_factory=list)
+    expected: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def keep(self, keep: NDArray[np.bool_]) -> Batch:
+        """This batch with only the events where ``keep`` is true; labels all stay."""
+        rows = np.flatnonzero(keep)
+        places = rows.tolist()
+        self.order = keep_rows(self.order, keep, np.ones(len(self.labels), np.bool_))
+        self.ids = [self.ids[row] for row in places]
+        self.payloads = [self.payloads[row] for row in places]
+        for name in ("times", "partitions", "offsets", "published", "features"):
+            setattr(self, name, getattr(self, name)[rows])
+        self.columns = {
+            name: [values[row] for row in places] for name, values in self.columns.items()
+        }
+        if self.targets is not None:
+            self.targets = [self.targets[row] for row in places]
+        return self
+
+
+@dataclass(slots=True)
+class EntityRows:
+    """The rows of a batch that one shard of one entity works on, or its answer.
+
+    On the way there ``keys``, ``times`` and ``columns`` are filled; on the way back ``features``,
+    ``(rows, columns of the entity) float64``. ``rows`` are their places in the batch.
+    """
+
+    origin: str
+    sequence: int
+    entity: str
+    rows: NDArray[np.int64]
+    keys: list[str]
+    times: NDArray[np.int64]
+    columns: dict[str, Any]
+    features: NDArray[np.float64] | None = None
+
+
+def keep_rows(
+    order: NDArray[np.int64], events: NDArray[np.bool_], labels: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """``order`` without the rows that are not kept, renumbered for what is left.
+
+    >>> keep_rows(np.array([0, 3, 1, 2]), np.array([True, False, True]), np.array([True]))
+    array([0, 2, 1])
+    """
+    keep = np.concatenate([events, labels])
+    renumbered = np.cumsum(keep) - 1
+    return renumbered[order[keep[order]]]

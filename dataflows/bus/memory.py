@@ -1,0 +1,170 @@
+"""A bus inside one process: for tests of pipelines, and for benchmarks of everything but a bus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataflows.bus import BusError, Slice, TopicPartition
+from dataflows.bus.partitioner import partition_of_key
+
+
+@dataclass(slots=True)
+class _Log:
+    values: list[bytes] = field(default_factory=list)
+    keys: list[bytes | None] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+
+
+class MemoryBus:
+    """Topics as lists; gone when the process ends.
+
+    >>> bus = MemoryBus()
+    >>> bus.create_topics({"t": 1})
+    ['t']
+    >>> bus.publisher().append("t", [b"a", b"b"])
+    >>> bus.values("t")
+    [b'a', b'b']
+    """
+
+    url = "memory:"
+
+    def __init__(self) -> None:
+        self._topics: dict[str, list[_Log]] = {}
+
+    def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
+        created = [name for name in partitions if name not in self._topics]
+        for name, count in partitions.items():
+            if name not in self._topics:
+                self._topics[name] = [_Log() for _ in range(count)]
+            elif len(self._topics[name]) != count:
+                raise BusError(
+                    f"topic {name!r} exists with {len(self._topics[name])} partitions, not {count}"
+                )
+        return created
+
+    def topics(self) -> dict[str, int]:
+        return {name: len(logs) for name, logs in self._topics.items()}
+
+    def start_offsets(self, topic: str) -> list[int]:
+        return [0] * len(self.logs(topic))
+
+    def end_offsets(self, topic: str) -> list[int]:
+        return [len(log.values) for log in self.logs(topic)]
+
+    def publisher(self) -> _MemoryPublisher:
+        return _MemoryPublisher(self)
+
+    def reader(
+        self, positions: Mapping[TopicPartition, int], group: str | None = None
+    ) -> _MemoryReader:
+        for at in positions:
+            if at.partition >= len(self.logs(at.topic)):
+                raise BusError(f"topic {at.topic!r} has no partition {at.partition}")
+        return _MemoryReader(self, dict(positions))
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def logs(self, topic: str) -> list[_Log]:
+        """The partitions of a topic. Raises BusError when it does not exist."""
+        if topic not in self._topics:
+            raise BusError(f"topic {topic!r} does not exist on {self.url}")
+        return self._topics[topic]
+
+    def values(self, topic: str) -> list[bytes]:
+        """All messages of a topic, partition after partition."""
+        return [value for log in self.logs(topic) for value in log.values]
+
+
+class _MemoryPublisher:
+    def __init__(self, bus: MemoryBus) -> None:
+        self._bus = bus
+        self._next = 0
+
+    def append(
+        self,
+        topic: str,
+        values: Sequence[bytes],
+        *,
+        keys: Sequence[bytes | None] | None = None,
+        partitions: Sequence[int] | int | None = None,
+        times: Sequence[int] | NDArray[np.int64] | None = None,
+    ) -> None:
+        logs = self._bus.logs(topic)
+        stamps = [int(time.time() * 1000)] * len(values) if times is None else list(map(int, times))
+        given = list(keys) if keys is not None else [None] * len(values)
+        if partitions is None:
+            partitions = 0 if len(logs) == 1 else [self._place(key, len(logs)) for key in given]
+        if isinstance(partitions, int):
+            log = logs[partitions]
+            log.values.extend(values)
+            log.keys.extend(given)
+            log.times.extend(stamps)
+            return
+        for value, key, stamp, partition in zip(values, given, stamps, partitions, strict=True):
+            log = logs[partition]
+            log.values.append(value)
+            log.keys.append(key)
+            log.times.append(stamp)
+
+    def _place(self, key: bytes | None, partitions: int) -> int:
+        if key is not None:
+            return partition_of_key(key, partitions)
+        self._next += 1
+        return self._next % partitions
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Everything is stored already."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class _MemoryReader:
+    def __init__(self, bus: MemoryBus, positions: dict[TopicPartition, int]) -> None:
+        self._bus = bus
+        self._positions = positions
+        self._paused: set[TopicPartition] = set()
+
+    def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
+        slices = []
+        for at, start in self._positions.items():
+            log = self._bus.logs(at.topic)[at.partition]
+            stop = min(start + limit, len(log.values))
+            if at in self._paused or start >= stop:
+                continue
+            self._positions[at] = stop
+            slices.append(
+                Slice(
+                    at.topic,
+                    at.partition,
+                    np.arange(start, stop),
+                    np.array(log.times[start:stop], np.int64),
+                    log.values[start:stop],
+                    log.keys[start:stop],
+                )
+            )
+        return slices
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        self._paused.update(partitions)
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        self._paused.difference_update(partitions)
+
+    def positions(self) -> dict[TopicPartition, int]:
+        return dict(self._positions)
+
+    def ends(self) -> dict[TopicPartition, int]:
+        return {at: len(self._bus.logs(at.topic)[at.partition].values) for at in self._positions}
+
+    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Nobody asks."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""

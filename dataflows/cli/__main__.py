@@ -1,0 +1,5 @@
+"""``python -m dataflows.cli`` is the same as ``anabranch``."""
+
+from dataflows.cli.app import main
+
+main()

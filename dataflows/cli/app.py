@@ -1,0 +1,56 @@
+"""Puts the subcommands together, and turns errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+from rich.console import Console
+
+from dataflows.cli.consume import consume
+from dataflows.cli.demo import demo
+from dataflows.cli.publish import publish
+from dataflows.cli.run import run
+from dataflows.cli.simulate import simulate
+from dataflows.cli.topics import topics
+from state.errors import AnabranchError
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="anabranch",
+    help=(
+        "Real-time machine learning on event streams: exact windowed features, online models that "
+        "predict and learn on every event.\n\n"
+        "Every option can also be given by environment variable; each command's help names them. "
+        "Exit codes: 0 done, 1 something you can mend (said in one sentence), 2 wrong usage, "
+        "130 interrupted."
+    ),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"auto_envvar_prefix": "ANABRANCH", "help_option_names": ["-h", "--help"]},
+)
+for command in (demo, run, simulate, publish, consume, topics):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except AnabranchError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {_plain(error)}")
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone, as `| head` does
+        sys.exit(EXIT_ERROR)
+
+
+def _plain(error: AnabranchError) -> str:
+    return str(error).replace("[", r"\[")

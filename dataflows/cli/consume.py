@@ -1,0 +1,128 @@
+"""``anabranch consume``: read a topic and print it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+
+from dataflows.bus import Bus, BusError, TopicPartition
+from dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, opened_bus
+from state.errors import InputError
+
+
+def consume(
+    topic: Annotated[str, typer.Argument(help="For example payments.predictions.")],
+    begin: Annotated[
+        str,
+        typer.Option("--from", help="earliest, latest, or an offset (of every partition read)."),
+    ] = "earliest",
+    partition: Annotated[
+        int | None, typer.Option("--partition", min=0, help="Only this partition.")
+    ] = None,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow/--no-follow", "-f/-F", help="Wait for more, or stop at the end."),
+    ] = True,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=0, help="Stop after this many messages.")
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw/--pretty", help="The bytes as they are, one message a line, or pretty."),
+    ] = True,
+    bus: BusUrl = DEFAULT_BUS,
+    bus_set: BusSettings = None,
+) -> None:
+    """Print the messages of a topic, oldest first. With --follow, Ctrl-C ends it."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with opened_bus(bus, bus_set) as opened:
+        places = _places(opened, topic, partition, begin)
+        ends = None if follow else _ends(opened, topic, places)
+        printed = 0
+        write = _write_raw if raw else _pretty_writer()
+        for value in _messages(opened, places, ends, stop):
+            if limit is not None and printed >= limit:
+                break
+            write(value)
+            printed += 1
+            if limit is not None and printed >= limit:
+                break
+        sys.stdout.flush()
+
+
+def _places(
+    bus: Bus, topic: str, partition: int | None, begin: str
+) -> dict[TopicPartition, int]:
+    known = bus.topics()
+    if topic not in known:
+        listed = ", ".join(sorted(known)) or "none yet"
+        raise BusError(f"topic {topic!r} does not exist on {bus.url}; topics there: {listed}")
+    if partition is not None and partition >= known[topic]:
+        raise InputError(
+            f"topic {topic!r} has no partition {partition}: it has {known[topic]}, from 0"
+        )
+    starts, ends = bus.start_offsets(topic), bus.end_offsets(topic)
+    numbers = range(known[topic]) if partition is None else [partition]
+    if begin not in ("earliest", "latest") and not begin.isdecimal():
+        raise InputError(f"--from must be earliest, latest or an offset, not {begin!r}")
+    return {
+        TopicPartition(topic, number): _offset(begin, starts[number], ends[number])
+        for number in numbers
+    }
+
+
+def _offset(begin: str, start: int, end: int) -> int:
+    if begin == "earliest":
+        return start
+    return end if begin == "latest" else min(max(int(begin), start), end)
+
+
+def _ends(
+    bus: Bus, topic: str, places: dict[TopicPartition, int]
+) -> dict[TopicPartition, int]:
+    ends = bus.end_offsets(topic)
+    return {place: ends[place.partition] for place in places}
+
+
+def _messages(
+    bus: Bus,
+    places: dict[TopicPartition, int],
+    ends: dict[TopicPartition, int] | None,
+    stop: threading.Event,
+) -> Iterator[bytes]:
+    reader = bus.reader(places)
+    try:
+        while not stop.is_set():
+            if ends is not None and all(reader.positions()[at] >= end for at, end in ends.items()):
+                return
+            for piece in reader.poll(1000, timeout_s=0.1):
+                yield from piece.values
+            sys.stdout.flush()
+    finally:
+        reader.close()
+
+
+def _write_raw(value: bytes) -> None:
+    sys.stdout.buffer.write(value + b"\n")
+
+
+def _pretty_writer():  # type: ignore[no-untyped-def]
+    console = Console(soft_wrap=True)
+
+    def write(value: bytes) -> None:
+        try:
+            text = orjson.dumps(orjson.loads(value), option=orjson.OPT_INDENT_2).decode()
+            console.print_json(text)
+        except orjson.JSONDecodeError:
+            console.print(repr(value))
+
+    return write

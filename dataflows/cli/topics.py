@@ -1,0 +1,54 @@
+"""``anabranch topics``: what is on a bus."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dataflows.bus import Bus
+from dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, Partitions, opened_bus
+from dataflows.load import load_pipeline
+
+
+def topics(
+    pipeline: Annotated[
+        str | None,
+        typer.Argument(help="Only this pipeline's topics.", metavar="[PIPELINE]"),
+    ] = None,
+    create: Annotated[
+        bool, typer.Option("--create", help="Create the pipeline's topics that are missing.")
+    ] = False,
+    partitions: Partitions = 1,
+    bus: BusUrl = DEFAULT_BUS,
+    bus_set: BusSettings = None,
+) -> None:
+    """List topics with their partitions and messages, or create those of a pipeline."""
+    with opened_bus(bus, bus_set) as opened:
+        wanted: list[str] | None = None
+        if pipeline is not None:
+            declared = load_pipeline(pipeline)
+            wanted = [*declared.inputs, *declared.topics.outputs]
+            if create:
+                for name in opened.create_topics(dict.fromkeys(wanted, partitions)):
+                    typer.echo(f"created {name}")
+        elif create:
+            raise typer.BadParameter("name the pipeline whose topics are to be created")
+        Console().print(_table(opened, wanted))
+
+
+def _table(bus: Bus, wanted: list[str] | None) -> Table:
+    found = bus.topics()
+    table = Table(title=f"topics on {bus.url}", title_justify="left")
+    table.add_column("topic")
+    table.add_column("partitions", justify="right")
+    table.add_column("messages", justify="right")
+    for name in sorted(found) if wanted is None else wanted:
+        if name not in found:
+            table.add_row(name, "—", "missing")
+            continue
+        ends, starts = bus.end_offsets(name), bus.start_offsets(name)
+        table.add_row(name, str(found[name]), f"{sum(ends) - sum(starts):,}")
+    return table

@@ -1,0 +1,134 @@
+"""Columns to bytes: what the model step made, as messages for the output topics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dataflows.batch import Batch
+from dataflows.messages import DeadLetter, DriftSignal
+from dataflows.pipeline import Pipeline
+from dataflows.sink import Outgoing, part_name
+from models.learner import NO_LABEL, Predictions, Task
+
+
+@dataclass(slots=True)
+class Results:
+    """What the model step made of a batch.
+
+    ``predictions`` has one entry per event, ``versions`` is ``(n,) int64``.
+    """
+
+    batch: Batch
+    predictions: Predictions
+    versions: NDArray[np.int64]
+    dead: list[DeadLetter] = field(default_factory=list)
+    signals: list[DriftSignal] = field(default_factory=list)
+
+
+_COMMON = [
+    ("id", str),
+    ("ts", int),
+    ("topic", str),
+    ("partition", int),
+    ("offset", int),
+    ("model", str),
+    ("version", int),
+]
+_EXTRA: dict[Task, list[tuple[str, Any]]] = {
+    Task.BINARY: [("prediction", bool | None), ("score", float | None)],
+    Task.MULTICLASS: [("prediction", Any), ("probabilities", dict)],
+    Task.REGRESSION: [("prediction", float | None)],
+    Task.ANOMALY: [("prediction", float | None), ("score", float | None)],
+}
+
+
+class Encoder:
+    """Makes `Outgoing` items of `Results`: predictions, drift signals and dead letters.
+
+    A message goes to the partition number that its cause was read from.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._topics = pipeline.topics
+        self._task = pipeline.task
+        self._model = pipeline.model_name
+        self._names = pipeline.columns if pipeline.with_features else None
+        fields = _COMMON + _EXTRA[pipeline.task]
+        if self._names:
+            fields = [*fields, ("features", dict)]
+        self._row = msgspec.defstruct("Prediction", fields, gc=False)  # type: ignore[arg-type]
+        self._encoder = msgspec.json.Encoder()
+
+    def __call__(self, results: list[tuple[str, Results]]) -> list[tuple[str, Outgoing]]:
+        """Encode what the model step handed over, for `BusSink`."""
+        return [item for _, result in results for item in self._encode(result)]
+
+    def _encode(self, result: Results) -> list[tuple[str, Outgoing]]:
+        batch = result.batch
+        outgoing: dict[int, Outgoing] = {}
+        rows = self._predictions(result)
+        if rows:
+            for partition, places in _by_partition(batch.partitions):
+                own = rows if places is None else [rows[place] for place in places.tolist()]
+                published = batch.published if places is None else batch.published[places]
+                outgoing[partition] = Outgoing(
+                    partition, {self._topics.predictions: own}, published, batch.read_at
+                )
+        for topic, messages in (
+            (self._topics.dead_letters, batch.dead + result.dead),
+            (self._topics.drift, result.signals),
+        ):
+            for message in messages:
+                item = outgoing.setdefault(message.partition, Outgoing(message.partition, {}))
+                item.messages.setdefault(topic, []).append(self._encoder.encode(message))
+        return [(part_name(partition), item) for partition, item in outgoing.items()]
+
+    def _predictions(self, result: Results) -> list[bytes]:
+        batch = result.batch
+        n = len(batch)
+        if not n:
+            return []
+        columns: list[Sequence[Any]] = [
+            batch.ids,
+            batch.times.tolist(),
+            [self._topics.events] * n,
+            batch.partitions.tolist(),
+            batch.offsets.tolist(),
+            [self._model] * n,
+            result.versions.tolist(),
+            *_answers(self._task, result.predictions),
+        ]
+        if self._names:
+            columns.append([dict(zip(self._names, r, strict=True)) for r in batch.features.tolist()])
+        return list(map(self._encoder.encode, map(self._row, *columns)))
+
+
+def _answers(task: Task, predictions: Predictions) -> list[list[Any]]:
+    values = predictions.values
+    if task is Task.MULTICLASS:
+        return [list(predictions.labels), [{str(k): p for k, p in each.items()} for each in values]]
+    scores: list[float | None] = values.tolist()
+    if np.isnan(values).any():
+        scores = [None if score != score else score for score in scores]
+    if task is Task.BINARY:
+        answers = [_BINARY_ANSWER[label] for label in predictions.binary_labels().tolist()]
+        return [answers, scores]
+    return [scores, scores] if task is Task.ANOMALY else [scores]
+
+
+_BINARY_ANSWER = {0: False, 1: True, NO_LABEL: None}
+
+
+def _by_partition(
+    partitions: NDArray[np.int64],
+) -> list[tuple[int, NDArray[np.int64] | None]]:
+    first = int(partitions[0])
+    if (partitions == first).all():
+        return [(first, None)]
+    return [(p, np.flatnonzero(partitions == p)) for p in np.unique(partitions).tolist()]

@@ -1,0 +1,56 @@
+"""The graph of a pipeline; it reads like its picture.
+
+::
+
+    events ─▶ intake ──▶ windows ──▶ models ──▶ encode ──▶ sink ──▶ predictions, drift,
+    labels ─▶ (decode,   (by shard)  (predict,                      dead letters
+               admit)                 score, learn)
+
+Only four of the engine's operators carry it: `input`, `flat_map_batch`, `stateful_batch`, `output`.
+"""
+
+from __future__ import annotations
+
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+
+from dataflows.bus import Bus
+from dataflows.encode import Encoder
+from dataflows.intake import Intake, IntakeOptions
+from dataflows.metrics import WorkerMetrics
+from dataflows.model_step import ModelStep
+from dataflows.pipeline import Pipeline
+from dataflows.sink import BusSink
+from dataflows.windows import Router, WindowStep, to_models
+
+
+def build_graph(
+    pipeline: Pipeline,
+    bus: Bus,
+    options: IntakeOptions,
+    *,
+    workers: int = 1,
+    shards: int = 8,
+    metrics: WorkerMetrics | None = None,
+) -> Dataflow:
+    """The dataflow of ``pipeline`` on ``bus``, for ``workers`` workers and ``shards`` shards.
+
+    Raises:
+        BusError: an input topic is missing, or partition counts differ.
+    """
+    metrics = metrics or WorkerMetrics(pipeline.name)
+    router = Router(pipeline, shards, workers)
+    intake = Intake(pipeline, bus, options, router.route, metrics)
+    partitions = len(intake.list_parts())
+    bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
+    encoder = Encoder(pipeline)
+
+    flow = Dataflow(pipeline.name.replace("-", "_"))
+    rows = op.input("intake", flow, intake)
+    filled = op.stateful_batch("windows", rows, lambda _resume: WindowStep(pipeline, metrics))
+    if workers > 1:
+        filled = op.flat_map_batch("to_models", filled, to_models)
+    results = op.stateful_batch("models", filled, lambda _resume: ModelStep(pipeline, metrics))
+    outgoing = op.flat_map_batch("encode", results, encoder)
+    op.output("sink", outgoing, BusSink(bus, partitions, metrics.on_written))
+    return flow

@@ -1,0 +1,222 @@
+"""The source operator: reads, decodes and admits; one batch an item.
+
+The engine's partitions are the numbers of the bus's partitions: number 3 stands for partition 3 of
+every input topic, and its state is their offsets. All partitions that the engine gives to a worker
+share one reader, which merges them in time (`dataflows.alignment`).
+
+An epoch must end for all partitions of a worker at the same row. So once one of them has been
+snapshotted, nothing is read until all of them have.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourcePartition
+
+from dataflows.admission import Admission
+from dataflows.alignment import AlignedReader
+from dataflows.batch import Batch
+from dataflows.bus import Bus, BusError, TopicPartition
+from dataflows.decode import BatchDecoder
+from dataflows.metrics import WorkerMetrics
+from dataflows.pipeline import Pipeline
+from dataflows.windows import Keyed
+from state.errors import AnabranchError
+
+Offsets = dict[str, int]
+"""Topic → the offset to read next, of one partition number."""
+
+_FOLLOWER_NAP = timedelta(milliseconds=200)
+_COMMIT_EVERY_S = 5.0
+
+
+@dataclass(slots=True)
+class IntakeOptions:
+    """How a worker reads: batch size, where to begin without state, and when to end.
+
+    ``stop`` ends the flow after what was read; ``until_end`` ends it at the offsets that were the
+    end when the worker started. ``begin`` is ``earliest`` or ``latest``. A failure of the bus is left
+    in ``failure``, and the flow is aborted.
+    """
+
+    origin: str = "0"
+    limit: int = 1000
+    begin: str = "earliest"
+    until_end: bool = False
+    group: str | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    failure: AnabranchError | None = None
+
+
+class Intake(FixedPartitionedSource[Keyed, Offsets]):
+    """All input topics of a pipeline as one aligned stream of admitted batches.
+
+    ``route`` makes the keyed items of a batch that the next step works on.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        bus: Bus,
+        options: IntakeOptions,
+        route: Callable[[Batch], list[Keyed]],
+        metrics: WorkerMetrics,
+    ) -> None:
+        self._partitions = partition_count(pipeline, bus)
+        self._shared = _SharedReader(pipeline, bus, options, route, metrics)
+
+    def list_parts(self) -> list[str]:
+        return [str(number) for number in range(self._partitions)]
+
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: Offsets | None
+    ) -> StatefulSourcePartition[Keyed, Offsets]:
+        return _IntakePartition(int(for_part), self._shared, resume_state)
+
+
+class _SharedReader:
+    """What the partitions of one worker have in common."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        bus: Bus,
+        options: IntakeOptions,
+        route: Callable[[Batch], list[Keyed]],
+        metrics: WorkerMetrics,
+    ) -> None:
+        self.inputs = pipeline.inputs
+        self.options = options
+        self._route = route
+        self._metrics = metrics
+        self._bus = bus
+        self.reader = AlignedReader(
+            bus, self.inputs, origin=options.origin, group=options.group, limit=options.limit
+        )
+        self._decoder = BatchDecoder(pipeline)
+        self._admission = Admission(
+            pipeline.topics.events, pipeline.lateness, pipeline.duplicates
+        )
+        self._ends: dict[TopicPartition, int] | None = None
+        self._committed_at = time.monotonic()
+        self.parts: list[_IntakePartition] = []
+
+    def join(self, part: _IntakePartition, offsets: Offsets | None) -> None:
+        """Add a partition; without ``offsets`` it begins where the options say."""
+        if offsets is None:
+            offsets = {topic: self._beginning(topic, part.number) for topic in self.inputs}
+        self.parts.append(part)
+        self.reader.add({TopicPartition(t, part.number): at for t, at in offsets.items()})
+        if self.options.until_end:
+            self._ends = self._ends or {}
+            for topic in self.inputs:
+                end = self._bus.end_offsets(topic)[part.number]
+                self._ends[TopicPartition(topic, part.number)] = end
+
+    def leads(self, part: _IntakePartition) -> bool:
+        return self.parts[0] is part
+
+    def finished(self) -> bool:
+        """Whether this worker has read all that it should."""
+        if self.options.stop.is_set():
+            return True
+        return self._ends is not None and all(
+            self.reader.positions[at] >= end for at, end in self._ends.items()
+        )
+
+    def read(self) -> list[Keyed]:
+        """The next batch, routed; nothing when none is there or an epoch is being closed."""
+        if len(self.parts) > 1 and len({part.snapshots for part in self.parts}) > 1:
+            return []
+        raw = self.reader.read()
+        self._commit_sometimes()
+        if raw is None:
+            self._metrics.flush_if_due()
+            return []
+        batch = self._admission.admit(self._decoder.decode(raw))
+        self._metrics.on_batch(raw, batch)
+        if self._metrics.due():
+            self._metrics.on_lag(self.reader)
+        return self._route(batch)
+
+    def leave(self, part: _IntakePartition) -> None:
+        """The last partition to leave closes the reader."""
+        if part in self.parts:
+            self.parts.remove(part)
+            if not self.parts:
+                self._metrics.on_lag(self.reader)
+                self.reader.close()
+
+    def _commit_sometimes(self) -> None:
+        now = time.monotonic()
+        if now - self._committed_at >= _COMMIT_EVERY_S:
+            self._committed_at = now
+            self.reader.commit()
+
+    def _beginning(self, topic: str, partition: int) -> int:
+        latest = self.options.begin == "latest"
+        ask = self._bus.end_offsets if latest else self._bus.start_offsets
+        return ask(topic)[partition]
+
+
+class _IntakePartition(StatefulSourcePartition[Keyed, Offsets]):
+    def __init__(self, number: int, shared: _SharedReader, offsets: Offsets | None) -> None:
+        self.number = number
+        self.snapshots = 0
+        self._shared = shared
+        self._finished = False
+        shared.join(self, offsets)
+
+    def next_batch(self) -> list[Keyed]:
+        shared = self._shared
+        if shared.finished():
+            self._finished = True
+            raise StopIteration
+        if not shared.leads(self):
+            return []
+        try:
+            return shared.read()
+        except AnabranchError as error:
+            shared.options.failure = error
+            raise AbortExecution from error
+
+    def next_awake(self) -> datetime | None:
+        if self._shared.leads(self) or self._shared.options.stop.is_set():
+            return None
+        return datetime.now(UTC) + _FOLLOWER_NAP
+
+    def snapshot(self) -> Offsets:
+        self.snapshots += 1
+        positions = self._shared.reader.positions
+        return {t: positions[TopicPartition(t, self.number)] for t in self._shared.inputs}
+
+    def close(self) -> None:
+        self._shared.leave(self)
+
+
+def partition_count(pipeline: Pipeline, bus: Bus) -> int:
+    """How many partitions the input topics have.
+
+    Raises:
+        BusError: one is missing, or they differ.
+    """
+    topics = bus.topics()
+    for topic in pipeline.inputs:
+        if topic not in topics:
+            raise BusError(
+                f"topic {topic!r} of pipeline {pipeline.name!r} does not exist on {bus.url}: "
+                f"publish to it, or create it with `anabranch topics {pipeline.name} --create`"
+            )
+    counts = {topic: topics[topic] for topic in pipeline.inputs}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
+        raise BusError(
+            f"the input topics of pipeline {pipeline.name!r} need equal partition counts "
+            f"(an event and its label go to the same number): {listed}"
+        )
+    return next(iter(counts.values()))

@@ -1,0 +1,131 @@
+"""The typed messages a pipeline reads, and what it says of its labels.
+
+A user declares an `Event` and, when labels come on a topic of their own, a `Label`. Both are
+`msgspec.Struct`: fields are typed, and a message that does not fit is a dead letter with the reason.
+A field that the type does not know is refused too, since a misspelt optional field would otherwise
+be its default for ever; declare ``class Payment(Event, forbid_unknown_fields=False)`` to let such
+fields pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+
+class Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What happened: base of every event type.
+
+    >>> class Payment(Event):
+    ...     id: str
+    ...     ts: int
+    ...     amount: float
+    """
+
+
+class Label(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What an event turned out to be, said later, on a topic of its own: base of every label type.
+
+    >>> class Verdict(Label):
+    ...     id: str
+    ...     ts: int
+    ...     fraud: bool
+    >>> Verdict.target("fraud", wait="7d").wait
+    '7d'
+    """
+
+    @classmethod
+    def target(cls, field: str, *, id: str = "id", time: str = "ts", wait: str = "7d") -> Delayed:
+        """Learn ``field`` of this label type; see `Delayed`."""
+        return Delayed(cls, field, id=id, time=time, wait=wait)
+
+
+@dataclass(frozen=True, slots=True)
+class Delayed:
+    """Labels that arrive later, on the topic ``<pipeline>.labels``.
+
+    ``field`` is what is learned, ``id`` names the event that is judged, ``time`` is when it was
+    judged. A prediction waits ``wait`` of event time for its label and is then forgotten: a label
+    that comes later still is a dead letter.
+    """
+
+    type: type[Label]
+    field: str
+    id: str = "id"
+    time: str = "ts"
+    wait: str = "7d"
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """The label is a field of the event itself: predict first, then learn from it."""
+
+    field: str
+
+
+def inline(field: str) -> Inline:
+    """The event carries its own label in ``field`` (which no feature may use)."""
+    return Inline(field)
+
+
+class Prediction(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One prediction on ``<pipeline>.predictions``.
+
+    ``topic``, ``partition`` and ``offset`` are where the event was read; ``ts`` is its time (epoch
+    ms). ``prediction`` is the class, the value or the anomaly score, null while the model has
+    nothing to say. ``score`` is the probability of true (binary) or the anomaly score;
+    ``probabilities`` are by class (multi-class). ``version`` is how many labels the model had
+    learned when it predicted.
+    """
+
+    id: str
+    ts: int
+    topic: str
+    partition: int
+    offset: int
+    model: str
+    version: int
+    prediction: bool | int | float | str | None
+    score: float | None = None
+    probabilities: dict[str, float] | None = None
+    features: dict[str, float] | None = None
+
+
+class DeadLetter(msgspec.Struct, kw_only=True):
+    """A message that could not be used, on ``<pipeline>.dead-letters``.
+
+    ``payload`` is the message as text where it is UTF-8, else ``payload_base64`` holds its bytes.
+    ``reason`` is a short stable word for counting, ``detail`` the sentence for people.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    payload: str | None = None
+    payload_base64: str | None = None
+
+
+class DriftSignal(msgspec.Struct, kw_only=True):
+    """A change that a monitor saw, on ``<pipeline>.drift``.
+
+    ``subject`` is what changed (``loss`` or a feature), ``ts`` when in event time, ``statistic`` the
+    detector's figures at that moment; the source coordinates are those of the message it saw last.
+    """
+
+    pipeline: str
+    subject: str
+    detector: str
+    ts: int
+    statistic: dict[str, float]
+    topic: str
+    partition: int
+    offset: int
+
+
+def field_types(message: type[msgspec.Struct]) -> dict[str, Any]:
+    """Field name → annotated type, in order of declaration."""
+    return {field.name: field.type for field in msgspec.structs.fields(message)}

@@ -1,0 +1,201 @@
+"""Prometheus metrics of a worker, right across worker processes.
+
+Counting is plain additions; twice a second they are brought into the metrics, since one update of a
+Prometheus metric costs as much as an event.
+
+With several processes every worker writes into files of the directory that
+``PROMETHEUS_MULTIPROC_DIR`` names, and the supervisor serves their sum (prometheus_client's
+multi-process mode). With one, the process serves its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter as Tally
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from dataflows.alignment import AlignedReader
+from dataflows.batch import Batch, RawBatch
+from dataflows.encode import Results
+from dataflows.sink import Outgoing
+from state.errors import AnabranchError
+
+_SECONDS = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0,
+)  # fmt: skip
+FLUSH_EVERY_S = 0.5
+_ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
+
+class WorkerMetrics:
+    """What one worker tells of itself. ``registry`` is for tests; by default a new one."""
+
+    def __init__(self, pipeline: str, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._pipeline = pipeline
+        self._clock = time.monotonic
+        self._flush_at = 0.0
+        self._counts: Tally[str] = Tally()
+        self._dead_counts: Tally[str] = Tally()
+        self._batch_rows: list[NDArray[np.float64]] = []
+        self._latencies: list[NDArray[np.float64]] = []
+        self._processing: list[NDArray[np.float64]] = []
+        self._newest_ms: int | None = None
+        self._counters = {
+            "events": self._counter("anabranch_events", "Events read, good and bad"),
+            "labels": self._counter("anabranch_labels", "Labels read, good and bad"),
+            "predictions": self._counter("anabranch_predictions", "Predictions published"),
+            "learned": self._counter("anabranch_learned", "Labels that a model has learned"),
+        }
+        self._dead = self._counter("anabranch_dead_letters", "Unusable messages", "reason")
+        self._drift = self._counter("anabranch_drift_signals", "Changes seen", "subject")
+        self._late = self._counter(
+            "anabranch_inexact_rows", "Rows later than what their windows still remember", "entity"
+        )
+        self._latency = self._histogram(
+            "anabranch_latency_seconds", "From a message's time to its prediction published", _SECONDS
+        )
+        self._working = self._histogram(
+            "anabranch_processing_seconds", "From read to prediction published", _SECONDS
+        )
+        self._rows = self._histogram("anabranch_batch_rows", "Messages in a batch", _ROWS)
+        self._lag = self._gauge("anabranch_lag_messages", "Messages not yet read", "topic", "partition")
+        self._quality = self._gauge("anabranch_prequential", "Quality on labels so far", "model", "metric")
+        self._waiting = self._gauge("anabranch_waiting_predictions", "Predictions without label yet")
+        self._keys = self._gauge("anabranch_window_keys", "Keys with events in windows", "entity")
+        self._bytes = self._gauge("anabranch_window_bytes", "Bytes of window state", "entity")
+        self._event_time = self._gauge(
+            "anabranch_event_time_seconds", "Greatest event time admitted, seconds since 1970"
+        )
+
+    def due(self) -> bool:
+        """Whether it is time to bring slow-moving figures up to date (twice a second)."""
+        return self._clock() >= self._flush_at
+
+    def flush_if_due(self) -> None:
+        """Flush when it is time."""
+        if self.due():
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring what was counted since the last time into the metrics."""
+        pipeline, counts = self._pipeline, self._counts
+        self._flush_at = self._clock() + FLUSH_EVERY_S
+        for name, counter in self._counters.items():
+            if counts[name]:
+                counter.labels(pipeline).inc(counts[name])
+        for reason, count in self._dead_counts.items():
+            self._dead.labels(pipeline, reason).inc(count)
+        for histogram, pieces in (
+            (self._rows, self._batch_rows),
+            (self._latency, self._latencies),
+            (self._working, self._processing),
+        ):
+            if pieces:
+                observe_many(histogram.labels(pipeline), np.concatenate(pieces))
+                pieces.clear()
+        if self._newest_ms is not None:
+            self._event_time.labels(pipeline).set(self._newest_ms / 1000)
+        counts.clear()
+        self._dead_counts.clear()
+
+    def on_batch(self, raw: RawBatch, batch: Batch) -> None:
+        """A batch was read, decoded and admitted."""
+        events, labels = len(raw.events), len(raw.labels)
+        self._counts["events"] += events
+        self._counts["labels"] += labels
+        self._batch_rows.append(np.array([events + labels], np.float64))
+        for letter in batch.dead:
+            self._dead_counts[letter.reason] += 1
+        if len(batch):
+            newest = int(batch.times[-1])
+            self._newest_ms = newest if self._newest_ms is None else max(newest, self._newest_ms)
+
+    def on_lag(self, reader: AlignedReader) -> None:
+        """Tell how many messages are waiting, by topic partition."""
+        for at, lag in reader.lag().items():
+            self._lag.labels(self._pipeline, at.topic, str(at.partition)).set(lag)
+
+    def on_windows(self, entity: str, keys: int, nbytes: int, late_rows: int) -> None:
+        """How the windows stand; ``late_rows`` is how many more rows came too late."""
+        self._keys.labels(self._pipeline, entity).set(keys)
+        self._bytes.labels(self._pipeline, entity).set(nbytes)
+        if late_rows:
+            self._late.labels(self._pipeline, entity).inc(late_rows)
+
+    def on_results(self, results: Results, learned: int) -> None:
+        """The model step has worked through a batch and learned so many labels."""
+        self._counts["learned"] += learned
+        for letter in results.dead:
+            self._dead_counts[letter.reason] += 1
+        for signal in results.signals:
+            self._drift.labels(self._pipeline, signal.subject).inc()
+
+    def on_models(self, waiting: int, quality: Mapping[tuple[str, str], float]) -> None:
+        """How the models stand; ``quality`` is by model and metric name."""
+        self._waiting.labels(self._pipeline).set(waiting)
+        for (model, name), value in quality.items():
+            self._quality.labels(self._pipeline, model, name).set(value)
+
+    def on_written(self, outgoing: Outgoing, now: float) -> None:
+        """Messages were handed to the bus."""
+        rows = len(outgoing.published)
+        if rows:
+            self._counts["predictions"] += rows
+            self._latencies.append(now - outgoing.published / 1000)
+            self._processing.append(np.full(rows, now - outgoing.read_at))
+        self.flush_if_due()
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, ("pipeline", *labels), registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        mode: Any = "livesum" if name in _SUMMED else "mostrecent"
+        return Gauge(
+            name, text, ("pipeline", *labels), registry=self.registry, multiprocess_mode=mode
+        )
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, ("pipeline",), registry=self.registry, buckets=buckets)
+
+
+_SUMMED = {"anabranch_lag_messages", "anabranch_window_keys", "anabranch_window_bytes"}
+
+
+def observe_many(histogram: Histogram, values: NDArray[np.float64]) -> None:
+    """Observe every value, at the cost of one observation per bucket that is hit."""
+    bounds = np.array(histogram._upper_bounds)
+    places = np.minimum(np.searchsorted(bounds, values), len(bounds) - 1)
+    for bucket, count in enumerate(np.bincount(places, minlength=len(bounds)).tolist()):
+        if count:
+            histogram._buckets[bucket].inc(count)
+    histogram._sum.inc(float(values.sum()))
+
+
+def shared_registry(directory: str) -> CollectorRegistry:
+    """The registry that sums up all workers which write into ``directory``."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=directory)  # type: ignore[no-untyped-call]
+    return registry
+
+
+def serve(registry: CollectorRegistry, port: int, host: str = "0.0.0.0") -> int:
+    """Serve ``/metrics`` on ``port`` (0 picks a free one); returns the port.
+
+    Raises:
+        AnabranchError: the port is taken.
+    """
+    try:
+        server, _ = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise AnabranchError(
+            f"metrics port {port} can't be opened ({error.strerror}): choose another with "
+            "--metrics-port, or 0 for any free one"
+        ) from error
+    return int(server.server_port)

@@ -1,0 +1,205 @@
+"""The model step: puts the parts of a batch together again, predicts, learns, and tells of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from bytewax.operators import StatefulBatchLogic
+from numpy.typing import NDArray
+
+from dataflows.batch import Batch, EntityRows, LabelRows
+from dataflows.decode import payload_fields
+from dataflows.encode import Results
+from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline
+from dataflows.metrics import WorkerMetrics
+from dataflows.pipeline import Pipeline
+from dataflows.windows import Item, entity_columns
+from models.drift import LOSS, Alarm
+from models.learner import Task
+from models.prequential import Outcome, Prequential
+from state.durations import parse_duration_ms
+
+
+@dataclass(slots=True)
+class _Assembly:
+    batch: Batch | None = None
+    parts: list[EntityRows] = field(default_factory=list)
+
+    def whole(self) -> bool:
+        return self.batch is not None and len(self.parts) >= self.batch.expected
+
+
+class Assembler:
+    """Collects the parts of batches, and gives back whole ones in the order of their origin."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._places = {
+            entity: entity_columns(features)
+            for entity, features in pipeline.entities.items()
+        }
+        self._waiting: dict[tuple[str, int], _Assembly] = {}
+        self._next: dict[str, int] = {}
+
+    def add(self, item: Item) -> list[Batch]:
+        """Take in a batch or a part; the batches that are whole now, oldest first."""
+        origin = item.origin
+        if isinstance(item, Batch) and item.expected == 0 and not self._waiting:
+            self._next[origin] = item.sequence + 1
+            return [item]
+        assembly = self._waiting.setdefault((origin, item.sequence), _Assembly())
+        if isinstance(item, Batch):
+            assembly.batch = item
+        else:
+            assembly.parts.append(item)
+        ready: list[Batch] = []
+        number = self._next.get(origin, 0)
+        while (found := self._waiting.get((origin, number))) is not None and found.whole():
+            del self._waiting[origin, number]
+            ready.append(self._fill(found))
+            number += 1
+        self._next[origin] = number
+        return ready
+
+    def _fill(self, assembly: _Assembly) -> Batch:
+        batch = assembly.batch
+        assert batch is not None
+        for part in assembly.parts:
+            columns = self._places[part.entity]
+            if isinstance(columns, slice):
+                batch.features[part.rows, columns] = part.features
+            else:
+                batch.features[np.ix_(part.rows, columns)] = part.features
+        return batch
+
+
+class ModelStep(StatefulBatchLogic[Item, Results, None]):
+    """Predicts every event and learns every label of whole batches, in order."""
+
+    def __init__(self, pipeline: Pipeline, metrics: WorkerMetrics) -> None:
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._assembler = Assembler(pipeline)
+        label = pipeline.label
+        self._target = _TargetReader(pipeline)
+        self._inline = not isinstance(label, Delayed)
+        self._labelled = isinstance(label, Inline)
+        self.prequential = Prequential(
+            {pipeline.model_name: pipeline.learner()},
+            metrics=pipeline.metric_names,
+            monitors=pipeline.monitors,
+            wait_ms=parse_duration_ms(label.wait) if isinstance(label, Delayed) else None,
+            inline=self._inline,
+        )
+
+    def on_batch(self, values: list[Item]) -> tuple[list[Results], bool]:
+        whole = [batch for item in values for batch in self._assembler.add(item)]
+        return [self._work(batch) for batch in whole], False
+
+    def snapshot(self) -> None:
+        return None
+
+    def _work(self, batch: Batch) -> Results:
+        dead = self._refuse_infinite(batch)
+        if dead:
+            batch = batch.keep(np.isfinite(batch.features).all(axis=1))
+        labels = batch.labels
+        values = batch.targets if self._labelled else labels.values
+        outcome = self.prequential.run(
+            ids=batch.ids,
+            features=batch.features,
+            times=batch.times,
+            label_ids=labels.ids,
+            label_values=self._target.read(values or [], len(batch) if self._inline else None),
+            label_times=labels.times,
+            order=batch.order,
+        )
+        dead += [self._refuse_label(labels, row, reason) for row, reason in outcome.refused_labels]
+        champion = self.prequential.champion
+        results = Results(
+            batch=batch,
+            predictions=outcome.predictions[champion],
+            versions=outcome.versions(champion),
+            dead=dead,
+            signals=[self._signal(alarm, batch, outcome) for alarm in outcome.alarms],
+        )
+        self._metrics.on_results(results, len(outcome.learned.times))
+        if self._metrics.due():
+            self._metrics.on_models(len(self.prequential.pending), self._quality())
+        return results
+
+    def _quality(self) -> dict[tuple[str, str], float]:
+        return {
+            (model, name): metric.value
+            for model, metrics in self.prequential.metrics.items()
+            for name, metric in metrics.items()
+        }
+
+    def _refuse_infinite(self, batch: Batch) -> list[DeadLetter]:
+        """Events whose features are too large to be told from infinity."""
+        if not len(batch) or np.isfinite(batch.features).all():
+            return []
+        dead = []
+        for row in np.flatnonzero(~np.isfinite(batch.features).all(axis=1)).tolist():
+            column = int(np.flatnonzero(~np.isfinite(batch.features[row]))[0])
+            dead.append(
+                DeadLetter(
+                    topic=self._pipeline.topics.events,
+                    partition=int(batch.partitions[row]),
+                    offset=int(batch.offsets[row]),
+                    reason="feature not finite",
+                    detail=f"feature {self._pipeline.columns[column]} is not finite",
+                    **payload_fields(batch.payloads[row]),
+                )
+            )
+        return dead
+
+    def _refuse_label(self, labels: LabelRows, row: int, detail: str) -> DeadLetter:
+        return DeadLetter(
+            topic=self._pipeline.topics.labels,
+            partition=int(labels.partitions[row]),
+            offset=int(labels.offsets[row]),
+            reason="label without event",
+            detail=f"id {labels.ids[row]!r}: {detail}",
+            **payload_fields(labels.payloads[row]),
+        )
+
+    def _signal(self, alarm: Alarm, batch: Batch, outcome: Outcome) -> DriftSignal:
+        """Where: the label (for the loss) or the event that gave the alarm."""
+        topics, where = self._pipeline.topics, batch
+        topic, row = topics.events, min(alarm.row, len(batch) - 1)
+        partitions, offsets = where.partitions, where.offsets
+        if alarm.subject == LOSS and not self._inline:
+            topic, row = topics.labels, int(outcome.learned.label[alarm.row])
+            partitions, offsets = batch.labels.partitions, batch.labels.offsets
+        return DriftSignal(
+            pipeline=self._pipeline.name,
+            subject=alarm.subject,
+            detector=alarm.detector,
+            ts=alarm.time,
+            statistic={
+                "statistic": alarm.statistic,
+                "before": alarm.before,
+                "after": alarm.after,
+                "seen": float(alarm.seen),
+            },
+            topic=topic,
+            partition=int(partitions[row]),
+            offset=int(offsets[row]),
+        )
+
+
+class _TargetReader:
+    """Label values as the models take them: floats, or the labels themselves for multi-class."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._task = pipeline.task
+
+    def read(self, values: list[Any], unlabelled: int | None) -> Any:
+        """``unlabelled`` is how many rows there are when there may be no labels at all."""
+        if self._task is Task.MULTICLASS:
+            return values
+        if not values and unlabelled:
+            return np.full(unlabelled, np.nan)
+        return np.array(values, np.float64)

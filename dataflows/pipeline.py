@@ -1,0 +1,334 @@
+"""The one declaration a user writes: what arrives, what is made of it, what predicts and learns.
+
+Everything is checked when the declaration is built; what can't work is said in one sentence.
+Nothing here knows the engine that runs it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from typing import Any
+
+from river import base
+
+from dataflows.features import EntityFeature, Feature, RowFeature
+from dataflows.messages import Delayed, Event, Inline, Label
+from dataflows.schema import Kind, Schema
+from models.drift import Monitor
+from models.learner import Learner, Task
+from models.metrics import metric
+from models.compiled import learner_for
+from models.river_adapter import check_fits
+from state.durations import parse_duration_ms
+from state.errors import DeclarationError
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
+_TIME_UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
+_DEFAULT_METRICS = {
+    Task.BINARY: ("Accuracy", "LogLoss", "ROCAUC"),
+    Task.MULTICLASS: ("Accuracy", "MacroF1"),
+    Task.REGRESSION: ("MAE", "RMSE"),
+    Task.ANOMALY: (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topics of a pipeline, named after it."""
+
+    pipeline: str
+
+    @property
+    def events(self) -> str:
+        return f"{self.pipeline}.events"
+
+    @property
+    def labels(self) -> str:
+        return f"{self.pipeline}.labels"
+
+    @property
+    def predictions(self) -> str:
+        return f"{self.pipeline}.predictions"
+
+    @property
+    def drift(self) -> str:
+        return f"{self.pipeline}.drift"
+
+    @property
+    def dead_letters(self) -> str:
+        return f"{self.pipeline}.dead-letters"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The topics that a pipeline writes."""
+        return (self.predictions, self.drift, self.dead_letters)
+
+
+@dataclass(kw_only=True)
+class Pipeline:
+    """A stream of events, its features, and the model that predicts and learns on each.
+
+    Attributes:
+        name: prefix of the topics; lower-case letters, digits, ``-`` and ``_``.
+        event: the event type.
+        features: what `dataflows.features` offers, in the order of the model's columns.
+        model: a River classifier, regressor or anomaly detector, or a River pipeline.
+        label: `Label.target` for labels on a topic of their own, `inline` for a field of the
+            event, None for anomaly detectors that learn without.
+        metrics: names of River metrics, scored on every label before it teaches.
+        monitors: where to look for drift (`models.drift.monitor`).
+        id, time: the event's fields that hold its id and its time.
+        time_unit: what a number in the time field counts: ms, s, us or ns since 1970. ISO-8601
+            text is accepted as well (without an offset it is UTC).
+        lateness: how far an event may be behind the newest of its worker and still be exact; one
+            that is later is a dead letter.
+        ahead: how far an event's time may be ahead of the time at which it was published.
+        duplicates: for how long (event time) an id is remembered; a second event with it is a
+            dead letter.
+        key: the field that publishers partition by; by default the first window's entity.
+        with_features: put the features into every prediction.
+
+    Raises:
+        DeclarationError: when something in it cannot work.
+    """
+
+    name: str
+    event: type[Event]
+    features: Sequence[Feature]
+    model: Any
+    label: Delayed | Inline | None = None
+    metrics: Sequence[str] | None = None
+    monitors: Sequence[Monitor] = ()
+    id: str = "id"
+    time: str = "ts"
+    time_unit: str = "ms"
+    lateness: str = "10m"
+    ahead: str = "5m"
+    duplicates: str = "1h"
+    key: str | None = None
+    with_features: bool = False
+    schema: Schema = dataclass_field(init=False, repr=False)
+    task: Task = dataclass_field(init=False)
+
+    def __post_init__(self) -> None:
+        self._check_name()
+        if not (isinstance(self.event, type) and issubclass(self.event, Event)):
+            raise DeclarationError(f"event of pipeline {self.name!r} must be a subclass of Event")
+        self.schema = Schema.of(self.event)
+        self._check_event()
+        self._check_features()
+        self._check_label()
+        self.task = self._find_task()
+        check_fits(self.model, self.task)
+        for name in self.metric_names:
+            metric(name, self.task)
+        self._check_monitors()
+        self._check_times()
+
+    @property
+    def topics(self) -> Topics:
+        """The names of its topics."""
+        return Topics(self.name)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The topics that it reads, events first."""
+        topics = self.topics
+        return (topics.events, topics.labels) if self.labels_apart else (topics.events,)
+
+    @property
+    def labels_apart(self) -> bool:
+        """Whether labels come on a topic of their own."""
+        return isinstance(self.label, Delayed)
+
+    @property
+    def model_name(self) -> str:
+        """What predictions call the model: the class of its last step."""
+        steps = getattr(self.model, "steps", None)
+        return type(list(steps.values())[-1] if steps else self.model).__name__
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics that are scored: those declared, or the usual ones of its task."""
+        if self.metrics is not None:
+            return tuple(self.metrics)
+        return _DEFAULT_METRICS[self.task] if self.label is not None else ()
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the feature columns, in the model's order."""
+        return [name for feature in self.features for name in feature.columns()]
+
+    @property
+    def partition_field(self) -> str | None:
+        """The field whose value decides an event's partition."""
+        entities = self.entities
+        return self.key or (next(iter(entities)) if entities else None)
+
+    @property
+    def row_features(self) -> Iterator[tuple[RowFeature, slice]]:
+        """Each row feature with the columns it fills."""
+        for feature, place in self._places():
+            if not isinstance(feature, EntityFeature):
+                yield feature, place
+
+    @property
+    def entities(self) -> dict[str, list[tuple[EntityFeature, slice]]]:
+        """Entity field → its window features with the columns they fill."""
+        entities: dict[str, list[tuple[EntityFeature, slice]]] = {}
+        for feature, place in self._places():
+            if isinstance(feature, EntityFeature):
+                entities.setdefault(feature.entity, []).append((feature, place))
+        return entities
+
+    @property
+    def target_kind(self) -> Kind | None:
+        """Of what kind the label's value is; None without a label."""
+        if isinstance(self.label, Inline):
+            return self.schema.fields[self.label.field].kind
+        if isinstance(self.label, Delayed):
+            return Schema.of(self.label.type).fields[self.label.field].kind
+        return None
+
+    @property
+    def used_fields(self) -> list[str]:
+        """The event's fields that features are made of, entities included; not its time."""
+        names: dict[str, None] = {}
+        for feature in self.features:
+            if isinstance(feature, EntityFeature):
+                names[feature.entity] = None
+                if feature.value is not None:
+                    names[feature.value] = None
+            elif feature.field != self.time:
+                names[feature.field] = None
+        return list(names)
+
+    @property
+    def number_fields(self) -> list[str]:
+        """Those fields, and the inline label, that may hold an integer too large for a float.
+
+        A float is always finite: JSON has no infinity, and a number out of range is refused.
+        """
+        label = [self.label.field] if isinstance(self.label, Inline) else []
+        fields = self.schema.fields
+        return [n for n in [*self.used_fields, *label] if fields[n].integer]
+
+    def learner(self) -> Learner:
+        """A fresh learner of its model: compiled where that is possible, else River itself."""
+        return learner_for(self.model.clone(), self.columns, self.task)
+
+    @property
+    def time_scale(self) -> float:
+        """Milliseconds per unit of a number in the time field."""
+        return _TIME_UNITS_MS[self.time_unit]
+
+    def _places(self) -> Iterator[tuple[Feature, slice]]:
+        start = 0
+        for feature in self.features:
+            stop = start + len(feature.columns())
+            yield feature, slice(start, stop)
+            start = stop
+
+    def _check_name(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise DeclarationError(
+                f"pipeline name {self.name!r} can't be a topic's: use a lower-case letter, then "
+                "lower-case letters, digits, - and _"
+            )
+
+    def _check_event(self) -> None:
+        where = f"pipeline {self.name!r}"
+        self.schema.require_present(self.id, ("text",), f"{where} (id=)")
+        if self.time not in self.schema.fields:
+            self.schema.require(self.time, ("number",), f"{where} (time=)")
+        if self.time_unit not in _TIME_UNITS_MS:
+            raise DeclarationError(
+                f"time_unit {self.time_unit!r} of {where} is none of {', '.join(_TIME_UNITS_MS)}"
+            )
+        if self.key is not None:
+            self.schema.require_present(self.key, ("text",), f"{where} (key=)")
+
+    def _check_features(self) -> None:
+        if not self.features:
+            raise DeclarationError(f"pipeline {self.name!r} declares no features")
+        seen: set[str] = set()
+        for feature in self.features:
+            if not hasattr(feature, "columns"):
+                raise DeclarationError(
+                    f"{feature!r} in the features of pipeline {self.name!r} is no feature: "
+                    "use field, window, one_hot, …"
+                )
+            feature.check(self.schema)
+            for name in feature.columns():
+                if name in seen:
+                    raise DeclarationError(
+                        f"feature {name!r} is declared twice in pipeline {self.name!r}"
+                    )
+                seen.add(name)
+
+    def _check_label(self) -> None:
+        if isinstance(self.label, Inline):
+            self.schema.require_present(
+                self.label.field, ("number", "boolean", "text"), f"inline({self.label.field!r})"
+            )
+            for feature in self.features:
+                value = feature.value if isinstance(feature, EntityFeature) else feature.field
+                if value == self.label.field:
+                    raise DeclarationError(
+                        f"field {value!r} is the label of pipeline {self.name!r}: a feature made "
+                        "of it would give the answer away"
+                    )
+        elif isinstance(self.label, Delayed):
+            if not issubclass(self.label.type, Label):
+                raise DeclarationError(f"{self.label.type.__name__} must be a subclass of Label")
+            schema = Schema.of(self.label.type)
+            where = f"the label of pipeline {self.name!r}"
+            schema.require_present(self.label.field, ("number", "boolean", "text"), where)
+            schema.require_present(self.label.id, ("text",), where)
+            if self.label.time not in schema.fields:
+                schema.require(self.label.time, ("number",), where)
+            parse_duration_ms(self.label.wait)
+        elif self.label is not None:
+            raise DeclarationError(
+                f"label of pipeline {self.name!r} must be a Label type's target(…) or inline(…)"
+            )
+
+    def _find_task(self) -> Task:
+        kind = self.target_kind
+        if kind is None:
+            return Task.ANOMALY
+        if kind == "boolean":
+            return Task.ANOMALY if isinstance(self.model, base.AnomalyDetector) else Task.BINARY
+        if kind == "text" or isinstance(self.model, base.Classifier):
+            return Task.MULTICLASS
+        return Task.REGRESSION
+
+    def _check_monitors(self) -> None:
+        known = ["loss", *self.columns]
+        for monitor in self.monitors:
+            if monitor.subject not in known:
+                raise DeclarationError(
+                    f"monitor of {monitor.subject!r} in pipeline {self.name!r}: there is no such "
+                    f"feature; watch one of {', '.join(known)}"
+                )
+            if monitor.subject == "loss" and self.label is None:
+                raise DeclarationError(
+                    f"pipeline {self.name!r} has no label, so there is no loss to monitor"
+                )
+
+    def _check_times(self) -> None:
+        lateness, ahead = parse_duration_ms(self.lateness), parse_duration_ms(self.ahead)
+        parse_duration_ms(self.duplicates)
+        if ahead > lateness:
+            raise DeclarationError(
+                f"ahead={self.ahead!r} of pipeline {self.name!r} is more than "
+                f"lateness={self.lateness!r}: one event that far ahead would make all others late"
+            )
+
+
+def feature_columns(pipeline: Pipeline) -> Mapping[str, int]:
+    """Column name → its index in the feature row."""
+    return {name: index for index, name in enumerate(pipeline.columns)}

@@ -1,0 +1,30 @@
+"""The pipelines that come with Anabranch, each fed by the simulator of the same name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """Where a shipped pipeline is declared, and what it does."""
+
+    module: str
+    description: str
+
+
+SHIPPED: dict[str, Shipped] = {
+    "payments": Shipped(
+        "dataflows.pipelines.payments",
+        "is this card payment fraud? Verdicts come minutes to hours later",
+    ),
+    "clicks": Shipped(
+        "dataflows.pipelines.clicks",
+        "will this impression be clicked? Known after seconds, or after ten minutes without",
+    ),
+    "trips": Shipped(
+        "dataflows.pipelines.trips",
+        "how many minutes will this taxi trip take? Known at drop-off",
+    ),
+}
+"""Name → the pipeline that ``anabranch run NAME`` runs."""

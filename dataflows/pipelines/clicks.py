@@ -1,0 +1,50 @@
+"""Will this impression be clicked? Learned seconds later, or after ten minutes without a click."""
+
+from __future__ import annotations
+
+from river import linear_model, optim, preprocessing
+
+from dataflows.features import distinct, field, since_last, window
+from dataflows.messages import Event, Label
+from dataflows.pipeline import Pipeline
+from models.drift import monitor
+
+
+class Impression(Event):
+    """An item is shown to a visitor at a position from 1; ``ts`` is epoch ms."""
+
+    id: str
+    ts: int
+    visitor: str
+    item: str
+    position: int
+    category: str
+    price: float
+
+
+class Click(Label):
+    """Whether the impression ``id`` was clicked: at ``ts``, or not at all by then."""
+
+    id: str
+    ts: int
+    clicked: bool
+
+
+pipeline = Pipeline(
+    name="clicks",
+    event=Impression,
+    label=Click.target("clicked", wait="1h"),
+    features=[
+        field("position"),
+        field("price"),
+        window("visitor", "price", over=("1m", "30m"), stats=("count", "mean", "std")),
+        since_last("visitor", within="1m"),
+        distinct("visitor", "category", over=("1m", "30m")),
+        distinct("visitor", "item", over="30m"),
+        window("item", "position", over="1h", stats="count"),
+    ],
+    model=preprocessing.StandardScaler()
+    | linear_model.LogisticRegression(optimizer=optim.SGD(0.005)),
+    metrics=("ROCAUC", "LogLoss", "Accuracy"),
+    monitors=[monitor("loss", cooldown="1h")],
+)

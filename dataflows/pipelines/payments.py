@@ -1,0 +1,60 @@
+"""Is this card payment fraud? Learned from verdicts that come minutes to hours later."""
+
+from __future__ import annotations
+
+from river import linear_model, optim, preprocessing
+
+from dataflows.features import (
+    decayed,
+    distinct,
+    field,
+    hour_of_day,
+    one_hot,
+    since_last,
+    window,
+)
+from dataflows.messages import Event, Label
+from dataflows.pipeline import Pipeline
+from models.drift import monitor
+
+
+class Payment(Event):
+    """A card pays a merchant; ``ts`` is epoch ms."""
+
+    id: str
+    ts: int
+    card: str
+    merchant: str
+    amount: float
+    country: str
+
+
+class Verdict(Label):
+    """What the payment ``id`` turned out to be, found at ``ts``."""
+
+    id: str
+    ts: int
+    fraud: bool
+
+
+pipeline = Pipeline(
+    name="payments",
+    event=Payment,
+    label=Verdict.target("fraud", wait="7d"),
+    features=[
+        field("amount"),
+        hour_of_day(cyclic=True),
+        one_hot("country", ("US", "DE", "FR", "GB")),
+        window("card", "amount", over=("1m", "10m", "1h"), stats=("count", "mean", "std", "max")),
+        window("card", "amount", over="1d", stats=("count", "mean", "std")),
+        since_last("card", within="1h"),
+        distinct("card", "merchant", over="1h"),
+        distinct("card", "country", over="1d"),
+        decayed("card", "amount", half_life="30m", stats=("mean", "count")),
+        window("merchant", "amount", over=("1h", "1d"), stats=("count", "mean")),
+    ],
+    model=preprocessing.StandardScaler()
+    | linear_model.LogisticRegression(optimizer=optim.SGD(0.005)),
+    metrics=("ROCAUC", "LogLoss", "Accuracy"),
+    monitors=[monitor("loss", cooldown="1h")],
+)

@@ -1,0 +1,110 @@
+"""What a running pipeline looks like right now, read back from its own metrics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+from rich.table import Table
+
+
+@dataclass(slots=True)
+class Status:
+    """Counts since the start; ``quality`` by metric name; latencies in seconds."""
+
+    events: float = 0
+    labels: float = 0
+    predictions: float = 0
+    learned: float = 0
+    dead_letters: dict[str, float] = field(default_factory=dict)
+    drift: dict[str, float] = field(default_factory=dict)
+    quality: dict[str, float] = field(default_factory=dict)
+    waiting: float = 0
+    lag: float = 0
+    keys: dict[str, float] = field(default_factory=dict)
+    latency: dict[float, float] = field(default_factory=dict)
+    processing: dict[float, float] = field(default_factory=dict)
+
+
+_COUNTS = {
+    "anabranch_events_total": "events",
+    "anabranch_labels_total": "labels",
+    "anabranch_predictions_total": "predictions",
+    "anabranch_learned_total": "learned",
+    "anabranch_waiting_predictions": "waiting",
+    "anabranch_lag_messages": "lag",
+}
+_BY_LABEL = {
+    "anabranch_dead_letters_total": ("dead_letters", "reason"),
+    "anabranch_drift_signals_total": ("drift", "subject"),
+    "anabranch_prequential": ("quality", "metric"),
+    "anabranch_window_keys": ("keys", "entity"),
+    "anabranch_latency_seconds_bucket": ("latency", "le"),
+    "anabranch_processing_seconds_bucket": ("processing", "le"),
+}
+
+
+def read_status(registry: CollectorRegistry) -> Status:
+    """Sum up a registry, of one worker or of all."""
+    status = Status()
+    for family in registry.collect():
+        for sample in family.samples:
+            if sample.name in _COUNTS:
+                name = _COUNTS[sample.name]
+                setattr(status, name, getattr(status, name) + sample.value)
+            elif sample.name in _BY_LABEL:
+                name, label = _BY_LABEL[sample.name]
+                key = sample.labels[label]
+                values = getattr(status, name)
+                place = float(key) if label == "le" else key
+                values[place] = values.get(place, 0) + sample.value
+    return status
+
+
+def percentile(buckets: dict[float, float], share: float) -> float:
+    """The upper bound of the bucket in which the share of observations lies; nan without any.
+
+    >>> percentile({0.1: 5, 0.2: 9, math.inf: 10}, 0.5)
+    0.1
+    """
+    bounds = sorted(buckets)
+    total = buckets[bounds[-1]] if bounds else 0
+    if not total:
+        return math.nan
+    return next(bound for bound in bounds if buckets[bound] >= share * total)
+
+
+def status_table(pipeline: str, status: Status, events_per_s: float) -> Table:
+    """A table for people: throughput, latency, quality and what needs a look."""
+    table = Table(title=f"{pipeline}", title_justify="left", show_header=False, min_width=64)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_row("events", f"{status.events:,.0f}")
+    table.add_row("events per second", f"{events_per_s:,.0f}")
+    table.add_row("predictions", f"{status.predictions:,.0f}")
+    table.add_row("labels learned", f"{status.learned:,.0f} of {status.labels:,.0f}")
+    table.add_row("predictions waiting for their label", f"{status.waiting:,.0f}")
+    table.add_row("messages not yet read", f"{status.lag:,.0f}")
+    table.add_row("read to published, p50 / p99", _latencies(status.processing))
+    for name, value in status.quality.items():
+        table.add_row(f"{name} (before learning)", f"{value:.4f}")
+    for entity, keys in status.keys.items():
+        table.add_row(f"{entity} keys in windows", f"{keys:,.0f}")
+    for reason, count in status.dead_letters.items():
+        table.add_row(f"[yellow]dead letters: {reason}[/]", f"{count:,.0f}")
+    for subject, count in status.drift.items():
+        table.add_row(f"[yellow]drift signals: {subject}[/]", f"{count:,.0f}")
+    return table
+
+
+def _latencies(buckets: dict[float, float]) -> str:
+    return " / ".join(_bound(percentile(buckets, share)) for share in (0.5, 0.99))
+
+
+def _bound(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "—"
+    if math.isinf(seconds):
+        return "> 10 min"
+    return f"≤ {seconds * 1000:g} ms" if seconds < 1 else f"≤ {seconds:g} s"

@@ -1,0 +1,220 @@
+"""The window step: fills in the features of entities, each shard with the state of its own keys.
+
+With one worker a batch goes through whole, and nothing is copied. With several, the intake splits it
+by shard: each shard gets only what it needs (keys, times, values), all of them work side by side,
+and the model step puts the answers together again. One step serves all entities, since every
+operator that a batch passes costs as much as several events do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from bytewax.operators import StatefulBatchLogic
+from numpy.typing import NDArray
+
+from dataflows.batch import Batch, EntityRows
+from dataflows.features import EntityFeature
+from dataflows.metrics import WorkerMetrics
+from dataflows.pipeline import Pipeline
+from state.durations import parse_duration_ms
+from state.entity import EntityState
+from state.hashing import hash64
+
+INSERT, LOOK = 0, 1  # modes of `EntityState.update`
+NULL_CODE = np.iinfo(np.int64).min
+MODELS = "0"
+"""The key of the place where the models are; with one worker, of everything."""
+
+Item = Batch | EntityRows
+Keyed = tuple[str, Item]
+
+
+class Router:
+    """Says where the rows of a batch are worked on: here with one worker, else shard by shard."""
+
+    def __init__(self, pipeline: Pipeline, shards: int, workers: int) -> None:
+        self._shards = shards
+        self._workers = workers
+        self._readers = {
+            entity: ColumnReader(entity, [feature for feature, _ in features])
+            for entity, features in pipeline.entities.items()
+        }
+
+    def route(self, batch: Batch) -> list[Keyed]:
+        """Keyed items for the window step, all of the batch; it tells the batch how many parts."""
+        if self._workers == 1 or not len(batch):
+            return [(MODELS, batch)]
+        parts = [part for reader in self._readers.values() for part in self._split(batch, reader)]
+        batch.expected = len(parts)
+        batch.columns = {}
+        return [*parts, (MODELS, batch)]
+
+    def _split(self, batch: Batch, reader: ColumnReader) -> list[Keyed]:
+        keys = batch.columns[reader.entity]
+        shards = hash64(keys).view(np.uint64) % np.uint64(self._shards)
+        columns = reader.read(batch)
+        parts: list[Keyed] = []
+        for shard in np.unique(shards).tolist():
+            rows = np.flatnonzero(shards == shard)
+            part = EntityRows(
+                batch.origin,
+                batch.sequence,
+                reader.entity,
+                rows,
+                [keys[row] for row in rows.tolist()],
+                batch.times[rows],
+                {name: values[rows] for name, values in columns.items()},
+            )
+            parts.append((str(shard), part))
+        return parts
+
+
+class ColumnReader:
+    """Reads from a batch the values that one entity's windows need, as arrays."""
+
+    def __init__(self, entity: str, features: list[EntityFeature]) -> None:
+        self.entity = entity
+        named = [feature for feature in features if feature.value is not None]
+        self._numbers = sorted({str(f.value) for f in named if not f.text_value})
+        self._texts = sorted({str(f.value) for f in named if f.text_value})
+
+    def read(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Value name → ``(rows,)`` float64 (null is NaN) or int64 codes (null is `NULL_CODE`)."""
+        columns: dict[str, NDArray[Any]] = {}
+        for name in self._numbers:
+            columns[name] = np.array(batch.columns[name], np.float64)
+        for name in self._texts:
+            columns[name] = _codes(batch.columns[name])
+        return columns
+
+
+class EntityWindows:
+    """All window features of one entity, for the keys of one shard.
+
+    A null value is left out of its windows: the row looks at them without entering. Values that may
+    be null therefore have an `EntityState` of their own.
+    """
+
+    def __init__(self, pipeline: Pipeline, entity: str) -> None:
+        lateness_ms = parse_duration_ms(pipeline.lateness)
+        groups: dict[str | None, list[tuple[int, EntityFeature]]] = {}
+        start = 0
+        for feature, _ in pipeline.entities[entity]:
+            value = feature.value
+            nullable = value is not None and pipeline.schema.fields[value].optional
+            groups.setdefault(value if nullable else None, []).append((start, feature))
+            start += len(feature.columns())
+        self._width = start
+        self.groups = [
+            (
+                value,
+                EntityState([feature.spec for _, feature in members], lateness_ms),
+                np.concatenate(
+                    [np.arange(at, at + len(feature.columns())) for at, feature in members]
+                ),
+            )
+            for value, members in groups.items()
+        ]
+
+    def fill(
+        self, keys: list[str], times: NDArray[np.int64], columns: dict[str, NDArray[Any]]
+    ) -> NDArray[np.float64]:
+        """The features of rows, ``(rows, columns of the entity) float64``, in order."""
+        if len(self.groups) == 1 and self.groups[0][0] is None:
+            return self.groups[0][1].update(keys, times, columns)
+        features = np.empty((len(keys), self._width))
+        for value, state, places in self.groups:
+            if value is None:
+                features[:, places] = state.update(keys, times, columns)
+            else:
+                filled, mode = _without_nulls(columns, value)
+                features[:, places] = state.update(keys, times, filled, mode)
+        return features
+
+
+class WindowStep(StatefulBatchLogic[Item, Item, None]):
+    """The window features of all entities, for one shard of their keys or for all."""
+
+    def __init__(self, pipeline: Pipeline, metrics: WorkerMetrics) -> None:
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._windows: dict[str, EntityWindows] = {}
+        self._entities = [
+            (entity, ColumnReader(entity, [f for f, _ in features]), entity_columns(features))
+            for entity, features in pipeline.entities.items()
+        ]
+        self._late_rows: dict[str, int] = {}
+
+    def on_batch(self, values: list[Item]) -> tuple[list[Item], bool]:
+        filled = [self._fill(item) for item in values]
+        if self._metrics.due():
+            self._tell()
+        return filled, False
+
+    def snapshot(self) -> None:
+        return None
+
+    def windows(self, entity: str) -> EntityWindows:
+        """The windows of an entity, made when its first row comes."""
+        found = self._windows.get(entity)
+        if found is None:
+            found = self._windows[entity] = EntityWindows(self._pipeline, entity)
+        return found
+
+    def _fill(self, item: Item) -> Item:
+        if isinstance(item, EntityRows):
+            features = self.windows(item.entity).fill(item.keys, item.times, item.columns)
+            return EntityRows(
+                item.origin, item.sequence, item.entity, item.rows, [], item.times, {}, features
+            )
+        if item.expected == 0 and len(item):
+            for entity, reader, places in self._entities:
+                keys, columns = item.columns[entity], reader.read(item)
+                item.features[:, places] = self.windows(entity).fill(keys, item.times, columns)
+        return item
+
+    def _tell(self) -> None:
+        for entity, windows in self._windows.items():
+            states = [state for _, state, _ in windows.groups]
+            late_rows = sum(state.late_rows for state in states)
+            self._metrics.on_windows(
+                entity,
+                sum(state.keys for state in states),
+                sum(state.nbytes for state in states),
+                late_rows - self._late_rows.get(entity, 0),
+            )
+            self._late_rows[entity] = late_rows
+
+
+def entity_columns(features: Iterable[tuple[EntityFeature, slice]]) -> slice | NDArray[np.int64]:
+    """Where an entity's features stand in the row: a slice if side by side, else their indices."""
+    places = [place for _, place in features]
+    if all(a.stop == b.start for a, b in zip(places, places[1:], strict=False)):
+        return slice(places[0].start, places[-1].stop)
+    return np.concatenate([np.arange(place.start, place.stop) for place in places])
+
+
+def to_models(filled: list[Keyed]) -> list[Keyed]:
+    """All parts go to the one place where the models are."""
+    return [(MODELS, part) for _, part in filled]
+
+
+def _without_nulls(
+    columns: dict[str, NDArray[Any]], value: str
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.uint8]]:
+    given = columns[value]
+    null = np.isnan(given) if given.dtype == np.float64 else given == NULL_CODE
+    mode = np.where(null, LOOK, INSERT).astype(np.uint8)
+    filled = np.where(null, 0, given) if null.any() else given
+    return {**columns, value: filled}, mode
+
+
+def _codes(values: list[Any]) -> NDArray[np.int64]:
+    if None in values:
+        codes = hash64(["" if value is None else value for value in values]).view(np.int64).copy()
+        codes[[row for row, value in enumerate(values) if value is None]] = NULL_CODE
+        return codes
+    return hash64(values).view(np.int64)

@@ -1,0 +1,103 @@
+"""Runs the dataflow of a pipeline in this process, to its end or until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+
+from bytewax.run import cli_main
+
+from dataflows.bus import Bus
+from dataflows.graph import build_graph
+from dataflows.intake import IntakeOptions
+from dataflows.metrics import WorkerMetrics
+from dataflows.pipeline import Pipeline
+from state.errors import AnabranchError
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """This process's place among the workers; one worker a process.
+
+    ``addresses`` are ``host:port`` of all processes, in the same order everywhere; empty for a
+    single process.
+    """
+
+    process: int = 0
+    addresses: Sequence[str] = ()
+
+    @property
+    def workers(self) -> int:
+        """How many workers the cluster has."""
+        return max(len(self.addresses), 1)
+
+
+def run_worker(
+    pipeline: Pipeline,
+    bus: Bus,
+    options: IntakeOptions,
+    *,
+    cluster: Cluster = Cluster(),  # noqa: B008 - frozen
+    metrics: WorkerMetrics | None = None,
+    epoch_s: float = 5.0,
+    shards: int = 8,
+) -> None:
+    """Run until the input ends (``options.until_end``), `stop_on_signals`, or a failure.
+
+    Raises:
+        AnabranchError: what made the flow impossible, in one sentence.
+    """
+    options.origin = str(cluster.process)
+    if cluster.workers > shards:
+        raise AnabranchError(
+            f"{cluster.workers} workers can't share {shards} shards: start at most {shards} workers"
+        )
+    metrics = metrics or WorkerMetrics(pipeline.name)
+    flow = build_graph(
+        pipeline, bus, options, workers=cluster.workers, shards=shards, metrics=metrics
+    )
+    try:
+        cli_main(
+            flow,
+            process_id=cluster.process if cluster.addresses else None,
+            addresses=list(cluster.addresses) or None,
+            epoch_interval=timedelta(seconds=epoch_s),
+        )
+    except BaseException as error:
+        cause = options.failure or find_cause(error)
+        if cause is None:
+            raise
+        raise cause from None
+    finally:
+        metrics.flush()
+    if options.failure is not None:
+        raise options.failure
+
+
+def find_cause(error: BaseException) -> AnabranchError | None:
+    """The first of our own errors in the chain that the engine has wrapped around it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, AnabranchError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextmanager
+def stop_on_signals(options: IntakeOptions) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the flow after the rows that were read."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        options.stop.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

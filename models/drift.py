@@ -1,0 +1,186 @@
+"""Concept drift: River's detectors on a loss or a feature, value by value, with a cool-down."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from river import drift
+
+from state.durations import parse_duration_ms
+from state.errors import DeclarationError
+
+LOSS: Final = "loss"
+"""The subject of a monitor that watches the loss of the served model, label by label."""
+
+_DETECTORS: dict[str, type] = {"ADWIN": drift.ADWIN, "PageHinkley": drift.PageHinkley}
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Something to watch, and by what; made by `monitor`.
+
+    Attributes:
+        subject: `"loss"` or the name of a feature.
+        detector: `"ADWIN"` or `"PageHinkley"`.
+        parameters: of the detector, by River's names.
+        cooldown_ms: after an alarm, this much event time passes before the next one.
+        loss: which loss, for the subject `"loss"`; None for the task's default.
+    """
+
+    subject: str
+    detector: str
+    parameters: Mapping[str, Any]
+    cooldown_ms: int
+    loss: str | None = None
+
+
+def monitor(
+    subject: str,
+    detector: str = "ADWIN",
+    cooldown: str = "1h",
+    loss: str | None = None,
+    **parameters: Any,
+) -> Monitor:
+    """Declare a watch over `"loss"` or over a feature.
+
+    ADWIN (Bifet & Gavaldà 2007) asks nothing of the scale and knows both directions; PageHinkley
+    (Page 1954) is cheaper in memory, but its `threshold` is in units of the value.
+
+    Args:
+        subject: `"loss"` or the name of a feature.
+        detector: its name in `river.drift`.
+        cooldown: event time for which one change stays one alarm.
+        loss: see `losses.losses`; for the subject `"loss"` only.
+        parameters: of the detector: `delta=0.002`, `threshold=50`, and so on.
+
+    Raises:
+        DeclarationError: no such detector, parameter or duration.
+
+    >>> monitor("loss", delta=0.01).detector
+    'ADWIN'
+    >>> monitor("amount", "Adwin")
+    Traceback (most recent call last):
+    ...
+    state.errors.DeclarationError: unknown detector 'Adwin' in monitor('amount'): there are ADWIN, \
+PageHinkley
+    """
+    where = f"in monitor({subject!r})"
+    kind = _DETECTORS.get(detector)
+    if kind is None:
+        raise DeclarationError(
+            f"unknown detector {detector!r} {where}: there are {', '.join(_DETECTORS)}"
+        )
+    known = list(inspect.signature(kind).parameters)
+    for name in parameters:
+        if name not in known:
+            raise DeclarationError(
+                f"unknown parameter {name!r} {where}: {detector} has {', '.join(known)}"
+            )
+    if loss is not None and subject != LOSS:
+        raise DeclarationError(f"loss={loss!r} {where} has no meaning: its subject is a feature")
+    try:
+        kind(**parameters)
+    except (TypeError, ValueError) as error:
+        raise DeclarationError(f"{detector} {where} can't be made: {error}") from error
+    return Monitor(subject, detector, parameters, parse_duration_ms(cooldown), loss)
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A change that a detector found.
+
+    Attributes:
+        subject: what was watched.
+        detector: by what.
+        time: event time of the value that gave the alarm, ms.
+        statistic: ADWIN: the change of the mean, `after - before`. PageHinkley: the cumulative sum
+            that passed the threshold.
+        before: mean of the values since the detector last began anew, without the newest 32.
+        after: mean of the newest 32 values. A detector is often quicker than that, so part of them
+            may be from before the change: the true step is at least this large.
+        seen: values that the detector has been given so far.
+        row: index of the value in the call that found it; no part of equality.
+    """
+
+    subject: str
+    detector: str
+    time: int
+    statistic: float
+    before: float
+    after: float
+    seen: int
+    row: int = field(compare=False)
+
+
+class Watch:
+    """A monitor at work. NaN and infinity are passed over: one would leave a detector deaf.
+
+    The same values give the same alarms, however they are cut into calls. It pickles, and the copy
+    continues identically.
+
+    >>> watch = Watch(monitor("loss"))
+    >>> values = np.repeat([0.0, 1.0], 500)
+    >>> alarms = watch.update_many(values, np.arange(1000))
+    >>> [(alarm.time, alarm.before, round(alarm.after, 2)) for alarm in alarms]
+    [(511, 0.0, 0.38)]
+    """
+
+    def __init__(self, declared: Monitor) -> None:
+        self.monitor = declared
+        self.seen = 0
+        self._detector = _DETECTORS[declared.detector](**declared.parameters)
+        self._quiet_until: int | None = None
+        # What the detector has been given since it last began anew.
+        self._count = 0
+        self._total = 0.0
+        self._newest: deque[float] = deque(maxlen=32)
+
+    def update_many(self, values: NDArray[np.float64], times: NDArray[np.int64]) -> list[Alarm]:
+        """Look at values in order.
+
+        Args:
+            values: `(n,) float64`.
+            times: `(n,) int64`, event time in ms; the cool-down runs by it.
+        """
+        alarms: list[Alarm] = []
+        detector = self._detector
+        update, keep = detector.update, self._newest.append
+        for row, value in enumerate(values.tolist()):
+            if not math.isfinite(value):
+                continue
+            self.seen += 1
+            self._count += 1
+            self._total += value
+            keep(value)
+            update(value)
+            if detector.drift_detected:
+                time = int(times[row])
+                if self._quiet_until is None or time >= self._quiet_until:
+                    self._quiet_until = time + self.monitor.cooldown_ms
+                    alarms.append(self._alarm(time, row))
+                # River's detectors begin anew at the value after a detection.
+                self._count, self._total = 0, 0.0
+                self._newest.clear()
+        return alarms
+
+    def _alarm(self, time: int, row: int) -> Alarm:
+        detector, newest = self._detector, sum(self._newest)
+        after = newest / len(self._newest)
+        older = self._count - len(self._newest)
+        before = (self._total - newest) / older if older else after
+        if isinstance(detector, drift.ADWIN):
+            statistic = after - before
+        else:
+            statistic = max(
+                detector._sum_increase - detector._min_increase,
+                detector._max_decrease - detector._sum_decrease,
+            )
+        name = self.monitor.detector
+        return Alarm(self.monitor.subject, name, time, statistic, before, after, self.seen, row)

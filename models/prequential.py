@@ -1,0 +1,331 @@
+"""Test, then train: every label first scores the prediction that was served, then teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.drift import LOSS, Alarm, Monitor, Watch
+from models.learner import LEARN, PREDICT, Label, Learner, Predictions, Targets, Task
+from models.losses import check_loss, losses
+from models.metrics import Metric, metric
+from models.outcome import NO_VALUE, UNKNOWN_ID, Learned, Outcome
+from state.errors import DeclarationError
+from state.pending import DROPPED, PendingStore, Walk
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
+
+
+class Prequential:
+    """Models that predict every event and learn every label, and what is measured on the way.
+
+    Everything that the models, the metrics and the monitors come to know is the same, bit for bit,
+    however the stream is cut into calls. It equals `river.evaluate.progressive_val_score`: see
+    there for the delay. It has one owner, and pickles with all that is pending.
+
+    Args:
+        learners: by name; the first is the champion, whose predictions are served. They have the
+            same task and the same columns.
+        metrics: names for `metrics.metric`, kept for every model.
+        monitors: on the champion's loss, or on a feature of the events.
+        wait_ms: how long a label is waited for, in event time; None for ever.
+        otherwise: the target to assume when the wait is over; None to drop the prediction.
+        inline: targets come with the events, nothing waits.
+
+    Attributes:
+        metrics: `{model: {name: Metric}}`, running.
+        pending: the predictions that wait; empty when `inline`.
+
+    Raises:
+        DeclarationError: no learner, unlike learners, an unknown metric, loss or feature.
+
+    >>> from river import linear_model
+    >>> from models.compiled import learner_for
+    >>> model = learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION)
+    >>> step = Prequential({"champion": model}, metrics=["MAE"], wait_ms=None)
+    >>> outcome = step.run(
+    ...     ids=["x"], features=np.array([[1.0]]), times=np.array([1000]),
+    ...     label_ids=["x"], label_values=np.array([2.0]), label_times=np.array([1500]),
+    ...     order=np.array([0, 1]),
+    ... )
+    >>> outcome.predictions["champion"].values, outcome.learned.delays
+    (array([0.]), array([500]))
+    >>> step.metrics["champion"]["MAE"].value
+    2.0
+    """
+
+    def __init__(
+        self,
+        learners: Mapping[str, Learner],
+        metrics: Sequence[str] = (),
+        monitors: Sequence[Monitor] = (),
+        wait_ms: int | None = None,
+        inline: bool = False,
+        otherwise: Label = None,
+    ) -> None:
+        if not learners:
+            raise DeclarationError("no model is given: a prequential step needs one at least")
+        first = next(iter(learners.values()))
+        self.task, self.names = first.task, first.names
+        self.inline = inline
+        self._otherwise = otherwise
+        self._metric_names = tuple(metrics)
+        self.learners: dict[str, Learner] = {}
+        self.metrics: dict[str, dict[str, Metric]] = {}
+        self.pending = PendingStore(len(self.names), 0, wait_ms, otherwise is not None)
+        # Multi-class answers by row; the arrays of the store hold only numbers.
+        self._answers: list[dict[int, tuple[Any, Any]]] = []
+        for name, learner in learners.items():
+            self.add(name, learner)
+        self.champion = next(iter(learners))
+        self._watches = [Watch(declared) for declared in monitors]
+        self._subjects = [self._column(declared) for declared in monitors]
+
+    def _column(self, declared: Monitor) -> int:
+        """The feature that a monitor watches; -1 for the loss."""
+        if declared.subject == LOSS:
+            check_loss(self.task, declared.loss)
+            return -1
+        if declared.subject not in self.names:
+            raise DeclarationError(
+                f"unknown subject {declared.subject!r} of a monitor: there are {LOSS!r} and the "
+                f"features {', '.join(self.names)}"
+            )
+        return self.names.index(declared.subject)
+
+    def add(self, name: str, learner: Learner) -> None:
+        """A challenger from now on; what waits already, it has not predicted but will learn.
+
+        Raises:
+            DeclarationError: the name is taken, or the learner is unlike the others.
+        """
+        if name in self.learners:
+            raise DeclarationError(f"there is a model {name!r} already: choose another name")
+        if learner.task is not self.task or learner.names != self.names:
+            raise DeclarationError(
+                f"model {name!r} has another task or other features than the champion"
+            )
+        self.metrics[name] = {m: metric(m, self.task) for m in self._metric_names}
+        self.learners[name] = learner
+        self.pending.add_model()
+        self._answers.append({})
+
+    def remove(self, name: str) -> None:
+        """Forget a challenger, its metrics and its pending predictions.
+
+        Raises:
+            DeclarationError: it is the champion, or unknown.
+        """
+        if name == self.champion or name not in self.learners:
+            what = "it is the champion" if name == self.champion else "there is none of that name"
+            raise DeclarationError(f"model {name!r} can't be removed: {what}")
+        at = list(self.learners).index(name)
+        del self.learners[name], self.metrics[name], self._answers[at]
+        self.pending.drop_model(at)
+
+    def lead(self, name: str) -> None:
+        """Make a challenger the champion; monitors on the loss go on with its loss."""
+        if name not in self.learners:
+            raise DeclarationError(f"model {name!r} can't lead: there is none of that name")
+        self.champion = name
+
+    def run(
+        self,
+        *,
+        ids: list[str],
+        features: F64,
+        times: I64,
+        label_ids: list[str],
+        label_values: Targets,
+        label_times: I64,
+        order: I64,
+        tags: NDArray[np.int32] | None = None,
+    ) -> Outcome:
+        """Predict events and learn labels, in `order`.
+
+        Args:
+            ids: of the events; without those that were seen before.
+            features: `(events, features) float64`, finite, C-contiguous.
+            times: `(events,) int64`, event time in ms.
+            label_ids: the event that each label judges.
+            label_values: `(labels,) float64` (binary: 0.0 or 1.0), NaN where unusable; multi-class:
+                a list, None where unusable.
+            label_times: `(labels,) int64` ms.
+            order: `(events + labels,) int64`: event i as i, label j as `events + j`.
+            tags: `(events,) int32`, handed back with the label.
+
+        When `inline`, `label_values` belongs to the events, one each; an event without a usable one
+        is predicted and not learned (an anomaly detector learns it all the same). `ids`,
+        `label_ids`, `label_times` and `order` are not looked at.
+
+        Raises:
+            ModelError: a model failed; go on from a checkpoint.
+        """
+        if self.inline:
+            return self._run_inline(features, times, label_values, tags)
+        label_values = _as_targets(label_values, self.task)
+        usable = _usable(label_values, self.task)
+        walk = self.pending.walk(ids, times, features, label_ids, label_times, order, usable, tags)
+        outcome = self._work(walk, label_values, len(times))
+        outcome.refused_labels = [
+            (label, UNKNOWN_ID if usable[label] else NO_VALUE)
+            for label in walk.refused_labels.nonzero()[0].tolist()
+        ]
+        return outcome
+
+    def _work(self, walk: Walk, label_values: Targets, events: int) -> Outcome:
+        """Predict and learn the steps that the store has laid out."""
+        pending, expired = self.pending, walk.row[walk.kind == DROPPED].tolist()
+        kind, row, source, time = walk.kind, walk.row, walk.source, walk.time
+        if expired:
+            kept = kind != DROPPED
+            kind, row, source, time = kind[kept], row[kept], source[kept], time[kept]
+        asked, taught = (kind == PREDICT).nonzero()[0], (kind == LEARN).nonzero()[0]
+        target = self._targets(taught, source, label_values)
+        op = kind.astype(np.uint8)
+        # Events are predicted in `order`, but the caller counts them by index.
+        turn = np.empty(events, np.int64)
+        turn[source[asked]] = np.arange(asked.size)
+        before = {name: learner.version for name, learner in self.learners.items()}
+        served: dict[str, Predictions] = {}
+        scored: dict[str, Predictions] = {}
+        for model, (name, learner) in enumerate(self.learners.items()):
+            answers = learner.run(pending.features, op, row, target)
+            self._store(model, row[asked], answers)
+            scored[name] = self._recall(model, row[taught], answers)
+            served[name] = answers.take(turn)
+            for gone in expired:
+                self._answers[model].pop(gone, None)
+        left = row[taught]
+        learned = Learned(
+            source[taught], _select(target, taught), scored,
+            pending.times[left], time[taught], pending.tags[left],
+        )  # fmt: skip
+        self._score(learned)
+        alarms = self._watch(learned, taught, pending.features, row[asked], time[asked], asked)
+        learned_before = kind.cumsum()[asked][turn]
+        twice = walk.refused_events.nonzero()[0].tolist()
+        return Outcome(served, learned, alarms, [], twice, len(expired), before, learned_before)
+
+    def _run_inline(
+        self, features: F64, times: I64, values: Targets, tags: NDArray[np.int32] | None
+    ) -> Outcome:
+        """Each event is predicted, then learned at once if its target is usable."""
+        events = len(times)
+        values = _as_targets(values, self.task)
+        op, row, target, taught, refused = self._pairs(events, values)
+        before = {name: learner.version for name, learner in self.learners.items()}
+        served = {n: m.run(features, op, row, target) for n, m in self.learners.items()}
+        if tags is None:
+            tags = np.zeros(events, np.int32)
+        if taught.size == events:
+            learned = Learned(taught, values, served, times, times, tags)
+            learned_before = taught
+        else:
+            scored = {name: answers.take(taught) for name, answers in served.items()}
+            known, when = _select(values, taught), times[taught]
+            learned = Learned(taught, known, scored, when, when, tags[taught])
+            learned_before = np.searchsorted(taught, np.arange(events))
+        self._score(learned)
+        alarms: list[Alarm] = []
+        if self._watches:
+            rows = np.arange(events)
+            alarms = self._watch(learned, 2 * taught + 1, features, rows, times, 2 * rows)
+        return Outcome(served, learned, alarms, refused, [], 0, before, learned_before)
+
+    def _pairs(
+        self, events: int, values: Targets
+    ) -> tuple[U8, I64, Targets, I64, list[tuple[int, str]]]:
+        """The steps of an inline batch; which events are learned, and which can't be."""
+        taught = np.arange(events)
+        row = np.repeat(taught, 2)
+        op = np.zeros(2 * events, np.uint8)
+        op[1::2] = LEARN
+        target: Targets
+        if isinstance(values, np.ndarray):
+            target = np.empty(2 * events)
+            target[1::2] = values
+        else:
+            target = [value for value in values for _ in (PREDICT, LEARN)]
+        usable = _usable(values, self.task)
+        if self.task is Task.ANOMALY or usable.all():
+            return op, row, target, taught, []
+        keep = np.ones(2 * events, np.bool_)
+        keep[1::2] = usable
+        refused = [(event, NO_VALUE) for event in np.flatnonzero(usable == 0).tolist()]
+        target = _select(target, np.flatnonzero(keep))
+        return op[keep], row[keep], target, np.flatnonzero(usable), refused
+
+    def _targets(self, taught: I64, source: I64, label_values: Targets) -> Targets:
+        """The target of each step. Source -1, a timeout, finds the assumed one at the end."""
+        if isinstance(label_values, np.ndarray):
+            assumed = 0.0 if self._otherwise is None else float(self._otherwise)  # type: ignore[arg-type]
+            target = np.zeros(source.size)
+            target[taught] = np.append(label_values, assumed)[source[taught]]
+            return target
+        known = [*label_values, self._otherwise]
+        targets: list[Label] = [None] * source.size
+        for step, label in zip(taught.tolist(), source[taught].tolist(), strict=True):
+            targets[step] = known[label]
+        return targets
+
+    def _store(self, model: int, rows: I64, answers: Predictions) -> None:
+        if isinstance(answers.values, list):
+            pairs = zip(answers.values, answers.labels, strict=True)
+            self._answers[model].update(zip(rows.tolist(), pairs, strict=True))
+            return
+        self.pending.values[rows, model] = answers.values
+        if answers.labels is not None:
+            self.pending.labels[rows, model] = answers.labels
+
+    def _recall(self, model: int, rows: I64, answers: Predictions) -> Predictions:
+        """The stored predictions of `rows`, in the form of `answers`."""
+        if isinstance(answers.values, list):
+            stored = self._answers[model]
+            pairs = [stored.pop(row, ({}, None)) for row in rows.tolist()]
+            return Predictions([p for p, _ in pairs], [label for _, label in pairs])
+        labels = None if answers.labels is None else self.pending.labels[rows, model]
+        return Predictions(self.pending.values[rows, model], labels)
+
+    def _score(self, learned: Learned) -> None:
+        for name, answers in learned.predictions.items():
+            for running in self.metrics[name].values():
+                running.update_many(learned.target, answers)
+
+    def _watch(
+        self, learned: Learned, taught: I64, features: F64, rows: I64, times: I64, asked: I64
+    ) -> list[Alarm]:
+        """All monitors; their alarms are merged by the step (`taught`, `asked`) that gave them."""
+        found: list[tuple[int, int, Alarm]] = []
+        for i, (watch, column) in enumerate(zip(self._watches, self._subjects, strict=True)):
+            if column < 0:
+                answers = learned.predictions[self.champion]
+                values = losses(self.task, learned.target, answers, watch.monitor.loss)
+                alarms, steps = watch.update_many(values, learned.times), taught
+            else:
+                alarms, steps = watch.update_many(features[rows, column], times), asked
+            found += [(int(steps[alarm.row]), i, alarm) for alarm in alarms]
+        return [alarm for *_, alarm in sorted(found, key=lambda entry: entry[:2])]
+
+
+def _as_targets(values: Targets, task: Task) -> Targets:
+    return values if task is Task.MULTICLASS else np.asarray(values, np.float64)
+
+
+def _usable(values: Targets, task: Task) -> U8:
+    """`(labels,) uint8`: 1 where a value can be learned."""
+    if not isinstance(values, np.ndarray):
+        return np.array([value is not None and value == value for value in values], np.uint8)
+    usable = (values == 0.0) | (values == 1.0) if task is Task.BINARY else np.isfinite(values)
+    return usable.view(np.uint8)
+
+
+def _select(values: Targets, rows: I64) -> Targets:
+    if isinstance(values, np.ndarray):
+        return values[rows]
+    return [values[row] for row in rows.tolist()]

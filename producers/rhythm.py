@@ -1,0 +1,54 @@
+"""When things happen: a Poisson process whose rate rises and falls with the hour of the day."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+DAY_MS = 86_400_000
+MONDAY_MS = 1_736_121_600_000
+"""2025-01-06T00:00:00Z, a Monday: when simulated time starts unless told otherwise."""
+
+_GRID_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class DailyRhythm:
+    """``rate`` a second on average, ``swing`` (0 to 1) more at ``peak_hour`` UTC and less at night."""
+
+    rate: float
+    swing: float = 0.5
+    peak_hour: float = 15.0
+
+    def factor(self, times: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.float64]:
+        """The rate at each time (epoch ms) over the mean rate, ``(n,) float64``."""
+        hours = np.asarray(times % DAY_MS, np.float64) / 3_600_000
+        wave = np.cos((hours - self.peak_hour) * (2 * np.pi / 24))
+        return np.asarray(1 + self.swing * wave, np.float64)
+
+    def arrivals(
+        self, random: np.random.Generator, start_ms: int, until_ms: int
+    ) -> NDArray[np.int64]:
+        """Sorted times in ``[start_ms, until_ms)`` of one draw of the process."""
+        points = max(2, (until_ms - start_ms) // _GRID_MS + 1)
+        grid = np.linspace(start_ms, until_ms, int(points))
+        middle = self.factor((grid[1:] + grid[:-1]) / 2)
+        mass = np.concatenate([[0.0], np.cumsum(middle * np.diff(grid))]) * self.rate / 1000
+        count = random.poisson(mass[-1])
+        times = np.interp(np.sort(random.random(count)) * mass[-1], mass, grid).astype(np.int64)
+        return np.asarray(np.minimum(times, until_ms - 1))
+
+
+def zipf_weights(count: int, exponent: float) -> NDArray[np.float64]:
+    """Shares of ``count`` things of which the k-th is chosen in proportion to k to the -exponent."""
+    weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
+    return np.asarray(weights / weights.sum())
+
+
+def draw(random: np.random.Generator, shares: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """``count`` indices drawn by their ``shares``; as `Generator.choice`, many times as fast."""
+    bounds = np.cumsum(shares)
+    places = np.searchsorted(bounds, random.random(count) * bounds[-1], side="right")
+    return np.asarray(np.minimum(places, len(shares) - 1), np.int64)

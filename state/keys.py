@@ -1,0 +1,77 @@
+"""Keys to slots: the dense integers that stand for keys inside a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from state.compile import I64
+
+
+class KeySlots:
+    """A dictionary from keys to dense integers that are used again once released.
+
+    Slots are below `high_water`, the largest number of keys that ever lived at once.
+
+    >>> keys = KeySlots()
+    >>> keys.slots(["ann", "bob", "ann"])
+    array([0, 1, 0])
+    >>> keys.release([0]); keys.slots(["cid", "bob"]), len(keys), keys.key_of(0)
+    (array([0, 1]), 2, 'cid')
+    """
+
+    def __init__(self) -> None:
+        self._slot_of: dict[str, int] = {}
+        self._key_of: list[str | None] = []
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._slot_of
+
+    @property
+    def high_water(self) -> int:
+        """Slots ever handed out: every slot is below it."""
+        return len(self._key_of)
+
+    def slots(self, keys: list[str]) -> I64:
+        """The slot of each key, `(rows,) int64`; a new key is given a slot, freed ones first."""
+        try:
+            return np.fromiter(map(self._slot_of.__getitem__, keys), np.int64, len(keys))
+        except KeyError:
+            for key in keys:
+                if key not in self._slot_of:
+                    self._add(key)
+            return np.fromiter(map(self._slot_of.__getitem__, keys), np.int64, len(keys))
+
+    def known(self, keys: list[str]) -> I64:
+        """The slot of each key, `(rows,) int64`; -1 for a key that has none."""
+        get = self._slot_of.get
+        return np.fromiter((get(key, -1) for key in keys), np.int64, len(keys))
+
+    def key_of(self, slot: int) -> str:
+        """The key that holds `slot`. Raises KeyError when none does."""
+        key = self._key_of[slot] if 0 <= slot < len(self._key_of) else None
+        if key is None:
+            raise KeyError(slot)
+        return key
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Forget the keys of `slots`; the slots are free for other keys."""
+        for slot in slots:
+            number = int(slot)
+            del self._slot_of[self.key_of(number)]
+            self._key_of[number] = None
+            self._free.append(number)
+
+    def _add(self, key: str) -> None:
+        if self._free:
+            slot = self._free.pop()
+            self._key_of[slot] = key
+        else:
+            slot = len(self._key_of)
+            self._key_of.append(key)
+        self._slot_of[key] = slot

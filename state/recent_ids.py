@@ -1,0 +1,140 @@
+"""Which ids were seen lately, so that a message that is published twice counts once.
+
+Ids are kept as 64-bit hashes in two open-addressing tables, a current and a previous one. They are
+exchanged whenever event time passes a multiple of the horizon, so an id is remembered for at least
+one horizon and at most two, whatever the batches were. Two different ids are taken for one with a
+probability of about n² / 4e19 for n ids remembered.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from state.compile import I64, kernel
+from state.hashing import hash64
+
+_EMPTY = 0  # a hash of 0 is stored as 1
+
+
+class RecentIds:
+    """Tells ids that are new from those seen within ``horizon_ms`` of event time.
+
+    >>> seen = RecentIds(horizon_ms=60_000)
+    >>> seen.is_new(["a", "b", "a"], np.array([0, 1, 2]))
+    array([ True,  True, False])
+    >>> seen.is_new(["a", "c"], 200_000) is None  # all new: "a" is forgotten by now
+    True
+    """
+
+    def __init__(self, horizon_ms: int, watermark: int | None = None) -> None:
+        self.horizon_ms = max(int(horizon_ms), 1)
+        self._current = np.zeros(1024, np.uint64)
+        self._previous = np.zeros(1024, np.uint64)
+        self._count = 0
+        self._turn_at: int | None = None
+        if watermark is not None:
+            self._turn(watermark)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both tables."""
+        return self._current.nbytes + self._previous.nbytes
+
+    def is_new(self, ids: list[str], watermarks: I64 | int) -> NDArray[np.bool_] | None:
+        """``(n,) bool``: False where an id was seen before; None when all are new.
+
+        ``ids`` are remembered from now on. ``watermarks`` is the greatest event time (epoch ms) up
+        to and with each row, ``(n,) int64`` and rising, or one number when no row changes it.
+        """
+        hashes = hash64(ids).view(np.uint64)
+        if isinstance(watermarks, int):
+            self._turn(watermarks)
+            return self._look(hashes)
+        fresh = np.ones(len(ids), np.bool_)
+        start = 0
+        while start < len(ids):
+            turn_at = self._turn(int(watermarks[start]))
+            stop = start + int(np.searchsorted(watermarks[start:], turn_at, side="left"))
+            found = self._look(hashes[start:stop])
+            if found is not None:
+                fresh[start:stop] = found
+            start = stop
+        return None if fresh.all() else fresh
+
+    def turns_before(self, watermark: int) -> bool:
+        """Whether the tables change places on the way to this watermark."""
+        return self._turn_at is None or watermark >= self._turn_at
+
+    def _look(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_] | None:
+        self._reserve(len(hashes))
+        fresh = np.empty(len(hashes), np.bool_)
+        added = _remember(self._current, self._previous, hashes, fresh)
+        self._count += added
+        return None if added == len(hashes) else fresh
+
+    def _turn(self, watermark: int) -> int:
+        """Make the current table the previous one if it is time; when it will be next."""
+        if self._turn_at is not None and watermark < self._turn_at:
+            return self._turn_at
+        if self._turn_at is not None:
+            skipped = watermark >= self._turn_at + self.horizon_ms
+            self._previous = np.zeros(1024, np.uint64) if skipped else self._current
+            self._current = np.zeros(1024, np.uint64)
+            self._count = 0
+        self._turn_at = (watermark // self.horizon_ms + 1) * self.horizon_ms
+        return self._turn_at
+
+    def _reserve(self, more: int) -> None:
+        size = len(self._current)
+        while (self._count + more) * 3 > size * 2:
+            size *= 2
+        if size > len(self._current):
+            grown = np.zeros(size, np.uint64)
+            _rehash(self._current, grown)
+            self._current = grown
+
+
+@kernel
+def _remember(current, previous, hashes, fresh):  # type: ignore[no-untyped-def]
+    added = 0
+    for i in range(hashes.shape[0]):
+        h = hashes[i]
+        if h == _EMPTY:
+            h = np.uint64(1)
+        if _contains(previous, h):
+            fresh[i] = False
+            continue
+        mask = np.uint64(current.shape[0] - 1)
+        place = h & mask
+        fresh[i] = True
+        while current[place] != _EMPTY and current[place] != h:
+            place = (place + np.uint64(1)) & mask
+        if current[place] == h:
+            fresh[i] = False
+        else:
+            current[place] = h
+            added += 1
+    return added
+
+
+@kernel
+def _contains(table, h):  # type: ignore[no-untyped-def]
+    mask = np.uint64(table.shape[0] - 1)
+    place = h & mask
+    while table[place] != _EMPTY:
+        if table[place] == h:
+            return True
+        place = (place + np.uint64(1)) & mask
+    return False
+
+
+@kernel
+def _rehash(old, new):  # type: ignore[no-untyped-def]
+    mask = np.uint64(new.shape[0] - 1)
+    for h in old:
+        if h != _EMPTY:
+            place = h & mask
+            while new[place] != _EMPTY:
+                place = (place + np.uint64(1)) & mask
+            new[place] = h
