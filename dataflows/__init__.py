@@ -1,22 +1,29 @@
 """The Bytewax side: the pipeline declaration, the graph, the bus, the codec and the command line.
 
-What a user needs to declare a pipeline is importable from here; none of it loads the engine.
+What a user needs to declare a pipeline is importable from here; none of it loads the engine, and
+each name is loaded when it is first asked for, so that the command line starts at once.
 """
 
-from dataflows.features import (
-    day_of_week,
-    decayed,
-    distinct,
-    field,
-    hashed,
-    hour_of_day,
-    one_hot,
-    since_last,
-    window,
-)
-from dataflows.messages import Delayed, Event, Label, inline
-from dataflows.pipeline import Pipeline
-from models.drift import monitor
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dataflows.features import (
+        day_of_week,
+        decayed,
+        distinct,
+        field,
+        hashed,
+        hour_of_day,
+        one_hot,
+        since_last,
+        window,
+    )
+    from dataflows.messages import Delayed, Event, Label, inline
+    from dataflows.pipeline import Pipeline
+    from models.drift import monitor
 
 __all__ = [
     "Delayed",
@@ -35,3 +42,24 @@ __all__ = [
     "since_last",
     "window",
 ]
+
+_HOMES = {
+    "Delayed": "dataflows.messages",
+    "Event": "dataflows.messages",
+    "Label": "dataflows.messages",
+    "Pipeline": "dataflows.pipeline",
+    "inline": "dataflows.messages",
+    "monitor": "models.drift",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(_HOMES.get(name, "dataflows.features")), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

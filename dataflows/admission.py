@@ -10,6 +10,7 @@ from dataflows.decode import payload_fields
 from dataflows.event_time import FIRST_MS
 from dataflows.messages import DeadLetter
 from state.durations import format_duration_ms, parse_duration_ms
+from state.extent import extent
 from state.recent_ids import RecentIds
 
 I64 = NDArray[np.int64]
@@ -41,10 +42,11 @@ class Admission:
             return batch
         before, times = self._watermark, batch.times
         partitions = self._partitions(batch, before)
-        newest = self._watermark = max(int(times.max()), before)
+        earliest, latest = batch.span
+        newest = self._watermark = max(latest, before)
         # Where no row can be late and no table changes, one number stands for all watermarks.
         watermarks: I64 | int = newest
-        may_be_late = int(times.min()) < newest - self._lateness_ms
+        may_be_late = earliest < newest - self._lateness_ms
         if may_be_late or any(recent.turns_before(newest) for recent in self._recent.values()):
             watermarks = np.maximum.accumulate(np.maximum(times, before))
         on_time = times >= watermarks - self._lateness_ms if may_be_late else None
@@ -67,9 +69,8 @@ class Admission:
 
     def _partitions(self, batch: Batch, before: int) -> list[int]:
         """The partitions in a batch; the ids of a new one are kept from its first row on."""
-        first = int(batch.partitions[0])
-        alone = bool((batch.partitions == first).all())
-        found = [first] if alone else np.unique(batch.partitions).tolist()
+        first, last = extent(batch.partitions)
+        found = [first] if first == last else np.unique(batch.partitions).tolist()
         for partition in found:
             if partition not in self._recent:
                 row = int(np.argmax(batch.partitions == partition))

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflows.batch import RawBatch, RawRows
+from dataflows.batch import NO_ROWS, RawBatch, RawRows
 from dataflows.bus import Bus, Reader, Slice, TopicPartition
 
 
@@ -104,6 +104,7 @@ class AlignedReader:
         self._paused: set[TopicPartition] = set()
         self._waiting_since: float | None = None
         self._sequence = 0
+        self._ascending = np.arange(self._limit)
         self.positions: dict[TopicPartition, int] = {}
 
     def add(self, positions: Mapping[TopicPartition, int]) -> None:
@@ -114,7 +115,13 @@ class AlignedReader:
     def read(self, timeout_s: float = 0.0) -> RawBatch | None:
         """The next rows in order, ``limit`` at most; None when there is nothing that may go on."""
         reader = self._reader or self._open()
-        for piece in reader.poll(self._limit, timeout_s):
+        pieces = reader.poll(self._limit, timeout_s)
+        if len(self._buffers) == 1 and not next(iter(self._buffers.values())).rows:
+            if not pieces:
+                return None
+            if len(pieces) == 1 and len(pieces[0].values) <= self._limit:
+                return self._alone(pieces[0])
+        for piece in pieces:
             self._buffers[TopicPartition(piece.topic, piece.partition)].add(piece)
         waiting = [(at, buffer) for at, buffer in self._buffers.items() if buffer.rows]
         if not waiting:
@@ -133,6 +140,20 @@ class AlignedReader:
             self.positions[at] = int(pieces[-1][0].offsets[-1]) + 1
         self._sequence += 1
         return _merge(taken, self._topics, self._origin, self._sequence - 1, self._clock())
+
+    def _alone(self, piece: Slice) -> RawBatch:
+        """The shortcut of a worker that reads a single partition: nothing is to be aligned."""
+        rows = len(piece.values)
+        if len(self._ascending) < rows:
+            self._ascending = np.arange(2 * rows)
+        partitions = np.full(rows, piece.partition)
+        events = RawRows(piece.topic, piece.values, partitions, piece.offsets, piece.times)
+        self.positions[TopicPartition(piece.topic, piece.partition)] = int(piece.offsets[-1]) + 1
+        self._sequence += 1
+        order = self._ascending[:rows]
+        return RawBatch(
+            self._origin, self._sequence - 1, events, NO_ROWS, order, read_at=self._clock()
+        )
 
     def lag(self) -> dict[TopicPartition, int]:
         """Messages behind what was handed over, by partition, as last heard."""
@@ -241,8 +262,7 @@ def _rows(topic: str, taken: list[Taken]) -> tuple[RawRows, NDArray[np.int64]]:
     """The rows of one topic in the order of their rising times, and those times."""
     pieces = [piece for at, pieces in taken if at.topic == topic for piece in pieces]
     if not pieces:
-        nothing = np.zeros(0, np.int64)
-        return RawRows(topic, [], nothing, nothing, nothing), nothing
+        return NO_ROWS, NO_ROWS.times
     if len(pieces) == 1:
         piece, rising = pieces[0]
         partitions = np.full(len(rising), piece.partition, np.int64)

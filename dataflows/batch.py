@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflows.messages import DeadLetter
+from state.extent import extent
 
 
 @dataclass(slots=True)
@@ -37,6 +39,12 @@ class RawRows:
             self.offsets[rows],
             self.times[rows],
         )
+
+
+NO_SPAN = (0, -1)
+_NOTHING = np.zeros(0, np.int64)
+NO_ROWS = RawRows("", [], _NOTHING, _NOTHING, _NOTHING)
+"""No messages."""
 
 
 @dataclass(slots=True)
@@ -71,10 +79,15 @@ class LabelRows:
         return len(self.ids)
 
 
+NO_LABELS = LabelRows([], [], _NOTHING, _NOTHING, _NOTHING, [])
+"""No labels."""
+
+
 @dataclass(slots=True)
 class Batch:
     """Decoded rows. ``n`` events with ids, event times (epoch ms, ``(n,) int64``) and coordinates.
 
+    ``span`` is the least and the greatest event time, ``(0, -1)`` without events.
     ``features`` is ``(n, columns) float64``: the row features are there from the start, each window
     step adds its own. ``columns`` holds the event fields that windows need, ``targets`` the inline
     labels. ``order`` is as in `RawBatch`. ``expected`` counts the parts that went to other shards and
@@ -95,11 +108,22 @@ class Batch:
     labels: LabelRows
     order: NDArray[np.int64]
     read_at: float
+    span: tuple[int, int]
     dead: list[DeadLetter] = field(default_factory=list)
     expected: int = 0
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def array(
+        self, name: str, make: Callable[[list[Any]], NDArray[np.generic]]
+    ) -> NDArray[np.generic]:
+        """Column ``name`` as ``make`` makes an array of it; made once, several may ask."""
+        found = self.arrays.get(name)
+        if found is None:
+            found = self.arrays[name] = make(self.columns[name])
+        return found
 
     def keep(self, keep: NDArray[np.bool_]) -> Batch:
         """This batch with only the events where ``keep`` is true; labels all stay."""
@@ -110,9 +134,11 @@ class Batch:
         self.payloads = [self.payloads[row] for row in places]
         for name in ("times", "partitions", "offsets", "published", "features"):
             setattr(self, name, getattr(self, name)[rows])
+        self.span = extent(self.times) if places else NO_SPAN
         self.columns = {
             name: [values[row] for row in places] for name, values in self.columns.items()
         }
+        self.arrays = {}
         if self.targets is not None:
             self.targets = [self.targets[row] for row in places]
         return self

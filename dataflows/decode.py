@@ -19,11 +19,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflows.batch import Batch, LabelRows, RawBatch, RawRows, keep_rows
+from dataflows.batch import NO_LABELS, NO_SPAN, Batch, LabelRows, RawBatch, RawRows, keep_rows
 from dataflows.event_time import parse_times_ms
 from dataflows.messages import DeadLetter, Delayed, Inline, field_types
 from dataflows.pipeline import Pipeline
 from state.durations import format_duration_ms, parse_duration_ms
+from state.extent import extent
 
 Fault = tuple[str, str]
 """A short stable reason, and the sentence for people."""
@@ -104,6 +105,8 @@ class BatchDecoder:
         ) else None
         self._target = label.field if isinstance(label, Inline) else None
         self._target_is_number = pipeline.target_kind == "number"
+        self._id_field, self._time_field = pipeline.id, pipeline.time
+        self._time_scale = pipeline.time_scale
         self._row_features = list(pipeline.row_features)
         self._width = len(pipeline.columns)
         self._used_fields = pipeline.used_fields
@@ -112,8 +115,7 @@ class BatchDecoder:
 
     def decode(self, raw: RawBatch) -> Batch:
         """Decode everything that can be; what can't be is in the batch's ``dead``."""
-        pipeline = self._pipeline
-        events = self._decode_rows(self._events, raw.events, pipeline.time, self._check_numbers)
+        events = self._decode_rows(self._events, raw.events, self._time_field, self._check_numbers)
         labels = self._decode_labels(raw.labels)
         order = raw.order
         if events.kept is not None or labels.kept is not None:
@@ -125,7 +127,7 @@ class BatchDecoder:
         columns = self._read_columns(structs)
         for feature, place in self._row_features:
             feature.fill(features[:, place], events.times, columns)
-        id_field, target = pipeline.id, self._target
+        id_field, target = self._id_field, self._target
         return Batch(
             origin=raw.origin,
             sequence=raw.sequence,
@@ -141,6 +143,7 @@ class BatchDecoder:
             labels=self._label_rows(labels),
             order=order,
             read_at=raw.read_at,
+            span=extent(events.times) if structs else NO_SPAN,
             dead=events.dead + labels.dead,
         )
 
@@ -152,7 +155,7 @@ class BatchDecoder:
         check: Callable[[list[Any]], dict[int, Fault]],
     ) -> _Decoded:
         """The good rows; the bad ones are found, said and left out, one kind after the other."""
-        scale = self._pipeline.time_scale
+        scale = self._time_scale
         structs, faults = decoder.decode(rows.values)
         dead: list[DeadLetter] = []
         kept: NDArray[np.int64] | None = None
@@ -169,15 +172,14 @@ class BatchDecoder:
         return _Decoded(rows, structs, times, kept, dead)
 
     def _decode_labels(self, rows: RawRows) -> _Decoded:
-        if self._labels is None or self._label is None:
-            nothing = np.zeros(0, np.int64)
-            return _Decoded(rows, [], nothing, None, [])
+        if self._labels is None or self._label is None or not len(rows):
+            return _Decoded(rows, [], rows.times, None, [])
         return self._decode_rows(self._labels, rows, self._label.time, self._check_label)
 
     def _ahead(self, rows: RawRows, times: NDArray[np.int64]) -> dict[int, Fault]:
         """Rows whose time is further ahead of publishing, or of the clock, than is allowed."""
         now_ms = int(self._now() * 1000)
-        if not len(times) or times.max() - self._ahead_ms <= min(int(rows.times.min()), now_ms):
+        if not len(times) or extent(times)[1] - self._ahead_ms <= min(extent(rows.times)[0], now_ms):
             return {}
         faults = {}
         latest = np.minimum(rows.times, now_ms) + self._ahead_ms
@@ -215,9 +217,8 @@ class BatchDecoder:
 
     def _label_rows(self, decoded: _Decoded) -> LabelRows:
         label, structs, rows = self._label, decoded.structs, decoded.rows
-        if label is None:
-            nothing = np.zeros(0, np.int64)
-            return LabelRows([], [], nothing, nothing, nothing, [])
+        if label is None or not structs:
+            return NO_LABELS
         return LabelRows(
             ids=_read(structs, label.id),
             values=_read(structs, label.field),

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from state.extent import extent
+
 LAST_MS = 253_402_300_799_999  # the end of the year 9999
 FIRST_MS = -62_135_596_800_000  # the beginning of the year 1
 
@@ -45,7 +47,8 @@ def parse_times_ms(
         except OverflowError:
             pass
         else:
-            if len(times) == 0 or (times.min() >= FIRST_MS and times.max() <= LAST_MS):
+            earliest, latest = extent(times) if len(times) else (0, 0)
+            if earliest >= FIRST_MS and latest <= LAST_MS:
                 return times, bad
     times = np.zeros(len(values), np.int64)
     for row, value in enumerate(values):

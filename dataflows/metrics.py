@@ -43,9 +43,9 @@ class WorkerMetrics:
         self._flush_at = 0.0
         self._counts: Tally[str] = Tally()
         self._dead_counts: Tally[str] = Tally()
-        self._batch_rows: list[NDArray[np.float64]] = []
-        self._latencies: list[NDArray[np.float64]] = []
-        self._processing: list[NDArray[np.float64]] = []
+        self._batch_rows: list[int] = []
+        self._published: list[tuple[float, NDArray[np.int64]]] = []
+        self._read: list[tuple[int, float]] = []
         self._newest_ms: int | None = None
         self._counters = {
             "events": self._counter("anabranch_events", "Events read, good and bad"),
@@ -92,14 +92,14 @@ class WorkerMetrics:
                 counter.labels(pipeline).inc(counts[name])
         for reason, count in self._dead_counts.items():
             self._dead.labels(pipeline, reason).inc(count)
-        for histogram, pieces in (
-            (self._rows, self._batch_rows),
-            (self._latency, self._latencies),
-            (self._working, self._processing),
-        ):
-            if pieces:
-                observe_many(histogram.labels(pipeline), np.concatenate(pieces))
-                pieces.clear()
+        observe_many(self._rows.labels(pipeline), np.array(self._batch_rows, np.float64))
+        latencies = [now - published / 1000 for now, published in self._published]
+        if latencies:
+            observe_many(self._latency.labels(pipeline), np.concatenate(latencies))
+            rows, seconds = zip(*self._read, strict=True)
+            observe_many(self._working.labels(pipeline), np.repeat(seconds, rows))
+        for pieces in (self._batch_rows, self._published, self._read):
+            pieces.clear()  # type: ignore[attr-defined]
         if self._newest_ms is not None:
             self._event_time.labels(pipeline).set(self._newest_ms / 1000)
         counts.clear()
@@ -110,11 +110,11 @@ class WorkerMetrics:
         events, labels = len(raw.events), len(raw.labels)
         self._counts["events"] += events
         self._counts["labels"] += labels
-        self._batch_rows.append(np.array([events + labels], np.float64))
+        self._batch_rows.append(events + labels)
         for letter in batch.dead:
             self._dead_counts[letter.reason] += 1
         if len(batch):
-            newest = int(batch.times[-1])
+            newest = batch.span[1]
             self._newest_ms = newest if self._newest_ms is None else max(newest, self._newest_ms)
 
     def on_lag(self, reader: AlignedReader) -> None:
@@ -148,8 +148,8 @@ class WorkerMetrics:
         rows = len(outgoing.published)
         if rows:
             self._counts["predictions"] += rows
-            self._latencies.append(now - outgoing.published / 1000)
-            self._processing.append(np.full(rows, now - outgoing.read_at))
+            self._published.append((now, outgoing.published))
+            self._read.append((rows, now - outgoing.read_at))
         self.flush_if_due()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

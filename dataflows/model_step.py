@@ -20,6 +20,7 @@ from models.drift import LOSS, Alarm
 from models.learner import Task
 from models.prequential import Outcome, Prequential
 from state.durations import parse_duration_ms
+from state.extent import all_finite
 
 
 @dataclass(slots=True)
@@ -138,7 +139,7 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
 
     def _refuse_infinite(self, batch: Batch) -> list[DeadLetter]:
         """Events whose features are too large to be told from infinity."""
-        if not len(batch) or np.isfinite(batch.features).all():
+        if not len(batch) or all_finite(batch.features):
             return []
         dead = []
         for row in np.flatnonzero(~np.isfinite(batch.features).all(axis=1)).tolist():

@@ -85,9 +85,9 @@ class ColumnReader:
         """Value name → ``(rows,)`` float64 (null is NaN) or int64 codes (null is `NULL_CODE`)."""
         columns: dict[str, NDArray[Any]] = {}
         for name in self._numbers:
-            columns[name] = np.array(batch.columns[name], np.float64)
+            columns[name] = batch.array(name, _numbers)
         for name in self._texts:
-            columns[name] = _codes(batch.columns[name])
+            columns[name] = batch.array(name, _codes)
         return columns
 
 
@@ -210,6 +210,10 @@ def _without_nulls(
     mode = np.where(null, LOOK, INSERT).astype(np.uint8)
     filled = np.where(null, 0, given) if null.any() else given
     return {**columns, value: filled}, mode
+
+
+def _numbers(values: list[Any]) -> NDArray[np.float64]:
+    return np.array(values, np.float64)
 
 
 def _codes(values: list[Any]) -> NDArray[np.int64]:

@@ -83,6 +83,9 @@ class Prequential:
         for name, learner in learners.items():
             self.add(name, learner)
         self.champion = next(iter(learners))
+        # The steps of an inline batch, kept because making them costs as much as some rows.
+        self._pair_rows = np.zeros(0, np.int64)
+        self._pair_ops = np.zeros(0, np.uint8)
         self._watches = [Watch(declared) for declared in monitors]
         self._subjects = [self._column(declared) for declared in monitors]
 
@@ -242,10 +245,11 @@ class Prequential:
         self, events: int, values: Targets
     ) -> tuple[U8, I64, Targets, I64, list[tuple[int, str]]]:
         """The steps of an inline batch; which events are learned, and which can't be."""
-        taught = np.arange(events)
-        row = np.repeat(taught, 2)
-        op = np.zeros(2 * events, np.uint8)
-        op[1::2] = LEARN
+        if len(self._pair_rows) < 2 * events:
+            self._pair_rows = np.repeat(np.arange(2 * events), 2)
+            self._pair_ops = np.tile(np.array([PREDICT, LEARN], np.uint8), 2 * events)
+        taught = self._pair_rows[: 2 * events : 2]
+        row, op = self._pair_rows[: 2 * events], self._pair_ops[: 2 * events]
         target: Targets
         if isinstance(values, np.ndarray):
             target = np.empty(2 * events)

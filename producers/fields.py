@@ -31,5 +31,6 @@ class FileFields:
 
     @property
     def text_columns(self) -> tuple[str, ...]:
-        """Every column that must be read as text."""
-        return (self.id, *self.text) if self.key is None else (self.id, self.key, *self.text)
+        """Every column that must be read as text, each once."""
+        names = (self.id, self.key, *self.text)
+        return tuple(dict.fromkeys(name for name in names if name is not None))

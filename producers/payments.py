@@ -6,7 +6,7 @@ payment is fraud is drawn from a probability that is a formula of what a stream 
 
     logit = -6.2 + 0.7 · (payments of the card in the last 10 minutes - 1, at most 5)
                  + 0.9 · (log amount - the card's usual log amount, 0 to 3)
-                 + 0.7 · (night, 00–05 UTC) + 1.3 · (abroad) + 2.8 · (risky merchant)
+                 + 0.4 · (night, 00–05 UTC) + 1.3 · (abroad) + 2.8 · (risky merchant)
 
 so the best log loss and ROC AUC that any model could have are known (`Payments.probability`).
 """
@@ -14,7 +14,7 @@ so the best log loss and ROC AUC that any model could have are known (`Payments.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -38,6 +38,9 @@ _ROWS = np.dtype(
         ("country", np.int64),
         ("amount", np.float64),
         ("risk_draw", np.float64),  # of a thief's payments at risky merchants: which; else -1
+        ("only_after", np.bool_),  # happens only when fraud has moved
+        ("chance", np.float64),  # fraud when below its probability
+        ("delay_ms", np.int64),  # of the verdict, -1 for never
     ]
 )
 
@@ -51,8 +54,8 @@ class PaymentSettings:
         rate: mean payments per second of event time, thefts left out.
         thefts_per_payment: how many cards are stolen for each payment.
         start_ms: when the first event may happen, epoch ms.
-        drift_at: number of the payment from which on fraud has moved to other merchants: from the
-            dearest to the cheapest tenth. None: it never moves.
+        drift_at: number of the payment from which on fraud has moved to other merchants, from the
+            dearest to the cheapest tenth, and twice as many cards are stolen. None: never.
         verdict_median_s: median delay of a verdict, in seconds (log-normal, sigma 1).
         silent: share of payments that never get a verdict.
         chunk: payments that are simulated at once, about.
@@ -120,9 +123,16 @@ class PaymentWorld:
             rows = np.concatenate([rows, self._stolen_rows(now, until)])
             rows = rows[np.argsort(rows["ts"], kind="stable")]
             due = int(np.searchsorted(rows["ts"], until))
-            rows, self._ahead = rows[:due], rows[due:]
+            rows, self._ahead = self._happening(rows[:due], number), rows[due:]
             yield self._judge(rows, number, until, None if events is None else events - number)
-            number, now = number + due, until
+            number, now = number + len(rows), until
+
+    def _happening(self, rows: NDArray[np.void], first: int) -> NDArray[np.void]:
+        """The rows without those that happen only after the drift, up to there."""
+        drift_at, later = self._settings.drift_at, rows["only_after"]
+        if drift_at is None:
+            return np.asarray(rows[~later])
+        return np.asarray(rows[~later | (first + np.cumsum(~later) > drift_at)])
 
     def _usual_rows(self, start_ms: int, until_ms: int) -> NDArray[np.void]:
         random = self._random
@@ -137,16 +147,28 @@ class PaymentWorld:
         noise = random.normal(0.0, 0.4, len(rows))
         rows["amount"] = np.exp(self._usual[card] + self._price[merchant] + noise)
         rows["risk_draw"] = -1.0
+        rows["only_after"] = False
+        self._draw_outcomes(rows)
         return rows
+
+    def _draw_outcomes(self, rows: NDArray[np.void]) -> None:
+        """Draw chance and delay with the row itself, so that no other row's being there matters."""
+        random, settings = self._random, self._settings
+        rows["chance"] = random.random(len(rows))
+        delays_s = settings.verdict_median_s * np.exp(random.normal(0.0, 1.0, len(rows)))
+        silent = random.random(len(rows)) < settings.silent
+        rows["delay_ms"] = np.where(silent, -1, 1000 + (delays_s * 1000).astype(np.int64))
 
     def _stolen_rows(self, start_ms: int, until_ms: int) -> NDArray[np.void]:
         """The payments of all cards that are stolen in this time, some of them after its end."""
         random, settings = self._random, self._settings
-        expected = settings.rate * settings.thefts_per_payment * (until_ms - start_ms) / 1000
-        thefts = random.poisson(expected)
+        share = 2 * settings.thefts_per_payment  # half of them only after the drift
+        begun = replace(self._rhythm, rate=settings.rate * share).arrivals(
+            random, start_ms, until_ms
+        )
+        thefts = len(begun)
         sizes = 3 + random.poisson(3.0, thefts)
         theft = np.repeat(np.arange(thefts), sizes)
-        begun = start_ms + (random.random(thefts) * (until_ms - start_ms)).astype(np.int64)
         gaps = (1000 * (5 + random.exponential(40.0, len(theft)))).astype(np.int64)
         elapsed = np.cumsum(gaps)
         first = np.cumsum(sizes) - sizes
@@ -162,13 +184,15 @@ class PaymentWorld:
         rows["amount"] = np.exp(self._usual[rows["card"]] + random.normal(1.2, 0.5, len(rows)))
         at_risky = random.random(len(rows)) < 0.7
         rows["risk_draw"] = np.where(at_risky, random.random(len(rows)), -1.0)
+        rows["only_after"] = (random.random(thefts) < 0.5)[theft]
+        self._draw_outcomes(rows)
         return rows
 
     def _judge(
         self, rows: NDArray[np.void], first: int, until_ms: int, limit: int | None
     ) -> Payments:
-        """Draw what became of the payments ``rows``, of which at most ``limit`` are kept."""
-        random, settings = self._random, self._settings
+        """What became of the payments ``rows``, of which at most ``limit`` are kept."""
+        settings = self._settings
         numbers = first + np.arange(len(rows))
         moved = (
             np.zeros(len(rows), np.int64)
@@ -181,10 +205,7 @@ class PaymentWorld:
         merchant = np.where(rows["risk_draw"] >= 0, chosen, rows["merchant"])
         amount = np.round(np.maximum(rows["amount"], 0.01), 2)
         probability = self._probability(rows, merchant, amount, moved)
-        fraud = random.random(len(rows)) < probability
-        delays = settings.verdict_median_s * np.exp(random.normal(0.0, 1.0, len(rows)))
-        verdict = rows["ts"] + 1000 + (delays * 1000).astype(np.int64)
-        verdict[random.random(len(rows)) < settings.silent] = -1
+        verdict = np.where(rows["delay_ms"] < 0, -1, rows["ts"] + rows["delay_ms"])
         cut = slice(0, limit)
         return Payments(
             first=first,
@@ -195,7 +216,7 @@ class PaymentWorld:
             country=rows["country"][cut],
             amount=amount[cut],
             probability=probability[cut],
-            fraud=fraud[cut],
+            fraud=(rows["chance"] < probability)[cut],
             verdict_ms=verdict[cut],
         )
 
@@ -213,7 +234,7 @@ class PaymentWorld:
         night = rows["ts"] % DAY_MS < _NIGHT_ENDS_MS
         abroad = rows["country"] != self._home[card]
         risky = self._risky[moved, merchant]
-        logit = -6.2 + 0.7 * before + 0.9 * larger + 0.7 * night + 1.3 * abroad + 2.8 * risky
+        logit = -6.2 + 0.7 * before + 0.9 * larger + 0.4 * night + 1.3 * abroad + 2.8 * risky
         return np.asarray(1 / (1 + np.exp(-logit)))
 
 

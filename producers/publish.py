@@ -91,10 +91,12 @@ def publish(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Published:
-    """Publish ``batches`` to the ``topics`` of their kinds, each message with its own time.
+    """Publish ``batches`` to the ``topics`` of their kinds.
 
     ``rate`` is messages (events and labels) a second; ``speedup`` how many times faster than the
-    wall clock event time goes by; with neither, everything goes at once. ``on_progress`` hears the
+    wall clock event time goes by; with neither, everything goes at once. What is paced is live
+    traffic: a message's time is when it was published. What goes at once is history: each message
+    has its own time, by which a reader merges topics. ``on_progress`` hears the
     counts after each step. Ctrl-C ends the publishing: what was appended is delivered and counted.
 
     Raises:
@@ -143,7 +145,7 @@ def _publish_at_once(
 ) -> None:
     flushed = 0
     for batch in batches:
-        _append(publisher, batch, topics, counts)
+        _append(publisher, batch, topics, counts, live=False)
         if counts.messages - flushed >= FLUSH_EVERY:
             publisher.flush()
             flushed = counts.messages
@@ -168,7 +170,7 @@ def _publish_paced(
         while sent < len(batch):
             ready = int(np.searchsorted(due, clock() - begun + STEP_S, side="right"))
             if ready > sent:
-                _append(publisher, batch.part(sent, ready), topics, counts)
+                _append(publisher, batch.part(sent, ready), topics, counts, live=True)
                 sent = ready
                 publisher.flush()  # a reader is waiting for it
                 if on_progress is not None:
@@ -179,16 +181,22 @@ def _publish_paced(
 
 
 def _append(
-    publisher: Publisher, batch: Batch, topics: Mapping[Kind, str], counts: Published
+    publisher: Publisher,
+    batch: Batch,
+    topics: Mapping[Kind, str],
+    counts: Published,
+    *,
+    live: bool,
 ) -> None:
-    """Append a batch by kind, and count each kind once it was taken."""
+    """Append a batch by kind, with its own times or with now; count each kind once it was taken."""
     for kind in ("events", "labels"):
         part = batch.only(kind)
         if not len(part):
             continue
         if kind not in topics:
             raise InputError(f"there are {kind} to publish, but no topic was given for them")
-        publisher.append(topics[kind], part.values, keys=part.keys, times=part.times)
+        times = None if live else part.times
+        publisher.append(topics[kind], part.values, keys=part.keys, times=times)
         if kind == "events":
             counts.events += len(part)
         else:

@@ -16,7 +16,7 @@ _GRID_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class DailyRhythm:
-    """``rate`` a second on average, ``swing`` (0 to 1) more at ``peak_hour`` UTC and less at night."""
+    """``rate`` a second on average, by the share ``swing`` more at ``peak_hour`` UTC."""
 
     rate: float
     swing: float = 0.5
@@ -42,7 +42,7 @@ class DailyRhythm:
 
 
 def zipf_weights(count: int, exponent: float) -> NDArray[np.float64]:
-    """Shares of ``count`` things of which the k-th is chosen in proportion to k to the -exponent."""
+    """Shares of ``count`` things: the k-th in proportion to k to the power of -exponent."""
     weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
     return np.asarray(weights / weights.sum())
 

@@ -98,7 +98,7 @@ def frame_messages(
     done, last_ms = 0, None
     for frame in frames:
         _check_columns(path, frame, fields)
-        frame = _prepared(frame, fields, done)
+        frame = _prepared(path, frame, fields, done)
         times = [time_ms(value, fields.scale) for value in frame[fields.time]]
         if last_ms is None:
             last_ms = next((time for time in times if time is not None), None)
@@ -129,12 +129,17 @@ def _check_columns(path: Path, frame: pl.DataFrame, fields: FileFields) -> None:
             )
 
 
-def _prepared(frame: pl.DataFrame, fields: FileFields, done: int) -> pl.DataFrame:
+def _prepared(path: Path, frame: pl.DataFrame, fields: FileFields, done: int) -> pl.DataFrame:
     """The frame with text where text is wanted, an id, and nothing that JSON has no number for."""
     casts = [pl.col(name).cast(pl.String) for name in fields.text_columns if name in frame.columns]
     decimals = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Decimal)]
     casts += [pl.col(name).cast(pl.Float64) for name in decimals if name not in fields.text_columns]
-    frame = frame.with_columns(casts)
+    try:
+        frame = frame.with_columns(casts)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).strip().split("\n")[0]
+        names = ", ".join(fields.text_columns)
+        raise InputError(f"{path}: {names} can't all be read as text: {reason}") from None
     if fields.id in frame.columns:
         return frame
     number = pl.int_range(done, done + len(frame)).cast(pl.String).alias(fields.id)

@@ -1,4 +1,4 @@
-"""Merges what a simulator makes into the order of publication: events as they happen, labels later."""
+"""Merges what a simulator makes into the order of publication: events, and labels later."""
 
 from __future__ import annotations
 

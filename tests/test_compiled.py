@@ -98,6 +98,18 @@ def test_equal_after_a_hundred_thousand_rows(optimizer: Any) -> None:
     assert_equal_runs(model, learner, steps(100_000, rng))
 
 
+def test_a_feature_without_variance_counts_for_nothing() -> None:
+    """Also when its weight is not zero, here because the model was trained before its scaler."""
+    trained = linear_model.LinearRegression()
+    trained.learn_one(dict.fromkeys(NAMES, 1.0), 2.0)
+    model = preprocessing.StandardScaler() | trained
+    learner = compiled(model, NAMES)
+    assert learner is not None
+    features = np.array([[1.0, 2.0, 3.0], [7.0, 2.0, 9.0]])
+    op, row = np.array([0, 1, 0, 1, 0], np.uint8), np.array([1, 0, 1, 1, 0])
+    assert_equal_runs(model, learner, (features, op, row, np.ones(5)))
+
+
 def test_log_loss_weights_are_kept() -> None:
     loss = optim.losses.Log(weight_pos=5.0, weight_neg=0.5)
     model = linear_model.LogisticRegression(loss=loss)

@@ -86,6 +86,13 @@ def test_a_known_change_is_found_soon_and_once(detector: str) -> None:
     assert alarm.seen == alarm.row + 1
 
 
+def test_each_alarm_tells_of_its_own_change() -> None:
+    values, times = np.repeat([0.0, 1.0, 5.0], 500), np.arange(1_500) * HOUR
+    first, second = Watch(monitor("loss", clock=1)).update_many(values, times)
+    assert (first.before, second.before) == (0.0, 1.0)
+    assert 0.0 < first.after <= 1.0 < second.after <= 5.0
+
+
 def test_false_alarms_are_rare() -> None:
     values, times = errors([0.2], 200_000)
     for declared in (monitor("loss"), monitor("loss", "PageHinkley", threshold=150)):

@@ -7,6 +7,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from dataflows.cli.consume import consume
 from dataflows.cli.demo import demo
@@ -23,7 +24,7 @@ app = typer.Typer(
     name="anabranch",
     help=(
         "Real-time machine learning on event streams: exact windowed features, online models that "
-        "predict and learn on every event.\n\n"
+        "predict and learn on every event. Start with `anabranch demo`.\n\n"
         "Every option can also be given by environment variable; each command's help names them. "
         "Exit codes: 0 done, 1 something you can mend (said in one sentence), 2 wrong usage, "
         "130 interrupted."
@@ -43,14 +44,8 @@ def main() -> None:
     try:
         app()
     except AnabranchError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {_plain(error)}")
+        sentence = Text.assemble(("error: ", "bold red"), str(error))
+        Console(stderr=True, highlight=False).print(sentence, soft_wrap=True)
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone, as `| head` does
-        sys.exit(EXIT_ERROR)
-
-
-def _plain(error: AnabranchError) -> str:
-    return str(error).replace("[", r"\[")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import orjson
@@ -21,7 +22,11 @@ def consume(
     topic: Annotated[str, typer.Argument(help="For example payments.predictions.")],
     begin: Annotated[
         str,
-        typer.Option("--from", help="earliest, latest, or an offset (of every partition read)."),
+        typer.Option(
+            "--from",
+            envvar="ANABRANCH_CONSUME_FROM",
+            help="earliest, latest, or an offset (of every partition read).",
+        ),
     ] = "earliest",
     partition: Annotated[
         int | None, typer.Option("--partition", min=0, help="Only this partition.")
@@ -40,23 +45,43 @@ def consume(
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
 ) -> None:
-    """Print the messages of a topic, oldest first. With --follow, Ctrl-C ends it."""
+    """Print the messages of a topic, oldest first. With --follow, Ctrl-C ends it.
+
+    Examples:
+
+        anabranch consume payments.predictions --limit 5 --pretty
+
+        anabranch consume payments.dead-letters --no-follow | jq .reason
+    """
+    if begin not in ("earliest", "latest") and not begin.isdecimal():
+        raise typer.BadParameter(f"--from must be earliest, latest or an offset, not {begin!r}")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with opened_bus(bus, bus_set) as opened:
         places = _places(opened, topic, partition, begin)
         ends = None if follow else _ends(opened, topic, places)
-        printed = 0
-        write = _write_raw if raw else _pretty_writer()
-        for value in _messages(opened, places, ends, stop):
-            if limit is not None and printed >= limit:
-                break
-            write(value)
-            printed += 1
-            if limit is not None and printed >= limit:
-                break
-        sys.stdout.flush()
+        try:
+            _print(opened, places, ends, stop, limit, _write_raw if raw else _pretty_writer())
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has what it wanted, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print(
+    bus: Bus,
+    places: dict[TopicPartition, int],
+    ends: dict[TopicPartition, int] | None,
+    stop: threading.Event,
+    limit: int | None,
+    write: Callable[[bytes], None],
+) -> None:
+    if limit == 0:
+        return
+    for printed, value in enumerate(_messages(bus, places, ends, stop), 1):
+        write(value)
+        if printed == limit:
+            return
 
 
 def _places(
@@ -72,8 +97,6 @@ def _places(
         )
     starts, ends = bus.start_offsets(topic), bus.end_offsets(topic)
     numbers = range(known[topic]) if partition is None else [partition]
-    if begin not in ("earliest", "latest") and not begin.isdecimal():
-        raise InputError(f"--from must be earliest, latest or an offset, not {begin!r}")
     return {
         TopicPartition(topic, number): _offset(begin, starts[number], ends[number])
         for number in numbers
@@ -115,7 +138,7 @@ def _write_raw(value: bytes) -> None:
     sys.stdout.buffer.write(value + b"\n")
 
 
-def _pretty_writer():  # type: ignore[no-untyped-def]
+def _pretty_writer() -> Callable[[bytes], None]:
     console = Console(soft_wrap=True)
 
     def write(value: bytes) -> None:
@@ -123,6 +146,6 @@ def _pretty_writer():  # type: ignore[no-untyped-def]
             text = orjson.dumps(orjson.loads(value), option=orjson.OPT_INDENT_2).decode()
             console.print_json(text)
         except orjson.JSONDecodeError:
-            console.print(repr(value))
+            console.print(repr(value), markup=False)
 
     return write

@@ -39,7 +39,26 @@ PipelineName = Annotated[
     ),
 ]
 Partitions = Annotated[
-    int, typer.Option("--partitions", min=1, help="Partitions of topics that are created.")
+    int | None,
+    typer.Option(
+        "--partitions",
+        min=1,
+        help="Partitions of topics that are created; by default as many as those that exist "
+        "have, else 1.",
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--rate", help="Messages a second, as live traffic. Default: as fast as possible."
+    ),
+]
+Speedup = Annotated[
+    float | None,
+    typer.Option(
+        "--speedup",
+        help="As live traffic, with event time going by so many times faster than the clock.",
+    ),
 ]
 
 
@@ -69,3 +88,27 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, str]:
             raise InputError(f"bus setting {setting!r} must be written KEY=VALUE")
         pairs[key.strip()] = value
     return pairs
+
+
+def create_topics(bus: Bus, names: Sequence[str], partitions: int | None) -> list[str]:
+    """Create those of ``names`` that are missing, all with one partition count; return them.
+
+    Raises:
+        InputError: they exist with different counts, or with another than ``partitions``.
+    """
+    found = bus.topics()
+    counts = {name: found[name] for name in names if name in found}
+    if partitions is None and len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise InputError(
+            f"these topics need equal partition counts (an event and its label go to the same "
+            f"number): {listed}; delete one of them, or use another bus"
+        )
+    wanted = partitions or next(iter(counts.values()), 1)
+    for name, count in counts.items():
+        if count != wanted:
+            raise InputError(
+                f"topic {name} has {count} partitions, not {wanted}: leave out --partitions, or "
+                f"say --partitions {count}"
+            )
+    return bus.create_topics(dict.fromkeys(names, wanted))

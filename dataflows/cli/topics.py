@@ -9,8 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dataflows.bus import Bus
-from dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, Partitions, opened_bus
-from dataflows.load import load_pipeline
+from dataflows.cli.options import (
+    DEFAULT_BUS,
+    BusSettings,
+    BusUrl,
+    Partitions,
+    create_topics,
+    opened_bus,
+)
 
 
 def topics(
@@ -21,21 +27,30 @@ def topics(
     create: Annotated[
         bool, typer.Option("--create", help="Create the pipeline's topics that are missing.")
     ] = False,
-    partitions: Partitions = 1,
+    partitions: Partitions = None,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
 ) -> None:
-    """List topics with their partitions and messages, or create those of a pipeline."""
+    """List topics with their partitions and messages, or create those of a pipeline.
+
+    Examples:
+
+        anabranch topics
+
+        anabranch topics fraud.py --create --partitions 4
+    """
+    if create and pipeline is None:
+        raise typer.BadParameter("name the pipeline whose topics are to be created")
     with opened_bus(bus, bus_set) as opened:
         wanted: list[str] | None = None
         if pipeline is not None:
+            from dataflows.load import load_pipeline
+
             declared = load_pipeline(pipeline)
             wanted = [*declared.inputs, *declared.topics.outputs]
             if create:
-                for name in opened.create_topics(dict.fromkeys(wanted, partitions)):
+                for name in create_topics(opened, wanted, partitions):
                     typer.echo(f"created {name}")
-        elif create:
-            raise typer.BadParameter("name the pipeline whose topics are to be created")
         Console().print(_table(opened, wanted))
 
 

@@ -46,5 +46,5 @@ pipeline = Pipeline(
     model=preprocessing.StandardScaler()
     | linear_model.LogisticRegression(optimizer=optim.SGD(0.005)),
     metrics=("ROCAUC", "LogLoss", "Accuracy"),
-    monitors=[monitor("loss", cooldown="1h")],
+    monitors=[monitor("loss", loss="brier", delta=1e-4)],
 )

@@ -6,7 +6,7 @@ own `progressive_val_score` gives with the same model on the same features.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from river import linear_model, naive_bayes, preprocessing
@@ -47,12 +47,13 @@ def dataset_event(shape: DatasetShape) -> type[Event]:
     fields: list[tuple[str, Any]] = [(ID, str), (TIME, int)]
     fields += list(shape.fields.values())
     fields.append((TARGET, shape.target))
-    return msgspec.defstruct(shape.name, fields, bases=(Event,), kw_only=True, module=__name__)
+    made = msgspec.defstruct(shape.name, fields, bases=(Event,), kw_only=True, module=__name__)
+    return cast(type[Event], made)
 
 
 def _model(shape: DatasetShape) -> Any:
     if shape.task == "multiclass":
-        return preprocessing.StandardScaler() | naive_bayes.GaussianNB()
+        return preprocessing.StandardScaler() | naive_bayes.GaussianNB()  # type: ignore[no-untyped-call]
     if shape.task == "regression":
         return preprocessing.StandardScaler() | linear_model.LinearRegression()
     return preprocessing.StandardScaler() | linear_model.LogisticRegression()

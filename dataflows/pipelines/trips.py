@@ -45,5 +45,5 @@ pipeline = Pipeline(
     model=preprocessing.StandardScaler()
     | linear_model.LinearRegression(optimizer=optim.AdaGrad(0.3)),
     metrics=("MAE", "RMSE", "R2"),
-    monitors=[monitor("loss", cooldown="1h")],
+    monitors=[monitor("loss", delta=1e-8, cooldown="6h")],
 )

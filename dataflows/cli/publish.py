@@ -1,0 +1,172 @@
+"""``anabranch publish``: a file, or one of River's data sets, onto the topics of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dataflows.bus import Bus
+from dataflows.cli.options import (
+    DEFAULT_BUS,
+    BusSettings,
+    BusUrl,
+    Partitions,
+    Rate,
+    Speedup,
+    create_topics,
+    opened_bus,
+)
+from dataflows.cli.publishing import Publishing
+from dataflows.cli.simulate import check_pacing
+from state.errors import InputError
+
+if TYPE_CHECKING:
+    from dataflows.pipeline import Pipeline
+    from dataflows.schema import Schema
+    from producers.batch import Batch, Kind
+
+
+def publish(
+    pipeline: Annotated[
+        str | None,
+        typer.Argument(
+            help="Whose topics: payments, fraud.py, shop.fraud:flow, …", metavar="[PIPELINE]"
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="The events: .jsonl, .csv or .parquet.", metavar="[FILE]"),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="A file of labels, merged with the events by time."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            metavar="NAME",
+            help="Instead of a file, a data set of River's: Bananas, ChickWeights, ImageSegments, "
+            "Phishing, SP500Stocks, Shuttle or TrumpApproval; `list` says what is in them.",
+        ),
+    ] = None,
+    rate: Rate = None,
+    speedup: Speedup = None,
+    partitions: Partitions = None,
+    bus: BusUrl = DEFAULT_BUS,
+    bus_set: BusSettings = None,
+) -> None:
+    """Publish a file's or a data set's rows as events; topics that are missing are created.
+
+    At --rate or --speedup it is live traffic and message times are now; else it is history and
+    message times are those of the events.
+
+    Examples:
+
+        anabranch publish --dataset Phishing
+
+        anabranch publish fraud.py payments.jsonl --labels verdicts.jsonl --speedup 60
+    """
+    if dataset is not None:
+        if pipeline is not None or labels is not None:
+            raise typer.BadParameter("--dataset goes without a pipeline, a file and --labels")
+        if dataset == "list":
+            _list_datasets()
+            return
+    elif pipeline is None or file is None:
+        raise typer.BadParameter("name a PIPELINE and a FILE, or --dataset NAME")
+    pacing = check_pacing(rate, speedup)
+    with opened_bus(bus, bus_set) as opened:
+        if dataset is not None:
+            publishing, batches = _from_dataset(opened, dataset, partitions)
+        else:
+            assert pipeline is not None
+            assert file is not None
+            publishing, batches = _from_files(opened, pipeline, file, labels, partitions)
+        with publishing.shown() as send:
+            send(batches, pacing)
+
+
+def _from_dataset(
+    bus: Bus, name: str, partitions: int | None
+) -> tuple[Publishing, Iterator[Batch]]:
+    from producers.datasets import dataset_messages, dataset_shape
+
+    shape = dataset_shape(name)
+    topics: dict[Kind, str] = {"events": f"{shape.pipeline}.events"}
+    create_topics(bus, list(topics.values()), partitions)
+    return Publishing(bus, topics, total=shape.rows), dataset_messages(name)
+
+
+def _from_files(
+    bus: Bus, name: str, file: Path, labels: Path | None, partitions: int | None
+) -> tuple[Publishing, Iterator[Batch]]:
+    from dataflows.load import load_pipeline
+    from producers.files import count_rows
+
+    pipeline = load_pipeline(name)
+    if labels is not None and not pipeline.labels_apart:
+        raise InputError(
+            f"the labels of pipeline {pipeline.name!r} are in its events: leave out --labels"
+        )
+    counts = [count_rows(path) for path in (file, labels) if path is not None]
+    known = [count for count in counts if count is not None]
+    batches = _event_messages(pipeline, file)
+    topics: dict[Kind, str] = {"events": pipeline.topics.events}
+    if labels is not None:
+        batches = _with_labels(pipeline, batches, labels)
+        topics["labels"] = pipeline.topics.labels
+    create_topics(bus, pipeline.inputs, partitions)
+    total = sum(known) if len(known) == len(counts) else None
+    return Publishing(bus, topics, total=total), batches
+
+
+def _event_messages(pipeline: Pipeline, file: Path) -> Iterator[Batch]:
+    from producers.files import file_messages
+
+    return file_messages(
+        file,
+        time_field=pipeline.time,
+        time_unit=pipeline.time_unit,
+        id_field=pipeline.id,
+        key_field=pipeline.partition_field,
+        text_fields=_text_fields(pipeline.schema),
+    )
+
+
+def _with_labels(pipeline: Pipeline, events: Iterator[Batch], file: Path) -> Iterator[Batch]:
+    """Events and labels by time, each label with the key of the event that it judges."""
+    from dataflows.messages import Delayed
+    from dataflows.schema import Schema
+    from producers.files import file_messages
+    from producers.merge import labels_follow_events, merged
+
+    label = pipeline.label
+    assert isinstance(label, Delayed)
+    labels = file_messages(
+        file,
+        time_field=label.time,
+        time_unit=pipeline.time_unit,
+        id_field=label.id,
+        key_field=label.id,
+        text_fields=_text_fields(Schema.of(label.type)),
+        topic_kind="labels",
+    )
+    return labels_follow_events(merged(events, labels), pipeline.id, label.id)
+
+
+def _text_fields(schema: Schema) -> list[str]:
+    return [name for name, field in schema.fields.items() if field.kind == "text"]
+
+
+def _list_datasets() -> None:
+    from producers.datasets import DATASETS, dataset_shape
+
+    for name in DATASETS:
+        shape = dataset_shape(name)
+        typer.echo(
+            f"{name}: {shape.rows:,} rows, {shape.task}, {len(shape.fields)} numeric features"
+        )
