@@ -12,7 +12,6 @@ import time
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, Union, get_args, get_origin
 
 import msgspec
@@ -28,6 +27,9 @@ from state.extent import extent
 
 Fault = tuple[str, str]
 """A short stable reason, and the sentence for people."""
+
+ColumnReader = Callable[[list[Any]], tuple[list[Any], ...]]
+"""Structs to columns, see `column_reader`."""
 
 _PLAIN = (int, float, str, bool, type(None))
 
@@ -103,19 +105,24 @@ class BatchDecoder:
         self._labels = StructDecoder(label.type, label.time) if self._label and isinstance(
             label, Delayed
         ) else None
-        self._target = label.field if isinstance(label, Inline) else None
         self._target_is_number = pipeline.target_kind == "number"
-        self._id_field, self._time_field = pipeline.id, pipeline.time
+        self._id = pipeline.id
+        self._read_time = column_reader([pipeline.time])
+        self._target = label.field if isinstance(label, Inline) else None
+        self._names = [pipeline.id, *([self._target] if self._target else []), *pipeline.used_fields]
+        self._read = column_reader(self._names)
+        if isinstance(label, Delayed):
+            self._read_label_time = column_reader([label.time])
+            self._read_label = column_reader([label.id, label.field])
         self._time_scale = pipeline.time_scale
         self._row_features = list(pipeline.row_features)
         self._width = len(pipeline.columns)
-        self._used_fields = pipeline.used_fields
         self._number_fields = pipeline.number_fields
         self._entity_columns = _entity_columns(pipeline)
 
     def decode(self, raw: RawBatch) -> Batch:
         """Decode everything that can be; what can't be is in the batch's ``dead``."""
-        events = self._decode_rows(self._events, raw.events, self._time_field, self._check_numbers)
+        events = self._decode_rows(self._events, raw.events, self._read_time, self._check_numbers)
         labels = self._decode_labels(raw.labels)
         order = raw.order
         if events.kept is not None or labels.kept is not None:
@@ -124,14 +131,14 @@ class BatchDecoder:
             )
         structs, rows = events.structs, events.rows
         features = np.zeros((len(structs), self._width))
-        columns = self._read_columns(structs)
+        columns = dict(zip(self._names, self._read(structs), strict=True))
         for feature, place in self._row_features:
             feature.fill(features[:, place], events.times, columns)
-        id_field, target = self._id_field, self._target
+        target = self._target
         return Batch(
             origin=raw.origin,
             sequence=raw.sequence,
-            ids=_read(structs, id_field),
+            ids=columns[self._id],
             times=events.times,
             partitions=rows.partitions,
             offsets=rows.offsets,
@@ -139,7 +146,7 @@ class BatchDecoder:
             payloads=rows.values,
             features=features,
             columns={name: columns[name] for name in self._entity_columns},
-            targets=_read(structs, target) if target else None,
+            targets=columns[target] if target else None,
             labels=self._label_rows(labels),
             order=order,
             read_at=raw.read_at,
@@ -151,7 +158,7 @@ class BatchDecoder:
         self,
         decoder: StructDecoder,
         rows: RawRows,
-        time_field: str,
+        read_time: ColumnReader,
         check: Callable[[list[Any]], dict[int, Fault]],
     ) -> _Decoded:
         """The good rows; the bad ones are found, said and left out, one kind after the other."""
@@ -161,20 +168,20 @@ class BatchDecoder:
         kept: NDArray[np.int64] | None = None
         if faults:
             rows, structs, kept = _drop(rows, structs, kept, faults, dead)
-        times, faults = parse_times_ms(_read(structs, time_field), scale)
+        times, faults = parse_times_ms(read_time(structs)[0], scale)
         if faults:
             rows, structs, kept = _drop(rows, structs, kept, faults, dead)
-            times, _ = parse_times_ms(_read(structs, time_field), scale)
+            times, _ = parse_times_ms(read_time(structs)[0], scale)
         faults = check(structs) | self._ahead(rows, times)
         if faults:
             rows, structs, kept = _drop(rows, structs, kept, faults, dead)
-            times, _ = parse_times_ms(_read(structs, time_field), scale)
+            times, _ = parse_times_ms(read_time(structs)[0], scale)
         return _Decoded(rows, structs, times, kept, dead)
 
     def _decode_labels(self, rows: RawRows) -> _Decoded:
         if self._labels is None or self._label is None or not len(rows):
             return _Decoded(rows, [], rows.times, None, [])
-        return self._decode_rows(self._labels, rows, self._label.time, self._check_label)
+        return self._decode_rows(self._labels, rows, self._read_label_time, self._check_label)
 
     def _ahead(self, rows: RawRows, times: NDArray[np.int64]) -> dict[int, Fault]:
         """Rows whose time is further ahead of publishing, or of the clock, than is allowed."""
@@ -192,7 +199,7 @@ class BatchDecoder:
     def _check_numbers(self, structs: list[Any]) -> dict[int, Fault]:
         faults: dict[int, Fault] = {}
         for name in self._number_fields:
-            values = _read(structs, name)
+            values = [getattr(struct, name) for struct in structs]
             if not _all_finite(values):
                 for row, value in enumerate(values):
                     if value is not None and not _all_finite([value]):
@@ -203,7 +210,7 @@ class BatchDecoder:
         assert self._label is not None
         if not self._target_is_number:
             return {}
-        values = _read(structs, self._label.field)
+        values = self._read_label(structs)[1]
         if _all_finite(values):
             return {}
         return {
@@ -212,16 +219,14 @@ class BatchDecoder:
             if not _all_finite([value])
         }
 
-    def _read_columns(self, structs: list[Any]) -> dict[str, list[Any]]:
-        return {name: _read(structs, name) for name in self._used_fields}
-
     def _label_rows(self, decoded: _Decoded) -> LabelRows:
         label, structs, rows = self._label, decoded.structs, decoded.rows
         if label is None or not structs:
             return NO_LABELS
+        ids, values = self._read_label(structs)
         return LabelRows(
-            ids=_read(structs, label.id),
-            values=_read(structs, label.field),
+            ids=ids,
+            values=values,
             times=decoded.times,
             partitions=rows.partitions,
             offsets=rows.offsets,
@@ -249,8 +254,23 @@ def payload_fields(payload: bytes) -> dict[str, str]:
         return {"payload_base64": base64.b64encode(payload).decode()}
 
 
-def _read(structs: list[Any], name: str) -> list[Any]:
-    return list(map(attrgetter(name), structs))
+def column_reader(names: Sequence[str]) -> ColumnReader:
+    """A function that reads these fields of structs, a list for each.
+
+    It is generated, as dataclasses generate their methods: attributes that are spelt out are read
+    twice as fast as by `operator.attrgetter`. The names are those of a declared type.
+
+    >>> class Point(msgspec.Struct):
+    ...     x: int
+    ...     y: int
+    >>> column_reader(["y", "x"])([Point(1, 2), Point(3, 4)])
+    ([2, 4], [1, 3])
+    """
+    if not all(name.isidentifier() for name in names):
+        raise ValueError(f"not all of {names!r} are names")
+    lists = "".join(f"[struct.{name} for struct in structs], " for name in names)
+    read: ColumnReader = eval(f"lambda structs: ({lists})")
+    return read
 
 
 def _drop(

@@ -15,6 +15,7 @@ from dataflows.messages import DeadLetter, DriftSignal
 from dataflows.pipeline import Pipeline
 from dataflows.sink import Outgoing, part_name
 from models.learner import NO_LABEL, Predictions, Task
+from state.extent import extent
 
 
 @dataclass(slots=True)
@@ -55,7 +56,9 @@ class Encoder:
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self._topics = pipeline.topics
+        topics = pipeline.topics
+        self._events, self._predicted = topics.events, topics.predictions
+        self._dead_letters, self._drift = topics.dead_letters, topics.drift
         self._task = pipeline.task
         self._model = pipeline.model_name
         self._names = pipeline.columns if pipeline.with_features else None
@@ -78,11 +81,11 @@ class Encoder:
                 own = rows if places is None else [rows[place] for place in places.tolist()]
                 published = batch.published if places is None else batch.published[places]
                 outgoing[partition] = Outgoing(
-                    partition, {self._topics.predictions: own}, published, batch.read_at
+                    partition, {self._predicted: own}, published, batch.read_at
                 )
         for topic, messages in (
-            (self._topics.dead_letters, batch.dead + result.dead),
-            (self._topics.drift, result.signals),
+            (self._dead_letters, batch.dead + result.dead),
+            (self._drift, result.signals),
         ):
             for message in messages:
                 item = outgoing.setdefault(message.partition, Outgoing(message.partition, {}))
@@ -97,7 +100,7 @@ class Encoder:
         columns: list[Sequence[Any]] = [
             batch.ids,
             batch.times.tolist(),
-            [self._topics.events] * n,
+            [self._events] * n,
             batch.partitions.tolist(),
             batch.offsets.tolist(),
             [self._model] * n,
@@ -106,7 +109,7 @@ class Encoder:
         ]
         if self._names:
             columns.append([dict(zip(self._names, r, strict=True)) for r in batch.features.tolist()])
-        return list(map(self._encoder.encode, map(self._row, *columns)))
+        return self._encoder.encode_lines(list(map(self._row, *columns)))[:-1].split(b"\n")
 
 
 def _answers(task: Task, predictions: Predictions) -> list[list[Any]]:
@@ -114,12 +117,16 @@ def _answers(task: Task, predictions: Predictions) -> list[list[Any]]:
     if task is Task.MULTICLASS:
         return [list(predictions.labels), [{str(k): p for k, p in each.items()} for each in values]]
     scores: list[float | None] = values.tolist()
-    if np.isnan(values).any():
+    if task is not Task.BINARY:
         scores = [None if score != score else score for score in scores]
-    if task is Task.BINARY:
-        answers = [_BINARY_ANSWER[label] for label in predictions.binary_labels().tolist()]
-        return [answers, scores]
-    return [scores, scores] if task is Task.ANOMALY else [scores]
+        return [scores, scores] if task is Task.ANOMALY else [scores]
+    if predictions.labels is None:
+        answers = [None if p != p else p > 0.5 for p in scores]  # type: ignore[operator]
+    else:
+        answers = [_BINARY_ANSWER[label] for label in predictions.labels.tolist()]
+    if None in answers:
+        scores = [None if score != score else score for score in scores]
+    return [answers, scores]
 
 
 _BINARY_ANSWER = {0: False, 1: True, NO_LABEL: None}
@@ -128,7 +135,7 @@ _BINARY_ANSWER = {0: False, 1: True, NO_LABEL: None}
 def _by_partition(
     partitions: NDArray[np.int64],
 ) -> list[tuple[int, NDArray[np.int64] | None]]:
-    first = int(partitions[0])
-    if (partitions == first).all():
+    first, last = extent(partitions)
+    if first == last:
         return [(first, None)]
     return [(p, np.flatnonzero(partitions == p)) for p in np.unique(partitions).tolist()]

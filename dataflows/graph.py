@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
+from bytewax.operators import StatefulBatchLogic
 
 from dataflows.bus import Bus
-from dataflows.encode import Encoder
+from dataflows.encode import Encoder, Results
+from dataflows.failure import Guard, watched
 from dataflows.intake import Intake, IntakeOptions
 from dataflows.metrics import WorkerMetrics
 from dataflows.model_step import ModelStep
 from dataflows.pipeline import Pipeline
 from dataflows.sink import BusSink
-from dataflows.windows import Router, WindowStep, to_models
+from dataflows.windows import Item, Router, WindowStep, to_models
 
 
 def build_graph(
@@ -32,8 +34,11 @@ def build_graph(
     workers: int = 1,
     shards: int = 8,
     metrics: WorkerMetrics | None = None,
+    guard: Guard | None = None,
 ) -> Dataflow:
     """The dataflow of ``pipeline`` on ``bus``, for ``workers`` workers and ``shards`` shards.
+
+    ``guard`` watches the steps for errors that the user should see alone.
 
     Raises:
         BusError: an input topic is missing, or partition counts differ.
@@ -45,12 +50,18 @@ def build_graph(
     bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
     encoder = Encoder(pipeline)
 
+    def fill(_resume: None) -> StatefulBatchLogic[Item, Item, None]:
+        return watched(WindowStep(pipeline, metrics), guard)
+
+    def model(_resume: None) -> StatefulBatchLogic[Item, Results, None]:
+        return watched(ModelStep(pipeline, metrics), guard)
+
     flow = Dataflow(pipeline.name.replace("-", "_"))
     rows = op.input("intake", flow, intake)
-    filled = op.stateful_batch("windows", rows, lambda _resume: WindowStep(pipeline, metrics))
+    filled = op.stateful_batch("windows", rows, fill)
     if workers > 1:
         filled = op.flat_map_batch("to_models", filled, to_models)
-    results = op.stateful_batch("models", filled, lambda _resume: ModelStep(pipeline, metrics))
+    results = op.stateful_batch("models", filled, model)
     outgoing = op.flat_map_batch("encode", results, encoder)
     op.output("sink", outgoing, BusSink(bus, partitions, metrics.on_written))
     return flow

@@ -105,6 +105,7 @@ class _SharedReader:
         self._ends: dict[TopicPartition, int] | None = None
         self._committed_at = time.monotonic()
         self.parts: list[_IntakePartition] = []
+        metrics.ask(lambda: metrics.on_lag(self.reader))
 
     def join(self, part: _IntakePartition, offsets: Offsets | None) -> None:
         """Add a partition; without ``offsets`` it begins where the options say."""
@@ -123,11 +124,13 @@ class _SharedReader:
 
     def finished(self) -> bool:
         """Whether this worker has read all that it should."""
-        if self.options.stop.is_set():
-            return True
-        return self._ends is not None and all(
-            self.reader.positions[at] >= end for at, end in self._ends.items()
-        )
+        if self._ends is None:
+            return self.options.stop.is_set()
+        positions = self.reader.positions
+        for at, end in self._ends.items():
+            if positions[at] < end:
+                return self.options.stop.is_set()
+        return True
 
     def read(self) -> list[Keyed]:
         """The next batch, routed; nothing when none is there or an epoch is being closed."""
@@ -140,8 +143,6 @@ class _SharedReader:
             return []
         batch = self._admission.admit(self._decoder.decode(raw))
         self._metrics.on_batch(raw, batch)
-        if self._metrics.due():
-            self._metrics.on_lag(self.reader)
         return self._route(batch)
 
     def leave(self, part: _IntakePartition) -> None:

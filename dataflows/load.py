@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,9 @@ from dataflows.pipeline import Pipeline
 from dataflows.pipelines import SHIPPED
 from dataflows.pipelines.datasets import dataset_pipeline
 from state.errors import AnabranchError, DeclarationError
+
+_OURS = [Path(__file__).parents[1] / name for name in ("dataflows", "models", "producers", "state")]
+_STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 
 HOW = (
     "name a shipped pipeline ({shipped}), dataset:NAME, a file such as fraud.py or fraud.py:flow, "
@@ -35,6 +39,8 @@ def load_pipeline(name: str) -> Pipeline:
         return _attribute(_load_file(Path(place)), attribute or "pipeline", name)
     if "." in place or attribute:
         return _attribute(_load_module(place), attribute or "pipeline", name)
+    if Path(f"{name}.py").is_file():
+        raise DeclarationError(f"there is no pipeline {name!r}: did you mean the file {name}.py?")
     raise DeclarationError(
         f"there is no pipeline {name!r}: {HOW.format(shipped=', '.join(SHIPPED))}"
     )
@@ -43,17 +49,21 @@ def load_pipeline(name: str) -> Pipeline:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise DeclarationError(f"pipeline file {str(path)!r} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = path.stem if path.stem.isidentifier() else "pipeline_file"
+    while name in sys.modules or name in sys.stdlib_module_names:
+        name += "_"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module  # types are looked up there
+    sys.path.insert(0, str(path.parent.absolute()))  # as `python FILE` does
     try:
         spec.loader.exec_module(module)
-    except AnabranchError:
-        raise
     except Exception as error:
         raise DeclarationError(_where(error, str(path))) from error
+    finally:
+        sys.path.pop(0)
     return module
 
 
@@ -61,8 +71,6 @@ def _load_module(name: str) -> ModuleType:
     sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except AnabranchError:
-        raise
     except Exception as error:
         raise DeclarationError(_where(error, name)) from error
     finally:
@@ -70,15 +78,31 @@ def _load_module(name: str) -> ModuleType:
 
 
 def _where(error: Exception, place: str) -> str:
-    """One sentence: what went wrong and on which line of the user's code."""
-    line: int | None
+    """One sentence: what went wrong, and on which line of which of the user's files."""
     if isinstance(error, SyntaxError):
-        line = error.lineno
-    else:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(place)]
-        line = frames[-1].lineno if frames else None
-    where = f"{place}, line {line}" if line else place
-    return f"pipeline {where} can't be loaded: {type(error).__name__}: {error}"
+        where = f"{_shown(error.filename) or place}, line {error.lineno}"
+        return f"{where}: the pipeline can't be loaded: {error.msg}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame)]
+    where = f"{_shown(frames[-1].filename)}, line {frames[-1].lineno}" if frames else place
+    if isinstance(error, AnabranchError):
+        return f"{where}: {error}"
+    return f"{where}: the pipeline can't be loaded: {type(error).__name__}: {error}"
+
+
+def _is_users(frame: traceback.FrameSummary) -> bool:
+    """Whether a line is the user's own: not Python's, of a package, or of this program."""
+    path = Path(frame.filename)
+    if not path.is_file() or any(path.is_relative_to(each) for each in _OURS):
+        return False
+    return "site-packages" not in path.parts and not path.is_relative_to(_STANDARD_LIBRARY)
+
+
+def _shown(filename: str | None) -> str:
+    """A path as the user would write it: relative to where they are, if it is below."""
+    if filename is None:
+        return ""
+    path, here = Path(filename).absolute(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _attribute(module: ModuleType, attribute: str, name: str) -> Pipeline:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter as Tally
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ class WorkerMetrics:
         self._published: list[tuple[float, NDArray[np.int64]]] = []
         self._read: list[tuple[int, float]] = []
         self._newest_ms: int | None = None
+        self._tellers: list[Callable[[], None]] = []
+        self._window_sizes: dict[str, dict[object, tuple[int, int]]] = {}
         self._counters = {
             "events": self._counter("anabranch_events", "Events read, good and bad"),
             "labels": self._counter("anabranch_labels", "Labels read, good and bad"),
@@ -74,17 +76,19 @@ class WorkerMetrics:
             "anabranch_event_time_seconds", "Greatest event time admitted, seconds since 1970"
         )
 
-    def due(self) -> bool:
-        """Whether it is time to bring slow-moving figures up to date (twice a second)."""
-        return self._clock() >= self._flush_at
+    def ask(self, tell: Callable[[], None]) -> None:
+        """Call ``tell`` at every flush: it sets the figures that only its owner knows."""
+        self._tellers.append(tell)
 
     def flush_if_due(self) -> None:
-        """Flush when it is time."""
-        if self.due():
+        """Flush when it is time (twice a second)."""
+        if self._clock() >= self._flush_at:
             self.flush()
 
     def flush(self) -> None:
         """Bring what was counted since the last time into the metrics."""
+        for tell in self._tellers:
+            tell()
         pipeline, counts = self._pipeline, self._counts
         self._flush_at = self._clock() + FLUSH_EVERY_S
         for name, counter in self._counters.items():
@@ -122,10 +126,14 @@ class WorkerMetrics:
         for at, lag in reader.lag().items():
             self._lag.labels(self._pipeline, at.topic, str(at.partition)).set(lag)
 
-    def on_windows(self, entity: str, keys: int, nbytes: int, late_rows: int) -> None:
-        """How the windows stand; ``late_rows`` is how many more rows came too late."""
-        self._keys.labels(self._pipeline, entity).set(keys)
-        self._bytes.labels(self._pipeline, entity).set(nbytes)
+    def on_windows(
+        self, shard: object, entity: str, keys: int, nbytes: int, late_rows: int
+    ) -> None:
+        """How the windows of one shard stand; ``late_rows`` is how many more rows came too late."""
+        sizes = self._window_sizes.setdefault(entity, {})
+        sizes[shard] = keys, nbytes
+        self._keys.labels(self._pipeline, entity).set(sum(each[0] for each in sizes.values()))
+        self._bytes.labels(self._pipeline, entity).set(sum(each[1] for each in sizes.values()))
         if late_rows:
             self._late.labels(self._pipeline, entity).inc(late_rows)
 

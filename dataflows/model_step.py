@@ -93,6 +93,7 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
             wait_ms=parse_duration_ms(label.wait) if isinstance(label, Delayed) else None,
             inline=self._inline,
         )
+        metrics.ask(self._tell)
 
     def on_batch(self, values: list[Item]) -> tuple[list[Results], bool]:
         whole = [batch for item in values for batch in self._assembler.add(item)]
@@ -126,9 +127,10 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
             signals=[self._signal(alarm, batch, outcome) for alarm in outcome.alarms],
         )
         self._metrics.on_results(results, len(outcome.learned.times))
-        if self._metrics.due():
-            self._metrics.on_models(len(self.prequential.pending), self._quality())
         return results
+
+    def _tell(self) -> None:
+        self._metrics.on_models(len(self.prequential.pending), self._quality())
 
     def _quality(self) -> dict[tuple[str, str], float]:
         return {

@@ -8,10 +8,16 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry
 from rich.table import Table
 
+Buckets = dict[float, float]
+"""Upper bound in seconds → how many observations were at most that, as Prometheus counts them."""
+
 
 @dataclass(slots=True)
 class Status:
-    """Counts since the start; ``quality`` by metric name; latencies in seconds."""
+    """Counts since the start; ``quality`` by metric name; latencies in seconds.
+
+    ``latency`` is from a message's time to its prediction, ``processing`` from when it was read.
+    """
 
     events: float = 0
     labels: float = 0
@@ -23,8 +29,8 @@ class Status:
     waiting: float = 0
     lag: float = 0
     keys: dict[str, float] = field(default_factory=dict)
-    latency: dict[float, float] = field(default_factory=dict)
-    processing: dict[float, float] = field(default_factory=dict)
+    latency: Buckets = field(default_factory=dict)
+    processing: Buckets = field(default_factory=dict)
 
 
 _COUNTS = {
@@ -43,6 +49,7 @@ _BY_LABEL = {
     "anabranch_latency_seconds_bucket": ("latency", "le"),
     "anabranch_processing_seconds_bucket": ("processing", "le"),
 }
+_TITLES = {"ROCAUC": "ROC AUC", "LogLoss": "log loss", "Accuracy": "accuracy"}
 
 
 def read_status(registry: CollectorRegistry) -> Status:
@@ -62,7 +69,7 @@ def read_status(registry: CollectorRegistry) -> Status:
     return status
 
 
-def percentile(buckets: dict[float, float], share: float) -> float:
+def percentile(buckets: Buckets, share: float) -> float:
     """The upper bound of the bucket in which the share of observations lies; nan without any.
 
     >>> percentile({0.1: 5, 0.2: 9, math.inf: 10}, 0.5)
@@ -75,31 +82,61 @@ def percentile(buckets: dict[float, float], share: float) -> float:
     return next(bound for bound in bounds if buckets[bound] >= share * total)
 
 
-def status_table(pipeline: str, status: Status, events_per_s: float) -> Table:
-    """A table for people: throughput, latency, quality and what needs a look."""
-    table = Table(title=f"{pipeline}", title_justify="left", show_header=False, min_width=64)
+def since(now: Buckets, before: Buckets) -> Buckets:
+    """The observations in ``now`` that are not in ``before``."""
+    return {bound: count - before.get(bound, 0) for bound, count in now.items()}
+
+
+def live_only(buckets: Buckets) -> Buckets:
+    """Without those above the last bound: messages of a history have times of long ago."""
+    return {bound: count for bound, count in buckets.items() if not math.isinf(bound)}
+
+
+def status_table(
+    pipeline: str, status: Status, events_per_s: float, latency: Buckets, span: str
+) -> Table:
+    """A table for people: throughput, latency, quality and what needs a look.
+
+    ``latency`` is from message to prediction, over ``span``.
+    """
+    table = Table(title=pipeline, title_justify="left", show_header=False, min_width=64)
     table.add_column(style="dim")
     table.add_column(justify="right")
     table.add_row("events", f"{status.events:,.0f}")
     table.add_row("events per second", f"{events_per_s:,.0f}")
     table.add_row("predictions", f"{status.predictions:,.0f}")
-    table.add_row("labels learned", f"{status.learned:,.0f} of {status.labels:,.0f}")
-    table.add_row("predictions waiting for their label", f"{status.waiting:,.0f}")
-    table.add_row("messages not yet read", f"{status.lag:,.0f}")
-    table.add_row("read to published, p50 / p99", _latencies(status.processing))
+    table.add_row(f"message to prediction, p50 / p99 ({span})", latencies(latency))
+    table.add_row("read to published, p50 / p99 (whole run)", latencies(status.processing))
     for name, value in status.quality.items():
-        table.add_row(f"{name} (before learning)", f"{value:.4f}")
+        table.add_row(f"{quality_title(name)} (scored before learning)", f"{value:.4f}")
+    labels = status.labels or status.events  # in events where they have no topic of their own
+    table.add_row("labels learned", f"{status.learned:,.0f} of {labels:,.0f}")
+    table.add_row("predictions waiting for their label", f"{status.waiting:,.0f}")
     for entity, keys in status.keys.items():
         table.add_row(f"{entity} keys in windows", f"{keys:,.0f}")
-    for reason, count in status.dead_letters.items():
-        table.add_row(f"[yellow]dead letters: {reason}[/]", f"{count:,.0f}")
-    for subject, count in status.drift.items():
-        table.add_row(f"[yellow]drift signals: {subject}[/]", f"{count:,.0f}")
+    table.add_row("messages not yet read", f"{status.lag:,.0f}")
+    _add_warnings(table, "dead letters", status.dead_letters)
+    _add_warnings(table, "drift signals", status.drift)
     return table
 
 
-def _latencies(buckets: dict[float, float]) -> str:
+def quality_title(metric: str) -> str:
+    """What people call a metric."""
+    return _TITLES.get(metric, metric)
+
+
+def latencies(buckets: Buckets) -> str:
+    """The median and the 99th percentile, for people."""
+    if math.isinf(percentile(buckets, 0.5)):
+        return "working through history"
     return " / ".join(_bound(percentile(buckets, share)) for share in (0.5, 0.99))
+
+
+def _add_warnings(table: Table, title: str, counts: dict[str, float]) -> None:
+    if not counts:
+        table.add_row(title, "0")
+    for name, count in counts.items():
+        table.add_row(f"[yellow]{title}: {name}[/]", f"[yellow]{count:,.0f}[/]")
 
 
 def _bound(seconds: float) -> str:

@@ -147,11 +147,10 @@ class WindowStep(StatefulBatchLogic[Item, Item, None]):
             for entity, features in pipeline.entities.items()
         ]
         self._late_rows: dict[str, int] = {}
+        metrics.ask(self._tell)
 
     def on_batch(self, values: list[Item]) -> tuple[list[Item], bool]:
         filled = [self._fill(item) for item in values]
-        if self._metrics.due():
-            self._tell()
         return filled, False
 
     def snapshot(self) -> None:
@@ -181,6 +180,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, None]):
             states = [state for _, state, _ in windows.groups]
             late_rows = sum(state.late_rows for state in states)
             self._metrics.on_windows(
+                self,
                 entity,
                 sum(state.keys for state in states),
                 sum(state.nbytes for state in states),

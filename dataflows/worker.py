@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +14,15 @@ from types import FrameType
 from bytewax.run import cli_main
 
 from dataflows.bus import Bus
+from dataflows.failure import Guard, WatchedBus
 from dataflows.graph import build_graph
 from dataflows.intake import IntakeOptions
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
 from state.errors import AnabranchError
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PARENT_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ def run_worker(
     bus: Bus,
     options: IntakeOptions,
     *,
-    cluster: Cluster = Cluster(),  # noqa: B008 - frozen
+    cluster: Cluster = Cluster(),
     metrics: WorkerMetrics | None = None,
     epoch_s: float = 5.0,
     shards: int = 8,
@@ -57,25 +63,34 @@ def run_worker(
             f"{cluster.workers} workers can't share {shards} shards: start at most {shards} workers"
         )
     metrics = metrics or WorkerMetrics(pipeline.name)
+    guard = Guard()
     flow = build_graph(
-        pipeline, bus, options, workers=cluster.workers, shards=shards, metrics=metrics
+        pipeline,
+        WatchedBus(bus, guard),
+        options,
+        workers=cluster.workers,
+        shards=shards,
+        metrics=metrics,
+        guard=guard,
     )
     try:
-        cli_main(
-            flow,
-            process_id=cluster.process if cluster.addresses else None,
-            addresses=list(cluster.addresses) or None,
-            epoch_interval=timedelta(seconds=epoch_s),
-        )
+        with guard.watching():
+            cli_main(  # type: ignore[no-untyped-call]
+                flow,
+                process_id=cluster.process if cluster.addresses else None,
+                addresses=list(cluster.addresses) or None,
+                epoch_interval=timedelta(seconds=epoch_s),
+            )
     except BaseException as error:
-        cause = options.failure or find_cause(error)
+        cause = options.failure or guard.failure or find_cause(error)
         if cause is None:
             raise
         raise cause from None
     finally:
         metrics.flush()
-    if options.failure is not None:
-        raise options.failure
+    failure = options.failure or guard.failure
+    if failure is not None:
+        raise failure
 
 
 def find_cause(error: BaseException) -> AnabranchError | None:
@@ -95,9 +110,22 @@ def stop_on_signals(options: IntakeOptions) -> Iterator[None]:
     def stop(_number: int, _frame: FrameType | None) -> None:
         options.stop.set()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop_with_parent(options: IntakeOptions) -> None:
+    """Let the end of the parent process end the flow too, so that no worker is left behind."""
+    parent = os.getppid()
+    never = threading.Event()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            never.wait(_PARENT_EVERY_S)
+        options.stop.set()
+
+    threading.Thread(target=watch, daemon=True, name="parent watch").start()

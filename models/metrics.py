@@ -126,6 +126,9 @@ def _divide(a: float, b: float) -> float:
 class RiverMetric:
     """Any other metric, run by River, one prediction at a time.
 
+    River's averages over classes (`MacroF1`) sum in the order of a set: over text labels their last
+    bit may differ from one process to the next.
+
     Attributes:
         skipped: pairs that the metric could not score (the logarithm of a negative number in
             RMSLE, say); River would have stopped there.

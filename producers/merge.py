@@ -67,9 +67,7 @@ def _concatenated(parts: list[Batch], order: np.ndarray[tuple[int], np.dtype[np.
     )
 
 
-def labels_follow_events(
-    batches: Iterator[Batch], event_id: str, label_id: str
-) -> Iterator[Batch]:
+def labels_follow_events(batches: Iterator[Batch], event_id: str, label_id: str) -> Iterator[Batch]:
     """Give every label the key of the event that it judges, so that both go to one partition.
 
     ``batches`` hold each event before its label. The key of every event is remembered. A label
@@ -98,4 +96,4 @@ class _Id(msgspec.Struct):
 
 def _id_decoder(field: str) -> msgspec.json.Decoder[_Id]:
     named = msgspec.defstruct("Named", [("id", str)], rename={"id": field})
-    return msgspec.json.Decoder(named)  # type: ignore[arg-type, return-value]
+    return msgspec.json.Decoder(named)

@@ -91,6 +91,11 @@ def test_each_alarm_tells_of_its_own_change() -> None:
     first, second = Watch(monitor("loss", clock=1)).update_many(values, times)
     assert (first.before, second.before) == (0.0, 1.0)
     assert 0.0 < first.after <= 1.0 < second.after <= 5.0
+    # The second change comes before the newest values are all from after the first.
+    values = np.concatenate([np.zeros(500), np.ones(30), np.full(40, 50.0)])
+    first, second = Watch(monitor("loss", clock=1, cooldown="0s")).update_many(values, times[:570])
+    assert second.row - first.row < 32
+    assert second.before == second.after > 1.0  # too soon to tell them apart
 
 
 def test_false_alarms_are_rare() -> None:

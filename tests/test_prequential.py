@@ -237,7 +237,12 @@ def test_river_is_equal_bit_for_bit(
         assert got == given
     else:
         np.testing.assert_array_equal(np.array(got, float), np.array(given, float))
-    assert [v for a, v in running if a] == [want_metric[a - 1] for a, _ in running if a]
+    # River sums a macro average over a set of labels, in the order of their hashes: the last bit
+    # is then not even its own from one process to the next.
+    exact = {} if name == "MacroF1" else {"rel": 0, "abs": 0}
+    for answered, value in running:
+        if answered:
+            assert value == pytest.approx(want_metric[answered - 1], **exact)
 
 
 @pytest.mark.parametrize(("task", "data", "model", "name"), RIVER)
@@ -267,7 +272,8 @@ def test_inline_equals_no_delay(task: Task, data: str, model: Any, name: str) ->
         assert got == given
     else:
         np.testing.assert_array_equal(np.array(got, float), np.array(given, float))
-    assert step.metrics["champion"][name].value == want_metric[-1]
+    exact = {} if name == "MacroF1" else {"rel": 0, "abs": 0}
+    assert step.metrics["champion"][name].value == pytest.approx(want_metric[-1], **exact)
     assert outcomes[2].versions("champion").tolist() == list(range(50, 200))
 
 

@@ -19,28 +19,32 @@ from state.errors import InputError
 
 
 def consume(
-    topic: Annotated[str, typer.Argument(help="For example payments.predictions.")],
+    topic: Annotated[
+        str, typer.Argument(help="For example payments.predictions.", metavar="TOPIC")
+    ],
     begin: Annotated[
         str,
         typer.Option(
             "--from",
+            metavar="WHERE",
             envvar="ANABRANCH_CONSUME_FROM",
             help="earliest, latest, or an offset (of every partition read).",
         ),
     ] = "earliest",
     partition: Annotated[
-        int | None, typer.Option("--partition", min=0, help="Only this partition.")
+        int | None, typer.Option("--partition", min=0, metavar="N", help="Only this partition.")
     ] = None,
     follow: Annotated[
         bool,
         typer.Option("--follow/--no-follow", "-f/-F", help="Wait for more, or stop at the end."),
     ] = True,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=0, help="Stop after this many messages.")
+        int | None,
+        typer.Option("--limit", "-n", min=0, metavar="N", help="Stop after this many messages."),
     ] = None,
     raw: Annotated[
         bool,
-        typer.Option("--raw/--pretty", help="The bytes as they are, one message a line, or pretty."),
+        typer.Option("--raw/--pretty", help="One message a line as it is, or indented."),
     ] = True,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
@@ -84,9 +88,7 @@ def _print(
             return
 
 
-def _places(
-    bus: Bus, topic: str, partition: int | None, begin: str
-) -> dict[TopicPartition, int]:
+def _places(bus: Bus, topic: str, partition: int | None, begin: str) -> dict[TopicPartition, int]:
     known = bus.topics()
     if topic not in known:
         listed = ", ".join(sorted(known)) or "none yet"
@@ -109,9 +111,7 @@ def _offset(begin: str, start: int, end: int) -> int:
     return end if begin == "latest" else min(max(int(begin), start), end)
 
 
-def _ends(
-    bus: Bus, topic: str, places: dict[TopicPartition, int]
-) -> dict[TopicPartition, int]:
+def _ends(bus: Bus, topic: str, places: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
     ends = bus.end_offsets(topic)
     return {place: ends[place.partition] for place in places}
 

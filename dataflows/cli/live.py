@@ -4,58 +4,77 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 
-from dataflows.status import Status, read_status, status_table
+from dataflows.status import (
+    Buckets,
+    Status,
+    latencies,
+    live_only,
+    quality_title,
+    read_status,
+    since,
+    status_table,
+)
 
 _REFRESH_S = 0.5
-_LINE_EVERY_S = 10.0
+_RECENT_S = 5.0
+_SLOW_S = 1.0
 
 
 class Watch:
-    """Reads a registry twice a second and shows it on ``console``."""
+    """Reads a registry twice a second and shows it on ``console``; without a terminal, a line now
+    and then."""
 
-    def __init__(self, pipeline: str, registry: CollectorRegistry, console: Console) -> None:
+    def __init__(
+        self,
+        pipeline: str,
+        registry: CollectorRegistry,
+        console: Console,
+        *,
+        line_every_s: float = 10.0,
+    ) -> None:
         self._pipeline = pipeline
         self._registry = registry
         self._console = console
+        self._line_every_s = line_every_s
         self._started = time.monotonic()
-        self._last: tuple[float, float] = (self._started, 0.0)
-        self._rate = 0.0
+        self._seen: deque[tuple[float, Status]] = deque([(self._started, Status())])
 
     def status(self) -> Status:
-        """Read the registry now, and bring the rate up to date."""
+        """Read the registry now."""
         status, now = read_status(self._registry), time.monotonic()
-        then, events = self._last
-        if now - then > 0.1:
-            self._rate = (status.events - events) / (now - then)
-            self._last = (now, status.events)
+        self._seen.append((now, status))
+        while len(self._seen) > 2 and now - self._seen[0][0] > _RECENT_S:
+            self._seen.popleft()
         return status
 
     def line(self) -> str:
         """One line for a log."""
         status = self.status()
-        quality = ", ".join(f"{name} {value:.4f}" for name, value in status.quality.items())
+        quality = ", ".join(f"{quality_title(n)} {v:.4f}" for n, v in status.quality.items())
         return (
-            f"{self._pipeline}: {status.events:,.0f} events ({self._rate:,.0f}/s), "
-            f"{status.predictions:,.0f} predictions, {status.learned:,.0f} labels learned, "
-            f"{sum(status.dead_letters.values()):,.0f} dead letters, lag {status.lag:,.0f}"
+            f"{self._pipeline}: {status.events:,.0f} events ({self._rate():,.0f}/s), "
+            f"p50 / p99 {latencies(self._recent_latency())}, "
+            f"{status.learned:,.0f} labels learned, {status.waiting:,.0f} waiting, "
+            f"{sum(status.dead_letters.values()):,.0f} dead letters, "
+            f"{sum(status.drift.values()):,.0f} drift signals, lag {status.lag:,.0f}"
             + (f"; {quality}" if quality else "")
         )
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show while the block runs, and once more at its end."""
+        """Show while the block runs."""
         done = threading.Event()
-        live = self._console.is_terminal
-        thread = threading.Thread(
-            target=self._show_live if live else self._show_lines, args=(done,), daemon=True
-        )
+        show = self._show_live if self._console.is_terminal else self._show_lines
+        thread = threading.Thread(target=show, args=(done,), daemon=True)
         thread.start()
         try:
             yield
@@ -63,17 +82,59 @@ class Watch:
             done.set()
             thread.join()
 
-    def summary(self) -> None:
-        """Print the final table, with the mean rate over the whole run."""
+    def summary(self, elapsed_s: float | None = None) -> Status:
+        """Print the final table, with the mean rate and latency over the whole run."""
         status = read_status(self._registry)
-        rate = status.events / max(time.monotonic() - self._started, 1e-9)
-        self._console.print(status_table(self._pipeline, status, rate))
+        seconds = elapsed_s or time.monotonic() - self._started
+        live = live_only(status.latency)
+        table = status_table(self._pipeline, status, status.events / seconds, live, "live messages")
+        self._console.print(table)
+        return status
+
+    def _table(self) -> Table:
+        status = self.status()
+        latency = self._recent_latency()
+        return status_table(self._pipeline, status, self._rate(), latency, f"last {_RECENT_S:g} s")
+
+    def _rate(self) -> float:
+        (then, before), (now, status) = self._seen[0], self._seen[-1]
+        return (status.events - before.events) / max(now - then, 1e-9)
+
+    def _recent_latency(self) -> Buckets:
+        return since(self._seen[-1][1].latency, self._seen[0][1].latency)
 
     def _show_live(self, done: threading.Event) -> None:
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             while not done.wait(_REFRESH_S):
-                live.update(status_table(self._pipeline, self.status(), self._rate), refresh=True)
+                live.update(self._table(), refresh=True)
 
     def _show_lines(self, done: threading.Event) -> None:
-        while not done.wait(_LINE_EVERY_S):
-            self._console.print(self.line(), highlight=False)
+        while not done.wait(self._line_every_s):
+            self._console.print(self.line(), highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def compiling(console: Console) -> Iterator[None]:
+    """Say that kernels are being compiled, if that takes more than a moment."""
+    started, done = time.monotonic(), threading.Event()
+    text = "compiling kernels (first time on this machine only, about half a minute) …"
+
+    def tell() -> None:
+        if done.wait(_SLOW_S):
+            return
+        if not console.is_terminal:
+            console.print(text, highlight=False, soft_wrap=True)
+            return
+        with console.status(text):
+            done.wait()
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    seconds = time.monotonic() - started
+    if seconds > _SLOW_S:
+        console.print(f"kernels compiled in {seconds:.0f} s", highlight=False)

@@ -17,6 +17,7 @@ BusUrl = Annotated[
     str,
     typer.Option(
         "--bus",
+        metavar="URL",
         envvar="ANABRANCH_BUS",
         help="Where topics live: sqlite:PATH (embedded, no server) or kafka://HOST:PORT,…",
     ),
@@ -42,6 +43,7 @@ Partitions = Annotated[
     int | None,
     typer.Option(
         "--partitions",
+        metavar="N",
         min=1,
         help="Partitions of topics that are created; by default as many as those that exist "
         "have, else 1.",
@@ -50,13 +52,16 @@ Partitions = Annotated[
 Rate = Annotated[
     float | None,
     typer.Option(
-        "--rate", help="Messages a second, as live traffic. Default: as fast as possible."
+        "--rate",
+        metavar="N",
+        help="Messages a second, as live traffic. Default: as fast as possible.",
     ),
 ]
 Speedup = Annotated[
     float | None,
     typer.Option(
         "--speedup",
+        metavar="X",
         help="As live traffic, with event time going by so many times faster than the clock.",
     ),
 ]

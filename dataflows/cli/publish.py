@@ -33,16 +33,18 @@ def publish(
     pipeline: Annotated[
         str | None,
         typer.Argument(
-            help="Whose topics: payments, fraud.py, shop.fraud:flow, …", metavar="[PIPELINE]"
+            help="Whose topics: payments, fraud.py, shop.fraud:flow, …", metavar="PIPELINE"
         ),
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Argument(help="The events: .jsonl, .csv or .parquet.", metavar="[FILE]"),
+        typer.Argument(help="The events: .jsonl, .csv or .parquet.", metavar="FILE"),
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option("--labels", help="A file of labels, merged with the events by time."),
+        typer.Option(
+            "--labels", metavar="FILE", help="A file of labels, merged with the events by time."
+        ),
     ] = None,
     dataset: Annotated[
         str | None,

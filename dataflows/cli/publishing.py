@@ -78,7 +78,7 @@ class Stop:
 
 
 class Publishing:
-    """Sends runs of batches to the topics of a pipeline, one after the other, with one progress bar.
+    """Sends runs of batches to the topics of a pipeline, one after another, with one progress bar.
 
     ``total`` is how many messages there will be (None: not known); with ``count_events`` only
     events are counted towards it.
@@ -111,9 +111,8 @@ class Publishing:
         """
         console = Console(stderr=True)
         show = self._bar if console.is_terminal else self._lines
-        with self._stop.on_signals():
-            with show(console) as update:
-                yield lambda batches, pacing: self._send(batches, pacing, update)
+        with self._stop.on_signals(), show(console) as update:
+            yield lambda batches, pacing: self._send(batches, pacing, update)
         typer.echo(self.summary())
         if self._done.interrupted:
             raise typer.Exit(130)
@@ -124,7 +123,7 @@ class Publishing:
         if "labels" in self._topics:
             parts.append(f"{self._done.labels:,} labels to {self._topics['labels']}")
         seconds = time.monotonic() - self._started
-        line = f"published {' and '.join(parts)} in {seconds:.1f} s"
+        line = f"published {' and '.join(parts)} in {seconds:.{1 if seconds >= 1 else 2}f} s"
         return f"interrupted: {line}; all of them are stored" if self._done.interrupted else line
 
     def _send(

@@ -30,15 +30,19 @@ def simulate(
         typer.Argument(help="What to simulate: payments, clicks or trips.", metavar="PIPELINE"),
     ],
     events: Annotated[
-        int | None, typer.Option("--events", min=0, help="How many events. Default: for ever.")
+        int | None,
+        typer.Option("--events", min=0, metavar="N", help="How many events. Default: for ever."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed, the same messages.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="The same seed, the same messages.")
+    ] = 0,
     rate: Rate = None,
     speedup: Speedup = None,
     history: Annotated[
         int,
         typer.Option(
             "--history",
+            metavar="N",
             min=0,
             help="Publish so many events at once, with times of their own; then go on at --rate "
             "or --speedup.",
@@ -46,25 +50,36 @@ def simulate(
     ] = 0,
     event_rate: Annotated[
         float | None,
-        typer.Option("--event-rate", help="Events per second of event time."),
+        typer.Option("--event-rate", metavar="N", help="Events per second of event time."),
     ] = None,
     drift_at: Annotated[
         int | None,
         typer.Option(
-            "--drift-at", min=0, help="Fraud moves elsewhere at this event (payments only)."
+            "--drift-at",
+            min=0,
+            metavar="N",
+            help="Fraud moves elsewhere at this event (payments only).",
         ),
     ] = None,
     malformed: Annotated[
-        float, typer.Option("--malformed", help="Share of events followed by a broken copy.")
+        float,
+        typer.Option(
+            "--malformed", metavar="SHARE", help="Share of events followed by a broken copy."
+        ),
     ] = 0.0,
     duplicates: Annotated[
-        float, typer.Option("--duplicates", help="Share of events published twice.")
+        float,
+        typer.Option("--duplicates", metavar="SHARE", help="Share of events published twice."),
     ] = 0.0,
     out_of_order: Annotated[
-        float, typer.Option("--out-of-order", help="Share of events published late.")
+        float,
+        typer.Option("--out-of-order", metavar="SHARE", help="Share of events published late."),
     ] = 0.0,
     delay: Annotated[
-        float, typer.Option("--delay", help="The longest delay of those, seconds of event time.")
+        float,
+        typer.Option(
+            "--delay", metavar="SECONDS", help="The longest delay of those, seconds of event time."
+        ),
     ] = 60.0,
     partitions: Partitions = None,
     bus: BusUrl = DEFAULT_BUS,

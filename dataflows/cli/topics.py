@@ -22,7 +22,7 @@ from dataflows.cli.options import (
 def topics(
     pipeline: Annotated[
         str | None,
-        typer.Argument(help="Only this pipeline's topics.", metavar="[PIPELINE]"),
+        typer.Argument(help="Only this pipeline's topics.", metavar="PIPELINE"),
     ] = None,
     create: Annotated[
         bool, typer.Option("--create", help="Create the pipeline's topics that are missing.")

@@ -1,0 +1,77 @@
+"""Where the time of the hot path goes: every stage on its own, in one process, without the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from dataflows.admission import Admission
+from dataflows.alignment import AlignedReader
+from dataflows.bus import TopicPartition
+from dataflows.bus.memory import MemoryBus
+from dataflows.decode import BatchDecoder
+from dataflows.encode import Encoder
+from dataflows.metrics import WorkerMetrics
+from dataflows.model_step import ModelStep
+from dataflows.pipeline import Pipeline
+from dataflows.windows import Router, WindowStep
+from state.keys import KeySlots
+
+Made = TypeVar("Made")
+STAGES = ("read", "decode", "admit", "keys", "windows", "model", "encode")
+
+
+def stage_costs(
+    pipeline: Pipeline, messages: list[bytes], start_ms: int, every_ms: int
+) -> dict[int, dict[str, float]]:
+    """Batch size → stage → µs per event; the second of two rounds, so that all is compiled."""
+    found: dict[int, dict[str, float]] = {}
+    for batch in (1000, 10):
+        part = messages if batch == 1000 else messages[: len(messages) // 4]
+        _round(pipeline, part[: 20 * batch], start_ms, every_ms, batch)
+        found[batch] = _round(pipeline, part, start_ms, every_ms, batch)
+    return found
+
+
+def _round(
+    pipeline: Pipeline, messages: list[bytes], start_ms: int, every_ms: int, batch: int
+) -> dict[str, float]:
+    bus = MemoryBus()
+    topic = pipeline.topics.events
+    bus.create_topics({topic: 1})
+    times = start_ms + every_ms * np.arange(len(messages))
+    bus.publisher().append(topic, messages, times=times)
+    reader = AlignedReader(bus, [topic], origin="0", limit=batch)
+    reader.add({TopicPartition(topic, 0): 0})
+    metrics = WorkerMetrics(pipeline.name)
+    decoder, router, encoder = BatchDecoder(pipeline), Router(pipeline, 8, 1), Encoder(pipeline)
+    admission = Admission(topic, pipeline.lateness, pipeline.duplicates)
+    windows, models = WindowStep(pipeline, metrics), ModelStep(pipeline, metrics)
+    keys = {entity: KeySlots() for entity in pipeline.entities}
+    clock = _Clock()
+    while (raw := clock("read", reader.read)) is not None:
+        rows = clock("decode", lambda raw=raw: decoder.decode(raw))  # type: ignore[misc]
+        rows = clock("admit", lambda rows=rows: admission.admit(rows))  # type: ignore[misc]
+        for entity, slots in keys.items():  # the look-ups alone, which windows repeats
+            clock("keys", lambda s=slots, e=entity, r=rows: s.slots(r.columns[e]))  # type: ignore[misc]
+        items = [item for _, item in router.route(rows)]
+        items, _ = clock("windows", lambda items=items: windows.on_batch(items))  # type: ignore[misc]
+        results, _ = clock("model", lambda items=items: models.on_batch(items))  # type: ignore[misc]
+        clock("encode", lambda results=results: encoder([("0", r) for r in results]))  # type: ignore[misc]
+    costs = {name: clock.spent[name] / len(messages) * 1e6 for name in STAGES}
+    costs["windows"] -= costs["keys"]
+    return {**costs, "engine and delivery": 0.0}
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+
+    def __call__(self, name: str, work: Callable[[], Made]) -> Made:
+        start = time.perf_counter()
+        made = work()
+        self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - start
+        return made
