@@ -1,4 +1,4 @@
-"""How fast the two buses publish and read, and the latency of a plain echo between two topics."""
+"""How fast the two buses publish and read, and the latency of a pipeline beside a plain echo."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.echo import echo_between, measure
+from benchmarks.in_between import PAYMENTS, pipeline_between
 from benchmarks.report import Report, Target
 from dataflows.bus import Bus, TopicPartition, open_bus
+from dataflows.pipeline import Topics
 from tests.kafka_broker import KafkaBroker, missing_tools
 
 VALUE_BYTES = 150
@@ -20,21 +22,24 @@ RATES = (1_000, 10_000)
 
 
 def run(quick: bool) -> Report:
-    """Rates at batches of 1, 10 and 1000, then the echo at 1 000 and 10 000 events a second."""
+    """Rates at batches of 1, 10 and 1000; latency of echo and pipeline at 1k and 10k events/s."""
     report = Report("bus", [])
     for kind, bus in _buses(report):
         for batch, count in MESSAGES.items():
             report.rows.append(_rates(kind, bus, batch, count // 5 if quick else count))
         for per_second in RATES:
-            report.rows.append(_echo(kind, bus, per_second, 2.0 if quick else 8.0))
+            seconds = 2.0 if quick else 8.0
+            report.rows.append(_echo(kind, bus, per_second, seconds))
+            report.rows.append(_pipeline(kind, bus, per_second, seconds))
     report.targets = _targets(report.rows)
     report.notes.append(
         f"values of {VALUE_BYTES} bytes with keys, one partition; publishing includes the final "
         "flush; every message read is compared with what was published before it is timed"
     )
     report.notes.append(
-        "echo: ms from when a message was due to be published until it was read back, through "
-        "another process; publisher, echo, reader (and the broker) share this machine's cores"
+        "latency: ms from when a message was due to be published until it (or its prediction) was "
+        "read back, through another process; publisher, program, reader (and the broker) share "
+        "this machine's cores"
     )
     return report
 
@@ -127,6 +132,22 @@ def _echo(kind: str, bus: Bus, per_second: int, seconds: float) -> dict[str, Any
     }
 
 
+def _pipeline(kind: str, bus: Bus, per_second: int, seconds: float) -> dict[str, Any]:
+    name = f"latency{per_second}"
+    topics = Topics(name)
+    latency = measure(
+        bus, topics.events, topics.predictions, pipeline_between, per_second, seconds, PAYMENTS
+    )
+    return {
+        "bus": kind,
+        "program": "pipeline, 24 window features",
+        "events/s": per_second,
+        "messages": latency.messages,
+        "p50 ms": latency.p50_ms,
+        "p99 ms": latency.p99_ms,
+    }
+
+
 def _targets(rows: list[dict[str, Any]]) -> list[Target]:
     """Generous by about three: other programs may share the machine."""
     bounds = {
@@ -135,9 +156,17 @@ def _targets(rows: list[dict[str, Any]]) -> list[Target]:
         ("kafka", "publish µs/msg"): 8.0,
         ("kafka", "read µs/msg"): 5.0,
     }
-    return [
+    rates = [
         Target(f"{bus}: {column} at batch 1000", row[column], bound)
         for (bus, column), bound in bounds.items()
         for row in rows
         if row["bus"] == bus and row.get("batch") == 1000
+    ]
+    latency = {(r["bus"], r["program"], r["events/s"]): r["p50 ms"] for r in rows if "program" in r}
+    return rates + [
+        Target(
+            f"{bus}: p50 at {rate:,} events/s, pipeline / echo", p50 / latency[bus, echo, rate], 5
+        )
+        for (bus, program, rate), p50 in latency.items()
+        if program != (echo := "plain echo")
     ]

@@ -10,13 +10,14 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dataflows.bus import Bus, TopicPartition, open_bus
 
-__all__ = ["Between", "Latency", "echo_between", "measure"]
+__all__ = ["Between", "Latency", "Wire", "echo_between", "measure"]
 
 _WARM_UP_S = 1.0
 
@@ -32,44 +33,64 @@ class Latency(NamedTuple):
     messages: int
 
 
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """How message ``n`` is written to the source, and which one a message of the target is."""
+
+    encode: Callable[[int], bytes]
+    decode: Callable[[bytes], int]
+
+
+NUMBERS = Wire(lambda n: b"%d" % n, int)
+
+
 def measure(
-    bus: Bus, source: str, target: str, between: Between, per_second: int, seconds: float
+    bus: Bus,
+    source: str,
+    target: str,
+    between: Between,
+    per_second: int,
+    seconds: float,
+    wire: Wire = NUMBERS,
 ) -> Latency:
     """Publish to ``source`` at a steady rate and time each message's arrival on ``target``.
 
-    A message carries the time at which it was *due*, so that a stall counts for every message that
-    it held up. Both topics are created, with one partition. The first second is not counted.
+    Time counts from when a message was *due*, so that a stall counts for every message that it held
+    up. Both topics are created, with one partition. The first second is not counted.
 
     Raises:
         RuntimeError: a message was lost, doubled or out of order.
     """
     bus.create_topics({source: 1, target: 1})
     with between(bus.url, source, target):
-        return _drive(bus, source, target, per_second, seconds)
+        return _drive(bus, source, target, per_second, seconds, wire)
 
 
-def _drive(bus: Bus, source: str, target: str, per_second: int, seconds: float) -> Latency:
+def _drive(
+    bus: Bus, source: str, target: str, per_second: int, seconds: float, wire: Wire
+) -> Latency:
     total = int(per_second * (seconds + _WARM_UP_S))
     publisher = bus.publisher()
     reader = bus.reader({TopicPartition(target, 0): bus.end_offsets(target)[0]})
-    numbers: list[bytes] = []
+    back: list[bytes] = []
+    messages = [wire.encode(n) for n in range(total)]
     waited: list[np.ndarray[Any, np.dtype[np.int64]]] = []
     sent, start = 0, time.monotonic_ns() + 200_000_000
     due = start + np.arange(total, dtype=np.int64) * (1_000_000_000 // per_second)
     deadline = time.monotonic() + seconds + _WARM_UP_S + 30
-    while len(numbers) < total and time.monotonic() < deadline:
+    while len(back) < total and time.monotonic() < deadline:
         ready = int(np.searchsorted(due, time.monotonic_ns()))
         if ready > sent:
-            publisher.append(source, [b"%d" % n for n in range(sent, ready)])
+            publisher.append(source, messages[sent:ready])
             sent = ready
         for part in reader.poll(10_000, 0.001):  # also what paces the publishing
             now = time.monotonic_ns()
-            waited.append(now - due[len(numbers) : len(numbers) + len(part.values)])
-            numbers += part.values
+            waited.append(now - due[len(back) : len(back) + len(part.values)])
+            back += part.values
     publisher.close()
     reader.close()
-    if numbers != [b"%d" % n for n in range(total)]:
-        raise RuntimeError(f"{total} messages were sent, {len(numbers)} came back, or in disorder")
+    if [wire.decode(value) for value in back] != list(range(total)):
+        raise RuntimeError(f"{total} messages were sent, {len(back)} came back, or in disorder")
     counted = np.concatenate(waited)[int(per_second * _WARM_UP_S) :] / 1e6
     p50, p99 = np.percentile(counted, [50, 99])
     return Latency(float(p50), float(p99), len(counted))

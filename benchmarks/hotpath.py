@@ -130,9 +130,7 @@ def anabranch_s(
     bus = _bus_with(pipeline, messages)
     if out is None:
         bus.publisher = _Discard  # type: ignore[method-assign, assignment]
-    seconds = _timed(
-        lambda: run_worker(pipeline, bus, IntakeOptions(limit=batch, until_end=True))
-    )
+    seconds = _timed(lambda: run_worker(pipeline, bus, IntakeOptions(limit=batch, until_end=True)))
     if out is not None:
         out.extend(bus.values(pipeline.topics.predictions))
     return seconds
@@ -262,7 +260,9 @@ def _growth(quick: bool) -> tuple[list[dict[str, Any]], list[Target]]:
         width: _steady_us((width,), 1000, count, warm=200_000 if quick else 600_000)
         for width in ("1m", "1h", "30d")
     }
-    rows = [{"growth": name, "µs/event, windows and all": us} for name, us in {**keys, **widths}.items()]
+    rows = [
+        {"growth": name, "µs/event, windows and all": us} for name, us in {**keys, **widths}.items()
+    ]
     return rows, [
         Target("1k to 1M keys, cost grows", max(keys.values()) / min(keys.values()), 2),
         Target("1 minute to 30 days, cost grows", max(widths.values()) / min(widths.values()), 2),

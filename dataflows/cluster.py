@@ -23,6 +23,9 @@ from state.errors import AnabranchError
 SUPERVISED = "ANABRANCH_SUPERVISED"
 """Set in the environment of a worker that a supervisor has started."""
 
+EXIT_LOST = 3
+"""The exit code of a worker that ends because another one is gone: the other one is to blame."""
+
 _GRACE_S = 20.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ENDED_BY_US = {130, *(-number for number in _STOP_SIGNALS)}
@@ -109,8 +112,10 @@ class LocalCluster:
 
     def _check(self, told: bool) -> None:
         """Raise if a worker failed; ``told``: one that was told to end may end by the signal."""
-        for number, worker in enumerate(self._workers):
-            code = worker.poll()
+        codes = [worker.poll() or 0 for worker in self._workers]
+        # Who was killed comes first, who only lost the others last.
+        for number in sorted(range(len(codes)), key=lambda n: (codes[n] == EXIT_LOST, codes[n])):
+            code, worker = codes[number], self._workers[number]
             if not code or (told and code in _ENDED_BY_US):
                 continue
             who = f"worker {number} of {self._processes} (process {worker.pid})"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from state.durations import parse_duration_ms
 from state.errors import DeclarationError
 from state.hashing import hash64
 
-Columns = Mapping[str, list[object]]
+Columns = Mapping[str, list[Any]]
 """Field name → one Python value per row."""
 
 HOUR_MS = 3_600_000
@@ -64,9 +64,7 @@ class NumberField:
                 f"for example field({self.field!r}, missing=0.0)"
             )
 
-    def fill(
-        self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns
-    ) -> None:
+    def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
         values = columns[self.field]
         if self.missing is not None:
             values = [self.missing if value is None else value for value in values]
@@ -87,9 +85,7 @@ class HourOfDay:
         if self.field not in schema.fields:
             schema.require(self.field, ("number",), "hour_of_day")
 
-    def fill(
-        self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns
-    ) -> None:
+    def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
         hours = (times % DAY_MS) / HOUR_MS
         if self.cyclic:
             out[:, 0] = np.sin(hours * (2 * np.pi / 24))
@@ -111,9 +107,7 @@ class DayOfWeek:
         if self.field not in schema.fields:
             schema.require(self.field, ("number",), "day_of_week")
 
-    def fill(
-        self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns
-    ) -> None:
+    def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
         out[:, 0] = (times // DAY_MS + _THURSDAY) % 7
 
 
@@ -132,11 +126,9 @@ class OneHot:
         if not self.values or len(set(self.values)) != len(self.values):
             raise DeclarationError(f"one_hot({self.field!r}) needs values, each of them once")
 
-    def fill(
-        self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns
-    ) -> None:
+    def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
         place = {value: column for column, value in enumerate(self.values)}
-        codes = np.array([place.get(value, -1) for value in columns[self.field]])  # type: ignore[call-overload]
+        codes = np.array([place.get(value, -1) for value in columns[self.field]])
         out[:] = codes[:, None] == np.arange(len(self.values))
 
 
@@ -155,10 +147,8 @@ class Hashed:
         if self.buckets < 2:
             raise DeclarationError(f"hashed({self.field!r}) needs at least 2 buckets")
 
-    def fill(
-        self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns
-    ) -> None:
-        codes = hash64(columns[self.field]).view(np.uint64) % np.uint64(self.buckets)  # type: ignore[arg-type]
+    def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
+        codes = hash64(columns[self.field]).view(np.uint64) % np.uint64(self.buckets)
         out[:] = codes[:, None] == np.arange(self.buckets, dtype=np.uint64)
 
 
@@ -193,7 +183,7 @@ def field(name: str, *, missing: float | None = None) -> NumberField:
 
 
 def hour_of_day(time: str = "ts", *, cyclic: bool = False) -> HourOfDay:
-    """Hour of the event's time in UTC, 0 ≤ h < 24 with its fraction; ``cyclic`` gives sin and cos."""
+    """Hour of the event's time in UTC, 0 ≤ h < 24 with its fraction; ``cyclic``: sin and cos."""
     return HourOfDay(time, cyclic)
 
 

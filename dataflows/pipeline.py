@@ -6,27 +6,29 @@ Nothing here knows the engine that runs it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any
 
-from river import base
-
+from dataflows.checks import (
+    TIME_UNITS_MS,
+    check_features,
+    check_label,
+    check_model,
+    check_monitors,
+    check_names,
+    check_times,
+    find_task,
+)
 from dataflows.features import EntityFeature, Feature, RowFeature
-from dataflows.messages import Delayed, Event, Inline, Label
+from dataflows.messages import Delayed, Event, Inline
 from dataflows.schema import Kind, Schema
+from models.compiled import learner_for
 from models.drift import Monitor
 from models.learner import Learner, Task
-from models.metrics import metric
-from models.compiled import learner_for
-from models.river_adapter import check_fits
-from state.durations import parse_duration_ms
 from state.errors import DeclarationError
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
-_TIME_UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
 _DEFAULT_METRICS = {
     Task.BINARY: ("Accuracy", "LogLoss", "ROCAUC"),
     Task.MULTICLASS: ("Accuracy", "MacroF1"),
@@ -114,19 +116,16 @@ class Pipeline:
     task: Task = dataclass_field(init=False)
 
     def __post_init__(self) -> None:
-        self._check_name()
         if not (isinstance(self.event, type) and issubclass(self.event, Event)):
             raise DeclarationError(f"event of pipeline {self.name!r} must be a subclass of Event")
         self.schema = Schema.of(self.event)
-        self._check_event()
-        self._check_features()
-        self._check_label()
-        self.task = self._find_task()
-        check_fits(self.model, self.task)
-        for name in self.metric_names:
-            metric(name, self.task)
-        self._check_monitors()
-        self._check_times()
+        check_names(self)
+        check_features(self)
+        check_label(self)
+        self.task = find_task(self)
+        check_model(self)
+        check_monitors(self)
+        check_times(self)
 
     @property
     def topics(self) -> Topics:
@@ -223,7 +222,7 @@ class Pipeline:
     @property
     def time_scale(self) -> float:
         """Milliseconds per unit of a number in the time field."""
-        return _TIME_UNITS_MS[self.time_unit]
+        return TIME_UNITS_MS[self.time_unit]
 
     def _places(self) -> Iterator[tuple[Feature, slice]]:
         start = 0
@@ -231,104 +230,3 @@ class Pipeline:
             stop = start + len(feature.columns())
             yield feature, slice(start, stop)
             start = stop
-
-    def _check_name(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            raise DeclarationError(
-                f"pipeline name {self.name!r} can't be a topic's: use a lower-case letter, then "
-                "lower-case letters, digits, - and _"
-            )
-
-    def _check_event(self) -> None:
-        where = f"pipeline {self.name!r}"
-        self.schema.require_present(self.id, ("text",), f"{where} (id=)")
-        if self.time not in self.schema.fields:
-            self.schema.require(self.time, ("number",), f"{where} (time=)")
-        if self.time_unit not in _TIME_UNITS_MS:
-            raise DeclarationError(
-                f"time_unit {self.time_unit!r} of {where} is none of {', '.join(_TIME_UNITS_MS)}"
-            )
-        if self.key is not None:
-            self.schema.require_present(self.key, ("text",), f"{where} (key=)")
-
-    def _check_features(self) -> None:
-        if not self.features:
-            raise DeclarationError(f"pipeline {self.name!r} declares no features")
-        seen: set[str] = set()
-        for feature in self.features:
-            if not hasattr(feature, "columns"):
-                raise DeclarationError(
-                    f"{feature!r} in the features of pipeline {self.name!r} is no feature: "
-                    "use field, window, one_hot, …"
-                )
-            feature.check(self.schema)
-            for name in feature.columns():
-                if name in seen:
-                    raise DeclarationError(
-                        f"feature {name!r} is declared twice in pipeline {self.name!r}"
-                    )
-                seen.add(name)
-
-    def _check_label(self) -> None:
-        if isinstance(self.label, Inline):
-            self.schema.require_present(
-                self.label.field, ("number", "boolean", "text"), f"inline({self.label.field!r})"
-            )
-            for feature in self.features:
-                value = feature.value if isinstance(feature, EntityFeature) else feature.field
-                if value == self.label.field:
-                    raise DeclarationError(
-                        f"field {value!r} is the label of pipeline {self.name!r}: a feature made "
-                        "of it would give the answer away"
-                    )
-        elif isinstance(self.label, Delayed):
-            if not issubclass(self.label.type, Label):
-                raise DeclarationError(f"{self.label.type.__name__} must be a subclass of Label")
-            schema = Schema.of(self.label.type)
-            where = f"the label of pipeline {self.name!r}"
-            schema.require_present(self.label.field, ("number", "boolean", "text"), where)
-            schema.require_present(self.label.id, ("text",), where)
-            if self.label.time not in schema.fields:
-                schema.require(self.label.time, ("number",), where)
-            parse_duration_ms(self.label.wait)
-        elif self.label is not None:
-            raise DeclarationError(
-                f"label of pipeline {self.name!r} must be a Label type's target(…) or inline(…)"
-            )
-
-    def _find_task(self) -> Task:
-        kind = self.target_kind
-        if kind is None:
-            return Task.ANOMALY
-        if kind == "boolean":
-            return Task.ANOMALY if isinstance(self.model, base.AnomalyDetector) else Task.BINARY
-        if kind == "text" or isinstance(self.model, base.Classifier):
-            return Task.MULTICLASS
-        return Task.REGRESSION
-
-    def _check_monitors(self) -> None:
-        known = ["loss", *self.columns]
-        for monitor in self.monitors:
-            if monitor.subject not in known:
-                raise DeclarationError(
-                    f"monitor of {monitor.subject!r} in pipeline {self.name!r}: there is no such "
-                    f"feature; watch one of {', '.join(known)}"
-                )
-            if monitor.subject == "loss" and self.label is None:
-                raise DeclarationError(
-                    f"pipeline {self.name!r} has no label, so there is no loss to monitor"
-                )
-
-    def _check_times(self) -> None:
-        lateness, ahead = parse_duration_ms(self.lateness), parse_duration_ms(self.ahead)
-        parse_duration_ms(self.duplicates)
-        if ahead > lateness:
-            raise DeclarationError(
-                f"ahead={self.ahead!r} of pipeline {self.name!r} is more than "
-                f"lateness={self.lateness!r}: one event that far ahead would make all others late"
-            )
-
-
-def feature_columns(pipeline: Pipeline) -> Mapping[str, int]:
-    """Column name → its index in the feature row."""
-    return {name: index for index, name in enumerate(pipeline.columns)}

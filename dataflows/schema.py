@@ -85,7 +85,9 @@ def _field(name: str, annotation: Any) -> Field:
 
 
 def _is_integer(annotation: Any) -> bool:
-    return _kind(annotation) == "number" and getattr(annotation, "__origin__", annotation) is not float
+    return (
+        _kind(annotation) == "number" and getattr(annotation, "__origin__", annotation) is not float
+    )
 
 
 def _kind(annotation: Any) -> Kind:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from river import linear_model, preprocessing
 
 import state.entity
 from dataflows.messages import Delayed
 from dataflows.pipeline import Pipeline
+from models.compiled import learner_for
 from models.learner import Task
 from models.prequential import Prequential
 from state.recent_ids import RecentIds
@@ -25,13 +27,19 @@ def warm(pipeline: Pipeline) -> None:
 
 
 def _warm_models(pipeline: Pipeline) -> None:
-    """Predict and learn one row of zeros, with a model that is then forgotten."""
+    """Predict and learn one row of zeros, with a model of the kind that is compiled.
+
+    Not with the pipeline's own: a model of the user's may do anything.
+    """
+    binary = pipeline.task is Task.BINARY
+    last = linear_model.LogisticRegression() if binary else linear_model.LinearRegression()
+    model = preprocessing.StandardScaler() | last
+    learner = learner_for(model, pipeline.columns, pipeline.task)
     apart = isinstance(pipeline.label, Delayed)
     one = np.zeros(1, np.int64)
     prequential = Prequential(
-        {pipeline.model_name: pipeline.learner()},
+        {"warm": learner},
         metrics=pipeline.metric_names,
-        monitors=pipeline.monitors,
         wait_ms=1000 if apart else None,
         inline=not apart,
     )

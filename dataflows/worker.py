@@ -25,6 +25,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PARENT_EVERY_S = 1.0
 
 
+class LostWorkerError(AnabranchError):
+    """Another worker of the cluster is gone, and this one can't go on without it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """This process's place among the workers; one worker a process.
@@ -83,6 +87,8 @@ def run_worker(
             )
     except BaseException as error:
         cause = options.failure or guard.failure or find_cause(error)
+        if cause is None and cluster.workers > 1 and "thread panic" in str(error):
+            cause = LostWorkerError(f"worker {cluster.process} lost its connection to another one")
         if cause is None:
             raise
         raise cause from None

@@ -48,7 +48,9 @@ def test_backlog_is_merged_by_time_whatever_the_batch_size(logs, limit):
     bus = bus_with({at: sorted(log) for at, log in zip(places, logs, strict=True)}, 2)
     rows = drain(start(bus, 2, limit))
     assert [time for time, _ in rows] == sorted(time for log in logs for time in log)
-    assert sorted(value for _, value in rows) == sorted(bus.values(TOPICS[0]) + bus.values(TOPICS[1]))
+    assert sorted(value for _, value in rows) == sorted(
+        bus.values(TOPICS[0]) + bus.values(TOPICS[1])
+    )
 
 
 @given(st.lists(st.integers(0, 20), max_size=30), st.lists(st.integers(0, 20), max_size=30))
@@ -80,9 +82,7 @@ def test_live_rows_go_on_at_once_though_other_topics_are_silent():
 def test_a_partition_that_does_not_deliver_holds_others_back_for_a_bounded_time():
     bus = bus_with({("p.events", 0): [5, 6], ("p.labels", 0): [1]}, 1)
     now = [100.0]
-    reader = AlignedReader(
-        bus, TOPICS, origin="0", limit=10, patience_s=2.0, clock=lambda: now[0]
-    )
+    reader = AlignedReader(bus, TOPICS, origin="0", limit=10, patience_s=2.0, clock=lambda: now[0])
     reader.add({TopicPartition(t, 0): 0 for t in TOPICS})
     inner = bus.reader
     stuck = TopicPartition("p.labels", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
@@ -69,8 +70,18 @@ Speedup = Annotated[
 
 @contextmanager
 def opened_bus(url: str, settings: Sequence[str] | None) -> Iterator[Bus]:
-    """Open the bus that the options name, and close it afterwards."""
-    bus = open_bus(url, parse_settings(settings))
+    """Open the bus that the options name, ask it for its topics, and close it afterwards.
+
+    Until it has answered, a client's own remarks are kept off the terminal: if it does not answer,
+    the error says so.
+    """
+    remarks = logging.getLogger("dataflows.bus")
+    remarks.setLevel(logging.CRITICAL)
+    try:
+        bus = open_bus(url, parse_settings(settings))
+        bus.topics()
+    finally:
+        remarks.setLevel(logging.NOTSET)
     try:
         yield bus
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -121,9 +122,15 @@ def _from_files(
     if labels is not None:
         batches = _with_labels(pipeline, batches, labels)
         topics["labels"] = pipeline.topics.labels
+    batches = _begun(batches)
     create_topics(bus, pipeline.inputs, partitions)
     total = sum(known) if len(known) == len(counts) else None
     return Publishing(bus, topics, total=total), batches
+
+
+def _begun(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, of which the first is there: a file that can't be used says so now."""
+    return chain(list(islice(batches, 1)), batches)
 
 
 def _event_messages(pipeline: Pipeline, file: Path) -> Iterator[Batch]:

@@ -21,7 +21,7 @@ from dataflows.cli.options import (
     PipelineName,
     opened_bus,
 )
-from dataflows.cluster import SUPERVISED, LocalCluster
+from dataflows.cluster import EXIT_LOST, SUPERVISED, LocalCluster
 from state.errors import BusError, InputError
 
 if TYPE_CHECKING:
@@ -140,7 +140,13 @@ def _work(pipeline: Pipeline, bus: Bus, place: tuple[int, list[str]], settings: 
     from dataflows.cli.live import Watch  # the engine is only loaded where it runs
     from dataflows.intake import IntakeOptions
     from dataflows.metrics import WorkerMetrics
-    from dataflows.worker import Cluster, run_worker, stop_on_signals, stop_with_parent
+    from dataflows.worker import (
+        Cluster,
+        LostWorkerError,
+        run_worker,
+        stop_on_signals,
+        stop_with_parent,
+    )
 
     options = IntakeOptions(
         limit=settings.batch,
@@ -165,7 +171,10 @@ def _work(pipeline: Pipeline, bus: Bus, place: tuple[int, list[str]], settings: 
         if SUPERVISED in os.environ:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
             stop_with_parent(options)
-            work()
+            try:
+                work()
+            except LostWorkerError:
+                raise typer.Exit(EXIT_LOST) from None
             return
         console = Console(stderr=True)
         _serve(metrics.registry, settings.metrics_port, console)

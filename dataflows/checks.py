@@ -1,0 +1,184 @@
+"""All that is checked when a pipeline is declared; what can't work is said in one sentence."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from river import base
+
+from dataflows.features import DayOfWeek, EntityFeature, Feature, HourOfDay
+from dataflows.messages import Delayed, Inline, Label
+from dataflows.schema import Schema
+from models.drift import LOSS
+from models.learner import Task
+from models.losses import check_loss
+from models.metrics import metric
+from models.river_adapter import check_fits
+from state.durations import parse_duration_ms
+from state.errors import DeclarationError
+
+if TYPE_CHECKING:
+    from dataflows.pipeline import Pipeline
+
+TIME_UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
+"""What a number in a time field may count, in milliseconds."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
+
+
+def check_names(pipeline: Pipeline) -> None:
+    """The pipeline's name, and the fields that hold an event's id, time and key."""
+    name, schema = pipeline.name, pipeline.schema
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise DeclarationError(
+            f"pipeline name {name!r} can't be a topic's: use a lower-case letter, then "
+            "lower-case letters, digits, - and _"
+        )
+    where = f"pipeline {name!r}"
+    schema.require_present(pipeline.id, ("text",), f"{where} (id=)")
+    _check_time(schema, pipeline.time, f"{where} (time=)")
+    if pipeline.time_unit not in TIME_UNITS_MS:
+        raise DeclarationError(
+            f"time_unit {pipeline.time_unit!r} of {where} is none of {', '.join(TIME_UNITS_MS)}"
+        )
+    if pipeline.key is not None:
+        schema.require_present(pipeline.key, ("text",), f"{where} (key=)")
+
+
+def check_features(pipeline: Pipeline) -> None:
+    """Every feature finds what it needs, and no column is there twice."""
+    if not pipeline.features:
+        raise DeclarationError(f"pipeline {pipeline.name!r} declares no features")
+    seen: set[str] = set()
+    for feature in pipeline.features:
+        if not hasattr(feature, "columns"):
+            raise DeclarationError(
+                f"{feature!r} in the features of pipeline {pipeline.name!r} is no feature: "
+                "use field, window, one_hot, …"
+            )
+        _check_use_of_time(pipeline, feature)
+        feature.check(pipeline.schema)
+        for name in feature.columns():
+            if name in seen:
+                raise DeclarationError(
+                    f"feature {name!r} is declared twice in pipeline {pipeline.name!r}"
+                )
+            seen.add(name)
+
+
+def check_label(pipeline: Pipeline) -> None:
+    """The label is one that can be learned, and no feature gives it away."""
+    label = pipeline.label
+    if isinstance(label, Inline):
+        _check_inline(pipeline, label)
+    elif isinstance(label, Delayed):
+        _check_delayed(pipeline, label)
+    elif label is not None:
+        raise DeclarationError(
+            f"label of pipeline {pipeline.name!r} must be a Label type's target(…) or inline(…)"
+        )
+
+
+def find_task(pipeline: Pipeline) -> Task:
+    """What the model is asked, by the kind of the label's values."""
+    kind, model = pipeline.target_kind, pipeline.model
+    if kind is None:
+        return Task.ANOMALY
+    if kind == "boolean":
+        detects = isinstance(model, base.AnomalyDetector | base.AnomalyFilter)
+        return Task.ANOMALY if detects else Task.BINARY
+    if kind == "text" or isinstance(model, base.Classifier):
+        return Task.MULTICLASS
+    return Task.REGRESSION
+
+
+def check_model(pipeline: Pipeline) -> None:
+    """The model can do the task, and the metrics can score it."""
+    if pipeline.label is None and not isinstance(
+        pipeline.model, base.AnomalyDetector | base.AnomalyFilter
+    ):
+        raise DeclarationError(
+            f"pipeline {pipeline.name!r} has no label for {pipeline.model_name} to learn, and only "
+            "an anomaly detector learns without: give label="
+        )
+    check_fits(pipeline.model, pipeline.task)
+    if pipeline.label is None and pipeline.metric_names:
+        raise DeclarationError(
+            f"pipeline {pipeline.name!r} has no label, so there is nothing to score: leave out "
+            "metrics="
+        )
+    for name in pipeline.metric_names:
+        metric(name, pipeline.task)
+
+
+def check_monitors(pipeline: Pipeline) -> None:
+    """Every monitor watches something that is there."""
+    known = [LOSS, *pipeline.columns]
+    for monitor in pipeline.monitors:
+        if monitor.subject not in known:
+            raise DeclarationError(
+                f"monitor of {monitor.subject!r} in pipeline {pipeline.name!r}: there is no such "
+                f"feature; watch one of {', '.join(known)}"
+            )
+        if monitor.subject == LOSS:
+            if pipeline.label is None:
+                raise DeclarationError(
+                    f"pipeline {pipeline.name!r} has no label, so there is no loss to monitor"
+                )
+            check_loss(pipeline.task, monitor.loss)
+
+
+def check_times(pipeline: Pipeline) -> None:
+    """Durations are durations, and no event can make all others late."""
+    lateness, ahead = parse_duration_ms(pipeline.lateness), parse_duration_ms(pipeline.ahead)
+    parse_duration_ms(pipeline.duplicates)
+    if ahead > lateness:
+        raise DeclarationError(
+            f"ahead={pipeline.ahead!r} of pipeline {pipeline.name!r} is more than "
+            f"lateness={pipeline.lateness!r}: one event that far ahead would make all others late"
+        )
+
+
+def _check_use_of_time(pipeline: Pipeline, feature: Feature) -> None:
+    """The event's time may be text on the wire: it is for `hour_of_day` and `day_of_week` alone."""
+    value = feature.value if isinstance(feature, EntityFeature) else feature.field
+    of_time = isinstance(feature, HourOfDay | DayOfWeek)
+    if of_time and value != pipeline.time and value in pipeline.schema.fields:
+        raise DeclarationError(
+            f"{feature.columns()[0]} of {value!r} in pipeline {pipeline.name!r}: it is made of the "
+            f"event's time alone, which is {pipeline.time!r}"
+        )
+    if not of_time and value == pipeline.time:
+        raise DeclarationError(
+            f"field {value!r} is the time of pipeline {pipeline.name!r} and no feature by itself: "
+            "use hour_of_day, day_of_week or since_last"
+        )
+
+
+def _check_inline(pipeline: Pipeline, label: Inline) -> None:
+    kinds = ("number", "boolean", "text")
+    pipeline.schema.require_present(label.field, kinds, f"inline({label.field!r})")  # type: ignore[arg-type]
+    for feature in pipeline.features:
+        value = feature.value if isinstance(feature, EntityFeature) else feature.field
+        if label.field in (value, getattr(feature, "entity", None)):
+            raise DeclarationError(
+                f"field {label.field!r} is the label of pipeline {pipeline.name!r}: a feature "
+                "made of it would give the answer away"
+            )
+
+
+def _check_delayed(pipeline: Pipeline, label: Delayed) -> None:
+    if not (isinstance(label.type, type) and issubclass(label.type, Label)):
+        raise DeclarationError(f"{label.type!r} must be a subclass of Label")
+    schema = Schema.of(label.type)
+    where = f"the label of pipeline {pipeline.name!r}"
+    schema.require_present(label.field, ("number", "boolean", "text"), where)
+    schema.require_present(label.id, ("text",), where)
+    _check_time(schema, label.time, where)
+    parse_duration_ms(label.wait)
+
+
+def _check_time(schema: Schema, name: str, where: str) -> None:
+    """A time may be annotated as a number, text or a datetime, but it has to be there."""
+    schema.require_present(name, ("number", "text", "other"), where)
