@@ -10,7 +10,6 @@ from dataflows.decode import payload_fields
 from dataflows.event_time import FIRST_MS
 from dataflows.messages import DeadLetter
 from state.durations import format_duration_ms, parse_duration_ms
-from state.extent import extent
 from state.recent_ids import RecentIds
 
 I64 = NDArray[np.int64]
@@ -38,7 +37,7 @@ class Admission:
 
     def admit(self, batch: Batch) -> Batch:
         """The batch without the rows that may not enter."""
-        if not len(batch):
+        if not batch.ids:
             return batch
         before, times = self._watermark, batch.times
         partitions = self._partitions(batch, before)
@@ -69,8 +68,8 @@ class Admission:
 
     def _partitions(self, batch: Batch, before: int) -> list[int]:
         """The partitions in a batch; the ids of a new one are kept from its first row on."""
-        first, last = extent(batch.partitions)
-        found = [first] if first == last else np.unique(batch.partitions).tolist()
+        only = batch.partition
+        found: list[int] = np.unique(batch.partitions).tolist() if only is None else [only]
         for partition in found:
             if partition not in self._recent:
                 row = int(np.argmax(batch.partitions == partition))

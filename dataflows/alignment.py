@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from dataflows.batch import NO_ROWS, RawBatch, RawRows
 from dataflows.bus import Bus, Reader, Slice, TopicPartition
 
-
 Taken = tuple[TopicPartition, list[tuple[Slice, NDArray[np.int64]]]]
 """A topic partition, and the pieces taken from it with their rising times."""
 
@@ -101,10 +100,13 @@ class AlignedReader:
         self._clock = clock
         self._reader: Reader | None = None
         self._buffers: dict[TopicPartition, _Buffer] = {}
+        self._only: TopicPartition | None = None  # where a single partition is read
         self._paused: set[TopicPartition] = set()
         self._waiting_since: float | None = None
         self._sequence = 0
+        # Views of these stand in every batch; making new arrays costs as much as some rows.
         self._ascending = np.arange(self._limit)
+        self._same = np.zeros(self._limit, np.int64)
         self.positions: dict[TopicPartition, int] = {}
 
     def add(self, positions: Mapping[TopicPartition, int]) -> None:
@@ -116,11 +118,12 @@ class AlignedReader:
         """The next rows in order, ``limit`` at most; None when there is nothing that may go on."""
         reader = self._reader or self._open()
         pieces = reader.poll(self._limit, timeout_s)
-        if len(self._buffers) == 1 and not next(iter(self._buffers.values())).rows:
+        only = self._only
+        if only is not None and not self._buffers[only].rows:
             if not pieces:
                 return None
             if len(pieces) == 1 and len(pieces[0].values) <= self._limit:
-                return self._alone(pieces[0])
+                return self._alone(only, pieces[0])
         for piece in pieces:
             self._buffers[TopicPartition(piece.topic, piece.partition)].add(piece)
         waiting = [(at, buffer) for at, buffer in self._buffers.items() if buffer.rows]
@@ -136,24 +139,20 @@ class AlignedReader:
         if counts is None:
             return None
         taken = [(at, buffer.take(n)) for (at, buffer), n in zip(waiting, counts, strict=True) if n]
-        for at, pieces in taken:
-            self.positions[at] = int(pieces[-1][0].offsets[-1]) + 1
+        for at, parts in taken:
+            self.positions[at] = int(parts[-1][0].offsets[-1]) + 1
         self._sequence += 1
         return _merge(taken, self._topics, self._origin, self._sequence - 1, self._clock())
 
-    def _alone(self, piece: Slice) -> RawBatch:
+    def _alone(self, only: TopicPartition, piece: Slice) -> RawBatch:
         """The shortcut of a worker that reads a single partition: nothing is to be aligned."""
-        rows = len(piece.values)
-        if len(self._ascending) < rows:
-            self._ascending = np.arange(2 * rows)
-        partitions = np.full(rows, piece.partition)
-        events = RawRows(piece.topic, piece.values, partitions, piece.offsets, piece.times)
-        self.positions[TopicPartition(piece.topic, piece.partition)] = int(piece.offsets[-1]) + 1
-        self._sequence += 1
-        order = self._ascending[:rows]
-        return RawBatch(
-            self._origin, self._sequence - 1, events, NO_ROWS, order, read_at=self._clock()
-        )
+        rows, partition = len(piece.values), piece.partition
+        same, order = self._same[:rows], self._ascending[:rows]
+        events = RawRows(piece.topic, piece.values, same, piece.offsets, piece.times, partition)
+        self.positions[only] = int(piece.offsets[-1]) + 1
+        sequence = self._sequence
+        self._sequence = sequence + 1
+        return RawBatch(self._origin, sequence, events, NO_ROWS, order, self._clock())
 
     def lag(self) -> dict[TopicPartition, int]:
         """Messages behind what was handed over, by partition, as last heard."""
@@ -177,6 +176,10 @@ class AlignedReader:
         self._reader = self._bus.reader(self.positions, group=self._group)
         places = {topic: place for place, topic in enumerate(self._topics)}
         self._buffers = {at: _Buffer(places[at.topic]) for at in sorted(self.positions)}
+        self._only = None
+        if len(self._buffers) == 1:
+            self._only = next(iter(self._buffers))
+            self._same = np.full(self._limit, self._only.partition, np.int64)
         self._paused = set()
         return self._reader
 
@@ -266,7 +269,8 @@ def _rows(topic: str, taken: list[Taken]) -> tuple[RawRows, NDArray[np.int64]]:
     if len(pieces) == 1:
         piece, rising = pieces[0]
         partitions = np.full(len(rising), piece.partition, np.int64)
-        return RawRows(topic, piece.values, partitions, piece.offsets, piece.times), rising
+        rows = RawRows(topic, piece.values, partitions, piece.offsets, piece.times, piece.partition)
+        return rows, rising
     rows = RawRows(
         topic,
         [value for piece, _ in pieces for value in piece.values],

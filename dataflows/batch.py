@@ -18,6 +18,7 @@ class RawRows:
     """Messages of one kind as they were read, oldest first: ``n`` payloads with their coordinates.
 
     ``partitions``, ``offsets`` and ``times`` (epoch ms, as published) are ``(n,) int64``.
+    ``partition`` is the one that all are from, None where that is not known.
     """
 
     topic: str
@@ -25,6 +26,7 @@ class RawRows:
     partitions: NDArray[np.int64]
     offsets: NDArray[np.int64]
     times: NDArray[np.int64]
+    partition: int | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -38,6 +40,7 @@ class RawRows:
             self.partitions[rows],
             self.offsets[rows],
             self.times[rows],
+            self.partition,
         )
 
 
@@ -87,11 +90,12 @@ NO_LABELS = LabelRows([], [], _NOTHING, _NOTHING, _NOTHING, [])
 class Batch:
     """Decoded rows. ``n`` events with ids, event times (epoch ms, ``(n,) int64``) and coordinates.
 
-    ``span`` is the least and the greatest event time, ``(0, -1)`` without events.
+    ``span`` is the least and the greatest event time, ``(0, -1)`` without events; ``partition`` the
+    one that all events are from, None where that is not known.
     ``features`` is ``(n, columns) float64``: the row features are there from the start, each window
-    step adds its own. ``columns`` holds the event fields that windows need, ``targets`` the inline
-    labels. ``order`` is as in `RawBatch`. ``expected`` counts the parts that went to other shards and
-    have to come back before the batch is whole.
+    step adds its own. ``columns`` holds the event fields that are used, ``targets`` the inline
+    labels. ``order`` is as in `RawBatch`. ``expected`` counts the parts that went to other shards
+    and have to come back before the batch is whole.
     """
 
     origin: str
@@ -112,6 +116,7 @@ class Batch:
     dead: list[DeadLetter] = field(default_factory=list)
     expected: int = 0
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    partition: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -172,4 +177,5 @@ def keep_rows(
     """
     keep = np.concatenate([events, labels])
     renumbered = np.cumsum(keep) - 1
-    return renumbered[order[keep[order]]]
+    left: NDArray[np.int64] = renumbered[order[keep[order]]]
+    return left

@@ -8,6 +8,7 @@ done when no message can run into its neighbour: every boundary must read ``}``,
 from __future__ import annotations
 
 import base64
+import math
 import time
 import types
 from collections.abc import Callable, Sequence
@@ -18,7 +19,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflows.batch import NO_LABELS, NO_SPAN, Batch, LabelRows, RawBatch, RawRows, keep_rows
+from dataflows.batch import (
+    NO_LABELS,
+    NO_ROWS,
+    NO_SPAN,
+    Batch,
+    LabelRows,
+    RawBatch,
+    RawRows,
+    keep_rows,
+)
 from dataflows.event_time import parse_times_ms
 from dataflows.messages import DeadLetter, Delayed, Inline, field_types
 from dataflows.pipeline import Pipeline
@@ -32,6 +42,7 @@ ColumnReader = Callable[[list[Any]], tuple[list[Any], ...]]
 """Structs to columns, see `column_reader`."""
 
 _PLAIN = (int, float, str, bool, type(None))
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class StructDecoder:
@@ -57,7 +68,7 @@ class StructDecoder:
             if joined.count(b"}\n,{") == len(values) - 1 == joined.count(b"\n"):
                 try:
                     structs = self._many.decode(b"[" + joined + b"]")
-                except (msgspec.DecodeError, UnicodeDecodeError):
+                except _UNREADABLE:
                     structs = []
                 if len(structs) == len(values):
                     return structs, {}
@@ -73,7 +84,7 @@ class StructDecoder:
             except msgspec.ValidationError as error:
                 structs.append(None)
                 faults[row] = ("does not fit the type", str(error))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except _UNREADABLE as error:
                 structs.append(None)
                 faults[row] = ("not JSON", str(error))
         return structs, faults
@@ -84,8 +95,12 @@ class _Decoded:
     rows: RawRows
     structs: list[Any]
     times: NDArray[np.int64]
+    span: tuple[int, int]
     kept: NDArray[np.int64] | None  # which of the rows read these are; None: all
     dead: list[DeadLetter]
+
+
+_NO_LABELS_DECODED = _Decoded(NO_ROWS, [], NO_ROWS.times, NO_SPAN, None, [])
 
 
 class BatchDecoder:
@@ -102,14 +117,20 @@ class BatchDecoder:
         self._events = StructDecoder(pipeline.event, pipeline.time)
         label = pipeline.label
         self._label = label if isinstance(label, Delayed) else None
-        self._labels = StructDecoder(label.type, label.time) if self._label and isinstance(
-            label, Delayed
-        ) else None
+        self._labels = (
+            StructDecoder(label.type, label.time)
+            if self._label and isinstance(label, Delayed)
+            else None
+        )
         self._target_is_number = pipeline.target_kind == "number"
         self._id = pipeline.id
         self._read_time = column_reader([pipeline.time])
         self._target = label.field if isinstance(label, Inline) else None
-        self._names = [pipeline.id, *([self._target] if self._target else []), *pipeline.used_fields]
+        self._names = [
+            pipeline.id,
+            *([self._target] if self._target else []),
+            *pipeline.used_fields,
+        ]
         self._read = column_reader(self._names)
         if isinstance(label, Delayed):
             self._read_label_time = column_reader([label.time])
@@ -117,14 +138,15 @@ class BatchDecoder:
         self._time_scale = pipeline.time_scale
         self._row_features = list(pipeline.row_features)
         self._width = len(pipeline.columns)
-        self._number_fields = pipeline.number_fields
-        self._entity_columns = _entity_columns(pipeline)
+        self._number_fields = list(pipeline.number_fields)
+        self._read_numbers = column_reader(self._number_fields)
 
     def decode(self, raw: RawBatch) -> Batch:
         """Decode everything that can be; what can't be is in the batch's ``dead``."""
         events = self._decode_rows(self._events, raw.events, self._read_time, self._check_numbers)
         labels = self._decode_labels(raw.labels)
         order = raw.order
+        dead = events.dead + labels.dead
         if events.kept is not None or labels.kept is not None:
             order = keep_rows(
                 order, _mask(events.kept, len(raw.events)), _mask(labels.kept, len(raw.labels))
@@ -145,13 +167,14 @@ class BatchDecoder:
             published=rows.times,
             payloads=rows.values,
             features=features,
-            columns={name: columns[name] for name in self._entity_columns},
+            columns=columns,
             targets=columns[target] if target else None,
             labels=self._label_rows(labels),
             order=order,
             read_at=raw.read_at,
-            span=extent(events.times) if structs else NO_SPAN,
-            dead=events.dead + labels.dead,
+            span=events.span,
+            dead=dead,
+            partition=rows.partition,
         )
 
     def _decode_rows(
@@ -168,25 +191,28 @@ class BatchDecoder:
         kept: NDArray[np.int64] | None = None
         if faults:
             rows, structs, kept = _drop(rows, structs, kept, faults, dead)
-        times, faults = parse_times_ms(read_time(structs)[0], scale)
+        times, timeless = parse_times_ms(read_time(structs)[0], scale)
+        if timeless:
+            faults = {row: ("not a time", why) for row, why in timeless.items()}
+            rows, structs, kept = _drop(rows, structs, kept, faults, dead)
+            times, _ = parse_times_ms(read_time(structs)[0], scale)
+        span = extent(times) if structs else NO_SPAN
+        faults = check(structs) | self._ahead(rows, times, span[1])
         if faults:
             rows, structs, kept = _drop(rows, structs, kept, faults, dead)
             times, _ = parse_times_ms(read_time(structs)[0], scale)
-        faults = check(structs) | self._ahead(rows, times)
-        if faults:
-            rows, structs, kept = _drop(rows, structs, kept, faults, dead)
-            times, _ = parse_times_ms(read_time(structs)[0], scale)
-        return _Decoded(rows, structs, times, kept, dead)
+            span = extent(times) if structs else NO_SPAN
+        return _Decoded(rows, structs, times, span, kept, dead)
 
     def _decode_labels(self, rows: RawRows) -> _Decoded:
-        if self._labels is None or self._label is None or not len(rows):
-            return _Decoded(rows, [], rows.times, None, [])
+        if self._labels is None or not rows.values:
+            return _NO_LABELS_DECODED
         return self._decode_rows(self._labels, rows, self._read_label_time, self._check_label)
 
-    def _ahead(self, rows: RawRows, times: NDArray[np.int64]) -> dict[int, Fault]:
+    def _ahead(self, rows: RawRows, times: NDArray[np.int64], newest: int) -> dict[int, Fault]:
         """Rows whose time is further ahead of publishing, or of the clock, than is allowed."""
         now_ms = int(self._now() * 1000)
-        if not len(times) or extent(times)[1] - self._ahead_ms <= min(extent(rows.times)[0], now_ms):
+        if not len(times) or newest - self._ahead_ms <= min(extent(rows.times)[0], now_ms):
             return {}
         faults = {}
         latest = np.minimum(rows.times, now_ms) + self._ahead_ms
@@ -198,8 +224,7 @@ class BatchDecoder:
 
     def _check_numbers(self, structs: list[Any]) -> dict[int, Fault]:
         faults: dict[int, Fault] = {}
-        for name in self._number_fields:
-            values = [getattr(struct, name) for struct in structs]
+        for name, values in zip(self._number_fields, self._read_numbers(structs), strict=True):
             if not _all_finite(values):
                 for row, value in enumerate(values):
                     if value is not None and not _all_finite([value]):
@@ -295,15 +320,13 @@ def _mask(kept: NDArray[np.int64] | None, count: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _entity_columns(pipeline: Pipeline) -> list[str]:
-    names: dict[str, None] = {}
-    for entity, features in pipeline.entities.items():
-        names[entity] = None
-        names.update({f.value: None for f, _ in features if f.value is not None})
-    return list(names)
-
-
 def _all_finite(values: Sequence[Any]) -> bool:
+    try:
+        # No finite sum has an infinite or missing summand, and a sum is found faster.
+        if math.isfinite(sum(values, 0.0)):
+            return True
+    except (OverflowError, TypeError):
+        pass
     try:
         if None in values:
             values = [value for value in values if value is not None]

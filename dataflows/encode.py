@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -15,7 +16,6 @@ from dataflows.messages import DeadLetter, DriftSignal
 from dataflows.pipeline import Pipeline
 from dataflows.sink import Outgoing, part_name
 from models.learner import NO_LABEL, Predictions, Task
-from state.extent import extent
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Encoder:
         fields = _COMMON + _EXTRA[pipeline.task]
         if self._names:
             fields = [*fields, ("features", dict)]
-        self._row = msgspec.defstruct("Prediction", fields, gc=False)  # type: ignore[arg-type]
+        self._row = msgspec.defstruct("Prediction", fields, gc=False)
         self._encoder = msgspec.json.Encoder()
 
     def __call__(self, results: list[tuple[str, Results]]) -> list[tuple[str, Outgoing]]:
@@ -75,40 +75,47 @@ class Encoder:
     def _encode(self, result: Results) -> list[tuple[str, Outgoing]]:
         batch = result.batch
         outgoing: dict[int, Outgoing] = {}
-        rows = self._predictions(result)
+        rows = self._predictions(result) if batch.ids else []
         if rows:
-            for partition, places in _by_partition(batch.partitions):
+            for partition, places in _by_partition(batch):
                 own = rows if places is None else [rows[place] for place in places.tolist()]
                 published = batch.published if places is None else batch.published[places]
                 outgoing[partition] = Outgoing(
                     partition, {self._predicted: own}, published, batch.read_at
                 )
-        for topic, messages in (
-            (self._dead_letters, batch.dead + result.dead),
-            (self._drift, result.signals),
-        ):
-            for message in messages:
-                item = outgoing.setdefault(message.partition, Outgoing(message.partition, {}))
-                item.messages.setdefault(topic, []).append(self._encoder.encode(message))
+        if batch.dead or result.dead:
+            self._add(outgoing, self._dead_letters, batch.dead + result.dead)
+        if result.signals:
+            self._add(outgoing, self._drift, result.signals)
         return [(part_name(partition), item) for partition, item in outgoing.items()]
+
+    def _add(
+        self,
+        outgoing: dict[int, Outgoing],
+        topic: str,
+        messages: Sequence[DeadLetter | DriftSignal],
+    ) -> None:
+        for message in messages:
+            item = outgoing.setdefault(message.partition, Outgoing(message.partition, {}))
+            item.messages.setdefault(topic, []).append(self._encoder.encode(message))
 
     def _predictions(self, result: Results) -> list[bytes]:
         batch = result.batch
-        n = len(batch)
-        if not n:
-            return []
-        columns: list[Sequence[Any]] = [
+        partition = batch.partition
+        columns: list[Iterable[Any]] = [
             batch.ids,
             batch.times.tolist(),
-            [self._events] * n,
-            batch.partitions.tolist(),
+            repeat(self._events),
+            batch.partitions.tolist() if partition is None else repeat(partition),
             batch.offsets.tolist(),
-            [self._model] * n,
+            repeat(self._model),
             result.versions.tolist(),
             *_answers(self._task, result.predictions),
         ]
         if self._names:
-            columns.append([dict(zip(self._names, r, strict=True)) for r in batch.features.tolist()])
+            columns.append(
+                [dict(zip(self._names, r, strict=True)) for r in batch.features.tolist()]
+            )
         return self._encoder.encode_lines(list(map(self._row, *columns)))[:-1].split(b"\n")
 
 
@@ -132,10 +139,9 @@ def _answers(task: Task, predictions: Predictions) -> list[list[Any]]:
 _BINARY_ANSWER = {0: False, 1: True, NO_LABEL: None}
 
 
-def _by_partition(
-    partitions: NDArray[np.int64],
-) -> list[tuple[int, NDArray[np.int64] | None]]:
-    first, last = extent(partitions)
-    if first == last:
-        return [(first, None)]
+def _by_partition(batch: Batch) -> list[tuple[int, NDArray[np.int64] | None]]:
+    """The partitions of a batch's events, and their rows; None: all."""
+    if batch.partition is not None:
+        return [(batch.partition, None)]
+    partitions = batch.partitions
     return [(p, np.flatnonzero(partitions == p)) for p in np.unique(partitions).tolist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -27,13 +28,15 @@ def parse_time_ms(value: object, scale: float) -> int:
         moment = datetime.fromisoformat(value)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
-        return round(moment.timestamp() * 1000)
-    if not isinstance(value, int | float) or isinstance(value, bool):
+        time_ms = round(moment.timestamp() * 1000)
+    elif not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{value!r} is no time")
-    time_ms = value if scale == 1.0 else value * scale
+    else:
+        # Rounded, for 1.001 s times 1000 is a little less than 1001 ms.
+        time_ms = round(value * scale) if math.isfinite(value) else LAST_MS + 1
     if not FIRST_MS <= time_ms <= LAST_MS:
         raise ValueError(f"{value!r} is outside the years 1 to 9999")
-    return int(time_ms)
+    return time_ms
 
 
 def parse_times_ms(

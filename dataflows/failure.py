@@ -33,6 +33,7 @@ class Guard:
 
     def __init__(self) -> None:
         self.failure: AnabranchError | None = None
+        self.failing = False
         self._stderr: int | None = None
 
     @contextmanager
@@ -51,8 +52,20 @@ class Guard:
         try:
             return function(*args, **options)
         except AnabranchError as error:
+            self.failing = True
             self._keep(error)
             raise
+        except BaseException:
+            self.failing = True
+            raise
+
+    def call_if_well(self, function: Callable[..., None], *args: Any) -> None:
+        """Call ``function`` unless something has failed before.
+
+        The engine closes everything while it fails; one more error then would abort the process.
+        """
+        if not self.failing:
+            self.call(function, *args)
 
     def _keep(self, error: AnabranchError) -> None:
         if self.failure is None:
@@ -93,7 +106,7 @@ class _WatchedStep(StatefulBatchLogic[Taken, Given, None]):
 
 
 class WatchedBus:
-    """A `Bus` whose publishers are watched; all else goes through."""
+    """A `Bus` whose publishers and readers are watched; all else goes through."""
 
     def __init__(self, bus: Bus, guard: Guard) -> None:
         self._bus = bus
@@ -116,7 +129,7 @@ class WatchedBus:
         return _WatchedPublisher(self._guard.call(self._bus.publisher), self._guard)
 
     def reader(self, positions: Mapping[TopicPartition, int], group: str | None = None) -> Reader:
-        return self._guard.call(self._bus.reader, positions, group)
+        return _WatchedReader(self._guard.call(self._bus.reader, positions, group), self._guard)
 
     def close(self) -> None:
         self._bus.close()
@@ -131,7 +144,22 @@ class _WatchedPublisher:
         self._guard.call(self._publisher.append, topic, values, **columns)
 
     def flush(self, timeout_s: float = 30.0) -> None:
-        self._guard.call(self._publisher.flush, timeout_s)
+        self._guard.call_if_well(self._publisher.flush, timeout_s)
 
     def close(self) -> None:
-        self._guard.call(self._publisher.close)
+        self._guard.call_if_well(self._publisher.close)
+
+
+class _WatchedReader:
+    def __init__(self, reader: Reader, guard: Guard) -> None:
+        self._reader = reader
+        self._guard = guard
+        self.poll = reader.poll  # as it is: the intake ends the flow by itself if it fails
+        self.pause, self.resume = reader.pause, reader.resume
+        self.positions, self.ends = reader.positions, reader.ends
+
+    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        self._guard.call_if_well(self._reader.commit, positions)
+
+    def close(self) -> None:
+        self._guard.call_if_well(self._reader.close)

@@ -6,6 +6,8 @@
     labels ─▶ (decode,   (by shard)  (predict,                      dead letters
                admit)                 score, learn)
 
+A single worker shares with nobody: its windows and models are one operator.
+
 Only four of the engine's operators carry it: `input`, `flat_map_batch`, `stateful_batch`, `output`.
 """
 
@@ -20,7 +22,7 @@ from dataflows.encode import Encoder, Results
 from dataflows.failure import Guard, watched
 from dataflows.intake import Intake, IntakeOptions
 from dataflows.metrics import WorkerMetrics
-from dataflows.model_step import ModelStep
+from dataflows.model_step import ModelStep, WindowsAndModels
 from dataflows.pipeline import Pipeline
 from dataflows.sink import BusSink
 from dataflows.windows import Item, Router, WindowStep, to_models
@@ -56,12 +58,18 @@ def build_graph(
     def model(_resume: None) -> StatefulBatchLogic[Item, Results, None]:
         return watched(ModelStep(pipeline, metrics), guard)
 
+    def both(_resume: None) -> StatefulBatchLogic[Item, Results, None]:
+        windows, models = WindowStep(pipeline, metrics), ModelStep(pipeline, metrics)
+        return watched(WindowsAndModels(windows, models), guard)
+
     flow = Dataflow(pipeline.name.replace("-", "_"))
     rows = op.input("intake", flow, intake)
-    filled = op.stateful_batch("windows", rows, fill)
-    if workers > 1:
-        filled = op.flat_map_batch("to_models", filled, to_models)
-    results = op.stateful_batch("models", filled, model)
+    if workers == 1:
+        results = op.stateful_batch("windows_and_models", rows, both)
+    else:
+        filled = op.stateful_batch("windows", rows, fill)
+        gathered = op.flat_map_batch("to_models", filled, to_models)
+        results = op.stateful_batch("models", gathered, model)
     outgoing = op.flat_map_batch("encode", results, encoder)
     op.output("sink", outgoing, BusSink(bus, partitions, metrics.on_written))
     return flow

@@ -44,8 +44,7 @@ class WorkerMetrics:
         self._counts: Tally[str] = Tally()
         self._dead_counts: Tally[str] = Tally()
         self._batch_rows: list[int] = []
-        self._published: list[tuple[float, NDArray[np.int64]]] = []
-        self._read: list[tuple[int, float]] = []
+        self._written: list[tuple[NDArray[np.int64], float, float]] = []
         self._newest_ms: int | None = None
         self._tellers: list[Callable[[], None]] = []
         self._window_sizes: dict[str, dict[object, tuple[int, int]]] = {}
@@ -61,15 +60,23 @@ class WorkerMetrics:
             "anabranch_inexact_rows", "Rows later than what their windows still remember", "entity"
         )
         self._latency = self._histogram(
-            "anabranch_latency_seconds", "From a message's time to its prediction published", _SECONDS
+            "anabranch_latency_seconds",
+            "From a message's time to its prediction published",
+            _SECONDS,
         )
         self._working = self._histogram(
             "anabranch_processing_seconds", "From read to prediction published", _SECONDS
         )
         self._rows = self._histogram("anabranch_batch_rows", "Messages in a batch", _ROWS)
-        self._lag = self._gauge("anabranch_lag_messages", "Messages not yet read", "topic", "partition")
-        self._quality = self._gauge("anabranch_prequential", "Quality on labels so far", "model", "metric")
-        self._waiting = self._gauge("anabranch_waiting_predictions", "Predictions without label yet")
+        self._lag = self._gauge(
+            "anabranch_lag_messages", "Messages not yet read", "topic", "partition"
+        )
+        self._quality = self._gauge(
+            "anabranch_prequential", "Quality on labels so far", "model", "metric"
+        )
+        self._waiting = self._gauge(
+            "anabranch_waiting_predictions", "Predictions without label yet"
+        )
         self._keys = self._gauge("anabranch_window_keys", "Keys with events in windows", "entity")
         self._bytes = self._gauge("anabranch_window_bytes", "Bytes of window state", "entity")
         self._event_time = self._gauge(
@@ -97,13 +104,14 @@ class WorkerMetrics:
         for reason, count in self._dead_counts.items():
             self._dead.labels(pipeline, reason).inc(count)
         observe_many(self._rows.labels(pipeline), np.array(self._batch_rows, np.float64))
-        latencies = [now - published / 1000 for now, published in self._published]
-        if latencies:
-            observe_many(self._latency.labels(pipeline), np.concatenate(latencies))
-            rows, seconds = zip(*self._read, strict=True)
+        if self._written:
+            published, written_at, seconds = zip(*self._written, strict=True)
+            rows = list(map(len, published))
+            latencies = np.repeat(written_at, rows) - np.concatenate(published) / 1000
+            observe_many(self._latency.labels(pipeline), latencies)
             observe_many(self._working.labels(pipeline), np.repeat(seconds, rows))
-        for pieces in (self._batch_rows, self._published, self._read):
-            pieces.clear()  # type: ignore[attr-defined]
+        self._batch_rows.clear()
+        self._written.clear()
         if self._newest_ms is not None:
             self._event_time.labels(pipeline).set(self._newest_ms / 1000)
         counts.clear()
@@ -111,13 +119,14 @@ class WorkerMetrics:
 
     def on_batch(self, raw: RawBatch, batch: Batch) -> None:
         """A batch was read, decoded and admitted."""
-        events, labels = len(raw.events), len(raw.labels)
+        events, labels = len(raw.events.values), len(raw.labels.values)
         self._counts["events"] += events
-        self._counts["labels"] += labels
+        if labels:
+            self._counts["labels"] += labels
         self._batch_rows.append(events + labels)
         for letter in batch.dead:
             self._dead_counts[letter.reason] += 1
-        if len(batch):
+        if batch.ids:
             newest = batch.span[1]
             self._newest_ms = newest if self._newest_ms is None else max(newest, self._newest_ms)
 
@@ -156,8 +165,7 @@ class WorkerMetrics:
         rows = len(outgoing.published)
         if rows:
             self._counts["predictions"] += rows
-            self._published.append((now, outgoing.published))
-            self._read.append((rows, now - outgoing.read_at))
+            self._written.append((outgoing.published, now, now - outgoing.read_at))
         self.flush_if_due()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
-from numpy.typing import NDArray
 
 from dataflows.batch import Batch, EntityRows, LabelRows
 from dataflows.decode import payload_fields
@@ -15,10 +14,11 @@ from dataflows.encode import Results
 from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
-from dataflows.windows import Item, entity_columns
+from dataflows.windows import Item, WindowStep, entity_columns
 from models.drift import LOSS, Alarm
 from models.learner import Task
-from models.prequential import Outcome, Prequential
+from models.outcome import Outcome
+from models.prequential import Prequential
 from state.durations import parse_duration_ms
 from state.extent import all_finite
 
@@ -37,8 +37,7 @@ class Assembler:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._places = {
-            entity: entity_columns(features)
-            for entity, features in pipeline.entities.items()
+            entity: entity_columns(features) for entity, features in pipeline.entities.items()
         }
         self._waiting: dict[tuple[str, int], _Assembly] = {}
         self._next: dict[str, int] = {}
@@ -96,8 +95,8 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
         metrics.ask(self._tell)
 
     def on_batch(self, values: list[Item]) -> tuple[list[Results], bool]:
-        whole = [batch for item in values for batch in self._assembler.add(item)]
-        return [self._work(batch) for batch in whole], False
+        add, work = self._assembler.add, self._work
+        return [work(batch) for item in values for batch in add(item)], False
 
     def snapshot(self) -> None:
         return None
@@ -105,7 +104,7 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
     def _work(self, batch: Batch) -> Results:
         dead = self._refuse_infinite(batch)
         if dead:
-            batch = batch.keep(np.isfinite(batch.features).all(axis=1))
+            batch = batch.keep(np.logical_and.reduce(np.isfinite(batch.features), axis=1))
         labels = batch.labels
         values = batch.targets if self._labelled else labels.values
         outcome = self.prequential.run(
@@ -117,7 +116,8 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
             label_times=labels.times,
             order=batch.order,
         )
-        dead += [self._refuse_label(labels, row, reason) for row, reason in outcome.refused_labels]
+        for row, reason in outcome.refused_labels:
+            dead.append(self._refuse_label(labels, row, reason))
         champion = self.prequential.champion
         results = Results(
             batch=batch,
@@ -141,7 +141,7 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
 
     def _refuse_infinite(self, batch: Batch) -> list[DeadLetter]:
         """Events whose features are too large to be told from infinity."""
-        if not len(batch) or all_finite(batch.features):
+        if not batch.ids or all_finite(batch.features):
             return []
         dead = []
         for row in np.flatnonzero(~np.isfinite(batch.features).all(axis=1)).tolist():
@@ -191,6 +191,21 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
             partition=int(partitions[row]),
             offset=int(offsets[row]),
         )
+
+
+class WindowsAndModels(StatefulBatchLogic[Item, Results, None]):
+    """Both steps in one operator, for a single worker: each operator costs as much as some rows."""
+
+    def __init__(self, windows: WindowStep, models: ModelStep) -> None:
+        self._windows = windows
+        self._models = models
+
+    def on_batch(self, values: list[Item]) -> tuple[list[Results], bool]:
+        filled, _ = self._windows.on_batch(values)
+        return self._models.on_batch(filled)
+
+    def snapshot(self) -> None:
+        return None
 
 
 class _TargetReader:

@@ -1,14 +1,15 @@
 """The window step: fills in the features of entities, each shard with the state of its own keys.
 
-With one worker a batch goes through whole, and nothing is copied. With several, the intake splits it
-by shard: each shard gets only what it needs (keys, times, values), all of them work side by side,
-and the model step puts the answers together again. One step serves all entities, since every
+With one worker a batch goes through whole, and nothing is copied. With several, the intake splits
+it by shard: each shard gets only what it needs (keys, times, values), all of them work side by
+side, and the model step puts the answers together again. One step serves all entities, since every
 operator that a batch passes costs as much as several events do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -95,44 +96,46 @@ class EntityWindows:
     """All window features of one entity, for the keys of one shard.
 
     A null value is left out of its windows: the row looks at them without entering. Values that may
-    be null therefore have an `EntityState` of their own.
+    be null therefore have an `EntityState` of their own. ``in_place``: the features are written
+    into whole rows, where they belong; else side by side into rows of their own.
     """
 
-    def __init__(self, pipeline: Pipeline, entity: str) -> None:
+    def __init__(self, pipeline: Pipeline, entity: str, in_place: bool) -> None:
         lateness_ms = parse_duration_ms(pipeline.lateness)
         groups: dict[str | None, list[tuple[int, EntityFeature]]] = {}
-        start = 0
-        for feature, _ in pipeline.entities[entity]:
+        self.width = 0
+        for feature, columns in pipeline.entities[entity]:
             value = feature.value
             nullable = value is not None and pipeline.schema.fields[value].optional
-            groups.setdefault(value if nullable else None, []).append((start, feature))
-            start += len(feature.columns())
-        self._width = start
+            place = columns.start if in_place else self.width
+            groups.setdefault(value if nullable else None, []).append((place, feature))
+            self.width += columns.stop - columns.start
         self.groups = [
             (
                 value,
-                EntityState([feature.spec for _, feature in members], lateness_ms),
-                np.concatenate(
-                    [np.arange(at, at + len(feature.columns())) for at, feature in members]
+                EntityState(
+                    [feature.spec for _, feature in members],
+                    lateness_ms,
+                    [place for place, _ in members],
                 ),
             )
             for value, members in groups.items()
         ]
 
     def fill(
-        self, keys: list[str], times: NDArray[np.int64], columns: dict[str, NDArray[Any]]
-    ) -> NDArray[np.float64]:
-        """The features of rows, ``(rows, columns of the entity) float64``, in order."""
-        if len(self.groups) == 1 and self.groups[0][0] is None:
-            return self.groups[0][1].update(keys, times, columns)
-        features = np.empty((len(keys), self._width))
-        for value, state, places in self.groups:
+        self,
+        keys: list[str],
+        times: NDArray[np.int64],
+        columns: dict[str, NDArray[Any]],
+        features: NDArray[np.float64],
+    ) -> None:
+        """Write the features of rows into ``features``, in order."""
+        for value, state in self.groups:
             if value is None:
-                features[:, places] = state.update(keys, times, columns)
+                state.update(keys, times, columns, None, features)
             else:
                 filled, mode = _without_nulls(columns, value)
-                features[:, places] = state.update(keys, times, filled, mode)
-        return features
+                state.update(keys, times, filled, mode, features)
 
 
 class WindowStep(StatefulBatchLogic[Item, Item, None]):
@@ -142,42 +145,44 @@ class WindowStep(StatefulBatchLogic[Item, Item, None]):
         self._pipeline = pipeline
         self._metrics = metrics
         self._windows: dict[str, EntityWindows] = {}
-        self._entities = [
-            (entity, ColumnReader(entity, [f for f, _ in features]), entity_columns(features))
+        self._readers = [
+            ColumnReader(entity, [feature for feature, _ in features])
             for entity, features in pipeline.entities.items()
         ]
         self._late_rows: dict[str, int] = {}
         metrics.ask(self._tell)
 
     def on_batch(self, values: list[Item]) -> tuple[list[Item], bool]:
-        filled = [self._fill(item) for item in values]
-        return filled, False
+        return [self._fill(item) for item in values], False
 
     def snapshot(self) -> None:
         return None
 
-    def windows(self, entity: str) -> EntityWindows:
+    def windows(self, entity: str, in_place: bool) -> EntityWindows:
         """The windows of an entity, made when its first row comes."""
         found = self._windows.get(entity)
         if found is None:
-            found = self._windows[entity] = EntityWindows(self._pipeline, entity)
+            found = self._windows[entity] = EntityWindows(self._pipeline, entity, in_place)
         return found
 
     def _fill(self, item: Item) -> Item:
         if isinstance(item, EntityRows):
-            features = self.windows(item.entity).fill(item.keys, item.times, item.columns)
+            windows = self.windows(item.entity, in_place=False)
+            features = np.empty((len(item.keys), windows.width))
+            windows.fill(item.keys, item.times, item.columns, features)
             return EntityRows(
                 item.origin, item.sequence, item.entity, item.rows, [], item.times, {}, features
             )
-        if item.expected == 0 and len(item):
-            for entity, reader, places in self._entities:
-                keys, columns = item.columns[entity], reader.read(item)
-                item.features[:, places] = self.windows(entity).fill(keys, item.times, columns)
+        if item.expected == 0 and item.ids:
+            for reader in self._readers:
+                entity = reader.entity
+                windows = self._windows.get(entity) or self.windows(entity, in_place=True)
+                windows.fill(item.columns[entity], item.times, reader.read(item), item.features)
         return item
 
     def _tell(self) -> None:
         for entity, windows in self._windows.items():
-            states = [state for _, state, _ in windows.groups]
+            states = [state for _, state in windows.groups]
             late_rows = sum(state.late_rows for state in states)
             self._metrics.on_windows(
                 self,
@@ -192,7 +197,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, None]):
 def entity_columns(features: Iterable[tuple[EntityFeature, slice]]) -> slice | NDArray[np.int64]:
     """Where an entity's features stand in the row: a slice if side by side, else their indices."""
     places = [place for _, place in features]
-    if all(a.stop == b.start for a, b in zip(places, places[1:], strict=False)):
+    if all(a.stop == b.start for a, b in pairwise(places)):
         return slice(places[0].start, places[-1].stop)
     return np.concatenate([np.arange(place.start, place.stop) for place in places])
 

@@ -115,6 +115,7 @@ class CompiledLinear:
 
     def __init__(self, model: Any, names: Iterable[str]) -> None:
         self.names = tuple(names)
+        self._width = len(self.names)
         self.version = 0
         self._river = copy.deepcopy(model)
         _, linear = _split(model)
@@ -160,9 +161,10 @@ class CompiledLinear:
         target: Targets,
     ) -> Predictions:
         """See `Learner.run`; a row of the wrong width is refused, nothing else can fail."""
-        if features.shape[1] != len(self.names):
+        width = features.shape[1]
+        if width != self._width:
             raise ModelError(
-                f"rows have {features.shape[1]} features, the model has {len(self.names)}: "
+                f"rows have {width} features, the model has {self._width}: "
                 "give the columns that it was declared with"
             )
         if not features.flags.c_contiguous:

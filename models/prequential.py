@@ -14,6 +14,7 @@ from models.losses import check_loss, losses
 from models.metrics import Metric, metric
 from models.outcome import NO_VALUE, UNKNOWN_ID, Learned, Outcome
 from state.errors import DeclarationError
+from state.extent import all_binary
 from state.pending import DROPPED, PendingStore, Walk
 
 F64 = NDArray[np.float64]
@@ -83,9 +84,12 @@ class Prequential:
         for name, learner in learners.items():
             self.add(name, learner)
         self.champion = next(iter(learners))
-        # The steps of an inline batch, kept because making them costs as much as some rows.
+        # The steps of an inline batch, kept because making them costs as much as some rows, and
+        # those of the latest size, since sizes come again.
         self._pair_rows = np.zeros(0, np.int64)
         self._pair_ops = np.zeros(0, np.uint8)
+        self._pair_views = self._pair_ops, self._pair_rows, self._pair_rows
+        self._tags = np.zeros(0, np.int32)
         self._watches = [Watch(declared) for declared in monitors]
         self._subjects = [self._column(declared) for declared in monitors]
 
@@ -225,8 +229,10 @@ class Prequential:
         before = {name: learner.version for name, learner in self.learners.items()}
         served = {n: m.run(features, op, row, target) for n, m in self.learners.items()}
         if tags is None:
-            tags = np.zeros(events, np.int32)
-        if taught.size == events:
+            if len(self._tags) != events:
+                self._tags = np.zeros(events, np.int32)
+            tags = self._tags
+        if len(taught) == events:
             learned = Learned(taught, values, served, times, times, tags)
             learned_before = taught
         else:
@@ -245,20 +251,23 @@ class Prequential:
         self, events: int, values: Targets
     ) -> tuple[U8, I64, Targets, I64, list[tuple[int, str]]]:
         """The steps of an inline batch; which events are learned, and which can't be."""
-        if len(self._pair_rows) < 2 * events:
-            self._pair_rows = np.repeat(np.arange(2 * events), 2)
-            self._pair_ops = np.tile(np.array([PREDICT, LEARN], np.uint8), 2 * events)
-        taught = self._pair_rows[: 2 * events : 2]
-        row, op = self._pair_rows[: 2 * events], self._pair_ops[: 2 * events]
+        op, row, taught = self._pair_views
+        if len(taught) != events:
+            if len(self._pair_rows) < 2 * events:
+                self._pair_rows = np.repeat(np.arange(2 * events), 2)
+                self._pair_ops = np.tile(np.array([PREDICT, LEARN], np.uint8), 2 * events)
+            row, op = self._pair_rows[: 2 * events], self._pair_ops[: 2 * events]
+            taught = row[::2]
+            self._pair_views = op, row, taught
         target: Targets
         if isinstance(values, np.ndarray):
             target = np.empty(2 * events)
             target[1::2] = values
         else:
             target = [value for value in values for _ in (PREDICT, LEARN)]
-        usable = _usable(values, self.task)
-        if self.task is Task.ANOMALY or usable.all():
+        if self.task is Task.ANOMALY or _all_usable(values, self.task):
             return op, row, target, taught, []
+        usable = _usable(values, self.task)
         keep = np.ones(2 * events, np.bool_)
         keep[1::2] = usable
         refused = [(event, NO_VALUE) for event in np.flatnonzero(usable == 0).tolist()]
@@ -319,6 +328,12 @@ class Prequential:
 
 def _as_targets(values: Targets, task: Task) -> Targets:
     return values if task is Task.MULTICLASS else np.asarray(values, np.float64)
+
+
+def _all_usable(values: Targets, task: Task) -> bool:
+    if task is Task.BINARY and isinstance(values, np.ndarray):
+        return all_binary(values)
+    return bool(_usable(values, task).all())
 
 
 def _usable(values: Targets, task: Task) -> U8:

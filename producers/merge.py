@@ -17,7 +17,7 @@ def merged(events: Iterator[Batch], labels: Iterator[Batch]) -> Iterator[Batch]:
     A message whose time lies behind its predecessor's goes with its predecessor.
     """
     inputs = [_Input(events), _Input(labels)]
-    while any(each.fill() for each in inputs):
+    while inputs[0].fill() | inputs[1].fill():  # both, always
         bound = min(each.latest for each in inputs if each.open)
         parts = [each.take(bound) for each in inputs]
         times = np.concatenate([times for _, times in parts])

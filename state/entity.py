@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from state.windows import WindowState
 
 AggregateState = WindowState | DistinctState | SinceLastState | DecayedState
 
+# Made once: comparing with a type makes an array's dtype of it every time.
+_FLOAT, _INT, _BYTE = np.dtype(np.float64), np.dtype(np.int64), np.dtype(np.uint8)
+
 
 class EntityState:
     """Aggregates over the events of each key, exact as of each event's own time.
@@ -31,6 +35,8 @@ class EntityState:
         specs: the aggregates; their columns are concatenated.
         lateness_ms: a row whose time is at most this much before the latest time seen is answered
             exactly. One beyond it is taken all the same, and counted in `late_rows`.
+        places: the column at which each aggregate's features begin in the rows of a caller that
+            gives `out` to `update`; by default they stand side by side.
 
     >>> from state.aggregates import WindowSpec
     >>> cards = EntityState([WindowSpec("amount", (60_000,), ("count", "sum"))], lateness_ms=0)
@@ -43,7 +49,9 @@ class EntityState:
            [ 2.,  3.]])
     """
 
-    def __init__(self, specs: Sequence[Spec], lateness_ms: int) -> None:
+    def __init__(
+        self, specs: Sequence[Spec], lateness_ms: int, places: Sequence[int] | None = None
+    ) -> None:
         if lateness_ms < 0 or lateness_ms > 2**53:
             raise DeclarationError(
                 f"the lateness can't be {lateness_ms} ms: 0 or more, below 2**53"
@@ -55,15 +63,13 @@ class EntityState:
         if doubles:
             raise DeclarationError(f"features are declared twice: {', '.join(sorted(doubles))}")
         self._keys = KeySlots()
-        self._states: list[AggregateState] = []
-        column = 0
-        for spec in specs:
-            self._states.append(_state_of(spec, lateness_ms, column))
-            column += len(spec.columns())
-        self._no_values: dict[type, NDArray[Any]] = {
-            np.float64: np.zeros(0),
-            np.int64: np.zeros(0, np.int64),
-        }
+        if places is None:
+            places = _side_by_side(specs)
+        self._states: list[AggregateState] = [
+            _state_of(spec, lateness_ms, place) for spec, place in zip(specs, places, strict=True)
+        ]
+        self._slots = 0
+        self._no_values = {dtype: np.zeros(0, dtype) for dtype in (_FLOAT, _INT)}
         self._insert: U8 = np.zeros(0, np.uint8)
 
     def columns(self) -> list[str]:
@@ -96,6 +102,7 @@ class EntityState:
         times: I64,
         columns: Mapping[str, NDArray[Any]],
         mode: U8 | None = None,
+        out: F64 | None = None,
     ) -> F64:
         """Take in rows, in order, and return their features.
 
@@ -109,57 +116,57 @@ class EntityState:
                 inserts itself, and its features are NaN. None stands for zeros. A row that only
                 looks must not lie ahead of the stream (moving on, a key's windows would have to
                 be moved back).
+            out: `(rows, columns) float64`, C-contiguous, into which the features are written at
+                their `places`; by default a new array of the features alone.
 
         Returns:
-            `(rows, features) float64`.
+            `out`, or `(rows, features) float64`.
 
         Raises:
             KeyError: a value is missing in `columns`.
             ValueError: a column's length is not the number of rows.
         """
         rows = len(keys)
-        times = self._checked(times, rows, np.int64, "times")
+        times = _checked(times, rows, _INT, "times")
         values = [self._values(state, columns, rows) for state in self._states]
+        if out is None:
+            out = np.full((rows, len(self._columns)), np.nan)
         if mode is None:
             if len(self._insert) < rows:
                 self._insert = np.zeros(2 * rows, np.uint8)
             modes = self._insert
             slots = self._keys.slots(keys)
-            out = np.empty((rows, len(self._columns)))
         else:
-            modes = self._checked(mode, rows, np.uint8, "mode")
+            modes = _checked(mode, rows, _BYTE, "mode")
             inserted = [key for key, what in zip(keys, modes, strict=True) if what != QUERY_ONLY]
             self._keys.slots(inserted)
             slots = self._keys.known(keys)
-            out = np.full((rows, len(self._columns)), np.nan)
-        self._reserve_slots()
-        hand = int(self._states[0].log.meta[HAND])
+        if self._keys.high_water > self._slots:
+            self._reserve_slots()
         swept = True
         for state, column in zip(self._states, values, strict=True):
             swept &= state.update(slots, times, column, modes, out) > 0
         if swept:
-            self._release(hand, 2 * rows + 1)
+            self._release(2 * rows + 1)
         return out
 
     def evict(self) -> None:
         """Sweep all keys now. It changes no feature, only `keys`, `events` and the free room."""
-        slots = self._states[0].log.slot.shape[0]
         for state in self._states:
-            state.sweep(slots)
-        self._release(0, slots)
+            state.sweep(self._slots)
+        self._release(self._slots)
 
     def _reserve_slots(self) -> None:
-        slots = self._states[0].log.slot.shape[0]
-        if self._keys.high_water > slots:
-            while self._keys.high_water > slots:
-                slots = larger(slots)
-            for state in self._states:
-                state.log.reserve_slots(slots)
+        while self._keys.high_water > self._slots:
+            self._slots = larger(self._slots)
+        for state in self._states:
+            state.log.reserve_slots(self._slots)
 
-    def _release(self, hand: int, steps: int) -> None:
-        """Release those of the `steps` slots from `hand` on that no aggregate needs."""
-        slots = self._states[0].log.slot.shape[0]
-        swept = (hand + np.arange(min(steps, slots))) % max(slots, 1)
+    def _release(self, steps: int) -> None:
+        """Release those of the last `steps` slots under the clock hand that no aggregate needs."""
+        steps = min(steps, self._slots)
+        first = int(self._states[0].log.meta[HAND]) - steps
+        swept = np.arange(first, first + steps) % max(self._slots, 1)
         for state in self._states:
             swept = swept[state.log.slot[swept, COUNT] == EMPTIED]
         for state in self._states:
@@ -169,20 +176,25 @@ class EntityState:
     def _values(
         self, state: AggregateState, columns: Mapping[str, NDArray[Any]], rows: int
     ) -> NDArray[Any]:
+        dtype = _INT if state.dtype is np.int64 else _FLOAT
         if state.value:
-            return self._checked(columns[state.value], rows, state.dtype, state.value)
-        if len(self._no_values[state.dtype]) < rows:
-            self._no_values[state.dtype] = np.zeros(2 * rows, state.dtype)
-        return self._no_values[state.dtype]
+            return _checked(columns[state.value], rows, dtype, state.value)
+        if len(self._no_values[dtype]) < rows:
+            self._no_values[dtype] = np.zeros(2 * rows, dtype)
+        return self._no_values[dtype]
 
-    @staticmethod
-    def _checked(column: NDArray[Any], rows: int, dtype: type, name: str) -> NDArray[Any]:
-        if column.dtype != dtype or not column.flags.c_contiguous or not column.flags.writeable:
-            # One memory layout, so that one compiled kernel serves every caller.
-            column = np.array(column, dtype, order="C")
-        if column.shape != (rows,):
-            raise ValueError(f"{name} has shape {column.shape} for {rows} rows")
-        return column
+
+def _checked(column: NDArray[Any], rows: int, dtype: np.dtype[Any], name: str) -> NDArray[Any]:
+    if column.dtype != dtype or not column.flags.carray:
+        # One memory layout, so that one compiled kernel serves every caller.
+        column = np.array(column, dtype, order="C")
+    if len(column) != rows or column.ndim != 1:
+        raise ValueError(f"{name} has shape {column.shape} for {rows} rows")
+    return column
+
+
+def _side_by_side(specs: Sequence[Spec]) -> list[int]:
+    return [0, *accumulate(len(spec.columns()) for spec in specs)][:-1]
 
 
 def _state_of(spec: Spec, lateness_ms: int, column: int) -> AggregateState:

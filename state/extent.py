@@ -23,6 +23,20 @@ def extent(values: I64) -> tuple[int, int]:
 
 
 @kernel
+def all_binary(values: F64) -> bool:
+    """Whether every one of ``(n,) float64`` is 0 or 1.
+
+    >>> import numpy as np
+    >>> all_binary(np.array([0.0, 1.0])), all_binary(np.array([0.0, np.nan]))
+    (True, False)
+    """
+    for value in values:  # noqa: SIM110 - a kernel has no generators
+        if value != 0.0 and value != 1.0:
+            return False
+    return True
+
+
+@kernel
 def all_finite(values: F64) -> bool:
     """Whether no value of ``(rows, columns) float64`` is NaN or infinite.
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from state.compile import I64, kernel
 from state.hashing import hash64
 
+U64 = NDArray[np.uint64]
+
 _EMPTY = 0  # a hash of 0 is stored as 1
 
 
@@ -96,7 +98,7 @@ class RecentIds:
 
 
 @kernel
-def _remember(current, previous, hashes, fresh):  # type: ignore[no-untyped-def]
+def _remember(current: U64, previous: U64, hashes: U64, fresh: NDArray[np.bool_]) -> int:
     added = 0
     for i in range(hashes.shape[0]):
         h = hashes[i]
@@ -119,7 +121,7 @@ def _remember(current, previous, hashes, fresh):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _contains(table, h):  # type: ignore[no-untyped-def]
+def _contains(table: U64, h: np.uint64) -> bool:
     mask = np.uint64(table.shape[0] - 1)
     place = h & mask
     while table[place] != _EMPTY:
@@ -130,7 +132,7 @@ def _contains(table, h):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _rehash(old, new):  # type: ignore[no-untyped-def]
+def _rehash(old: U64, new: U64) -> None:
     mask = np.uint64(new.shape[0] - 1)
     for h in old:
         if h != _EMPTY:

@@ -264,6 +264,31 @@ def test_a_bad_message_is_one_dead_letter(message):
     assert [place(letter) for letter in batch.dead] == [("readings.events", 1, 103)]
 
 
+HALVES = (b'{"id":"a","ts":1', b'"place":"p","value":2}')
+BOTH = f"{WHOLE},{WHOLE}".encode()
+CONSPIRING = [
+    # Joined with commas, each of these is a valid array of as many documents as messages.
+    [*HALVES, BOTH],
+    [BOTH, *HALVES],
+    [HALVES[0], HALVES[1] + b"," + WHOLE.encode()],
+    [WHOLE.encode() + b"," + HALVES[0], HALVES[1]],
+    [HALVES[0] + b',"note":"}', b'{","place":"p","value":1}', BOTH],
+    [b'{"id":"a","ts":1,"note":"}', b'{","place":"p","value":1},' + WHOLE.encode()],
+    [BOTH, b""],
+    [b"", BOTH],
+]
+
+
+@pytest.mark.parametrize("event", [Reading, Loose])
+@pytest.mark.parametrize("messages", CONSPIRING)
+def test_bad_messages_that_would_make_up_for_each_other_when_joined(event, messages):
+    around = [good("before"), *messages, good("after")]
+    check_against_one_by_one(event, around)
+    batch = decoder(event).decode(raw(around))
+    assert batch.ids == ["before", "after"]
+    assert len(batch.dead) == len(messages)
+
+
 @pytest.mark.parametrize(
     "deep", [b'"extra": {"a":' + b'{"a":' * 100_000, b'"zz": ' + b"[" * 100_000]
 )

@@ -43,7 +43,7 @@ def main() -> None:
     """Entry point of the console command."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        app()
+        app(prog_name="anabranch")
     except AnabranchError as error:
         sentence = Text.assemble(("error: ", "bold red"), str(error))
         Console(stderr=True, highlight=False).print(sentence, soft_wrap=True)

@@ -147,9 +147,9 @@ class Show:
             signals = last_messages(bus, topics.drift, 1000)
             after = sum(signal["ts"] >= changed_ms for signal in signals)
             print_(
-                f"Drift signals, on {topics.drift}: {len(signals) - after} while the model was "
-                f"young and its loss fell; {after} after payment\n{self._drift_at:,}, from which "
-                "on the simulated fraud was at other merchants. The model goes on learning.\n"
+                f"Drift signals, on {topics.drift}: {len(signals) - after} before payment "
+                f"{self._drift_at:,}, while the model was young,\nand {after} after it, since the "
+                "simulated fraud moved to other merchants there. The model goes on learning.\n"
             )
 
 
