@@ -1,4 +1,4 @@
-"""Where the time of the hot path goes: every stage on its own, in one process, without the engine."""
+"""Where the time of the hot path goes: each stage on its own, in one process, no engine."""
 
 from __future__ import annotations
 

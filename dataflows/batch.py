@@ -68,6 +68,29 @@ class RawBatch:
 
 
 @dataclass(slots=True)
+class Sources:
+    """Where the messages of a raw batch came from, and the sequence in which they stood."""
+
+    topic: str
+    event_partitions: NDArray[np.int64]
+    event_offsets: NDArray[np.int64]
+    label_partitions: NDArray[np.int64]
+    label_offsets: NDArray[np.int64]
+    order: NDArray[np.int64]
+
+    def sorted(self, letters: list[DeadLetter]) -> list[DeadLetter]:
+        """Dead letters in the sequence of their messages, whichever step found them."""
+        events = zip(self.event_partitions.tolist(), self.event_offsets.tolist(), strict=True)
+        labels = zip(self.label_partitions.tolist(), self.label_offsets.tolist(), strict=True)
+        sources = [(True, *at) for at in events] + [(False, *at) for at in labels]
+        turn = {sources[row]: place for place, row in enumerate(self.order.tolist())}
+        return sorted(
+            letters,
+            key=lambda letter: turn[letter.topic == self.topic, letter.partition, letter.offset],
+        )
+
+
+@dataclass(slots=True)
 class LabelRows:
     """Decoded labels: the id each one judges, its value, its time and where it was read."""
 
@@ -94,8 +117,8 @@ class Batch:
     one that all events are from, None where that is not known.
     ``features`` is ``(n, columns) float64``: the row features are there from the start, each window
     step adds its own. ``columns`` holds the event fields that are used, ``targets`` the inline
-    labels. ``order`` is as in `RawBatch`. ``expected`` counts the parts that went to other shards
-    and have to come back before the batch is whole.
+    labels. ``order`` is as in `RawBatch`, ``sources`` are those of all that was read. ``expected``
+    counts the parts that went to other shards and have to come back before the batch is whole.
     """
 
     origin: str
@@ -113,6 +136,7 @@ class Batch:
     order: NDArray[np.int64]
     read_at: float
     span: tuple[int, int]
+    sources: Sources
     dead: list[DeadLetter] = field(default_factory=list)
     expected: int = 0
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -165,6 +189,21 @@ class EntityRows:
     times: NDArray[np.int64]
     columns: dict[str, Any]
     features: NDArray[np.float64] | None = None
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far event time has come at an origin, for a shard that got no rows of it lately.
+
+    ``watermark`` is in epoch ms; `IDLE` when nothing is there to be read, so that nobody waits.
+    """
+
+    origin: str
+    watermark: int
+
+
+IDLE = 2**61
+"""The watermark of an origin that holds nobody back."""
 
 
 def keep_rows(

@@ -8,7 +8,6 @@ done when no message can run into its neighbour: every boundary must read ``}``,
 from __future__ import annotations
 
 import base64
-import math
 import time
 import types
 from collections.abc import Callable, Sequence
@@ -27,13 +26,14 @@ from dataflows.batch import (
     LabelRows,
     RawBatch,
     RawRows,
+    Sources,
     keep_rows,
 )
 from dataflows.event_time import parse_times_ms
 from dataflows.messages import DeadLetter, Delayed, Inline, field_types
 from dataflows.pipeline import Pipeline
 from state.durations import format_duration_ms, parse_duration_ms
-from state.extent import extent
+from state.extent import LARGEST, extent
 
 Fault = tuple[str, str]
 """A short stable reason, and the sentence for people."""
@@ -173,6 +173,14 @@ class BatchDecoder:
             order=order,
             read_at=raw.read_at,
             span=events.span,
+            sources=Sources(
+                raw.events.topic,
+                raw.events.partitions,
+                raw.events.offsets,
+                raw.labels.partitions,
+                raw.labels.offsets,
+                raw.order,
+            ),
             dead=dead,
             partition=rows.partition,
         )
@@ -225,10 +233,10 @@ class BatchDecoder:
     def _check_numbers(self, structs: list[Any]) -> dict[int, Fault]:
         faults: dict[int, Fault] = {}
         for name, values in zip(self._number_fields, self._read_numbers(structs), strict=True):
-            if not _all_finite(values):
+            if not _all_usable(values):
                 for row, value in enumerate(values):
-                    if value is not None and not _all_finite([value]):
-                        faults[row] = ("not finite", f"{name} is no finite number")
+                    if value is not None and not _all_usable([value]):
+                        faults[row] = ("number too large", f"{name} is beyond ±{LARGEST:g}")
         return faults
 
     def _check_label(self, structs: list[Any]) -> dict[int, Fault]:
@@ -236,12 +244,12 @@ class BatchDecoder:
         if not self._target_is_number:
             return {}
         values = self._read_label(structs)[1]
-        if _all_finite(values):
+        if _all_usable(values):
             return {}
         return {
-            row: ("not finite", f"{self._label.field} is no finite number")
+            row: ("number too large", f"{self._label.field} is beyond ±{LARGEST:g}")
             for row, value in enumerate(values)
-            if not _all_finite([value])
+            if not _all_usable([value])
         }
 
     def _label_rows(self, decoded: _Decoded) -> LabelRows:
@@ -320,19 +328,11 @@ def _mask(kept: NDArray[np.int64] | None, count: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _all_finite(values: Sequence[Any]) -> bool:
-    try:
-        # No finite sum has an infinite or missing summand, and a sum is found faster.
-        if math.isfinite(sum(values, 0.0)):
-            return True
-    except (OverflowError, TypeError):
-        pass
-    try:
-        if None in values:
-            values = [value for value in values if value is not None]
-        return bool(np.isfinite(np.array(values, np.float64)).all())
-    except (OverflowError, ValueError):
-        return False
+def _all_usable(values: Sequence[Any]) -> bool:
+    """Whether all numbers, nulls aside, are such that a model can take them."""
+    if None in values:
+        values = [value for value in values if value is not None]
+    return not values or (min(values) >= -LARGEST and max(values) <= LARGEST)
 
 
 def _is_all_plain(message: type[msgspec.Struct]) -> bool:

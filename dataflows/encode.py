@@ -84,7 +84,8 @@ class Encoder:
                     partition, {self._predicted: own}, published, batch.read_at
                 )
         if batch.dead or result.dead:
-            self._add(outgoing, self._dead_letters, batch.dead + result.dead)
+            letters = batch.sources.sorted(batch.dead + result.dead)
+            self._add(outgoing, self._dead_letters, letters)
         if result.signals:
             self._add(outgoing, self._drift, result.signals)
         return [(part_name(partition), item) for partition, item in outgoing.items()]

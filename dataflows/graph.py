@@ -17,6 +17,7 @@ import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
+from dataflows.batch import Progress
 from dataflows.bus import Bus
 from dataflows.encode import Encoder, Results
 from dataflows.failure import Guard, watched
@@ -47,18 +48,18 @@ def build_graph(
     """
     metrics = metrics or WorkerMetrics(pipeline.name)
     router = Router(pipeline, shards, workers)
-    intake = Intake(pipeline, bus, options, router.route, metrics)
+    intake = Intake(pipeline, bus, options, router, metrics)
     partitions = len(intake.list_parts())
     bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
     encoder = Encoder(pipeline)
 
-    def fill(_resume: None) -> StatefulBatchLogic[Item, Item, None]:
-        return watched(WindowStep(pipeline, metrics), guard)
+    def fill(_resume: None) -> StatefulBatchLogic[Item | Progress, Item, None]:
+        return watched(WindowStep(pipeline, metrics, workers), guard)
 
     def model(_resume: None) -> StatefulBatchLogic[Item, Results, None]:
         return watched(ModelStep(pipeline, metrics), guard)
 
-    def both(_resume: None) -> StatefulBatchLogic[Item, Results, None]:
+    def both(_resume: None) -> StatefulBatchLogic[Item | Progress, Results, None]:
         windows, models = WindowStep(pipeline, metrics), ModelStep(pipeline, metrics)
         return watched(WindowsAndModels(windows, models), guard)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -20,12 +19,12 @@ from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourc
 
 from dataflows.admission import Admission
 from dataflows.alignment import AlignedReader
-from dataflows.batch import Batch
+from dataflows.batch import IDLE
 from dataflows.bus import Bus, BusError, TopicPartition
 from dataflows.decode import BatchDecoder
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
-from dataflows.windows import Keyed
+from dataflows.windows import Routed, Router
 from state.errors import AnabranchError
 
 Offsets = dict[str, int]
@@ -33,6 +32,7 @@ Offsets = dict[str, int]
 
 _FOLLOWER_NAP = timedelta(milliseconds=200)
 _COMMIT_EVERY_S = 5.0
+_IDLE_AFTER_S = 10.0
 
 
 @dataclass(slots=True)
@@ -40,8 +40,8 @@ class IntakeOptions:
     """How a worker reads: batch size, where to begin without state, and when to end.
 
     ``stop`` ends the flow after what was read; ``until_end`` ends it at the offsets that were the
-    end when the worker started. ``begin`` is ``earliest`` or ``latest``. A failure of the bus is left
-    in ``failure``, and the flow is aborted.
+    end when the worker started. ``begin`` is ``earliest`` or ``latest``. A failure of the bus is
+    left in ``failure``, and the flow is aborted.
     """
 
     origin: str = "0"
@@ -53,10 +53,10 @@ class IntakeOptions:
     failure: AnabranchError | None = None
 
 
-class Intake(FixedPartitionedSource[Keyed, Offsets]):
+class Intake(FixedPartitionedSource[Routed, Offsets]):
     """All input topics of a pipeline as one aligned stream of admitted batches.
 
-    ``route`` makes the keyed items of a batch that the next step works on.
+    ``router`` makes the keyed items of a batch that the next step works on.
     """
 
     def __init__(
@@ -64,18 +64,18 @@ class Intake(FixedPartitionedSource[Keyed, Offsets]):
         pipeline: Pipeline,
         bus: Bus,
         options: IntakeOptions,
-        route: Callable[[Batch], list[Keyed]],
+        router: Router,
         metrics: WorkerMetrics,
     ) -> None:
         self._partitions = partition_count(pipeline, bus)
-        self._shared = _SharedReader(pipeline, bus, options, route, metrics)
+        self._shared = _SharedReader(pipeline, bus, options, router, metrics)
 
     def list_parts(self) -> list[str]:
         return [str(number) for number in range(self._partitions)]
 
     def build_part(
         self, step_id: str, for_part: str, resume_state: Offsets | None
-    ) -> StatefulSourcePartition[Keyed, Offsets]:
+    ) -> StatefulSourcePartition[Routed, Offsets]:
         return _IntakePartition(int(for_part), self._shared, resume_state)
 
 
@@ -87,21 +87,20 @@ class _SharedReader:
         pipeline: Pipeline,
         bus: Bus,
         options: IntakeOptions,
-        route: Callable[[Batch], list[Keyed]],
+        router: Router,
         metrics: WorkerMetrics,
     ) -> None:
         self.inputs = pipeline.inputs
         self.options = options
-        self._route = route
+        self._router = router
+        self._quiet_since: float | None = None
         self._metrics = metrics
         self._bus = bus
         self.reader = AlignedReader(
             bus, self.inputs, origin=options.origin, group=options.group, limit=options.limit
         )
         self._decoder = BatchDecoder(pipeline)
-        self._admission = Admission(
-            pipeline.topics.events, pipeline.lateness, pipeline.duplicates
-        )
+        self._admission = Admission(pipeline.topics.events, pipeline.lateness, pipeline.duplicates)
         self._ends: dict[TopicPartition, int] | None = None
         self._committed_at = time.monotonic()
         self.parts: list[_IntakePartition] = []
@@ -132,18 +131,27 @@ class _SharedReader:
                 return self.options.stop.is_set()
         return True
 
-    def read(self) -> list[Keyed]:
+    def read(self) -> list[Routed]:
         """The next batch, routed; nothing when none is there or an epoch is being closed."""
         if len(self.parts) > 1 and len({part.snapshots for part in self.parts}) > 1:
             return []
         raw = self.reader.read()
         self._commit_sometimes()
         if raw is None:
-            self._metrics.flush_if_due()
-            return []
+            return self._nothing()
+        self._quiet_since = None
         batch = self._admission.admit(self._decoder.decode(raw))
         self._metrics.on_batch(raw, batch)
-        return self._route(batch)
+        return self._router.route(batch, self._admission.watermark_ms)
+
+    def _nothing(self) -> list[Routed]:
+        """Nothing to read: after a while, say that nobody needs to wait for this worker."""
+        self._metrics.flush_if_due()
+        now = time.monotonic()
+        self._quiet_since = self._quiet_since or now
+        if now - self._quiet_since < _IDLE_AFTER_S or any(self.reader.lag().values()):
+            return []
+        return self._router.progress(self.options.origin, IDLE)
 
     def leave(self, part: _IntakePartition) -> None:
         """The last partition to leave closes the reader."""
@@ -165,7 +173,7 @@ class _SharedReader:
         return ask(topic)[partition]
 
 
-class _IntakePartition(StatefulSourcePartition[Keyed, Offsets]):
+class _IntakePartition(StatefulSourcePartition[Routed, Offsets]):
     def __init__(self, number: int, shared: _SharedReader, offsets: Offsets | None) -> None:
         self.number = number
         self.snapshots = 0
@@ -173,7 +181,7 @@ class _IntakePartition(StatefulSourcePartition[Keyed, Offsets]):
         self._finished = False
         shared.join(self, offsets)
 
-    def next_batch(self) -> list[Keyed]:
+    def next_batch(self) -> list[Routed]:
         shared = self._shared
         if shared.finished():
             self._finished = True

@@ -1,8 +1,8 @@
 """The typed messages a pipeline reads, and what it says of its labels.
 
 A user declares an `Event` and, when labels come on a topic of their own, a `Label`. Both are
-`msgspec.Struct`: fields are typed, and a message that does not fit is a dead letter with the reason.
-A field that the type does not know is refused too, since a misspelt optional field would otherwise
+`msgspec.Struct`: fields are typed; a message that does not fit is a dead letter with the reason. A
+field that the type does not know is refused too, since a misspelt optional field would otherwise
 be its default for ever; declare ``class Payment(Event, forbid_unknown_fields=False)`` to let such
 fields pass.
 """
@@ -27,6 +27,9 @@ class Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class Label(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What an event turned out to be, said later, on a topic of its own: base of every label type.
+
+    A label type with a field that is itself called ``target`` is declared as
+    ``Delayed(Verdict, "target")``.
 
     >>> class Verdict(Label):
     ...     id: str
@@ -112,8 +115,8 @@ class DeadLetter(msgspec.Struct, kw_only=True):
 class DriftSignal(msgspec.Struct, kw_only=True):
     """A change that a monitor saw, on ``<pipeline>.drift``.
 
-    ``subject`` is what changed (``loss`` or a feature), ``ts`` when in event time, ``statistic`` the
-    detector's figures at that moment; the source coordinates are those of the message it saw last.
+    ``subject`` is what changed (``loss`` or a feature), ``ts`` when in event time, ``statistic``
+    the detector's figures then; the source coordinates are those of the message it saw last.
     """
 
     pipeline: str

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
 
-from dataflows.batch import Batch, EntityRows, LabelRows
+from dataflows.batch import Batch, EntityRows, LabelRows, Progress
 from dataflows.decode import payload_fields
 from dataflows.encode import Results
 from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline
@@ -20,7 +20,7 @@ from models.learner import Task
 from models.outcome import Outcome
 from models.prequential import Prequential
 from state.durations import parse_duration_ms
-from state.extent import all_finite
+from state.extent import LARGEST, all_usable
 
 
 @dataclass(slots=True)
@@ -102,9 +102,9 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
         return None
 
     def _work(self, batch: Batch) -> Results:
-        dead = self._refuse_infinite(batch)
+        dead = self._refuse_huge(batch)
         if dead:
-            batch = batch.keep(np.logical_and.reduce(np.isfinite(batch.features), axis=1))
+            batch = batch.keep(np.logical_and.reduce(np.abs(batch.features) <= LARGEST, axis=1))
         labels = batch.labels
         values = batch.targets if self._labelled else labels.values
         outcome = self.prequential.run(
@@ -116,6 +116,7 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
             label_times=labels.times,
             order=batch.order,
         )
+        dead += [self._refuse_twice(batch, row) for row in outcome.refused_events]
         for row, reason in outcome.refused_labels:
             dead.append(self._refuse_label(labels, row, reason))
         champion = self.prequential.champion
@@ -139,24 +140,38 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
             for name, metric in metrics.items()
         }
 
-    def _refuse_infinite(self, batch: Batch) -> list[DeadLetter]:
-        """Events whose features are too large to be told from infinity."""
-        if not batch.ids or all_finite(batch.features):
+    def _refuse_huge(self, batch: Batch) -> list[DeadLetter]:
+        """Events with a feature whose square a model could not hold."""
+        if not batch.ids or all_usable(batch.features):
             return []
         dead = []
-        for row in np.flatnonzero(~np.isfinite(batch.features).all(axis=1)).tolist():
-            column = int(np.flatnonzero(~np.isfinite(batch.features[row]))[0])
+        bad = ~(np.abs(batch.features) <= LARGEST)  # NaN compares as false
+        for row in np.flatnonzero(bad.any(axis=1)).tolist():
+            column = int(np.argmax(bad[row]))
             dead.append(
                 DeadLetter(
                     topic=self._pipeline.topics.events,
                     partition=int(batch.partitions[row]),
                     offset=int(batch.offsets[row]),
-                    reason="feature not finite",
-                    detail=f"feature {self._pipeline.columns[column]} is not finite",
+                    reason="feature too large",
+                    detail=f"feature {self._pipeline.columns[column]} is beyond ±{LARGEST:g}, "
+                    "which no model can square",
                     **payload_fields(batch.payloads[row]),
                 )
             )
         return dead
+
+    def _refuse_twice(self, batch: Batch, row: int) -> DeadLetter:
+        """An id that came again after it was forgotten as a duplicate, but still waits."""
+        return DeadLetter(
+            topic=self._pipeline.topics.events,
+            partition=int(batch.partitions[row]),
+            offset=int(batch.offsets[row]),
+            reason="duplicate id",
+            detail=f"an event with id {batch.ids[row]!r} still waits for its label: this one was "
+            "predicted, but will not be learned",
+            **payload_fields(batch.payloads[row]),
+        )
 
     def _refuse_label(self, labels: LabelRows, row: int, detail: str) -> DeadLetter:
         return DeadLetter(
@@ -170,9 +185,9 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
 
     def _signal(self, alarm: Alarm, batch: Batch, outcome: Outcome) -> DriftSignal:
         """Where: the label (for the loss) or the event that gave the alarm."""
-        topics, where = self._pipeline.topics, batch
+        topics = self._pipeline.topics
         topic, row = topics.events, min(alarm.row, len(batch) - 1)
-        partitions, offsets = where.partitions, where.offsets
+        partitions, offsets = batch.partitions, batch.offsets
         if alarm.subject == LOSS and not self._inline:
             topic, row = topics.labels, int(outcome.learned.label[alarm.row])
             partitions, offsets = batch.labels.partitions, batch.labels.offsets
@@ -193,14 +208,14 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
         )
 
 
-class WindowsAndModels(StatefulBatchLogic[Item, Results, None]):
+class WindowsAndModels(StatefulBatchLogic[Item | Progress, Results, None]):
     """Both steps in one operator, for a single worker: each operator costs as much as some rows."""
 
     def __init__(self, windows: WindowStep, models: ModelStep) -> None:
         self._windows = windows
         self._models = models
 
-    def on_batch(self, values: list[Item]) -> tuple[list[Results], bool]:
+    def on_batch(self, values: list[Item | Progress]) -> tuple[list[Results], bool]:
         filled, _ = self._windows.on_batch(values)
         return self._models.on_batch(filled)
 

@@ -207,13 +207,15 @@ class Pipeline:
 
     @property
     def number_fields(self) -> list[str]:
-        """Those fields, and the inline label, that may hold an integer too large for a float.
+        """Fields whose numbers are looked at as they are read: integers, and an inline label.
 
-        A float is always finite: JSON has no infinity, and a number out of range is refused.
+        An integer may be too large for a float. Floats are made into features first.
         """
-        label = [self.label.field] if isinstance(self.label, Inline) else []
         fields = self.schema.fields
-        return [n for n in [*self.used_fields, *label] if fields[n].integer]
+        names = [name for name in self.used_fields if fields[name].integer]
+        if isinstance(self.label, Inline) and fields[self.label.field].kind == "number":
+            names.append(self.label.field)
+        return names
 
     def learner(self) -> Learner:
         """A fresh learner of its model: compiled where that is possible, else River itself."""

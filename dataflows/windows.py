@@ -8,6 +8,7 @@ operator that a batch passes costs as much as several events do.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from bytewax.operators import StatefulBatchLogic
 from numpy.typing import NDArray
 
-from dataflows.batch import Batch, EntityRows
+from dataflows.batch import IDLE, Batch, EntityRows, Progress
 from dataflows.features import EntityFeature
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
@@ -31,6 +32,11 @@ MODELS = "0"
 
 Item = Batch | EntityRows
 Keyed = tuple[str, Item]
+Routed = tuple[str, Item | Progress]
+"""What the intake hands over."""
+
+TELL_EVERY_S = 1.0
+STRANGERS_S = 60.0
 
 
 class Router:
@@ -39,19 +45,32 @@ class Router:
     def __init__(self, pipeline: Pipeline, shards: int, workers: int) -> None:
         self._shards = shards
         self._workers = workers
+        self._tell_at = 0.0
         self._readers = {
             entity: ColumnReader(entity, [feature for feature, _ in features])
             for entity, features in pipeline.entities.items()
         }
 
-    def route(self, batch: Batch) -> list[Keyed]:
-        """Keyed items for the window step, all of the batch; it tells the batch how many parts."""
+    def route(self, batch: Batch, watermark: int) -> list[Routed]:
+        """Keyed items for the window step, all of the batch; it tells the batch how many parts.
+
+        ``watermark`` is how far event time has come here (epoch ms): no shard may let go of events
+        that a slower worker's rows will still ask for, so all are told, now and then.
+        """
         if self._workers == 1 or not len(batch):
             return [(MODELS, batch)]
         parts = [part for reader in self._readers.values() for part in self._split(batch, reader)]
         batch.expected = len(parts)
         batch.columns = {}
-        return [*parts, (MODELS, batch)]
+        return [*parts, (MODELS, batch), *self.progress(batch.origin, watermark)]
+
+    def progress(self, origin: str, watermark: int) -> list[Routed]:
+        """For every shard, once a second at most: how far this worker is."""
+        now = time.monotonic()
+        if self._workers == 1 or now < self._tell_at:
+            return []
+        self._tell_at = now + TELL_EVERY_S
+        return [(str(shard), Progress(origin, watermark)) for shard in range(self._shards)]
 
     def _split(self, batch: Batch, reader: ColumnReader) -> list[Keyed]:
         keys = batch.columns[reader.entity]
@@ -122,6 +141,11 @@ class EntityWindows:
             for value, members in groups.items()
         ]
 
+    def hold(self, watermark: int) -> None:
+        """See `EntityState.hold`."""
+        for _, state in self.groups:
+            state.hold(watermark)
+
     def fill(
         self,
         keys: list[str],
@@ -138,10 +162,18 @@ class EntityWindows:
                 state.update(keys, times, filled, mode, features)
 
 
-class WindowStep(StatefulBatchLogic[Item, Item, None]):
-    """The window features of all entities, for one shard of their keys or for all."""
+class WindowStep(StatefulBatchLogic[Item | Progress, Item, None]):
+    """The window features of all entities, for one shard of their keys or for all.
 
-    def __init__(self, pipeline: Pipeline, metrics: WorkerMetrics) -> None:
+    With several workers, rows of all ``origins`` come together here, and one may be far behind: a
+    backlog is only aligned within a worker. Events are let go by the slowest one's watermark;
+    before an origin was heard of for the first time, for a minute, not at all.
+    """
+
+    def __init__(self, pipeline: Pipeline, metrics: WorkerMetrics, origins: int = 1) -> None:
+        self._origins = origins
+        self._watermarks: dict[str, int] = {}
+        self._strangers_until = time.monotonic() + STRANGERS_S
         self._pipeline = pipeline
         self._metrics = metrics
         self._windows: dict[str, EntityWindows] = {}
@@ -152,8 +184,14 @@ class WindowStep(StatefulBatchLogic[Item, Item, None]):
         self._late_rows: dict[str, int] = {}
         metrics.ask(self._tell)
 
-    def on_batch(self, values: list[Item]) -> tuple[list[Item], bool]:
-        return [self._fill(item) for item in values], False
+    def on_batch(self, values: list[Item | Progress]) -> tuple[list[Item], bool]:
+        filled = []
+        for item in values:  # in order: an origin's progress is told after the rows behind it
+            if isinstance(item, Progress):
+                self._note(item)
+            else:
+                filled.append(self._fill(item))
+        return filled, False
 
     def snapshot(self) -> None:
         return None
@@ -163,7 +201,21 @@ class WindowStep(StatefulBatchLogic[Item, Item, None]):
         found = self._windows.get(entity)
         if found is None:
             found = self._windows[entity] = EntityWindows(self._pipeline, entity, in_place)
+            if self._origins > 1:
+                found.hold(self._slowest())
         return found
+
+    def _note(self, progress: Progress) -> None:
+        self._watermarks[progress.origin] = progress.watermark
+        for windows in self._windows.values():
+            windows.hold(self._slowest())
+
+    def _slowest(self) -> int:
+        strangers = len(self._watermarks) < self._origins
+        if strangers and time.monotonic() < self._strangers_until:
+            return -IDLE
+        # When all are idle there is no news of time either.
+        return min((w for w in self._watermarks.values() if w < IDLE), default=-IDLE)
 
     def _fill(self, item: Item) -> Item:
         if isinstance(item, EntityRows):

@@ -15,7 +15,7 @@ from state.decayed import DecayedState
 from state.distinct import DistinctState
 from state.errors import DeclarationError
 from state.keys import KeySlots
-from state.log import COUNT, EMPTIED, HAND, LATE_ROWS, QUERY_ONLY, RECORDS, larger
+from state.log import COUNT, EMPTIED, HAND, HELD, LATE_ROWS, MAX_SEEN, QUERY_ONLY, RECORDS, larger
 from state.since_last import SinceLastState
 from state.windows import WindowState
 
@@ -149,6 +149,16 @@ class EntityState:
         if swept:
             self._release(2 * rows + 1)
         return out
+
+    def hold(self, watermark: int) -> None:
+        """Let events go by this time (epoch ms) from now on, not by the latest time of a row.
+
+        For streams that come together here and are not aligned: the watermark is that of the one
+        which is furthest behind. It never goes back.
+        """
+        for state in self._states:
+            state.log.meta[HELD] = 1
+            state.log.meta[MAX_SEEN] = max(int(state.log.meta[MAX_SEEN]), watermark)
 
     def evict(self) -> None:
         """Sweep all keys now. It changes no feature, only `keys`, `events` and the free room."""

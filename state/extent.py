@@ -36,17 +36,20 @@ def all_binary(values: F64) -> bool:
     return True
 
 
+LARGEST = 1e100
+"""No model takes a number beyond this: its square, and sums of squares, are still finite."""
+
+
 @kernel
-def all_finite(values: F64) -> bool:
-    """Whether no value of ``(rows, columns) float64`` is NaN or infinite.
+def all_usable(values: F64) -> bool:
+    """Whether no value of ``(rows, columns) float64`` is NaN or beyond ±`LARGEST`.
 
     >>> import numpy as np
-    >>> all_finite(np.array([[1.0, np.inf]]))
-    False
+    >>> all_usable(np.array([[1.0, np.nan]])), all_usable(np.array([[1e101]]))
+    (False, False)
     """
     for row in range(values.shape[0]):
         for column in range(values.shape[1]):
-            # A finite number minus itself is zero, NaN and infinity give NaN.
-            if values[row, column] - values[row, column] != 0.0:
+            if not -LARGEST <= values[row, column] <= LARGEST:
                 return False
     return True

@@ -35,8 +35,8 @@ PREVIOUS, NEXT, SEQUENCE, JUMP = 0, 1, 2, 3
 # Cells of `meta`, the int64 array in which a kernel finds its counters and its constants.
 FREE, CHUNKS_LEFT, CHUNKS_USED, RECORDS = 0, 1, 2, 3
 MAX_SEEN, LATE_ROWS, LATENESS, RETENTION = 4, 5, 6, 7
-HAND, COLUMN = 8, 9
-META = 10
+HAND, COLUMN, HELD = 8, 9, 10
+META = 11
 
 # What a row does, in the `mode` array.
 INSERT, QUERY_ONLY, INSERT_ONLY = 0, 1, 2
@@ -150,9 +150,12 @@ def locate(time: int, s: int, slot: I32, ts: I64, link: I32) -> tuple[int, int]:
 
 @inlined
 def watch(time: int, mode: int, meta: I64) -> int:
-    """Take note of a row's time, and return it clamped; counts rows beyond the lateness."""
+    """Take note of a row's time, and return it clamped; counts rows beyond the lateness.
+
+    Where the log is held back, it is told by others how far time has come.
+    """
     time = min(max(time, -TIME_LIMIT), TIME_LIMIT)
-    if mode != QUERY_ONLY and time > meta[MAX_SEEN]:
+    if mode != QUERY_ONLY and meta[HELD] == 0 and time > meta[MAX_SEEN]:
         meta[MAX_SEEN] = time
     if time < meta[MAX_SEEN] - meta[LATENESS]:
         meta[LATE_ROWS] += 1

@@ -59,7 +59,7 @@ class Publisher(Protocol):
         """Add ``values`` in order.
 
         ``partitions`` is one number for all, one per message, or None: then a message goes where
-        its key says (`partition_of_key`), or round-robin when it has none. ``times`` defaults to now.
+        its key says (`partition_of_key`), or round-robin without one. ``times`` defaults to now.
 
         Raises:
             BusError: the topic does not exist, or the bus refused the messages.
