@@ -57,7 +57,7 @@ def _round(
         rows = clock("admit", lambda rows=rows: admission.admit(rows))  # type: ignore[misc]
         for entity, slots in keys.items():  # the look-ups alone, which windows repeats
             clock("keys", lambda s=slots, e=entity, r=rows: s.slots(r.columns[e]))  # type: ignore[misc]
-        items = [item for _, item in router.route(rows)]
+        items = [item for _, item in router.route(rows, admission.watermark_ms)]
         items, _ = clock("windows", lambda items=items: windows.on_batch(items))  # type: ignore[misc]
         results, _ = clock("model", lambda items=items: models.on_batch(items))  # type: ignore[misc]
         clock("encode", lambda results=results: encoder([("0", r) for r in results]))  # type: ignore[misc]

@@ -1,0 +1,37 @@
+"""The benchmarks still run, and their contestants still agree."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.__main__ import names
+from benchmarks.hotpath import EVERY_MS, START_MS, check_agreement, make_messages, make_pipeline
+from benchmarks.report import Target
+from benchmarks.stages import STAGES, stage_costs
+
+
+def test_every_benchmark_is_found_by_its_name():
+    assert names() == ["bus", "hotpath"]
+
+
+def test_the_version_by_hand_predicts_what_the_pipeline_predicts():
+    check_agreement(make_messages(3000, cards=40, merchants=10))
+
+
+def test_a_difference_between_the_contestants_is_noticed(monkeypatch):
+    monkeypatch.setattr("benchmarks.by_hand.Window.add_late", lambda *_: (1, 0.0, 0.0, 0.0))
+    messages = make_messages(500, cards=5, merchants=2)
+    messages[100], messages[120] = messages[120], messages[100]
+    with pytest.raises(AssertionError, match="differ"):
+        check_agreement(messages)
+
+
+def test_every_stage_of_the_hot_path_is_timed():
+    costs = stage_costs(make_pipeline(), make_messages(4000, 100, 30), START_MS, EVERY_MS)
+    for of_batch in costs.values():
+        assert all(of_batch[stage] > 0 for stage in STAGES if stage != "windows")
+
+
+def test_a_target_holds_in_its_own_sense():
+    assert Target("ratio", 26, 25, ">=").holds
+    assert not Target("bytes", 26, 25).holds
