@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         since_last,
         window,
     )
-    from dataflows.messages import Delayed, Event, Label, inline
+    from dataflows.messages import Delayed, Event, Label, Prediction, inline
     from dataflows.pipeline import Pipeline
     from models.drift import monitor
 
@@ -30,6 +30,7 @@ __all__ = [
     "Event",
     "Label",
     "Pipeline",
+    "Prediction",
     "day_of_week",
     "decayed",
     "distinct",
@@ -48,6 +49,7 @@ _HOMES = {
     "Event": "dataflows.messages",
     "Label": "dataflows.messages",
     "Pipeline": "dataflows.pipeline",
+    "Prediction": "dataflows.messages",
     "inline": "dataflows.messages",
     "monitor": "models.drift",
 }

@@ -178,13 +178,11 @@ class _IntakePartition(StatefulSourcePartition[Routed, Offsets]):
         self.number = number
         self.snapshots = 0
         self._shared = shared
-        self._finished = False
         shared.join(self, offsets)
 
     def next_batch(self) -> list[Routed]:
         shared = self._shared
         if shared.finished():
-            self._finished = True
             raise StopIteration
         if not shared.leads(self):
             return []

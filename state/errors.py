@@ -19,7 +19,3 @@ class BusError(AnabranchError):
 
 class InputError(AnabranchError):
     """A file, data set or option given by the user can't be used."""
-
-
-class StateError(AnabranchError):
-    """A state directory does not fit what is asked of it."""
