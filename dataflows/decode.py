@@ -1,11 +1,4 @@
-"""Bytes to columns: a whole batch in one call, one by one only to find what is wrong.
-
-Joining the messages ``[m1,m2,…]`` and decoding once costs a fraction of decoding each. It is only
-done when no message can run into its neighbour. Each must begin with ``{`` and end with ``}``, and
-between two stand a newline and a comma: no text runs over a newline, and where all fields are plain
-no ``{`` may come after a comma inside of an object. So two halves never make a whole, and a message
-that holds two is seen by the count.
-"""
+"""Bytes to columns: each message by itself, so that a bad one can't touch its neighbours."""
 
 from __future__ import annotations
 
@@ -14,7 +7,6 @@ import time
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, Union, get_args, get_origin
 
 import msgspec
@@ -45,8 +37,6 @@ ColumnReader = Callable[[list[Any]], tuple[list[Any], ...]]
 """Structs to columns, see `column_reader`."""
 
 _PLAIN = (int, float, str, bool, type(None))
-_FIRST, _LAST = itemgetter(0), itemgetter(-1)
-_BRACES = ({ord("{")}, {ord("}")})
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -61,28 +51,19 @@ class StructDecoder:
             kw_only=True,
             gc=not _is_all_plain(message),  # plain fields hold nothing to collect
         )
-        self._one = msgspec.json.Decoder(wire)
-        self._many = msgspec.json.Decoder(list[wire])  # type: ignore[valid-type]
-        config = message.__struct_config__
-        self._joinable = config.forbid_unknown_fields and _is_all_plain(message)
+        self._decoder = msgspec.json.Decoder(wire)
 
     def decode(self, values: list[bytes]) -> tuple[list[Any], dict[int, Fault]]:
         """One struct per message, None where it is bad; and for each bad one its fault."""
-        if self._joinable and values:
-            try:
-                ends = {*map(_FIRST, values)}, {*map(_LAST, values)}
-                if ends == _BRACES:
-                    structs = self._many.decode(b"[" + b"\n,".join(values) + b"]")
-                    if len(structs) == len(values):
-                        return structs, {}
-            except (IndexError, *_UNREADABLE):
-                pass  # one of them is empty or bad: which one is found out below
-        return self._decode_each(values)
+        try:
+            return list(map(self._decoder.decode, values)), {}
+        except _UNREADABLE:
+            return self._decode_each(values)
 
     def _decode_each(self, values: list[bytes]) -> tuple[list[Any], dict[int, Fault]]:
         structs: list[Any] = []
         faults: dict[int, Fault] = {}
-        decode = self._one.decode
+        decode = self._decoder.decode
         for row, value in enumerate(values):
             try:
                 structs.append(decode(value))
@@ -109,10 +90,10 @@ _NO_LABELS_DECODED = _Decoded(NO_ROWS, [], NO_ROWS.times, NO_SPAN, None, [])
 
 
 class BatchDecoder:
-    """Makes a `Batch` of a `RawBatch`: typed, finite, with its row features; the rest is dead.
+    """Makes a `Batch` of a `RawBatch`: typed, with its row features; what can't be read is dead.
 
-    ``now`` gives the wall clock in seconds; an event whose time is ahead of both its publishing and
-    the clock by more than the pipeline's ``ahead`` is refused.
+    ``now`` gives the wall clock in seconds; an event whose time is ahead of its publishing, or
+    of the clock, by more than the pipeline's ``ahead`` is refused.
     """
 
     def __init__(self, pipeline: Pipeline, now: Callable[[], float] = time.time) -> None:
@@ -122,11 +103,7 @@ class BatchDecoder:
         self._events = StructDecoder(pipeline.event, pipeline.time)
         label = pipeline.label
         self._label = label if isinstance(label, Delayed) else None
-        self._labels = (
-            StructDecoder(label.type, label.time)
-            if self._label and isinstance(label, Delayed)
-            else None
-        )
+        self._labels = StructDecoder(self._label.type, self._label.time) if self._label else None
         self._target_is_number = pipeline.target_kind == "number"
         self._id = pipeline.id
         self._read_time = column_reader([pipeline.time])
@@ -137,9 +114,9 @@ class BatchDecoder:
             *pipeline.used_fields,
         ]
         self._read = column_reader(self._names)
-        if isinstance(label, Delayed):
-            self._read_label_time = column_reader([label.time])
-            self._read_label = column_reader([label.id, label.field])
+        if self._label:
+            self._read_label_time = column_reader([self._label.time])
+            self._read_label = column_reader([self._label.id, self._label.field])
         self._time_scale = pipeline.time_scale
         self._row_features = list(pipeline.row_features)
         self._width = len(pipeline.columns)

@@ -36,7 +36,10 @@ Routed = tuple[str, Item | Progress]
 """What the intake hands over."""
 
 TELL_EVERY_S = 1.0
+"""How often a worker tells the shards how far it is."""
+
 STRANGERS_S = 60.0
+"""How long a shard waits to hear of a worker before it goes on without it."""
 
 
 class Router:
