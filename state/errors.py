@@ -19,3 +19,7 @@ class BusError(AnabranchError):
 
 class InputError(AnabranchError):
     """A file, data set or option given by the user can't be used."""
+
+
+class StateError(AnabranchError):
+    """A state directory can't be used: damaged, of something else, in use, or out of room."""
