@@ -22,6 +22,7 @@ import numpy as np
 
 from state.aggregates import DECAYED_STATS, FORGOTTEN_AFTER, DecayedSpec
 from state.compile import F64, I32, I64, U8, inlined, kernel
+from state.delta import Delta
 from state.double_double import SCALE, UNSCALE
 from state.log import (
     CHUNKS_LEFT,
@@ -36,8 +37,10 @@ from state.log import (
     locate,
     open_gap,
     sweep_latest,
+    touch_chunk,
     watch,
 )
+from state.log_changes import changes_of, restore_log
 
 STATISTICS = META
 PLAN = META + 1
@@ -73,6 +76,7 @@ def add_to_later(
         weight *= left
         val[follower, SUM] += more
         val[follower, WEIGHT] += weight
+        touch_chunk(follower >> 3, link, meta)
         at = follower
 
 
@@ -155,6 +159,14 @@ class DecayedState:
             if row >= rows:
                 return row - rows
             log.grow()
+
+    def changes(self) -> Delta:
+        """What was touched since the last call."""
+        return changes_of(self.log, {}, {})
+
+    def restore(self, image: Delta) -> None:
+        """Read back into a fresh state what all calls of `changes` gave."""
+        restore_log(self.log, image)
 
     def sweep(self, rows: int) -> int:
         """Sweep `2 * rows + 1` slots; returns how many are emptied."""

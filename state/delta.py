@@ -2,7 +2,7 @@
 
 A delta is a set of named parts of three kinds::
 
-    rows     "card/0/chunks"   index ─▶ a row of each column      arrays: the last word on a row wins
+    rows     "card/0/chunks"   index ─▶ a row of each column      arrays: a row's last word wins
     items    "card/keys"       number ─▶ bytes, or removed        text, pickles of single things
     blobs    "models"          bytes                              small things, written whole
 
@@ -21,8 +21,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from state.compile import I64
 from state.errors import StateError
+
+I64 = NDArray[np.int64]
 
 _HEAD = struct.Struct("<I")
 _ALIGN = 8
@@ -103,7 +104,7 @@ def merge(deltas: Sequence[Delta]) -> Delta:
         merged.cleared |= delta.cleared
         for name in delta.cleared:
             for parts in (rows, items, merged.blobs):
-                parts.pop(name, None)  # type: ignore[attr-defined]
+                parts.pop(name, None)
         for name, changed in delta.rows.items():
             rows.setdefault(name, []).append(changed)
         for name, listed in delta.items.items():
@@ -193,7 +194,7 @@ def _pack(arrays: Mapping[str, NDArray[Any]], rest: bytes) -> bytes:
     """A header that tells names, types and shapes; then the arrays, each at a multiple of 8."""
     fields = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
     header = msgspec.msgpack.encode(fields)
-    pieces = [_HEAD.pack(len(header)), header]
+    pieces: list[bytes | memoryview] = [_HEAD.pack(len(header)), header]
     at = len(header) + _HEAD.size
     for array in arrays.values():
         pad = -at % _ALIGN

@@ -17,6 +17,30 @@ import numpy as np
 
 from state.aggregates import DistinctSpec
 from state.compile import F64, I32, I64, U8, inlined, kernel
+from state.delta import Delta
+from state.distinct_counts import (
+    COLD,
+    COOLED,
+    DISTINCT,
+    EDGE,
+    ENTRIES,
+    FIRST,
+    HOT_FREE,
+    HOTS_LEFT,
+    HOTS_USED,
+    PER_WIDTH,
+    PLAN,
+    START,
+    WIDTHS,
+    cool,
+    count,
+    forget_code,
+    heat,
+    move_edge,
+    recount,
+    remember_code,
+    slide,
+)
 from state.log import (
     CHUNKS_LEFT,
     COLUMN,
@@ -28,7 +52,6 @@ from state.log import (
     INSERT_ONLY,
     LATENESS,
     MAX_SEEN,
-    META,
     QUERY_ONLY,
     RETENTION,
     TAIL,
@@ -39,126 +62,11 @@ from state.log import (
     larger,
     locate,
     open_gap,
+    touch_slot,
     watch,
 )
-from state.tally import claim, find, rehash, remove
-
-COLD, COOLED = 16, 8
-
-# Further cells of `meta`; from PLAN on the widths and their columns.
-HOT_FREE, HOTS_LEFT, HOTS_USED, ENTRIES, WIDTHS = range(META, META + 5)
-PLAN = META + 5
-# A hot record: the edge, then per width start position (or -1) and number of distinct codes.
-EDGE, FIRST, PER_WIDTH, START, DISTINCT = 0, 1, 2, 0, 1
-
-
-@inlined
-def count(hot: int, w: int, code: int, step: int, keys: I64, counts: I32, hoti: I64) -> None:
-    """Count one occurrence of `code` into width `w` (step 1), or out of it (step -1)."""
-    at = find(hot, code, keys)
-    known = counts[at, w]
-    counts[at, w] = known + step
-    if known == 0:
-        hoti[hot, FIRST + PER_WIDTH * w + DISTINCT] += 1
-    elif known + step == 0:
-        hoti[hot, FIRST + PER_WIDTH * w + DISTINCT] -= 1
-
-
-@kernel
-def slide(
-    w: int, low: int, s: int, slot: I32, ts: I64, val: I64, link: I32, keys: I64, counts: I32,
-    hoti: I64,
-) -> None:  # fmt: skip
-    """Let the records of width `w` with time up to `low` leave its window."""
-    hot = slot[s, HOT]
-    cell = FIRST + PER_WIDTH * w + START
-    at = hoti[hot, cell]
-    while at >= 0 and ts[at] <= low:
-        count(hot, w, val[at, 0], -1, keys, counts, hoti)
-        at = -1 if at == slot[s, TAIL] else after(link, at)
-    hoti[hot, cell] = at
-
-
-@inlined
-def move_edge(
-    edge: int, s: int, slot: I32, ts: I64, val: I64, link: I32, keys: I64, counts: I32,
-    hoti: I64, meta: I64,
-) -> None:  # fmt: skip
-    """Move the right edge of all windows forward to `edge`."""
-    hot = slot[s, HOT]
-    if edge > hoti[hot, EDGE]:
-        hoti[hot, EDGE] = edge
-        for w in range(meta[WIDTHS]):
-            start = hoti[hot, FIRST + PER_WIDTH * w + START]
-            if start >= 0 and ts[start] <= edge - meta[PLAN + w]:
-                slide(w, edge - meta[PLAN + w], s, slot, ts, val, link, keys, counts, hoti)
-
-
-@kernel
-def forget_code(hot: int, code: int, keys: I64, counts: I32, meta: I64) -> None:
-    """One occurrence of `code` has left the log."""
-    whole = counts.shape[1] - 1
-    at = find(hot, code, keys)
-    counts[at, whole] -= 1
-    if counts[at, whole] == 0:
-        remove(at, keys, counts)
-        meta[ENTRIES] -= 1
-
-
-@kernel
-def remember_code(hot: int, code: int, keys: I64, counts: I32, meta: I64) -> None:
-    """One occurrence of `code` has entered the log."""
-    whole = counts.shape[1] - 1
-    at = claim(hot, code, keys, counts)
-    meta[ENTRIES] += counts[at, whole] == 0
-    counts[at, whole] += 1
-
-
-@kernel
-def cool(
-    s: int, slot: I32, val: I64, link: I32, keys: I64, counts: I32, hoti: I64, meta: I64
-) -> None:
-    """Make a hot slot cold: its entries are removed."""
-    hot = slot[s, HOT]
-    at = slot[s, HEAD]
-    for left in range(slot[s, COUNT], 0, -1):
-        forget_code(hot, val[at, 0], keys, counts, meta)
-        if left > 1:
-            at = after(link, at)
-    hoti[hot, EDGE] = meta[HOT_FREE]
-    meta[HOT_FREE] = hot
-    meta[HOTS_LEFT] += 1
-    slot[s, HOT] = -1
-
-
-@kernel
-def heat(
-    s: int, slot: I32, ts: I64, val: I64, link: I32, keys: I64, counts: I32, hoti: I64, meta: I64
-) -> None:
-    """Make a cold slot hot: count its records as of the last one."""
-    hot = meta[HOT_FREE]
-    if hot >= 0:
-        meta[HOT_FREE] = hoti[hot, EDGE]
-    else:
-        hot = meta[HOTS_USED]
-        meta[HOTS_USED] += 1
-    meta[HOTS_LEFT] -= 1
-    slot[s, HOT] = hot
-    edge = ts[slot[s, TAIL]]
-    hoti[hot, EDGE] = edge
-    for w in range(meta[WIDTHS]):
-        hoti[hot, FIRST + PER_WIDTH * w + START] = -1
-        hoti[hot, FIRST + PER_WIDTH * w + DISTINCT] = 0
-    at = slot[s, HEAD]
-    for left in range(slot[s, COUNT], 0, -1):
-        remember_code(hot, val[at, 0], keys, counts, meta)
-        for w in range(meta[WIDTHS]):
-            if ts[at] > edge - meta[PLAN + w]:
-                if hoti[hot, FIRST + PER_WIDTH * w + START] < 0:
-                    hoti[hot, FIRST + PER_WIDTH * w + START] = at
-                count(hot, w, val[at, 0], 1, keys, counts, hoti)
-        if left > 1:
-            at = after(link, at)
+from state.log_changes import chain_free_hots, changes_of, hots_needed, restore_log
+from state.tally import find, rehash
 
 
 @kernel
@@ -290,6 +198,7 @@ def update_distinct(
         later, last = 0, -1
         if s >= 0:
             if slot[s, COUNT] > 0 and slot[s, HOT] >= 0:
+                touch_slot(s, slot, meta)
                 move_edge(time, s, slot, ts, val, link, keys, counts, hoti, meta)
             expire(s, slot, ts, val, link, keys, counts, hoti, meta)
             later, last = locate(time, s, slot, ts, link)
@@ -355,6 +264,11 @@ class DistinctState:
         meta[PLAN:] = [*spec.widths_ms, *range(widths)]
 
     @property
+    def starts(self) -> range:
+        """The columns of `hoti` that are positions in the log."""
+        return range(FIRST + START, self.hoti.shape[1], PER_WIDTH)
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated."""
         return self.log.nbytes + self.hoti.nbytes + self.keys.nbytes + self.counts.nbytes
@@ -378,16 +292,43 @@ class DistinctState:
             rows, log.slot, log.ts, log.val, log.link, self.keys, self.counts, self.hoti, log.meta
         )
 
+    def changes(self) -> Delta:
+        """What was touched since the last call; the counters can be told from the log."""
+        return changes_of(self.log, {}, {"hoti": self.hoti})
+
+    def restore(self, image: Delta) -> None:
+        """Read back into a fresh state what all calls of `changes` gave."""
+        log = self.log
+        restore_log(log, image)
+        self._reserve_hots(hots_needed(image))
+        hots = image.rows["hots"]
+        self.hoti[hots.index] = hots.columns["hoti"]
+        chain_free_hots(log, self.hoti, (HOT_FREE, HOTS_LEFT, HOTS_USED))
+        s = 0
+        while s < log.slot.shape[0]:
+            s = recount(s, log.slot, log.val, log.link, self.keys, self.counts, self.hoti, log.meta)
+            if s < log.slot.shape[0]:
+                self._grow_counters()
+
     def _grow(self) -> None:
         meta = self.log.meta
         if meta[CHUNKS_LEFT] < 1:
             self.log.grow()
         if meta[HOTS_LEFT] < 1:
-            hots = larger(self.hoti.shape[0])
-            meta[HOTS_LEFT] += hots - self.hoti.shape[0]
-            self.hoti.resize((hots, self.hoti.shape[1]), refcheck=False)
+            self._reserve_hots(self.hoti.shape[0] + 1)
         if 2 * (meta[ENTRIES] + COLD + 2) >= len(self.keys):
-            keys = np.zeros((2 * len(self.keys), 2), np.int64)
-            counts = np.zeros((len(keys), self.counts.shape[1]), np.int32)
-            rehash(self.keys, self.counts, keys, counts)
-            self.keys, self.counts = keys, counts
+            self._grow_counters()
+
+    def _reserve_hots(self, needed: int) -> None:
+        """Have at least so many hot records."""
+        hots = self.hoti.shape[0]
+        while hots < needed:
+            hots = larger(hots)
+        self.log.meta[HOTS_LEFT] += hots - self.hoti.shape[0]
+        self.hoti.resize((hots, self.hoti.shape[1]), refcheck=False)
+
+    def _grow_counters(self) -> None:
+        keys = np.zeros((2 * len(self.keys), 2), np.int64)
+        counts = np.zeros((len(keys), self.counts.shape[1]), np.int32)
+        rehash(self.keys, self.counts, keys, counts)
+        self.keys, self.counts = keys, counts

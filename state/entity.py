@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from state.aggregates import DecayedSpec, DistinctSpec, SinceLastSpec, Spec, WindowSpec
 from state.compile import F64, I64, U8
 from state.decayed import DecayedState
+from state.delta import Delta
 from state.distinct import DistinctState
 from state.errors import DeclarationError
 from state.keys import KeySlots
 from state.log import COUNT, EMPTIED, HAND, HELD, LATE_ROWS, MAX_SEEN, QUERY_ONLY, RECORDS, larger
+from state.log_changes import release_slots
 from state.since_last import SinceLastState
 from state.windows import WindowState
 
@@ -96,6 +98,15 @@ class EntityState:
         """Bytes allocated in arrays; the dictionary of keys is not counted."""
         return sum(state.nbytes for state in self._states)
 
+    @property
+    def aggregates(self) -> Sequence[AggregateState]:
+        """What is kept for each spec, in their order."""
+        return self._states
+
+    def slots_by_key(self) -> dict[str, int]:
+        """The slot of every key, keys rising."""
+        return self._keys.by_key()
+
     def update(
         self,
         keys: list[str],
@@ -166,6 +177,26 @@ class EntityState:
             state.sweep(self._slots)
         self._release(self._slots)
 
+    def changes(self) -> Delta:
+        """What changed since the last call; everything at the first one."""
+        delta = self._keys.changes()
+        for number, state in enumerate(self._states):
+            delta.put(str(number), state.changes())
+        return delta
+
+    def restore(self, image: Delta) -> None:
+        """Go on, in a fresh object of the same specs, from what all calls of `changes` gave.
+
+        Raises:
+            StateError: the image is damaged.
+        """
+        self._keys.restore(image)
+        if not self._keys.high_water:
+            return
+        self._reserve_slots()
+        for number, state in enumerate(self._states):
+            state.restore(image.part(str(number)))
+
     def _reserve_slots(self) -> None:
         while self._keys.high_water > self._slots:
             self._slots = larger(self._slots)
@@ -179,8 +210,10 @@ class EntityState:
         swept = np.arange(first, first + steps) % max(self._slots, 1)
         for state in self._states:
             swept = swept[state.log.slot[swept, COUNT] == EMPTIED]
+        if not len(swept):
+            return
         for state in self._states:
-            state.log.slot[swept, COUNT] = 0
+            release_slots(swept, state.log.slot, state.log.meta)
         self._keys.release(swept)
 
     def _values(

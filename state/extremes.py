@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 
 from state.compile import F64, I32, I64, inlined, kernel
-from state.log import HEAD, JUMP, NEXT, PREVIOUS, SEQUENCE, TAIL
+from state.log import HEAD, JUMP, NEXT, PREVIOUS, SEQUENCE, TAIL, touch_chunk
 from state.panes import record_extreme
 
 # Chains are numbered anew beyond this, long before int32 wraps.
@@ -65,7 +65,9 @@ def range_extreme(
 
 
 @kernel
-def seal(chunk: int, oldest: int, which: int, sign: int, val: F64, link: I32, agg: F64) -> None:
+def seal(
+    chunk: int, oldest: int, which: int, sign: int, val: F64, link: I32, agg: F64, meta: I64
+) -> None:
     """Compute the maximum and the jump of a full chunk, from its predecessors down to `oldest`.
 
     `oldest` is the number of the chain's first chunk. What would reach beyond it is left out: it
@@ -85,26 +87,31 @@ def seal(chunk: int, oldest: int, which: int, sign: int, val: F64, link: I32, ag
             other = link[other, JUMP]
     agg[chunk, which] = best
     link[chunk, JUMP] = other
+    touch_chunk(chunk, link, meta)
 
 
 @kernel
-def seal_from(chunk: int, s: int, signs: I64, slot: I32, val: F64, link: I32, agg: F64) -> None:
+def seal_from(
+    chunk: int, s: int, signs: I64, slot: I32, val: F64, link: I32, agg: F64, meta: I64
+) -> None:
     """Seal the chunks of slot `s` from `chunk` up to, and without, the last one."""
     oldest = link[slot[s, HEAD] >> 3, SEQUENCE]
     last = slot[s, TAIL] >> 3
     while chunk != last:
         for which in range(agg.shape[1]):
-            seal(chunk, oldest, which, signs[which], val, link, agg)
+            seal(chunk, oldest, which, signs[which], val, link, agg, meta)
         chunk = link[chunk, NEXT]
 
 
 @kernel
-def renumber(s: int, slot: I32, link: I32) -> None:
+def renumber(s: int, slot: I32, link: I32, meta: I64) -> None:
     """Number the chunks of slot `s` anew from 1; they must be sealed after it."""
     chunk = slot[s, HEAD] >> 3
     number = 1
     link[chunk, SEQUENCE] = number
+    touch_chunk(chunk, link, meta)
     while chunk != slot[s, TAIL] >> 3:
         chunk = link[chunk, NEXT]
         number += 1
         link[chunk, SEQUENCE] = number
+        touch_chunk(chunk, link, meta)

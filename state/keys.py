@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from state.compile import I64
+from state.delta import Delta, Items
 
 
 class KeySlots:
@@ -25,6 +26,7 @@ class KeySlots:
         self._slot_of: dict[str, int] = {}
         self._key_of: list[str | None] = []
         self._free: list[int] = []
+        self._changed: list[int] | None = None  # None before the first commit: all of them
 
     def __len__(self) -> int:
         return len(self._slot_of)
@@ -52,6 +54,10 @@ class KeySlots:
         get = self._slot_of.get
         return np.fromiter((get(key, -1) for key in keys), np.int64, len(keys))
 
+    def by_key(self) -> dict[str, int]:
+        """Key → slot, keys rising."""
+        return dict(sorted(self._slot_of.items()))
+
     def key_of(self, slot: int) -> str:
         """The key that holds `slot`. Raises KeyError when none does."""
         key = self._key_of[slot] if 0 <= slot < len(self._key_of) else None
@@ -66,6 +72,29 @@ class KeySlots:
             del self._slot_of[self.key_of(number)]
             self._key_of[number] = None
             self._free.append(number)
+            if self._changed is not None:
+                self._changed.append(number)
+
+    def changes(self) -> Delta:
+        """Slots that were given to a key or released since the last call, as items `keys`."""
+        changed = range(len(self._key_of)) if self._changed is None else sorted(set(self._changed))
+        self._changed = []
+        keys = [self._key_of[slot] for slot in changed]
+        values = [None if key is None else key.encode("utf-8", "surrogatepass") for key in keys]
+        return Delta(items={"keys": Items(np.array(changed, np.int64), values)})
+
+    def restore(self, image: Delta) -> None:
+        """Read back into fresh ones what all calls of `changes` gave."""
+        self._changed = []
+        items = image.items.get("keys")
+        if items is None or not len(items):
+            return
+        self._key_of = [None] * (int(items.index.max()) + 1)
+        for slot, value in zip(items.index.tolist(), items.values, strict=True):
+            if value is not None:
+                self._key_of[slot] = value.decode("utf-8", "surrogatepass")
+        self._slot_of = {key: slot for slot, key in enumerate(self._key_of) if key is not None}
+        self._free = [slot for slot, key in enumerate(self._key_of) if key is None][::-1]
 
     def _add(self, key: str) -> None:
         if self._free:
@@ -75,3 +104,5 @@ class KeySlots:
             slot = len(self._key_of)
             self._key_of.append(key)
         self._slot_of[key] = slot
+        if self._changed is not None:
+            self._changed.append(slot)

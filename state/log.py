@@ -29,14 +29,20 @@ CHUNK = 8
 
 # Columns of a slot row. COUNT is 0 for a slot without key, EMPTIED for a key without records.
 HEAD, TAIL, COUNT, HOT = 0, 1, 2, 3
+SLOT_COLUMNS = 4
 EMPTIED = -1
 # Columns of a chunk's links. SEQUENCE numbers a chain's chunks; JUMP belongs to `extremes`.
 PREVIOUS, NEXT, SEQUENCE, JUMP = 0, 1, 2, 3
+LINK_COLUMNS = 4
+# The last column of both: 0 if not touched since the last commit, else 2 + the next touched one.
+TOUCHED = 4
 # Cells of `meta`, the int64 array in which a kernel finds its counters and its constants.
 FREE, CHUNKS_LEFT, CHUNKS_USED, RECORDS = 0, 1, 2, 3
 MAX_SEEN, LATE_ROWS, LATENESS, RETENTION = 4, 5, 6, 7
 HAND, COLUMN, HELD = 8, 9, 10
-META = 11
+# The slot and the chunk that were touched last, or -1.
+TOUCHED_SLOTS, TOUCHED_CHUNKS = 11, 12
+META = 13
 
 # What a row does, in the `mode` array.
 INSERT, QUERY_ONLY, INSERT_ONLY = 0, 1, 2
@@ -62,6 +68,22 @@ def after(link: I32, at: int) -> int:
 
 
 @inlined
+def touch_slot(s: int, slot: I32, meta: I64) -> None:
+    """Note that slot `s` is no longer as it was committed."""
+    if slot[s, TOUCHED] == 0:
+        slot[s, TOUCHED] = meta[TOUCHED_SLOTS] + 2
+        meta[TOUCHED_SLOTS] = s
+
+
+@inlined
+def touch_chunk(chunk: int, link: I32, meta: I64) -> None:
+    """Note that a chunk is no longer as it was committed."""
+    if link[chunk, TOUCHED] == 0:
+        link[chunk, TOUCHED] = meta[TOUCHED_CHUNKS] + 2
+        meta[TOUCHED_CHUNKS] = chunk
+
+
+@inlined
 def take_chunk(link: I32, meta: I64) -> int:
     """A free chunk; there must be one."""
     chunk = meta[FREE]
@@ -71,6 +93,7 @@ def take_chunk(link: I32, meta: I64) -> int:
         chunk = meta[CHUNKS_USED]
         meta[CHUNKS_USED] += 1
     meta[CHUNKS_LEFT] -= 1
+    touch_chunk(chunk, link, meta)
     return chunk  # type: ignore[no-any-return]
 
 
@@ -88,6 +111,7 @@ def open_gap(
 ) -> int:
     """Make room for a record before the last `moved` ones of slot `s`; returns its position."""
     meta[RECORDS] += 1
+    touch_slot(s, slot, meta)
     if slot[s, COUNT] <= 0:
         chunk = take_chunk(link, meta)
         link[chunk, SEQUENCE] = 1
@@ -100,17 +124,20 @@ def open_gap(
         last = slot[s, TAIL] >> 3
         chunk = take_chunk(link, meta)
         link[last, NEXT] = chunk
+        touch_chunk(last, link, meta)
         link[chunk, PREVIOUS] = last
         link[chunk, SEQUENCE] = link[last, SEQUENCE] + 1
         at = chunk * 8
     slot[s, TAIL] = at
     slot[s, COUNT] += 1
+    touch_chunk(at >> 3, link, meta)
     for _ in range(moved):
         source = before(link, at)
         ts[at] = ts[source]
         for column in range(val.shape[1]):
             val[at, column] = val[source, column]
         at = source
+        touch_chunk(at >> 3, link, meta)
     return at  # type: ignore[no-any-return]
 
 
@@ -118,6 +145,7 @@ def open_gap(
 def drop_first(s: int, slot: I32, link: I32, meta: I64) -> None:
     """Forget the oldest record of slot `s`, which must have one."""
     meta[RECORDS] -= 1
+    touch_slot(s, slot, meta)
     head = slot[s, HEAD]
     if slot[s, COUNT] == 1:
         free_chunk(head >> 3, link, meta)
@@ -207,10 +235,11 @@ class SlottedLog:
         meta_size: cells of `meta`, of which the first `META` are the log's.
 
     Attributes:
-        slot: `(slots, 4) int32`: head, tail, count of records, index of the hot record or -1.
+        slot: `(slots, 5) int32`: head, tail, count of records, index of the hot record or -1, and
+            the chain of touched ones.
         ts: `(chunks * 8,) int64`, times.
         val: `(chunks * 8, columns)`, values.
-        link: `(chunks, 4) int32`: previous chunk, next chunk, sequence number, jump.
+        link: `(chunks, 5) int32`: previous chunk, next chunk, sequence number, jump, touched.
         meta: `(meta_size,) int64`, counters and constants.
     """
 
@@ -222,12 +251,12 @@ class SlottedLog:
         retention: int,
         meta_size: int = META,
     ) -> None:
-        self.slot: I32 = np.zeros((0, 4), np.int32)
+        self.slot: I32 = np.zeros((0, SLOT_COLUMNS + 1), np.int32)
         self.ts: I64 = np.zeros(0, np.int64)
         self.val: NDArray[Any] = np.zeros((0, columns), dtype)
-        self.link: I32 = np.zeros((0, 4), np.int32)
+        self.link: I32 = np.zeros((0, LINK_COLUMNS + 1), np.int32)
         self.meta: I64 = np.zeros(meta_size, np.int64)
-        self.meta[FREE] = -1
+        self.meta[[FREE, TOUCHED_SLOTS, TOUCHED_CHUNKS]] = -1
         self.meta[MAX_SEEN] = -TIME_LIMIT
         self.meta[LATENESS] = lateness_ms
         self.meta[RETENTION] = retention
@@ -241,7 +270,7 @@ class SlottedLog:
     def reserve_slots(self, slots: int) -> None:
         """Have at least `slots` slot rows; the number is the caller's, all logs have the same."""
         if slots > self.slot.shape[0]:
-            self.slot.resize((slots, 4), refcheck=False)
+            self.slot.resize((slots, SLOT_COLUMNS + 1), refcheck=False)
 
     def grow(self) -> int:
         """Add a sixteenth to the chunks, in place; returns how many there are."""
@@ -249,7 +278,7 @@ class SlottedLog:
         self.meta[CHUNKS_LEFT] += chunks - self.link.shape[0]
         self.ts.resize(chunks * CHUNK, refcheck=False)
         self.val.resize((chunks * CHUNK, self._columns), refcheck=False)
-        self.link.resize((chunks, 4), refcheck=False)
+        self.link.resize((chunks, LINK_COLUMNS + 1), refcheck=False)
         return chunks
 
 

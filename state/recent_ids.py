@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from state.compile import I64, kernel
+from state.delta import Delta, Rows
 from state.hashing import hash64
 
 U64 = NDArray[np.uint64]
@@ -35,6 +36,11 @@ class RecentIds:
         self._previous = np.zeros(1024, np.uint64)
         self._count = 0
         self._turn_at: int | None = None
+        # By table: the ids that were added since the last commit (None before the first one), and
+        # how many were committed before.
+        self._added: dict[str, list[NDArray[np.uint64]]] | None = None
+        self._committed: dict[str, int] = {}
+        self._forgotten: set[str] = set()
         if watermark is not None:
             self._turn(watermark)
 
@@ -73,6 +79,9 @@ class RecentIds:
         fresh = np.empty(len(hashes), np.bool_)
         added = _remember(self._current, self._previous, hashes, fresh)
         self._count += added
+        if self._added is not None and added:
+            table = _table(self._turn_at or 0)
+            self._added.setdefault(table, []).append(hashes if fresh.all() else hashes[fresh])
         return None if added == len(hashes) else fresh
 
     def _turn(self, watermark: int) -> int:
@@ -81,11 +90,60 @@ class RecentIds:
             return self._turn_at
         if self._turn_at is not None:
             skipped = watermark >= self._turn_at + self.horizon_ms
+            self._forget(self._turn_at - self.horizon_ms, *([self._turn_at] if skipped else []))
             self._previous = np.zeros(1024, np.uint64) if skipped else self._current
             self._current = np.zeros(1024, np.uint64)
             self._count = 0
         self._turn_at = (watermark // self.horizon_ms + 1) * self.horizon_ms
         return self._turn_at
+
+    def changes(self) -> Delta:
+        """The ids that came since the last call; all of them at the first one."""
+        if self._turn_at is None:
+            return Delta()
+        delta = Delta(blobs={"turn": b"%d" % self._turn_at}, cleared=self._forgotten)
+        if self._added is None:
+            tables = self._turn_at - self.horizon_ms, self._turn_at
+            kept = self._previous, self._current
+            self._added = {
+                _table(at): [ids[ids != _EMPTY]] for at, ids in zip(tables, kept, strict=True)
+            }
+        for name, added in self._added.items():
+            first = self._committed.get(name, 0)
+            ids = np.concatenate(added)
+            self._committed[name] = first + len(ids)
+            delta.rows[name] = Rows(np.arange(first, first + len(ids)), {"id": ids})
+        self._added, self._forgotten = {}, set()
+        return delta
+
+    def restore(self, image: Delta) -> None:
+        """Go on, in a fresh object, from what all calls of `changes` gave."""
+        if "turn" in image.blobs:
+            self._turn_at = int(image.blobs["turn"])
+            previous, current = _table(self._turn_at - self.horizon_ms), _table(self._turn_at)
+            self._previous = self._read(image, previous)
+            self._current = self._read(image, current)
+            self._count = self._committed[current]
+        self._added = {}
+
+    def _read(self, image: Delta, name: str) -> NDArray[np.uint64]:
+        """A table of the ids that were stored under this name."""
+        rows = image.rows.get(name)
+        ids = rows.columns["id"] if rows is not None else np.zeros(0, np.uint64)
+        self._committed[name] = len(ids)
+        table = np.zeros(1024, np.uint64)
+        while len(ids) * 3 > len(table) * 2:
+            table = np.zeros(2 * len(table), np.uint64)
+        _rehash(ids, table)
+        return table
+
+    def _forget(self, *turns: int) -> None:
+        """The ids of these tables are gone."""
+        if self._added is not None:
+            for name in map(_table, turns):
+                self._added.pop(name, None)
+                if self._committed.pop(name, None) is not None:
+                    self._forgotten.add(name)
 
     def _reserve(self, more: int) -> None:
         size = len(self._current)
@@ -95,6 +153,11 @@ class RecentIds:
             grown = np.zeros(size, np.uint64)
             _rehash(self._current, grown)
             self._current = grown
+
+
+def _table(turn_at: int) -> str:
+    """What the ids are stored as that came before this turn of the tables."""
+    return f"before {turn_at}"
 
 
 @kernel

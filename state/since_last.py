@@ -15,6 +15,7 @@ import numpy as np
 
 from state.aggregates import SinceLastSpec
 from state.compile import F64, I32, I64, U8, kernel
+from state.delta import Delta
 from state.log import (
     CHUNKS_LEFT,
     COLUMN,
@@ -28,6 +29,7 @@ from state.log import (
     sweep_latest,
     watch,
 )
+from state.log_changes import changes_of, restore_log
 
 
 @kernel
@@ -88,6 +90,14 @@ class SinceLastState:
             if row >= rows:
                 return row - rows
             log.grow()
+
+    def changes(self) -> Delta:
+        """What was touched since the last call."""
+        return changes_of(self.log, {}, {})
+
+    def restore(self, image: Delta) -> None:
+        """Read back into a fresh state what all calls of `changes` gave."""
+        restore_log(self.log, image)
 
     def sweep(self, rows: int) -> int:
         """Sweep `2 * rows + 1` slots; returns how many are emptied."""

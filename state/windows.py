@@ -22,6 +22,7 @@ import numpy as np
 
 from state.aggregates import WindowSpec
 from state.compile import F64, I32, I64, U8, inlined, kernel
+from state.delta import Delta
 from state.double_double import dd_add, value_sums
 from state.extremes import LAST_SEQUENCE, range_extreme, renumber, seal_from
 from state.log import (
@@ -47,7 +48,16 @@ from state.log import (
     larger,
     locate,
     open_gap,
+    touch_chunk,
+    touch_slot,
     watch,
+)
+from state.log_changes import (
+    chain_free_hots,
+    changes_of,
+    hots_needed,
+    restore_by_chunk,
+    restore_log,
 )
 from state.panes import (
     PANE_COLUMNS,
@@ -69,6 +79,7 @@ from state.running import (
     FIRST,
     HOT_FREE,
     HOTS_LEFT,
+    HOTS_USED,
     HUGES,
     PER_WIDTH,
     PLAN,
@@ -200,19 +211,20 @@ def insert(
     if merged:
         at = last
         merge_record(val, at, value, offset)
+        touch_chunk(at >> 3, link, meta)
     else:
         at = open_gap(later, s, slot, ts, val, link, meta)
         ts[at] = time
         start_record(val, at, value, offset)
     chunk = at >> 3
     if link[slot[s, TAIL] >> 3, SEQUENCE] > LAST_SEQUENCE:
-        renumber(s, slot, link)
+        renumber(s, slot, link, meta)
         chunk = slot[s, HEAD] >> 3
     if hot >= 0:
         if agg.shape[1] > 0:
             if at & 7 == 0 and chunk != slot[s, HEAD] >> 3:
                 chunk = link[chunk, PREVIOUS]
-            seal_from(chunk, s, meta[SIGN : SIGN + 2], slot, val, link, agg)
+            seal_from(chunk, s, meta[SIGN : SIGN + 2], slot, val, link, agg, meta)
         sums = value_sums(value)
         for w in range(meta[WIDTHS]):
             start = FIRST + PER_WIDTH * w + START
@@ -223,7 +235,8 @@ def insert(
                 hoti[hot, start] = after(link, hoti[hot, start])
     elif slot[s, COUNT] > COLD:
         if agg.shape[1] > 0:
-            seal_from(slot[s, HEAD] >> 3, s, meta[SIGN : SIGN + 2], slot, val, link, agg)
+            first = slot[s, HEAD] >> 3
+            seal_from(first, s, meta[SIGN : SIGN + 2], slot, val, link, agg, meta)
         heat(s, slot, ts, val, link, agg, hotf, hoti, meta)
     return at
 
@@ -252,6 +265,7 @@ def update_windows(
         later, last = 0, -1
         if s >= 0:
             if slot[s, COUNT] > 0 and slot[s, HOT] >= 0:
+                touch_slot(s, slot, meta)
                 move_edge(slot[s, HOT], time, s, slot, ts, val, link, agg, hotf, hoti, meta)
             expire(s, slot, ts, val, link, agg, hotf, hoti, meta)
             later, last = locate(time, s, slot, ts, link)
@@ -331,6 +345,11 @@ class WindowState:
         meta[SIGN : SIGN + len(signs)] = signs
 
     @property
+    def starts(self) -> range:
+        """The columns of `hoti` that are positions in the log."""
+        return range(FIRST + START, self.hoti.shape[1], PER_WIDTH)
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated."""
         return self.log.nbytes + self.agg.nbytes + self.hotf.nbytes + self.hoti.nbytes
@@ -354,12 +373,33 @@ class WindowState:
             rows, log.slot, log.ts, log.val, log.link, self.agg, self.hotf, self.hoti, log.meta
         )
 
+    def changes(self) -> Delta:
+        """What was touched since the last call."""
+        by_hot = {"hotf": self.hotf, "hoti": self.hoti}
+        return changes_of(self.log, {"agg": self.agg}, by_hot)
+
+    def restore(self, image: Delta) -> None:
+        """Read back into a fresh state what all calls of `changes` gave."""
+        restore_log(self.log, image)
+        self.agg.resize((self.log.link.shape[0], self.agg.shape[1]), refcheck=False)
+        restore_by_chunk(self.agg, "agg", image)
+        self._reserve_hots(hots_needed(image))
+        hots = image.rows["hots"]
+        self.hotf[hots.index], self.hoti[hots.index] = hots.columns["hotf"], hots.columns["hoti"]
+        chain_free_hots(self.log, self.hoti, (HOT_FREE, HOTS_LEFT, HOTS_USED))
+
     def _grow(self) -> None:
         meta = self.log.meta
         if meta[CHUNKS_LEFT] < 1:
             self.agg.resize((self.log.grow(), self.agg.shape[1]), refcheck=False)
         if meta[HOTS_LEFT] < 1:
-            hots = larger(self.hoti.shape[0])
-            meta[HOTS_LEFT] += hots - self.hoti.shape[0]
-            self.hotf.resize((hots, *self.hotf.shape[1:]), refcheck=False)
-            self.hoti.resize((hots, self.hoti.shape[1]), refcheck=False)
+            self._reserve_hots(self.hoti.shape[0] + 1)
+
+    def _reserve_hots(self, needed: int) -> None:
+        """Have at least so many hot records."""
+        hots = self.hoti.shape[0]
+        while hots < needed:
+            hots = larger(hots)
+        self.log.meta[HOTS_LEFT] += hots - self.hoti.shape[0]
+        self.hotf.resize((hots, *self.hotf.shape[1:]), refcheck=False)
+        self.hoti.resize((hots, self.hoti.shape[1]), refcheck=False)
