@@ -9,6 +9,7 @@ from dataflows.batch import Batch
 from dataflows.decode import payload_fields
 from dataflows.event_time import FIRST_MS
 from dataflows.messages import DeadLetter
+from state.delta import Delta
 from state.durations import format_duration_ms, parse_duration_ms
 from state.recent_ids import RecentIds
 
@@ -34,6 +35,17 @@ class Admission:
     def watermark_ms(self) -> int:
         """The greatest event time admitted so far (epoch ms)."""
         return int(self._watermark)
+
+    def restore(self, partition: int, image: Delta, watermark: int) -> None:
+        """Go on, for one partition, from what `changes` gave and the watermark of that moment."""
+        self._watermark = max(self._watermark, watermark)
+        self._recent[partition] = RecentIds(self._horizon_ms)
+        self._recent[partition].restore(image)
+
+    def changes(self, partition: int) -> Delta:
+        """The ids that came on a partition since the last call."""
+        recent = self._recent.get(partition)
+        return Delta() if recent is None else recent.changes()
 
     def admit(self, batch: Batch) -> Batch:
         """The batch without the rows that may not enter."""

@@ -11,7 +11,9 @@ still bring an earlier one::
 A partition that is caught up holds nobody back, so live traffic is never delayed. One that has more
 to come but does not deliver holds the others back for ``patience_s`` at most. Times within a
 partition are made to rise (running maximum), so that its own order is always kept; on equal times
-topics go in the order in which they were given, events before labels.
+topics go in the order in which they were given, events before labels, and partitions by number.
+So a backlog has one order, whatever was fetched when: by rising time, topic, partition, offset.
+A reader that begins in the middle keeps to it when told where the times had risen to (`latest`).
 """
 
 from __future__ import annotations
@@ -19,27 +21,31 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataflows.batch import NO_ROWS, RawBatch, RawRows
-from dataflows.bus import Bus, Reader, Slice, TopicPartition
+from dataflows.bus import Bus, Lost, Reader, Slice, TopicPartition
 
 Taken = tuple[TopicPartition, list[tuple[Slice, NDArray[np.int64]]]]
 """A topic partition, and the pieces taken from it with their rising times."""
+
+_NEVER = int(np.iinfo(np.int64).min)
+_FOLD = 64  # batches
 
 
 class _Buffer:
     """What was read of one topic partition and has not gone on yet."""
 
-    __slots__ = ("latest", "place", "rows", "slices")
+    __slots__ = ("latest", "rank", "rows", "slices")
 
-    def __init__(self, place: int) -> None:
-        self.place = place
+    def __init__(self, rank: int, latest: int) -> None:
+        self.rank = rank  # who goes first on equal times
         self.slices: deque[tuple[Slice, NDArray[np.int64]]] = deque()
         self.rows = 0
-        self.latest = np.iinfo(np.int64).min
+        self.latest = latest  # what the next row's time is raised to
 
     def add(self, piece: Slice) -> None:
         rising = np.maximum(np.maximum.accumulate(piece.times), self.latest)
@@ -77,7 +83,8 @@ class AlignedReader:
     """Merges the partitions of several topics into batches of raw rows.
 
     ``topics`` are the event topic and, where there is one, the label topic, in that order.
-    `add` partitions, then `read`; `positions` are the offsets behind the rows handed over.
+    `add` partitions, then `read`; `positions` are the offsets behind the rows handed over, and
+    `latest` their times. ``lost`` is the bus reader's.
     """
 
     def __init__(
@@ -87,6 +94,7 @@ class AlignedReader:
         *,
         origin: str,
         group: str | None = None,
+        lost: Lost = "stop",
         limit: int = 1000,
         patience_s: float = 5.0,
         clock: Callable[[], float] = time.time,
@@ -95,6 +103,7 @@ class AlignedReader:
         self._topics = list(topics)
         self._origin = origin
         self._group = group
+        self._lost = lost
         self._limit = limit
         self._patience_s = patience_s
         self._clock = clock
@@ -108,11 +117,37 @@ class AlignedReader:
         self._ascending = np.arange(self._limit)
         self._same = np.zeros(self._limit, np.int64)
         self.positions: dict[TopicPartition, int] = {}
+        self._latest: dict[TopicPartition, int] = {}
+        self._unfolded: list[NDArray[np.int64]] = []  # times of `_only` that `_latest` lacks
 
-    def add(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Read these partitions too, from these offsets."""
+    def add(
+        self,
+        positions: Mapping[TopicPartition, int],
+        latest: Mapping[TopicPartition, int] | None = None,
+    ) -> None:
+        """Read these partitions too, from these offsets.
+
+        ``latest`` is `latest` of the reader that came as far as ``positions``; then the rows go on
+        in the order in which they would have there.
+        """
+        self._fold()
         self._let_go()
         self.positions.update(positions)
+        self._latest.update(latest or {})
+
+    @property
+    def latest(self) -> dict[TopicPartition, int]:
+        """The rising time (epoch ms) of the last row handed over, of each partition that had one.
+
+        It is the greatest time of all rows handed over, those before a restart included.
+        """
+        self._fold()
+        return self._latest
+
+    def trouble(self) -> str | None:
+        """What is waited for when the bus has been silent for 5 s; else None. From any thread."""
+        reader = self._reader
+        return None if reader is None else reader.trouble()
 
     def read(self, timeout_s: float = 0.0) -> RawBatch | None:
         """The next rows in order, ``limit`` at most; None when there is nothing that may go on."""
@@ -121,14 +156,16 @@ class AlignedReader:
         only = self._only
         if only is not None and not self._buffers[only].rows:
             if not pieces:
+                self._nothing(reader)
                 return None
             if len(pieces) == 1 and len(pieces[0].values) <= self._limit:
                 return self._alone(only, pieces[0])
+        self._fold()
         for piece in pieces:
             self._buffers[TopicPartition(piece.topic, piece.partition)].add(piece)
         waiting = [(at, buffer) for at, buffer in self._buffers.items() if buffer.rows]
         if not waiting:
-            self._waiting_since = None
+            self._nothing(reader)
             return None
         if len(self._buffers) == 1:
             counts: list[int] | None = [min(waiting[0][1].rows, self._limit)]
@@ -140,7 +177,9 @@ class AlignedReader:
             return None
         taken = [(at, buffer.take(n)) for (at, buffer), n in zip(waiting, counts, strict=True) if n]
         for at, parts in taken:
-            self.positions[at] = int(parts[-1][0].offsets[-1]) + 1
+            last, rising = parts[-1]
+            self.positions[at] = int(last.offsets[-1]) + 1
+            self._latest[at] = int(rising[-1])
         self._sequence += 1
         return _merge(taken, self._topics, self._origin, self._sequence - 1, self._clock())
 
@@ -150,9 +189,27 @@ class AlignedReader:
         same, order = self._same[:rows], self._ascending[:rows]
         events = RawRows(piece.topic, piece.values, same, piece.offsets, piece.times, partition)
         self.positions[only] = int(piece.offsets[-1]) + 1
+        self._unfolded.append(piece.times)  # their maximum would cost as much as a row
+        if len(self._unfolded) == _FOLD:
+            self._fold()
         sequence = self._sequence
         self._sequence = sequence + 1
         return RawBatch(self._origin, sequence, events, NO_ROWS, order, self._clock())
+
+    def _fold(self) -> None:
+        """Bring `_latest`, and what the buffer goes on from, up to date with `_alone`."""
+        if self._only is None or not self._unfolded:
+            return
+        latest = int(np.concatenate(self._unfolded).max())
+        self._unfolded.clear()
+        self._latest[self._only] = max(latest, self._latest.get(self._only, _NEVER))
+        if (buffer := self._buffers.get(self._only)) is not None:
+            buffer.latest = max(latest, buffer.latest)
+
+    def _nothing(self, reader: Reader) -> None:
+        """Nothing is there, nor waits: where the bus is, we are; it may have moved over a gap."""
+        self._waiting_since = None
+        self.positions.update(reader.positions())
 
     def lag(self) -> dict[TopicPartition, int]:
         """Messages behind what was handed over, by partition, as last heard."""
@@ -173,9 +230,11 @@ class AlignedReader:
         self._let_go()
 
     def _open(self) -> Reader:
-        self._reader = self._bus.reader(self.positions, group=self._group)
-        places = {topic: place for place, topic in enumerate(self._topics)}
-        self._buffers = {at: _Buffer(places[at.topic]) for at in sorted(self.positions)}
+        self._reader = self._bus.reader(self.positions, self._group, self._lost)
+        ranked = sorted(self.positions, key=lambda at: (self._topics.index(at.topic), at.partition))
+        self._buffers = {
+            at: _Buffer(rank, self._latest.get(at, _NEVER)) for rank, at in enumerate(ranked)
+        }
         self._only = None
         if len(self._buffers) == 1:
             self._only = next(iter(self._buffers))
@@ -189,15 +248,15 @@ class AlignedReader:
         self._reader = None
         self._buffers = {}
 
-    def _bound(self, reader: Reader) -> int | None:
-        """The time up to which rows may go on; None for no bound."""
+    def _bound(self, reader: Reader) -> tuple[int, int] | None:
+        """The time and rank up to which rows may go on; None for no bound."""
         ends, positions = reader.ends(), reader.positions()
-        bound: int | None = None
+        bound: tuple[int, int] | None = None
         silent = False
         for at, buffer in self._buffers.items():
             if positions[at] < ends[at]:
                 silent = silent or not buffer.rows
-                latest = int(buffer.latest)
+                latest = (int(buffer.latest), buffer.rank)
                 bound = latest if bound is None else min(bound, latest)
         if not silent:
             self._waiting_since = None
@@ -206,24 +265,25 @@ class AlignedReader:
         self._waiting_since = self._waiting_since or now
         if now - self._waiting_since < self._patience_s:
             return bound
-        speaking = [int(buffer.latest) for buffer in self._buffers.values() if buffer.rows]
-        return min(speaking)
+        return min((int(b.latest), b.rank) for b in self._buffers.values() if b.rows)
 
-    def _choose(self, buffers: list[_Buffer], bound: int | None) -> list[int] | None:
+    def _choose(self, buffers: list[_Buffer], bound: tuple[int, int] | None) -> list[int] | None:
         """How many rows of each buffer go on; None when none may."""
         peeked = [buffer.peek(self._limit) for buffer in buffers]
         if bound is not None:
-            peeked = [t[: int(np.searchsorted(t, bound, side="right"))] for t in peeked]
+            # Another row of the bound's own time may still come there: who goes behind it waits.
+            for i, (times, buffer) in enumerate(zip(peeked, buffers, strict=True)):
+                side: Literal["left", "right"] = "right" if buffer.rank <= bound[1] else "left"
+                peeked[i] = times[: int(np.searchsorted(times, bound[0], side=side))]
         counts = [len(times) for times in peeked]
         if sum(counts) > self._limit:
             cut = np.partition(np.concatenate(peeked), self._limit - 1)[self._limit - 1]
             counts = [int(np.searchsorted(times, cut, side="left")) for times in peeked]
             room = self._limit - sum(counts)
-            order = sorted(range(len(buffers)), key=lambda i: buffers[i].place)
-            for i in order:
-                ties = int(np.searchsorted(peeked[i], cut, side="right")) - counts[i]
-                counts[i] += min(ties, room)
-                room -= min(ties, room)
+            for i, times in enumerate(peeked):
+                ties = min(int(np.searchsorted(times, cut, side="right")) - counts[i], room)
+                counts[i] += ties
+                room -= ties
         return counts if any(counts) else None
 
     def _balance(self, reader: Reader) -> None:

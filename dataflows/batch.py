@@ -178,7 +178,8 @@ class EntityRows:
     """The rows of a batch that one shard of one entity works on, or its answer.
 
     On the way there ``keys``, ``times`` and ``columns`` are filled; on the way back ``features``,
-    ``(rows, columns of the entity) float64``. ``rows`` are their places in the batch.
+    ``(rows, columns of the entity) float64``. ``rows`` are their places in the batch,
+    ``shard`` is where their keys belong.
     """
 
     origin: str
@@ -189,6 +190,7 @@ class EntityRows:
     times: NDArray[np.int64]
     columns: dict[str, Any]
     features: NDArray[np.float64] | None = None
+    shard: int = 0
 
 
 @dataclass(slots=True)
@@ -200,6 +202,7 @@ class Progress:
 
     origin: str
     watermark: int
+    shard: int = 0
 
 
 IDLE = 2**61

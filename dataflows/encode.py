@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from dataflows.batch import Batch
 from dataflows.messages import DeadLetter, DriftSignal
+from dataflows.outgoing import Mark, Marking, Outgoing
 from dataflows.pipeline import Pipeline
-from dataflows.sink import Outgoing, part_name
+from dataflows.sink import part_name
 from models.learner import NO_LABEL, Predictions, Task
 
 
@@ -59,6 +60,7 @@ class Encoder:
         topics = pipeline.topics
         self._events, self._predicted = topics.events, topics.predictions
         self._dead_letters, self._drift = topics.dead_letters, topics.drift
+        self._marking = Marking.of(pipeline)
         self._task = pipeline.task
         self._model = pipeline.model_name
         self._names = pipeline.columns if pipeline.with_features else None
@@ -78,16 +80,23 @@ class Encoder:
         rows = self._predictions(result) if batch.ids else []
         if rows:
             for partition, places in _by_partition(batch):
-                own = rows if places is None else [rows[place] for place in places.tolist()]
-                published = batch.published if places is None else batch.published[places]
+                own, published, offsets = rows, batch.published, batch.offsets
+                if places is not None:
+                    own = [rows[place] for place in places.tolist()]
+                    published, offsets = published[places], offsets[places]
                 outgoing[partition] = Outgoing(
-                    partition, {self._predicted: own}, published, batch.read_at
+                    partition,
+                    {self._predicted: own},
+                    published,
+                    batch.read_at,
+                    {self._predicted: offsets},
+                    batch.sources,
                 )
         if batch.dead or result.dead:
             letters = batch.sources.sorted(batch.dead + result.dead)
-            self._add(outgoing, self._dead_letters, letters)
+            self._add(outgoing, self._dead_letters, letters, batch)
         if result.signals:
-            self._add(outgoing, self._drift, result.signals)
+            self._add(outgoing, self._drift, result.signals, batch)
         return [(part_name(partition), item) for partition, item in outgoing.items()]
 
     def _add(
@@ -95,10 +104,18 @@ class Encoder:
         outgoing: dict[int, Outgoing],
         topic: str,
         messages: Sequence[DeadLetter | DriftSignal],
+        batch: Batch,
     ) -> None:
+        marks: dict[int, list[Mark]] = {}
         for message in messages:
-            item = outgoing.setdefault(message.partition, Outgoing(message.partition, {}))
+            partition = message.partition
+            item = outgoing.get(partition)
+            if item is None:
+                item = outgoing[partition] = Outgoing(partition, {}, sources=batch.sources)
             item.messages.setdefault(topic, []).append(self._encoder.encode(message))
+            marks.setdefault(partition, []).append(self._marking.mark(topic, message))
+        for partition, own in marks.items():
+            outgoing[partition].marks[topic] = own
 
     def _predictions(self, result: Results) -> list[bytes]:
         batch = result.batch

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,11 +19,12 @@ from typing import Any, TypeVar
 
 from bytewax.operators import StatefulBatchLogic
 
-from dataflows.bus import Bus, Publisher, Reader, TopicPartition
+from dataflows.bus import Bus, Lost, Publisher, Reader, TopicPartition, UnreachableError
 from state.errors import AnabranchError
 
 Taken = TypeVar("Taken")
 Given = TypeVar("Given")
+Kept = TypeVar("Kept")
 Returned = TypeVar("Returned")
 
 _STDERR = 2
@@ -51,6 +53,8 @@ class Guard:
         """Call ``function``; an error that tells the user what to do silences the engine."""
         try:
             return function(*args, **options)
+        except UnreachableError:
+            raise  # it is still being tried: whoever asked decides
         except AnabranchError as error:
             self.failing = True
             self._keep(error)
@@ -78,14 +82,14 @@ class Guard:
 
 
 def watched(
-    step: StatefulBatchLogic[Taken, Given, None], guard: Guard | None
-) -> StatefulBatchLogic[Taken, Given, None]:
-    """A stateful step, watched if there is a guard."""
-    return step if guard is None else _WatchedStep(step, guard)
+    make: Callable[[], StatefulBatchLogic[Taken, Given, Kept]], guard: Guard | None
+) -> StatefulBatchLogic[Taken, Given, Kept]:
+    """A stateful step, watched from the moment it is made if there is a guard."""
+    return make() if guard is None else _WatchedStep(guard.call(make), guard)
 
 
-class _WatchedStep(StatefulBatchLogic[Taken, Given, None]):
-    def __init__(self, step: StatefulBatchLogic[Taken, Given, None], guard: Guard) -> None:
+class _WatchedStep(StatefulBatchLogic[Taken, Given, Kept]):
+    def __init__(self, step: StatefulBatchLogic[Taken, Given, Kept], guard: Guard) -> None:
         self._step = step
         self._guard = guard
 
@@ -101,7 +105,7 @@ class _WatchedStep(StatefulBatchLogic[Taken, Given, None]):
     def notify_at(self) -> datetime | None:
         return self._step.notify_at()
 
-    def snapshot(self) -> None:
+    def snapshot(self) -> Kept:
         return self._guard.call(self._step.snapshot)
 
 
@@ -125,11 +129,17 @@ class WatchedBus:
     def end_offsets(self, topic: str) -> list[int]:
         return self._guard.call(self._bus.end_offsets, topic)
 
-    def publisher(self) -> Publisher:
-        return _WatchedPublisher(self._guard.call(self._bus.publisher), self._guard)
+    def publisher(self, stop: threading.Event | None = None) -> Publisher:
+        return _WatchedPublisher(self._guard.call(self._bus.publisher, stop), self._guard)
 
-    def reader(self, positions: Mapping[TopicPartition, int], group: str | None = None) -> Reader:
-        return _WatchedReader(self._guard.call(self._bus.reader, positions, group), self._guard)
+    def reader(
+        self,
+        positions: Mapping[TopicPartition, int],
+        group: str | None = None,
+        lost: Lost = "stop",
+    ) -> Reader:
+        reader = self._guard.call(self._bus.reader, positions, group, lost)
+        return _WatchedReader(reader, self._guard)
 
     def close(self) -> None:
         self._bus.close()
@@ -157,6 +167,7 @@ class _WatchedReader:
         self.poll = reader.poll  # as it is: the intake ends the flow by itself if it fails
         self.pause, self.resume = reader.pause, reader.resume
         self.positions, self.ends = reader.positions, reader.ends
+        self.trouble = reader.trouble
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         self._guard.call_if_well(self._reader.commit, positions)

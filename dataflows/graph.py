@@ -23,8 +23,13 @@ from dataflows.encode import Encoder, Results
 from dataflows.failure import Guard, watched
 from dataflows.intake import Intake, IntakeOptions
 from dataflows.metrics import WorkerMetrics
-from dataflows.model_step import ModelStep, WindowsAndModels
+from dataflows.model_step import ModelStep, Tokens, WindowsAndModels
+from dataflows.outgoing import Marking
+from dataflows.patience import Patience
 from dataflows.pipeline import Pipeline
+from dataflows.place import Token
+from dataflows.recovery import StateDirectory
+from dataflows.rescale import BY_SHARD, MODELS_STEP, TOGETHER
 from dataflows.sink import BusSink
 from dataflows.windows import Item, Router, WindowStep, to_models
 
@@ -38,39 +43,58 @@ def build_graph(
     shards: int = 8,
     metrics: WorkerMetrics | None = None,
     guard: Guard | None = None,
+    state: StateDirectory | None = None,
 ) -> Dataflow:
     """The dataflow of ``pipeline`` on ``bus``, for ``workers`` workers and ``shards`` shards.
 
-    ``guard`` watches the steps for errors that the user should see alone.
+    ``guard`` watches the steps for errors that the user should see alone. With ``state`` what they
+    remember is kept there.
 
     Raises:
         BusError: an input topic is missing, or partition counts differ.
     """
     metrics = metrics or WorkerMetrics(pipeline.name)
     router = Router(pipeline, shards, workers)
-    intake = Intake(pipeline, bus, options, router, metrics)
+    intake = Intake(pipeline, bus, options, router, metrics, state)
     partitions = len(intake.list_parts())
     bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
     encoder = Encoder(pipeline)
 
-    def fill(_resume: None) -> StatefulBatchLogic[Item | Progress, Item, None]:
-        return watched(WindowStep(pipeline, metrics, workers), guard)
+    def fill(token: Token | None) -> StatefulBatchLogic[Item | Progress, Item, Token | None]:
+        return watched(lambda: WindowStep(pipeline, metrics, workers, state, token), guard)
 
-    def model(_resume: None) -> StatefulBatchLogic[Item, Results, None]:
-        return watched(ModelStep(pipeline, metrics), guard)
+    def model(token: Token | None) -> StatefulBatchLogic[Item, Results, Token | None]:
+        return watched(lambda: ModelStep(pipeline, metrics, state, token), guard)
 
-    def both(_resume: None) -> StatefulBatchLogic[Item | Progress, Results, None]:
-        windows, models = WindowStep(pipeline, metrics), ModelStep(pipeline, metrics)
-        return watched(WindowsAndModels(windows, models), guard)
+    def both(tokens: Tokens | None) -> StatefulBatchLogic[Item | Progress, Results, Tokens]:
+        of_windows, of_models = tokens or (None, None)
+
+        def make() -> WindowsAndModels:
+            windows = WindowStep(pipeline, metrics, 1, state, of_windows)
+            return WindowsAndModels(windows, ModelStep(pipeline, metrics, state, of_models))
+
+        return watched(make, guard)
+
+    def name(step: str) -> str:
+        return step if state is None else state.step_id(step)
 
     flow = Dataflow(pipeline.name.replace("-", "_"))
     rows = op.input("intake", flow, intake)
     if workers == 1:
-        results = op.stateful_batch("windows_and_models", rows, both)
+        results = op.stateful_batch(name(TOGETHER), rows, both)
     else:
-        filled = op.stateful_batch("windows", rows, fill)
+        filled = op.stateful_batch(name(BY_SHARD), rows, fill)
         gathered = op.flat_map_batch("to_models", filled, to_models)
-        results = op.stateful_batch("models", gathered, model)
+        results = op.stateful_batch(name(MODELS_STEP), gathered, model)
     outgoing = op.flat_map_batch("encode", results, encoder)
-    op.output("sink", outgoing, BusSink(bus, partitions, metrics.on_written))
+    sink = BusSink(
+        bus,
+        partitions,
+        metrics.on_written,
+        marking=Marking.of(pipeline),
+        since=None if state is None else state.since(),
+        patience=Patience(options.stop),
+        guard=guard,
+    )
+    op.output("sink", outgoing, sink)
     return flow

@@ -14,21 +14,40 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourcePartition
 
 from dataflows.admission import Admission
 from dataflows.alignment import AlignedReader
 from dataflows.batch import IDLE
-from dataflows.bus import Bus, BusError, TopicPartition
+from dataflows.bus import Bus, BusError, Lost, TopicPartition
 from dataflows.decode import BatchDecoder
+from dataflows.event_time import FIRST_MS
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
+from dataflows.place import Place, Token
 from dataflows.windows import Routed, Router
+from state.delta import Delta
 from state.errors import AnabranchError
 
-Offsets = dict[str, int]
-"""Topic → the offset to read next, of one partition number."""
+if TYPE_CHECKING:
+    from dataflows.recovery import StateDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionState:
+    """What the engine keeps of one partition number.
+
+    ``offsets`` are to be read next, by topic; ``latest`` the times that rows had risen to, by topic
+    (epoch ms). ``watermark`` is the reader's, ``token`` that of the ids seen; None without state.
+    """
+
+    offsets: dict[str, int]
+    latest: dict[str, int]
+    watermark: int
+    token: Token | None
+
 
 _FOLLOWER_NAP = timedelta(milliseconds=200)
 _COMMIT_EVERY_S = 5.0
@@ -40,20 +59,22 @@ class IntakeOptions:
     """How a worker reads: batch size, where to begin without state, and when to end.
 
     ``stop`` ends the flow after what was read; ``until_end`` ends it at the offsets that were the
-    end when the worker started. ``begin`` is ``earliest`` or ``latest``. A failure of the bus is
-    left in ``failure``, and the flow is aborted.
+    end when the worker started. ``begin`` is ``earliest`` or ``latest``. ``lost`` says what to do
+    when unread messages were removed: ``stop``, or go on from the ``earliest``. A failure of the
+    bus is left in ``failure``, and the flow is aborted.
     """
 
     origin: str = "0"
     limit: int = 1000
     begin: str = "earliest"
+    lost: Lost = "stop"
     until_end: bool = False
     group: str | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     failure: AnabranchError | None = None
 
 
-class Intake(FixedPartitionedSource[Routed, Offsets]):
+class Intake(FixedPartitionedSource[Routed, PartitionState]):
     """All input topics of a pipeline as one aligned stream of admitted batches.
 
     ``router`` makes the keyed items of a batch that the next step works on.
@@ -66,16 +87,17 @@ class Intake(FixedPartitionedSource[Routed, Offsets]):
         options: IntakeOptions,
         router: Router,
         metrics: WorkerMetrics,
+        state: StateDirectory | None = None,
     ) -> None:
         self._partitions = partition_count(pipeline, bus)
-        self._shared = _SharedReader(pipeline, bus, options, router, metrics)
+        self._shared = _SharedReader(pipeline, bus, options, router, metrics, state)
 
     def list_parts(self) -> list[str]:
         return [str(number) for number in range(self._partitions)]
 
     def build_part(
-        self, step_id: str, for_part: str, resume_state: Offsets | None
-    ) -> StatefulSourcePartition[Routed, Offsets]:
+        self, step_id: str, for_part: str, resume_state: PartitionState | None
+    ) -> StatefulSourcePartition[Routed, PartitionState]:
         return _IntakePartition(int(for_part), self._shared, resume_state)
 
 
@@ -89,15 +111,22 @@ class _SharedReader:
         options: IntakeOptions,
         router: Router,
         metrics: WorkerMetrics,
+        state: StateDirectory | None,
     ) -> None:
         self.inputs = pipeline.inputs
+        self._state = state
         self.options = options
         self._router = router
         self._quiet_since: float | None = None
         self._metrics = metrics
         self._bus = bus
         self.reader = AlignedReader(
-            bus, self.inputs, origin=options.origin, group=options.group, limit=options.limit
+            bus,
+            self.inputs,
+            origin=options.origin,
+            group=options.group,
+            lost=options.lost,
+            limit=options.limit,
         )
         self._decoder = BatchDecoder(pipeline)
         self._admission = Admission(pipeline.topics.events, pipeline.lateness, pipeline.duplicates)
@@ -106,17 +135,49 @@ class _SharedReader:
         self.parts: list[_IntakePartition] = []
         metrics.ask(lambda: metrics.on_lag(self.reader))
 
-    def join(self, part: _IntakePartition, offsets: Offsets | None) -> None:
-        """Add a partition; without ``offsets`` it begins where the options say."""
-        if offsets is None:
-            offsets = {topic: self._beginning(topic, part.number) for topic in self.inputs}
+    def join(self, part: _IntakePartition, resume: PartitionState | None) -> Place | None:
+        """Add a partition; without ``resume`` it begins where the options say.
+
+        Returns where it keeps the ids that it has seen; None without state.
+        """
+        offsets = resume.offsets if resume is not None else {}
+        at = {
+            TopicPartition(topic, part.number): offsets[topic]
+            if topic in offsets
+            else self._beginning(topic, part.number)
+            for topic in self.inputs
+        }
+        place = None
+        if self._state is not None:
+            place = self._state.intake(part.number)
+            image = place.open(None if resume is None else resume.token)
+            self._admission.restore(
+                part.number, image, FIRST_MS if resume is None else resume.watermark
+            )
         self.parts.append(part)
-        self.reader.add({TopicPartition(t, part.number): at for t, at in offsets.items()})
+        latest = {} if resume is None else resume.latest
+        self.reader.add(at, {TopicPartition(t, part.number): ms for t, ms in latest.items()})
         if self.options.until_end:
             self._ends = self._ends or {}
             for topic in self.inputs:
                 end = self._bus.end_offsets(topic)[part.number]
                 self._ends[TopicPartition(topic, part.number)] = end
+        return place
+
+    def state_of(self, part: _IntakePartition, token: Token | None) -> PartitionState:
+        """What a partition needs to go on from here."""
+        own = {topic: TopicPartition(topic, part.number) for topic in self.inputs}
+        positions, latest = self.reader.positions, self.reader.latest
+        return PartitionState(
+            {topic: positions[at] for topic, at in own.items()},
+            {topic: latest[at] for topic, at in own.items() if at in latest},
+            self._admission.watermark_ms,
+            token,
+        )
+
+    def changes(self, part: _IntakePartition) -> Delta:
+        """The ids that came on a partition since the last call."""
+        return self._admission.changes(part.number)
 
     def leads(self, part: _IntakePartition) -> bool:
         return self.parts[0] is part
@@ -173,12 +234,13 @@ class _SharedReader:
         return ask(topic)[partition]
 
 
-class _IntakePartition(StatefulSourcePartition[Routed, Offsets]):
-    def __init__(self, number: int, shared: _SharedReader, offsets: Offsets | None) -> None:
+class _IntakePartition(StatefulSourcePartition[Routed, PartitionState]):
+    def __init__(self, number: int, shared: _SharedReader, resume: PartitionState | None) -> None:
         self.number = number
         self.snapshots = 0
         self._shared = shared
-        shared.join(self, offsets)
+        self._token = None if resume is None else resume.token
+        self._place = shared.join(self, resume)
 
     def next_batch(self) -> list[Routed]:
         shared = self._shared
@@ -197,10 +259,13 @@ class _IntakePartition(StatefulSourcePartition[Routed, Offsets]):
             return None
         return datetime.now(UTC) + _FOLLOWER_NAP
 
-    def snapshot(self) -> Offsets:
+    def snapshot(self) -> PartitionState:
         self.snapshots += 1
-        positions = self._shared.reader.positions
-        return {t: positions[TopicPartition(t, self.number)] for t in self._shared.inputs}
+        if self._place is not None:
+            delta = self._shared.changes(self)
+            if delta or self._token is None:
+                self._token = self._place.commit(delta)
+        return self._shared.state_of(self, self._token)
 
     def close(self) -> None:
         self._shared.leave(self)

@@ -68,6 +68,9 @@ class WorkerMetrics:
             "anabranch_processing_seconds", "From read to prediction published", _SECONDS
         )
         self._rows = self._histogram("anabranch_batch_rows", "Messages in a batch", _ROWS)
+        self._commits = self._histogram(
+            "anabranch_commit_seconds", "To write what changed in an epoch, one place", _SECONDS
+        )
         self._lag = self._gauge(
             "anabranch_lag_messages", "Messages not yet read", "topic", "partition"
         )
@@ -129,6 +132,10 @@ class WorkerMetrics:
         if batch.ids:
             newest = batch.span[1]
             self._newest_ms = newest if self._newest_ms is None else max(newest, self._newest_ms)
+
+    def on_commit(self, seconds: float) -> None:
+        """A place has written what changed in an epoch."""
+        self._commits.labels(self._pipeline).observe(seconds)
 
     def on_lag(self, reader: AlignedReader) -> None:
         """Tell how many messages are waiting, by topic partition."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
@@ -14,6 +14,7 @@ from dataflows.encode import Results
 from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
+from dataflows.place import Place, Token
 from dataflows.windows import Item, WindowStep, entity_columns
 from models.drift import LOSS, Alarm
 from models.learner import Task
@@ -21,6 +22,9 @@ from models.outcome import Outcome
 from models.prequential import Prequential
 from state.durations import parse_duration_ms
 from state.extent import LARGEST, all_usable
+
+if TYPE_CHECKING:
+    from dataflows.recovery import StateDirectory
 
 
 @dataclass(slots=True)
@@ -74,10 +78,19 @@ class Assembler:
         return batch
 
 
-class ModelStep(StatefulBatchLogic[Item, Results, None]):
-    """Predicts every event and learns every label of whole batches, in order."""
+class ModelStep(StatefulBatchLogic[Item, Results, Token | None]):
+    """Predicts every event and learns every label of whole batches, in order.
 
-    def __init__(self, pipeline: Pipeline, metrics: WorkerMetrics) -> None:
+    With ``state`` it remembers, from ``token`` on.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        metrics: WorkerMetrics,
+        state: StateDirectory | None = None,
+        token: Token | None = None,
+    ) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
         self._assembler = Assembler(pipeline)
@@ -93,13 +106,19 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
             inline=self._inline,
         )
         metrics.ask(self._tell)
+        self._place: Place | None = None
+        if state is not None:
+            self._place = state.models()
+            self.prequential.restore(self._place.open(token))
 
     def on_batch(self, values: list[Item]) -> tuple[list[Results], bool]:
         add, work = self._assembler.add, self._work
         return [work(batch) for item in values for batch in add(item)], False
 
-    def snapshot(self) -> None:
-        return None
+    def snapshot(self) -> Token | None:
+        if self._place is None:
+            return None
+        return self._place.commit(self.prequential.changes())
 
     def _work(self, batch: Batch) -> Results:
         dead = self._refuse_huge(batch)
@@ -208,7 +227,11 @@ class ModelStep(StatefulBatchLogic[Item, Results, None]):
         )
 
 
-class WindowsAndModels(StatefulBatchLogic[Item | Progress, Results, None]):
+Tokens = tuple[Token | None, Token | None]
+"""Of the windows and of the models."""
+
+
+class WindowsAndModels(StatefulBatchLogic[Item | Progress, Results, Tokens]):
     """Both steps in one operator, for a single worker: each operator costs as much as some rows."""
 
     def __init__(self, windows: WindowStep, models: ModelStep) -> None:
@@ -219,8 +242,8 @@ class WindowsAndModels(StatefulBatchLogic[Item | Progress, Results, None]):
         filled, _ = self._windows.on_batch(values)
         return self._models.on_batch(filled)
 
-    def snapshot(self) -> None:
-        return None
+    def snapshot(self) -> Tokens:
+        return self._windows.snapshot(), self._models.snapshot()
 
 
 class _TargetReader:

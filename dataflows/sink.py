@@ -1,52 +1,85 @@
-"""The sink operator: publishes what the flow made, and checks that it arrived.
+"""The sink operator: publishes what the flow made, each message once, and checks that it arrived.
 
 An item is ``(partition number, Outgoing)``; one sink partition writes one partition number of every
 output topic, so that each of those has one writer and keeps its order.
+
+With recovery on, a sink partition remembers where its outputs ended when an epoch did. After a
+crash the sources go back to the last confirmed epoch and the flow makes again what came after it.
+So the sink reads its outputs back from those ends, and suppresses what is there already::
+
+    outputs  ──●──●──●──┃──●──●──●            ┃ ends of the last confirmed epoch
+    replay              ┃  ○  ○  ○  ●  ●      ○ suppressed
+
+Until the flow has come past all that was read back, the old ends stay in the state: another crash
+in between must find it again.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import numpy as np
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
-from numpy.typing import NDArray
 
-from dataflows.bus import Bus, Publisher
+from dataflows.bus import Bus, BusError, Publisher, TopicPartition, UnreachableError
+from dataflows.failure import Guard
+from dataflows.outgoing import Marking, Outgoing
+from dataflows.patience import Patience
+from dataflows.published import Published
+from dataflows.read_back import ReadBack
+
+__all__ = ["BusSink", "Ends", "Outgoing", "part_name"]
+
+Ends = dict[str, int]
+"""Output topic → the offset up to which one partition of it is confirmed."""
+
+LOG = logging.getLogger(__name__)
+OnWritten = Callable[[Outgoing, float], None]
+Call = Callable[..., Any]
+_FLUSH_S = 1.0
+_LAST_FLUSH_S = 10.0
 
 
-@dataclass(slots=True)
-class Outgoing:
-    """Messages for one partition number: topic → payloads, in order.
-
-    ``published`` and ``read_at`` are for the latency metrics: when the events were published (epoch
-    ms, ``(n,) int64``) and when they were read (seconds).
-    """
-
-    partition: int
-    messages: dict[str, list[bytes]]
-    published: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    read_at: float = 0.0
-
-
-class BusSink(FixedPartitionedSink[Outgoing, None]):
+class BusSink(FixedPartitionedSink[Outgoing, Ends | None]):
     """Publishes to the partition number that each item names.
 
-    ``on_written`` is told of each item after it was handed to the bus, with the wall clock.
+    ``on_written`` is told of each item after it was handed to the bus, with the wall clock; of a
+    replayed one only what was not published before. A bus that is away is waited for with
+    ``patience``.
+
+    With ``since``, recovery is on: the ends of the outputs when the state was made (a topic that is
+    not there did not exist). A partition without state may have written all that lies behind. Then
+    ``marking`` says how to read the outputs back; ``progress`` and ``accept_loss`` are those of
+    `ReadBack`. ``guard`` watches for errors that the user should see alone.
     """
 
     def __init__(
         self,
         bus: Bus,
         partitions: int,
-        on_written: Callable[[Outgoing, float], None] | None = None,
+        on_written: OnWritten | None = None,
+        *,
+        marking: Marking | None = None,
+        since: Mapping[TopicPartition, int] | None = None,
+        patience: Patience | None = None,
+        progress: Callable[[str], None] = LOG.info,
+        accept_loss: bool = False,
+        guard: Guard | None = None,
     ) -> None:
-        self._bus = bus
         self._partitions = partitions
         self._on_written = on_written
-        self._publisher: Publisher | None = None
+        self._since = since
+        self._call = _plainly if guard is None else guard.call
+        patience = patience or Patience()
+        self._read_back: ReadBack | None = None
+        if since is not None:
+            if marking is None:
+                raise ValueError("a sink with recovery needs the marking of its pipeline")
+            self._read_back = ReadBack(bus, marking, patience, progress, accept_loss)
+        outputs = () if self._read_back is None else tuple(self._read_back.marking.fields)
+        self._writer = _Writer(bus, outputs, patience, guard)
 
     def list_parts(self) -> list[str]:
         return [part_name(number) for number in range(self._partitions)]
@@ -55,11 +88,26 @@ class BusSink(FixedPartitionedSink[Outgoing, None]):
         return int(item_key)
 
     def build_part(
-        self, step_id: str, for_part: str, resume_state: None
-    ) -> StatefulSinkPartition[Outgoing, None]:
-        if self._publisher is None:
-            self._publisher = self._bus.publisher()
-        return _SinkPartition(self._publisher, self._on_written)
+        self, step_id: str, for_part: str, resume_state: Ends | None
+    ) -> StatefulSinkPartition[Outgoing, Ends | None]:
+        part: _SinkPartition = self._call(self._build, int(for_part), resume_state)
+        return part
+
+    def _build(self, number: int, confirmed: Ends | None) -> _SinkPartition:
+        start: Ends = {}
+        published = None
+        if self._read_back is not None and self._since is not None:
+            for topic in self._read_back.marking.fields:
+                made_at = self._since.get(TopicPartition(topic, number), 0)
+                start[topic] = (confirmed or {}).get(topic, made_at)
+            published = self._read_back.published(number, start)
+        part = _SinkPartition(number, self._writer, self._on_written, published, start, self._call)
+        self._writer.open_parts += 1
+        return part
+
+
+def _plainly(function: Call, *args: Any) -> Any:
+    return function(*args)
 
 
 def part_name(number: int) -> str:
@@ -67,22 +115,119 @@ def part_name(number: int) -> str:
     return f"{number:06d}"
 
 
-class _SinkPartition(StatefulSinkPartition[Outgoing, None]):
+class _Writer:
+    """The publisher that the partitions of one worker share, and where their outputs end."""
+
     def __init__(
-        self, publisher: Publisher, on_written: Callable[[Outgoing, float], None] | None
+        self, bus: Bus, outputs: tuple[str, ...], patience: Patience, guard: Guard | None
     ) -> None:
-        self._publisher = publisher
+        self._bus = bus
+        self._outputs = outputs
+        self._patience = patience
+        self._guard = guard
+        self._publisher: Publisher | None = None
+        self._ends: dict[str, list[int]] = {}
+        self.open_parts = 0
+        self.unconfirmed = True
+        self.broken = False
+
+    def publish(self, item: Outgoing) -> None:
+        self.unconfirmed = True
+        publisher = self._publisher
+        if publisher is None:
+            publisher = self._publisher = self._open()
+        try:
+            for topic, messages in item.messages.items():
+                publisher.append(topic, messages, partitions=item.partition)
+        except BaseException as error:
+            self.broken = True
+            if isinstance(error, UnreachableError):  # it was told to stop: this is the end
+                raise BusError(str(error)) from error
+            raise
+
+    def _open(self) -> Publisher:
+        stop = self._patience.stop
+        return self._bus.publisher() if stop is None else self._bus.publisher(stop)
+
+    def confirm(self) -> dict[str, list[int]]:
+        """Wait until all is stored; the ends of the outputs then, by topic and partition.
+
+        One flush serves all partitions of a worker: nothing is written between their snapshots.
+        """
+        if self.broken:
+            raise BusError("nothing more can be confirmed: publishing has failed before")
+        if self.unconfirmed:
+            try:
+                self._confirm()
+            except BaseException:
+                self.broken = True
+                raise
+            self.unconfirmed = False
+        return self._ends
+
+    def _confirm(self) -> None:
+        publisher, insist = self._publisher, self._patience.insist
+        if publisher is not None:
+            insist(lambda: publisher.flush(_FLUSH_S))
+        if self._guard is not None and self._guard.failing:  # then a watched flush does nothing
+            raise BusError("nothing is confirmed: a step of the flow has failed")
+        for topic in self._outputs:
+            self._ends[topic] = insist(lambda topic=topic: self._bus.end_offsets(topic))  # type: ignore[misc]
+
+    def leave(self) -> None:
+        """The last partition to leave closes the publisher, unless the flow has failed.
+
+        What is not confirmed then is left as it is: a resume finds out what arrived.
+        """
+        self.open_parts -= 1
+        publisher = self._publisher
+        if self.open_parts or publisher is None or self.broken:
+            return
+        if self.unconfirmed and self._outputs:
+            return
+        if self.unconfirmed:
+            publisher.flush(_LAST_FLUSH_S)
+        self._publisher = None
+        publisher.close()
+
+
+class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
+    def __init__(
+        self,
+        number: int,
+        writer: _Writer,
+        on_written: OnWritten | None,
+        published: Published | None,
+        start: Ends,
+        call: Call,
+    ) -> None:
+        self._number = number
+        self._writer = writer
         self._on_written = on_written
+        self._published = published or None  # empty: nothing to look at
+        self._start = start
+        self._call = call
 
     def write_batch(self, items: list[Outgoing]) -> None:
+        self._call(self._write, items)
+
+    def _write(self, items: list[Outgoing]) -> None:
         for item in items:
-            for topic, messages in item.messages.items():
-                self._publisher.append(topic, messages, partitions=item.partition)
+            if self._published is not None:
+                item = self._published.without(item)
+            self._writer.publish(item)
             if self._on_written is not None:
                 self._on_written(item, time.time())
 
-    def snapshot(self) -> None:
-        self._publisher.flush()
+    def snapshot(self) -> Ends | None:
+        ends: dict[str, list[int]] = self._call(self._writer.confirm)
+        if not self._start:  # without recovery
+            return None
+        if self._published is not None:
+            if not self._published.passed():
+                return self._start
+            self._published = None
+        return {topic: ends[topic][self._number] for topic in self._start}
 
     def close(self) -> None:
-        self._publisher.flush()
+        self._writer.leave()

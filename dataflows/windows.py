@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
@@ -21,6 +21,8 @@ from dataflows.batch import IDLE, Batch, EntityRows, Progress
 from dataflows.features import EntityFeature
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
+from dataflows.place import Place, Token
+from state.delta import Delta
 from state.durations import parse_duration_ms
 from state.entity import EntityState
 from state.hashing import hash64
@@ -29,6 +31,9 @@ INSERT, LOOK = 0, 1  # modes of `EntityState.update`
 NULL_CODE = np.iinfo(np.int64).min
 MODELS = "0"
 """The key of the place where the models are; with one worker, of everything."""
+
+if TYPE_CHECKING:
+    from dataflows.recovery import StateDirectory
 
 Item = Batch | EntityRows
 Keyed = tuple[str, Item]
@@ -73,7 +78,7 @@ class Router:
         if self._workers == 1 or now < self._tell_at:
             return []
         self._tell_at = now + TELL_EVERY_S
-        return [(str(shard), Progress(origin, watermark)) for shard in range(self._shards)]
+        return [(str(shard), Progress(origin, watermark, shard)) for shard in range(self._shards)]
 
     def _split(self, batch: Batch, reader: ColumnReader) -> list[Keyed]:
         keys = batch.columns[reader.entity]
@@ -90,6 +95,7 @@ class Router:
                 [keys[row] for row in rows.tolist()],
                 batch.times[rows],
                 {name: values[rows] for name, values in columns.items()},
+                shard=shard,
             )
             parts.append((str(shard), part))
         return parts
@@ -144,6 +150,18 @@ class EntityWindows:
             for value, members in groups.items()
         ]
 
+    def changes(self) -> Delta:
+        """See `EntityState.changes`."""
+        delta = Delta()
+        for number, (_, state) in enumerate(self.groups):
+            delta.put(str(number), state.changes())
+        return delta
+
+    def restore(self, image: Delta) -> None:
+        """See `EntityState.restore`."""
+        for number, (_, state) in enumerate(self.groups):
+            state.restore(image.part(str(number)))
+
     def hold(self, watermark: int) -> None:
         """See `EntityState.hold`."""
         for _, state in self.groups:
@@ -165,15 +183,25 @@ class EntityWindows:
                 state.update(keys, times, filled, mode, features)
 
 
-class WindowStep(StatefulBatchLogic[Item | Progress, Item, None]):
+class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
     """The window features of all entities, for one shard of their keys or for all.
 
     With several workers, rows of all ``origins`` come together here, and one may be far behind: a
     backlog is only aligned within a worker. Events are let go by the slowest one's watermark;
     before an origin was heard of for the first time, for a minute, not at all.
+
+    With ``state`` it remembers: from ``token``, or from what there is for the shard that its first
+    item names.
     """
 
-    def __init__(self, pipeline: Pipeline, metrics: WorkerMetrics, origins: int = 1) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        metrics: WorkerMetrics,
+        origins: int = 1,
+        state: StateDirectory | None = None,
+        token: Token | None = None,
+    ) -> None:
         self._origins = origins
         self._watermarks: dict[str, int] = {}
         self._strangers_until = time.monotonic() + STRANGERS_S
@@ -186,8 +214,14 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, None]):
         ]
         self._late_rows: dict[str, int] = {}
         metrics.ask(self._tell)
+        self._state = state
+        self._place: Place | None = None
+        if state is not None and (origins == 1 or token is not None):
+            self._open(state.windows(None if token is None else token.place), token)
 
     def on_batch(self, values: list[Item | Progress]) -> tuple[list[Item], bool]:
+        if self._place is None and self._state is not None:
+            self._open(self._state.windows(_shard_of(values[0])), None)
         filled = []
         for item in values:  # in order: an origin's progress is told after the rows behind it
             if isinstance(item, Progress):
@@ -196,8 +230,23 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, None]):
                 filled.append(self._fill(item))
         return filled, False
 
-    def snapshot(self) -> None:
-        return None
+    def snapshot(self) -> Token | None:
+        if self._place is None:
+            return None
+        delta = Delta()
+        for entity, windows in self._windows.items():
+            delta.put(entity, windows.changes())
+        return self._place.commit(delta)
+
+    def _open(self, place: Place, token: Token | None) -> None:
+        self._place = place
+        image = place.open(token)
+        for entity in self._pipeline.entities:
+            windows = self.windows(entity, in_place=self._origins == 1)
+            windows.restore(image.part(entity))
+            self._late_rows[entity] = sum(state.late_rows for _, state in windows.groups)
+            if self._origins > 1:
+                windows.hold(self._slowest())
 
     def windows(self, entity: str, in_place: bool) -> EntityWindows:
         """The windows of an entity, made when its first row comes."""
@@ -247,6 +296,11 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, None]):
                 late_rows - self._late_rows.get(entity, 0),
             )
             self._late_rows[entity] = late_rows
+
+
+def _shard_of(item: Item | Progress) -> int:
+    """The shard that an item is for; a batch on its way to the models passes the shard there."""
+    return int(MODELS) if isinstance(item, Batch) else item.shard
 
 
 def entity_columns(features: Iterable[tuple[EntityFeature, slice]]) -> slice | NDArray[np.int64]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +17,10 @@ from dataflows.graph import build_graph
 from dataflows.intake import IntakeOptions
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
+from dataflows.recovery import StateDirectory
 from state.errors import AnabranchError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_PARENT_EVERY_S = 1.0
 
 
 class LostWorkerError(AnabranchError):
@@ -55,8 +53,12 @@ def run_worker(
     metrics: WorkerMetrics | None = None,
     epoch_s: float = 5.0,
     shards: int = 8,
+    state: StateDirectory | None = None,
 ) -> None:
     """Run until the input ends (``options.until_end``), `stop_on_signals`, or a failure.
+
+    With ``state`` it goes on from where the last run was, and an epoch is committed every
+    ``epoch_s`` seconds.
 
     Raises:
         AnabranchError: what made the flow impossible, in one sentence.
@@ -68,6 +70,8 @@ def run_worker(
         )
     metrics = metrics or WorkerMetrics(pipeline.name)
     guard = Guard()
+    if state is not None:
+        state.guard, state.on_commit = guard, metrics.on_commit
     flow = build_graph(
         pipeline,
         WatchedBus(bus, guard),
@@ -76,6 +80,7 @@ def run_worker(
         shards=shards,
         metrics=metrics,
         guard=guard,
+        state=state,
     )
     try:
         with guard.watching():
@@ -84,6 +89,7 @@ def run_worker(
                 process_id=cluster.process if cluster.addresses else None,
                 addresses=list(cluster.addresses) or None,
                 epoch_interval=timedelta(seconds=epoch_s),
+                recovery_config=None if state is None else state.recovery_config(),
             )
     except BaseException as error:
         cause = options.failure or guard.failure or find_cause(error)
@@ -122,16 +128,3 @@ def stop_on_signals(options: IntakeOptions) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def stop_with_parent(options: IntakeOptions) -> None:
-    """Let the end of the parent process end the flow too, so that no worker is left behind."""
-    parent = os.getppid()
-    never = threading.Event()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            never.wait(_PARENT_EVERY_S)
-        options.stop.set()
-
-    threading.Thread(target=watch, daemon=True, name="parent watch").start()

@@ -51,15 +51,14 @@ class _Mean:
 
     bigger_is_better = False
 
-    def __init__(self, name: str, update: Callable[..., None]) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self._update = update
         # Count, mean, and the exponent of a squared loss (see `update_squared`).
         self._state = np.array([0.0, 0.0, 2.0])
 
     def update_many(self, y_true: Targets, predictions: Predictions) -> None:
         """See `Metric.update_many`."""
-        self._update(y_true, predictions.values, self._state)
+        _MEANS[self.name](y_true, predictions.values, self._state)
 
     @property
     def value(self) -> float:
@@ -245,7 +244,7 @@ BalancedAccuracy?
         hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(fitting)}"
         raise DeclarationError(f"no metric {name!r} for a {task.value} task: {hint}")
     if name in _MEANS:
-        return _Mean(name, _MEANS[name])
+        return _Mean(name)
     if name in _CONFUSION and task is Task.BINARY:
         return _Confusion(name)
     return _Thresholds() if name == "ROCAUC" else RiverMetric(river_metric, task)

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Final
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.answers import Answers
+from models.checkpoint import PARTS, Bounds, Checkpoint
+from models.declared import described
 from models.drift import LOSS, Alarm, Monitor, Watch
 from models.learner import LEARN, PREDICT, Label, Learner, Predictions, Targets, Task
 from models.losses import check_loss, losses
 from models.metrics import Metric, metric
 from models.outcome import NO_VALUE, UNKNOWN_ID, Learned, Outcome
+from models.step_record import StepRecord
+from models.targets import as_targets, every_usable, select, usable
+from state.delta import Delta
 from state.errors import DeclarationError
-from state.extent import all_binary
 from state.pending import DROPPED, PendingStore, Walk
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
+
+_ANSWERS: Final = "answers"
 
 
 class Prequential:
@@ -37,6 +45,7 @@ class Prequential:
         wait_ms: how long a label is waited for, in event time; None for ever.
         otherwise: the target to assume when the wait is over; None to drop the prediction.
         inline: targets come with the events, nothing waits.
+        bounds: when a model is too large to be written whole in `changes`.
 
     Attributes:
         metrics: `{model: {name: Metric}}`, running.
@@ -68,6 +77,7 @@ class Prequential:
         wait_ms: int | None = None,
         inline: bool = False,
         otherwise: Label = None,
+        bounds: Bounds | None = None,
     ) -> None:
         if not learners:
             raise DeclarationError("no model is given: a prequential step needs one at least")
@@ -79,8 +89,12 @@ class Prequential:
         self.learners: dict[str, Learner] = {}
         self.metrics: dict[str, dict[str, Metric]] = {}
         self.pending = PendingStore(len(self.names), 0, wait_ms, otherwise is not None)
-        # Multi-class answers by row; the arrays of the store hold only numbers.
-        self._answers: list[dict[int, tuple[Any, Any]]] = []
+        self._answers: dict[str, Answers] = {}
+        self._kept: dict[str, Checkpoint] = {}
+        self._declared: dict[str, str] = {}
+        self._bounds = bounds
+        self._cleared: set[str] = set()
+        self._told = b""
         for name, learner in learners.items():
             self.add(name, learner)
         self.champion = next(iter(learners))
@@ -120,7 +134,9 @@ class Prequential:
         self.metrics[name] = {m: metric(m, self.task) for m in self._metric_names}
         self.learners[name] = learner
         self.pending.add_model()
-        self._answers.append({})
+        self._answers[name] = Answers(self.pending)
+        self._kept[name] = Checkpoint(name, learner, self._bounds)
+        self._declared[name] = described(learner)
 
     def remove(self, name: str) -> None:
         """Forget a challenger, its metrics and its pending predictions.
@@ -132,8 +148,10 @@ class Prequential:
             what = "it is the champion" if name == self.champion else "there is none of that name"
             raise DeclarationError(f"model {name!r} can't be removed: {what}")
         at = list(self.learners).index(name)
-        del self.learners[name], self.metrics[name], self._answers[at]
+        for by_name in (self.learners, self.metrics, self._answers, self._kept, self._declared):
+            by_name.pop(name)
         self.pending.drop_model(at)
+        self._cleared |= {f"{_part(name)}/{part}" for part in (*PARTS, _ANSWERS)}
 
     def lead(self, name: str) -> None:
         """Make a challenger the champion; monitors on the loss go on with its loss."""
@@ -175,23 +193,91 @@ class Prequential:
         """
         if self.inline:
             return self._run_inline(features, times, label_values, tags)
-        label_values = _as_targets(label_values, self.task)
-        usable = _usable(label_values, self.task)
-        walk = self.pending.walk(ids, times, features, label_ids, label_times, order, usable, tags)
+        label_values = as_targets(label_values, self.task)
+        learnable = usable(label_values, self.task)
+        walk = self.pending.walk(
+            ids, times, features, label_ids, label_times, order, learnable, tags
+        )
         outcome = self._work(walk, label_values, len(times))
         outcome.refused_labels = [
-            (label, UNKNOWN_ID if usable[label] else NO_VALUE)
+            (label, UNKNOWN_ID if learnable[label] else NO_VALUE)
             for label in walk.refused_labels.nonzero()[0].tolist()
         ]
         return outcome
+
+    def changes(self) -> Delta:
+        """What changed since the last call of this or of `restore`; at first, everything.
+
+        Between calls of `run` only, and not after one that failed.
+
+        Raises:
+            StateError: a model can't be pickled.
+        """
+        delta = Delta(cleared=self._cleared)
+        pending = self.pending.changes()
+        delta.put("pending", pending)
+        for name, kept in self._kept.items():
+            delta.put(_part(name), kept.changes())
+            if self.task is Task.MULTICLASS and "state" in pending.rows:
+                touched = pending.rows["state"]
+                answers = self._answers[name].changes(touched.index, touched.columns["waits"])
+                delta.items[f"{_part(name)}/{_ANSWERS}"] = answers
+        told = self._record().dump()
+        if told != self._told:
+            delta.blobs["step"] = told
+        self._cleared, self._told = set(), told
+        return delta
+
+    def restore(self, image: Delta) -> None:
+        """Go on, bit for bit, where the step was that gave `image`; for a fresh step only.
+
+        Args:
+            image: the merge of all its changes. What it holds is unpickled, so it must come from
+                the state directory that this program wrote. If empty, the step stays fresh.
+
+        Metrics and monitors that the stored step did not have begin now. Models come in the stored
+        order, with the stored champion.
+
+        Raises:
+            StateError: other models or features were declared, or a model can't be unpickled.
+        """
+        if "step" not in image.blobs:
+            return
+        record = StepRecord.load(image.blobs["step"])
+        record.check(self._record())
+        self.champion, self._told = record.champion, image.blobs["step"]
+        self._kept = {name: self._kept[name] for name in record.models}
+        for name, kept in self._kept.items():
+            kept.restore(image.part(_part(name)))
+            answers = image.items.get(f"{_part(name)}/{_ANSWERS}")
+            if answers is not None:
+                self._answers[name].restore(answers)
+        self.learners = {name: kept.learner for name, kept in self._kept.items()}
+        self._declared = record.models
+        self.metrics = {
+            name: {m: record.metrics[name].get(m, fresh) for m, fresh in self.metrics[name].items()}
+            for name in record.models
+        }
+        for i, watch in enumerate(self._watches):
+            same = [old for old in record.watches if old.monitor == watch.monitor]
+            if same:
+                self._watches[i] = same[0]
+                record.watches.remove(same[0])
+        self.pending.restore(image.part("pending"))
+
+    def _record(self) -> StepRecord:
+        return StepRecord(
+            self._declared, self.names, self.task, self.inline, self.champion, self.metrics,
+            self._watches,
+        )  # fmt: skip
 
     def _work(self, walk: Walk, label_values: Targets, events: int) -> Outcome:
         """Predict and learn the steps that the store has laid out."""
         pending, expired = self.pending, walk.row[walk.kind == DROPPED].tolist()
         kind, row, source, time = walk.kind, walk.row, walk.source, walk.time
         if expired:
-            kept = kind != DROPPED
-            kind, row, source, time = kind[kept], row[kept], source[kept], time[kept]
+            done = kind != DROPPED
+            kind, row, source, time = kind[done], row[done], source[done], time[done]
         asked, taught = (kind == PREDICT).nonzero()[0], (kind == LEARN).nonzero()[0]
         target = self._targets(taught, source, label_values)
         op = kind.astype(np.uint8)
@@ -201,16 +287,15 @@ class Prequential:
         before = {name: learner.version for name, learner in self.learners.items()}
         served: dict[str, Predictions] = {}
         scored: dict[str, Predictions] = {}
-        for model, (name, learner) in enumerate(self.learners.items()):
-            answers = learner.run(pending.features, op, row, target)
-            self._store(model, row[asked], answers)
-            scored[name] = self._recall(model, row[taught], answers)
+        for model, (name, kept) in enumerate(self._kept.items()):
+            answers, waiting = kept.run(pending.features, op, row, target), self._answers[name]
+            waiting.keep(model, row[asked], answers)
+            scored[name] = waiting.recall(model, row[taught], answers)
             served[name] = answers.take(turn)
-            for gone in expired:
-                self._answers[model].pop(gone, None)
+            waiting.forget(expired)
         left = row[taught]
         learned = Learned(
-            source[taught], _select(target, taught), scored,
+            source[taught], select(target, taught), scored,
             pending.times[left], time[taught], pending.tags[left],
         )  # fmt: skip
         self._score(learned)
@@ -224,10 +309,10 @@ class Prequential:
     ) -> Outcome:
         """Each event is predicted, then learned at once if its target is usable."""
         events = len(times)
-        values = _as_targets(values, self.task)
+        values = as_targets(values, self.task)
         op, row, target, taught, refused = self._pairs(events, values)
         before = {name: learner.version for name, learner in self.learners.items()}
-        served = {n: m.run(features, op, row, target) for n, m in self.learners.items()}
+        served = {name: m.run(features, op, row, target) for name, m in self._kept.items()}
         if tags is None:
             if len(self._tags) != events:
                 self._tags = np.zeros(events, np.int32)
@@ -237,7 +322,7 @@ class Prequential:
             learned_before = taught
         else:
             scored = {name: answers.take(taught) for name, answers in served.items()}
-            known, when = _select(values, taught), times[taught]
+            known, when = select(values, taught), times[taught]
             learned = Learned(taught, known, scored, when, when, tags[taught])
             learned_before = np.searchsorted(taught, np.arange(events))
         self._score(learned)
@@ -265,14 +350,14 @@ class Prequential:
             target[1::2] = values
         else:
             target = [value for value in values for _ in (PREDICT, LEARN)]
-        if self.task is Task.ANOMALY or _all_usable(values, self.task):
+        if self.task is Task.ANOMALY or every_usable(values, self.task):
             return op, row, target, taught, []
-        usable = _usable(values, self.task)
+        learnable = usable(values, self.task)
         keep = np.ones(2 * events, np.bool_)
-        keep[1::2] = usable
-        refused = [(event, NO_VALUE) for event in np.flatnonzero(usable == 0).tolist()]
-        target = _select(target, np.flatnonzero(keep))
-        return op[keep], row[keep], target, np.flatnonzero(usable), refused
+        keep[1::2] = learnable
+        refused = [(event, NO_VALUE) for event in np.flatnonzero(learnable == 0).tolist()]
+        target = select(target, np.flatnonzero(keep))
+        return op[keep], row[keep], target, np.flatnonzero(learnable), refused
 
     def _targets(self, taught: I64, source: I64, label_values: Targets) -> Targets:
         """The target of each step. Source -1, a timeout, finds the assumed one at the end."""
@@ -286,24 +371,6 @@ class Prequential:
         for step, label in zip(taught.tolist(), source[taught].tolist(), strict=True):
             targets[step] = known[label]
         return targets
-
-    def _store(self, model: int, rows: I64, answers: Predictions) -> None:
-        if isinstance(answers.values, list):
-            pairs = zip(answers.values, answers.labels, strict=True)
-            self._answers[model].update(zip(rows.tolist(), pairs, strict=True))
-            return
-        self.pending.values[rows, model] = answers.values
-        if answers.labels is not None:
-            self.pending.labels[rows, model] = answers.labels
-
-    def _recall(self, model: int, rows: I64, answers: Predictions) -> Predictions:
-        """The stored predictions of `rows`, in the form of `answers`."""
-        if isinstance(answers.values, list):
-            stored = self._answers[model]
-            pairs = [stored.pop(row, ({}, None)) for row in rows.tolist()]
-            return Predictions([p for p, _ in pairs], [label for _, label in pairs])
-        labels = None if answers.labels is None else self.pending.labels[rows, model]
-        return Predictions(self.pending.values[rows, model], labels)
 
     def _score(self, learned: Learned) -> None:
         for name, answers in learned.predictions.items():
@@ -326,25 +393,6 @@ class Prequential:
         return [alarm for *_, alarm in sorted(found, key=lambda entry: entry[:2])]
 
 
-def _as_targets(values: Targets, task: Task) -> Targets:
-    return values if task is Task.MULTICLASS else np.asarray(values, np.float64)
-
-
-def _all_usable(values: Targets, task: Task) -> bool:
-    if task is Task.BINARY and isinstance(values, np.ndarray):
-        return all_binary(values)
-    return bool(_usable(values, task).all())
-
-
-def _usable(values: Targets, task: Task) -> U8:
-    """`(labels,) uint8`: 1 where a value can be learned."""
-    if not isinstance(values, np.ndarray):
-        return np.array([value is not None and value == value for value in values], np.uint8)
-    usable = (values == 0.0) | (values == 1.0) if task is Task.BINARY else np.isfinite(values)
-    return usable.view(np.uint8)
-
-
-def _select(values: Targets, rows: I64) -> Targets:
-    if isinstance(values, np.ndarray):
-        return values[rows]
-    return [values[row] for row in rows.tolist()]
+def _part(model: str) -> str:
+    """The name under which a model is kept; no slash in it but this one."""
+    return f"models/{quote(model, safe='')}"

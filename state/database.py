@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -129,7 +129,7 @@ def _options() -> Options:
     options.set_write_buffer_manager(_buffers)
     options.set_level_zero_file_num_compaction_trigger(2)
     options.set_max_background_jobs(2)
-    options.set_max_open_files(128)
+    options.set_max_open_files(20)  # the fewest that RocksDB takes; a process has 1,024
     options.set_max_manifest_file_size(1 << 20)
     options.set_manifest_preallocation_size(64 << 10)
     options.set_keep_log_file_num(1)
@@ -151,6 +151,16 @@ def disk_errors(path: Path, doing: str) -> Iterator[None]:
         raise
     except Exception as error:  # rocksdict raises plain Exception
         raise StateError(_sentence(path, doing, " ".join(str(error).split()))) from error
+
+
+def checked(path: Path, get: Callable[[bytes], bytes | None]) -> Callable[[bytes], bytes | None]:
+    """``get``, with StateErrors."""
+
+    def read(key: bytes) -> bytes | None:
+        with disk_errors(path, "read"):
+            return get(key)
+
+    return read
 
 
 def _sentence(path: Path, doing: str, reason: str) -> str:

@@ -121,7 +121,7 @@ def encode(delta: Delta) -> dict[str, bytes]:
     for name, rows in delta.rows.items():
         records[_KINDS["rows"] + name] = _pack_rows(rows)
     for name, items in delta.items.items():
-        arrays = {"index": items.index.astype(np.int32)}
+        arrays = {"index": _packed(items.index)}
         records[_KINDS["items"] + name] = _pack(arrays, msgspec.msgpack.encode(items.values))
     if delta.cleared:
         records[_CLEARED] = msgspec.msgpack.encode(sorted(delta.cleared))
@@ -187,7 +187,13 @@ def _last_words(index: I64) -> I64:
 
 
 def _pack_rows(rows: Rows) -> bytes:
-    return _pack({"index": rows.index.astype(np.int32), **rows.columns}, b"")
+    return _pack({"index": _packed(rows.index), **rows.columns}, b"")
+
+
+def _packed(index: I64) -> NDArray[np.int32]:
+    if len(index) and int(index.max()) >= 2**31:
+        raise StateError("the state has grown beyond 2**31 rows of one kind: use more shards")
+    return index.astype(np.int32)
 
 
 def _pack(arrays: Mapping[str, NDArray[Any]], rest: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """Predictions that wait for their label: by id, in arrays, until the label or the timeout comes.
 
-Memory per waiting prediction, beside its feature row and its predictions, is 40 bytes and 6 to 12
+Memory per waiting prediction, beside its feature row and its predictions, is 41 bytes and 6 to 12
 bytes of hash table; arrays grow by half at a time and are not given back.
 
 An id is kept as its 64-bit `hash64`, not as text. Should two ids that wait at the same time have
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from state.compile import F64, I32, I64, U8, kernel
+from state.delta import Delta, Rows
 from state.hashing import hash64
 
 U64 = NDArray[np.uint64]
@@ -30,6 +31,7 @@ _EMPTY: Final = -1
 # must keep their content until it ends, [FREE, capacity) free ones.
 _WAITING, _FREE, _ARRIVALS, _WATERMARK = 0, 1, 2, 3
 _NEVER: Final = -(2**62)
+_KEPT: Final = ("_keys", "_arrivals", "times", "tags", "features", "values", "labels")
 
 
 @kernel
@@ -99,21 +101,15 @@ def _sink(at: int, size: int, rows: I32, places: I32, times: I64, arrivals: I64)
 
 @kernel
 def _leave(
-    row: int,
-    counters: I64,
-    table: I32,
-    keys: U64,
-    times: I64,
-    arrivals: I64,
-    rows: I32,
-    places: I32,
-) -> None:
+    row: int, counters: I64, table: I32, keys: U64, times: I64, arrivals: I64, rows: I32,
+    places: I32, touched: U8,
+) -> None:  # fmt: skip
     """Take `row` out of the table and of the heap; its content stays until the call ends."""
     _erase(_find(keys[row], table, keys), table, keys)
+    touched[row] = 1
     counters[_WAITING] -= 1
     last = counters[_WAITING]
-    at = places[row]
-    moved = rows[last]
+    at, moved = places[row], rows[last]
     rows[last] = row
     if at < last:
         rows[at] = moved
@@ -124,29 +120,11 @@ def _leave(
 
 @kernel
 def _walk(
-    start: int,
-    order: I64,
-    event_keys: U64,
-    event_times: I64,
-    event_features: F64,
-    event_tags: I32,
-    label_keys: U64,
-    label_times: I64,
-    usable: U8,
-    wait_ms: int,
-    otherwise: bool,
-    counters: I64,
-    table: I32,
-    keys: U64,
-    times: I64,
-    arrivals: I64,
-    rows: I32,
-    places: I32,
-    features: F64,
-    tags: I32,
-    steps: I64,
-    refused: U8,
-) -> tuple[int, int]:
+    start: int, order: I64, event_keys: U64, event_times: I64, event_features: F64,
+    event_tags: I32, label_keys: U64, label_times: I64, usable: U8, wait_ms: int,
+    otherwise: bool, counters: I64, table: I32, keys: U64, times: I64, arrivals: I64, rows: I32,
+    places: I32, touched: U8, features: F64, tags: I32, steps: I64, refused: U8,
+) -> tuple[int, int]:  # fmt: skip
     """Work through `order[start:]`; returns how far it came, and how many steps it wrote.
 
     `steps` is `(capacity, 4)`: kind, row, source (event or label; -1 at a timeout), time. It stops
@@ -165,7 +143,7 @@ def _walk(
                 break
             if step == len(steps):
                 return position, step
-            _leave(row, counters, table, keys, times, arrivals, rows, places)
+            _leave(row, counters, table, keys, times, arrivals, rows, places, touched)
             steps[step, 0] = LEARN if otherwise else DROPPED
             steps[step, 1], steps[step, 2], steps[step, 3] = row, -1, times[row] + wait_ms
             step += 1
@@ -183,10 +161,10 @@ def _walk(
             at = _find(keys[row], table, keys)
             if table[at] == _EMPTY:
                 table[at] = row
-                arrivals[row] = counters[_ARRIVALS]
+                touched[row] = 1
+                arrivals[row], places[row] = counters[_ARRIVALS], waiting
                 counters[_ARRIVALS] += 1
                 counters[_WAITING] += 1
-                places[row] = waiting
                 _rise(waiting, rows, places, times, arrivals)
             else:
                 refused[item] = 1
@@ -198,7 +176,7 @@ def _walk(
             if row == _EMPTY:
                 refused[item] = 1
                 continue
-            _leave(row, counters, table, keys, times, arrivals, rows, places)
+            _leave(row, counters, table, keys, times, arrivals, rows, places, touched)
             steps[step, 0], steps[step, 1], steps[step, 2], steps[step, 3] = 1, row, label, moment
             step += 1
     return order.size, step
@@ -270,6 +248,9 @@ class PendingStore:
         self._arrivals = np.empty(0, np.int64)
         self._rows = np.empty(0, np.int32)
         self._places = np.empty(0, np.int32)
+        # Since the last `changes`: rows that came or left; whether all must be told again.
+        self._touched, self._anew = np.empty(0, np.uint8), False
+        self._told = self._counters[_ARRIVALS:].tobytes()
         self.times = np.empty(0, np.int64)
         self.tags = np.empty(0, np.int32)
         self.features = np.empty((0, width))
@@ -288,7 +269,7 @@ class PendingStore:
     @property
     def overhead_bytes(self) -> int:
         """Bytes held, free rows included, beside `features`, `values` and `labels`."""
-        held = (self._table, self._keys, self._arrivals, self._rows, self._places)
+        held = (self._table, self._keys, self._arrivals, self._rows, self._places, self._touched)
         return sum(array.nbytes for array in (*held, self.times, self.tags))
 
     def walk(
@@ -330,26 +311,24 @@ class PendingStore:
             position, written = _walk(
                 position, order, event_keys, event_times, features, tags, label_keys,
                 label_times, usable, wait_ms, self.otherwise, self._counters, self._table,
-                self._keys, self.times, self._arrivals, self._rows, self._places, self.features,
-                self.tags, steps, refused,
+                self._keys, self.times, self._arrivals, self._rows, self._places, self._touched,
+                self.features, self.tags, steps, refused,
             )  # fmt: skip
             parts.append(steps[:written])
         done = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        kind, row, source, time = np.ascontiguousarray(done.T)
         flags = refused.view(np.bool_)
+        kind, row, source, time = np.ascontiguousarray(done.T)
         return Walk(kind, row, source, time, flags[:events], flags[events:])
 
     def _make_room(self, events: int) -> None:
         """Grow until each of `events` can have a row of its own."""
-        capacity = self._rows.size
-        needed = len(self) + events
+        capacity, needed = self._rows.size, len(self) + events
         if needed <= capacity:
             return
         grown = max(needed, capacity + capacity // 2, 16)
-        for name in ("_keys", "_arrivals", "_places", "times", "tags"):
+        for name in ("_places", *_KEPT):
             setattr(self, name, _longer(getattr(self, name), grown))
-        for name in ("features", "values", "labels"):
-            setattr(self, name, _longer(getattr(self, name), grown))
+        self._touched = np.append(self._touched, np.zeros(grown - capacity, np.uint8))
         self._rows = np.concatenate([self._rows, np.arange(capacity, grown, dtype=np.int32)])
         cells = 1 << (grown + grown // 2).bit_length()
         if cells > self._table.size:
@@ -360,11 +339,57 @@ class PendingStore:
         """One more prediction per row; of the rows that wait already, it has none."""
         self.values = np.column_stack([self.values, np.full(len(self.values), np.nan)])
         self.labels = np.column_stack([self.labels, np.full(len(self.labels), 255, np.uint8)])
+        self._anew = True
 
     def drop_model(self, model: int) -> None:
         """Forget one model's predictions; those after it move up."""
         self.values = np.delete(self.values, model, axis=1)
         self.labels = np.delete(self.labels, model, axis=1)
+        self._anew = True
+
+    def changes(self) -> Delta:
+        """What changed since the last call; at first, everything.
+
+        Rows `state`: whether a row waits, of all that came or left. Rows `waiting`: what is in it.
+        """
+        delta, waiting = Delta(), self._counters[_WAITING]
+        if self._anew:
+            delta.cleared, self._anew = {"state", "waiting"}, False
+            self._touched[self._rows[:waiting]] = 1
+        touched = np.flatnonzero(self._touched)
+        if touched.size:
+            # The place of a row that never waited is any number.
+            at = np.clip(self._places[touched], 0, self._rows.size - 1)
+            waits = (at < waiting) & (self._rows[at] == touched)
+            delta.rows["state"] = Rows(touched, {"waits": waits.view(np.uint8)})
+            kept = touched[waits]
+            delta.rows["waiting"] = Rows(kept, {n: getattr(self, n)[kept] for n in _KEPT})
+            self._touched[:] = 0
+        told = self._counters[_ARRIVALS:].tobytes()
+        if told != self._told:
+            delta.blobs["counters"] = self._told = told
+        return delta
+
+    def restore(self, image: Delta) -> None:
+        """Take up where the store that gave `image` was; for a fresh one, of the same widths."""
+        if "counters" not in image.blobs:
+            return
+        self._told, self._anew = image.blobs["counters"], False
+        self._counters[_ARRIVALS:] = np.frombuffer(self._told, np.int64)
+        if "state" not in image.rows:
+            return
+        state, content = image.rows["state"], image.rows["waiting"]
+        rows = state.index[state.columns["waits"] == 1]
+        self._make_room(int(rows.max(initial=-1)) + 1)
+        at = np.searchsorted(content.index, rows)
+        for name in _KEPT:
+            getattr(self, name)[rows] = content.columns[name][at]
+        # Sorted rows are a heap, and any heap gives them up in the same order.
+        heap = rows[np.lexsort((self._arrivals[rows], self.times[rows]))]
+        self._rows = np.append(heap, np.delete(np.arange(self._rows.size), rows)).astype(np.int32)
+        self._places[heap] = np.arange(len(heap))
+        self._counters[:_ARRIVALS] = len(heap)
+        _refill(self._table, self._keys, self._rows, len(heap))
 
 
 def _longer(array: NDArray[np.generic], size: int) -> NDArray[np.generic]:

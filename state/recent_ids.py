@@ -99,7 +99,7 @@ class RecentIds:
 
     def changes(self) -> Delta:
         """The ids that came since the last call; all of them at the first one."""
-        if self._turn_at is None:
+        if self._turn_at is None or (self._added == {} and not self._forgotten):
             return Delta()
         delta = Delta(blobs={"turn": b"%d" % self._turn_at}, cleared=self._forgotten)
         if self._added is None:

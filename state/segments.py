@@ -21,15 +21,14 @@ from typing import TypeVar
 
 import msgspec
 
-from state.delta import decode, encode, merge
-from state.delta import Delta as Delta
+from state.delta import Delta, decode, encode, merge
 from state.errors import StateError
 
 FORMAT = 1
 PIECE = 4 << 20
 ROOT = b"root"
-# What `encode` calls its records: two letters before a part's name, and one key for what is cleared.
-BLOB, ITEMS, CLEARED = "b/", "i/", "c"
+# `encode` puts two letters before the name of a part, and has one key for what is cleared.
+BLOB, CLEARED = "b/", "c"
 
 Get = Callable[[bytes], bytes | None]
 T = TypeVar("T")
@@ -48,7 +47,8 @@ class Segment(msgspec.Struct, frozen=True):
     records: dict[str, tuple[int, int]]
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """Bytes of its records."""
         return sum(size for size, _ in self.records.values())
 
     @property
@@ -56,7 +56,7 @@ class Segment(msgspec.Struct, frozen=True):
         """Whether nothing before it counts."""
         return self.whole or self.first == 1
 
-    def keys(self) -> Iterator[bytes]:
+    def all_keys(self) -> Iterator[bytes]:
         """Every key that it has in the database."""
         yield manifest_key(self.first, self.last)
         for part, (size, _) in self.records.items():
@@ -191,7 +191,7 @@ class Contents:
         return image
 
     def merged(self, run: list[Segment]) -> Iterator[Delta]:
-        """What the segments come to, oldest first, as one delta per part, so that memory is a part's.
+        """What the segments come to, oldest first, part by part, so that memory is a part's.
 
         Nothing stands before a base: then nothing is left of what was removed or cleared.
         """
@@ -272,15 +272,14 @@ def summarise(root: Root, segments: list[Segment]) -> StoreSummary:
         for part, (size, _) in segment.records.items():
             if part != CLEARED:
                 sizes[part[2:]] = sizes.get(part[2:], 0) + size
-    identity = dict(root.identity)
     return StoreSummary(
-        root.generation,
-        root.adopted,
-        len(segments),
-        sizes,
-        identity,
-        root.format,
-        root.committed_ms,
+        generation=root.generation,
+        adopted=root.adopted,
+        deltas=len(segments),
+        bytes=sizes,
+        identity=dict(root.identity),
+        format=root.format,
+        committed_ms=root.committed_ms,
     )
 
 

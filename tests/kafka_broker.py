@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 
 from confluent_kafka import KafkaException
+from confluent_kafka import TopicPartition as KafkaPosition
 from confluent_kafka.admin import AdminClient
 
 POM = Path(__file__).parent / "kafka" / "pom.xml"
@@ -151,6 +152,32 @@ class KafkaBroker:
         self.stop()
         self.start()
 
+    def pause(self) -> None:
+        """Stop the broker from running, as a machine that hangs: connections stay, no answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let the broker run again after `pause`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def admin(self) -> AdminClient:
+        """An admin client that logs nothing."""
+        return AdminClient({"bootstrap.servers": f"127.0.0.1:{self.port}", "log_level": 0})
+
+    def delete_records(self, topic: str, before: dict[int, int]) -> None:
+        """Delete what lies before these offsets, by partition, as retention does."""
+        places = [KafkaPosition(topic, partition, to) for partition, to in before.items()]
+        admin = self.admin()  # alive until it has answered
+        for future in admin.delete_records(places).values():
+            future.result(10)
+
+    def delete_topic(self, topic: str) -> None:
+        """Delete a topic."""
+        admin = self.admin()
+        admin.delete_topics([topic])[topic].result(10)
+
     def close(self) -> None:
         """Stop the broker and delete its data."""
         self.stop()
@@ -231,6 +258,7 @@ class KafkaBroker:
         process, self._process = self._process, None
         if process is None:
             return
+        process.send_signal(signal.SIGCONT)  # a paused one would not hear SIGTERM
         process.send_signal(how)
         try:
             process.wait(15)

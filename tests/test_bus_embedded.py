@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from dataflows.bus import BusError, TopicPartition, embedded_publisher, open_bus
+from dataflows.bus import (
+    BusError,
+    Lost,
+    TopicPartition,
+    embedded_publisher,
+    embedded_reader,
+    open_bus,
+)
 from dataflows.bus.embedded import EmbeddedBus
 from dataflows.bus.topic_file import FORMAT, SUFFIX
 
@@ -45,8 +52,8 @@ def append(bus: EmbeddedBus, values: list[bytes]) -> None:
     publisher.close()
 
 
-def read(bus: EmbeddedBus, start: int = 0, limit: int = 1000) -> list[bytes]:
-    reader = bus.reader({AT: start})
+def read(bus: EmbeddedBus, start: int = 0, limit: int = 1000, lost: Lost = "stop") -> list[bytes]:
+    reader = bus.reader({AT: start}, lost=lost)
     found: list[bytes] = []
     while slices := reader.poll(limit):
         found += [value for part in slices for value in part.values]
@@ -169,6 +176,9 @@ def test_deleted_segments_move_the_start_and_are_never_skipped(
         early.poll(10)
     early.close()
     assert read(bus, 2) == [b"2", b"3", b"4", b"5"]
+    with pytest.raises(BusError, match=r"1 messages are gone; .* --lost earliest"):
+        bus.reader({AT: 1})
+    assert read(bus, 1, lost="earliest") == [b"2", b"3", b"4", b"5"]
     with sqlite3.connect(topic_path(tmp_path)) as connection:
         connection.execute("DELETE FROM segments")
     assert bus.start_offsets("t") == bus.end_offsets("t") == [6]
@@ -176,6 +186,49 @@ def test_deleted_segments_move_the_start_and_are_never_skipped(
     assert read(bus, 6) == [b"6"]
     with pytest.raises(BusError, match="keeps nothing before offset 6, but offset 3 was"):
         read(bus, 3)
+
+
+def test_a_gap_in_mid_run_is_passed_over_when_told_to(bus: EmbeddedBus, tmp_path: Path) -> None:
+    for run in ([b"0", b"1"], [b"2", b"3", b"4"], [b"5"]):
+        append(bus, run)
+    reader = bus.reader({AT: 0}, lost="earliest")
+    assert [s.values for s in reader.poll(1)] == [[b"0"]]
+    with sqlite3.connect(topic_path(tmp_path)) as connection:
+        connection.execute("DELETE FROM segments WHERE id < 5")
+    found = [value for _ in range(5) for part in reader.poll(10) for value in part.values]
+    assert found == [b"1", b"5"]  # what was fetched already is not lost
+    assert reader.positions() == {AT: 6}
+    with sqlite3.connect(topic_path(tmp_path)) as connection:
+        connection.execute("DELETE FROM segments")
+        connection.execute("UPDATE partitions SET next = 9")
+    assert [reader.poll(10) for _ in range(3)] == [[], [], []]
+    assert reader.positions() == reader.ends() == {AT: 9}
+    assert reader.trouble() is None
+    reader.close()
+
+
+@pytest.mark.parametrize("then", ["no longer exists", "made anew"])
+def test_a_file_deleted_or_replaced_is_noticed(
+    bus: EmbeddedBus, tmp_path: Path, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_reader, "_CHECK_S", 0.0)
+    append(bus, [b"0"])
+    reader, publisher = bus.reader({AT: 0}), bus.publisher()
+    publisher.append("t", [b"1"])
+    publisher.flush()
+    assert [s.values for s in reader.poll(10)] == [[b"0", b"1"]]
+    assert reader.poll(10) == []
+    for name in (f"t{SUFFIX}", f"t{SUFFIX}-wal", f"t{SUFFIX}-shm"):
+        (tmp_path / "bus" / name).rename(tmp_path / name)
+    if then == "made anew":
+        bus.create_topics({"t": 1})
+    with pytest.raises(BusError, match=f"topic t .*{then}"):
+        reader.poll(10)
+    publisher.append("t", [b"2"])
+    with pytest.raises(BusError, match=f"topic t .*{then}"):
+        publisher.flush()
+    publisher.close()
+    reader.close()
 
 
 def test_large_appends_become_several_segments(

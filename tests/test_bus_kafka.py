@@ -9,12 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confluent_kafka import TopicPartition as KafkaPosition
 from confluent_kafka.admin import AdminClient
 
-from dataflows.bus import BusError, Slice, TopicPartition, kafka_reader, open_bus
+from dataflows.bus import (
+    BusError,
+    Slice,
+    TopicPartition,
+    UnreachableError,
+    kafka_reader,
+    open_bus,
+)
 from tests.kafka_broker import KafkaBroker, missing_tools
-from tests.test_bus import drain, new_topic, numbered, publish, values_of
+from tests.test_bus import drain, new_topic, numbered, values_of
 
 pytestmark = pytest.mark.kafka
 
@@ -41,7 +47,7 @@ def test_a_broker_that_comes_back_is_waited_for(
     at = [TopicPartition(topic, p) for p in range(2)]
     publisher, reader = bus.publisher(), bus.reader(dict.fromkeys(at, 0))
     slices: list[Slice] = []
-    with caplog.at_level(logging.WARNING, "dataflows.bus.kafka"):
+    with caplog.at_level(logging.WARNING, "dataflows.bus"):
         for turn in range(400):
             if turn == 50:
                 getattr(own_broker, how)()
@@ -58,8 +64,8 @@ def test_a_broker_that_comes_back_is_waited_for(
     for p in range(2):
         offsets = np.concatenate([s.offsets for s in slices if s.partition == p])
         assert np.all(np.diff(offsets) > 0)
-    said = [r for r in caplog.records if r.name == "dataflows.bus.kafka"]
-    assert 1 <= len(said) <= 8, [r.getMessage() for r in said]
+    said = [r for r in caplog.records if r.name == "dataflows.bus"]
+    assert len(said) <= 2, [r.getMessage() for r in said]  # away for less than 5 s is no news
 
 
 def test_what_was_not_delivered_is_told_on_flush(own_broker: KafkaBroker) -> None:
@@ -70,10 +76,13 @@ def test_what_was_not_delivered_is_told_on_flush(own_broker: KafkaBroker) -> Non
     publisher.flush()
     own_broker.stop()
     publisher.append(topic, numbered(5))
-    with pytest.raises(BusError, match=r"5 messages not delivered to .* within 0\.2 s.*tried"):
+    with pytest.raises(
+        UnreachableError, match=r"5 messages not delivered to .* within 0\.2 s.*tri"
+    ):
         publisher.flush(0.2)
-    with pytest.raises(BusError, match=rf"5 messages could not be delivered.*5 to {topic}: "):
+    with pytest.raises(BusError, match=rf"5 messages could not be delivered.*5 to {topic}: ") as e:
         publisher.flush(10)
+    assert not isinstance(e.value, UnreachableError)  # told to give up, it is for good
     with pytest.raises(BusError, match="5 messages could not be delivered"):
         publisher.append(topic, [b"behind the hole"])
     with pytest.raises(BusError, match="could not be delivered"):
@@ -90,41 +99,6 @@ def test_a_message_too_large_is_refused(kafka_broker: KafkaBroker) -> None:
     with pytest.raises(BusError, match=f"topic {topic}: .*too large"):
         publisher.append(topic, [b"x" * 2_000_000])
     publisher.close()
-
-
-def test_trimmed_offset_is_an_error_after_what_came_before(kafka_broker: KafkaBroker) -> None:
-    bus = open_bus(kafka_broker.url)
-    topic = new_topic(bus, 2)
-    publish(bus, topic, numbered(10), partitions=0)
-    publish(bus, topic, numbered(3), partitions=1)
-    admin = admin_of(kafka_broker)
-    for future in admin.delete_records([KafkaPosition(topic, 0, 6)]).values():
-        future.result(10)
-    assert bus.start_offsets(topic) == [6, 0]
-    reader = bus.reader({TopicPartition(topic, 0): 2, TopicPartition(topic, 1): 0})
-    found: list[Slice] = []
-
-    def poll_on() -> None:
-        for _ in range(50):
-            found.extend(reader.poll(100, 0.1))
-
-    with pytest.raises(BusError, match=f"{topic} partition 0 keeps nothing before offset 6, but o"):
-        poll_on()
-    assert values_of(found) == {1: numbered(3)}
-    reader.close()
-
-
-def test_deleted_topic_is_an_error(kafka_broker: KafkaBroker) -> None:
-    bus = open_bus(kafka_broker.url)
-    topic = new_topic(bus, 1)
-    publish(bus, topic, [b"x"])
-    reader = bus.reader({TopicPartition(topic, 0): 0})
-    drain(reader, 1)
-    admin = admin_of(kafka_broker)
-    admin.delete_topics([topic])[topic].result(10)
-    with pytest.raises(BusError, match=f"topic {topic} no longer exists"):
-        drain(reader, 1, timeout_s=20)
-    reader.close()
 
 
 def test_pauses_that_outgrow_what_is_set_aside(

@@ -37,7 +37,8 @@ class Reference:
             for old in sorted(self.waiting, key=self.waiting.__getitem__):
                 if self.waiting[old][0] + self.wait_ms < self.watermark:
                     due = self.waiting.pop(old)[0] + self.wait_ms
-                    found.append((LEARN if self.otherwise else DROPPED, "timeout", due))
+                    kind = LEARN if self.otherwise else DROPPED
+                    found.append((kind, int(hash64([old])[0]), due))
         if what == "event":
             found.append((PREDICT, name, time))
             if name in self.waiting:
@@ -72,7 +73,7 @@ def walk(store: PendingStore, items: list[Item]) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = []
     for kind, row, source, time in zip(done.kind, done.row, done.source, done.time, strict=True):
         if source < 0:
-            found.append((kind, "timeout", time))
+            found.append((kind, int(store.features[row].view(np.uint64)[0]), time))
             continue
         name = (ids if kind == PREDICT else label_ids)[source]
         assert store.features[row].view(np.uint64)[0] == hash64([name])[0]

@@ -9,16 +9,37 @@ their order. A message is bytes, an optional key, and a time (epoch ms) that its
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from state.errors import BusError
 
-__all__ = ["Bus", "BusError", "Publisher", "Reader", "Slice", "TopicPartition", "open_bus"]
+__all__ = [
+    "Bus",
+    "BusError",
+    "Lost",
+    "Publisher",
+    "Reader",
+    "Slice",
+    "TopicPartition",
+    "UnreachableError",
+    "open_bus",
+]
+
+Lost = Literal["stop", "earliest"]
+"""What a reader does when the offset to be read is no longer kept: raise, or go on behind the gap.
+
+A position behind the end is an error either way: the topic was made anew, or lost messages.
+"""
+
+
+class UnreachableError(BusError):
+    """The bus does not answer for now: what was asked may succeed later. Nothing is lost yet."""
 
 
 class TopicPartition(NamedTuple):
@@ -60,8 +81,11 @@ class Publisher(Protocol):
 
         ``partitions`` is one number for all, one per message, or None: then a message goes where
         its key says (`partition_of_key`), or round-robin without one. ``times`` defaults to now.
+        A bus that is away or slow is waited for, and the log says so.
 
         Raises:
+            UnreachableError: this publisher was told to stop while the bus did not answer; some of
+                ``values`` may have been taken.
             BusError: the topic does not exist, or the bus refused the messages.
         """
 
@@ -69,18 +93,30 @@ class Publisher(Protocol):
         """Return when everything appended is stored.
 
         Raises:
-            BusError: something was not delivered; the message says how many and why.
+            UnreachableError: some of it is still being tried; another `flush` may succeed.
+            BusError: something was refused for good; the message says how many and why.
         """
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Flush and let go, within about 30 s whatever the bus does. Idempotent.
+
+        Raises:
+            BusError: as `flush`; what was not stored by then is dropped.
+        """
 
 
 class Reader(Protocol):
     """Reads given partitions from given offsets. Never blocks for longer than ``timeout_s``."""
 
     def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
-        """At most about ``limit`` messages that are there now, grouped by topic partition."""
+        """At most about ``limit`` messages that are there now, grouped by topic partition.
+
+        While the bus is away there are none; the log says so, and `trouble`.
+
+        Raises:
+            BusError: an offset is no longer kept (unless the reader was told to go on), or lies
+                behind the end; a topic is gone, was made anew, or is forbidden.
+        """
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
         """Hand over nothing more from these partitions until `resume`."""
@@ -89,13 +125,19 @@ class Reader(Protocol):
         """Undo `pause`."""
 
     def positions(self) -> dict[TopicPartition, int]:
-        """The offset that each partition will be read from next."""
+        """The offset that each partition will be read from next; behind a gap, once it is known."""
 
     def ends(self) -> dict[TopicPartition, int]:
         """The offset behind each partition's last message, as last heard (cheap, may be old)."""
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Tell the bus how far this reader's group has come, for lag tools. Never read back."""
+
+    def trouble(self) -> str | None:
+        """What is waited for, in one sentence, when the bus has been silent for 5 s; else None.
+
+        It may be asked from any thread.
+        """
 
     def close(self) -> None:
         """Let go. Idempotent."""
@@ -122,14 +164,26 @@ class Bus(Protocol):
     def end_offsets(self, topic: str) -> list[int]:
         """The offset behind the last message, by partition, asked of the bus now."""
 
-    def publisher(self) -> Publisher:
-        """A new publisher; close it when done."""
+    def publisher(self, stop: threading.Event | None = None) -> Publisher:
+        """A new publisher; close it when done.
 
-    def reader(self, positions: Mapping[TopicPartition, int], group: str | None = None) -> Reader:
+        ``stop`` ends its waiting: once set, `Publisher.append` raises `UnreachableError` when the
+        bus has been silent for 5 s, and `Publisher.close` does not wait for such a bus.
+        """
+
+    def reader(
+        self,
+        positions: Mapping[TopicPartition, int],
+        group: str | None = None,
+        lost: Lost = "stop",
+    ) -> Reader:
         """A reader of these partitions from these offsets; ``group`` is what `commit` reports to.
 
+        ``lost`` says what happens, now or later, when retention removed an offset to be read.
+
         Raises:
-            BusError: a topic or partition does not exist.
+            BusError: a topic or partition does not exist, an offset is no longer kept and ``lost``
+                is ``stop``, or an offset lies behind the end.
         """
 
     def close(self) -> None:

@@ -8,11 +8,12 @@ thread, and none may be carried across a fork.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
-from dataflows.bus import TopicPartition, topic_file
+from dataflows.bus import Lost, TopicPartition, topic_file
 from dataflows.bus.embedded_publisher import EmbeddedPublisher
 from dataflows.bus.embedded_reader import EmbeddedReader
 from dataflows.bus.topic_name import check_topic, check_topics, missing_topic
@@ -88,13 +89,7 @@ class EmbeddedBus:
         Raises:
             BusError: the topic does not exist, or its file can't be read.
         """
-        first_of = (
-            "SELECT coalesce((SELECT s.id & ? FROM segments s WHERE s.id >= p.partition << ? "
-            "AND s.id < (p.partition + 1) << ? ORDER BY s.id LIMIT 1), p.next) "
-            "FROM partitions p ORDER BY p.partition"
-        )
-        bits = topic_file.OFFSET_BITS
-        return self._offsets(topic, first_of, ((1 << bits) - 1, bits, bits))
+        return self._offsets(topic, topic_file.STARTS)
 
     def end_offsets(self, topic: str) -> list[int]:
         """The offset behind the last message, by partition.
@@ -102,21 +97,25 @@ class EmbeddedBus:
         Raises:
             BusError: the topic does not exist, or its file can't be read.
         """
-        return self._offsets(topic, "SELECT next FROM partitions ORDER BY partition", ())
+        return self._offsets(topic, topic_file.ENDS)
 
-    def publisher(self) -> EmbeddedPublisher:
-        """A new publisher; close it when done."""
+    def publisher(self, stop: threading.Event | None = None) -> EmbeddedPublisher:
+        """A new publisher; close it when done. It never waits for long, so ``stop`` is not used."""
         return EmbeddedPublisher(self.existing, self._synchronous)
 
     def reader(
-        self, positions: Mapping[TopicPartition, int], group: str | None = None
+        self,
+        positions: Mapping[TopicPartition, int],
+        group: str | None = None,
+        lost: Lost = "stop",
     ) -> EmbeddedReader:
         """A reader of these partitions from these offsets; ``group`` is not kept anywhere.
 
         Raises:
-            BusError: a topic or partition does not exist.
+            BusError: a topic or partition does not exist, an offset is no longer kept and ``lost``
+                is ``stop``, or an offset lies behind the end.
         """
-        return EmbeddedReader(self.existing, positions)
+        return EmbeddedReader(self.existing, positions, lost)
 
     def close(self) -> None:
         """Nothing is held open; publishers and readers close themselves."""
@@ -136,13 +135,13 @@ class EmbeddedBus:
     def _path(self, topic: str) -> Path:
         return self._directory / f"{topic}{topic_file.SUFFIX}"
 
-    def _offsets(self, topic: str, query: str, arguments: tuple[int, ...]) -> list[int]:
+    def _offsets(self, topic: str, query: str) -> list[int]:
         path = self.existing(topic)
         with (
             topic_file.sentences(topic, path),
             closing(topic_file.connect(topic, path)) as connection,
         ):
-            return [row[0] for row in connection.execute(query, arguments)]
+            return [row[0] for row in connection.execute(query)]
 
 
 def _other_count(topic: str, count: int, wanted: int) -> BusError:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflows.bus.partitioner import Placement
-from dataflows.bus.topic_file import OFFSET_BITS, connect, encode_messages, sentences
+from dataflows.bus.topic_file import OFFSET_BITS, Identity, connect, encode_messages, sentences
 
 MOST_MESSAGES = 4096  # of a segment: what a reader decodes to read any one of them
 MOST_BYTES = 8 << 20
@@ -32,6 +32,7 @@ class _Topic(NamedTuple):
     path: Path
     connection: sqlite3.Connection
     placement: Placement
+    identity: Identity
 
 
 class EmbeddedPublisher:
@@ -75,7 +76,13 @@ class EmbeddedPublisher:
             _store(opened.connection, runs)
 
     def flush(self, timeout_s: float = 30.0) -> None:
-        """Nothing to wait for: `append` has stored it."""
+        """Nothing to wait for: `append` has stored it.
+
+        Raises:
+            BusError: a topic's file was deleted or replaced, and with it what was stored there.
+        """
+        for topic in self._topics.values():
+            topic.identity.check()
 
     def close(self) -> None:
         """Let go of the files."""
@@ -88,7 +95,9 @@ class EmbeddedPublisher:
         connection = connect(topic, path, self._synchronous)
         with sentences(topic, path):
             count = connection.execute("SELECT count(*) FROM partitions").fetchone()[0]
-        opened = self._topics[topic] = _Topic(path, connection, Placement(topic, count))
+        opened = self._topics[topic] = _Topic(
+            path, connection, Placement(topic, count), Identity(topic, path)
+        )
         return opened
 
 

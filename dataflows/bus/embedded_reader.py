@@ -10,11 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from dataflows.bus import Slice, TopicPartition
-from dataflows.bus.topic_file import OFFSET_BITS, Segment, connect, decode_segment, refusal
+from dataflows.bus import Lost, Slice, TopicPartition
+from dataflows.bus.gap import next_offset
+from dataflows.bus.topic_file import (
+    ENDS,
+    OFFSET_BITS,
+    STARTS,
+    Identity,
+    Segment,
+    connect,
+    decode_segment,
+    refusal,
+)
 from state.errors import BusError
 
 _NAP_S = 0.001
+_CHECK_S = 1.0
 _OFFSET_MASK = (1 << OFFSET_BITS) - 1
 _Row = tuple[int, int, bytes]  # id, count, messages
 
@@ -23,17 +34,21 @@ class EmbeddedReader:
     """A `dataflows.bus.Reader` of SQLite files. `commit` keeps nothing: no lag tool looks here."""
 
     def __init__(
-        self, existing: Callable[[str], Path], positions: Mapping[TopicPartition, int]
+        self,
+        existing: Callable[[str], Path],
+        positions: Mapping[TopicPartition, int],
+        lost: Lost = "stop",
     ) -> None:
         self._files: dict[str, _TopicFile] = {}
         self._cursors: dict[TopicPartition, _Cursor] = {}
         self._turn = 0
+        self._next_check = 0.0
         try:
             for at, position in positions.items():
                 file = self._files.get(at.topic)
                 if file is None:
                     file = self._files[at.topic] = _TopicFile(at.topic, existing(at.topic))
-                self._cursors[at] = _Cursor(file, at.partition, position)
+                self._cursors[at] = _Cursor(file, at, position, lost)
         except BaseException:
             self.close()
             raise
@@ -42,12 +57,18 @@ class EmbeddedReader:
         """At most ``limit`` messages that are there now, grouped by topic partition.
 
         Raises:
-            BusError: a partition no longer keeps, or does not have, the offset to be read.
+            BusError: a partition no longer keeps, or does not have, the offset to be read, or a
+                topic's file was deleted or replaced.
         """
         slices = self._sweep(limit)
-        if slices or timeout_s <= 0:
+        if slices:
             return slices
-        deadline = time.monotonic() + timeout_s
+        now = time.monotonic()
+        if now >= self._next_check:
+            self._next_check = now + _CHECK_S
+            for file in self._files.values():
+                file.identity.check()
+        deadline = now + timeout_s
         while not slices and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(_NAP_S, left))
             slices = self._sweep(limit)
@@ -64,7 +85,7 @@ class EmbeddedReader:
             self._cursors[at].paused = False
 
     def positions(self) -> dict[TopicPartition, int]:
-        """The offset that each partition will be read from next."""
+        """The offset that each partition will be read from next; behind a gap, once it is known."""
         return {at: cursor.position for at, cursor in self._cursors.items()}
 
     def ends(self) -> dict[TopicPartition, int]:
@@ -74,6 +95,10 @@ class EmbeddedReader:
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Keep nothing."""
+
+    def trouble(self) -> str | None:
+        """Never any: a file answers or fails."""
+        return None
 
     def close(self) -> None:
         """Let go. Idempotent."""
@@ -109,6 +134,7 @@ class _TopicFile:
     def __init__(self, topic: str, path: Path) -> None:
         self.topic = topic
         self.path = path
+        self.identity = Identity(topic, path)  # before it is opened: what replaces it is noticed
         self.connection = connect(topic, path)
         self._ends: list[int] = []
         self._ends_version = -1
@@ -125,13 +151,19 @@ class _TopicFile:
         """The offset behind the last message, by partition."""
         version = self.version()  # before the query: a commit in between is seen next time
         if version != self._ends_version:
-            try:
-                query = "SELECT next FROM partitions ORDER BY partition"
-                self._ends = [row[0] for row in self.connection.execute(query)]
-            except sqlite3.Error as error:
-                raise refusal(self.topic, self.path, error) from error
+            self._ends = self._numbers(ENDS)
             self._ends_version = version
         return self._ends
+
+    def starts(self) -> list[int]:
+        """The first offset still kept, by partition."""
+        return self._numbers(STARTS)
+
+    def _numbers(self, query: str) -> list[int]:
+        try:
+            return [row[0] for row in self.connection.execute(query)]
+        except sqlite3.Error as error:
+            raise refusal(self.topic, self.path, error) from error
 
     def segments_from(self, partition: int, offset: int, wanted: int) -> list[_Row]:
         """Segments that begin at ``offset`` or later, up to ``wanted`` messages or all."""
@@ -150,12 +182,8 @@ class _TopicFile:
             raise refusal(self.topic, self.path, error) from error
         return rows
 
-    def segment_holding(self, partition: int, offset: int) -> _Row:
-        """The segment that ``offset`` lies in.
-
-        Raises:
-            BusError: none does.
-        """
+    def segment_holding(self, partition: int, offset: int) -> _Row | None:
+        """The segment that ``offset`` lies in; None when it is not kept."""
         query = "SELECT id, count, messages FROM segments WHERE id <= ? AND id >= ? ORDER BY id "
         first = partition << OFFSET_BITS
         try:
@@ -166,29 +194,33 @@ class _TopicFile:
             raise refusal(self.topic, self.path, error) from error
         if found is not None and offset < (found[0] & _OFFSET_MASK) + found[1]:
             return found
-        rows = self.segments_from(partition, offset, 1)
-        kept = rows[0][0] & _OFFSET_MASK if rows else self.ends()[partition]
-        raise offset_gone(self.topic, partition, offset, kept)
+        return None
 
 
 class _Cursor:
     """How far one partition has been read."""
 
-    def __init__(self, file: _TopicFile, partition: int, position: int) -> None:
-        self.position = position
+    def __init__(self, file: _TopicFile, at: TopicPartition, position: int, lost: Lost) -> None:
         self.paused = False
         self._file = file
-        self._partition = partition
+        self._at = at
+        self._partition = at.partition
+        self._lost = lost
         self._rows: deque[_Row] = deque()  # fetched, not decoded yet
         self._segment: Segment | None = (
             None  # decoded once, handed over in as many polls as it takes
         )
         self._drained = -1
         count = len(file.ends())
-        if not 0 <= partition < count:
-            raise BusError(f"topic {file.topic} has partitions 0 to {count - 1}, not {partition}")
+        if not 0 <= at.partition < count:
+            raise BusError(f"topic {at.topic} has partitions 0 to {count - 1}, not {at.partition}")
         if not 0 <= position <= _OFFSET_MASK:
-            raise BusError(f"topic {file.topic} partition {partition}: no offset can be {position}")
+            raise BusError(
+                f"topic {at.topic} partition {at.partition}: no offset can be {position}"
+            )
+        self.position = position
+        if file.segment_holding(at.partition, position) is None:
+            self._skip()
 
     def drained_at(self, version: int) -> bool:
         """Whether nothing was left at this version of the file."""
@@ -223,26 +255,24 @@ class _Cursor:
         rows = self._file.segments_from(self._partition, self.position, wanted)
         if rows and rows[0][0] & _OFFSET_MASK == self.position:
             self._rows.extend(rows)
-        elif self.position == (end := self._file.ends()[self._partition]) and not rows:
+        elif not rows and self.position == self._file.ends()[self._partition]:
             self._drained = version
-        elif self.position > end:
-            raise offset_gone(self._file.topic, self._partition, self.position, end)
-        else:  # not at the start of a segment: only the first time, or when segments were deleted
-            self._rows.append(self._file.segment_holding(self._partition, self.position))
+        # Not at the start of a segment: only the first time, or when segments were deleted.
+        elif (held := self._file.segment_holding(self._partition, self.position)) is not None:
+            self._rows.append(held)
+        else:
+            self._skip()  # the next poll reads on from there
 
+    def _skip(self) -> None:
+        """Move behind a gap; nothing to do at the end.
 
-def offset_gone(topic: str, partition: int, wanted: int, nearest: int) -> BusError:
-    """The error for an offset that was trimmed, or lies behind the end."""
-    if wanted > nearest:
-        return BusError(
-            f"topic {topic} partition {partition} ends at offset {nearest}, before offset {wanted} "
-            "that was to be read: it was made anew or lost messages; read it from its start"
-        )
-    return BusError(
-        f"topic {topic} partition {partition} keeps nothing before offset {nearest}, but offset "
-        f"{wanted} was to be read: {nearest - wanted} messages are gone; keep messages for longer, "
-        f"or read on from {nearest} and accept the gap"
-    )
+        Raises:
+            BusError: there is a gap and ``lost`` is ``stop``, or the position is behind the end.
+        """
+        end = self._file.ends()[self._partition]  # first: what is appended now is no gap
+        kept = self._file.segments_from(self._partition, self.position, 1)
+        start = kept[0][0] & _OFFSET_MASK if kept else end
+        self.position = next_offset(self._at, self.position, start, end, self._lost)
 
 
 def _cut(segment: Segment, start: int, stop: int) -> Segment:

@@ -7,21 +7,30 @@ librdkafka runs threads of its own: open a bus after a fork, never before. What 
 from __future__ import annotations
 
 import re
+import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection
 from confluent_kafka import TopicPartition as KafkaPosition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.cimpl import NewTopic
 
-from dataflows.bus import TopicPartition
-from dataflows.bus.kafka_client import RDKAFKA_LOG, ClientLog, KafkaSettings, kafka_sentence
+from dataflows.bus import Lost, TopicPartition, UnreachableError
+from dataflows.bus.kafka_client import (
+    NO_LEADER,
+    RDKAFKA_LOG,
+    ClientLog,
+    KafkaSettings,
+    kafka_sentence,
+)
 from dataflows.bus.kafka_publisher import KafkaPublisher
-from dataflows.bus.kafka_reader import KafkaReader
+from dataflows.bus.kafka_reader import KafkaReader, Range
+from dataflows.bus.kafka_watch import BrokerWatch, Probe
 from dataflows.bus.topic_name import check_topic, check_topics, missing_topic
 from state.errors import BusError
 
@@ -30,14 +39,6 @@ __all__ = ["KafkaBus"]
 _Client = TypeVar("_Client")
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-_NO_LEADER = (
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.UNKNOWN_LEADER_EPOCH,
-    KafkaError.FENCED_LEADER_EPOCH,
-    KafkaError.OFFSET_NOT_AVAILABLE,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-)
 _HOSTS = re.compile(r"([^\s,:/]+|\[[0-9a-fA-F:.]+\]):\d+(,([^\s,:/]+|\[[0-9a-fA-F:.]+\]):\d+)*")
 
 
@@ -55,7 +56,7 @@ class KafkaBus:
             raise BusError(f"kafka://{hosts}: write kafka://HOST:PORT[,HOST:PORT…]")
         self.url = f"kafka://{hosts}"
         self._settings = KafkaSettings(hosts, settings or {})
-        self._log = ClientLog(hosts)
+        self._log = ClientLog()
         conf = {**self._settings.admin(), "error_cb": self._log.heard_error}
         self._admin: AdminClient = _made(lambda: AdminClient(conf, logger=RDKAFKA_LOG))
         self._metadata()
@@ -82,12 +83,17 @@ class KafkaBus:
             for topic in missing
         ]
         created = []
-        for topic, future in self._admin.create_topics(orders).items():
+        reach_s = self._settings.reach_s
+        answers = self._admin.create_topics(orders, request_timeout=reach_s)
+        for topic, future in answers.items():
             try:
-                future.result(self._settings.reach_s)
+                future.result()
                 created.append(topic)
             except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                code = error.args[0].code()
+                if code < 0:  # librdkafka's own: no broker said it
+                    raise self._unreachable(error) from error
+                if code != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise BusError(
                         f"can't create topic {topic}: {kafka_sentence(error)}"
                     ) from error
@@ -119,20 +125,24 @@ class KafkaBus:
         """
         return self._offsets(topic, _LATEST)
 
-    def publisher(self) -> KafkaPublisher:
-        """A new publisher; close it when done."""
-        log = ClientLog(self._settings.hosts)
+    def publisher(self, stop: threading.Event | None = None) -> KafkaPublisher:
+        """A new publisher; close it when done. ``stop`` ends its waiting for brokers."""
+        log = ClientLog()
         conf = {**self._settings.producer(), "error_cb": log.heard_error}
         producer: Producer = _made(lambda: Producer(conf, logger=RDKAFKA_LOG))
-        return KafkaPublisher(producer, self.partition_count, log, self.url)
+        return KafkaPublisher(producer, self.partition_count, log, self.url, stop)
 
     def reader(
-        self, positions: Mapping[TopicPartition, int], group: str | None = None
+        self,
+        positions: Mapping[TopicPartition, int],
+        group: str | None = None,
+        lost: Lost = "stop",
     ) -> KafkaReader:
         """A reader of these partitions from these offsets; ``group`` is what `commit` reports to.
 
         Raises:
-            BusError: a topic or partition does not exist.
+            BusError: a topic or partition does not exist, an offset is no longer kept and ``lost``
+                is ``stop``, or an offset lies behind the end.
         """
         counts = {topic: self.partition_count(topic) for topic in {at.topic for at in positions}}
         for at, position in positions.items():
@@ -145,10 +155,11 @@ class KafkaBus:
                 raise BusError(
                     f"topic {at.topic} partition {at.partition}: no offset can be {position}"
                 )
-        log = ClientLog(self._settings.hosts)
+        log = ClientLog()
         conf = {**self._settings.consumer(group or "anabranch"), "error_cb": log.heard_error}
         consumer: Consumer = _made(lambda: Consumer(conf, logger=RDKAFKA_LOG))
-        return KafkaReader(consumer, positions, group, log, self)
+        watch = BrokerWatch(self.probe, list(positions), log, self.url)
+        return KafkaReader(consumer, positions, self.bounds, watch, log, group, lost)
 
     def close(self) -> None:
         """Nothing needs letting go; publishers and readers close themselves."""
@@ -166,33 +177,75 @@ class KafkaBus:
             raise missing_topic(topic, self.url)
         return count
 
+    def bounds(self, places: Collection[TopicPartition]) -> dict[TopicPartition, Range]:
+        """The first offset kept and the one behind the last of each partition, asked now.
+
+        Raises:
+            UnreachableError: Kafka does not answer.
+            BusError: it refuses to.
+        """
+        first, last = self._asked(places, _EARLIEST), self._asked(places, _LATEST)
+        return {at: (first[at], last[at]) for at in places}
+
+    def probe(self, places: Collection[TopicPartition]) -> Probe:
+        """Ask for topics and for the ends of partitions, without waiting for the answers."""
+        topics = TopicCollection(sorted({at.topic for at in places}))
+        # Far apart from 5 s, after which silence is news; a late answer is one.
+        timeout_s = max(self._settings.reach_s, 10.0)
+        described = self._admin.describe_topics(topics, request_timeout=timeout_s)
+        return Probe(described, self._list(places, _LATEST, timeout_s))
+
+    def _list(
+        self, places: Collection[TopicPartition], which: OffsetSpec, timeout_s: float
+    ) -> dict[TopicPartition, Future[Any]]:
+        asked = {KafkaPosition(*at): which for at in places}
+        answers = self._admin.list_offsets(asked, request_timeout=timeout_s)
+        return {TopicPartition(at.topic, at.partition): answer for at, answer in answers.items()}
+
     def _metadata(self) -> ClusterMetadata:
         try:
             return self._admin.list_topics(timeout=self._settings.reach_s)
         except KafkaException as error:
-            self._admin.poll(0)  # lets error_cb say what was wrong
-            why = self._log.last_error or kafka_sentence(error)
-            raise BusError(
-                f"can't reach Kafka at {self._settings.hosts} within "
-                f"{self._settings.reach_s:g} s: {why}"
-            ) from error
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: BaseException) -> UnreachableError:
+        self._admin.poll(0)  # lets error_cb say what was wrong
+        why = self._log.last_error or kafka_sentence(error)
+        return UnreachableError(
+            f"can't reach Kafka at {self._settings.hosts} within {self._settings.reach_s:g} s: "
+            f"{why}"
+        )
 
     def _offsets(self, topic: str, which: OffsetSpec) -> list[int]:
-        count = self.partition_count(topic)
-        asked = {KafkaPosition(topic, partition): which for partition in range(count)}
+        places = [TopicPartition(topic, number) for number in range(self.partition_count(topic))]
+        found = self._asked(places, which)
+        return [found[at] for at in places]
+
+    def _asked(
+        self, places: Collection[TopicPartition], which: OffsetSpec
+    ) -> dict[TopicPartition, int]:
         deadline = time.monotonic() + self._settings.reach_s
         while True:
-            answers = self._admin.list_offsets(asked, request_timeout=self._settings.reach_s)
+            left_s = max(deadline - time.monotonic(), 0.1)
             try:
-                found = {at.partition: future.result().offset for at, future in answers.items()}
-                return [found[partition] for partition in range(count)]
+                answers = self._list(places, which, left_s)
+                found = {at: int(answer.result().offset) for at, answer in answers.items()}
+                if min(found.values(), default=0) >= 0:
+                    return found
+                # librdkafka's way to say that the request to one of several leaders failed
+                raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
             except KafkaException as error:
+                code = error.args[0].code()
                 # A topic just made, or one whose broker just came back, has no leader for a moment.
-                if error.args[0].code() not in _NO_LEADER or time.monotonic() > deadline:
+                if code in NO_LEADER and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                elif code < 0 or code in NO_LEADER:  # below 0 are librdkafka's own
+                    raise self._unreachable(error) from error
+                else:
+                    topics = ", ".join(sorted({at.topic for at in places}))
                     raise BusError(
-                        f"can't ask for offsets of {topic}: {kafka_sentence(error)}"
+                        f"can't ask for offsets of {topics}: {kafka_sentence(error)}"
                     ) from error
-                time.sleep(0.05)
 
     def _check_counts(self, wanted: Mapping[str, int], existing: Mapping[str, int]) -> None:
         for topic, count in wanted.items():

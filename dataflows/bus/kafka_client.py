@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from state.errors import BusError
 
-__all__ = ["LOG", "RDKAFKA_LOG", "ClientLog", "KafkaSettings", "kafka_sentence"]
+__all__ = ["LOG", "NO_LEADER", "RDKAFKA_LOG", "ClientLog", "KafkaSettings", "kafka_sentence"]
 
 LOG = logging.getLogger("dataflows.bus.kafka")
 
@@ -43,6 +43,7 @@ _PRODUCER = {
     "linger.ms": "0",  # batches form by themselves while a request is under way
     "queue.buffering.max.messages": "200000",
     "message.max.bytes": "1048588",  # a broker's default limit; librdkafka's is below 1 MB
+    "message.timeout.ms": "0",  # never give up because the brokers are away
 }
 _COMMON = {
     "reconnect.backoff.ms": "50",
@@ -97,9 +98,12 @@ class KafkaSettings:
 
     def producer(self) -> dict[str, Any]:
         """Settings of a producer."""
+        ours = dict(_PRODUCER)
+        if "delivery.timeout.ms" in self._given:  # another name of it
+            del ours["message.timeout.ms"]
         return {
             **_COMMON,
-            **_PRODUCER,
+            **ours,
             **self._given,
             "bootstrap.servers": self.hosts,
             "enable.idempotence": "true",
@@ -145,35 +149,30 @@ RDKAFKA_LOG = LOG.getChild("librdkafka")
 RDKAFKA_LOG.addFilter(_OnlyOnce())
 
 
-_UNKNOWN = (
+NO_LEADER = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.OFFSET_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError._UNKNOWN_TOPIC,
-    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._NOENT,  # "no leaders found"
 )
+"""What is said for a moment of a topic just made, or one whose broker just came back."""
 
 
 class ClientLog:
-    """Says once that the brokers are away, and once that they are back."""
+    """What one librdkafka client has heard; whether it matters is for its owner to see."""
 
-    def __init__(self, hosts: str) -> None:
-        self._hosts = hosts
+    def __init__(self) -> None:
         self.last_error = ""
-        self.unknown_topic = False  # a broker said so; whether it is true is for others to ask
-        self._away = False
+        self.fatal = ""
 
     def heard_error(self, error: KafkaError) -> None:
-        """librdkafka's ``error_cb``: it goes on trying by itself."""
+        """librdkafka's ``error_cb``: unless it is fatal, it goes on trying by itself."""
         self.last_error = error.str()
-        self.unknown_topic |= error.code() in _UNKNOWN
-        if not self._away:
-            self._away = True
-            LOG.warning("Kafka at %s: %s; trying again until it answers", self._hosts, error.str())
-
-    def heard_message(self) -> None:
-        """A message arrived, or was delivered."""
-        if self._away:
-            self._away = False
-            LOG.warning("Kafka at %s answers again", self._hosts)
+        if error.fatal():
+            self.fatal = error.str()
 
 
 def kafka_sentence(error: BaseException) -> str:

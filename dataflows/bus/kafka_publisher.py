@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from confluent_kafka import KafkaException
 from numpy.typing import NDArray
 
+from dataflows.bus import UnreachableError
 from dataflows.bus.kafka_client import ClientLog, kafka_sentence
 from dataflows.bus.partitioner import Placement
+from dataflows.bus.waiting import SILENT_S, Waiting
 from state.errors import BusError
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message, Producer
 
 _RETRY_S = 0.01
+_SLICE_S = 0.25  # of a flush: after each, progress is looked at and signals are heard
+_CLOSE_S = 30.0
 
 
 class KafkaPublisher:
     """A `dataflows.bus.Publisher` on an idempotent producer that waits for all in-sync replicas.
 
-    Once a message could not be delivered, everything after it would be behind a hole: each later
-    `append` and `flush` raises the same error. Start again with a new publisher.
+    A message is tried until Kafka has it or refuses it for good, however long the brokers are away
+    (unless ``message.timeout.ms`` is set). Once one was refused, everything after it would be
+    behind a hole: each later `append` and `flush` raises the same error. Start again with a new
+    publisher.
 
     Kafka has no message times before 1970-01-01 00:00:00.001; earlier ones are published as that.
     """
@@ -37,11 +44,14 @@ class KafkaPublisher:
         partition_count: Callable[[str], int],
         log: ClientLog,
         url: str,
+        stop: threading.Event | None = None,
     ) -> None:
         self._producer: Producer | None = producer
         self._partition_count = partition_count
         self._log = log
         self._url = url
+        self._stop = stop
+        self._waiting = Waiting(url)
         self._placements: dict[str, Placement] = {}
         self._failed: Counter[str] = Counter()
 
@@ -54,14 +64,13 @@ class KafkaPublisher:
         partitions: Sequence[int] | int | None = None,
         times: Sequence[int] | NDArray[np.int64] | None = None,
     ) -> None:
-        """Hand ``values`` to librdkafka in order; waits while its queue is full.
+        """Hand ``values`` to librdkafka in order; waits while its queue is full, and says so.
 
         Raises:
+            UnreachableError: told to stop while no broker answers.
             BusError: the topic does not exist, a message is refused, or an earlier one failed.
         """
-        placement = self._placements.get(topic)
-        if placement is None:
-            placement = self._placements[topic] = Placement(topic, self._partition_count(topic))
+        placement = self._placements.get(topic) or self._placement(topic)
         rows = len(values)
         placed = placement.place(rows, keys, partitions)
         stamps = repeat(time.time_ns() // 1_000_000)
@@ -75,15 +84,12 @@ class KafkaPublisher:
         for value, key, partition, stamp in zip(
             values, repeat(None) if keys is None else keys, where, stamps, strict=False
         ):
-            while True:
-                try:
-                    produce(topic, value, key, partition, failed, None, stamp)
-                    break
-                except BufferError:
-                    self._open().poll(_RETRY_S)
-                    self._check()
-                except KafkaException as error:
-                    raise BusError(f"topic {topic}: {kafka_sentence(error)}") from error
+            try:
+                produce(topic, value, key, partition, failed, None, stamp)
+            except BufferError:
+                self._wait_for_room(topic, (value, key, partition, failed, None, stamp))
+            except KafkaException as error:
+                raise BusError(f"topic {topic}: {kafka_sentence(error)}") from error
         self._open().poll(0)
         self._check()
 
@@ -91,22 +97,30 @@ class KafkaPublisher:
         """Return when Kafka has acknowledged everything appended.
 
         Raises:
-            BusError: something failed, or is still under way after ``timeout_s``; in the second
-                case it is still being tried, and another `flush` may succeed.
+            UnreachableError: something is still under way after ``timeout_s``; it is still being
+                tried, and another `flush` may succeed.
+            BusError: something was refused for good.
         """
         producer = self._open()
-        left = producer.flush(timeout_s)
-        self._check()
-        if left:
-            why = f": {self._log.last_error}" if self._log.last_error else ""
-            raise BusError(
-                f"{left} messages not delivered to {self._url} within {timeout_s:g} s{why}; "
-                "they are still being tried"
-            )
-        self._log.heard_message()
+        deadline = time.monotonic() + timeout_s
+        before = len(producer)
+        while True:
+            slice_s = min(_SLICE_S, max(deadline - time.monotonic(), 0.0))
+            left = producer.flush(slice_s)
+            self._check()
+            self._note(left < before or not left, quietly=True)
+            if not left:
+                return
+            if time.monotonic() >= deadline:
+                why = f": {self._log.last_error}" if self._log.last_error else ""
+                raise UnreachableError(
+                    f"{left} messages not delivered to {self._url} within {timeout_s:g} s{why}; "
+                    "they are still being tried"
+                )
+            before = left
 
     def close(self) -> None:
-        """Flush and let go; idempotent.
+        """Flush and let go; idempotent, and over after 30 s.
 
         Raises:
             BusError: as `flush`; then what was under way is dropped.
@@ -114,7 +128,7 @@ class KafkaPublisher:
         if self._producer is None:
             return
         try:
-            self.flush()
+            self.flush(0.0 if self._given_up() else _CLOSE_S)
         finally:
             self._producer.purge()
             self._producer = None
@@ -123,6 +137,50 @@ class KafkaPublisher:
         if self._producer is None:
             raise BusError(f"this publisher to {self._url} is closed; make a new one")
         return self._producer
+
+    def _placement(self, topic: str) -> Placement:
+        while True:
+            try:
+                count = self._partition_count(topic)
+                break
+            except UnreachableError as error:
+                self._waiting.still(str(error))
+                if self._given_up():
+                    raise
+        self._waiting.over()
+        placement = self._placements[topic] = Placement(topic, count)
+        return placement
+
+    def _wait_for_room(self, topic: str, message: tuple[Any, ...]) -> None:
+        """Produce ``message`` once librdkafka's queue has room for it."""
+        producer = self._open()
+        while True:
+            before = len(producer)
+            producer.poll(_RETRY_S)
+            self._check()
+            self._note(len(producer) < before)
+            try:
+                producer.produce(topic, *message)
+                self._waiting.over()
+                return
+            except BufferError:
+                pass
+            if self._given_up():
+                raise UnreachableError(
+                    f"topic {topic}: told to stop while {before} messages wait for {self._url}, "
+                    f"which has not answered for {self._waiting.silent_s():.0f} s"
+                )
+
+    def _note(self, progress: bool, quietly: bool = False) -> None:
+        if progress:
+            self._waiting.over()
+            self._log.last_error = ""
+        else:
+            self._waiting.still(self._log.last_error, quietly)
+
+    def _given_up(self) -> bool:
+        stopping = self._stop is not None and self._stop.is_set()
+        return stopping and self._waiting.silent_s() >= SILENT_S
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
@@ -134,3 +192,5 @@ class KafkaPublisher:
             raise BusError(
                 f"{self._failed.total()} messages could not be delivered to {self._url}: {reasons}"
             )
+        if self._log.fatal:
+            raise BusError(f"publishing to {self._url} can't go on: {self._log.fatal}")

@@ -8,28 +8,29 @@ until `_SET_ASIDE` messages have piled up is paused there too.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPosition
 
-from dataflows.bus import Slice, TopicPartition
-from dataflows.bus.embedded_reader import offset_gone
+from dataflows.bus import Lost, Slice, TopicPartition, UnreachableError
+from dataflows.bus.gap import made_anew, next_offset
 from dataflows.bus.kafka_client import LOG, ClientLog, kafka_sentence
+from dataflows.bus.kafka_watch import BrokerWatch
 from state.errors import BusError
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
 
 _SET_ASIDE = 10_000
-_WATERMARK_S = 5.0
-_CHECK_S = 1.0
-_CHECKS = 10
-_GONE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+_ASK_AGAIN_S = 1.0
+_CLOSE_S = 3.0
+_GONE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION}
 _REFUSED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
@@ -37,55 +38,67 @@ _REFUSED = {
     KafkaError.SASL_AUTHENTICATION_FAILED,
 }
 
+Range = tuple[int, int]
+"""The first offset that a partition keeps, and the one behind its last."""
 
-class Offsets(Protocol):
-    """What the reader asks of its bus to explain an error."""
 
-    def start_offsets(self, topic: str) -> list[int]: ...
-    def end_offsets(self, topic: str) -> list[int]: ...
-    def topics(self) -> dict[str, int]: ...
+class Bounds(Protocol):
+    """Asks the bus for the first offset kept and the one behind the last, by partition."""
+
+    def __call__(self, places: Collection[TopicPartition]) -> dict[TopicPartition, Range]: ...
 
 
 class _Partition:
-    """Where one partition is: handed over up to ``position``, received up to ``received``."""
+    """One partition: received up to ``received``; the last of that may still be set ``aside``."""
 
-    __slots__ = ("aside", "held_back", "paused", "position", "received")
+    __slots__ = ("aside", "end", "held_back", "paused", "received")
 
-    def __init__(self, position: int) -> None:
-        self.position = position
+    def __init__(self, position: int, end: int) -> None:
         self.received = position
+        self.end = end  # as of the opening
         self.paused = False
         self.held_back = False  # paused in librdkafka too
         self.aside: deque[Message] = deque()
 
+    @property
+    def position(self) -> int:
+        """The offset that is handed over next."""
+        return self.aside[0].offset() or 0 if self.aside else self.received
+
 
 class KafkaReader:
-    """A `dataflows.bus.Reader` of Kafka partitions, for one thread."""
+    """A `dataflows.bus.Reader` of Kafka partitions, for one thread (`trouble` for any)."""
 
     def __init__(
         self,
         consumer: Consumer,
         positions: Mapping[TopicPartition, int],
-        group: str | None,
+        bounds: Bounds,
+        watch: BrokerWatch,
         log: ClientLog,
-        bus: Offsets,
+        group: str | None = None,
+        lost: Lost = "stop",
     ) -> None:
         self._consumer = consumer
-        self._partitions = {at: _Partition(offset) for at, offset in positions.items()}
-        self._group = group
+        self._bounds = bounds
+        self._watch = watch
         self._log = log
-        self._bus = bus
-        self._asked_ends: dict[TopicPartition, int] = {}
+        self._group = group
+        self._lost = lost
+        self._partitions: dict[TopicPartition, _Partition] = {}
+        for at, (start, end) in bounds(positions).items():
+            position = next_offset(at, positions[at], start, end, lost)
+            self._partitions[at] = _Partition(position, end)
+        self._missing: dict[TopicPartition, KafkaError] = {}  # whose next offset Kafka has not
+        self._ask_again_at = 0.0
         self._failure: BusError | None = None
-        self._next_check = 0.0
-        self._checks = _CHECKS
         self._closed = False
-        consumer.assign([KafkaPosition(*at, offset) for at, offset in positions.items()])
+        consumer.assign([KafkaPosition(*at, p.received) for at, p in self._partitions.items()])
 
     def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
         """At most ``limit`` messages that are there now, grouped by topic partition.
 
-        A cluster that is away is waited for, with one line in the log.
+        A cluster that is away is waited for; the log says so.
 
         Raises:
             BusError: an offset is no longer kept, or the topic is gone or forbidden; messages that
@@ -96,11 +109,10 @@ class KafkaReader:
         if room > 0:
             for message in self._consume(room, 0.0 if found else timeout_s):
                 self._receive(message, found)
-            if self._log.unknown_topic:
-                self._check_topics()
-        if found:
-            self._log.heard_message()
-        elif self._failure is not None:
+            if self._missing:
+                self._find_missing()
+        self._failure = self._failure or self._watch.look(self.positions)
+        if not found and self._failure is not None:
             raise self._failure
         return [self._slice(at, messages) for at, messages in found.items()]
 
@@ -115,7 +127,7 @@ class KafkaReader:
             self._partitions[at].paused = False
 
     def positions(self) -> dict[TopicPartition, int]:
-        """The offset that each partition will be read from next."""
+        """The offset that each partition will be read from next; behind a gap, once it is known."""
         return {at: partition.position for at, partition in self._partitions.items()}
 
     def ends(self) -> dict[TopicPartition, int]:
@@ -132,11 +144,18 @@ class KafkaReader:
         except KafkaException as error:
             LOG.warning("lag of group %s not reported: %s", self._group, kafka_sentence(error))
 
+    def trouble(self) -> str | None:
+        """What is waited for when the brokers have been silent for 5 s; else None."""
+        return self._watch.trouble()
+
     def close(self) -> None:
-        """Let go. Idempotent."""
+        """Let go, within 3 s. Idempotent."""
         if not self._closed:
             self._closed = True
-            self._consumer.close()
+            # librdkafka waits for the answer to a commit for a minute; nothing rests on that.
+            closing = threading.Thread(target=self._consumer.close, daemon=True)
+            closing.start()
+            closing.join(_CLOSE_S)
 
     def _consume(self, room: int, timeout_s: float) -> list[Message]:
         try:
@@ -190,64 +209,58 @@ class KafkaReader:
 
     def _slice(self, at: TopicPartition, messages: list[Message]) -> Slice:
         rows = len(messages)
-        offsets = np.fromiter((m.offset() for m in messages), np.int64, rows)
-        self._partitions[at].position = int(offsets[-1]) + 1
         return Slice(
             at.topic,
             at.partition,
-            offsets,
+            np.fromiter((m.offset() for m in messages), np.int64, rows),
             np.fromiter((m.timestamp()[1] for m in messages), np.int64, rows),
             [m.value() or b"" for m in messages],
             [m.key() for m in messages],
         )
 
     def _end(self, at: TopicPartition) -> int:
-        position = KafkaPosition(*at)
         try:
-            known = self._consumer.get_watermark_offsets(position, cached=True)
+            known = self._consumer.get_watermark_offsets(KafkaPosition(*at), cached=True)
             if known is not None and known[1] >= 0:
                 return int(known[1])
-            if at not in self._asked_ends:  # nothing was fetched yet
-                answer = self._consumer.get_watermark_offsets(position, timeout=_WATERMARK_S)
-                self._asked_ends[at] = int(answer[1]) if answer is not None else 0
         except KafkaException as error:
             LOG.warning("end of %s %d not known: %s", *at, kafka_sentence(error))
-        return self._asked_ends.get(at, 0)
+        return self._partitions[at].end  # nothing was fetched yet
 
     def _heard(self, error: KafkaError, message: Message) -> None:
         """Sort out an error that arrived in place of a message: `_failure`, or wait on."""
         topic, partition = message.topic() or "", message.partition()
         code = error.code()
         if code in _GONE and partition is not None:
-            self._failure = self._gone(TopicPartition(topic, partition), error)
+            self._missing[TopicPartition(topic, partition)] = error
         elif code in _REFUSED or error.fatal():
             self._failure = BusError(f"reading {topic or 'from Kafka'}: {error.str()}")
         else:
             self._log.heard_error(error)
+            self._watch.hurry()
 
-    def _gone(self, at: TopicPartition, error: KafkaError) -> BusError:
-        wanted = self._partitions[at].received
-        try:
-            start = self._bus.start_offsets(at.topic)[at.partition]
-            end = self._bus.end_offsets(at.topic)[at.partition]
-        except BusError:
-            return BusError(f"topic {at.topic} partition {at.partition}: {error.str()}")
-        return offset_gone(*at, wanted, start if wanted < start else end)
-
-    def _check_topics(self) -> None:
-        """Ask on after a broker did not know a topic: one that is starting may know it later."""
-        if time.monotonic() < self._next_check:
+    def _find_missing(self) -> None:
+        """Ask for what is kept of partitions that can't be read on: `_failure`, or skip the gap."""
+        if time.monotonic() < self._ask_again_at:
             return
-        self._next_check = time.monotonic() + _CHECK_S
         try:
-            counts = self._bus.topics()
-        except BusError:
-            return  # away: ask again
-        for topic, partition in self._partitions:
-            if partition >= counts.get(topic, 0):
-                self._failure = BusError(
-                    f"topic {topic} no longer exists; create it, then start again"
-                )
-        self._checks -= 1
-        if self._checks == 0:  # a false alarm
-            self._checks, self._log.unknown_topic = _CHECKS, False
+            bounds = self._bounds(self._missing)
+            for at, (start, end) in bounds.items():
+                self._skip(at, start, end)
+        except UnreachableError:
+            self._ask_again_at = time.monotonic() + _ASK_AGAIN_S
+        except BusError as error:
+            self._failure = error
+
+    def _skip(self, at: TopicPartition, start: int, end: int) -> None:
+        error = self._missing.pop(at)
+        partition = self._partitions[at]
+        wanted = partition.received
+        partition.received = next_offset(at, wanted, start, end, self._lost)
+        # Kafka had not got it, now it has: it is not the same message.
+        if partition.received == wanted or error.code() == KafkaError._LOG_TRUNCATION:
+            raise made_anew(at.topic)
+        self._consumer.incremental_unassign([KafkaPosition(*at)])
+        self._consumer.incremental_assign([KafkaPosition(*at, partition.received)])
+        if partition.held_back:
+            self._consumer.pause([KafkaPosition(*at)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflows.bus import BusError, Slice, TopicPartition
+from dataflows.bus import BusError, Lost, Slice, TopicPartition
+from dataflows.bus.gap import next_offset
 from dataflows.bus.partitioner import partition_of_key
 
 
@@ -18,6 +20,11 @@ class _Log:
     values: list[bytes] = field(default_factory=list)
     keys: list[bytes | None] = field(default_factory=list)
     times: list[int] = field(default_factory=list)
+    start: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.values)
 
 
 class MemoryBus:
@@ -51,21 +58,24 @@ class MemoryBus:
         return {name: len(logs) for name, logs in self._topics.items()}
 
     def start_offsets(self, topic: str) -> list[int]:
-        return [0] * len(self.logs(topic))
+        return [log.start for log in self.logs(topic)]
 
     def end_offsets(self, topic: str) -> list[int]:
-        return [len(log.values) for log in self.logs(topic)]
+        return [log.end for log in self.logs(topic)]
 
-    def publisher(self) -> _MemoryPublisher:
+    def publisher(self, stop: threading.Event | None = None) -> _MemoryPublisher:
         return _MemoryPublisher(self)
 
     def reader(
-        self, positions: Mapping[TopicPartition, int], group: str | None = None
+        self,
+        positions: Mapping[TopicPartition, int],
+        group: str | None = None,
+        lost: Lost = "stop",
     ) -> _MemoryReader:
         for at in positions:
             if at.partition >= len(self.logs(at.topic)):
                 raise BusError(f"topic {at.topic!r} has no partition {at.partition}")
-        return _MemoryReader(self, dict(positions))
+        return _MemoryReader(self, dict(positions), lost)
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -75,6 +85,14 @@ class MemoryBus:
         if topic not in self._topics:
             raise BusError(f"topic {topic!r} does not exist on {self.url}")
         return self._topics[topic]
+
+    def delete_before(self, at: TopicPartition, offset: int) -> None:
+        """Forget what lies before ``offset``, as retention does."""
+        log = self.logs(at.topic)[at.partition]
+        count = min(max(offset - log.start, 0), len(log.values))
+        for column in (log.values, log.keys, log.times):
+            del column[:count]
+        log.start += count
 
     def values(self, topic: str) -> list[bytes]:
         """All messages of a topic, partition after partition."""
@@ -126,27 +144,38 @@ class _MemoryPublisher:
 
 
 class _MemoryReader:
-    def __init__(self, bus: MemoryBus, positions: dict[TopicPartition, int]) -> None:
+    def __init__(
+        self, bus: MemoryBus, positions: dict[TopicPartition, int], lost: Lost = "stop"
+    ) -> None:
         self._bus = bus
         self._positions = positions
+        self._lost = lost
         self._paused: set[TopicPartition] = set()
+        for at, wanted in positions.items():
+            log = bus.logs(at.topic)[at.partition]
+            positions[at] = next_offset(at, wanted, log.start, log.end, lost)
 
     def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
         slices = []
         for at, start in self._positions.items():
             log = self._bus.logs(at.topic)[at.partition]
-            stop = min(start + limit, len(log.values))
-            if at in self._paused or start >= stop:
+            if at in self._paused or start == log.end:
                 continue
+            if start < log.start or start > log.end:
+                start = next_offset(at, start, log.start, log.end, self._lost)
+            stop = min(start + limit, log.end)
             self._positions[at] = stop
+            if start == stop:
+                continue
+            cut = slice(start - log.start, stop - log.start)
             slices.append(
                 Slice(
                     at.topic,
                     at.partition,
                     np.arange(start, stop),
-                    np.array(log.times[start:stop], np.int64),
-                    log.values[start:stop],
-                    log.keys[start:stop],
+                    np.array(log.times[cut], np.int64),
+                    log.values[cut],
+                    log.keys[cut],
                 )
             )
         return slices
@@ -161,10 +190,13 @@ class _MemoryReader:
         return dict(self._positions)
 
     def ends(self) -> dict[TopicPartition, int]:
-        return {at: len(self._bus.logs(at.topic)[at.partition].values) for at in self._positions}
+        return {at: self._bus.logs(at.topic)[at.partition].end for at in self._positions}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Nobody asks."""
+
+    def trouble(self) -> str | None:
+        return None
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflows.bus.gap import made_anew, topic_deleted
 from state.errors import BusError
 
 FORMAT = 1
@@ -41,6 +42,17 @@ CREATE TABLE segments (
     messages BLOB NOT NULL       -- msgpack [values, keys or nil, times as little-endian int64]
 );
 """
+
+ENDS = "SELECT next FROM partitions ORDER BY partition"
+"""The offset behind the last message, by partition."""
+STARTS = f"""
+SELECT coalesce((
+    SELECT s.id & {(1 << OFFSET_BITS) - 1} FROM segments s
+    WHERE s.id >= p.partition << {OFFSET_BITS} AND s.id < (p.partition + 1) << {OFFSET_BITS}
+    ORDER BY s.id LIMIT 1
+), p.next) FROM partitions p ORDER BY p.partition
+"""
+"""The first offset still kept, by partition."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[list[bytes], list[bytes | None] | None, bytes]).decode
@@ -81,6 +93,34 @@ def decode_segment(base: int, count: int, messages: bytes, path: Path) -> Segmen
     if not len(values) == len(times) == (count if keys is None else len(keys)):
         raise BusError(f"{path} is damaged: the segment at offset {base} has not {count} messages")
     return Segment(base, values, keys, times.astype(np.int64, copy=False))
+
+
+class Identity:
+    """Which file a path led to, to notice when it is deleted or another is put in its place."""
+
+    def __init__(self, topic: str, path: Path) -> None:
+        self._topic = topic
+        self._path = path
+        self._file = self._found()
+
+    def check(self) -> None:
+        """Raise `BusError` when the path no longer leads to that file."""
+        found = self._found()
+        if found is None:
+            raise topic_deleted(self._topic)
+        if found != self._file:
+            raise made_anew(self._topic)
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise BusError(
+                f"topic {self._topic}: can't look at {self._path}: {error.strerror}"
+            ) from error
+        return found.st_dev, found.st_ino
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from dataflows.cli.demo import demo
 from dataflows.cli.publish import publish
 from dataflows.cli.run import run
 from dataflows.cli.simulate import simulate
+from dataflows.cli.state import state
 from dataflows.cli.topics import topics
 from state.errors import AnabranchError
 
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "ANABRANCH", "help_option_names": ["-h", "--help"]},
 )
-for command in (demo, run, simulate, publish, consume, topics):
+for command in (demo, run, simulate, publish, consume, topics, state):
     app.command()(command)
 
 

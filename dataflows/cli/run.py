@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import threading
-from dataclasses import dataclass
-from enum import StrEnum
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from dataflows.bus import Bus
+from dataflows.cli.launch import (
+    Begin,
+    Lost,
+    Place,
+    RunSettings,
+    supervise,
+    work,
+    work_supervised,
+)
 from dataflows.cli.options import (
     DEFAULT_BUS,
     BusSettings,
@@ -21,40 +26,32 @@ from dataflows.cli.options import (
     PipelineName,
     opened_bus,
 )
-from dataflows.cluster import EXIT_LOST, SUPERVISED, LocalCluster
+from dataflows.supervised import SUPERVISED, refusals_told
 from state.errors import BusError, InputError
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
     from dataflows.pipeline import Pipeline
-
-
-class Begin(StrEnum):
-    """Where to begin reading."""
-
-    earliest = "earliest"
-    latest = "latest"
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What the options of a run say, apart from how many processes share it."""
-
-    bus: str
-    bus_set: list[str] | None
-    begin: Begin
-    until_end: bool
-    batch: int
-    shards: int
-    epoch_s: float
-    metrics_port: int | None
 
 
 def run(
     pipeline: PipelineName,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state",
+            metavar="DIR",
+            help="Where windows, models and positions are kept, so that the next run goes on where "
+            "this one ended, however it ended. One run at a time; with --addresses a directory for "
+            "each process.",
+            show_default="data/state/PIPELINE",
+        ),
+    ] = None,
+    no_state: Annotated[
+        bool,
+        typer.Option("--no-state", help="Keep state in memory only: every start begins anew."),
+    ] = False,
     processes: Annotated[
         int,
         typer.Option("--processes", min=1, metavar="N", help="Worker processes on this machine."),
@@ -72,14 +69,24 @@ def run(
         typer.Option("--process-id", min=0, metavar="N", help="Which of the addresses this is."),
     ] = None,
     begin: Annotated[
-        Begin,
+        Begin | None,
         typer.Option(
             "--from",
             envvar="ANABRANCH_RUN_FROM",
             metavar="WHERE",
-            help="earliest or latest: where to begin reading.",
+            help="earliest or latest: where to begin reading when there is no state yet.",
+            show_default="earliest",
         ),
-    ] = Begin.earliest,
+    ] = None,
+    lost: Annotated[
+        Lost,
+        typer.Option(
+            "--lost",
+            metavar="WHAT",
+            help="stop or earliest: when retention has removed messages that were not read yet, "
+            "stop and say which, or go on with the earliest that are left.",
+        ),
+    ] = Lost.stop,
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Stop at what is on the topics now.")
     ] = False,
@@ -93,7 +100,7 @@ def run(
         ),
     ] = 8,
     epoch: Annotated[
-        str, typer.Option(metavar="TIME", help="How often deliveries are checked.")
+        str, typer.Option(metavar="TIME", help="How often state is kept and deliveries checked.")
     ] = "5s",
     metrics_port: Annotated[
         int | None,
@@ -108,135 +115,75 @@ def run(
 ) -> None:
     """Run a pipeline: read events and labels, predict, learn, publish. Ctrl-C ends it cleanly.
 
+    The next run goes on where this one ended. With --processes or --addresses, workers that are
+    lost are started again from what was kept.
+
     Examples:
 
         anabranch run payments --metrics-port 9100
 
-        anabranch run dataset:Phishing --until-end
+        anabranch run dataset:Phishing --until-end --no-state
 
         anabranch run fraud.py --bus kafka://localhost:9092 --processes 2
     """
     from dataflows.load import load_pipeline
     from state.durations import parse_duration_ms
 
-    declared = load_pipeline(pipeline)
-    settings = _Settings(
-        bus, bus_set, begin, until_end, batch, shards, parse_duration_ms(epoch) / 1000, metrics_port
-    )
-    place = _place(addresses, process_id)
-    with opened_bus(bus, bus_set) as opened:
-        _check_inputs(declared, opened, pipeline)
-        if processes > 1 and addresses is None:
-            if processes > shards:
-                raise InputError(
-                    f"{processes} processes can't share {shards} shards: raise --shards"
-                )
-            _supervise(declared, processes, settings)
-        else:
-            _work(declared, opened, place, settings)
-
-
-def _work(pipeline: Pipeline, bus: Bus, place: tuple[int, list[str]], settings: _Settings) -> None:
-    from dataflows.cli.live import Watch  # the engine is only loaded where it runs
-    from dataflows.intake import IntakeOptions
-    from dataflows.metrics import WorkerMetrics
-    from dataflows.worker import (
-        Cluster,
-        LostWorkerError,
-        run_worker,
-        stop_on_signals,
-        stop_with_parent,
-    )
-
-    options = IntakeOptions(
-        limit=settings.batch,
-        begin=settings.begin.value,
-        until_end=settings.until_end,
-        group=f"anabranch-{pipeline.name}",
-    )
-    metrics = WorkerMetrics(pipeline.name)
-
-    def work() -> None:
-        run_worker(
-            pipeline,
-            bus,
-            options,
-            cluster=Cluster(place[0], tuple(place[1])),
-            metrics=metrics,
-            epoch_s=settings.epoch_s,
-            shards=settings.shards,
+    supervised = SUPERVISED in os.environ
+    with refusals_told() if supervised else nullcontext():
+        declared = load_pipeline(pipeline)
+        place = _place(addresses, process_id)
+        kept_in = _state_path(state, no_state, declared.name, place)
+        epoch_s = parse_duration_ms(epoch) / 1000
+        settings = RunSettings(
+            bus, kept_in, begin, lost, until_end, batch, shards, epoch_s, metrics_port
         )
-
-    with stop_on_signals(options):
-        if SUPERVISED in os.environ:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
-            stop_with_parent(options)
-            try:
-                work()
-            except LostWorkerError:
-                raise typer.Exit(EXIT_LOST) from None
-            return
-        console = Console(stderr=True)
-        _serve(metrics.registry, settings.metrics_port, console)
-        _warm(pipeline, console)
-        console.print(f"running {pipeline.name} on {settings.bus}; Ctrl-C ends it", soft_wrap=True)
-        watch = Watch(pipeline.name, metrics.registry, console)
-        with watch.shown():
-            work()
-    watch.summary()
+        if not supervised:
+            _check_processes(processes, addresses, shards)
+        with opened_bus(bus, bus_set) as opened:
+            _check_inputs(declared, opened, pipeline)
+            if supervised:
+                work_supervised(declared, opened, place, settings)
+            elif place.addresses and kept_in is not None:
+                supervise(declared, opened, place, [place.process], settings)
+            elif processes > 1 and not place.addresses:
+                supervise(declared, opened, place, range(processes), settings)
+            else:
+                work(declared, opened, place, settings)
 
 
-def _supervise(pipeline: Pipeline, processes: int, settings: _Settings) -> None:
-    from dataflows.cli.live import Watch
-    from dataflows.metrics import shared_registry
-
-    console = Console(stderr=True)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    with LocalCluster(sys.argv[1:], processes) as cluster:
-        registry = shared_registry(cluster.metrics_directory)
-        _serve(registry, settings.metrics_port, console)
-        _warm(pipeline, console)
-        console.print(
-            f"running {pipeline.name} on {settings.bus} in {processes} processes; Ctrl-C ends them",
-            soft_wrap=True,
-        )
-        watch = Watch(pipeline.name, registry, console)
-        cluster.start()
-        with watch.shown():
-            cluster.wait(stop.is_set)
-        watch.summary()
-
-
-def _serve(registry: CollectorRegistry, port: int | None, console: Console) -> None:
-    if port is not None:
-        from dataflows.metrics import serve
-
-        address = f"http://127.0.0.1:{serve(registry, port)}/metrics"
-        console.print(f"metrics on {address}", highlight=False, soft_wrap=True)
-
-
-def _warm(pipeline: Pipeline, console: Console) -> None:
-    from dataflows.cli.live import compiling
-    from dataflows.warmup import warm
-
-    with compiling(console):
-        warm(pipeline)
-
-
-def _place(addresses: str | None, process_id: int | None) -> tuple[int, list[str]]:
+def _place(addresses: str | None, process_id: int | None) -> Place:
     if addresses is None:
         if process_id is not None:
             raise InputError("--process-id needs --addresses, the host:port of every worker")
-        return 0, []
+        return Place()
     listed = [address.strip() for address in addresses.split(",") if address.strip()]
     if process_id is None or process_id >= len(listed):
         raise InputError(
             f"--addresses names {len(listed)} workers: say which one this is with --process-id "
             f"0 to {len(listed) - 1}"
         )
-    return process_id, listed
+    return Place(process_id, listed)
+
+
+def _state_path(state: Path | None, no_state: bool, name: str, place: Place) -> Path | None:
+    """Where state is kept; processes of one cluster that share a disk get one directory each."""
+    if no_state:
+        if state is not None:
+            raise InputError("--state and --no-state contradict each other: leave one out")
+        return None
+    own = f"-{place.process}" if place.workers > 1 else ""  # a supervisor names it to its workers
+    return state or Path("data", "state", f"{name}{own}")
+
+
+def _check_processes(processes: int, addresses: str | None, shards: int) -> None:
+    if processes > 1 and addresses is not None:
+        raise InputError(
+            "--processes is for workers of this machine alone, --addresses for one worker each on "
+            "several: leave one out"
+        )
+    if processes > shards:
+        raise InputError(f"{processes} processes can't share {shards} shards: raise --shards")
 
 
 def _check_inputs(pipeline: Pipeline, bus: Bus, name: str) -> None:

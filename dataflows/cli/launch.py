@@ -1,0 +1,287 @@
+"""Starts a pipeline: as the one worker, as a worker of a supervisor, or as the supervisor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from dataflows.bus import Bus
+from dataflows.cluster import LocalCluster, Stop, Supervisor
+from dataflows.supervised import EXIT_INTERRUPTED, EXIT_LOST, end_with_supervisor
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from dataflows.intake import IntakeOptions
+    from dataflows.metrics import WorkerMetrics
+    from dataflows.pipeline import Pipeline
+    from dataflows.recovery import StateDirectory
+
+
+class Begin(StrEnum):
+    """Where to begin reading."""
+
+    earliest = "earliest"
+    latest = "latest"
+
+
+class Lost(StrEnum):
+    """What to do about messages that retention has removed before they were read."""
+
+    stop = "stop"
+    earliest = "earliest"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What the options of a run say. ``state`` is None for state in memory only."""
+
+    bus: str
+    state: Path | None
+    begin: Begin | None
+    lost: Lost
+    until_end: bool
+    batch: int
+    shards: int
+    epoch_s: float
+    metrics_port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which process of which this is; without addresses the only one."""
+
+    process: int = 0
+    addresses: Sequence[str] = ()
+
+    @property
+    def workers(self) -> int:
+        return len(self.addresses) or 1
+
+    def __str__(self) -> str:
+        return f"worker {self.process} of {self.workers}"
+
+
+def work(pipeline: Pipeline, bus: Bus, place: Place, settings: RunSettings) -> None:
+    """The only worker, or one of a cluster without state: in this process."""
+    from dataflows.cli.live import Watch  # the engine is only loaded where it runs
+    from dataflows.metrics import WorkerMetrics
+    from dataflows.worker import LostWorkerError
+
+    console = Console(stderr=True)
+    with _prepared(pipeline, bus, place, 1, settings, console) as state:
+        options, metrics = _options(pipeline, settings), WorkerMetrics(pipeline.name)
+        _stop_on_signals(console, options.stop.set, again=lambda: _end_at_once(console))
+        _serve(metrics.registry, settings.metrics_port, console)
+        _warm(pipeline, console)
+        _say_running(pipeline, bus, settings, state, "", console)
+        watch = Watch(pipeline.name, metrics.registry, console)
+        try:
+            with watch.shown():
+                _run_worker(pipeline, bus, options, place, settings, metrics, state)
+        except LostWorkerError as error:
+            sentence = f"error: {error}: start all again"
+            console.print(sentence, style="bold red", highlight=False, soft_wrap=True)
+            raise typer.Exit(EXIT_LOST) from None
+    watch.summary()
+
+
+def work_supervised(pipeline: Pipeline, bus: Bus, place: Place, settings: RunSettings) -> None:
+    """A worker that a supervisor has started."""
+    from dataflows.metrics import WorkerMetrics
+    from dataflows.worker import LostWorkerError, stop_on_signals
+
+    options = _options(pipeline, settings)
+    with ExitStack() as stack:
+        stack.enter_context(stop_on_signals(options))
+        end_with_supervisor(options.stop)
+        state: StateDirectory | None = None
+        if settings.state is not None:
+            from dataflows.recovery import StateDirectory
+
+            joined = StateDirectory.join(
+                settings.state,
+                pipeline,
+                bus,
+                shards=settings.shards,
+                workers=place.workers,
+            )
+            state = stack.enter_context(joined)
+        metrics = WorkerMetrics(pipeline.name)
+        try:
+            _run_worker(pipeline, bus, options, place, settings, metrics, state)
+        except LostWorkerError:
+            raise typer.Exit(EXIT_LOST) from None
+
+
+def supervise(
+    pipeline: Pipeline, bus: Bus, place: Place, members: Sequence[int], settings: RunSettings
+) -> None:
+    """The local members of a cluster, each a process of its own."""
+    from prometheus_client import Counter
+
+    from dataflows.cli.live import Watch
+    from dataflows.metrics import shared_registry
+
+    console = Console(stderr=True)
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    command = [sys.executable, "-m", "dataflows.cli", *sys.argv[1:]]
+    known = {} if settings.state is None else {"ANABRANCH_RUN_STATE": str(settings.state)}
+    workers = place.workers if place.addresses else len(members)
+    with (
+        _prepared(pipeline, bus, place, workers, settings, console) as state,
+        LocalCluster(command, members, place.addresses, environment=known) as cluster,
+    ):
+        registry = shared_registry(cluster.metrics_directory)
+        text = "Times that all workers of this host were started again"
+        restarts = Counter("anabranch_restarts", text, ("pipeline",), registry=registry)
+        stop = _stop_on_signals(console)
+        _serve(registry, settings.metrics_port, console)
+        _warm(pipeline, console)
+        how = f" in {workers} processes" if workers == len(members) else f" as {place}"
+        _say_running(pipeline, bus, settings, state, how, console)
+        watch = Watch(pipeline.name, registry, console)
+        supervisor = Supervisor(
+            cluster,
+            generation=state.generation if state is not None else None,
+            say=say,
+            on_restart=restarts.labels(pipeline.name).inc,
+        )
+        with watch.shown():
+            supervisor.run(stop)
+        watch.summary()
+
+
+def _run_worker(
+    pipeline: Pipeline,
+    bus: Bus,
+    options: IntakeOptions,
+    place: Place,
+    settings: RunSettings,
+    metrics: WorkerMetrics,
+    state: StateDirectory | None,
+) -> None:
+    from dataflows.worker import Cluster, run_worker
+
+    run_worker(
+        pipeline,
+        bus,
+        options,
+        cluster=Cluster(place.process, tuple(place.addresses)),
+        metrics=metrics,
+        epoch_s=settings.epoch_s,
+        shards=settings.shards,
+        state=state,
+    )
+
+
+def _options(pipeline: Pipeline, settings: RunSettings) -> IntakeOptions:
+    from dataflows.intake import IntakeOptions
+
+    return IntakeOptions(
+        limit=settings.batch,
+        begin=(settings.begin or Begin.earliest).value,
+        until_end=settings.until_end,
+        group=f"anabranch-{pipeline.name}",
+        lost=settings.lost.value,
+    )
+
+
+@contextmanager
+def _prepared(
+    pipeline: Pipeline,
+    bus: Bus,
+    place: Place,
+    workers: int,
+    settings: RunSettings,
+    console: Console,
+) -> Iterator[StateDirectory | None]:
+    """The state directory, held by this run alone and made ready for so many workers."""
+    if settings.state is None:
+        yield None
+        return
+    from dataflows.recovery import StateDirectory
+
+    with StateDirectory.open(
+        settings.state,
+        pipeline,
+        bus,
+        shards=settings.shards,
+        workers=workers,
+        process=place.process,
+        hosts=place.workers,
+        say=partial(console.print, highlight=False, soft_wrap=True),
+    ) as state:
+        if settings.begin is not None and state.generation():
+            line = f"--from {settings.begin} is ignored: the state says where to go on from"
+            console.print(line, soft_wrap=True)
+        yield state
+
+
+def _say_running(
+    pipeline: Pipeline,
+    bus: Bus,
+    settings: RunSettings,
+    state: StateDirectory | None,
+    how: str,
+    console: Console,
+) -> None:
+    if state is None:
+        where = "state in memory only"
+    elif generation := state.generation():
+        behind = state.behind(bus)
+        where = (
+            f"state in {settings.state}, going on from generation {generation:,}, "
+            f"{behind:,} messages behind"
+        )
+    else:
+        where = f"state in {settings.state}, which is new"
+    console.print(
+        f"running {pipeline.name} on {settings.bus}{how}, {where}; Ctrl-C ends it", soft_wrap=True
+    )
+
+
+def _stop_on_signals(
+    console: Console,
+    first: Callable[[], None] = lambda: None,
+    again: Callable[[], None] = lambda: None,
+) -> Stop:
+    def asked() -> None:
+        first()
+        console.print("ending after what was read; Ctrl-C again ends at once", soft_wrap=True)
+
+    stop = Stop(asked, again)
+    stop.listen()
+    return stop
+
+
+def _end_at_once(console: Console) -> None:
+    console.show_cursor()
+    console.print("ended at once; the next start goes on from what was kept", soft_wrap=True)
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _serve(registry: CollectorRegistry, port: int | None, console: Console) -> None:
+    if port is not None:
+        from dataflows.metrics import serve
+
+        address = f"http://127.0.0.1:{serve(registry, port)}/metrics"
+        console.print(f"metrics on {address}", highlight=False, soft_wrap=True)
+
+
+def _warm(pipeline: Pipeline, console: Console) -> None:
+    from dataflows.cli.live import compiling
+    from dataflows.warmup import warm
+
+    with compiling(console):
+        warm(pipeline)

@@ -1,0 +1,116 @@
+"""``anabranch state``: what a state directory holds, and whether it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from state.errors import StateError
+
+if TYPE_CHECKING:
+    from dataflows.inspection import PlaceReport, StateReport
+
+
+def state(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A state directory, as given to `run --state`.")
+    ],
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Read all of it and check every checksum; exit 1 if damaged."
+        ),
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON object instead of tables.")
+    ] = False,
+) -> None:
+    """Show what a state directory holds: how far it is, keys, events in windows, models, offsets.
+
+    It may be asked while a run uses the directory; nothing is changed.
+
+    Examples:
+
+        anabranch state data/state/payments
+
+        anabranch state data/state/payments --verify
+    """
+    from dataflows.inspection import inspect
+
+    console = Console()
+    with Console(stderr=True).status(f"reading {directory}"):
+        report = inspect(directory, verify)
+    if json:
+        _print_json(report)
+    else:
+        _print_tables(report, console)
+    if report.problems:
+        raise StateError(f"{directory} is not whole: {'; '.join(report.problems)}")
+    if verify and not json:
+        console.print(f"{len(report.places)} places read and checked: all is whole")
+
+
+def _print_json(report: StateReport) -> None:
+    import dataclasses
+
+    import msgspec
+
+    fields = {each.name: getattr(report, each.name) for each in dataclasses.fields(report)}
+    typer.echo(msgspec.json.encode(fields).decode())
+
+
+def _print_tables(report: StateReport, console: Console) -> None:
+    import numpy as np
+
+    identity = report.identity
+    used = "nobody" if report.process is None else f"process {report.process}"
+    layout = f"{identity.shards} shards" if identity.by_shard else "one worker"
+    lines = [
+        f"pipeline {identity.pipeline}, generation {report.generation:,}, in use by {used}",
+        f"windows laid out for {layout}, {identity.partitions} input partitions",
+    ]
+    if report.event_time_ms is not None:
+        lines.append(f"event time {np.datetime64(report.event_time_ms, 'ms')} UTC")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    offsets = Table(title="goes on reading at", title_justify="left")
+    offsets.add_column("topic")
+    offsets.add_column("offsets by partition")
+    for topic, by_partition in report.offsets.items():
+        offsets.add_row(topic, ", ".join(f"{p}: {at:,}" for p, at in by_partition.items()))
+    console.print(offsets)
+    places = Table(title="places", title_justify="left")
+    for name in ("place", "generation", "holds", "stored"):
+        places.add_column(name, justify="left" if name in ("place", "holds") else "right")
+    for place in report.places:
+        at = "—" if place.resumes_at is None else f"{place.resumes_at:,}"
+        places.add_row(place.name, at, _contents(place), _size(place.bytes))
+    console.print(places)
+
+
+def _contents(place: PlaceReport) -> str:
+    if place.keys:
+        return "; ".join(
+            f"{entity}: {keys:,} keys, {place.events.get(entity, 0):,} events"
+            for entity, keys in place.keys.items()
+        )
+    if place.models:
+        quality = "; ".join(
+            f"{model}{' (serves)' if model == place.champion else ''}: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            for model, metrics in place.models.items()
+        )
+        return f"{quality}; {place.waiting:,} predictions wait for a label"
+    return f"{place.ids:,} ids seen" if place.ids else "nothing yet"
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count //= 1000
+    return f"{count:,} GB"

@@ -1,0 +1,102 @@
+"""What leaves the flow: messages of one partition number, and what each of them was made of.
+
+A *mark* says which source row a message comes from, and which of that row's messages it is. A
+replay makes the same marks, whatever the contents are, so that what was published before is known
+by its mark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dataflows.batch import Sources
+from dataflows.pipeline import Pipeline
+
+I64 = NDArray[np.int64]
+
+Mark = tuple[str, int, tuple[str, ...]]
+"""Source topic, offset, and what tells the messages of one row apart."""
+
+Marks = I64 | list[Mark]
+"""One per message: offsets of events, ``(n,) int64``, where a row has one message; else marks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marking:
+    """How the messages on a pipeline's outputs tell what they were made of.
+
+    ``inputs`` are the topics that it reads, events first. ``fields`` names each output topic, and
+    the text fields that tell messages of one row apart; without any, an event has one message.
+    """
+
+    inputs: tuple[str, ...]
+    fields: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Marking:
+        """The marking of all outputs of ``pipeline``."""
+        topics = pipeline.topics
+        fields: dict[str, tuple[str, ...]] = {
+            topics.predictions: (),
+            topics.drift: ("subject", "detector"),
+            topics.dead_letters: ("reason",),
+        }
+        return cls(pipeline.inputs, fields)
+
+    def mark(self, topic: str, message: Any) -> Mark:
+        """The mark of a message that goes to the output ``topic``."""
+        rest = tuple(getattr(message, name) for name in self.fields[topic])
+        return message.topic, message.offset, rest
+
+    def decoder(self, topic: str) -> msgspec.json.Decoder[Any]:
+        """Reads of a message on ``topic`` its coordinates and the fields of its mark."""
+        columns: list[tuple[str, Any]] = [("topic", str), ("partition", int), ("offset", int)]
+        columns += [(name, str) for name in self.fields[topic]]
+        return msgspec.json.Decoder(msgspec.defstruct("Marked", columns, gc=False))
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """Messages for one partition number: topic → payloads, in order.
+
+    ``published`` and ``read_at`` are for the latency metrics: when the events were published (epoch
+    ms, ``(n,) int64``) and when they were read (seconds). ``marks`` has the marks of each topic's
+    messages. ``sources`` are the rows that were read for them, good and bad.
+    """
+
+    partition: int
+    messages: dict[str, list[bytes]]
+    published: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    read_at: float = 0.0
+    marks: dict[str, Marks] = field(default_factory=dict)
+    sources: Sources | tuple[int, int] | None = None
+
+    def reached(self) -> tuple[int, int]:
+        """The greatest offsets of events and of labels that were read of its partition; -1: none.
+
+        Computed when asked, for it is asked during a replay only.
+        """
+        sources = self.sources
+        if sources is None:
+            return -1, -1
+        if isinstance(sources, tuple):
+            return sources
+        return (
+            _greatest(sources.event_offsets[sources.event_partitions == self.partition]),
+            _greatest(sources.label_offsets[sources.label_partitions == self.partition]),
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process only what `reached` needs of the sources goes along."""
+        kept = self.messages, self.published, self.read_at, self.marks, self.reached()
+        return Outgoing, (self.partition, *kept)
+
+
+def _greatest(offsets: I64) -> int:
+    return int(offsets.max()) if len(offsets) else -1

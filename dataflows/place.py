@@ -1,0 +1,153 @@
+"""One place of state: where a step, a shard or an input partition keeps what it remembers.
+
+The engine keeps only a token of each place; the contents are in a database of its own, so that a
+shard can be moved to another host by moving its directory::
+
+    layout-1/windows-3/NAME    who this place is: the token must know it
+                      /db      the generations (`state.store`)
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataflows.failure import Guard
+from state.delta import Delta
+from state.errors import StateError
+from state.files import write_whole
+from state.store import Store
+
+_NAME, DATABASE = "NAME", "db"
+_AHEAD = 3  # generations that a place can be ahead of the engine's last commit
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What the engine keeps of a place: its name, which one of that name, and how far it was."""
+
+    place: str
+    id: str
+    generation: int
+
+
+class Place:
+    """A directory with the state of one step; opened at a token, then committed to.
+
+    ``guard`` keeps errors for the user, ``on_commit`` is told how long each commit took (seconds).
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        guard: Guard | None = None,
+        on_commit: Callable[[float], None] | None = None,
+    ) -> None:
+        self.name = directory.name
+        self._directory = directory
+        self._guard = guard
+        self._on_commit = on_commit
+        self._store: Store | None = None
+        self._id = ""
+
+    def open(self, token: Token | None) -> Delta:
+        """Go back to what the token stands for, and return all of it; None: nothing was committed.
+
+        Raises:
+            StateError: the directory is not there, of another state, or damaged.
+        """
+        return self._guard.call(self._open, token) if self._guard else self._open(token)
+
+    def commit(self, delta: Delta) -> Token:
+        """Write a generation; the token that stands for it.
+
+        Raises:
+            StateError: the disk does not take it.
+        """
+        return self._guard.call(self._commit, delta) if self._guard else self._commit(delta)
+
+    def begin_with(self, delta: Delta) -> None:
+        """Write an image as what is there before anything is committed.
+
+        Raises:
+            StateError: the disk does not take it.
+        """
+        self._open(None)
+        assert self._store is not None
+        self._store.commit(delta)
+        self._store.adopt()
+
+    def adopt(self) -> None:
+        """What is there now is what the engine knows nothing of: `open` without token finds it."""
+        assert self._store is not None
+        self._store.adopt()
+
+    def close(self) -> None:
+        """Let go of the database; idempotent."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def _open(self, token: Token | None) -> Delta:
+        directory = self._directory
+        found = read_id(directory)
+        if token is None:
+            if found is None:
+                found = uuid.uuid4().hex
+                _make(directory, found)
+        elif found is None:
+            raise StateError(
+                f"{directory} is not there, and the recovery store expects generation "
+                f"{token.generation} of it: bring it back (in a cluster, from the host that had "
+                "it), or begin anew with another --state"
+            )
+        elif found != token.id:
+            raise StateError(
+                f"{directory} belongs to another state than the recovery store does: restore both "
+                "from one backup, or begin anew with another --state"
+            )
+        self._id = found
+        store = self._store = Store(directory / DATABASE, {"place": self.name})
+        if token is not None:
+            return store.restore(token.generation)
+        if store.generation > store.summary().adopted + _AHEAD:
+            ahead = store.generation
+            self.close()
+            raise StateError(
+                f"{directory} holds {ahead} generations that the recovery store knows nothing of: "
+                "restore both from one backup, or begin anew with another --state"
+            )
+        return store.restore(None)
+
+    def _commit(self, delta: Delta) -> Token:
+        assert self._store is not None
+        began = time.perf_counter()
+        token = Token(self.name, self._id, self._store.commit(delta))
+        if self._on_commit is not None:
+            self._on_commit(time.perf_counter() - began)
+        return token
+
+
+def read_id(directory: Path) -> str | None:
+    """Who the place in ``directory`` is; None when there is none.
+
+    Raises:
+        StateError: it can't be read.
+    """
+    try:
+        return (directory / _NAME).read_text()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"{directory} can't be read: {error.strerror}") from None
+
+
+def _make(directory: Path, found: str) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(f"{directory} can't be made: {error.strerror}") from None
+    write_whole(directory / _NAME, found.encode())

@@ -1,0 +1,280 @@
+"""The state directory of a pipeline: what a run remembers when it begins again.
+
+::
+
+    identity.json     which pipeline, versions, shards, partitions; how the windows are laid out
+    recovery/         the engine's recovery store: epochs, and a token of each place
+    layout-1/windows  the windows of all keys (one worker), or windows-0, windows-1 … by shard
+    models            models, their metrics, predictions that wait for labels
+    intake-0 …        by input partition: the ids that were seen lately
+
+The engine decides at which epoch everything goes on; each place is then opened at its token.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+
+from bytewax.recovery import RecoveryConfig, init_db_dir
+
+from dataflows.bus import Bus, TopicPartition
+from dataflows.failure import Guard
+from dataflows.identity import (
+    Identity,
+    check,
+    describe,
+    read_identity,
+    versions,
+    write_identity,
+)
+from dataflows.intake import partition_count
+from dataflows.pipeline import Pipeline
+from dataflows.place import Place
+from dataflows.rescale import WINDOWS, lay_out_anew
+from dataflows.resume_point import commits, read_resume_point, recovery_files, resume_epoch
+from state.errors import StateError
+from state.files import sync_directory
+from state.lock import hold, join
+
+_RECOVERY = "recovery"
+# Left behind when making it was interrupted, or there for other reasons.
+_HARMLESS = {"LOCK", "WORKERS", "identity.json.new", _RECOVERY, "lost+found"}
+
+
+class StateDirectory:
+    """An open state directory; a context manager. Made by `open` or `join`.
+
+    Attributes:
+        path: the directory.
+        identity: what it belongs to.
+    """
+
+    def __init__(
+        self, path: Path, identity: Identity, lock: AbstractContextManager[object]
+    ) -> None:
+        self.path = path
+        self.identity = identity
+        self.guard: Guard | None = None
+        self.on_commit: Callable[[float], None] | None = None
+        self._places: dict[str, Place] = {}
+        self._stack = ExitStack()
+        self._stack.push(lock)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        pipeline: Pipeline,
+        bus: Bus,
+        *,
+        shards: int = 8,
+        workers: int = 1,
+        process: int = 0,
+        hosts: int = 1,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> StateDirectory:
+        """Open or make it for this run alone, and lay the windows out for that many workers.
+
+        ``hosts`` is how many state directories there are, one per host, and ``process`` which of
+        them this is. ``say`` is told when it takes a while.
+
+        Raises:
+            StateError: it is in use, of something else, incomplete, or can't be written.
+            BusError: the bus does not answer.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(hold(path, say=say))
+            identity = read_identity(path)
+            if identity is None:
+                identity = _make(path, pipeline, bus, shards, workers, process, hosts)
+            _check(identity, path, pipeline, bus, shards, hosts)
+            if identity.by_shard != (workers > 1):
+                if hosts > 1:
+                    raise StateError(
+                        f"{path} holds the windows of a single worker: run it once with "
+                        "--processes 2 on one machine, and copy the directory to the other hosts"
+                    )
+                say(f"laying the windows in {path} out for {workers} workers")
+                identity = lay_out_anew(path, path / _RECOVERY, pipeline, identity)
+            _remove_old_layouts(path, identity)
+            return cls(path, identity, stack.pop_all())
+
+    @classmethod
+    def join(
+        cls,
+        path: Path,
+        pipeline: Pipeline,
+        bus: Bus,
+        *,
+        shards: int = 8,
+        workers: int = 2,
+    ) -> StateDirectory:
+        """Open what a launcher has prepared, as one of its workers.
+
+        Raises:
+            StateError: it is of something else or was not prepared for that many workers.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(join(path))
+            identity = read_identity(path)
+            if identity is None or identity.by_shard != (workers > 1):
+                raise StateError(f"{path} was not prepared for {workers} workers")
+            _check(identity, path, pipeline, bus, shards, identity.hosts)
+            return cls(path, identity, stack.pop_all())
+
+    def __enter__(self) -> StateDirectory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all places and let go of the directory; idempotent."""
+        for place in self._places.values():
+            place.close()
+        self._places.clear()
+        self._stack.close()
+
+    def generation(self) -> int:
+        """How many epochs were committed, over all runs; with several hosts it may lag by one."""
+        files = recovery_files(self.path / _RECOVERY)
+        return max(resume_epoch(files) - 1, commits(files))
+
+    def behind(self, bus: Bus) -> int:
+        """Messages on the input topics behind the offsets that a run would go on from.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        point = read_resume_point(self.path / _RECOVERY)
+        behind = 0
+        for key, part in point.partitions():
+            for topic, offset in part.offsets.items():
+                behind += max(bus.end_offsets(topic)[key] - offset, 0)
+        return behind
+
+    def windows(self, which: int | str | None) -> Place:
+        """The place of the windows of a shard, of that name, or of all keys."""
+        if not isinstance(which, str):
+            which = WINDOWS if which is None else f"{WINDOWS}-{which}"
+        return self._place(layout_directory(self.path, self.identity) / which)
+
+    def models(self) -> Place:
+        """The place of models, metrics and waiting predictions."""
+        return self._place(self.path / "models")
+
+    def intake(self, partition: int) -> Place:
+        """The place of what was seen of an input partition."""
+        return self._place(self.path / f"intake-{partition}")
+
+    def step_id(self, step: str) -> str:
+        """The id of a step in the engine: another one after each new layout, with new tokens."""
+        return f"{step}_{self.identity.layout}"
+
+    def recovery_config(self) -> RecoveryConfig:
+        """What the engine needs to commit epochs here, and to resume."""
+        return RecoveryConfig(str(self.path / _RECOVERY), timedelta(0))  # type: ignore[no-untyped-call]
+
+    def since(self) -> dict[TopicPartition, int]:
+        """The ends of the output topics when the directory was made."""
+        return {
+            TopicPartition(topic, partition): end
+            for topic, ends in self.identity.since.items()
+            for partition, end in enumerate(ends)
+        }
+
+    def _place(self, directory: Path) -> Place:
+        return self._places.setdefault(str(directory), Place(directory, self.guard, self.on_commit))
+
+
+def layout_directory(path: Path, identity: Identity) -> Path:
+    """Where the windows are, in their present layout."""
+    return path / f"layout-{identity.layout}"
+
+
+def _make(
+    path: Path,
+    pipeline: Pipeline,
+    bus: Bus,
+    shards: int,
+    workers: int,
+    process: int,
+    hosts: int,
+) -> Identity:
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in _HARMLESS)
+    if strangers:
+        raise StateError(
+            f"{path} is no state directory and is not empty (it holds {strangers[0]}): name "
+            "another one with --state"
+        )
+    partitions = partition_count(pipeline, bus)
+    outputs = pipeline.topics.outputs
+    bus.create_topics(dict.fromkeys(outputs, partitions))
+    identity = Identity(
+        pipeline=pipeline.name,
+        declaration=describe(pipeline),
+        versions=versions(),
+        shards=shards,
+        partitions=partitions,
+        hosts=hosts,
+        layout=1,
+        by_shard=workers > 1,
+        since={topic: bus.end_offsets(topic) for topic in outputs},
+    )
+    try:
+        _make_recovery_store(path / _RECOVERY, process, hosts)
+    except OSError as error:
+        raise StateError(f"{path} can't be written: {error.strerror}") from None
+    write_identity(path, identity)
+    return identity
+
+
+def _make_recovery_store(directory: Path, process: int, hosts: int) -> None:
+    """This host's partition of the engine's recovery store."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    init_db_dir(directory, hosts)  # type: ignore[no-untyped-call]
+    for file in recovery_files(directory):
+        if file.name != f"part-{process}.sqlite3":
+            file.unlink()
+    sync_directory(directory)
+
+
+def _check(
+    identity: Identity, path: Path, pipeline: Pipeline, bus: Bus, shards: int, hosts: int
+) -> None:
+    check(identity, pipeline, path, shards)
+    if not recovery_files(path / _RECOVERY):
+        raise StateError(
+            f"the recovery store {path / _RECOVERY} is gone, and without it nobody knows where to "
+            "go on: restore it from a backup, or begin anew with another --state"
+        )
+    partitions = partition_count(pipeline, bus)
+    if partitions != identity.partitions:
+        raise StateError(
+            f"the topics of pipeline {pipeline.name!r} have {partitions} partitions, and {path} "
+            f"was made for {identity.partitions}: keys have moved between partitions, so begin "
+            "anew with another --state"
+        )
+    if hosts != identity.hosts:
+        raise StateError(
+            f"{path} was made for {identity.hosts} hosts, and this run names {hosts}: bring all "
+            "recovery partitions together, or begin anew with another --state"
+        )
+
+
+def _remove_old_layouts(path: Path, identity: Identity) -> None:
+    """Remove layouts that are no longer used, or were never finished."""
+    for directory in path.glob("layout-*"):
+        if directory != layout_directory(path, identity):
+            shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,59 @@
+"""What a model was declared as, in words: two declarations are the same if these are."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from river import base
+
+from models.compiled import CompiledLinear
+from models.learner import Learner
+from models.river_adapter import RiverLearner
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_DEEPEST = 20
+
+
+def parameters(model: base.Base) -> Iterator[tuple[str, Any]]:
+    """The parameters that a River object was made with, by name; the steps of a pipeline."""
+    if hasattr(model, "steps"):
+        yield from model.steps.items()
+        return
+    for name, parameter in inspect.signature(type(model).__init__).parameters.items():
+        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
+            yield name, getattr(model, name, None)
+
+
+def described(learner: Learner) -> str:
+    """The declaration of a learner's model."""
+    if isinstance(learner, CompiledLinear):
+        return describe(learner.to_river())
+    return describe(learner.model if isinstance(learner, RiverLearner) else type(learner))
+
+
+def describe(value: Any, depth: int = 0) -> str:
+    """A text that is the same in every process, other than `repr`: no addresses, sets sorted.
+
+    >>> from river import linear_model, preprocessing
+    >>> describe(preprocessing.Normalizer() | linear_model.PAClassifier())
+    'Pipeline(Normalizer=Normalizer(order=2), PAClassifier=PAClassifier(C=1.0, mode=1, \
+learn_intercept=True))'
+    """
+    if depth > _DEEPEST:
+        return "…"
+    if isinstance(value, base.Base):
+        inner = ", ".join(f"{n}={describe(v, depth + 1)}" for n, v in parameters(value))
+        return f"{type(value).__name__}({inner})"
+    if isinstance(value, Mapping):
+        pairs = (f"{describe(k, depth + 1)}: {describe(v, depth + 1)}" for k, v in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, set | frozenset):
+        return "{" + ", ".join(sorted(describe(v, depth + 1) for v in value)) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(describe(v, depth + 1) for v in value) + "]"
+    if inspect.isroutine(value) or isinstance(value, type):
+        return str(getattr(value, "__qualname__", type(value).__name__))
+    return _ADDRESS.sub("", repr(value))

@@ -1,0 +1,35 @@
+"""Small files that are either wholly there or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from state.errors import StateError
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write ``path`` by way of a second file, so that a crash leaves the old content or the new.
+
+    Raises:
+        StateError: the disk does not take it; what was there is as it was.
+    """
+    new = path.with_name(path.name + ".new")
+    try:
+        with new.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise StateError(f"{path} can't be written: {error.strerror}") from None
+
+
+def sync_directory(directory: Path) -> None:
+    """Make sure that what was created, renamed or removed in a directory survives a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,94 @@
+"""Source rows whose outputs are known, as the flow would hand them to the sink."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from dataflows.messages import DeadLetter, DriftSignal, Prediction
+from dataflows.outgoing import Marking, Marks, Outgoing
+
+EVENTS, LABELS = "toy.events", "toy.labels"
+PREDICTIONS, DRIFT, DEAD = "toy.predictions", "toy.drift", "toy.dead-letters"
+OUTPUTS = (PREDICTIONS, DRIFT, DEAD)
+MARKING = Marking(
+    (EVENTS, LABELS), {PREDICTIONS: (), DRIFT: ("subject", "detector"), DEAD: ("reason",)}
+)
+
+
+class Row(NamedTuple):
+    """A message that was read, and what the flow makes of it."""
+
+    topic: str
+    offset: int
+    predicted: bool = True
+    reasons: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
+
+
+def event(offset: int, **made: Any) -> Row:
+    return Row(EVENTS, offset, **made)
+
+
+def label(offset: int, **made: Any) -> Row:
+    return Row(LABELS, offset, predicted=False, **made)
+
+
+def messages_of(row: Row, partition: int, life: int) -> dict[str, list[Any]]:
+    """Output topic → what is published for a row; the contents differ from life to life."""
+    at = {"topic": row.topic, "partition": partition, "offset": row.offset}
+    predictions = [
+        Prediction(id=str(row.offset), ts=0, model="m", version=life, prediction=None, **at)
+    ]
+    return {
+        PREDICTIONS: predictions if row.predicted else [],
+        DRIFT: [
+            DriftSignal(pipeline="toy", subject=subject, detector="d", ts=life, statistic={}, **at)
+            for subject in row.subjects
+        ],
+        DEAD: [DeadLetter(reason=reason, detail=f"life {life}", **at) for reason in row.reasons],
+    }
+
+
+def outgoing(rows: Iterable[Row], partition: int = 0, life: int = 0) -> Outgoing:
+    """One item of what the flow makes of these rows."""
+    messages: dict[str, list[bytes]] = {}
+    marks: dict[str, Marks] = {}
+    for topic in OUTPUTS:
+        made = [each for row in rows for each in messages_of(row, partition, life)[topic]]
+        if made:
+            messages[topic] = [msgspec.json.encode(each) for each in made]
+            marks[topic] = [MARKING.mark(topic, each) for each in made]
+    if PREDICTIONS in marks:
+        marks[PREDICTIONS] = np.array([mark[1] for mark in marks[PREDICTIONS]], np.int64)
+    greatest = [
+        max((row.offset for row in rows if row.topic == topic), default=-1)
+        for topic in (EVENTS, LABELS)
+    ]
+    published = np.zeros(len(messages.get(PREDICTIONS, ())), np.int64)
+    return Outgoing(partition, messages, published, 0.0, marks, (greatest[0], greatest[1]))
+
+
+def expected(rows: Iterable[Row], partition: int = 0) -> Counter[tuple[Any, ...]]:
+    """How often each mark must be on the outputs."""
+    return Counter(
+        (topic, *MARKING.mark(topic, each))
+        for row in rows
+        for topic, made in messages_of(row, partition, 0).items()
+        for each in made
+    )
+
+
+def on_outputs(values: dict[str, list[bytes]]) -> Counter[tuple[Any, ...]]:
+    """The same of what is published: topic → messages."""
+    found: Counter[tuple[Any, ...]] = Counter()
+    for topic, messages in values.items():
+        for message in messages:
+            raw = msgspec.json.decode(message)
+            rest = tuple(raw[name] for name in MARKING.fields[topic])
+            found[topic, raw["topic"], raw["offset"], rest] += 1
+    return found
