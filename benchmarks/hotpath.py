@@ -16,7 +16,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -27,11 +27,10 @@ from numpy.typing import NDArray
 from river import linear_model, preprocessing
 
 from benchmarks.by_hand import ByHand, flow_by_hand
+from benchmarks.prepared import EVERY_MS, START_MS, Discard, PreparedBus
 from benchmarks.report import Report, Target
 from benchmarks.stages import stage_costs
 from dataflows import Event, Pipeline, inline, window
-from dataflows.bus import Slice, TopicPartition
-from dataflows.bus.memory import MemoryBus
 from dataflows.intake import IntakeOptions
 from dataflows.worker import run_worker
 from state.aggregates import WindowSpec
@@ -39,8 +38,6 @@ from state.entity import EntityState
 
 STATS = ("count", "mean", "std", "max")
 WIDTHS = {"1m": 60_000, "1h": 3_600_000, "1d": 86_400_000}
-START_MS = 1_736_121_600_000
-EVERY_MS = 50
 BATCHES = (1, 10, 100, 1000)
 
 
@@ -94,29 +91,6 @@ def make_messages(count: int, cards: int, merchants: int, every_ms: int = EVERY_
     ]
 
 
-class _Discard:
-    """A publisher that keeps nothing, so that no contestant pays for storing its output.
-
-    It notes when so many messages had gone by.
-    """
-
-    def __init__(self, mark: int = 0) -> None:
-        self.mark = mark
-        self.marked_at = 0.0
-        self._count = 0
-
-    def append(self, topic: str, values: Sequence[bytes], **_: Any) -> None:
-        """Take the messages and forget them."""
-        if self._count < self.mark <= self._count + len(values):
-            self.marked_at = time.perf_counter()
-        self._count += len(values)
-
-    def flush(self, timeout_s: float = 30.0) -> None:
-        """There is nothing to wait for."""
-
-    close = flush
-
-
 class _Nowhere(list[bytes]):
     """A list that keeps nothing."""
 
@@ -128,69 +102,11 @@ def anabranch_s(
     pipeline: Pipeline, messages: list[bytes], batch: int, out: list[bytes] | None = None
 ) -> float:
     """Seconds that the pipeline takes over ``messages`` in batches; predictions go to ``out``."""
-    bus = _PreparedBus(pipeline, messages)
-    if out is None:
-        bus.publisher = _Discard  # type: ignore[method-assign, assignment]
+    bus = PreparedBus(pipeline, messages, Discard() if out is None else None)
     seconds = _timed(lambda: run_worker(pipeline, bus, IntakeOptions(limit=batch, until_end=True)))
     if out is not None:
         out.extend(bus.values(pipeline.topics.predictions))
     return seconds
-
-
-class _Prepared:
-    """A reader of one partition that only cuts slices, as the source of the version by hand does.
-
-    What a bus costs, `python -m benchmarks bus` tells.
-    """
-
-    def __init__(self, topic: str, messages: list[bytes]) -> None:
-        self._at = TopicPartition(topic, 0)
-        self._values = messages
-        self._keys: list[bytes | None] = [None] * len(messages)
-        self._offsets: NDArray[np.int64] = np.arange(len(messages), dtype=np.int64)
-        self._times = START_MS + EVERY_MS * self._offsets
-        self._next = 0
-
-    def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
-        cut = slice(self._next, self._next + limit)
-        values = self._values[cut]
-        self._next += len(values)
-        if not values:
-            return []
-        offsets, times, keys = self._offsets[cut], self._times[cut], self._keys[cut]
-        return [Slice(self._at.topic, 0, offsets, times, values, keys)]
-
-    def pause(self, partitions: Sequence[TopicPartition]) -> None:
-        """A single partition is not ahead of any other."""
-
-    resume = pause
-
-    def positions(self) -> dict[TopicPartition, int]:
-        return {self._at: self._next}
-
-    def ends(self) -> dict[TopicPartition, int]:
-        return {self._at: len(self._values)}
-
-    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Nobody asks."""
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-
-class _PreparedBus(MemoryBus):
-    """A memory bus whose input is prepared, and whose output is kept or not."""
-
-    def __init__(self, pipeline: Pipeline, messages: list[bytes]) -> None:
-        super().__init__()
-        self._input, self._messages = pipeline.topics.events, messages
-        self.create_topics({self._input: 1})
-
-    def end_offsets(self, topic: str) -> list[int]:
-        return [len(self._messages)] if topic == self._input else super().end_offsets(topic)
-
-    def reader(self, positions: Mapping[TopicPartition, int], group: str | None = None) -> Any:
-        return _Prepared(self._input, self._messages)
 
 
 def by_hand_s(messages: list[bytes], batch: int, out: list[bytes] | None = None) -> float:
@@ -345,8 +261,8 @@ def _steady_us(widths: tuple[str, ...], cards: int, count: int, warm: int = 0) -
     pipeline = make_pipeline(widths)
     best = []
     for _ in range(2):
-        bus, sink = _PreparedBus(pipeline, messages), _Discard(mark=len(messages) - count)
-        bus.publisher = lambda sink=sink: sink  # type: ignore[method-assign, misc]
+        sink = Discard(mark=len(messages) - count)
+        bus = PreparedBus(pipeline, messages, sink)
         options = IntakeOptions(until_end=True)
         _timed(lambda bus=bus, options=options: run_worker(pipeline, bus, options))  # type: ignore[misc]
         best.append((time.perf_counter() - sink.marked_at) / count * 1e6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -173,6 +174,9 @@ def _run_worker(
 ) -> None:
     from dataflows.worker import Cluster, run_worker
 
+    # What was loaded stays: looking through it again for garbage would hold the stream up.
+    gc.collect()
+    gc.freeze()
     run_worker(
         pipeline,
         bus,
