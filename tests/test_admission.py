@@ -121,6 +121,9 @@ def seen_by_reference(rows: list[Row]) -> dict[int, str]:
         before = last_seen.get((partition, id))
         if watermark - time > LATENESS:
             found[offset] = "late"
+            if before is not None and HORIZON <= watermark - before <= 2 * HORIZON:
+                # Whether it was remembered, and from when on it is now, can't be known.
+                break
         elif before is None or watermark - before > 2 * HORIZON:
             found[offset] = "enter"
         elif watermark - before < HORIZON:

@@ -69,7 +69,7 @@ def test_a_broker_that_comes_back_is_waited_for(
 
 
 def test_what_was_not_delivered_is_told_on_flush(own_broker: KafkaBroker) -> None:
-    bus = open_bus(own_broker.url, {"message.timeout.ms": "1500"})
+    bus = open_bus(own_broker.url, {"message.timeout.ms": "4000"})
     topic = new_topic(bus, 1)
     publisher = bus.publisher()
     publisher.append(topic, [b"delivered"])

@@ -453,7 +453,7 @@ from tests.test_end_to_end import bus_with, trade, trades
 bus = bus_with(trades(), [trade(i, i) for i in range(5)])
 made = bus.publisher
 
-def publisher():
+def publisher(stop=None):
     def refuse(*_, **__):
         raise BusError("the broker has gone away")
     inner = made()
