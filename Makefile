@@ -7,11 +7,12 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-quick lint format bench clean install
+.PHONY: help demo test test-quick soak lint format bench clean install
 
 help:
 	@echo "make demo    install, then run the payments pipeline on simulated traffic"
 	@echo "make test    install, then run all tests (Kafka tests need Java 17 and Maven)"
+	@echo "make soak    kill, cut off, starve and rescale runs for a quarter of an hour (as root; Kafka as above)"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   the benchmarks, each with its targets"
 
@@ -33,6 +34,9 @@ test: install
 test-quick: install
 	$(BIN)/python -m pytest -m "not kafka"
 
+soak: install
+	$(BIN)/python -m pytest tests/soak -s -v --durations=0
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,6 +49,7 @@ format: install
 bench: install
 	$(BIN)/python -m benchmarks hotpath
 	$(BIN)/python -m benchmarks bus
+	$(BIN)/python -m benchmarks recovery
 
 clean:
 	rm -rf $(VENV) .kafka .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

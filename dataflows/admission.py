@@ -37,8 +37,12 @@ class Admission:
         return int(self._watermark)
 
     def restore(self, partition: int, image: Delta, watermark: int) -> None:
-        """Go on, for one partition, from what `changes` gave and the watermark of that moment."""
-        self._watermark = max(self._watermark, watermark)
+        """Go on, for one partition, from what `changes` gave and the watermark of that moment.
+
+        Partitions of workers that were apart may come together here: the watermark is then that of
+        the slowest, so that nobody's rows are late for another's sake.
+        """
+        self._watermark = min(self._watermark, watermark) if self._recent else watermark
         self._recent[partition] = RecentIds(self._horizon_ms)
         self._recent[partition].restore(image)
 

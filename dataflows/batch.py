@@ -205,6 +205,17 @@ class Progress:
     shard: int = 0
 
 
+@dataclass(slots=True)
+class Wake:
+    """Nothing to work on: it passes all steps, so that each is asked for its state in this epoch.
+
+    The engine may still hold what a killed run left of the epoch with which the next run begins;
+    what every step writes anew in it takes its place.
+    """
+
+    shard: int = 0
+
+
 IDLE = 2**61
 """The watermark of an origin that holds nobody back."""
 

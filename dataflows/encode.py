@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflows.batch import Batch
+from dataflows.batch import Batch, Wake
 from dataflows.messages import DeadLetter, DriftSignal
 from dataflows.outgoing import Mark, Marking, Outgoing
 from dataflows.pipeline import Pipeline
@@ -53,11 +53,12 @@ _EXTRA: dict[Task, list[tuple[str, Any]]] = {
 class Encoder:
     """Makes `Outgoing` items of `Results`: predictions, drift signals and dead letters.
 
-    A message goes to the partition number that its cause was read from.
+    A message goes to the partition number that its cause was read from; there are ``partitions``.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, partitions: int = 1) -> None:
         topics = pipeline.topics
+        self._partitions = partitions
         self._events, self._predicted = topics.events, topics.predictions
         self._dead_letters, self._drift = topics.dead_letters, topics.drift
         self._marking = Marking.of(pipeline)
@@ -70,11 +71,17 @@ class Encoder:
         self._row = msgspec.defstruct("Prediction", fields, gc=False)
         self._encoder = msgspec.json.Encoder()
 
-    def __call__(self, results: list[tuple[str, Results]]) -> list[tuple[str, Outgoing]]:
+    def __call__(self, results: list[tuple[str, Results | Wake]]) -> list[tuple[str, Outgoing]]:
         """Encode what the model step handed over, for `BusSink`."""
         return [item for _, result in results for item in self._encode(result)]
 
-    def _encode(self, result: Results) -> list[tuple[str, Outgoing]]:
+    def _wake(self) -> list[tuple[str, Outgoing]]:
+        """Nothing for every partition."""
+        return [(part_name(number), Outgoing(number, {})) for number in range(self._partitions)]
+
+    def _encode(self, result: Results | Wake) -> list[tuple[str, Outgoing]]:
+        if isinstance(result, Wake):
+            return self._wake()
         batch = result.batch
         outgoing: dict[int, Outgoing] = {}
         rows = self._predictions(result) if batch.ids else []

@@ -17,7 +17,7 @@ import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
-from dataflows.batch import Progress
+from dataflows.batch import Progress, Wake
 from dataflows.bus import Bus
 from dataflows.encode import Encoder, Results
 from dataflows.failure import Guard, watched
@@ -58,15 +58,15 @@ def build_graph(
     intake = Intake(pipeline, bus, options, router, metrics, state)
     partitions = len(intake.list_parts())
     bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
-    encoder = Encoder(pipeline)
+    encoder = Encoder(pipeline, partitions)
 
     def fill(token: Token | None) -> StatefulBatchLogic[Item | Progress, Item, Token | None]:
         return watched(lambda: WindowStep(pipeline, metrics, workers, state, token), guard)
 
-    def model(token: Token | None) -> StatefulBatchLogic[Item, Results, Token | None]:
+    def model(token: Token | None) -> StatefulBatchLogic[Item, Results | Wake, Token | None]:
         return watched(lambda: ModelStep(pipeline, metrics, state, token), guard)
 
-    def both(tokens: Tokens | None) -> StatefulBatchLogic[Item | Progress, Results, Tokens]:
+    def both(tokens: Tokens | None) -> StatefulBatchLogic[Item | Progress, Results | Wake, Tokens]:
         of_windows, of_models = tokens or (None, None)
 
         def make() -> WindowsAndModels:

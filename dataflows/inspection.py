@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from state.errors import StateError
 from state.lock import holder
 from state.log import COUNT
 from state.store import look
+
+_PLACE = re.compile(r"intake-\d+|windows(-\d+)?|models")
+_LOOKS = 5
+_ORDER = ["intake", "windows", "models"]
 
 
 @dataclass(slots=True)
@@ -65,19 +70,29 @@ def inspect(path: Path, verify: bool = False) -> StateReport:
     Raises:
         StateError: there is none, or it can't be read.
     """
+    report = _look(path, verify)
+    for _ in range(_LOOKS - 1):
+        if not report.problems or report.process is None:
+            break
+        # The run may have moved on between the recovery store and a place.
+        report = _look(path, verify)
+    return report
+
+
+def _look(path: Path, verify: bool) -> StateReport:
     identity = read_identity(path)
     if identity is None:
         raise StateError(f"{path} is no state directory: name one that `anabranch run` has made")
     point = read_resume_point(path / "recovery")
-    tokens = _tokens(point, identity)
+    tokens = tokens_by_place(point, identity)
     problems: list[str] = []
     places = []
-    directories = _directories(path, identity)
+    directories = place_directories(path, identity)
     for directory in directories:
         token = tokens.pop(directory.name, None)
         try:
             places.append(_report(directory, token))
-            if verify:
+            if verify and (directory / DATABASE).exists():
                 problems += look(directory / DATABASE).verify()
         except StateError as error:
             problems.append(str(error))
@@ -97,14 +112,18 @@ def inspect(path: Path, verify: bool = False) -> StateReport:
     )
 
 
-def _directories(path: Path, identity: Identity) -> list[Path]:
+def place_directories(path: Path, identity: Identity) -> list[Path]:
+    """The places that there are in the present layout."""
     layout = path / f"layout-{identity.layout}"
-    intake = sorted(path.glob("intake-*"), key=lambda each: int(each.name.split("-")[1]))
-    models = [path / "models"] if (path / "models").is_dir() else []
-    return [*intake, *sorted(layout.glob("windows*")), *models]
+    found = [each for each in (*path.glob("*"), *layout.glob("*")) if _PLACE.fullmatch(each.name)]
+    return sorted(found, key=lambda each: (_ORDER.index(each.name.split("-")[0]), _number(each)))
 
 
-def _tokens(point: ResumePoint, identity: Identity) -> dict[str, Token]:
+def _number(directory: Path) -> int:
+    return int(directory.name.partition("-")[2] or 0)
+
+
+def tokens_by_place(point: ResumePoint, identity: Identity) -> dict[str, Token]:
     """By place: what the next run would go on from."""
     found: dict[str, Token] = {}
     for (step, _), state in point.states.items():
@@ -135,6 +154,8 @@ def _progress(point: ResumePoint) -> tuple[dict[str, dict[int, int]], int | None
 
 
 def _report(directory: Path, token: Token | None) -> PlaceReport:
+    if token is None and not (directory / DATABASE).exists():  # it is being made
+        return PlaceReport(directory.name, 0, None, 0)
     view = look(directory / DATABASE)
     summary = view.summary()
     if token is not None and read_id(directory) != token.id:

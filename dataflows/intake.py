@@ -115,6 +115,7 @@ class _SharedReader:
     ) -> None:
         self.inputs = pipeline.inputs
         self._state = state
+        self.asleep = state is not None and state.identity.by_shard
         self.options = options
         self._router = router
         self._quiet_since: float | None = None
@@ -154,7 +155,10 @@ class _SharedReader:
             self._admission.restore(
                 part.number, image, FIRST_MS if resume is None else resume.watermark
             )
+        # The engine asks them in the order of their names, and where committing takes as long as an
+        # epoch each round ends one: then only the first finds that none has been snapshotted.
         self.parts.append(part)
+        self.parts.sort(key=lambda each: str(each.number))
         latest = {} if resume is None else resume.latest
         self.reader.add(at, {TopicPartition(t, part.number): ms for t, ms in latest.items()})
         if self.options.until_end:
@@ -205,6 +209,11 @@ class _SharedReader:
         self._metrics.on_batch(raw, batch)
         return self._router.route(batch, self._admission.watermark_ms)
 
+    def wake(self) -> list[Routed]:
+        """Once, before all else: have every step tell its state in the first epoch."""
+        self.asleep = False
+        return self._router.wake()
+
     def _nothing(self) -> list[Routed]:
         """Nothing to read: after a while, say that nobody needs to wait for this worker."""
         self._metrics.flush_if_due()
@@ -244,6 +253,8 @@ class _IntakePartition(StatefulSourcePartition[Routed, PartitionState]):
 
     def next_batch(self) -> list[Routed]:
         shared = self._shared
+        if shared.asleep and shared.leads(self):
+            return shared.wake()
         if shared.finished():
             raise StopIteration
         if not shared.leads(self):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
 
-from dataflows.batch import Batch, EntityRows, LabelRows, Progress
+from dataflows.batch import Batch, EntityRows, LabelRows, Progress, Wake
 from dataflows.decode import payload_fields
 from dataflows.encode import Results
 from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline
@@ -46,7 +46,7 @@ class Assembler:
         self._waiting: dict[tuple[str, int], _Assembly] = {}
         self._next: dict[str, int] = {}
 
-    def add(self, item: Item) -> list[Batch]:
+    def add(self, item: Batch | EntityRows) -> list[Batch]:
         """Take in a batch or a part; the batches that are whole now, oldest first."""
         origin = item.origin
         if isinstance(item, Batch) and item.expected == 0 and not self._waiting:
@@ -78,7 +78,7 @@ class Assembler:
         return batch
 
 
-class ModelStep(StatefulBatchLogic[Item, Results, Token | None]):
+class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     """Predicts every event and learns every label of whole batches, in order.
 
     With ``state`` it remembers, from ``token`` on.
@@ -111,9 +111,15 @@ class ModelStep(StatefulBatchLogic[Item, Results, Token | None]):
             self._place = state.models()
             self.prequential.restore(self._place.open(token))
 
-    def on_batch(self, values: list[Item]) -> tuple[list[Results], bool]:
+    def on_batch(self, values: list[Item]) -> tuple[list[Results | Wake], bool]:
         add, work = self._assembler.add, self._work
-        return [work(batch) for item in values for batch in add(item)], False
+        made: list[Results | Wake] = []
+        for item in values:
+            if isinstance(item, Wake):
+                made.append(item)
+            else:
+                made += [work(batch) for batch in add(item)]
+        return made, False
 
     def snapshot(self) -> Token | None:
         if self._place is None:
@@ -231,14 +237,14 @@ Tokens = tuple[Token | None, Token | None]
 """Of the windows and of the models."""
 
 
-class WindowsAndModels(StatefulBatchLogic[Item | Progress, Results, Tokens]):
+class WindowsAndModels(StatefulBatchLogic[Item | Progress, Results | Wake, Tokens]):
     """Both steps in one operator, for a single worker: each operator costs as much as some rows."""
 
     def __init__(self, windows: WindowStep, models: ModelStep) -> None:
         self._windows = windows
         self._models = models
 
-    def on_batch(self, values: list[Item | Progress]) -> tuple[list[Results], bool]:
+    def on_batch(self, values: list[Item | Progress]) -> tuple[list[Results | Wake], bool]:
         filled, _ = self._windows.on_batch(values)
         return self._models.on_batch(filled)
 

@@ -19,10 +19,11 @@ from dataflows.failure import Guard
 from state.delta import Delta
 from state.errors import StateError
 from state.files import write_whole
-from state.store import Store
+from state.store import Store, look
 
 _NAME, DATABASE = "NAME", "db"
 _AHEAD = 3  # generations that a place can be ahead of the engine's last commit
+_RETAINED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,33 +94,21 @@ class Place:
 
     def _open(self, token: Token | None) -> Delta:
         directory = self._directory
-        found = read_id(directory)
         if token is None:
+            found = read_id(directory)
             if found is None:
                 found = uuid.uuid4().hex
                 _make(directory, found)
-        elif found is None:
-            raise StateError(
-                f"{directory} is not there, and the recovery store expects generation "
-                f"{token.generation} of it: bring it back (in a cluster, from the host that had "
-                "it), or begin anew with another --state"
-            )
-        elif found != token.id:
-            raise StateError(
-                f"{directory} belongs to another state than the recovery store does: restore both "
-                "from one backup, or begin anew with another --state"
-            )
+        else:
+            found = _check_id(directory, token)
         self._id = found
-        store = self._store = Store(directory / DATABASE, {"place": self.name})
+        store = self._store = Store(directory / DATABASE, {"place": self.name}, retained=_RETAINED)
         if token is not None:
             return store.restore(token.generation)
         if store.generation > store.summary().adopted + _AHEAD:
             ahead = store.generation
             self.close()
-            raise StateError(
-                f"{directory} holds {ahead} generations that the recovery store knows nothing of: "
-                "restore both from one backup, or begin anew with another --state"
-            )
+            raise _unknown(directory, ahead)
         return store.restore(None)
 
     def _commit(self, delta: Delta) -> Token:
@@ -129,6 +118,33 @@ class Place:
         if self._on_commit is not None:
             self._on_commit(time.perf_counter() - began)
         return token
+
+
+def check_place(directory: Path, token: Token | None) -> None:
+    """Raise if `Place.open` would refuse, or could not go back; nothing is changed.
+
+    Asked for all places before the first one is opened: going back is for good.
+
+    Raises:
+        StateError: see `Place.open`.
+    """
+    if token is not None:
+        _check_id(directory, token)
+    elif not (directory / DATABASE).exists():
+        return
+    kept = look(directory / DATABASE).summary()
+    if token is None:
+        if kept.generation > kept.adopted + _AHEAD:
+            raise _unknown(directory, kept.generation)
+        return
+    oldest = max(kept.generation - _RETAINED, kept.adopted)
+    if token.generation != kept.adopted and not oldest <= token.generation <= kept.generation:
+        older = directory if token.generation > kept.generation else "the recovery store"
+        raise StateError(
+            f"{directory} is at generation {kept.generation}, and the recovery store at "
+            f"{token.generation} of it: {older} is from an older backup; restore both from one, or "
+            "begin anew with another --state"
+        )
 
 
 def read_id(directory: Path) -> str | None:
@@ -143,6 +159,29 @@ def read_id(directory: Path) -> str | None:
         return None
     except OSError as error:
         raise StateError(f"{directory} can't be read: {error.strerror}") from None
+
+
+def _check_id(directory: Path, token: Token) -> str:
+    found = read_id(directory)
+    if found is None or not (directory / DATABASE).exists():
+        raise StateError(
+            f"{directory} is not there, and the recovery store expects generation "
+            f"{token.generation} of it: bring it back (in a cluster, from the host that had "
+            "it), or begin anew with another --state"
+        )
+    if found != token.id:
+        raise StateError(
+            f"{directory} belongs to another state than the recovery store does: restore both "
+            "from one backup, or begin anew with another --state"
+        )
+    return found
+
+
+def _unknown(directory: Path, ahead: int) -> StateError:
+    return StateError(
+        f"{directory} holds {ahead} generations that the recovery store knows nothing of: "
+        "restore both from one backup, or begin anew with another --state"
+    )
 
 
 def _make(directory: Path, found: str) -> None:

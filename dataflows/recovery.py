@@ -32,11 +32,20 @@ from dataflows.identity import (
     versions,
     write_identity,
 )
+from dataflows.inspection import place_directories, tokens_by_place
 from dataflows.intake import partition_count
 from dataflows.pipeline import Pipeline
-from dataflows.place import Place
+from dataflows.place import Place, check_place
 from dataflows.rescale import WINDOWS, lay_out_anew
-from dataflows.resume_point import commits, read_resume_point, recovery_files, resume_epoch
+from dataflows.resume_point import (
+    check_alone,
+    commits,
+    forget_unconfirmed,
+    read_resume_point,
+    recovery_files,
+    resume_epoch,
+)
+from models.durable import why_not_durable
 from state.errors import StateError
 from state.files import sync_directory
 from state.lock import hold, join
@@ -87,12 +96,21 @@ class StateDirectory:
             StateError: it is in use, of something else, incomplete, or can't be written.
             BusError: the bus does not answer.
         """
+        reason = why_not_durable(pipeline.model)
+        if reason is not None:
+            raise StateError(
+                f"the model of pipeline {pipeline.name!r} can't be kept: {reason}; change it, or "
+                "run with --no-state"
+            )
         with ExitStack() as stack:
             stack.enter_context(hold(path, say=say))
             identity = read_identity(path)
             if identity is None:
                 identity = _make(path, pipeline, bus, shards, workers, process, hosts)
             _check(identity, path, pipeline, bus, shards, hosts)
+            if hosts == 1:
+                _check_places(path, identity)
+                forget_unconfirmed(path / _RECOVERY)
             if identity.by_shard != (workers > 1):
                 if hosts > 1:
                     raise StateError(
@@ -125,6 +143,8 @@ class StateDirectory:
             if identity is None or identity.by_shard != (workers > 1):
                 raise StateError(f"{path} was not prepared for {workers} workers")
             _check(identity, path, pipeline, bus, shards, identity.hosts)
+            if identity.hosts == 1:  # before this worker connects, the engine of none has begun
+                forget_unconfirmed(path / _RECOVERY)
             return cls(path, identity, stack.pop_all())
 
     def __enter__(self) -> StateDirectory:
@@ -271,6 +291,18 @@ def _check(
             f"{path} was made for {identity.hosts} hosts, and this run names {hosts}: bring all "
             "recovery partitions together, or begin anew with another --state"
         )
+
+
+def _check_places(path: Path, identity: Identity) -> None:
+    """Raise unless recovery store and places belong together; all of them are on this host."""
+    check_alone(path / _RECOVERY)
+    tokens = tokens_by_place(read_resume_point(path / _RECOVERY), identity)
+    places = {directory.name: directory for directory in place_directories(path, identity)}
+    layout = layout_directory(path, identity)
+    for name in tokens.keys() - places.keys():
+        places[name] = (layout if name.startswith(WINDOWS) else path) / name
+    for name in sorted(places):
+        check_place(places[name], tokens.get(name))
 
 
 def _remove_old_layouts(path: Path, identity: Identity) -> None:

@@ -2,7 +2,8 @@
 
 The engine keeps one small SQLite file per recovery partition. It decides by itself where to resume;
 this reads the same tables for those who ask beforehand: for a new layout of the windows, and for
-``anabranch state``.
+``anabranch state``. But not in a process in which the engine is running: it brings its own SQLite,
+and two of them in one process take each other's locks away.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _SNAPS = """
 SELECT step_id, state_key, ser_change, snap_epoch FROM snaps
 WHERE snap_epoch < ? ORDER BY snap_epoch
 """
+_UNCONFIRMED = "DELETE FROM snaps WHERE snap_epoch >= ?"
+_PARTS = "SELECT part_index, part_count FROM parts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +68,46 @@ def read_resume_point(directory: Path) -> ResumePoint:
     states: dict[tuple[str, str], Any] = {}
     for file in files:
         for step, key, pickled, _ in _query(file, _SNAPS, epoch):
-            # These files were written by the engine on behalf of this program.
-            states[step, key] = None if pickled is None else pickle.loads(pickled)
+            states[step, key] = None if pickled is None else _load(file, pickled)
     return ResumePoint(epoch, states)
+
+
+def check_alone(directory: Path) -> None:
+    """Raise unless the only recovery partition of a single host is here.
+
+    Raises:
+        StateError: it is not, or others are, or it can't be read.
+    """
+    files = recovery_files(directory)
+    if [row for file in files for row in _query(file, _PARTS)] != [(0, 1)]:
+        raise StateError(
+            f"the recovery store {directory} is not the one that was made here (it has "
+            f"{', '.join(file.name for file in files) or 'no partition'}): restore it from a "
+            "backup, or begin anew with another --state"
+        )
+
+
+def forget_unconfirmed(directory: Path) -> None:
+    """Remove what a killed run has left of the epoch that it did not finish.
+
+    The engine does not: it writes the states of an epoch first, and that it is finished
+    afterwards. The next run begins that epoch anew; what it did not write anew by its end (a step
+    that got nothing, a sink that wrote nothing) would later be taken from the killed run, as if it
+    had been finished then. All recovery partitions must be here, and no run be going on.
+
+    Raises:
+        StateError: they can't be written.
+    """
+    files = recovery_files(directory)
+    epoch = resume_epoch(files)
+    for file in files:
+        try:
+            with closing(sqlite3.connect(file, timeout=10)) as connection, connection:
+                connection.execute(_UNCONFIRMED, (epoch,))
+        except sqlite3.Error as error:
+            raise StateError(
+                f"the recovery store {file} can't be written: {error}; make it writable"
+            ) from None
 
 
 def resume_epoch(files: list[Path]) -> int:
@@ -98,10 +138,28 @@ def recovery_files(directory: Path) -> list[Path]:
 
 def _query(file: Path, question: str, *values: int) -> list[tuple[Any, ...]]:
     try:
-        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
+        with closing(sqlite3.connect(f"{_uri(file)}?mode=ro", uri=True, timeout=10)) as connection:
             return connection.execute(question, values).fetchall()
     except sqlite3.Error as error:
-        raise StateError(f"the recovery store {file} can't be read: {error}") from None
+        raise StateError(
+            f"the recovery store {file} can't be read ({error}): restore it from a backup, or "
+            "begin anew with another --state"
+        ) from None
+
+
+def _load(file: Path, pickled: bytes) -> Any:
+    """A state in a file that the engine has written on behalf of this program."""
+    try:
+        return pickle.loads(pickled)
+    except Exception as error:
+        raise StateError(
+            f"the recovery store {file} is damaged ({error}): restore it "
+            "from a backup, or begin anew with another --state"
+        ) from None
+
+
+def _uri(file: Path) -> str:
+    return file.absolute().as_uri()  # its name may have a ? or a %
 
 
 def _is(step_id: str, step: str) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from bytewax.operators import StatefulBatchLogic
 from numpy.typing import NDArray
 
-from dataflows.batch import IDLE, Batch, EntityRows, Progress
+from dataflows.batch import IDLE, Batch, EntityRows, Progress, Wake
 from dataflows.features import EntityFeature
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
@@ -35,7 +35,7 @@ MODELS = "0"
 if TYPE_CHECKING:
     from dataflows.recovery import StateDirectory
 
-Item = Batch | EntityRows
+Item = Batch | EntityRows | Wake
 Keyed = tuple[str, Item]
 Routed = tuple[str, Item | Progress]
 """What the intake hands over."""
@@ -71,6 +71,10 @@ class Router:
         batch.expected = len(parts)
         batch.columns = {}
         return [*parts, (MODELS, batch), *self.progress(batch.origin, watermark)]
+
+    def wake(self) -> list[Routed]:
+        """For every shard, and so for the models and the outputs: see `Wake`."""
+        return [(str(shard), Wake(shard)) for shard in range(self._shards)]
 
     def progress(self, origin: str, watermark: int) -> list[Routed]:
         """For every shard, once a second at most: how far this worker is."""
@@ -222,10 +226,12 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
     def on_batch(self, values: list[Item | Progress]) -> tuple[list[Item], bool]:
         if self._place is None and self._state is not None:
             self._open(self._state.windows(_shard_of(values[0])), None)
-        filled = []
+        filled: list[Item] = []
         for item in values:  # in order: an origin's progress is told after the rows behind it
             if isinstance(item, Progress):
                 self._note(item)
+            elif isinstance(item, Wake):
+                filled.append(item)
             else:
                 filled.append(self._fill(item))
         return filled, False
@@ -269,7 +275,7 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
         # When all are idle there is no news of time either.
         return min((w for w in self._watermarks.values() if w < IDLE), default=-IDLE)
 
-    def _fill(self, item: Item) -> Item:
+    def _fill(self, item: Batch | EntityRows) -> Batch | EntityRows:
         if isinstance(item, EntityRows):
             windows = self.windows(item.entity, in_place=False)
             features = np.empty((len(item.keys), windows.width))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
 
+from bytewax.recovery import InconsistentPartitionsError, MissingPartitionsError
 from bytewax.run import cli_main
 
 from dataflows.bus import Bus
@@ -18,7 +19,7 @@ from dataflows.intake import IntakeOptions
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
 from dataflows.recovery import StateDirectory
-from state.errors import AnabranchError
+from state.errors import AnabranchError, StateError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -95,6 +96,8 @@ def run_worker(
         cause = options.failure or guard.failure or find_cause(error)
         if cause is None and cluster.workers > 1 and "thread panic" in str(error):
             cause = LostWorkerError(f"worker {cluster.process} lost its connection to another one")
+        if cause is None and state is not None:
+            cause = _inconsistent(error, state)
         if cause is None:
             raise
         raise cause from None
@@ -111,6 +114,20 @@ def find_cause(error: BaseException) -> AnabranchError | None:
     while seen is not None:
         if isinstance(seen, AnabranchError):
             return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _inconsistent(error: BaseException, state: StateDirectory) -> StateError | None:
+    """What the engine says of recovery partitions on several hosts that don't fit together."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (InconsistentPartitionsError, MissingPartitionsError)):
+            return StateError(
+                f"the recovery partitions of this cluster don't fit together, of which {state.path}"
+                f" holds one ({seen}): start with the state directory of every host, all from one "
+                "moment"
+            )
         seen = seen.__cause__ or seen.__context__
     return None
 

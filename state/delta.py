@@ -159,13 +159,23 @@ def decode(records: Mapping[str, bytes]) -> Delta:
 def _merge_rows(parts: list[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
-    index = np.concatenate([part.index for part in parts])
-    last = _last_words(index)
-    columns = {
-        name: np.concatenate([part.columns[name] for part in parts])[last]
-        for name in parts[-1].columns
-    }
-    return Rows(index[last], columns)
+    present = np.zeros(max(int(part.index.max(initial=-1)) for part in parts) + 1, np.bool_)
+    for part in parts:
+        present[part.index] = True
+    index = np.flatnonzero(present)
+    if len(index) == len(present):  # no gap: a row stands at its number
+        places = [part.index for part in parts]
+    else:
+        place = np.cumsum(present) - 1
+        places = [place[part.index] for part in parts]
+    columns = {}
+    for name in parts[-1].columns:
+        given = [part.columns[name] for part in parts]
+        merged = np.empty((len(index), *given[-1].shape[1:]), np.result_type(*given))
+        for at, column in zip(places, given, strict=True):
+            merged[at] = column  # of a row's words the last is kept
+        columns[name] = merged
+    return Rows(index, columns)
 
 
 def _merge_items(parts: list[Items]) -> Items:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import repeat
 
 import numpy as np
 
@@ -89,11 +90,14 @@ class KeySlots:
         items = image.items.get("keys")
         if items is None or not len(items):
             return
+        values = [value for value in items.values if value is not None]
+        held = np.array([value is not None for value in items.values])
+        slots = items.index[held].tolist()
+        keys = list(map(bytes.decode, values, repeat("utf-8"), repeat("surrogatepass")))
+        self._slot_of = dict(zip(keys, slots, strict=True))
         self._key_of = [None] * (int(items.index.max()) + 1)
-        for slot, value in zip(items.index.tolist(), items.values, strict=True):
-            if value is not None:
-                self._key_of[slot] = value.decode("utf-8", "surrogatepass")
-        self._slot_of = {key: slot for slot, key in enumerate(self._key_of) if key is not None}
+        for slot, key in zip(slots, keys, strict=True):
+            self._key_of[slot] = key
         self._free = [slot for slot, key in enumerate(self._key_of) if key is None][::-1]
 
     def _add(self, key: str) -> None:

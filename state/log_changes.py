@@ -46,14 +46,16 @@ from state.log import (
 )
 
 _KEPT = [MAX_SEEN, LATE_ROWS, HAND]
+# A step along a chain waits for memory as long as it takes to look through so many rows.
+_SCANNED = 64
 Columns = Mapping[str, NDArray[Any]]
 
 
 @kernel
-def count_touched(first: int, table: I32) -> int:
-    """How many rows are chained up from `first` on."""
+def count_touched(first: int, table: I32, most: int) -> int:
+    """How many rows are chained up from `first` on; more than `most` are not counted out."""
     found = 0
-    while first >= 0:
+    while first >= 0 and found <= most:
         first = table[first, TOUCHED] - 2
         found += 1
     return found
@@ -182,9 +184,15 @@ def chain_free_hots(log: SlottedLog, hoti: I64, hot_cells: tuple[int, int, int])
 
 
 def _taken(table: I32, cell: int, meta: I64) -> I64:
-    first = int(meta[cell])
-    rows = np.empty(count_touched(first, table), np.int64)
-    take_touched(first, table, rows)
+    """The touched rows of a table, rising; none is touched from now on."""
+    first, most = int(meta[cell]), table.shape[0] // _SCANNED
     meta[cell] = -1
+    count = count_touched(first, table, most)
+    if count > most:
+        rows = np.flatnonzero(table[:, TOUCHED])
+        table[rows, TOUCHED] = 0
+        return rows
+    rows = np.empty(count, np.int64)
+    take_touched(first, table, rows)
     rows.sort()
     return rows

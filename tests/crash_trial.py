@@ -1,50 +1,54 @@
-"""Kills a running pipeline again and again, and tells whether anybody could notice from its output.
+"""Kills a running pipeline again and again, at random moments, until it is killed enough.
 
 A backlog is published, and worked through once without interruption. Then the same is done by
-processes that are killed with SIGKILL at random moments and started again, until the end.
+processes that are killed with SIGKILL and started again, until the end. Whether anybody could
+notice is asked of `tests.run_result`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
-from typing import Any
 
-from dataflows.bus import Bus, TopicPartition, open_bus
-from dataflows.inspection import inspect
+from dataflows.bus import open_bus
 from dataflows.load import load_pipeline
 from dataflows.pipeline import Pipeline
-from dataflows.place import DATABASE
-from dataflows.windows import EntityWindows
+from dataflows.resume_point import recovery_files, resume_epoch
 from producers.publish import publish
-from producers.simulators import simulate
-from state.fingerprint import fingerprint
-from state.store import look
+from state.errors import StateError
+from tests.backlog import backlog
+from tests.kill_hits import hits
 
 EPOCH = "150ms"
+ALL_AT_ONCE = 1000  # messages in a batch of a run that nobody wants to hit
 
 
 @dataclass
 class Trial:
-    """A pipeline, a bus with a backlog, and a state directory; ``url`` is where the bus is."""
+    """A pipeline, a bus with a backlog, and state directories; ``url`` is where the bus is.
+
+    ``batch`` is small where kills should hit many of them. ``kills`` counts, ``hit`` says what the
+    kills met.
+    """
 
     directory: Path
     url: str
     pipeline: str = "payments"
     partitions: int = 1
-    batch: int = 20
+    batch: int = 2
     seed: int = 1
+    epoch: str = EPOCH
+    faulty: bool = False
     kills: int = 0
-    lines: list[str] = field(default_factory=list)
+    hit: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.declared: Pipeline = load_pipeline(self.pipeline)
@@ -54,130 +58,138 @@ class Trial:
         """Publish the backlog: the same messages for the same arguments."""
         bus = open_bus(self.url)
         try:
-            topics = dict.fromkeys(self.declared.inputs, self.partitions)
-            bus.create_topics(topics)
-            batches = simulate(self.pipeline, seed=self.seed, events=events)
+            bus.create_topics(dict.fromkeys(self.declared.inputs, self.partitions))
             kinds = dict(zip(("events", "labels"), self.declared.inputs, strict=False))
-            publish(bus, batches, topics=kinds)
+            publish(bus, backlog(events, self.seed, self.faulty), topics=kinds)
         finally:
             bus.close()
 
-    def command(self, state: str, processes: int = 1, *more: str) -> list[str]:
+    def command(self, state: str, batch: int, *more: str) -> list[str]:
         """What starts the run, to the end of the backlog."""
         return [
             sys.executable, "-m", "dataflows.cli", "run", self.pipeline, "--bus", self.url,
-            "--state", str(self.directory / state), "--until-end", "--epoch", EPOCH,
-            "--batch", str(self.batch), "--processes", str(processes), *more,
+            "--state", str(self.directory / state), "--until-end", "--epoch", self.epoch,
+            "--batch", str(batch), *more,
         ]  # fmt: skip
 
-    def start(self, state: str, processes: int = 1, *more: str) -> Popen[str]:
-        """Start the run; its words go to a file, so that nobody has to read them."""
-        log = (self.directory / f"{state}.log").open("a")
-        with log:
-            return Popen(
-                self.command(state, processes, *more), stdout=log, stderr=log, text=True,
-                env={**os.environ, "COLUMNS": "200"}, stdin=PIPE,
-            )  # fmt: skip
+    def start(self, state: str, *more: str, batch: int = 0, within: Sequence[str] = ()) -> Run:
+        """Start the run, with a command before it that it runs ``within``."""
+        told = [*within, *self.command(state, batch or self.batch, *more)]
+        return Run(told, self.directory / f"{Path(state).name}.log")
 
-    def finish(self, state: str, processes: int = 1, *more: str, timeout_s: float = 240) -> None:
+    def finish(
+        self, state: str, processes: int = 1, timeout_s: float = 240, batch: int = ALL_AT_ONCE
+    ) -> None:
         """Run to the end without a kill."""
-        process = self.start(state, processes, *more)
-        try:
-            code = process.wait(timeout_s)
-        except TimeoutExpired:
-            end(process)
-            raise
-        assert code == 0, self.log(state)
-
-    def log(self, state: str) -> str:
-        """What the runs of a state directory said."""
-        return (self.directory / f"{state}.log").read_text()[-5_000:]
+        more = ("--processes", str(processes), "--epoch", "1s")
+        with self.start(state, *more, batch=batch) as run:
+            assert run.wait(timeout_s) == 0, run.said()
 
     def kill_until(self, state: str, kills: int, processes: int = 1) -> None:
         """Kill ``kills`` times at random moments of the run, starting again each time."""
         done = 0
         while done < kills:
-            process = self.start(state, processes)
-            try:
-                done += self._kill_some(process, state, processes, kills - done)
-            finally:
-                end(process)
+            began = reached(self.directory / state)
+            with self.start(state, "--processes", str(processes)) as run:
+                done += self._kill_some(run, state, processes, kills - done)
+            self.hit.update(hits(self.directory / state, self.url, began))
         self.kills += done
 
-    def _kill_some(self, process: Popen[str], state: str, processes: int, most: int) -> int:
+    def _kill_some(self, run: Run, state: str, processes: int, most: int) -> int:
         """Kill the only process; or workers, again and again, and in the end the supervisor."""
         if processes == 1:
-            self._let_run(process, state)
+            self._let_run(run, state)
+            run.kill()
+            self.hit["the only process"] += 1
             return 1
         done = 0
-        for _ in range(self.random.randint(1, 6)):
-            self._let_run(process, state)
-            workers = children(process.pid)
+        for _ in range(self.random.randint(2, 7)):
+            self._let_run(run, state)
+            workers = children(run.process.pid)
             if workers and done < most - 1:
                 kill(self.random.choice(workers))
+                self.hit["a worker"] += 1
                 done += 1
+        run.kill()
+        self.hit["a supervisor"] += 1
         return done + 1
 
-    def _let_run(self, process: Popen[str], state: str) -> None:
+    def _let_run(self, run: Run, state: str) -> None:
         """Wait for a random moment: of the start-up now and then, else of the work."""
-        if self.random.random() < 0.1:
-            time.sleep(self.random.uniform(0, 2.5))
+        if self.random.random() < 0.15:
+            time.sleep(self.random.uniform(0, 3))
             return
-        before = inspect_generation(self.directory / state)
-        deadline = time.monotonic() + 60
-        while inspect_generation(self.directory / state) == before:
-            assert process.poll() is None, f"it ended too early:\n{self.log(state)}"
-            assert time.monotonic() < deadline, f"no progress:\n{self.log(state)}"
-            time.sleep(0.01)
-        time.sleep(self.random.uniform(0, 0.6))
+        path = self.directory / state
+        before = reached(path)
+        run.wait_until(lambda: reached(path) != before)
+        time.sleep(self.random.uniform(0, 0.5))
 
-    def outputs(self, topic: str) -> dict[int, list[dict[str, Any]]]:
-        """All messages of an output topic, by partition."""
-        bus = open_bus(self.url)
+
+class Run:
+    """A run that goes on; a context manager, after which neither it nor its workers are left.
+
+    Its words go to a file, so that nobody has to read them.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self._log = log
+        with log.open("a") as words:
+            self._from = words.tell()
+            self.process: Popen[str] = Popen(
+                command, stdout=words, stderr=words, text=True, stdin=PIPE,
+                env={**os.environ, "COLUMNS": "200"},
+            )  # fmt: skip
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def said(self) -> str:
+        """What it has said so far."""
+        with self._log.open() as words:
+            words.seek(self._from)
+            return words.read()
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit code, once it has ended."""
         try:
-            return {
-                number: list(_messages(bus, topic, number)) for number in range(self.partitions)
-            }
-        finally:
-            bus.close()
+            return self.process.wait(timeout_s)
+        except TimeoutExpired:
+            raise AssertionError(f"it did not end in {timeout_s:g} s:\n{self.said()}") from None
 
-    def window_fingerprints(self, state: str) -> dict[str, list[str]]:
-        """By entity; for the layout of a single worker."""
-        identity = inspect(self.directory / state).identity
-        place = self.directory / state / f"layout-{identity.layout}" / "windows"
-        image = look(place / DATABASE).image()
-        found = {}
-        for entity in self.declared.entities:
-            windows = EntityWindows(self.declared, entity, False)
-            windows.restore(image.part(entity))
-            found[entity] = [fingerprint(each) for _, each in windows.groups]
-        return found
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 90) -> None:
+        """Until ``condition()`` is true; it must not end before."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None, f"it ended too early:\n{self.said()}"
+            assert time.monotonic() < deadline, f"no progress:\n{self.said()}"
+            time.sleep(0.02)
 
+    def wait_until_said(self, words: str, timeout_s: float = 90) -> None:
+        """Until it has said ``words``."""
+        self.wait_until(lambda: words in self.said(), timeout_s)
 
-def check_once(trial: Trial, events: int) -> None:
-    """Every event has one prediction, and every message of the outputs another cause."""
-    rows = trial.outputs(trial.declared.topics.predictions)
-    seen = Counter((row["partition"], row["offset"]) for each in rows.values() for row in each)
-    doubled = [at for at, times in seen.items() if times > 1]
-    assert not doubled, f"{len(doubled)} events were predicted twice, first {min(doubled)}"
-    assert len(seen) == events, f"{events - len(seen)} events of {events} have no prediction"
-    for each in rows.values():
-        offsets = [row["offset"] for row in each]
-        assert offsets == sorted(offsets)
-    for topic in (trial.declared.topics.dead_letters, trial.declared.topics.drift):
-        marks = Counter(
-            (row["topic"], row["partition"], row["offset"], row.get("reason", row.get("subject")))
-            for each in trial.outputs(topic).values()
-            for row in each
-        )
-        assert all(times == 1 for times in marks.values()), f"doubled on {topic}"
+    def kill(self, all_at_once: bool = False) -> None:
+        """Kill it, and wait for its workers, who end by themselves or are killed ``all_at_once``.
+
+        Nothing if it has ended.
+        """
+        workers = children(self.process.pid) if self.process.poll() is None else []
+        kill(self.process.pid)
+        for worker in workers if all_at_once else []:
+            kill(worker)
+        self.process.wait()
+        deadline = time.monotonic() + 30
+        for worker in workers:
+            while Path(f"/proc/{worker}").exists():
+                assert time.monotonic() < deadline, f"worker {worker} goes on:\n{self.said()}"
+                time.sleep(0.05)
 
 
-def inspect_generation(state: Path) -> int:
+def reached(state: Path) -> int:
     """How far a state directory is; 0 when it is not there yet."""
-    from dataflows.resume_point import recovery_files, resume_epoch
-    from state.errors import StateError
-
     try:
         return resume_epoch(recovery_files(state / "recovery"))
     except StateError:  # it is being made
@@ -186,9 +198,12 @@ def inspect_generation(state: Path) -> int:
 
 def children(process: int) -> list[int]:
     """The processes that a process has started."""
-    found = []
+    found: list[int] = []
     for task in Path(f"/proc/{process}/task").glob("*/children"):
-        found += [int(number) for number in task.read_text().split()]
+        try:
+            found += [int(number) for number in task.read_text().split()]
+        except OSError:  # the thread has ended
+            continue
     return found
 
 
@@ -198,26 +213,3 @@ def kill(process: int) -> None:
         os.kill(process, signal.SIGKILL)
     except ProcessLookupError:
         return
-
-
-def end(process: Popen[str]) -> None:
-    """Kill a process, which may have ended, and wait for those that it had started."""
-    workers = children(process.pid) if process.poll() is None else []
-    kill(process.pid)
-    process.wait()
-    deadline = time.monotonic() + 30
-    for worker in workers:
-        while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-
-def _messages(bus: Bus, topic: str, partition: int) -> Iterator[dict[str, Any]]:
-    end_at = bus.end_offsets(topic)[partition]
-    at = TopicPartition(topic, partition)
-    reader = bus.reader({at: bus.start_offsets(topic)[partition]})
-    try:
-        while reader.positions()[at] < end_at:
-            for piece in reader.poll(10_000, 0.5):
-                yield from map(json.loads, piece.values)
-    finally:
-        reader.close()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import bytewax_recovery
 from benchmarks.__main__ import names
 from benchmarks.hotpath import EVERY_MS, START_MS, check_agreement, make_messages, make_pipeline
+from benchmarks.recovery import check_agreement as check_recovery
 from benchmarks.report import Target
 from benchmarks.stages import STAGES, stage_costs
 
 
 def test_every_benchmark_is_found_by_its_name():
-    assert names() == ["bus", "hotpath"]
+    assert names() == ["bus", "hotpath", "recovery"]
 
 
 def test_the_version_by_hand_predicts_what_the_pipeline_predicts():
@@ -24,6 +26,20 @@ def test_a_difference_between_the_contestants_is_noticed(monkeypatch):
     messages[100], messages[120] = messages[120], messages[100]
     with pytest.raises(AssertionError, match="differ"):
         check_agreement(messages)
+
+
+def test_both_ways_to_recover_answer_alike_before_and_after():
+    check_recovery(60)
+
+
+def test_a_recovery_that_forgets_is_noticed(monkeypatch):
+    def forgets(self, clock, events):
+        found(self, clock, None)
+
+    found = bytewax_recovery._Windows.__init__
+    monkeypatch.setattr(bytewax_recovery._Windows, "__init__", forgets)
+    with pytest.raises(AssertionError, match="differ"):
+        check_recovery(60)
 
 
 def test_every_stage_of_the_hot_path_is_timed():

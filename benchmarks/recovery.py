@@ -1,0 +1,290 @@
+"""What it costs to lose nothing: commits, resumption, throughput and latency with recovery on.
+
+How such a comparison misleads, and what is done about it:
+
+* Contestants that remember different things. Both get the same rows and keep the same windows, and
+  all their answers are compared, before and after a resumption, before anything is timed.
+* A slow rival. It puts no more into its recovery store than it must (`bytewax_recovery`).
+* A commit that is timed without its fsync, or with nothing in it. Ours is that of the real step on
+  a real state directory; every epoch changes 100,000 keys, or all if there are fewer.
+* A run too short to pay for epochs. Throughput is that of whole runs, in which several epochs end.
+* A noisy machine. Contestants take turns, and the best time of each counts.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bytewax_recovery import Clock, Contestant, Ours, Theirs, make_epochs
+from benchmarks.hotpath import make_messages, make_pipeline
+from benchmarks.in_between import PAYMENTS
+from benchmarks.prepared import Discard, PreparedBus
+from benchmarks.report import Report, Target
+from dataflows.bus import Bus, TopicPartition, open_bus
+from dataflows.intake import IntakeOptions
+from dataflows.recovery import StateDirectory
+from dataflows.warmup import warm
+from dataflows.worker import run_worker
+
+CHANGED = 100_000
+LIVE = (10_000, 100_000, 1_000_000)
+THEIRS_MOST = 100_000  # its resumption grows with the square of the keys
+RATES = (1_000, 5_000)
+_WARM_UP_S = 1.0
+
+
+def run(quick: bool) -> Report:
+    """Commits and resumption beside Bytewax's; then throughput and latency, recovery on and off."""
+    check_agreement()
+    remembered, targets = _remembered(quick)
+    load = _Load(0.75, 15_000, 600_000, 2) if quick else _Load(5.0, 100_000, 4_500_000, 3)
+    rows, share = _throughput(load)
+    targets.append(Target("throughput, recovery on / off", share, 0.9, ">="))
+    latency = [
+        _latency(per_second, epoch_s, seconds=1.0 if quick else 10.0)
+        for per_second in (RATES[1:] if quick else RATES)
+        for epoch_s in (None, 1.0)
+    ]
+    notes = [
+        f"commit: {CHANGED:,} keys changed (all, if there are fewer); from the first snapshot of "
+        "an epoch until the source is asked for the next; "
+        + (
+            "the best of 4, of Bytewax's a single one, of keys with one event each"
+            if quick
+            else "the best of 5"
+        ),
+        "resume: from before anything is opened to the first answer; 3 widths per key; "
+        + ("a single one" if quick else "the best of 2"),
+        f"throughput: hot path, batch 1000, {load.events:,} events of {load.cards:,} cards, epochs "
+        f"of {load.epoch_s:g} s; on and off in turn, best of {load.rounds}"
+        + (
+            "; epochs and cards are both 15 % of the full run's: a commit's fixed cost weighs more"
+            if quick
+            else ""
+        ),
+        "latency: embedded bus, 1,000 cards; ms from when an event was due to be published until "
+        "its prediction was read back; the first second is not counted",
+    ]
+    return Report("recovery", [*remembered, *rows, *latency], targets, notes)
+
+
+def check_agreement(live: int = 500) -> None:
+    """Both must answer every row alike, one resumption in between, or there's nothing to compare.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    epochs = make_epochs(live, live // 2, 4)
+    found = []
+    with tempfile.TemporaryDirectory(prefix="anabranch-recovery-") as directory:
+        for contestant in (Ours(Path(directory)), Theirs(Path(directory))):
+            clock = Clock(answers={})
+            for part in (epochs[:4], epochs):
+                contestant.run(part, clock)
+            assert clock.answers is not None
+            found.append(clock.answers)
+    ours, theirs = found
+    rows = sum(len(epoch.keys) for epoch in epochs)
+    if not len(ours) == len(theirs) == rows or ours.keys() != theirs.keys():
+        raise AssertionError(f"{rows} rows, {len(ours)} and {len(theirs)} answers")
+    worst = max(np.abs(np.subtract(ours[row], theirs[row])).max() for row in ours)
+    if not worst < 1e-6:
+        raise AssertionError(f"the contestants' features differ by up to {worst}")
+
+
+def _remembered(quick: bool) -> tuple[list[dict[str, Any]], list[Target]]:
+    """Commit and resumption by number of live keys."""
+    best: dict[tuple[str, int], tuple[float, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="anabranch-recovery-") as directory:
+        for live in LIVE:
+            contestants: dict[str, type[Ours] | type[Theirs]] = {"ours": Ours}
+            if live <= THEIRS_MOST:
+                contestants["theirs"] = Theirs
+            for name, contestant in contestants.items():
+                place = Path(directory) / f"{name}-{live}"
+                place.mkdir()
+                rounds, singles = (0 if name == "theirs" else 4, 1) if quick else (5, 2)
+                best[name, live] = _commit_and_resume(contestant(place), live, rounds, singles)
+    labels = {"ours": "anabranch", "theirs": "Bytewax's own, an entry per key"}
+    rows = [
+        {
+            "recovery": labels[name],
+            "live keys": live,
+            "changed": min(live, CHANGED),
+            "commit ms": commit * 1e3,
+            "resume ms": resume * 1e3,
+        }
+        for (name, live), (commit, resume) in best.items()
+    ]
+    least, most = THEIRS_MOST, LIVE[-1]
+    theirs, scaled = best["theirs", least][0], best["theirs", least][1] * most / least
+    targets = [
+        Target(
+            f"commit of 100k of {live:,} keys, Bytewax's of 100k / ours", theirs / commit, 5, ">="
+        )
+        for live, commit in ((least, best["ours", least][0]), (most, best["ours", most][0]))
+    ]
+    resume = {live: best["ours", live][1] for live in LIVE}
+    return rows, [
+        *targets,
+        Target("resume of 1M keys, Bytewax's of 100k × 10 / ours", scaled / resume[most], 20, ">="),
+        Target("resume, 100k to 1M keys, grows", resume[most] / resume[least], 12),
+    ]
+
+
+def _commit_and_resume(
+    contestant: Contestant, live: int, rounds: int, singles: int
+) -> tuple[float, float]:
+    """Seconds of the best commit, and of the best of ``singles`` resumptions.
+
+    Commits are of ``rounds`` epochs that change random keys; without any, of the first keys.
+    """
+    epochs = make_epochs(live, min(live, CHANGED), rounds, singles)
+    clock = Clock()
+    contestant.run(epochs[: len(epochs) - singles], clock)
+    resumptions = []
+    for left in range(singles - 1, -1, -1):
+        after = Clock()
+        began = time.perf_counter()
+        contestant.run(epochs[: len(epochs) - left], after)
+        resumptions.append(after.first_answer_at - began)
+    return min(clock.commits[-max(rounds, 1) :]), min(resumptions)
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What a run of the hot path is given."""
+
+    epoch_s: float
+    cards: int
+    events: int
+    rounds: int
+
+
+def _throughput(load: _Load) -> tuple[list[dict[str, Any]], float]:
+    """Events per second with recovery off and on; the share that is left with it on."""
+    messages = make_messages(load.events, load.cards, merchants=300)
+    _hot_path_s(messages[:20_000], load.epoch_s, False)  # all is compiled
+    best = {"off": float("inf"), "on": float("inf")}
+    for number in range(load.rounds):
+        for mode in ("off", "on") if number % 2 == 0 else ("on", "off"):
+            best[mode] = min(best[mode], _hot_path_s(messages, load.epoch_s, mode == "on"))
+    rows = [
+        {
+            "hot path": f"recovery {mode}",
+            "run s": seconds,
+            "epochs": int(seconds / load.epoch_s) + 1,
+            "events/s": load.events / seconds,
+        }
+        for mode, seconds in best.items()
+    ]
+    return rows, best["off"] / best["on"]
+
+
+def _hot_path_s(messages: list[bytes], epoch_s: float, recovery: bool) -> float:
+    pipeline = make_pipeline()
+    bus = PreparedBus(pipeline, messages, Discard())
+    with ExitStack() as stack:
+        state = None
+        if recovery:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="anabranch-hot-"))
+            path = Path(directory) / "state"
+            state = stack.enter_context(StateDirectory.open(path, pipeline, bus))
+        gc.collect()
+        gc.freeze()  # the messages are nobody's garbage
+        began = time.perf_counter()
+        run_worker(pipeline, bus, IntakeOptions(until_end=True), epoch_s=epoch_s, state=state)
+        seconds = time.perf_counter() - began
+        gc.unfreeze()
+    return seconds
+
+
+def _latency(per_second: int, epoch_s: float | None, seconds: float) -> dict[str, Any]:
+    """Latency on the embedded bus, with an epoch every ``epoch_s`` seconds or without recovery."""
+    with tempfile.TemporaryDirectory(prefix="anabranch-latency-") as directory:
+        url = f"sqlite:{Path(directory) / 'bus'}"
+        bus = open_bus(url)
+        topics = make_pipeline().topics
+        bus.create_topics({topics.events: 1, topics.predictions: 1})
+        with _worker(url, None if epoch_s is None else Path(directory) / "state", epoch_s or 5.0):
+            waited = _drive(bus, topics.events, topics.predictions, per_second, seconds)
+        bus.close()
+    p50, p99 = np.percentile(waited, [50, 99])
+    return {
+        "recovery": "off" if epoch_s is None else f"on, epochs of {epoch_s:g} s",
+        "events/s": per_second,
+        "p50 ms": float(p50),
+        "p99 ms": float(p99),
+        "worst ms": float(waited.max()),
+    }
+
+
+def _drive(bus: Bus, source: str, target: str, per_second: int, seconds: float) -> Any:
+    """Publish at a steady rate; ms from when each event was due to when its prediction was read."""
+    total = int(per_second * (seconds + _WARM_UP_S))
+    publisher = bus.publisher()
+    reader = bus.reader({TopicPartition(target, 0): 0})
+    publisher.append(source, [PAYMENTS.encode(total)])
+    _wait(lambda: bool(reader.poll(1, 0.1)), "the pipeline did not start")
+    messages = [PAYMENTS.encode(n) for n in range(total)]
+    start = time.monotonic_ns() + 200_000_000
+    due = start + np.arange(total, dtype=np.int64) * (1_000_000_000 // per_second)
+    waited: list[Any] = []
+    sent = back = 0
+
+    def turn() -> bool:
+        nonlocal sent, back
+        ready = int(np.searchsorted(due, time.monotonic_ns()))
+        if ready > sent:
+            publisher.append(source, messages[sent:ready])
+            sent = ready
+        for part in reader.poll(10_000, 0.001):  # also what paces the publishing
+            waited.append(time.monotonic_ns() - due[back : back + len(part.values)])
+            back += len(part.values)
+        return back >= total
+
+    _wait(turn, f"not all of {total} predictions came back", seconds + 30)
+    publisher.close()
+    reader.close()
+    return np.concatenate(waited)[int(per_second * _WARM_UP_S) :] / 1e6
+
+
+def _wait(done: Callable[[], bool], otherwise: str, at_most_s: float = 120.0) -> None:
+    deadline = time.monotonic() + at_most_s
+    while not done():
+        if time.monotonic() > deadline:
+            raise RuntimeError(otherwise)
+
+
+@contextmanager
+def _worker(url: str, state: Path | None, epoch_s: float) -> Iterator[None]:
+    """The hot path's pipeline between two topics, in a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    worker = spawn.Process(target=_work, args=(url, state, epoch_s), daemon=True)
+    worker.start()
+    try:
+        yield
+    finally:
+        worker.terminate()
+        worker.join()
+
+
+def _work(url: str, path: Path | None, epoch_s: float) -> None:
+    pipeline = make_pipeline()
+    bus = open_bus(url)
+    warm(pipeline)
+    with ExitStack() as stack:
+        state = None
+        if path is not None:
+            state = stack.enter_context(StateDirectory.open(path, pipeline, bus))
+        run_worker(pipeline, bus, IntakeOptions(), epoch_s=epoch_s, state=state)

@@ -1,0 +1,1 @@
+"""Trials that take minutes: `make soak` runs them, `make test` does not."""

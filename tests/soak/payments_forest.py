@@ -1,0 +1,16 @@
+"""Payments judged by a forest: too large to be pickled at every epoch, so its rows are logged.
+
+The bounds are so tight that within a second a log has become too long, and a full pickle is due.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+from river import forest
+
+from dataflows.pipelines.payments import pipeline as shipped
+from models import checkpoint
+
+checkpoint.Bounds = partial(checkpoint.Bounds, replay_s=0.5, share=0.3)  # type: ignore[misc]
+
+pipeline = replace(shipped, name="payments-forest", model=forest.ARFClassifier(n_models=3, seed=1))

@@ -1,0 +1,67 @@
+"""A broker that dies, or hangs, in mid-run: the run says that it waits, and nothing is lost."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from dataflows.bus import open_bus
+from tests.crash_trial import Run, Trial
+from tests.kafka_broker import KafkaBroker
+from tests.run_result import check_once, check_same
+
+EVENTS = 40_000
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+
+
+def predictions(trial: Trial) -> int:
+    bus = open_bus(trial.url)
+    try:
+        topic = trial.declared.topics.predictions
+        return sum(bus.end_offsets(topic)) if topic in bus.topics() else 0
+    finally:
+        bus.close()
+
+
+def waits_told(run: Run) -> int:
+    """How often it has said that it waits: its sink does, and its reader."""
+    return run.said().count("waiting for the bus") + run.said().count("still waiting")
+
+
+def wait_for_progress(trial: Trial, run: Run, events: int = 500) -> None:
+    before = predictions(trial)
+    run.wait_until(lambda: predictions(trial) > before + events)
+
+
+def test_a_broker_that_is_killed_and_one_that_hangs(
+    kafka_broker: KafkaBroker, tmp_path: Path
+) -> None:
+    broker = kafka_broker
+    trial = Trial(tmp_path, broker.url, batch=4, faulty=True)
+    bus = open_bus(broker.url)
+    known = [topic for topic in bus.topics() if topic.startswith("payments.")]
+    bus.close()
+    for topic in known:
+        broker.delete_topic(topic)
+    trial.fill(EVENTS)
+    (tmp_path / "unharmed").mkdir()
+    unharmed = Trial(tmp_path / "unharmed", f"sqlite:{tmp_path}/bus", faulty=True)
+    unharmed.fill(EVENTS)
+    unharmed.finish("state")
+    with trial.start("state") as run:
+        wait_for_progress(trial, run)
+        broker.kill()
+        run.wait_until(lambda: waits_told(run) > 0, 30)
+        broker.start()
+        wait_for_progress(trial, run)
+        told = waits_told(run)
+        broker.pause()
+        time.sleep(15)  # the pause that is tried
+        broker.resume()
+        assert waits_told(run) > told
+        wait_for_progress(trial, run)
+        assert run.wait(120) == 0, run.said()
+    check_once(trial)
+    check_same(trial, "state", unharmed)

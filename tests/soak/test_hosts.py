@@ -1,0 +1,148 @@
+"""A cluster on two hosts with addresses of their own: one is cut off, or dies, and all heals."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from dataflows.bus import open_bus
+from tests.crash_trial import Run, Trial, reached
+from tests.network_hosts import NetworkHosts, why_not
+from tests.run_result import (
+    check_features,
+    check_merchants,
+    check_once,
+    dead_letters,
+)
+
+EVENTS = 40_000
+PORT = 7411
+FEATURES = str(Path(__file__).parent / "payments_with_features.py")
+pytestmark = pytest.mark.timeout(420)
+
+
+class TwoHosts:
+    """A run of two hosts with a state directory each; the bus is on a disk that they share."""
+
+    def __init__(self, directory: Path, hosts: NetworkHosts) -> None:
+        self.directory, self.hosts = directory, hosts
+        self.trial = Trial(
+            directory, f"sqlite:{directory}/bus", FEATURES, 4, batch=2, epoch="300ms", faulty=True
+        )
+        self.trial.fill(EVENTS)
+        self._stack = ExitStack()
+        self.runs: list[Run] = []
+
+    def __enter__(self) -> TwoHosts:
+        self.runs = [self.start(0), self.start(1)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self, number: int, *more: str, batch: int = 0) -> Run:
+        listed = ",".join(f"{self.hosts.address(n)}:{PORT}" for n in (0, 1))
+        where = ("--addresses", listed, "--process-id", str(number))
+        run = self.trial.start(
+            f"host-{number}", *where, *more, batch=batch, within=self.hosts.within(number)
+        )
+        return self._stack.enter_context(run)
+
+    def predictions(self) -> int:
+        bus = open_bus(self.trial.url)
+        try:
+            topic = self.trial.declared.topics.predictions
+            return sum(bus.end_offsets(topic)) if topic in bus.topics() else 0
+        finally:
+            bus.close()
+
+    def wait_for_progress(self, timeout_s: float = 90) -> None:
+        """Until events are predicted and an epoch has been committed."""
+        paths = [self.directory / f"host-{number}" for number in (0, 1)]
+        predicted, epochs = self.predictions(), [reached(path) for path in paths]
+        self.runs[0].wait_until(
+            lambda: (
+                self.predictions() > predicted
+                and any(reached(p) > e for p, e in zip(paths, epochs, strict=True))
+            ),
+            timeout_s,
+        )
+
+    def hear(self, number: int, words: str, since: int) -> None:
+        """Until a host has said ``words`` behind its first ``since`` characters."""
+        self.runs[number].wait_until(lambda: words in self.runs[number].said()[since:])
+
+    def finish(self) -> None:
+        """Stop both cleanly, and let them do the rest in large batches."""
+        for run in self.runs:
+            run.process.send_signal(signal.SIGTERM)
+        assert [run.wait(60) for run in self.runs] == [0, 0], [run.said() for run in self.runs]
+        self.runs = [self.start(number, "--epoch", "2s", batch=1000) for number in (0, 1)]
+        assert [run.wait(180) for run in self.runs] == [0, 0], [run.said() for run in self.runs]
+
+    def check(self) -> None:
+        """Each event has one prediction, with the features of a run that nothing happened to."""
+        check_once(self.trial)
+        (self.directory / "unharmed").mkdir()
+        bus = f"sqlite:{self.directory}/bus-unharmed"
+        unharmed = Trial(self.directory / "unharmed", bus, FEATURES, 4, faulty=True)
+        unharmed.fill(EVENTS)
+        unharmed.finish("state")
+        check_features(self.trial, unharmed)
+        check_merchants(self.trial)
+        assert dead_letters(self.trial) == dead_letters(unharmed)
+
+
+@pytest.fixture
+def patience() -> int | None:
+    return None
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, patience: int | None) -> Iterator[TwoHosts]:
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with NetworkHosts(2, patience) as hosts, TwoHosts(tmp_path, hosts) as running:
+        running.wait_for_progress()
+        yield running
+
+
+LOST = "lost its connection to another one; starting it again"
+
+
+def test_a_host_that_is_cut_off_for_a_while_or_dies_costs_nothing(cluster: TwoHosts) -> None:
+    cluster.hosts.cut_off(1)
+    time.sleep(10)  # the cut that is tried
+    cluster.hosts.reconnect(1)
+    cluster.wait_for_progress()
+    for number in (1, 0):
+        before = len(cluster.runs[1 - number].said())
+        cluster.runs[number].kill(all_at_once=True)
+        cluster.hear(1 - number, LOST, before)
+        cluster.runs[number] = cluster.start(number)
+        cluster.wait_for_progress()
+    before = len(cluster.runs[0].said())
+    assert cluster.hosts.reset_connections(0) > 0
+    cluster.hear(0, LOST, before)
+    cluster.wait_for_progress()
+    cluster.finish()
+    cluster.check()
+
+
+@pytest.mark.parametrize("patience", [3])
+def test_a_cut_that_is_longer_than_connections_live_costs_nothing(cluster: TwoHosts) -> None:
+    before = [len(run.said()) for run in cluster.runs]
+    cluster.hosts.cut_off(1)
+    for number in (0, 1):
+        cluster.hear(number, LOST, before[number])
+    time.sleep(5)  # both try in vain
+    cluster.hosts.reconnect(1)
+    cluster.wait_for_progress()
+    cluster.finish()
+    cluster.check()

@@ -1,0 +1,150 @@
+"""Fifty times and more one run is killed with SIGKILL, and nobody can tell from what it leaves.
+
+With one worker and one partition all is as if it had never been interrupted, bit for bit. With two
+processes and four partitions the order in which models learn is not given; that each event has one
+prediction with exact features is.
+
+The trials run two at a time: a start waits more than it works.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.crash_trial import Trial
+from tests.kafka_broker import KafkaBroker
+from tests.run_result import (
+    check_features,
+    check_merchants,
+    check_once,
+    check_same,
+    dead_letters,
+)
+
+KILLS = 55
+PIPELINES = Path(__file__).parent
+FEATURES = str(PIPELINES / "payments_with_features.py")
+FOREST = str(PIPELINES / "payments_forest.py")
+pytestmark = pytest.mark.timeout(900)
+
+
+@dataclass
+class Killed:
+    """A trial that was killed often, the same without a kill, and how long all that took."""
+
+    trial: Trial
+    unharmed: Trial
+    seconds: float
+
+    def report(self) -> str:
+        hit = ", ".join(f"{count:,} {what}" for what, count in self.trial.hit.items())
+        return f"\n{self.trial.kills} kills in {self.seconds:.0f} s: {hit}"
+
+
+def trial(directory: Path, url: str, pipeline: str, partitions: int, seed: int) -> Trial:
+    directory.mkdir(exist_ok=True)
+    batch = 20 if pipeline == FOREST else 2
+    return Trial(directory, url, pipeline, partitions, batch, seed, faulty=True)
+
+
+def kill_often(
+    directory: Path, url: str | None, pipeline: str, partitions: int, processes: int, events: int
+) -> Killed:
+    """``url`` None: the embedded bus. What nothing happens to is one worker on it."""
+    began = time.monotonic()
+    directory.mkdir()
+    embedded = f"sqlite:{directory}/bus"
+    harmed = trial(directory / "harmed", url or embedded, pipeline, partitions, seed=processes)
+    unharmed = trial(
+        directory / "unharmed", f"{embedded}-unharmed", pipeline, partitions, harmed.seed
+    )
+    harmed.fill(events)
+    harmed.kill_until("state", KILLS, processes)
+    harmed.finish("state", processes)
+    unharmed.fill(events)
+    unharmed.finish("state")
+    return Killed(harmed, unharmed, time.monotonic() - began)
+
+
+Trials = dict[str, Future[Killed]]
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory, kafka_url: str | None) -> Iterator[Trials]:
+    """All of them, begun in this order; the slow ones first."""
+    directory = tmp_path_factory.mktemp("kills")
+    with ThreadPoolExecutor(2) as pool:
+
+        def begin(name: str, url: str | None, *how: object) -> Future[Killed]:
+            call: Callable[..., Killed] = kill_often
+            return pool.submit(call, directory / name, url, *how)
+
+        found = {
+            "two processes": begin("two", None, FEATURES, 4, 2, 60_000),
+            "one process": begin("one", None, FEATURES, 1, 1, 60_000),
+        }
+        if kafka_url is not None:
+            found["one process, Kafka"] = begin("one-kafka", kafka_url, FOREST, 1, 1, 50_000)
+            found["two processes, Kafka"] = begin("two-kafka", kafka_url, FEATURES, 4, 2, 60_000)
+        yield found
+        for each in found.values():
+            each.cancel()
+
+
+@pytest.fixture(scope="module")
+def kafka_url(request: pytest.FixtureRequest) -> str | None:
+    """A broker's, if the tests that need one were chosen."""
+    if not any(item.get_closest_marker("kafka") for item in request.session.items):
+        return None
+    broker: KafkaBroker = request.getfixturevalue("kafka_broker")
+    return broker.url
+
+
+def check_one_worker(killed: Killed) -> None:
+    print(killed.report())
+    check_once(killed.trial)
+    check_same(killed.trial, "state", killed.unharmed)
+    check_phases(killed.trial)
+
+
+def check_two_processes(killed: Killed) -> None:
+    print(killed.report())
+    check_once(killed.trial)
+    check_features(killed.trial, killed.unharmed)
+    check_merchants(killed.trial)
+    letters = dead_letters(killed.trial)
+    assert letters == dead_letters(killed.unharmed)
+    reasons = {reason for _, _, _, reason, _ in letters}
+    assert reasons >= {"late", "duplicate id", "not JSON", "does not fit the type"}
+
+
+def check_phases(trial: Trial) -> None:
+    """The kills came where it hurts: in mid-commit, and behind what was published."""
+    assert trial.kills >= 50
+    assert trial.hit["before the first epoch of a start"] > 0
+    assert trial.hit["with places to roll back"] > 0
+    assert trial.hit["with messages to suppress"] > 0
+
+
+def test_one_worker_on_the_embedded_bus(trials: Trials) -> None:
+    check_one_worker(trials["one process"].result())
+
+
+def test_two_processes_on_the_embedded_bus(trials: Trials) -> None:
+    check_two_processes(trials["two processes"].result())
+
+
+@pytest.mark.kafka
+def test_one_worker_with_a_large_forest_on_kafka(trials: Trials) -> None:
+    check_one_worker(trials["one process, Kafka"].result())
+
+
+@pytest.mark.kafka
+def test_two_processes_on_kafka(trials: Trials) -> None:
+    check_two_processes(trials["two processes, Kafka"].result())
