@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 .PHONY: help demo test test-quick soak lint format bench clean install
 
 help:
-	@echo "make demo    install, then run the payments pipeline on simulated traffic"
+	@echo "make demo    install, then run the payments pipeline on simulated traffic, and kill it halfway"
 	@echo "make test    install, then run all tests (Kafka tests need Java 17 and Maven)"
 	@echo "make soak    kill, cut off, starve and rescale runs for a quarter of an hour (as root; Kafka as above)"
 	@echo "make lint    ruff and mypy --strict"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -34,11 +35,17 @@ def demo(
         typer.Option(
             "--keep",
             metavar="DIR",
-            help="Keep the topics in this directory, to look at them later.",
+            help="Keep the topics and the state in this directory, to look at them later.",
         ),
     ] = None,
+    no_crash: Annotated[
+        bool, typer.Option("--no-crash", help="Let the worker live: no kill −9 halfway.")
+    ] = False,
 ) -> None:
-    """Simulated payments, exact features, a model that learns: live, in under a minute.
+    """Simulated payments, exact features, a model that learns, a crash: live, in under a minute.
+
+    Halfway the worker is killed, and the next one goes on from its state. At the end all events are
+    counted: each must have exactly one prediction or dead letter.
 
     Everything happens in a temporary directory, on the embedded bus; nothing is left behind.
 
@@ -48,10 +55,11 @@ def demo(
 
         anabranch demo --keep demo-data
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as after Ctrl-C
     from dataflows.cli.show import Show
 
     with _directory(keep) as directory:
-        show = Show(directory, seconds=seconds, rate=rate, history=history)
+        show = Show(directory, seconds=seconds, rate=rate, history=history, crash=not no_crash)
         interrupted = show.run(Console(), command=_command(), kept=keep is not None)
     if interrupted:
         raise typer.Exit(130)

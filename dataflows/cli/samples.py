@@ -1,8 +1,8 @@
-"""Reads a few messages of a topic, to show them."""
+"""Reads messages of a topic, to show a few of them or to count all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
@@ -10,6 +10,20 @@ import orjson
 from dataflows.bus import Bus, TopicPartition
 
 Message = dict[str, Any]
+_AT_ONCE = 10_000
+
+
+def all_messages(bus: Bus, topic: str) -> Iterator[bytes]:
+    """The messages that are on a topic now; in order, if it has one partition."""
+    ends = dict(enumerate(bus.end_offsets(topic)))
+    starts = enumerate(bus.start_offsets(topic))
+    reader = bus.reader({TopicPartition(topic, number): start for number, start in starts})
+    try:
+        while any(at < ends[where.partition] for where, at in reader.positions().items()):
+            for piece in reader.poll(_AT_ONCE, timeout_s=0.1):
+                yield from piece.values
+    finally:
+        reader.close()
 
 
 def last_messages(bus: Bus, topic: str, count: int) -> list[Message]:
