@@ -17,11 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
+from threading import Event
 
-from dataflows.bus import open_bus
+from dataflows.bus import Bus, open_bus
 from dataflows.load import load_pipeline
 from dataflows.pipeline import Pipeline
 from dataflows.resume_point import recovery_files, resume_epoch
+from producers.batch import Kind
 from producers.publish import publish
 from state.errors import StateError
 from tests.backlog import backlog
@@ -36,7 +38,7 @@ class Trial:
     """A pipeline, a bus with a backlog, and state directories; ``url`` is where the bus is.
 
     ``batch`` is small where kills should hit many of them. ``kills`` counts, ``hit`` says what the
-    kills met.
+    kills met. When ``stop`` is set, the killing ends.
     """
 
     directory: Path
@@ -49,6 +51,7 @@ class Trial:
     faulty: bool = False
     kills: int = 0
     hit: Counter[str] = field(default_factory=Counter)
+    stop: Event = field(default_factory=Event)
 
     def __post_init__(self) -> None:
         self.declared: Pipeline = load_pipeline(self.pipeline)
@@ -59,8 +62,10 @@ class Trial:
         bus = open_bus(self.url)
         try:
             bus.create_topics(dict.fromkeys(self.declared.inputs, self.partitions))
-            kinds = dict(zip(("events", "labels"), self.declared.inputs, strict=False))
-            publish(bus, backlog(events, self.seed, self.faulty), topics=kinds)
+            topics: dict[Kind, str] = dict(
+                zip(("events", "labels"), self.declared.inputs, strict=True)
+            )
+            publish(bus, backlog(events, self.seed, self.faulty), topics=topics)
         finally:
             bus.close()
 
@@ -89,22 +94,23 @@ class Trial:
         """Kill ``kills`` times at random moments of the run, starting again each time."""
         done = 0
         while done < kills:
+            assert not self.stop.is_set(), "told to end"
             began = reached(self.directory / state)
             with self.start(state, "--processes", str(processes)) as run:
-                done += self._kill_some(run, state, processes, kills - done)
+                done += self._kill_some(run, processes, kills - done)
             self.hit.update(hits(self.directory / state, self.url, began))
         self.kills += done
 
-    def _kill_some(self, run: Run, state: str, processes: int, most: int) -> int:
+    def _kill_some(self, run: Run, processes: int, most: int) -> int:
         """Kill the only process; or workers, again and again, and in the end the supervisor."""
         if processes == 1:
-            self._let_run(run, state)
+            self._let_run(run)
             run.kill()
             self.hit["the only process"] += 1
             return 1
         done = 0
         for _ in range(self.random.randint(2, 7)):
-            self._let_run(run, state)
+            self._let_run(run)
             workers = children(run.process.pid)
             if workers and done < most - 1:
                 kill(self.random.choice(workers))
@@ -114,15 +120,29 @@ class Trial:
         self.hit["a supervisor"] += 1
         return done + 1
 
-    def _let_run(self, run: Run, state: str) -> None:
-        """Wait for a random moment: of the start-up now and then, else of the work."""
-        if self.random.random() < 0.15:
-            time.sleep(self.random.uniform(0, 3))
+    def _let_run(self, run: Run) -> None:
+        """Wait for a random moment: of the start-up and what follows it, else of the work.
+
+        That epochs go by is no sign of work: they do while a reader still looks for its broker.
+        """
+        if self.random.random() < 0.25:
+            time.sleep(self.random.uniform(0, 5))
             return
-        path = self.directory / state
-        before = reached(path)
-        run.wait_until(lambda: reached(path) != before)
-        time.sleep(self.random.uniform(0, 0.5))
+        self.wait_for_predictions(run)
+        time.sleep(self.random.uniform(0, 0.6))
+
+    def wait_for_predictions(self, run: Run, count: int = 1, timeout_s: float = 90) -> None:
+        """Until the run has published so many more."""
+        bus = open_bus(self.url)
+        try:
+            before = self._published(bus)
+            run.wait_until(lambda: self._published(bus) >= before + count, timeout_s)
+        finally:
+            bus.close()
+
+    def _published(self, bus: Bus) -> int:
+        topic = self.declared.topics.predictions
+        return sum(bus.end_offsets(topic)) if topic in bus.topics() else 0
 
 
 class Run:
@@ -165,7 +185,7 @@ class Run:
         while not condition():
             assert self.process.poll() is None, f"it ended too early:\n{self.said()}"
             assert time.monotonic() < deadline, f"no progress:\n{self.said()}"
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def wait_until_said(self, words: str, timeout_s: float = 90) -> None:
         """Until it has said ``words``."""

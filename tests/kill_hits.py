@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from dataflows.bus import BusError, open_bus
+from dataflows.bus import open_bus
 from dataflows.inspection import inspect
 from dataflows.resume_point import read_resume_point, recovery_files, resume_epoch
 from state.errors import StateError
@@ -46,7 +46,5 @@ def _unconfirmed(state: Path, since: dict[str, list[int]], url: str) -> int:
                 confirmed = ends.get(f"{partition:06d}") or {}
                 count += end - confirmed.get(topic, beginnings[partition])
         return count
-    except BusError:
-        return 0
     finally:
         bus.close()

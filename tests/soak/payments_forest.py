@@ -11,6 +11,6 @@ from river import forest
 from dataflows.pipelines.payments import pipeline as shipped
 from models import checkpoint
 
-checkpoint.Bounds = partial(checkpoint.Bounds, replay_s=0.5, share=0.3)  # type: ignore[misc]
+checkpoint.Bounds = partial(checkpoint.Bounds, replay_s=0.5, share=0.3)  # type: ignore[assignment, misc]
 
 pipeline = replace(shipped, name="payments-forest", model=forest.ARFClassifier(n_models=3, seed=1))

@@ -16,23 +16,9 @@ EVENTS = 40_000
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 
-def predictions(trial: Trial) -> int:
-    bus = open_bus(trial.url)
-    try:
-        topic = trial.declared.topics.predictions
-        return sum(bus.end_offsets(topic)) if topic in bus.topics() else 0
-    finally:
-        bus.close()
-
-
 def waits_told(run: Run) -> int:
     """How often it has said that it waits: its sink does, and its reader."""
     return run.said().count("waiting for the bus") + run.said().count("still waiting")
-
-
-def wait_for_progress(trial: Trial, run: Run, events: int = 500) -> None:
-    before = predictions(trial)
-    run.wait_until(lambda: predictions(trial) > before + events)
 
 
 def test_a_broker_that_is_killed_and_one_that_hangs(
@@ -51,17 +37,17 @@ def test_a_broker_that_is_killed_and_one_that_hangs(
     unharmed.fill(EVENTS)
     unharmed.finish("state")
     with trial.start("state") as run:
-        wait_for_progress(trial, run)
+        trial.wait_for_predictions(run, 500)
         broker.kill()
         run.wait_until(lambda: waits_told(run) > 0, 30)
         broker.start()
-        wait_for_progress(trial, run)
+        trial.wait_for_predictions(run, 500)
         told = waits_told(run)
         broker.pause()
         time.sleep(15)  # the pause that is tried
         broker.resume()
         assert waits_told(run) > told
-        wait_for_progress(trial, run)
+        trial.wait_for_predictions(run, 500)
         assert run.wait(120) == 0, run.said()
     check_once(trial)
     check_same(trial, "state", unharmed)
