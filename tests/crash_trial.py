@@ -92,11 +92,13 @@ class Trial:
 
     def kill_until(self, state: str, kills: int, processes: int = 1) -> None:
         """Kill ``kills`` times at random moments of the run, starting again each time."""
+        # Several processes commit for about as long as an epoch, and then each reads one batch.
+        batch = self.batch if processes == 1 else self.batch * 20
         done = 0
         while done < kills:
             assert not self.stop.is_set(), "told to end"
             began = reached(self.directory / state)
-            with self.start(state, "--processes", str(processes)) as run:
+            with self.start(state, "--processes", str(processes), batch=batch) as run:
                 done += self._kill_some(run, processes, kills - done)
             self.hit.update(hits(self.directory / state, self.url, began))
         self.kills += done
@@ -127,9 +129,10 @@ class Trial:
         """
         if self.random.random() < 0.25:
             time.sleep(self.random.uniform(0, 5))
-            return
-        self.wait_for_predictions(run)
-        time.sleep(self.random.uniform(0, 0.6))
+        else:
+            self.wait_for_predictions(run)
+            time.sleep(self.random.uniform(0, 0.6))
+        assert run.process.poll() is None, f"there is nothing left to kill:\n{run.said()}"
 
     def wait_for_predictions(self, run: Run, count: int = 1, timeout_s: float = 90) -> None:
         """Until the run has published so many more."""

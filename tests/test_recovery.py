@@ -50,7 +50,7 @@ def check_exact(trial: Trial, expected: Trial) -> None:
 def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(
     from_one_partition: Trial, tmp_path: Path
 ) -> None:
-    trial = Trial(tmp_path, f"sqlite:{tmp_path}/bus", FEATURES, batch=10, faulty=True)
+    trial = Trial(tmp_path, f"sqlite:{tmp_path}/bus", FEATURES, faulty=True)
     trial.fill(EVENTS)
     trial.kill_until("state", kills=4)
     trial.finish("state")
@@ -61,9 +61,9 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(
 def test_two_processes_killed_again_and_again_lose_and_double_nothing(
     from_two_partitions: Trial, tmp_path: Path
 ) -> None:
-    trial = Trial(tmp_path, f"sqlite:{tmp_path}/bus", FEATURES, partitions=2, batch=50, faulty=True)
+    trial = Trial(tmp_path, f"sqlite:{tmp_path}/bus", FEATURES, partitions=2, faulty=True)
     trial.fill(EVENTS)
-    trial.kill_until("state", kills=3, processes=2)
+    trial.kill_until("state", kills=2, processes=2)
     trial.finish("state", 2)
     check_exact(trial, from_two_partitions)
 
@@ -71,7 +71,7 @@ def test_two_processes_killed_again_and_again_lose_and_double_nothing(
 def test_with_one_worker_then_two_then_one_nothing_changes(
     from_two_partitions: Trial, tmp_path: Path
 ) -> None:
-    trial = Trial(tmp_path, f"sqlite:{tmp_path}/bus", FEATURES, partitions=2, batch=50, faulty=True)
+    trial = Trial(tmp_path, f"sqlite:{tmp_path}/bus", FEATURES, partitions=2, faulty=True)
     trial.fill(EVENTS)
     for processes in (1, 2):
         trial.kill_until("state", kills=1, processes=processes)

@@ -51,7 +51,7 @@ class Killed:
 
 def trial(directory: Path, url: str, pipeline: str, partitions: int, seed: int) -> Trial:
     directory.mkdir(exist_ok=True)
-    batch = 20 if partitions == 1 else 100  # where a commit is long, an epoch reads one batch
+    batch = 5 if pipeline == FOREST else 2
     return Trial(directory, url, pipeline, partitions, batch, seed, faulty=True, stop=STOP)
 
 

@@ -22,8 +22,7 @@ pytestmark = pytest.mark.timeout(420)
 def test_from_one_to_four_and_back_with_kills_between(tmp_path: Path) -> None:
     directories = [tmp_path / name for name in ("harmed", "unharmed")]
     harmed, unharmed = (
-        Trial(each, f"sqlite:{each}/bus", FEATURES, 4, batch=50, faulty=True)
-        for each in directories
+        Trial(each, f"sqlite:{each}/bus", FEATURES, 4, faulty=True) for each in directories
     )
     for trial in (harmed, unharmed):
         trial.directory.mkdir()
