@@ -150,7 +150,7 @@ def streams(draw: st.DrawFn) -> list[Row]:
 
 
 @given(streams(), st.lists(st.integers(0, 40), max_size=12))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_no_cut_changes_what_enters_or_what_is_said_of_the_rest(rows, cuts):
     one_by_one = in_batches(rows, list(range(len(rows))))
     at_once = in_batches(rows, [])
@@ -159,7 +159,7 @@ def test_no_cut_changes_what_enters_or_what_is_said_of_the_rest(rows, cuts):
 
 
 @given(streams(), st.lists(st.integers(0, 40), max_size=12))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_late_and_repeated_events_are_turned_away_and_no_others(rows, cuts):
     admitted, dead = in_batches(rows, cuts)
     became = dict.fromkeys(admitted, "enter") | {d.offset: d.reason for d in dead}

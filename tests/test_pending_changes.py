@@ -25,7 +25,7 @@ def restored(deltas: list[Delta], *arguments: Any) -> PendingStore:
     return store
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     items=items,
     wait_ms=st.sampled_from([None, 0, 5, 20]),

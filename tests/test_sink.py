@@ -329,7 +329,7 @@ def rows_of(made: list[tuple[bool, bool, Any, Any]]) -> list[Any]:
 
 
 @given(st.lists(MADE, min_size=1, max_size=40), st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_crash_anywhere_and_any_cut(made, data):
     """Lives that end in the middle of a call, and begin at one of the last confirmed epochs."""
     rows = rows_of(made)

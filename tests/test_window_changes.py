@@ -58,7 +58,7 @@ def written(state):
     return decode(encode(state.changes()))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     keys=st.sampled_from([1, 5, 60, 700]),
