@@ -34,18 +34,18 @@ from numpy.typing import NDArray
 
 from benchmarks.by_hand import LATENESS_MS, Window
 from benchmarks.hotpath import STATS, WIDTHS, Payment, make_model
+from benchmarks.prepared import START_MS
 from dataflows import Pipeline, inline, window
 from dataflows.batch import EntityRows
 from dataflows.bus.memory import MemoryBus
 from dataflows.metrics import WorkerMetrics
-from dataflows.place import Token
-from dataflows.recovery import StateDirectory
-from dataflows.rescale import BY_SHARD
+from dataflows.recovery.directory import StateDirectory
+from dataflows.recovery.place import Token
+from dataflows.recovery.rescale import BY_SHARD
 from dataflows.windows import WindowStep
 
 __all__ = ["Clock", "Contestant", "Epoch", "Ours", "Theirs", "make_epochs"]
 
-START_MS = 1_736_121_600_000
 _ROWS = 1000  # of a batch of ours
 
 Answers = dict[int, tuple[float, ...]]

@@ -30,6 +30,7 @@ class Latency(NamedTuple):
 
     p50_ms: float
     p99_ms: float
+    worst_ms: float
     messages: int
 
 
@@ -93,7 +94,7 @@ def _drive(
         raise RuntimeError(f"{total} messages were sent, {len(back)} came back, or in disorder")
     counted = np.concatenate(waited)[int(per_second * _WARM_UP_S) :] / 1e6
     p50, p99 = np.percentile(counted, [50, 99])
-    return Latency(float(p50), float(p99), len(counted))
+    return Latency(float(p50), float(p99), float(counted.max()), len(counted))
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -33,13 +34,18 @@ PAYMENTS = Wire(_payment, lambda value: int(msgspec.json.decode(value)["id"]))
 
 
 @contextmanager
-def pipeline_between(url: str, source: str, target: str) -> Iterator[None]:
-    """A worker process that reads ``NAME.events`` and publishes ``NAME.predictions``."""
+def pipeline_between(
+    url: str, source: str, target: str, *, state: Path | None = None, epoch_s: float = 5.0
+) -> Iterator[None]:
+    """A worker process that reads ``NAME.events`` and publishes ``NAME.predictions``.
+
+    It remembers in the directory ``state``, if there is one.
+    """
     name = source.removesuffix(".events")
     assert target == f"{name}.predictions"
     spawn = multiprocessing.get_context("spawn")
     ready = spawn.Event()
-    worker = spawn.Process(target=_work, args=(url, name, ready), daemon=True)
+    worker = spawn.Process(target=_work, args=(url, name, state, epoch_s, ready), daemon=True)
     worker.start()
     try:
         if not ready.wait(120):
@@ -51,12 +57,16 @@ def pipeline_between(url: str, source: str, target: str) -> Iterator[None]:
         worker.join()
 
 
-def _work(url: str, name: str, ready: Any) -> None:
+def _work(url: str, name: str, path: Path | None, epoch_s: float, ready: Any) -> None:
     from dataflows.intake import IntakeOptions
+    from dataflows.recovery.directory import StateDirectory
     from dataflows.warmup import warm
     from dataflows.worker import run_worker
 
     pipeline = replace(make_pipeline(), name=name)
     warm(pipeline)
+    bus = open_bus(url)
+    state = None if path is None else StateDirectory.open(path, pipeline, bus)
     ready.set()
-    run_worker(pipeline, open_bus(url), IntakeOptions())
+    with state or nullcontext():
+        run_worker(pipeline, bus, IntakeOptions(), epoch_s=epoch_s, state=state)

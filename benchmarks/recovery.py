@@ -14,26 +14,25 @@ How such a comparison misleads, and what is done about it:
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.bytewax_recovery import Clock, Contestant, Ours, Theirs, make_epochs
+from benchmarks.echo import measure
 from benchmarks.hotpath import make_messages, make_pipeline
-from benchmarks.in_between import PAYMENTS
+from benchmarks.in_between import PAYMENTS, pipeline_between
 from benchmarks.prepared import Discard, PreparedBus
 from benchmarks.report import Report, Target
-from dataflows.bus import Bus, TopicPartition, open_bus
+from dataflows.bus import open_bus
 from dataflows.intake import IntakeOptions
-from dataflows.recovery import StateDirectory
-from dataflows.warmup import warm
+from dataflows.recovery.directory import StateDirectory
 from dataflows.worker import run_worker
 
 CHANGED = 100_000
@@ -212,79 +211,18 @@ def _hot_path_s(messages: list[bytes], epoch_s: float, recovery: bool) -> float:
 def _latency(per_second: int, epoch_s: float | None, seconds: float) -> dict[str, Any]:
     """Latency on the embedded bus, with an epoch every ``epoch_s`` seconds or without recovery."""
     with tempfile.TemporaryDirectory(prefix="anabranch-latency-") as directory:
-        url = f"sqlite:{Path(directory) / 'bus'}"
-        bus = open_bus(url)
+        bus = open_bus(f"sqlite:{Path(directory) / 'bus'}")
+        state = None if epoch_s is None else Path(directory) / "state"
+        between = partial(pipeline_between, state=state, epoch_s=epoch_s or 5.0)
         topics = make_pipeline().topics
-        bus.create_topics({topics.events: 1, topics.predictions: 1})
-        with _worker(url, None if epoch_s is None else Path(directory) / "state", epoch_s or 5.0):
-            waited = _drive(bus, topics.events, topics.predictions, per_second, seconds)
+        latency = measure(
+            bus, topics.events, topics.predictions, between, per_second, seconds, PAYMENTS
+        )
         bus.close()
-    p50, p99 = np.percentile(waited, [50, 99])
     return {
         "recovery": "off" if epoch_s is None else f"on, epochs of {epoch_s:g} s",
         "events/s": per_second,
-        "p50 ms": float(p50),
-        "p99 ms": float(p99),
-        "worst ms": float(waited.max()),
+        "p50 ms": latency.p50_ms,
+        "p99 ms": latency.p99_ms,
+        "worst ms": latency.worst_ms,
     }
-
-
-def _drive(bus: Bus, source: str, target: str, per_second: int, seconds: float) -> Any:
-    """Publish at a steady rate; ms from when each event was due to when its prediction was read."""
-    total = int(per_second * (seconds + _WARM_UP_S))
-    publisher = bus.publisher()
-    reader = bus.reader({TopicPartition(target, 0): 0})
-    publisher.append(source, [PAYMENTS.encode(total)])
-    _wait(lambda: bool(reader.poll(1, 0.1)), "the pipeline did not start")
-    messages = [PAYMENTS.encode(n) for n in range(total)]
-    start = time.monotonic_ns() + 200_000_000
-    due = start + np.arange(total, dtype=np.int64) * (1_000_000_000 // per_second)
-    waited: list[Any] = []
-    sent = back = 0
-
-    def turn() -> bool:
-        nonlocal sent, back
-        ready = int(np.searchsorted(due, time.monotonic_ns()))
-        if ready > sent:
-            publisher.append(source, messages[sent:ready])
-            sent = ready
-        for part in reader.poll(10_000, 0.001):  # also what paces the publishing
-            waited.append(time.monotonic_ns() - due[back : back + len(part.values)])
-            back += len(part.values)
-        return back >= total
-
-    _wait(turn, f"not all of {total} predictions came back", seconds + 30)
-    publisher.close()
-    reader.close()
-    return np.concatenate(waited)[int(per_second * _WARM_UP_S) :] / 1e6
-
-
-def _wait(done: Callable[[], bool], otherwise: str, at_most_s: float = 120.0) -> None:
-    deadline = time.monotonic() + at_most_s
-    while not done():
-        if time.monotonic() > deadline:
-            raise RuntimeError(otherwise)
-
-
-@contextmanager
-def _worker(url: str, state: Path | None, epoch_s: float) -> Iterator[None]:
-    """The hot path's pipeline between two topics, in a process of its own."""
-    spawn = multiprocessing.get_context("spawn")
-    worker = spawn.Process(target=_work, args=(url, state, epoch_s), daemon=True)
-    worker.start()
-    try:
-        yield
-    finally:
-        worker.terminate()
-        worker.join()
-
-
-def _work(url: str, path: Path | None, epoch_s: float) -> None:
-    pipeline = make_pipeline()
-    bus = open_bus(url)
-    warm(pipeline)
-    with ExitStack() as stack:
-        state = None
-        if path is not None:
-            state = stack.enter_context(StateDirectory.open(path, pipeline, bus))
-        run_worker(pipeline, bus, IntakeOptions(), epoch_s=epoch_s, state=state)

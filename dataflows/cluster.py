@@ -153,6 +153,11 @@ class LocalCluster:
         """How many workers the whole cluster has."""
         return len(self._addresses) or len(self._members)
 
+    @property
+    def workers(self) -> Sequence[subprocess.Popen[bytes]]:
+        """The processes that were started last, in the order of the members."""
+        return tuple(self._workers)
+
     def start(self) -> None:
         """Start all members; those of an earlier start must have ended.
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from dataflows.batch import Batch, Wake
 from dataflows.messages import DeadLetter, DriftSignal
-from dataflows.outgoing import Mark, Marking, Outgoing
 from dataflows.pipeline import Pipeline
-from dataflows.sink import part_name
+from dataflows.sink.bus_sink import part_name
+from dataflows.sink.outgoing import Mark, Marking, Outgoing
 from models.learner import NO_LABEL, Predictions, Task
 
 

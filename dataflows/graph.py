@@ -24,13 +24,13 @@ from dataflows.failure import Guard, watched
 from dataflows.intake import Intake, IntakeOptions
 from dataflows.metrics import WorkerMetrics
 from dataflows.model_step import ModelStep, Tokens, WindowsAndModels
-from dataflows.outgoing import Marking
-from dataflows.patience import Patience
 from dataflows.pipeline import Pipeline
-from dataflows.place import Token
-from dataflows.recovery import StateDirectory
-from dataflows.rescale import BY_SHARD, MODELS_STEP, TOGETHER
-from dataflows.sink import BusSink
+from dataflows.recovery.directory import StateDirectory
+from dataflows.recovery.place import Token
+from dataflows.recovery.rescale import BY_SHARD, MODELS_STEP, TOGETHER
+from dataflows.sink.bus_sink import BusSink
+from dataflows.sink.outgoing import Marking
+from dataflows.sink.patience import Patience
 from dataflows.windows import Item, Router, WindowStep, to_models
 
 
@@ -94,6 +94,7 @@ def build_graph(
         marking=Marking.of(pipeline),
         since=None if state is None else state.since(),
         patience=Patience(options.stop),
+        accept_loss=options.lost == "earliest",
         guard=guard,
     )
     op.output("sink", outgoing, sink)

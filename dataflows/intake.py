@@ -26,13 +26,13 @@ from dataflows.decode import BatchDecoder
 from dataflows.event_time import FIRST_MS
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
-from dataflows.place import Place, Token
+from dataflows.recovery.place import Place, Token
 from dataflows.windows import Routed, Router
 from state.delta import Delta
 from state.errors import AnabranchError
 
 if TYPE_CHECKING:
-    from dataflows.recovery import StateDirectory
+    from dataflows.recovery.directory import StateDirectory
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from dataflows.alignment import AlignedReader
 from dataflows.batch import Batch, RawBatch
 from dataflows.encode import Results
-from dataflows.sink import Outgoing
+from dataflows.sink.outgoing import Outgoing
 from state.errors import AnabranchError
 
 _SECONDS = (

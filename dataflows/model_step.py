@@ -14,7 +14,7 @@ from dataflows.encode import Results
 from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
-from dataflows.place import Place, Token
+from dataflows.recovery.place import Place, Token
 from dataflows.windows import Item, WindowStep, entity_columns
 from models.drift import LOSS, Alarm
 from models.learner import Task
@@ -24,7 +24,7 @@ from state.durations import parse_duration_ms
 from state.extent import LARGEST, all_usable
 
 if TYPE_CHECKING:
-    from dataflows.recovery import StateDirectory
+    from dataflows.recovery.directory import StateDirectory
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from dataflows.batch import IDLE, Batch, EntityRows, Progress, Wake
 from dataflows.features import EntityFeature
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
-from dataflows.place import Place, Token
+from dataflows.recovery.place import Place, Token, windows_of
 from state.delta import Delta
 from state.durations import parse_duration_ms
 from state.entity import EntityState
@@ -33,7 +33,7 @@ MODELS = "0"
 """The key of the place where the models are; with one worker, of everything."""
 
 if TYPE_CHECKING:
-    from dataflows.recovery import StateDirectory
+    from dataflows.recovery.directory import StateDirectory
 
 Item = Batch | EntityRows | Wake
 Keyed = tuple[str, Item]
@@ -220,12 +220,14 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
         metrics.ask(self._tell)
         self._state = state
         self._place: Place | None = None
-        if state is not None and (origins == 1 or token is not None):
-            self._open(state.windows(None if token is None else token.place), token)
+        if state is not None and token is not None:
+            self._open(state.windows(token.place), token)
+        elif state is not None and origins == 1:
+            self._open(state.windows(windows_of(None)), None)
 
     def on_batch(self, values: list[Item | Progress]) -> tuple[list[Item], bool]:
         if self._place is None and self._state is not None:
-            self._open(self._state.windows(_shard_of(values[0])), None)
+            self._open(self._state.windows(windows_of(_shard_of(values[0]))), None)
         filled: list[Item] = []
         for item in values:  # in order: an origin's progress is told after the rows behind it
             if isinstance(item, Progress):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
 
@@ -16,33 +15,16 @@ from dataflows.bus import Bus
 from dataflows.failure import Guard, WatchedBus
 from dataflows.graph import build_graph
 from dataflows.intake import IntakeOptions
+from dataflows.member import ALONE, Member
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
-from dataflows.recovery import StateDirectory
+from dataflows.recovery.directory import StateDirectory
+from dataflows.supervised import STOP_SIGNALS
 from state.errors import AnabranchError, StateError
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class LostWorkerError(AnabranchError):
     """Another worker of the cluster is gone, and this one can't go on without it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """This process's place among the workers; one worker a process.
-
-    ``addresses`` are ``host:port`` of all processes, in the same order everywhere; empty for a
-    single process.
-    """
-
-    process: int = 0
-    addresses: Sequence[str] = ()
-
-    @property
-    def workers(self) -> int:
-        """How many workers the cluster has."""
-        return max(len(self.addresses), 1)
 
 
 def run_worker(
@@ -50,7 +32,7 @@ def run_worker(
     bus: Bus,
     options: IntakeOptions,
     *,
-    cluster: Cluster = Cluster(),
+    member: Member = ALONE,
     metrics: WorkerMetrics | None = None,
     epoch_s: float = 5.0,
     shards: int = 8,
@@ -64,10 +46,10 @@ def run_worker(
     Raises:
         AnabranchError: what made the flow impossible, in one sentence.
     """
-    options.origin = str(cluster.process)
-    if cluster.workers > shards:
+    options.origin = str(member.process)
+    if member.workers > shards:
         raise AnabranchError(
-            f"{cluster.workers} workers can't share {shards} shards: start at most {shards} workers"
+            f"{member.workers} workers can't share {shards} shards: start at most {shards} workers"
         )
     metrics = metrics or WorkerMetrics(pipeline.name)
     guard = Guard()
@@ -77,7 +59,7 @@ def run_worker(
         pipeline,
         WatchedBus(bus, guard),
         options,
-        workers=cluster.workers,
+        workers=member.workers,
         shards=shards,
         metrics=metrics,
         guard=guard,
@@ -87,15 +69,15 @@ def run_worker(
         with guard.watching():
             cli_main(  # type: ignore[no-untyped-call]
                 flow,
-                process_id=cluster.process if cluster.addresses else None,
-                addresses=list(cluster.addresses) or None,
+                process_id=member.process if member.addresses else None,
+                addresses=list(member.addresses) or None,
                 epoch_interval=timedelta(seconds=epoch_s),
                 recovery_config=None if state is None else state.recovery_config(),
             )
     except BaseException as error:
         cause = options.failure or guard.failure or find_cause(error)
-        if cause is None and cluster.workers > 1 and "thread panic" in str(error):
-            cause = LostWorkerError(f"worker {cluster.process} lost its connection to another one")
+        if cause is None and member.workers > 1 and "thread panic" in str(error):
+            cause = LostWorkerError(f"worker {member.process} lost its connection to another one")
         if cause is None and state is not None:
             cause = _inconsistent(error, state)
         if cause is None:

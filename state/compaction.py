@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from state.segments import Segment, since_base
+from state.segments import Segment
 
 _FEWEST = 4
 _SMALLEST = 64 << 10  # bytes; smaller ones count as this, there are too many sizes below
@@ -24,20 +24,14 @@ _SMALLEST = 64 << 10  # bytes; smaller ones count as this, there are too many si
 
 def choose(
     segments: Sequence[Segment], generation: int, adopted: int, retained: int
-) -> tuple[list[Segment], list[Segment]]:
-    """What can go as it stands before an image, and a run to be merged (or none).
+) -> list[Segment]:
+    """A run to be merged; empty if none is due.
 
     ``adopted``, ``generation`` and the ``retained`` generations before that stay restorable.
     """
     below_adopted = [segment for segment in segments if segment.last <= adopted]
     old = [segment for segment in segments if adopted < segment.last <= generation - retained]
-    obsolete: list[Segment] = []
-    run: list[Segment] = []
-    for group in (below_adopted, old):
-        kept = since_base(group)
-        obsolete += group[: len(group) - len(kept)]
-        run = run or _run(kept)
-    return obsolete, run
+    return _run(below_adopted) or _run(old)
 
 
 def _run(segments: Sequence[Segment]) -> list[Segment]:

@@ -27,6 +27,7 @@ from rocksdict import (
 )
 
 from state.errors import StateError
+from state.files import sync_directory
 
 WRITE_BUFFER = 8 << 20
 _BUFFERS_OF_PROCESS = 128 << 20
@@ -99,12 +100,8 @@ def _create(path: Path, root: tuple[bytes, bytes]) -> None:
         database.put(*root, write_opt=SYNCED)
     finally:
         database.close()
-    os.replace(draft, path)
-    parent = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    draft.replace(path)
+    sync_directory(path.parent)
 
 
 @contextmanager

@@ -19,15 +19,9 @@ from state.aggregates import DistinctSpec
 from state.compile import F64, I32, I64, U8, inlined, kernel
 from state.delta import Delta
 from state.distinct_counts import (
-    COLD,
-    COOLED,
     DISTINCT,
-    EDGE,
     ENTRIES,
     FIRST,
-    HOT_FREE,
-    HOTS_LEFT,
-    HOTS_USED,
     PER_WIDTH,
     PLAN,
     START,
@@ -41,6 +35,7 @@ from state.distinct_counts import (
     remember_code,
     slide,
 )
+from state.hots import COLD, COOLED, EDGE, HOT_FREE, HOTS_LEFT, reserve_hots, restore_hots
 from state.log import (
     CHUNKS_LEFT,
     COLUMN,
@@ -59,13 +54,12 @@ from state.log import (
     after,
     before,
     drop_first,
-    larger,
     locate,
     open_gap,
     touch_slot,
     watch,
 )
-from state.log_changes import chain_free_hots, changes_of, hots_needed, restore_log
+from state.log_changes import changes_of, restore_log
 from state.tally import find, rehash
 
 
@@ -300,10 +294,7 @@ class DistinctState:
         """Read back into a fresh state what all calls of `changes` gave."""
         log = self.log
         restore_log(log, image)
-        self._reserve_hots(hots_needed(image))
-        hots = image.rows["hots"]
-        self.hoti[hots.index] = hots.columns["hoti"]
-        chain_free_hots(log, self.hoti, (HOT_FREE, HOTS_LEFT, HOTS_USED))
+        restore_hots(log, image, hoti=self.hoti)
         s = 0
         while s < log.slot.shape[0]:
             s = recount(s, log.slot, log.val, log.link, self.keys, self.counts, self.hoti, log.meta)
@@ -315,17 +306,9 @@ class DistinctState:
         if meta[CHUNKS_LEFT] < 1:
             self.log.grow()
         if meta[HOTS_LEFT] < 1:
-            self._reserve_hots(self.hoti.shape[0] + 1)
+            reserve_hots(self.hoti.shape[0] + 1, meta, self.hoti)
         if 2 * (meta[ENTRIES] + COLD + 2) >= len(self.keys):
             self._grow_counters()
-
-    def _reserve_hots(self, needed: int) -> None:
-        """Have at least so many hot records."""
-        hots = self.hoti.shape[0]
-        while hots < needed:
-            hots = larger(hots)
-        self.log.meta[HOTS_LEFT] += hots - self.hoti.shape[0]
-        self.hoti.resize((hots, self.hoti.shape[1]), refcheck=False)
 
     def _grow_counters(self) -> None:
         keys = np.zeros((2 * len(self.keys), 2), np.int64)

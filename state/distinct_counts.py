@@ -7,16 +7,14 @@ spare one that is zero between rows.
 from __future__ import annotations
 
 from state.compile import I32, I64, inlined, kernel
-from state.log import COUNT, HEAD, HOT, META, TAIL, after
+from state.hots import COLD, EDGE, HOTS_META, free_hot, take_hot
+from state.log import COUNT, HEAD, HOT, TAIL, after
 from state.tally import claim, find, remove
 
-COLD, COOLED = 16, 8
-
 # Further cells of `meta`; from PLAN on the widths and their columns.
-HOT_FREE, HOTS_LEFT, HOTS_USED, ENTRIES, WIDTHS = range(META, META + 5)
-PLAN = META + 5
+ENTRIES, WIDTHS, PLAN = HOTS_META, HOTS_META + 1, HOTS_META + 2
 # A hot record: the edge, then per width start position (or -1) and number of distinct codes.
-EDGE, FIRST, PER_WIDTH, START, DISTINCT = 0, 1, 2, 0, 1
+FIRST, PER_WIDTH, START, DISTINCT = 1, 2, 0, 1
 
 
 @inlined
@@ -92,9 +90,7 @@ def cool(
         forget_code(hot, val[at, 0], keys, counts, meta)
         if left > 1:
             at = after(link, at)
-    hoti[hot, EDGE] = meta[HOT_FREE]
-    meta[HOT_FREE] = hot
-    meta[HOTS_LEFT] += 1
+    free_hot(hot, hoti, meta)
     slot[s, HOT] = -1
 
 
@@ -103,13 +99,7 @@ def heat(
     s: int, slot: I32, ts: I64, val: I64, link: I32, keys: I64, counts: I32, hoti: I64, meta: I64
 ) -> None:
     """Make a cold slot hot: count its records as of the last one."""
-    hot = meta[HOT_FREE]
-    if hot >= 0:
-        meta[HOT_FREE] = hoti[hot, EDGE]
-    else:
-        hot = meta[HOTS_USED]
-        meta[HOTS_USED] += 1
-    meta[HOTS_LEFT] -= 1
+    hot = take_hot(hoti, meta)
     slot[s, HOT] = hot
     edge = ts[slot[s, TAIL]]
     hoti[hot, EDGE] = edge

@@ -164,25 +164,6 @@ def restore_by_chunk(array: NDArray[Any], name: str, image: Delta) -> None:
     array[chunks.index] = chunks.columns[name]
 
 
-def hots_needed(image: Delta) -> int:
-    """How many hot records there have to be."""
-    rows = image.rows["hots"].index
-    return int(rows.max()) + 1 if len(rows) else 0
-
-
-def chain_free_hots(log: SlottedLog, hoti: I64, hot_cells: tuple[int, int, int]) -> None:
-    """Chain up, through the first column of `hoti`, the hot records that no slot holds.
-
-    `hot_cells` are those of `meta` for the first free one, how many are left, how many are used.
-    """
-    held = (log.slot[:, COUNT] > 0) & (log.slot[:, HOT] >= 0)
-    used = np.zeros(hoti.shape[0], np.bool_)
-    used[log.slot[held, HOT]] = True
-    free = np.flatnonzero(~used)
-    hoti[free, 0] = np.append(free[1:], -1)[: len(free)]
-    log.meta[list(hot_cells)] = free[0] if len(free) else -1, len(free), hoti.shape[0]
-
-
 def _taken(table: I32, cell: int, meta: I64) -> I64:
     """The touched rows of a table, rising; none is touched from now on."""
     first, most = int(meta[cell]), table.shape[0] // _SCANNED

@@ -25,21 +25,18 @@ import math
 from state.compile import F64, I32, I64, inlined, kernel
 from state.double_double import dd_add
 from state.extremes import range_extreme
-from state.log import HEAD, HOT, META, TAIL, after, before
+from state.hots import EDGE, HOTS_META, take_hot
+from state.log import HEAD, HOT, TAIL, after, before
 from state.panes import record_extreme, record_sums
 
-# More records than COLD make a key hot; not more than COOLED make it cold again.
-COLD, COOLED = 16, 8
-
-# Further cells of `meta`: free hot records; the declaration; from PLAN on the widths in ascending
-# order, their places in the output, the statistics.
-HOT_FREE, HOTS_LEFT, HOTS_USED = META, META + 1, META + 2
-RESOLUTION, WIDTHS, STATISTICS, SUMS, ENDS, EXTREMES, SIGN = range(META + 3, META + 10)
-PLAN = META + 11
+# Further cells of `meta`: the declaration; from PLAN on the widths in ascending order, their places
+# in the output, the statistics.
+RESOLUTION, WIDTHS, STATISTICS, SUMS, ENDS, EXTREMES, SIGN = range(HOTS_META, HOTS_META + 7)
+PLAN = HOTS_META + 8
 
 # A hot record: `hoti[hot]` is the edge, then per width start position (or -1), events, huge values;
 # `hotf[hot, width]` has the sums, then one cell per extreme.
-EDGE, FIRST = 0, 1
+FIRST = 1
 PER_WIDTH, START, EVENTS, HUGES = 3, 0, 1, 2
 S1H, S1L, S2H, S2L, PEAK, BEST = 0, 1, 2, 3, 4, 5
 
@@ -47,27 +44,6 @@ LOST = 1e-4
 LOST_HUGE = 1e-6
 
 Sums = tuple[int, float, float, float, float, int]
-
-
-@inlined
-def take_hot(hoti: I64, meta: I64) -> int:
-    """A free hot record; there must be one."""
-    hot = meta[HOT_FREE]
-    if hot >= 0:
-        meta[HOT_FREE] = hoti[hot, EDGE]
-    else:
-        hot = meta[HOTS_USED]
-        meta[HOTS_USED] += 1
-    meta[HOTS_LEFT] -= 1
-    return hot  # type: ignore[no-any-return]
-
-
-@inlined
-def free_hot(hot: int, hoti: I64, meta: I64) -> None:
-    """Hand a hot record back."""
-    hoti[hot, EDGE] = meta[HOT_FREE]
-    meta[HOT_FREE] = hot
-    meta[HOTS_LEFT] += 1
 
 
 @inlined

@@ -35,14 +35,10 @@ T = TypeVar("T")
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """The manifest. ``records`` gives size in bytes and CRC-32 by `encode`'s key.
-
-    ``whole`` segments are images: nothing before them counts.
-    """
+    """The manifest. ``records`` gives size in bytes and CRC-32 by `encode`'s key."""
 
     first: int
     last: int
-    whole: bool
     committed_ms: int
     records: dict[str, tuple[int, int]]
 
@@ -53,8 +49,8 @@ class Segment(msgspec.Struct, frozen=True):
 
     @property
     def base(self) -> bool:
-        """Whether nothing before it counts."""
-        return self.whole or self.first == 1
+        """Whether nothing is before it."""
+        return self.first == 1
 
     def all_keys(self) -> Iterator[bytes]:
         """Every key that it has in the database."""
@@ -157,9 +153,7 @@ class Contents:
             packed = self._unseal(manifest_key(first, last), what)
             segment = self._unpack(packed, Segment, what)
             follows = found[-1].last + 1 if found else 1
-            if (segment.first, segment.last) != (first, last) or not (
-                segment.whole or first == follows
-            ):
+            if (segment.first, segment.last) != (first, last) or first != follows:
                 raise self.damaged(f"{what} does not fit")
             found.append(segment)
         if (found[-1].last if found else 0) != root.generation:
@@ -181,10 +175,10 @@ class Contents:
             raise self.damaged(f"{what} has another checksum than was written")
         return record
 
-    def image(self, segments: Iterable[Segment]) -> Delta:
+    def image(self, segments: list[Segment]) -> Delta:
         """The whole state after these, oldest first. Its arrays may be read-only."""
         image = Delta()
-        for part in self.merged(since_base(segments)):
+        for part in self.merged(segments):
             image.rows.update(part.rows)
             image.items.update(part.items)
             image.blobs.update(part.blobs)
@@ -254,16 +248,6 @@ class Contents:
             return msgspec.msgpack.decode(packed, type=kind)
         except msgspec.MsgspecError as error:
             raise self.damaged(f"{what} can't be read: {error}") from error
-
-
-def since_base(segments: Iterable[Segment]) -> list[Segment]:
-    """The last of them that is a base, and those after it."""
-    found: list[Segment] = []
-    for segment in segments:
-        if segment.base:
-            found.clear()
-        found.append(segment)
-    return found
 
 
 def summarise(root: Root, segments: list[Segment]) -> StoreSummary:

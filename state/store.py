@@ -109,7 +109,7 @@ class Store:
             kept = [segment for segment in self._segments if segment.last <= target]
             image = self._contents.image(kept)
             if kept != self._segments:
-                self._drop(self._segments[len(kept) :], SYNCED, generation=target)
+                self._drop(self._segments[len(kept) :], target)
         _compactor.submit(self)
         return image
 
@@ -119,11 +119,18 @@ class Store:
         Raises:
             StateError: the disk refused, now or before. Open the store again then.
         """
-        return self._append(delta, whole=False)
-
-    def replace(self, image: Delta) -> int:
-        """Make ``image`` alone the next generation, as `commit` does."""
-        return self._append(image, whole=True)
+        records = encode(delta)
+        with self._lock:
+            self._check_usable()
+            new = self.generation + 1
+            segment, batch = self._stage(new, new, records.items(), _COMMIT_BATCH)
+            batch.put(manifest_key(new, new), seal(segment))
+            root = msgspec.structs.replace(
+                self._root, generation=new, committed_ms=segment.committed_ms
+            )
+            self._write(batch, root, [*self._segments, segment], SYNCED)
+        _compactor.submit(self)
+        return new
 
     def adopt(self) -> None:
         """Make the present generation the one that `restore` of None goes back to, and the oldest.
@@ -214,34 +221,16 @@ class Store:
         self._segments = self._contents.segments(self._root)
         self._unstage()
 
-    def _append(self, delta: Delta, *, whole: bool) -> int:
-        records = encode(delta)
-        with self._lock:
-            self._check_usable()
-            new = self.generation + 1
-            segment, batch = self._stage(new, new, whole, records.items(), _COMMIT_BATCH)
-            batch.put(manifest_key(new, new), seal(segment))
-            root = msgspec.structs.replace(
-                self._root, generation=new, committed_ms=segment.committed_ms
-            )
-            self._write(batch, root, [*self._segments, segment], SYNCED)
-        _compactor.submit(self)
-        return new
-
     def _merge_once(self) -> bool:
         with self._lock:
             if self._resting():
                 return False
-            obsolete, run = choose(
-                self._segments, self.generation, self._root.adopted, self._retained
-            )
-            if obsolete:
-                self._drop(obsolete, UNSYNCED)
+            run = choose(self._segments, self.generation, self._root.adopted, self._retained)
             if not run:
                 return False
         first, last = run[0].first, run[-1].last
         merged = records_of(self._until_abandoned(self._contents.merged(run)))
-        segment, batch = self._stage(first, last, run[0].whole, merged, _MERGE_BATCH)
+        segment, batch = self._stage(first, last, merged, _MERGE_BATCH)
         segment = msgspec.structs.replace(segment, committed_ms=run[-1].committed_ms)
         batch.put(manifest_key(first, last), seal(segment))
         with self._lock:
@@ -258,7 +247,7 @@ class Store:
             yield part
 
     def _stage(
-        self, first: int, last: int, whole: bool, records: Iterable[tuple[str, bytes]], most: int
+        self, first: int, last: int, records: Iterable[tuple[str, bytes]], most: int
     ) -> tuple[Segment, WriteBatch]:
         """A segment, and the batch that makes it exist when written with its manifest.
 
@@ -274,7 +263,7 @@ class Store:
                 if batch.size_in_bytes() >= most:
                     self._write_ahead(batch, (first, last))
                     batch = WriteBatch(raw_mode=True)
-        return Segment(first, last, whole, time.time_ns() // 1_000_000, described), batch
+        return Segment(first, last, time.time_ns() // 1_000_000, described), batch
 
     def _write_ahead(self, batch: WriteBatch, name: tuple[int, int]) -> None:
         with self._lock:
@@ -295,17 +284,14 @@ class Store:
             root = msgspec.structs.replace(self._root, staged=[])
             self._write(batch, root, self._segments, UNSYNCED)
 
-    def _drop(
-        self, gone: list[Segment], how: WriteOptions, *, generation: int | None = None
-    ) -> None:
+    def _drop(self, gone: list[Segment], generation: int) -> None:
+        """Forget the last segments, so that ``generation`` is the present one."""
         batch = WriteBatch(raw_mode=True)
         _delete(batch, gone)
-        left = [segment for segment in self._segments if segment not in gone]
-        root = self._root
-        if generation is not None:
-            committed_ms = left[-1].committed_ms if left else 0
-            root = msgspec.structs.replace(root, generation=generation, committed_ms=committed_ms)
-        self._write(batch, root, left, how)
+        left = self._segments[: len(self._segments) - len(gone)]
+        committed_ms = left[-1].committed_ms if left else 0
+        root = msgspec.structs.replace(self._root, generation=generation, committed_ms=committed_ms)
+        self._write(batch, root, left, SYNCED)
 
     def _write(
         self, batch: WriteBatch, root: Root, segments: list[Segment], how: WriteOptions

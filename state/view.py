@@ -48,7 +48,7 @@ class StateView:
             segments = contents.segments(root)
             if wanted not in {root.adopted, *(segment.last for segment in segments)}:
                 raise StateError(f"the state at {self.path} does not keep generation {wanted}")
-            return contents.image(segment for segment in segments if segment.last <= wanted)
+            return contents.image([segment for segment in segments if segment.last <= wanted])
 
         return self._look(read)
 

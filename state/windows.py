@@ -16,15 +16,23 @@ latest ones.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from state.aggregates import WindowSpec
 from state.compile import F64, I32, I64, U8, inlined, kernel
 from state.delta import Delta
-from state.double_double import dd_add, value_sums
-from state.extremes import LAST_SEQUENCE, range_extreme, renumber, seal_from
+from state.double_double import value_sums
+from state.extremes import LAST_SEQUENCE, renumber, seal_from
+from state.hots import (
+    COLD,
+    COOLED,
+    EDGE,
+    HOT_FREE,
+    HOTS_LEFT,
+    free_hot,
+    reserve_hots,
+    restore_hots,
+)
 from state.log import (
     CHUNKS_LEFT,
     COLUMN,
@@ -43,133 +51,39 @@ from state.log import (
     TAIL,
     SlottedLog,
     after,
-    before,
     drop_first,
-    larger,
     locate,
     open_gap,
     touch_chunk,
     touch_slot,
     watch,
 )
-from state.log_changes import (
-    chain_free_hots,
-    changes_of,
-    hots_needed,
-    restore_by_chunk,
-    restore_log,
-)
+from state.log_changes import changes_of, restore_by_chunk, restore_log
 from state.panes import (
     PANE_COLUMNS,
     merge_record,
-    record_extreme,
-    record_first,
-    record_last,
-    record_sums,
     start_record,
 )
 from state.running import (
     BEST,
-    COLD,
-    COOLED,
-    EDGE,
     ENDS,
-    EVENTS,
     EXTREMES,
     FIRST,
-    HOT_FREE,
-    HOTS_LEFT,
-    HOTS_USED,
-    HUGES,
     PER_WIDTH,
     PLAN,
     RESOLUTION,
-    S1H,
-    S1L,
-    S2H,
-    S2L,
     SIGN,
     START,
     STATISTICS,
     SUMS,
     WIDTHS,
     enter,
-    free_hot,
     heat,
-    late_sums,
     move_edge,
     slide_call,
-    sum_last,
 )
-from state.statistic import CODES, S_EXTREME, emit
-
-
-@inlined
-def answer_cold(
-    row: int, time: int, last: int, head: int, out: F64, ts: I64, val: F64, link: I32, meta: I64
-) -> None:
-    """Answer as of `time` by scanning back from `last`, once for all widths."""
-    n, s1h, s1l, s2h, s2l, huge = 0, 0.0, 0.0, 0.0, 0.0, 0
-    best, other, first = -math.inf, -math.inf, 0.0
-    newest = record_last(val, last) if last >= 0 else 0.0
-    at = last
-    for w in range(meta[WIDTHS]):
-        low = time - meta[PLAN + w]
-        while at >= 0 and ts[at] > low:
-            count, a, a_low, b, b_low, huge_more = record_sums(val, at, meta[SUMS])
-            n += count
-            if meta[SUMS]:
-                huge += huge_more
-                s1h, s1l = dd_add(s1h, s1l, a, a_low)
-                s2h, s2l = dd_add(s2h, s2l, b, b_low)
-            if meta[EXTREMES] > 0:
-                best = max(best, record_extreme(val, at, meta[SIGN]))
-            if meta[EXTREMES] > 1:
-                other = max(other, record_extreme(val, at, meta[SIGN + 1]))
-            first = record_first(val, at)
-            at = -1 if at == head else before(link, at)
-        emit(row, w, out, meta, n, s1h, s1l, s2h, s2l, huge, best, other, first, newest)
-
-
-@inlined
-def answer_edge(
-    row: int, s: int, out: F64, slot: I32, val: F64, hotf: F64, hoti: I64, meta: I64
-) -> None:
-    """Answer as of the edge, from the running sums."""
-    hot = slot[s, HOT]
-    last = record_last(val, slot[s, TAIL]) if meta[ENDS] else 0.0
-    for w in range(meta[WIDTHS]):
-        cell = FIRST + PER_WIDTH * w
-        n = hoti[hot, cell + EVENTS]
-        best = hotf[hot, w, BEST] if meta[EXTREMES] > 0 else 0.0
-        other = hotf[hot, w, BEST + 1] if meta[EXTREMES] > 1 else 0.0
-        first = record_first(val, hoti[hot, cell + START]) if n > 0 and meta[ENDS] else 0.0
-        emit(
-            row, w, out, meta, n, hotf[hot, w, S1H], hotf[hot, w, S1L], hotf[hot, w, S2H],
-            hotf[hot, w, S2L], hoti[hot, cell + HUGES], best, other, first, last,
-        )  # fmt: skip
-
-
-@kernel
-def answer_late(
-    row: int, time: int, last: int, later: int, s: int, out: F64, slot: I32, ts: I64, val: F64,
-    link: I32, agg: F64, hotf: F64, hoti: I64, meta: I64,
-) -> None:  # fmt: skip
-    """Answer as of `time` before the edge; `last` is the last record up to it, `later` follow."""
-    later_sums = sum_last(later, s, meta[SUMS], slot, val, link)
-    newest = record_last(val, last) if last >= 0 else 0.0
-    for w in range(meta[WIDTHS]):
-        start, n, s1h, s1l, s2h, s2l, huge = late_sums(
-            w, time, last, later, later_sums, s, slot, ts, val, link, hotf, hoti, meta
-        )
-        best = other = first = 0.0
-        if n > 0:
-            first = record_first(val, start)
-            if meta[EXTREMES] > 0:
-                best = range_extreme(start, last, 0, meta[SIGN], val, link, agg)
-            if meta[EXTREMES] > 1:
-                other = range_extreme(start, last, 1, meta[SIGN + 1], val, link, agg)
-        emit(row, w, out, meta, n, s1h, s1l, s2h, s2l, huge, best, other, first, newest)
+from state.statistic import CODES, S_EXTREME
+from state.window_answers import answer_cold, answer_edge, answer_late
 
 
 @inlined
@@ -383,23 +297,11 @@ class WindowState:
         restore_log(self.log, image)
         self.agg.resize((self.log.link.shape[0], self.agg.shape[1]), refcheck=False)
         restore_by_chunk(self.agg, "agg", image)
-        self._reserve_hots(hots_needed(image))
-        hots = image.rows["hots"]
-        self.hotf[hots.index], self.hoti[hots.index] = hots.columns["hotf"], hots.columns["hoti"]
-        chain_free_hots(self.log, self.hoti, (HOT_FREE, HOTS_LEFT, HOTS_USED))
+        restore_hots(self.log, image, hoti=self.hoti, hotf=self.hotf)
 
     def _grow(self) -> None:
         meta = self.log.meta
         if meta[CHUNKS_LEFT] < 1:
             self.agg.resize((self.log.grow(), self.agg.shape[1]), refcheck=False)
         if meta[HOTS_LEFT] < 1:
-            self._reserve_hots(self.hoti.shape[0] + 1)
-
-    def _reserve_hots(self, needed: int) -> None:
-        """Have at least so many hot records."""
-        hots = self.hoti.shape[0]
-        while hots < needed:
-            hots = larger(hots)
-        self.log.meta[HOTS_LEFT] += hots - self.hoti.shape[0]
-        self.hotf.resize((hots, *self.hotf.shape[1:]), refcheck=False)
-        self.hoti.resize((hots, self.hoti.shape[1]), refcheck=False)
+            reserve_hots(self.hoti.shape[0] + 1, meta, self.hoti, self.hotf)

@@ -22,7 +22,7 @@ from threading import Event
 from dataflows.bus import Bus, open_bus
 from dataflows.load import load_pipeline
 from dataflows.pipeline import Pipeline
-from dataflows.resume_point import recovery_files, resume_epoch
+from dataflows.recovery.resume_point import recovery_files, resume_epoch
 from producers.batch import Kind
 from producers.publish import publish
 from state.errors import StateError

@@ -15,7 +15,7 @@ from dataflows.bus import Bus, TopicPartition, open_bus
 from dataflows.bus.partitioner import partition_of_key
 from dataflows.intake import IntakeOptions
 from dataflows.load import load_pipeline
-from dataflows.recovery import StateDirectory
+from dataflows.recovery.directory import StateDirectory
 from dataflows.worker import run_worker
 from tests.commands import Call, Done
 

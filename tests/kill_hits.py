@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from dataflows.bus import open_bus
-from dataflows.inspection import inspect
-from dataflows.resume_point import read_resume_point, recovery_files, resume_epoch
+from dataflows.recovery.inspection import inspect
+from dataflows.recovery.resume_point import read_resume_point, recovery_files, resume_epoch
 from state.errors import StateError
 
 

@@ -14,14 +14,14 @@ import numpy as np
 from river.proba.base import Distribution
 
 from dataflows.bus import TopicPartition, open_bus
-from dataflows.inspection import inspect
 from dataflows.metrics import WorkerMetrics
 from dataflows.model_step import ModelStep
-from dataflows.place import DATABASE
+from dataflows.recovery.inspection import inspect
+from dataflows.recovery.place import DATABASE
 from dataflows.windows import EntityWindows
-from state.fingerprint import fingerprint
 from state.store import look
 from tests.crash_trial import Trial
+from tests.window_fingerprint import fingerprint
 
 Row = dict[str, Any]
 Where = tuple[int, int]

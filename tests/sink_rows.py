@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from dataflows.messages import DeadLetter, DriftSignal, Prediction
-from dataflows.outgoing import Marking, Marks, Outgoing
+from dataflows.sink.outgoing import Marking, Marks, Outgoing
 
 EVENTS, LABELS = "toy.events", "toy.labels"
 PREDICTIONS, DRIFT, DEAD = "toy.predictions", "toy.drift", "toy.dead-letters"

@@ -21,8 +21,8 @@ from dataflows.bus.memory import MemoryBus
 from dataflows.intake import IntakeOptions
 from dataflows.load import load_pipeline
 from dataflows.pipeline import Pipeline
-from dataflows.recovery import StateDirectory
-from dataflows.resume_point import read_resume_point
+from dataflows.recovery.directory import StateDirectory
+from dataflows.recovery.resume_point import read_resume_point
 from dataflows.worker import run_worker
 from tests.kept_trades import (
     MINUTE,

@@ -13,8 +13,8 @@ from dataflows.bus.memory import MemoryBus
 from dataflows.intake import IntakeOptions
 from dataflows.messages import DeadLetter, DriftSignal
 from dataflows.metrics import WorkerMetrics
-from dataflows.outgoing import Marking, Outgoing
-from dataflows.sink import BusSink, part_name
+from dataflows.sink.bus_sink import BusSink, part_name
+from dataflows.sink.outgoing import Marking, Outgoing
 from dataflows.worker import run_worker
 
 

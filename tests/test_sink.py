@@ -17,8 +17,9 @@ from dataflows.batch import Sources
 from dataflows.bus import TopicPartition
 from dataflows.bus.embedded import EmbeddedBus
 from dataflows.bus.memory import MemoryBus
-from dataflows.offset_runs import OffsetRuns
-from dataflows.sink import BusSink, Outgoing, part_name
+from dataflows.sink.bus_sink import BusSink, part_name
+from dataflows.sink.offset_runs import OffsetRuns
+from dataflows.sink.outgoing import Outgoing
 from state.errors import StateError
 from tests.sink_rows import (
     DEAD,
@@ -269,7 +270,7 @@ def test_a_new_output_topic_of_an_old_state_is_read_from_where_it_was_when_the_s
 
 
 def test_the_embedded_bus_is_read_back_in_pieces_with_progress(tmp_path, monkeypatch):
-    monkeypatch.setattr("dataflows.read_back._TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("dataflows.sink.read_back._TELL_EVERY_S", 0.0)
     bus = EmbeddedBus(str(tmp_path))
     fill(bus, 20_000)
     rows = [event(o, reasons=("odd",) if o % 100 == 0 else ()) for o in range(20_000)]

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from dataflows.bus import Bus, TopicPartition, open_bus
-from dataflows.patience import Patience
-from dataflows.sink import BusSink, part_name
+from dataflows.sink.bus_sink import BusSink, part_name
+from dataflows.sink.patience import Patience
 from tests.kafka_broker import KafkaBroker
 from tests.sink_rows import DEAD, EVENTS, LABELS, MARKING, OUTPUTS, PREDICTIONS, event, outgoing
 

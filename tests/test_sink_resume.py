@@ -19,7 +19,7 @@ from bytewax.run import cli_main
 
 from dataflows.bus import Bus, TopicPartition, open_bus
 from dataflows.bus.memory import MemoryBus
-from dataflows.sink import BusSink, part_name
+from dataflows.sink.bus_sink import BusSink, part_name
 from tests.kafka_broker import free_ports
 from tests.sink_rows import (
     EVENTS,

@@ -12,8 +12,8 @@ import pytest
 from dataflows.bus import BusError, UnreachableError
 from dataflows.bus.memory import MemoryBus
 from dataflows.failure import Guard
-from dataflows.patience import Patience
-from dataflows.sink import BusSink, part_name
+from dataflows.sink.bus_sink import BusSink, part_name
+from dataflows.sink.patience import Patience
 from tests.sink_rows import EVENTS, LABELS, MARKING, OUTPUTS, PREDICTIONS, event, outgoing
 
 AWAY = UnreachableError("nobody answers")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dataflows.inspection import inspect
+from dataflows.recovery.inspection import inspect
 from tests.commands import Call, Command, caller
 from tests.kept_trades import PARTITIONS, Kept, refused, trades, went_well
 

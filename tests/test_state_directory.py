@@ -16,6 +16,7 @@ import pytest
 from state.lock import hold
 from tests.commands import Call, caller
 from tests.kept_trades import Json, Kept, check_once, refused, trades, went_well
+from tests.small_disk import make_read_only, make_writable, mounted
 
 MESSAGES = trades(120)
 RECOVERY = "state/recovery/part-0.sqlite3"
@@ -245,11 +246,18 @@ def test_a_directory_that_can_not_be_one_is_refused(kept: Kept, expected: Any) -
     goes_on(kept, expected)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_directory_that_can_not_be_written_is_refused(kept: Kept, expected: Any) -> None:
-    kept.state.chmod(0o500)
-    refused(kept.run(), "make it writable")
-    kept.state.chmod(0o700)
+    if os.geteuid() != 0:
+        kept.state.chmod(0o500)
+        refused(kept.run(), "make it writable")
+        kept.state.chmod(0o700)
+    else:  # who may write anywhere but on a disk that can't be written
+        with mounted(kept.directory / "disk", 64) as disk:
+            shutil.move(kept.state, disk / "state")
+            make_read_only(disk)
+            refused(kept.run(state="disk/state"), "make it writable")
+            make_writable(disk)
+            shutil.move(disk / "state", kept.state)
     goes_on(kept, expected)
 
 

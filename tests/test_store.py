@@ -180,31 +180,13 @@ def test_a_token_older_than_what_is_retained_is_refused_and_drops_nothing(tmp_pa
         assert plain(store.restore(40)) == expected(40)
 
 
-def test_an_image_replaces_all_before_it_and_one_can_still_go_back_behind_it(tmp_path):
-    image = Delta(blobs={"only": b"this"})
-    for back, told in ((0, {("blobs", "only"): b"this"}), (1, expected(10))):
-        with filled(tmp_path / f"s{back}", 10) as store:
-            assert store.replace(image) == 11
-            assert plain(store.restore(11 - back)) == told
-    with filled(tmp_path / "s", 10, retained=2) as store:
-        store.replace(image)
-        for _ in range(4):
-            store.commit(Delta())
-        settle(store)
-        assert store.summary().deltas == 5  # the image, and what came after it
-        assert plain(store.restore(13)) == {("blobs", "only"): b"this"}
-
-
-def test_the_adopted_generation_outlives_an_image(tmp_path):
+def test_the_adopted_generation_outlives_merges_of_what_came_after(tmp_path):
     with filled(tmp_path / "s", 5, retained=1) as store:
         store.adopt()
-        for number in range(6, 12):
+        for number in range(6, 19):
             store.commit(delta_for(number))
-        store.replace(Delta(blobs={"only": b"this"}))
-        for _ in range(6):
-            store.commit(Delta())
         settle(store)
-        assert plain(store.restore(18)) == {("blobs", "only"): b"this"}
+        assert plain(store.restore(18)) == expected(18)
         assert plain(store.restore(None)) == expected(5)
 
 

@@ -18,6 +18,7 @@ import state.store
 from state.delta import Delta
 from state.errors import StateError
 from state.store import Store, look
+from tests.small_disk import make_read_only, mounted
 from tests.test_store import (
     IDENTITY,
     SPAWNED,
@@ -298,15 +299,8 @@ def test_a_process_that_ends_without_closing_ends_well(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"a small disk can't be mounted here: {error}")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+    with mounted(tmp_path / "disk", 40) as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("size", [50_000, 3_000_000])
@@ -340,7 +334,7 @@ def test_a_full_disk_is_told_and_all_before_is_intact(small_disk, size):
 
 def test_a_disk_that_turns_read_only_is_told(small_disk):
     filled(small_disk / "s", 2).close()
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    make_read_only(small_disk)
     with pytest.raises(StateError, match="Read-only file system"):
         Store(small_disk / "s", IDENTITY)
     with pytest.raises(StateError, match="Read-only file system"):

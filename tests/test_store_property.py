@@ -23,21 +23,19 @@ NUMBERS = st.lists(st.integers(0, 9), unique=True, max_size=5).map(
 
 
 @st.composite
-def deltas(draw, *, cleared: bool = True) -> Delta:
+def deltas(draw) -> Delta:
     def rows(index):
         return Rows(index, {"x": np.array([draw(st.integers(0, 99)) for _ in index], np.int64)})
 
     def items(index):
         return Items(index, [draw(st.none() | st.binary(max_size=3)) for _ in index])
 
-    delta = Delta(
+    return Delta(
         rows={name: rows(draw(NUMBERS)) for name in draw(st.sets(NAMES, max_size=2))},
         items={name: items(draw(NUMBERS)) for name in draw(st.sets(NAMES, max_size=2))},
         blobs=draw(st.dictionaries(NAMES, st.binary(max_size=9), max_size=2)),
+        cleared=draw(st.sets(NAMES, max_size=1)),
     )
-    if cleared:
-        delta.cleared = draw(st.sets(NAMES, max_size=1))
-    return delta
 
 
 def copied(state: dict) -> dict:
@@ -65,9 +63,6 @@ class Place(RuleBasedStateMachine):
         state = copied(self.states[-1])
         apply(state, delta)
         assert self.store.commit(delta) == len(self.states)
-        self.grow(state)
-
-    def grow(self, state: dict) -> None:
         self.states.append(state)
         self.highest = max(self.highest, len(self.states) - 1)
 
@@ -75,13 +70,6 @@ class Place(RuleBasedStateMachine):
     def commit(self, changes):
         for delta in changes:
             self.commit_one(delta)
-
-    @rule(image=deltas(cleared=False))
-    def replace(self, image):
-        state: dict = {}
-        apply(state, image)
-        assert self.store.replace(image) == len(self.states)
-        self.grow(state)
 
     @rule()
     def adopt(self):

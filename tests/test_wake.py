@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dataflows.bus import open_bus
 from dataflows.load import load_pipeline
-from dataflows.recovery import StateDirectory
-from dataflows.resume_point import read_resume_point
+from dataflows.recovery.directory import StateDirectory
+from dataflows.recovery.resume_point import read_resume_point
 from tests.commands import run_command
 
 

@@ -10,8 +10,8 @@ from state.assemble import assemble
 from state.delta import Delta, decode, encode, merge
 from state.entity import EntityState
 from state.errors import StateError
-from state.fingerprint import fingerprint
 from state.log import LATE_ROWS
+from tests.window_fingerprint import fingerprint
 
 SPECS = [
     WindowSpec("amount", (1_000, 20_000), ("count", "sum", "mean", "std", "max", "min", "last")),

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from dataflows.bus import Bus
 from dataflows.cluster import LocalCluster, Stop, Supervisor
+from dataflows.member import Member
 from dataflows.supervised import EXIT_INTERRUPTED, EXIT_LOST, end_with_supervisor
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from dataflows.intake import IntakeOptions
     from dataflows.metrics import WorkerMetrics
     from dataflows.pipeline import Pipeline
-    from dataflows.recovery import StateDirectory
+    from dataflows.recovery.directory import StateDirectory
 
 
 class Begin(StrEnum):
@@ -58,29 +59,14 @@ class RunSettings:
     metrics_port: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which process of which this is; without addresses the only one."""
-
-    process: int = 0
-    addresses: Sequence[str] = ()
-
-    @property
-    def workers(self) -> int:
-        return len(self.addresses) or 1
-
-    def __str__(self) -> str:
-        return f"worker {self.process} of {self.workers}"
-
-
-def work(pipeline: Pipeline, bus: Bus, place: Place, settings: RunSettings) -> None:
+def work(pipeline: Pipeline, bus: Bus, member: Member, settings: RunSettings) -> None:
     """The only worker, or one of a cluster without state: in this process."""
     from dataflows.cli.live import Watch  # the engine is only loaded where it runs
     from dataflows.metrics import WorkerMetrics
     from dataflows.worker import LostWorkerError
 
     console = Console(stderr=True)
-    with _prepared(pipeline, bus, place, 1, settings, console) as state:
+    with _prepared(pipeline, bus, member, 1, settings, console) as state:
         options, metrics = _options(pipeline, settings), WorkerMetrics(pipeline.name)
         _stop_on_signals(console, options.stop.set, again=lambda: _end_at_once(console))
         _serve(metrics.registry, settings.metrics_port, console)
@@ -89,7 +75,7 @@ def work(pipeline: Pipeline, bus: Bus, place: Place, settings: RunSettings) -> N
         watch = Watch(pipeline.name, metrics.registry, console)
         try:
             with watch.shown():
-                _run_worker(pipeline, bus, options, place, settings, metrics, state)
+                _run_worker(pipeline, bus, options, member, settings, metrics, state)
         except LostWorkerError as error:
             sentence = f"error: {error}: start all again"
             console.print(sentence, style="bold red", highlight=False, soft_wrap=True)
@@ -97,7 +83,7 @@ def work(pipeline: Pipeline, bus: Bus, place: Place, settings: RunSettings) -> N
     watch.summary()
 
 
-def work_supervised(pipeline: Pipeline, bus: Bus, place: Place, settings: RunSettings) -> None:
+def work_supervised(pipeline: Pipeline, bus: Bus, member: Member, settings: RunSettings) -> None:
     """A worker that a supervisor has started."""
     from dataflows.metrics import WorkerMetrics
     from dataflows.worker import LostWorkerError, stop_on_signals
@@ -108,25 +94,25 @@ def work_supervised(pipeline: Pipeline, bus: Bus, place: Place, settings: RunSet
         end_with_supervisor(options.stop)
         state: StateDirectory | None = None
         if settings.state is not None:
-            from dataflows.recovery import StateDirectory
+            from dataflows.recovery.directory import StateDirectory
 
             joined = StateDirectory.join(
                 settings.state,
                 pipeline,
                 bus,
                 shards=settings.shards,
-                workers=place.workers,
+                workers=member.workers,
             )
             state = stack.enter_context(joined)
         metrics = WorkerMetrics(pipeline.name)
         try:
-            _run_worker(pipeline, bus, options, place, settings, metrics, state)
+            _run_worker(pipeline, bus, options, member, settings, metrics, state)
         except LostWorkerError:
             raise typer.Exit(EXIT_LOST) from None
 
 
 def supervise(
-    pipeline: Pipeline, bus: Bus, place: Place, members: Sequence[int], settings: RunSettings
+    pipeline: Pipeline, bus: Bus, member: Member, members: Sequence[int], settings: RunSettings
 ) -> None:
     """The local members of a cluster, each a process of its own."""
     from prometheus_client import Counter
@@ -138,10 +124,10 @@ def supervise(
     say = partial(console.print, highlight=False, soft_wrap=True)
     command = [sys.executable, "-m", "dataflows.cli", *sys.argv[1:]]
     known = {} if settings.state is None else {"ANABRANCH_RUN_STATE": str(settings.state)}
-    workers = place.workers if place.addresses else len(members)
+    workers = member.workers if member.addresses else len(members)
     with (
-        _prepared(pipeline, bus, place, workers, settings, console) as state,
-        LocalCluster(command, members, place.addresses, environment=known) as cluster,
+        _prepared(pipeline, bus, member, workers, settings, console) as state,
+        LocalCluster(command, members, member.addresses, environment=known) as cluster,
     ):
         registry = shared_registry(cluster.metrics_directory)
         text = "Times that all workers of this host were started again"
@@ -149,7 +135,7 @@ def supervise(
         stop = _stop_on_signals(console)
         _serve(registry, settings.metrics_port, console)
         _warm(pipeline, console)
-        how = f" in {workers} processes" if workers == len(members) else f" as {place}"
+        how = f" in {workers} processes" if workers == len(members) else f" as {member}"
         _say_running(pipeline, bus, settings, state, how, console)
         watch = Watch(pipeline.name, registry, console)
         supervisor = Supervisor(
@@ -167,12 +153,12 @@ def _run_worker(
     pipeline: Pipeline,
     bus: Bus,
     options: IntakeOptions,
-    place: Place,
+    member: Member,
     settings: RunSettings,
     metrics: WorkerMetrics,
     state: StateDirectory | None,
 ) -> None:
-    from dataflows.worker import Cluster, run_worker
+    from dataflows.worker import run_worker
 
     # What was loaded stays: looking through it again for garbage would hold the stream up.
     gc.collect()
@@ -181,7 +167,7 @@ def _run_worker(
         pipeline,
         bus,
         options,
-        cluster=Cluster(place.process, tuple(place.addresses)),
+        member=member,
         metrics=metrics,
         epoch_s=settings.epoch_s,
         shards=settings.shards,
@@ -205,7 +191,7 @@ def _options(pipeline: Pipeline, settings: RunSettings) -> IntakeOptions:
 def _prepared(
     pipeline: Pipeline,
     bus: Bus,
-    place: Place,
+    member: Member,
     workers: int,
     settings: RunSettings,
     console: Console,
@@ -214,7 +200,7 @@ def _prepared(
     if settings.state is None:
         yield None
         return
-    from dataflows.recovery import StateDirectory
+    from dataflows.recovery.directory import StateDirectory
 
     with StateDirectory.open(
         settings.state,
@@ -222,8 +208,8 @@ def _prepared(
         bus,
         shards=settings.shards,
         workers=workers,
-        process=place.process,
-        hosts=place.workers,
+        process=member.process,
+        hosts=member.workers,
         say=partial(console.print, highlight=False, soft_wrap=True),
     ) as state:
         if settings.begin is not None and state.generation():

@@ -13,7 +13,6 @@ from dataflows.bus import Bus
 from dataflows.cli.launch import (
     Begin,
     Lost,
-    Place,
     RunSettings,
     supervise,
     work,
@@ -26,6 +25,7 @@ from dataflows.cli.options import (
     PipelineName,
     opened_bus,
 )
+from dataflows.member import ALONE, Member
 from dataflows.supervised import SUPERVISED, refusals_told
 from state.errors import BusError, InputError
 
@@ -83,8 +83,8 @@ def run(
         typer.Option(
             "--lost",
             metavar="WHAT",
-            help="stop or earliest: when retention has removed messages that were not read yet, "
-            "stop and say which, or go on with the earliest that are left.",
+            help="stop or earliest: when retention has removed messages that were not read yet, or "
+            "an output was made anew, stop and say which, or go on with what is left.",
         ),
     ] = Lost.stop,
     until_end: Annotated[
@@ -132,8 +132,8 @@ def run(
     supervised = SUPERVISED in os.environ
     with refusals_told() if supervised else nullcontext():
         declared = load_pipeline(pipeline)
-        place = _place(addresses, process_id)
-        kept_in = _state_path(state, no_state, declared.name, place)
+        member = _member(addresses, process_id)
+        kept_in = _state_path(state, no_state, declared.name, member)
         epoch_s = parse_duration_ms(epoch) / 1000
         settings = RunSettings(
             bus, kept_in, begin, lost, until_end, batch, shards, epoch_s, metrics_port
@@ -143,36 +143,36 @@ def run(
         with opened_bus(bus, bus_set) as opened:
             _check_inputs(declared, opened, pipeline)
             if supervised:
-                work_supervised(declared, opened, place, settings)
-            elif place.addresses and kept_in is not None:
-                supervise(declared, opened, place, [place.process], settings)
-            elif processes > 1 and not place.addresses:
-                supervise(declared, opened, place, range(processes), settings)
+                work_supervised(declared, opened, member, settings)
+            elif member.addresses and kept_in is not None:
+                supervise(declared, opened, member, [member.process], settings)
+            elif processes > 1 and not member.addresses:
+                supervise(declared, opened, member, range(processes), settings)
             else:
-                work(declared, opened, place, settings)
+                work(declared, opened, member, settings)
 
 
-def _place(addresses: str | None, process_id: int | None) -> Place:
+def _member(addresses: str | None, process_id: int | None) -> Member:
     if addresses is None:
         if process_id is not None:
             raise InputError("--process-id needs --addresses, the host:port of every worker")
-        return Place()
+        return ALONE
     listed = [address.strip() for address in addresses.split(",") if address.strip()]
     if process_id is None or process_id >= len(listed):
         raise InputError(
             f"--addresses names {len(listed)} workers: say which one this is with --process-id "
             f"0 to {len(listed) - 1}"
         )
-    return Place(process_id, listed)
+    return Member(process_id, listed)
 
 
-def _state_path(state: Path | None, no_state: bool, name: str, place: Place) -> Path | None:
+def _state_path(state: Path | None, no_state: bool, name: str, member: Member) -> Path | None:
     """Where state is kept; processes of one cluster that share a disk get one directory each."""
     if no_state:
         if state is not None:
             raise InputError("--state and --no-state contradict each other: leave one out")
         return None
-    own = f"-{place.process}" if place.workers > 1 else ""  # a supervisor names it to its workers
+    own = f"-{member.process}" if member.workers > 1 else ""  # a supervisor names it to its workers
     return state or Path("data", "state", f"{name}{own}")
 
 

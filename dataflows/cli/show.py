@@ -22,7 +22,7 @@ from dataflows.cli.topic_counts import Settled, TopicCounts, settle
 from dataflows.cluster import LocalCluster, Stop, Supervisor
 from dataflows.load import load_pipeline
 from dataflows.metrics import shared_registry
-from dataflows.recovery import StateDirectory
+from dataflows.recovery.directory import StateDirectory
 from dataflows.status import Status, latencies, live_only, read_status
 from dataflows.supervised import EXIT_INTERRUPTED, STOP_SIGNALS
 from dataflows.warmup import warm
@@ -99,7 +99,7 @@ class Show:
         with ExitStack() as stack:
             state = StateDirectory.open(path, self._pipeline, bus, say=print_)
             stack.enter_context(state)
-            worker = _Worker(self._worker_command(path), [0], environment=_none_of_ours())
+            worker = LocalCluster(self._worker_command(path), [0], environment=_none_of_ours())
             stack.enter_context(worker)
             counts = TopicCounts(self._pipeline, bus, shared_registry(worker.metrics_directory))
             watch = Watch(NAME, counts, console, line_every_s=5.0)
@@ -223,7 +223,7 @@ class Run:
         bus: Bus,
         predictions: str,
         state: StateDirectory,
-        worker: _Worker,
+        worker: LocalCluster,
         counts: TopicCounts,
         print_: Printer,
     ) -> None:
@@ -282,12 +282,13 @@ class Crash:
     def happen(self, run: Run) -> None:
         """Kill the worker."""
         self.latency = latencies(live_only(read_status(run.counts).latency))
+        (worker,) = run.worker.workers
         run.print(
-            f"kill −9 of the worker (process {run.worker.process.pid}), in the middle of it all: "
+            f"kill −9 of the worker (process {worker.pid}), in the middle of it all: "
             f"{run.published():,} payments are published, and more keep coming"
         )
         self._since, self.going_on = time.monotonic(), True
-        run.worker.process.kill()
+        worker.kill()
 
     def is_over(self, run: Run) -> None:
         """There are predictions again."""
@@ -295,15 +296,6 @@ class Crash:
         run.print(
             f"the next worker has taken over: new predictions {self.back_s:.1f} s after the kill"
         )
-
-
-class _Worker(LocalCluster):
-    """A cluster of one."""
-
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        """The worker that was started last."""
-        return self._workers[-1]
 
 
 class _Stopped(Exception):

@@ -12,7 +12,7 @@ from rich.table import Table
 from state.errors import StateError
 
 if TYPE_CHECKING:
-    from dataflows.inspection import PlaceReport, StateReport
+    from dataflows.recovery.inspection import PlaceReport, StateReport
 
 
 def state(
@@ -39,7 +39,7 @@ def state(
 
         anabranch state data/state/payments --verify
     """
-    from dataflows.inspection import inspect
+    from dataflows.recovery.inspection import inspect
 
     console = Console()
     with Console(stderr=True).status(f"reading {directory}"):

@@ -19,9 +19,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from dataflows.bus import Bus, TopicPartition
 from dataflows.cli.samples import all_messages
-from dataflows.outgoing import Marking
 from dataflows.pipeline import Pipeline
-from dataflows.resume_point import read_resume_point
+from dataflows.recovery.resume_point import read_resume_point
+from dataflows.sink.outgoing import Marking
 
 _EVENTS, _LABELS, _LEARNED = "anabranch_events", "anabranch_labels", "anabranch_learned"
 _PREDICTIONS, _LAG = "anabranch_predictions", "anabranch_lag_messages"

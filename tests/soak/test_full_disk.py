@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests.crash_trial import Trial, reached
 from tests.run_result import check_once, check_same
+from tests.small_disk import mounted
 
 EVENTS = 60_000
 pytestmark = pytest.mark.timeout(240)
@@ -18,15 +18,8 @@ pytestmark = pytest.mark.timeout(240)
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """64 MB in memory."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no small disk can be mounted: {error}")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+    with mounted(tmp_path / "disk", 64) as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from dataflows.identity import Identity, read_identity
 from dataflows.intake import PartitionState
-from dataflows.place import DATABASE, Token, read_id
-from dataflows.resume_point import ResumePoint, read_resume_point
+from dataflows.recovery.identity import Identity, read_identity
+from dataflows.recovery.place import DATABASE, Token, read_id
+from dataflows.recovery.resume_point import ResumePoint, read_resume_point
 from models.step_record import StepRecord
 from state.delta import Delta
 from state.errors import StateError

@@ -26,6 +26,15 @@ _AHEAD = 3  # generations that a place can be ahead of the engine's last commit
 _RETAINED = 8
 
 
+WINDOWS = "windows"
+"""What the places of windows are called, or begin with."""
+
+
+def windows_of(shard: int | None) -> str:
+    """The name of the place of a shard's windows; None: of all keys."""
+    return WINDOWS if shard is None else f"{WINDOWS}-{shard}"
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """What the engine keeps of a place: its name, which one of that name, and how far it was."""

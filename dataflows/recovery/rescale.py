@@ -12,16 +12,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from dataflows.identity import Identity, write_identity
 from dataflows.pipeline import Pipeline
-from dataflows.place import Place, Token
-from dataflows.resume_point import ResumePoint, read_resume_point
+from dataflows.recovery.identity import Identity, write_identity
+from dataflows.recovery.place import Place, Token, windows_of
+from dataflows.recovery.resume_point import ResumePoint, read_resume_point
 from dataflows.windows import MODELS, EntityWindows
 from state.assemble import assemble
 from state.delta import Delta
 from state.hashing import hash64
 
-WINDOWS = "windows"
 TOGETHER, BY_SHARD, MODELS_STEP = "windows_and_models", "windows", "models"
 """Ids of the stateful steps, without the number of the layout."""
 
@@ -44,7 +43,7 @@ def lay_out_anew(path: Path, recovery: Path, pipeline: Pipeline, identity: Ident
     sources = [_load(old / place, windows.get(place), pipeline) for place in sorted(places)]
     for shard in [None] if identity.by_shard else range(identity.shards):
         image = _image(sources, pipeline, shard, identity.shards)
-        place = Place(new / (WINDOWS if shard is None else f"{WINDOWS}-{shard}"))
+        place = Place(new / windows_of(shard))
         place.begin_with(image)
         place.close()
     if models is not None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dataflows.offset_runs import OffsetRuns
-from dataflows.outgoing import I64, Mark, Marks, Outgoing
+from dataflows.sink.offset_runs import OffsetRuns
+from dataflows.sink.outgoing import I64, Mark, Marks, Outgoing
 
 _Kind = tuple[str, str, tuple[str, ...]]  # output topic, source topic, rest of the mark
 

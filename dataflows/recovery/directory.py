@@ -24,7 +24,9 @@ from bytewax.recovery import RecoveryConfig, init_db_dir
 
 from dataflows.bus import Bus, TopicPartition
 from dataflows.failure import Guard
-from dataflows.identity import (
+from dataflows.intake import partition_count
+from dataflows.pipeline import Pipeline
+from dataflows.recovery.identity import (
     Identity,
     check,
     describe,
@@ -32,12 +34,10 @@ from dataflows.identity import (
     versions,
     write_identity,
 )
-from dataflows.inspection import place_directories, tokens_by_place
-from dataflows.intake import partition_count
-from dataflows.pipeline import Pipeline
-from dataflows.place import Place, check_place
-from dataflows.rescale import WINDOWS, lay_out_anew
-from dataflows.resume_point import (
+from dataflows.recovery.inspection import place_directories, tokens_by_place
+from dataflows.recovery.place import WINDOWS, Place, check_place
+from dataflows.recovery.rescale import lay_out_anew
+from dataflows.recovery.resume_point import (
     check_alone,
     commits,
     forget_unconfirmed,
@@ -176,18 +176,17 @@ class StateDirectory:
         Raises:
             BusError: the bus does not answer.
         """
-        point = read_resume_point(self.path / _RECOVERY)
-        behind = 0
-        for key, part in point.partitions():
-            for topic, offset in part.offsets.items():
-                behind += max(bus.end_offsets(topic)[key] - offset, 0)
-        return behind
+        parts = read_resume_point(self.path / _RECOVERY).partitions()
+        ends = {topic: bus.end_offsets(topic) for _, part in parts for topic in part.offsets}
+        return sum(
+            max(ends[topic][number] - offset, 0)
+            for number, part in parts
+            for topic, offset in part.offsets.items()
+        )
 
-    def windows(self, which: int | str | None) -> Place:
-        """The place of the windows of a shard, of that name, or of all keys."""
-        if not isinstance(which, str):
-            which = WINDOWS if which is None else f"{WINDOWS}-{which}"
-        return self._place(layout_directory(self.path, self.identity) / which)
+    def windows(self, name: str) -> Place:
+        """The place of windows, by the name that `windows_of` gives it."""
+        return self._place(layout_directory(self.path, self.identity) / name)
 
     def models(self) -> Place:
         """The place of models, metrics and waiting predictions."""

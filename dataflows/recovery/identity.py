@@ -7,7 +7,6 @@ columns, would go on without an error and be wrong.
 from __future__ import annotations
 
 import importlib.metadata
-import re
 from pathlib import Path
 
 import msgspec
@@ -15,13 +14,13 @@ import msgspec
 from dataflows.messages import Delayed, Inline
 from dataflows.pipeline import Pipeline
 from dataflows.schema import Schema
+from models.declared import describe as describe_model
 from state.errors import StateError
 from state.files import write_whole
 
 FORMAT = 1
 NAME = "identity.json"
 _VERSIONS = ("river", "bytewax")
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Identity(msgspec.Struct, kw_only=True):
@@ -52,7 +51,7 @@ def describe(pipeline: Pipeline) -> dict[str, str]:
         "event fields": " ".join(f"{f.name}:{f.kind}{'?' * f.optional}" for f in fields.values()),
         "features": "; ".join(map(repr, pipeline.features)),
         "label": _label(pipeline),
-        "model": _ADDRESS.sub("", " ".join(repr(pipeline.model).split())),
+        "model": describe_model(pipeline.model),
         "times": f"{pipeline.id} {pipeline.time} lateness {pipeline.lateness} "
         f"duplicates {pipeline.duplicates}",
     }

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from dataflows.bus import Bus, Reader, Slice, TopicPartition, UnreachableError
-from dataflows.outgoing import Mark, Marking
-from dataflows.patience import Patience
-from dataflows.published import Published
+from dataflows.sink.outgoing import Mark, Marking
+from dataflows.sink.patience import Patience
+from dataflows.sink.published import Published
 from state.errors import StateError
 
 LOG = logging.getLogger(__name__)
@@ -114,8 +114,8 @@ class ReadBack:
             )
             if not self.accept_loss:
                 raise StateError(
-                    f"{sentence}; use the bus that belongs to this state, accept the loss, or "
-                    "begin with a new state directory"
+                    f"{sentence}; use the bus that belongs to this state, or go on without what "
+                    "is gone with --lost earliest"
                 )
             LOG.warning("%s; what was lost is not published again", sentence)
             return kept

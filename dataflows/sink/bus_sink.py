@@ -25,12 +25,10 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from dataflows.bus import Bus, BusError, Publisher, TopicPartition, UnreachableError
 from dataflows.failure import Guard
-from dataflows.outgoing import Marking, Outgoing
-from dataflows.patience import Patience
-from dataflows.published import Published
-from dataflows.read_back import ReadBack
-
-__all__ = ["BusSink", "Ends", "Outgoing", "part_name"]
+from dataflows.sink.outgoing import Marking, Outgoing
+from dataflows.sink.patience import Patience
+from dataflows.sink.published import Published
+from dataflows.sink.read_back import ReadBack
 
 Ends = dict[str, int]
 """Output topic → the offset up to which one partition of it is confirmed."""
