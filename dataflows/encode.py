@@ -87,7 +87,7 @@ class Encoder:
         rows = self._predictions(result) if batch.ids else []
         if rows:
             for partition, places in _by_partition(batch):
-                own, published, offsets = rows, batch.published, batch.offsets
+                own, published, offsets = rows, batch.rows.times, batch.offsets
                 if places is not None:
                     own = [rows[place] for place in places.tolist()]
                     published, offsets = published[places], offsets[places]
@@ -95,12 +95,12 @@ class Encoder:
                     partition,
                     {self._predicted: own},
                     published,
-                    batch.read_at,
+                    batch.raw.read_at,
                     {self._predicted: offsets},
-                    batch.sources,
+                    batch.raw,
                 )
         if batch.dead or result.dead:
-            letters = batch.sources.sorted(batch.dead + result.dead)
+            letters = batch.raw.sorted(batch.dead + result.dead)
             self._add(outgoing, self._dead_letters, letters, batch)
         if result.signals:
             self._add(outgoing, self._drift, result.signals, batch)
@@ -118,7 +118,7 @@ class Encoder:
             partition = message.partition
             item = outgoing.get(partition)
             if item is None:
-                item = outgoing[partition] = Outgoing(partition, {}, sources=batch.sources)
+                item = outgoing[partition] = Outgoing(partition, {}, sources=batch.raw)
             item.messages.setdefault(topic, []).append(self._encoder.encode(message))
             marks.setdefault(partition, []).append(self._marking.mark(topic, message))
         for partition, own in marks.items():
