@@ -23,12 +23,12 @@ from models.learner import NO_LABEL, Predictions, Task
 class Results:
     """What the model step made of a batch.
 
-    ``predictions`` has one entry per event, ``versions`` is ``(n,) int64``.
+    ``predictions`` and ``versions`` have one entry per event.
     """
 
     batch: Batch
     predictions: Predictions
-    versions: NDArray[np.int64]
+    versions: Sequence[int]
     dead: list[DeadLetter] = field(default_factory=list)
     signals: list[DriftSignal] = field(default_factory=list)
 
@@ -134,7 +134,7 @@ class Encoder:
             batch.partitions.tolist() if partition is None else repeat(partition),
             batch.offsets.tolist(),
             repeat(self._model),
-            result.versions.tolist(),
+            result.versions,
             *_answers(self._task, result.predictions),
         ]
         if self._names:
