@@ -232,11 +232,21 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
         for item in values:  # in order: an origin's progress is told after the rows behind it
             if isinstance(item, Progress):
                 self._note(item)
-            elif isinstance(item, Wake):
-                filled.append(item)
+            elif isinstance(item, EntityRows):
+                filled.append(self._answer(item))
             else:
-                filled.append(self._fill(item))
+                filled.append(item)
         return filled, False
+
+    def fill(self, batch: Batch) -> None:
+        """Write the features of all entities into the rows of a batch; for a single worker."""
+        columns, times, features = batch.columns, batch.times, batch.features
+        if not batch.ids:
+            return
+        values = self._values.read(columns)
+        for entity in self._entities:
+            windows = self._windows.get(entity) or self.windows(entity, in_place=True)
+            windows.fill(columns[entity], times, values, features)
 
     def snapshot(self) -> Token | None:
         if self._place is None:
@@ -277,21 +287,13 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
         # When all are idle there is no news of time either.
         return min((w for w in self._watermarks.values() if w < IDLE), default=-IDLE)
 
-    def _fill(self, item: Batch | EntityRows) -> Batch | EntityRows:
-        if isinstance(item, EntityRows):
-            windows = self.windows(item.entity, in_place=False)
-            features = np.empty((len(item.keys), windows.width))
-            windows.fill(item.keys, item.times, item.columns, features)
-            return EntityRows(
-                item.origin, item.sequence, item.entity, item.rows, [], item.times, {}, features
-            )
-        if item.expected == 0 and item.ids:
-            columns, times, features = item.columns, item.times, item.features
-            values = self._values.read(columns)
-            for entity in self._entities:
-                windows = self._windows.get(entity) or self.windows(entity, in_place=True)
-                windows.fill(columns[entity], times, values, features)
-        return item
+    def _answer(self, rows: EntityRows) -> EntityRows:
+        windows = self.windows(rows.entity, in_place=False)
+        features = np.empty((len(rows.keys), windows.width))
+        windows.fill(rows.keys, rows.times, rows.columns, features)
+        return EntityRows(
+            rows.origin, rows.sequence, rows.entity, rows.rows, [], rows.times, {}, features
+        )
 
     def _tell(self) -> None:
         for entity, windows in self._windows.items():

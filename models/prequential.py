@@ -181,15 +181,14 @@ class Prequential:
             order: `(events + labels,) int64`: event i as i, label j as `events + j`.
             tags: `(events,) int32`, handed back with the label.
 
-        When `inline`, `label_values` belongs to the events, one each; an event without a usable one
-        is predicted and not learned (an anomaly detector learns it all the same). `ids`,
-        `label_ids`, `label_times` and `order` are not looked at.
+        When `inline`, it is `run_inline`: `label_values` belongs to the events, one each, and
+        `ids`, `label_ids`, `label_times` and `order` are not looked at.
 
         Raises:
             ModelError: a model failed; go on from a checkpoint.
         """
         if self.inline:
-            return self._run_inline(features, times, label_values, tags)
+            return self.run_inline(features, times, label_values, tags)
         label_values = as_targets(label_values, self.task)
         learnable = usable(label_values, self.task)
         walk = self.pending.walk(
@@ -301,10 +300,14 @@ class Prequential:
         twice = walk.refused_events.nonzero()[0].tolist()
         return Outcome(served, learned, alarms, [], twice, len(expired), before, learned_before)
 
-    def _run_inline(
-        self, features: F64, times: I64, values: Targets, tags: NDArray[np.int32] | None
+    def run_inline(
+        self, features: F64, times: I64, values: Targets, tags: NDArray[np.int32] | None = None
     ) -> Outcome:
-        """Each event is predicted, then learned at once if its target is usable."""
+        """Each event is predicted, then learned at once.
+
+        One without a usable target is predicted and not learned (an anomaly detector learns it all
+        the same). Arguments and errors are those of `run`.
+        """
         events = len(times)
         values = as_targets(values, self.task)
         before = {name: learner.version for name, learner in self.learners.items()}
