@@ -92,9 +92,9 @@ def replay(
 
     Examples:
 
-        anabranch replay payments --from payments.events --to rows.parquet --state data/state/payments
+        anabranch replay payments --from payments.events --to rows.parquet --state state
 
-        anabranch replay fraud.py --from payments.parquet --labels verdicts.jsonl --to rows.parquet
+        anabranch replay fraud.py --from paid.parquet --labels verdicts.jsonl --to rows.parquet
     """
     from dataflows.cli.replaying import show
     from dataflows.load import load_pipeline

@@ -79,12 +79,12 @@ class RowFile:
         directory: Path,
         *,
         dead_letters: bool = False,
-        part_rows: int = PART_ROWS,
+        part_rows: int | None = None,
     ) -> None:
         self._columns = RowColumns(pipeline)
         self._builder = RowBuilder(pipeline, self._columns)
         self._directory = directory
-        self._part_rows = part_rows
+        self._part_rows = part_rows = part_rows or PART_ROWS
         self._labels: LabelJoin | None = None
         if isinstance(pipeline.label, Delayed):
             wait_ms = parse_duration_ms(pipeline.label.wait)

@@ -24,8 +24,9 @@ from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.directory import StateDirectory
 from dataflows.recovery.resume_point import read_resume_point
-from dataflows.replay.origin import ContinueAt, open_origin
+from dataflows.replay.origin import ContinueAt, Origin, open_origin
 from dataflows.replay.row_file import RowFile, Workspace
+from dataflows.sink.outlet import Outlet
 from dataflows.worker import run_worker
 from state.errors import AnabranchError, InputError
 from state.files import sync_directory
@@ -119,31 +120,9 @@ def replay(
         workspace = stack.enter_context(Workspace(settings.rows))
         rows = RowFile(pipeline, workspace.path, dead_letters=settings.dead_letters is not None)
         stack.callback(rows.close)
-        options = IntakeOptions(
-            limit=settings.batch,
-            until_end=True,
-            patience_s=float("inf"),
-            places=origin.places,
-            stop=stop,
-        )
         draft = None if settings.state is None else stack.enter_context(_Draft(settings.state))
-        with ExitStack() as open_state:
-            state = None
-            if draft is not None:
-                assert bus is not None
-                state = open_state.enter_context(
-                    StateDirectory.open(draft.path, pipeline, bus, shards=settings.shards)
-                )
-            run_worker(
-                pipeline,
-                origin.bus,
-                options,
-                metrics=metrics,
-                epoch_s=_EPOCH_S,
-                shards=settings.shards,
-                state=state,
-                outlet=_Tally(rows, found, metrics, settings.events),
-            )
+        tally = _Tally(rows, found, metrics, settings.events)
+        _run(pipeline, settings, origin, bus, draft, stop, metrics, tally)
         check()
         if not rows.rows:
             raise _useless(settings.events, found)
@@ -153,6 +132,41 @@ def replay(
         if draft is not None:
             draft.keep()
     return found
+
+
+def _run(
+    pipeline: Pipeline,
+    settings: ReplaySettings,
+    origin: Origin,
+    bus: Bus | None,
+    draft: _Draft | None,
+    stop: threading.Event,
+    metrics: WorkerMetrics,
+    outlet: Outlet,
+) -> None:
+    """Run the flow over the history, to its end or until ``stop`` is set."""
+    options = IntakeOptions(
+        limit=settings.batch,
+        until_end=True,
+        patience_s=float("inf"),
+        places=origin.places,
+        stop=stop,
+    )
+    with ExitStack() as stack:
+        state = None
+        if draft is not None and bus is not None:
+            opened = StateDirectory.open(draft.path, pipeline, bus, shards=settings.shards)
+            state = stack.enter_context(opened)
+        run_worker(
+            pipeline,
+            origin.bus,
+            options,
+            metrics=metrics,
+            epoch_s=_EPOCH_S,
+            shards=settings.shards,
+            state=state,
+            outlet=outlet,
+        )
 
 
 class _Tally:
