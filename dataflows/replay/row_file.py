@@ -172,7 +172,7 @@ class RowFile:
         check()
         whole = self._directory / "whole.parquet"
         rows = pl.scan_ipc(self._parts)
-        rows.sink_parquet(whole, compression="zstd", row_group_size=self._part_rows)
+        rows.sink_parquet(whole, compression="lz4", row_group_size=self._part_rows)
         return whole
 
 
