@@ -139,7 +139,7 @@ class RowFile:
         if self._labels is not None:
             self.labelled += self._labels.add(results, self.rows)
         elif batch.targets is not None:
-            self.labelled += len(batch) - batch.targets.count(None)
+            self.labelled += len(batch)
         self._builder.add(results)
         self.rows += len(batch)
         if self._builder.count >= self._part_rows:

@@ -51,7 +51,7 @@ class RowColumns:
     def labels(self, values: Any, times: Any, delays: Any) -> list[pl.Series]:
         """The columns of labels; ``times`` and ``delays`` are in ms, null where there is none."""
         if self.answer is pl.Boolean and isinstance(values, list):
-            values = [None if value is None else bool(value) for value in values]
+            values = list(map(bool, values))  # a target of 0 and 1
         return [
             pl.Series(self.name("label"), values, dtype=self.answer),
             pl.Series(self.name("label_ts"), times, dtype=pl.Int64),
@@ -167,11 +167,6 @@ class RowBuilder:
         ]
         self._parts, self.count = [], 0
         if parts[0].targets is not None:
-            columns += self._inline([t for part in parts for t in part.targets or ()], columns)
+            labels, times = [t for part in parts for t in part.targets or ()], columns[1]
+            columns += self._columns.labels(labels, times, times - times)  # they came together
         return pl.DataFrame(columns)
-
-    def _inline(self, targets: list[Any], columns: list[pl.Series]) -> list[pl.Series]:
-        """Labels that are in the events came with them."""
-        known = pl.Series([target is not None for target in targets])
-        times = columns[1].zip_with(known, pl.Series([None], dtype=pl.Int64))
-        return self._columns.labels(targets, times, times - times)
