@@ -179,6 +179,25 @@ def test_a_run_goes_on_where_a_replay_ended_as_if_it_had_been_one_run(
     assert values(parts, DEAD) == values(whole, DEAD)[-len(values(parts, DEAD)) :]
 
 
+def test_a_replayed_state_takes_over_from_a_run_that_has_gone_on_meanwhile(
+    tmp_path: Path, pipeline: Pipeline, clean: list[Message]
+) -> None:
+    url = f"sqlite:{tmp_path / 'bus'}"
+    first, later = cut_by_time(clean, 0.4)
+    meanwhile, rest = cut_by_time(later, 0.5)
+    publish(url, first)
+    run(pipeline, url, tmp_path / "old")
+    replayed(pipeline, tmp_path / "rows.parquet", EVENTS, url, state=tmp_path / "new")
+    publish(url, meanwhile)
+    run(pipeline, url, tmp_path / "old")
+    before = values(url, PREDICTIONS)
+    publish(url, rest)
+    run(pipeline, url, tmp_path / "new")
+    served = [json.loads(value)["offset"] for value in values(url, PREDICTIONS)]
+    assert served == list(range(len(of_topic(clean, EVENTS))))
+    assert len(served) - len(before) == len(of_topic(rest, EVENTS)) > 0
+
+
 @pytest.mark.parametrize("where", ["earliest", "latest"])
 def test_a_run_goes_on_behind_a_file_where_its_user_says(
     tmp_path: Path, pipeline: Pipeline, clean: list[Message], where: Any

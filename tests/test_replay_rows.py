@@ -55,6 +55,7 @@ MODELS = {
     "good": lambda: preprocessing.StandardScaler() | linear_model.LogisticRegression(),
     "weight": lambda: preprocessing.StandardScaler() | linear_model.LinearRegression(),
     "kind": lambda: tree.HoeffdingTreeClassifier(grace_period=20),
+    "silent": lambda: tree.HoeffdingTreeClassifier(grace_period=20),  # before its first label
     "none": lambda: anomaly.HalfSpaceTrees(n_trees=3, height=3, window_size=20, seed=1),
 }
 
@@ -167,6 +168,15 @@ def test_labels_of_every_task_that_come_later(
     expected = [None if value is None else ts for _, ts, value in judged]
     assert rows["label_ts"].to_list() == expected
     assert rows["version"].max() > 50
+
+
+def test_a_model_that_has_nothing_to_say_yet_says_null(tmp_path: Path) -> None:
+    pipeline = declared("silent", Good.target("good", wait="1h"))
+    things, labels = events(9), [{"id": "t1", "ts": T0 + 5 * 60_000, "good": True}]
+    rows = rows_of(tmp_path, pipeline, things, labels)
+    found = [as_served(row, pipeline.columns) for row in rows.to_dicts()]
+    assert found == served(pipeline, things, labels)
+    assert rows["prediction"].to_list() == [None] * 6 + [True] * 3
 
 
 def test_an_id_that_comes_again_has_each_time_its_own_label(tmp_path: Path) -> None:
