@@ -196,7 +196,9 @@ def test_a_file_that_can_not_be_used_is_one_sentence_and_leaves_nothing(
     [
         (("--from", "f.jsonl"), ["there is no file f.jsonl"]),
         (("--from", "e.jsonl", "--to", "rows.csv"), ["must end in .parquet"]),
-        (("--from", "e.jsonl", "--to", "no/such/rows.parquet"), ["make its directory"]),
+        (("--from", "e.jsonl", "--to", "no/such/rows.parquet"), ["its directory does not exist"]),
+        (("--from", "e.jsonl", "--to", "d.parquet"), ["d.parquet", "it is a directory"]),
+        (("--from", "e.jsonl", "--dead-letters", "no/d.jsonl"), ["no/d.jsonl", "does not exist"]),
         (("--from", "e.jsonl", "--labels", "bad.csv"), ["no column 'fraud' in bad.csv"]),
         (("--from", "old.events", "--bus", "sqlite:bus"), ["topic 'old.events' does not exist"]),
         (("--from", "e.jsonl", "--continue-at", "latest"), ["--continue-at is for --state"]),
@@ -222,11 +224,12 @@ def test_what_can_not_be_asked_for_is_one_sentence(
     write(tmp_path / "e.jsonl", EVENT_VALUES)
     lines(tmp_path / "bad.csv", "id,ts", "a,1")
     placed(tmp_path / "far.parquet", [0, 90_000])
+    (tmp_path / "d.parquet").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
     to = () if "--to" in arguments else TO
     refused(call("replay", "payments", *arguments, *to), *words)
-    nothing_is_left(tmp_path, "bus", "e.jsonl", "bad.csv", "far.parquet", "full")
+    nothing_is_left(tmp_path, "bus", "d.parquet", "e.jsonl", "bad.csv", "far.parquet", "full")
 
 
 def test_a_failure_half_way_leaves_what_was_there_before(

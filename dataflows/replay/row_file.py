@@ -38,7 +38,7 @@ class Workspace:
     What a replay has left that was killed is removed when the next one begins.
 
     Raises:
-        InputError: it can't be made: the directory of ``target`` is missing, or not writable.
+        InputError: it can't be made beside ``target``.
     """
 
     def __init__(self, target: Path) -> None:
@@ -52,7 +52,7 @@ class Workspace:
         except OSError as error:
             raise InputError(
                 f"{self._target} can't be written: {error.strerror} ({self.path.parent}); name "
-                "another file, or make its directory first"
+                "another file"
             ) from None
         return self
 

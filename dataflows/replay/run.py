@@ -106,6 +106,7 @@ def replay(
         if stop.is_set():
             raise InterruptedReplayError("interrupted: nothing was written")
 
+    _check_targets(settings)
     origin = open_origin(
         pipeline,
         settings.events,
@@ -132,6 +133,14 @@ def replay(
         if draft is not None:
             draft.keep()
     return found
+
+
+def _check_targets(settings: ReplaySettings) -> None:
+    """Raise now for what would only be found when everything is done."""
+    for path in (settings.rows, settings.dead_letters):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            why = "it is a directory" if path.is_dir() else "its directory does not exist"
+            raise InputError(f"{path} can't be written: {why}; name another file, or make that")
 
 
 def _run(
