@@ -99,6 +99,14 @@ def test_dead_letters_are_written_where_one_wants_them(tmp_path: Path, call: Cal
     nothing_is_left(tmp_path, "e.jsonl", "rows.parquet", "dead.jsonl")
 
 
+def test_blank_lines_are_no_rows(tmp_path: Path, call: Call) -> None:
+    texts = [value.decode() for value in EVENT_VALUES[:3]]
+    lines(tmp_path / "e.jsonl", "", texts[0], "  ", "", texts[1], texts[2], "")
+    done = call("replay", "payments", "--from", "e.jsonl", *TO)
+    assert done.code == 0, done.err
+    assert pl.read_parquet(tmp_path / "rows.parquet")["offset"].to_list() == [0, 1, 2]
+
+
 def test_rows_that_are_out_of_order_are_dead_letters_and_the_summary_says_what_to_do(
     tmp_path: Path, call: Call
 ) -> None:

@@ -8,14 +8,12 @@ the order in which the file has them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import polars as pl
 
 from dataflows.bus import Slice, TopicPartition
 from dataflows.replay.file_rows import I64, PLACE, FileRows, FileTable
-from producers.tables import PARQUET_ROWS, parquet_rows
 from state.errors import InputError
 
 
@@ -68,12 +66,8 @@ class FileTopic:
         return FileReader({at: _Stream(self, at, offset) for at, offset in positions.items()})
 
     def _look_through(self, check: Callable[[], None]) -> None:
-        table = self.table
-        if table.kind == "parquet" and not table.placed:
-            self.counts[0] = self.ends[0] = parquet_rows(table.path)
-            return
-        done = 0
-        for partitions, offsets in _places(table):
+        table, done = self.table, 0
+        for partitions, offsets in table.places():
             check()
             self._note(partitions, offsets, done)
             done += len(offsets)
@@ -97,17 +91,6 @@ class FileTopic:
                 )
             self.ends[number] = int(own[-1]) + 1
             self.counts[number] += len(own)
-
-
-def _places(table: FileTable) -> Iterator[tuple[I64, I64]]:
-    """Partitions and offsets of all rows, as cheaply as the format allows."""
-    if table.kind != "parquet":
-        yield from ((rows.partitions, rows.offsets) for rows in table.rows())
-        return
-    for start in range(0, parquet_rows(table.path), PARQUET_ROWS):
-        frame = pl.scan_parquet(table.path).select(PLACE).slice(start, PARQUET_ROWS).collect()
-        partitions, offsets = (table.whole_numbers(frame, name, start) for name in PLACE)
-        yield partitions, offsets
 
 
 class FileReader:
