@@ -15,12 +15,14 @@ Only four of the engine's operators carry it: `input`, `flat_map_batch`, `statef
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
 from dataflows.batch import Progress, Wake
-from dataflows.bus import Bus
+from dataflows.bus import Bus, TopicPartition
 from dataflows.encode import Encoder, Results
 from dataflows.failure import Guard, watched
 from dataflows.intake import Intake, IntakeOptions
@@ -93,15 +95,27 @@ def build_graph(
         return flow
     bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
     outgoing = op.flat_map_batch("encode", results, Encoder(pipeline, partitions))
-    sink = BusSink(
+    since = None if state is None else state.since()
+    op.output("sink", outgoing, _sink(pipeline, bus, options, partitions, metrics, guard, since))
+    return flow
+
+
+def _sink(
+    pipeline: Pipeline,
+    bus: Bus,
+    options: IntakeOptions,
+    partitions: int,
+    metrics: WorkerMetrics,
+    guard: Guard | None,
+    since: Mapping[TopicPartition, int] | None,
+) -> BusSink:
+    return BusSink(
         bus,
         partitions,
         metrics.on_written,
         marking=Marking.of(pipeline),
-        since=None if state is None else state.since(),
+        since=since,
         patience=Patience(options.stop),
         accept_loss=options.lost == "earliest",
         guard=guard,
     )
-    op.output("sink", outgoing, sink)
-    return flow
