@@ -131,6 +131,44 @@ def test_no_cut_and_no_pickle_changes_a_bit() -> None:
     assert found == whole.run(features, op, row, target).values.tolist()
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    logistic=st.booleans(),
+    optimizer=st.sampled_from(OPTIMIZERS),
+    scaler=st.sampled_from([None, True, False]),
+    rows=st.integers(0, 60),
+)
+def test_row_by_row_is_so_many_steps_bit_for_bit(
+    seed: int, logistic: bool, optimizer: Any, scaler: bool | None, rows: int
+) -> None:
+    scale = None if scaler is None else preprocessing.StandardScaler(with_std=scaler)
+    model = linear(logistic, optimizer, scale, l2=0.01)
+    features, *_ = steps(rows, np.random.default_rng(seed))
+    target = (features[:, 2] > 0.3).astype(float)
+    each, stepped = compiled(model, NAMES), compiled(model, NAMES)
+    assert each is not None
+    assert stepped is not None
+    answers = each.run_each(features, target)
+    assert answers is not None
+    op, row = np.tile(np.array([0, 1], np.uint8), rows), np.repeat(np.arange(rows), 2)
+    wanted = stepped.run(features, op, row, np.repeat(target, 2))
+    assert answers.values.tobytes() == wanted.values.tobytes()
+    assert each.version == stepped.version == rows
+    assert pickle.dumps(each) == pickle.dumps(stepped)
+
+
+@pytest.mark.parametrize("logistic", [True, False])
+def test_row_by_row_does_nothing_when_a_target_is_unusable(logistic: bool) -> None:
+    learner = compiled(linear(logistic, OPTIMIZERS[0]), NAMES)
+    assert learner is not None
+    before = pickle.dumps(learner)
+    for bad in (np.nan, np.inf, *([0.5] if logistic else [])):
+        assert learner.run_each(np.ones((3, 3)), np.array([1.0, 0.0, bad])) is None
+    assert pickle.dumps(learner) == before
+    assert learner.run_each(np.ones((2, 3)), np.array([1.0, 0.0])) is not None
+
+
 def test_untrained_goes_back_as_it_came() -> None:
     learner = compiled(linear(True, optim.SGD(), preprocessing.StandardScaler()), NAMES)
     assert learner is not None
