@@ -1,0 +1,223 @@
+"""Served features beside recomputed ones: which rows differ, by how much, and which are missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from dataflows.skew.arrivals import ID, OFFSET, PARTITION, Arrivals
+from dataflows.skew.recompute import Recomputed
+from dataflows.skew.row_features import TIME
+from dataflows.skew.served import Served
+from state.errors import InputError
+
+I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
+EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row that differs."""
+
+    id: str
+    served: float
+    recomputed: float
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSkew:
+    """One feature: of ``rows`` compared, ``differing`` are beyond the tolerance.
+
+    ``largest`` is the largest difference of all rows, NaN beside a number being infinite;
+    ``examples`` are the worst.
+    """
+
+    name: str
+    rows: int
+    differing: int
+    largest: float
+    examples: list[Example]
+
+    @property
+    def share(self) -> float:
+        """Of the rows that differ."""
+        return self.differing / self.rows
+
+
+@dataclass(slots=True)
+class SkewReport:
+    """What a comparison found.
+
+    Attributes:
+        events, malformed, late, repeated, too_large: messages read, and how many of them give no
+            prediction, by reason.
+        served: rows of the log.
+        compared: rows that both sides have.
+        warming_up: rows that both have but for which not all earlier events are known.
+        not_served: events inside the log's span without a row in it.
+        outside: events before the log's first row or behind its last, in their partition.
+        unknown: rows of the log that are about no event that should have been served.
+        missing: examples of ids that are not served, or unknown.
+        features: the worst first.
+        not_checked: features that can't be recomputed.
+    """
+
+    pipeline: str
+    events: int
+    malformed: int
+    late: int
+    repeated: int
+    too_large: int
+    served: int
+    compared: int
+    warming_up: int
+    not_served: int
+    outside: int
+    unknown: int
+    missing: list[str] = field(default_factory=list)
+    features: list[FeatureSkew] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+
+    def worst_share(self) -> float:
+        """The largest share of a feature's rows that differ, or of rows that one side lacks."""
+        return max([self.missing_share(), *(each.share for each in self.features)])
+
+    def missing_share(self) -> float:
+        """Of the rows that either side has, those that the other lacks."""
+        missing = self.not_served + self.unknown
+        return missing / (self.compared + self.warming_up + missing)
+
+
+def compare(
+    pipeline: str,
+    arrivals: Arrivals,
+    recomputed: Recomputed,
+    served: Served,
+    *,
+    tolerance: float,
+    warm_up_ms: int = 0,
+) -> SkewReport:
+    """Compare what was served with what should have been, row by row.
+
+    Two values agree when they differ by ``tolerance * (1 + |recomputed|)`` at most, and what
+    rounding alone can make of it. Rows less than ``warm_up_ms`` after the first are left out.
+
+    Raises:
+        InputError: no row of the log is about an event that was read.
+    """
+    expected = np.flatnonzero(recomputed.served)
+    places = recomputed.places[expected]
+    mine, theirs = _matched(arrivals, places, served)
+    if not len(mine):
+        raise InputError(
+            f"no row of {served.source} is about an event of {arrivals.source}: give the log of "
+            "the run that read these events"
+        )
+    not_served, outside = _unmatched(places[PARTITION].to_numpy(), mine)
+    unknown = np.setdiff1d(np.arange(len(served)), theirs)
+    times = places[TIME].to_numpy()[mine]
+    warm = times >= arrivals.first_ms + warm_up_ms
+    report = SkewReport(
+        pipeline=pipeline,
+        events=arrivals.read,
+        malformed=arrivals.malformed,
+        late=recomputed.late,
+        repeated=recomputed.repeated,
+        too_large=int(np.count_nonzero(~recomputed.served)),
+        served=len(served),
+        compared=int(warm.sum()),
+        warming_up=int((~warm).sum()),
+        not_served=len(not_served),
+        outside=outside,
+        unknown=len(unknown),
+        missing=_missing_ids(places, not_served, served, unknown),
+        not_checked=recomputed.not_checked,
+    )
+    mine, theirs = mine[warm], theirs[warm]
+    if not len(mine):
+        raise InputError(
+            f"all rows of {served.source} are about the first events of {arrivals.source}, before "
+            "which others may be missing: wait for later ones, or give a shorter --warm-up"
+        )
+    ids = places[ID]
+    for name, values in recomputed.features.items():
+        slack = recomputed.slack.get(name)
+        report.features.append(
+            _compared(
+                name,
+                served.features[name][theirs],
+                values[expected][mine],
+                0.0 if slack is None else slack[expected][mine],
+                tolerance,
+                ids[mine],
+            )
+        )
+    report.features.sort(key=lambda each: (-each.share, -each.largest))
+    return report
+
+
+def _compared(
+    name: str, served: F64, recomputed: F64, slack: F64 | float, tolerance: float, ids: pl.Series
+) -> FeatureSkew:
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(served - recomputed)
+    apart = np.where(np.isnan(served) & np.isnan(recomputed) | (served == recomputed), 0.0, apart)
+    apart = np.where(np.isnan(apart), np.inf, apart)
+    differing = np.flatnonzero(apart > tolerance * (1 + np.abs(recomputed)) + slack)
+    worst = differing[np.argsort(-apart[differing], kind="stable")[:EXAMPLES]].tolist()
+    examples = [Example(ids[row], float(served[row]), float(recomputed[row])) for row in worst]
+    return FeatureSkew(name, len(served), len(differing), float(apart.max()), examples)
+
+
+def _matched(arrivals: Arrivals, places: pl.DataFrame, served: Served) -> tuple[I64, I64]:
+    """Rows that belong together: of ``places`` and of ``served``, by arrival.
+
+    They are joined by where the event stood, if the log says so of this very topic; else by id.
+    Where an id comes several times, the first belongs to the first.
+    """
+    where = served.where
+    numbered = pl.int_range(pl.len()).alias("row")
+    coordinates = {"topic", "partition", "offset"} <= set(where.columns)
+    if coordinates and arrivals.topic is not None and (where["topic"] == arrivals.topic).all():
+        left = places.select(
+            pl.col(PARTITION).alias("partition"), pl.col(OFFSET).alias("offset"), numbered
+        )
+        right = where.select("partition", "offset", numbered)
+        on = ["partition", "offset"]
+    elif "id" in where.columns:
+        turn = pl.int_range(pl.len()).over("id").alias("turn")
+        left = places.select(pl.col(ID).alias("id"), numbered).with_columns(turn)
+        right = where.select("id", numbered).with_columns(turn)
+        on = ["id", "turn"]
+    else:
+        raise InputError(
+            f"the rows of {served.source} don't say which events they are about: they need a "
+            "column 'id'"
+        )
+    right = right.unique(on, keep="first")
+    both = left.join(right, on=on, suffix=" of log").sort("row")
+    return both["row"].to_numpy(), both["row of log"].to_numpy()
+
+
+def _unmatched(partitions: I64, matched: I64) -> tuple[I64, int]:
+    """Rows without a match between the first and the last match of their partition; and others."""
+    rows = np.arange(len(partitions))
+    missing = np.setdiff1d(rows, matched)
+    inside = np.zeros(len(missing), np.bool_)
+    for partition in np.unique(partitions[matched]).tolist():
+        own = matched[partitions[matched] == partition]
+        among = partitions[missing] == partition
+        inside |= among & (missing > own.min()) & (missing < own.max())
+    return missing[inside], int((~inside).sum())
+
+
+def _missing_ids(places: pl.DataFrame, not_served: I64, served: Served, unknown: I64) -> list[str]:
+    ids = [f"{places[ID][row]} (not served)" for row in not_served[:EXAMPLES].tolist()]
+    named = "id" in served.where.columns
+    for row in unknown[:EXAMPLES].tolist():
+        ids.append(f"{served.where['id'][row] if named else f'row {row}'} (no event)")
+    return ids
