@@ -163,11 +163,12 @@ def compare(
 def _compared(
     name: str, served: F64, recomputed: F64, slack: F64 | float, tolerance: float, ids: pl.Series
 ) -> FeatureSkew:
+    same = (served == recomputed) | (np.isnan(served) & np.isnan(recomputed))
     with np.errstate(invalid="ignore"):
-        apart = np.abs(served - recomputed)
-    apart = np.where(np.isnan(served) & np.isnan(recomputed) | (served == recomputed), 0.0, apart)
-    apart = np.where(np.isnan(apart), np.inf, apart)
-    differing = np.flatnonzero(apart > tolerance * (1 + np.abs(recomputed)) + slack)
+        apart = np.where(same, 0.0, np.abs(served - recomputed))
+        apart[np.isnan(apart)] = np.inf
+        close = apart <= tolerance * (1 + np.abs(recomputed)) + slack
+    differing = np.flatnonzero(~same & (~close | np.isinf(apart)))
     worst = differing[np.argsort(-apart[differing], kind="stable")[:EXAMPLES]].tolist()
     examples = [Example(ids[row], float(served[row]), float(recomputed[row])) for row in worst]
     return FeatureSkew(name, len(served), len(differing), float(apart.max()), examples)
@@ -176,31 +177,35 @@ def _compared(
 def _matched(arrivals: Arrivals, places: pl.DataFrame, served: Served) -> tuple[I64, I64]:
     """Rows that belong together: of ``places`` and of ``served``, by arrival.
 
-    They are joined by where the event stood, if the log says so of this very topic; else by id.
-    Where an id comes several times, the first belongs to the first.
+    They are joined by where the event stood, if the log says so of this very topic and the ids are
+    then the same; else by id. Where an id comes several times, the first belongs to the first.
     """
     where = served.where
-    numbered = pl.int_range(pl.len()).alias("row")
-    coordinates = {"topic", "partition", "offset"} <= set(where.columns)
-    if coordinates and arrivals.topic is not None and (where["topic"] == arrivals.topic).all():
-        left = places.select(
-            pl.col(PARTITION).alias("partition"), pl.col(OFFSET).alias("offset"), numbered
-        )
-        right = where.select("partition", "offset", numbered)
+    if arrivals.topic is not None and {"topic", "partition", "offset"} <= set(where.columns):
         on = ["partition", "offset"]
-    elif "id" in where.columns:
-        turn = pl.int_range(pl.len()).over("id").alias("turn")
-        left = places.select(pl.col(ID).alias("id"), numbered).with_columns(turn)
-        right = where.select("id", numbered).with_columns(turn)
-        on = ["id", "turn"]
-    else:
+        left = places.select(pl.col(PARTITION).alias(on[0]), pl.col(OFFSET).alias(on[1]))
+        mine, theirs = _joined(left, where.select(on), on)
+        if (where["topic"] == arrivals.topic).all() and _same_ids(places, mine, where, theirs):
+            return mine, theirs
+    if "id" not in where.columns:
         raise InputError(
             f"the rows of {served.source} don't say which events they are about: they need a "
             "column 'id'"
         )
-    right = right.unique(on, keep="first")
-    both = left.join(right, on=on, suffix=" of log").sort("row")
-    return both["row"].to_numpy(), both["row of log"].to_numpy()
+    turn = pl.int_range(pl.len()).over("id").alias("turn")
+    left = places.select(pl.col(ID).alias("id")).with_columns(turn)
+    return _joined(left, where.select("id").with_columns(turn), ["id", "turn"])
+
+
+def _joined(left: pl.DataFrame, right: pl.DataFrame, on: list[str]) -> tuple[I64, I64]:
+    """Row numbers of the left and of the right that have the same values, by the left."""
+    right = right.with_row_index("theirs").unique(on, keep="first")
+    both = left.with_row_index("mine").join(right, on=on).sort("mine")
+    return both["mine"].cast(pl.Int64).to_numpy(), both["theirs"].cast(pl.Int64).to_numpy()
+
+
+def _same_ids(places: pl.DataFrame, mine: I64, where: pl.DataFrame, theirs: I64) -> bool:
+    return "id" not in where.columns or places[ID][mine].equals(where["id"][theirs])
 
 
 def _unmatched(partitions: I64, matched: I64) -> tuple[I64, int]:

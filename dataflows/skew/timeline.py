@@ -19,9 +19,14 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from state.errors import InputError
+
 I64 = NDArray[np.int64]
 AT_ONCE = 4_000_000
 """Candidates that are looked at together when late events are cut out."""
+
+MOST_CUTS = 20_000_000
+"""Late events times the rows that miss them: what fits into some 3 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,9 @@ class Timeline:
         times: ``(n,) int64``, times in ms, or numbers of panes.
         reach: by how much an event that is there can be later than one that comes; the lateness.
 
+    Raises:
+        InputError: too many events are missing in too many windows, see `MOST_CUTS`.
+
     Attributes:
         order: ``(n,) int64``, the row (number of arrival) at each position.
         place: ``(n,) int64``, the position of each row.
@@ -56,9 +64,9 @@ class Timeline:
 
     >>> one_key = Timeline(np.zeros(4, np.int64), np.array([10, 20, 40, 30]), reach=60)
     >>> one_key.order, one_key.starts(25)
-    (array([0, 1, 3, 2]), array([0, 0, 1, 1]))
+    (array([0, 1, 3, 2]), array([0, 0, 0, 1]))
     >>> one_key.pieces(one_key.starts(25))
-    Pieces(first=array([0, 0, 1, 3]), owner=array([3]), cut_first=array([1]), cut_last=array([1]))
+    Pieces(first=array([0, 0, 0, 3]), owner=array([3]), cut_first=array([1]), cut_last=array([1]))
     """
 
     def __init__(self, keys: I64, times: I64, reach: int) -> None:
@@ -124,6 +132,11 @@ class Timeline:
             earlier = arrival[row] < arrival[event]
             owners.append(row[earlier])
             lates.append(event[earlier])
+            if sum(map(len, owners)) > MOST_CUTS:
+                raise InputError(
+                    f"of one entity more than {MOST_CUTS:,} pairs of events come in another order "
+                    "than that of their times, more than fit into memory: check a shorter stretch"
+                )
         owner, event = np.concatenate(owners), np.concatenate(lates)
         by_owner = np.lexsort((event, owner))
         return owner[by_owner], event[by_owner]
