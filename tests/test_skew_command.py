@@ -133,6 +133,18 @@ def test_events_may_be_parquet(place: Path, call: Call) -> None:
     assert call("skew", "pay.py", "--events", "events.parquet").code == 0
 
 
+@pytest.mark.parametrize("source", ["payments.events", "events.jsonl"])
+def test_training_rows_of_a_replay_are_what_the_events_give(source: str, call: Call) -> None:
+    replayed = call("replay", "pay.py", "--from", source, "--to", "rows.parquet")
+    assert replayed.code == 0, replayed
+    done = call("skew", "pay.py", "--events", source, "--features", "rows.parquet", "--json")
+    assert done.code == 0, done
+    report = found(done)
+    assert report["compared"] == report["served"] > 0.9 * EVENTS
+    both = call("skew", "pay.py", "--training", "rows.parquet")
+    assert (both.code, "all 31 features are distributed as" in both.out) == (0, True)
+
+
 def test_values_that_were_changed_are_found_and_named(place: Path, call: Call) -> None:
     rows = read_log(place / "served.jsonl")
     for row in rows[100:400:10]:
@@ -226,7 +238,8 @@ def test_rows_that_either_side_lacks_are_counted(place: Path, call: Call) -> Non
 BAD: list[tuple[list[str], str]] = [
     (["nosuch.py"], "pipeline file 'nosuch.py' does not exist"),
     (["pay.py", "--features", "missing.parquet"], "there is no file missing.parquet"),
-    (["pay.py", "--features", "data"], "data is no file: name a Parquet, JSONL or CSV file"),
+    (["pay.py", "--features", "data"], "topic 'data' does not exist on sqlite:data/bus"),
+    (["pay.py", "--features", "folder.csv"], "folder.csv is a directory: name a file in it"),
     (["pay.py", "--features", "nosuch"], "topic 'nosuch' does not exist on sqlite:data/bus"),
     (["pay.py", "--features", "empty"], "topic 'empty' on sqlite:data/bus has no messages"),
     (["pay.py", "--events", "empty"], "topic 'empty' on sqlite:data/bus has no messages"),
@@ -248,7 +261,8 @@ BAD: list[tuple[list[str], str]] = [
     (["pay.py", "--features", "word.jsonl"], "line 2: Expected `float | null`, got `str`"),
     (["pay.py", "--features", "noid.parquet"], "they need a column 'id'"),
     (["pay.py", "--features", "others.jsonl"], "no row of others.jsonl is about an event of topic"),
-    (["pay.py", "--events", "short.csv"], "can be read as Payment: Object missing required field"),
+    (["pay.py", "--events", "short.csv"], "no column 'merchant' in short.csv, which Payment needs"),
+    (["pay.py", "--events", "unsorted.parquet"], "the offsets of partition 0 in unsorted.parquet"),
     (["pay.py", "--events", "typed.csv"], "can be read as Payment: Expected `float`, got `str`"),
     (["pay.py", "--warm-up", "soon"], "'soon' is not a duration"),
     (["pay.py", "--warm-up", "365d"], "give a shorter --warm-up"),
@@ -280,6 +294,10 @@ def spoilt(place: Path) -> Path:
     (place / "broken.jsonl").write_bytes(lines[0] + b"\n" + lines[1][:50] + b"\n")
     spelt = re.sub(rb'"hour_sin":[^,]*', b'"hour_sin":"x"', lines[1])
     (place / "word.jsonl").write_bytes(lines[0] + b"\n" + spelt + b"\n")
+    (place / "folder.csv").mkdir()
+    events = {"id": ["a", "b"], "ts": [1, 2], "card": "c", "merchant": "m", "amount": 1.0}
+    events |= {"country": "DE", "partition": [0, 0], "offset": [4, 3]}
+    pl.DataFrame(events).write_parquet(place / "unsorted.parquet")
     (place / "short.csv").write_text("id,ts,card\na,1700000000000,c\n")
     (place / "typed.csv").write_text(
         "id,ts,card,merchant,amount,country\na,1700000000000,c,m,much,DE\n"

@@ -28,7 +28,7 @@ def report(
     mine: dict[Place, float],
     theirs: dict[Place, float],
     *,
-    topic: str | None = "t",
+    topic: str = "t",
     of: str = "t",
     **more: Any,
 ) -> SkewReport:
@@ -91,8 +91,8 @@ def test_rows_are_joined_by_where_the_event_stood():
     assert (found.compared, found.features[0].differing) == (3, 0)
 
 
-@pytest.mark.parametrize(("topic", "of"), [(None, "t"), ("t", "else"), ("t", "t")])
-def test_where_the_log_counts_otherwise_rows_are_joined_by_id(topic: str | None, of: str):
+@pytest.mark.parametrize(("topic", "of"), [("t", "else"), ("t", "t")])
+def test_where_the_log_counts_otherwise_rows_are_joined_by_id(topic: str, of: str):
     mine = {("a", 0, 0): 1.0, ("b", 0, 1): 2.0, ("a", 0, 2): 3.0}
     theirs = {("b", 0, 0): 2.0, ("a", 0, 1): 1.0, ("a", 0, 7): 3.0}
     found = report(mine, theirs, topic=topic, of=of)
@@ -101,7 +101,7 @@ def test_where_the_log_counts_otherwise_rows_are_joined_by_id(topic: str | None,
 
 def test_a_row_that_is_in_the_log_twice_is_one_too_many():
     mine = {("a", 0, 0): 1.0, ("b", 0, 1): 2.0}
-    found = report(mine, mine | {("a", 0, 9): 1.0}, topic=None)
+    found = report(mine, mine | {("a", 0, 9): 1.0}, of="else")
     assert (found.compared, found.unknown) == (2, 1)
     assert found.worst_share() == pytest.approx(1 / 3)
 

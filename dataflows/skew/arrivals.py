@@ -22,10 +22,11 @@ from dataflows.bus import Bus, TopicPartition
 from dataflows.event_time import parse_times_ms
 from dataflows.messages import Inline
 from dataflows.pipeline import Pipeline
+from dataflows.replay.file_rows import FileTable
+from dataflows.replay.file_topic import FileTopic
 from dataflows.skew.row_features import TIME
 from dataflows.skew.sources import format_of, offsets_of
 from dataflows.skew.watch import Watch
-from producers.files import count_rows, file_messages
 from state.durations import parse_duration_ms
 from state.errors import InputError
 
@@ -45,7 +46,7 @@ class Arrivals:
 
     Attributes:
         source: the topic or file, for people.
-        topic: where the coordinates count; None for a file.
+        topic: where the coordinates count; of a file, the topic that it stands for.
         frame: a row per event that could be read: the fields that features are made of, by their
             names (text, else float64 with null), and `ID`, `PARTITION`, `OFFSET`, `TIME`.
         read: how many messages there were.
@@ -54,7 +55,7 @@ class Arrivals:
     """
 
     source: str
-    topic: str | None
+    topic: str
     frame: pl.DataFrame
     read: int
     malformed: int
@@ -94,30 +95,24 @@ def arrivals_of_topic(pipeline: Pipeline, bus: Bus, topic: str, watch: Watch) ->
 
 
 def arrivals_of_file(pipeline: Pipeline, path: Path, watch: Watch) -> Arrivals:
-    """The events of a Parquet, JSONL or CSV file, in its order.
+    """The events of a Parquet, JSONL or CSV file, with the places that `replay` gives them.
+
+    That is the file's order, unless it says itself of which partition each row is.
 
     Raises:
         InputError: the file is missing, damaged or empty, or no row fits the event type.
     """
     format_of(path)
-    schema = pipeline.schema
-    batches = file_messages(
-        path,
-        time_field=pipeline.time,
-        time_unit=pipeline.time_unit,
-        id_field=pipeline.id,
-        text_fields=[name for name, each in schema.fields.items() if each.kind == "text"],
-        batch_size=_AT_ONCE,
-    )
-    total = count_rows(path)
+    table = FileTable.open(path, pipeline.event, pipeline.time, pipeline.time_unit, pipeline.id)
+    topic = FileTopic(pipeline.topics.events, table)
+    total = sum(topic.counts)
     reader = _EventReader(pipeline)
-    done = 0
-    for batch in batches:
-        offsets = np.arange(done, done + len(batch))
-        reader.add(_Piece(0, offsets, batch.times, batch.values))
-        done += len(batch)
-        watch("reading events", done, total)
-    return reader.arrivals(str(path), None, from_start=True)
+    for rows in table.rows():
+        for number in np.unique(rows.partitions).tolist():
+            own = rows.take(rows.partitions == number)
+            reader.add(_Piece(number, own.offsets, own.times, own.values))
+        watch("reading events", reader.read, total)
+    return reader.arrivals(str(path), topic.name, from_start=not any(topic.starts))
 
 
 def topic_pieces(bus: Bus, topic: str, starts: list[int], ends: list[int]) -> Iterator[_Piece]:
@@ -199,7 +194,7 @@ class _EventReader:
         columns |= {name: self._column(events, name) for name in pipeline.used_fields}
         self.frames.append(pl.DataFrame(columns).filter(pl.Series(usable)))
 
-    def arrivals(self, source: str, topic: str | None, from_start: bool) -> Arrivals:
+    def arrivals(self, source: str, topic: str, from_start: bool) -> Arrivals:
         """All that was added, merged in time."""
         frame = pl.concat(self.frames) if self.frames else pl.DataFrame()
         if not len(frame):

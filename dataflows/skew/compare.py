@@ -181,7 +181,7 @@ def _matched(arrivals: Arrivals, places: pl.DataFrame, served: Served) -> tuple[
     then the same; else by id. Where an id comes several times, the first belongs to the first.
     """
     where = served.where
-    if arrivals.topic is not None and {"topic", "partition", "offset"} <= set(where.columns):
+    if {"topic", "partition", "offset"} <= set(where.columns):
         on = ["partition", "offset"]
         left = places.select(pl.col(PARTITION).alias(on[0]), pl.col(OFFSET).alias(on[1]))
         mine, theirs = _joined(left, where.select(on), on)

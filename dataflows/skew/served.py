@@ -28,6 +28,8 @@ F64 = NDArray[np.float64]
 WHERE = ("id", "topic", "partition", "offset")
 """What a row may say of the event that it is about."""
 
+_WHERE_KINDS: tuple[Any, ...] = (str | None, str | None, int | None, int | None)
+_WHERE_COLUMNS = dict(zip(WHERE, (pl.String, pl.String, pl.Int64, pl.Int64), strict=True))
 _AT_ONCE = 10_000
 _READING = "reading features"
 
@@ -133,8 +135,7 @@ class _JsonRows:
         if not self.rows:
             raise InputError(f"{self._source} has no rows: there is nothing to check")
         table = np.concatenate(self._features)
-        kinds = dict(zip(WHERE, (pl.String, pl.String, pl.Int64, pl.Int64), strict=True))
-        where = pl.DataFrame(self._where, schema=kinds, orient="row")
+        where = pl.DataFrame(self._where, schema=_WHERE_COLUMNS, orient="row")
         kept = [name for name in WHERE if where[name].null_count() == 0]
         columns = {name: table[:, i].copy() for i, name in enumerate(self._names)}
         return Served(self._source, where.select(kept), columns)
@@ -178,9 +179,6 @@ class _JsonRows:
         return f"{self._source}, {at}: {error}"
 
 
-_WHERE_KINDS: tuple[Any, ...] = (str | None, str | None, int | None, int | None)
-
-
 def _object(value: bytes) -> dict[str, Any] | None:
     try:
         row = msgspec.json.decode(value)
@@ -199,7 +197,8 @@ def _parquet(path: Path, names: Sequence[str]) -> pl.DataFrame:
     try:
         found = pl.scan_parquet(path)
         there = found.collect_schema().names()
-        wanted = [name for name in there if name in {*names, *WHERE}]
+        said = [_free(name, names) for name in WHERE]
+        wanted = [name for name in there if name in {*names, *said}]
         # Without a single feature the complaint says what there is instead.
         return found.select(wanted).collect() if {*names} <= {*there} else found.limit(0).collect()
     except (pl.exceptions.PolarsError, OSError):
@@ -223,14 +222,24 @@ def _of_table(path: Path, pipeline: str, names: Sequence[str], frame: pl.DataFra
     if not len(frame):
         raise InputError(f"{path} has no rows: there is nothing to check")
     features = {name: _numbers(path, frame[name]) for name in names}
-    kinds = dict(zip(WHERE, (pl.String, pl.String, pl.Int64, pl.Int64), strict=True))
-    where = [name for name in WHERE if name in frame.columns and name not in names]
+    where = [
+        pl.col(_free(name, names)).cast(kind).alias(name)
+        for name, kind in _WHERE_COLUMNS.items()
+        if _free(name, names) in frame.columns
+    ]
     try:
-        found = frame.select(pl.col(name).cast(kinds[name]) for name in where)
+        found = frame.select(where)
     except pl.exceptions.PolarsError as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path}: {', '.join(where)} say no event: {reason}") from None
+        raise InputError(f"{path}: {', '.join(WHERE)} say no event: {reason}") from None
     return Served(str(path), found.select(c for c in found if not c.null_count()), features)
+
+
+def _free(name: str, features: Sequence[str]) -> str:
+    """What a column is called that a feature might be called as well: as `replay` writes it."""
+    while name in features:
+        name += "_"
+    return name
 
 
 def _numbers(path: Path, column: pl.Series) -> F64:

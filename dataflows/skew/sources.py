@@ -17,7 +17,7 @@ def file_of(name: str) -> Path | None:
     (None, PosixPath('rows.parquet'))
     """
     path = Path(name)
-    return path if path.suffix.lower() in FORMATS or path.exists() else None
+    return path if path.suffix.lower() in FORMATS or path.is_file() else None
 
 
 def format_of(path: Path) -> str:
@@ -29,7 +29,7 @@ def format_of(path: Path) -> str:
     if not path.exists():
         raise InputError(f"there is no file {path}")
     if not path.is_file():
-        raise InputError(f"{path} is no file: name a Parquet, JSONL or CSV file")
+        raise InputError(f"{path} is a directory: name a file in it")
     found = FORMATS.get(path.suffix.lower())
     if found is None:
         raise InputError(
