@@ -57,7 +57,7 @@ class LabelJoin:
         events_alone = not len(labels)
         if batch.ids:
             self._turn(batch.span[1])
-        twice = self._refused(results, results.batch.sources.topic)
+        twice = self._refused(results, results.batch.raw.events.topic)
         if events_alone and not twice:
             rows = range(first_row, first_row + len(batch))
             self._young.update(zip(batch.ids, rows, strict=True))

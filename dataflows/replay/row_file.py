@@ -134,7 +134,7 @@ class RowFile:
     def _add(self, results: Results) -> None:
         batch = results.batch
         if self._dead is not None and (batch.dead or results.dead):
-            letters = batch.sources.sorted(batch.dead + results.dead)
+            letters = batch.raw.sorted(batch.dead + results.dead)
             self._dead.write(self._encoder.encode_lines(letters))
         if self._labels is not None:
             self.labelled += self._labels.add(results, self.rows)

@@ -137,7 +137,7 @@ class RowBuilder:
             batch.offsets,
             batch.features,
             batch.targets,
-            results.versions,
+            np.asarray(results.versions, np.int64),
             results.predictions,
         )
         self._parts.append(part)

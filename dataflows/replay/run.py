@@ -189,11 +189,11 @@ class _Tally:
 
     def __call__(self, results: Results) -> None:
         found, batch, rows = self._found, results.batch, self._rows
-        found.events += len(batch.sources.event_offsets)
-        found.labels += len(batch.sources.label_offsets)
+        found.events += len(batch.raw.events)
+        found.labels += len(batch.raw.labels)
         for letter in (*batch.dead, *results.dead):
             found.dead[letter.reason] += 1
-            if not found.first_dead and letter.topic == batch.sources.topic:
+            if not found.first_dead and letter.topic == batch.raw.events.topic:
                 found.first_dead = f"{letter.reason}, {letter.detail}"
         rows.add(results)
         found.rows, found.labelled = rows.rows, rows.labelled
