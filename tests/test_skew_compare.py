@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,14 @@ import pytest
 
 from dataflows.bus import TopicPartition
 from dataflows.bus.memory import MemoryBus
-from dataflows.skew.arrivals import ID, OFFSET, PARTITION, Arrivals, arrivals_of_topic
+from dataflows.skew.arrivals import (
+    ID,
+    OFFSET,
+    PARTITION,
+    Arrivals,
+    arrivals_of_file,
+    arrivals_of_topic,
+)
 from dataflows.skew.compare import SkewReport, compare
 from dataflows.skew.recompute import Recomputed, longest_look_back_ms, recompute
 from dataflows.skew.row_features import TIME
@@ -161,3 +169,21 @@ def test_what_comes_while_it_is_read_is_left_for_the_next_time():
     bus.publisher().append("t", [b"not for us"])
     bus.end_offsets = lambda topic: ends  # type: ignore[method-assign]
     assert len(served_on_topic("p", ["x"], bus, "t", unwatched)) == 3
+
+
+def test_a_file_that_says_where_its_rows_were_is_its_topic(tmp_path: Path):
+    """Rows of three partitions, one after the other, are merged as those of the topic."""
+    steps = [Step("good", i % 50, 7 * (i % 5), i % 7, 1.0, i % 12, None) for i in range(200)]
+    bus = on_bus(steps, 3)
+    rows = [
+        {**json.loads(value), "partition": number, "offset": offset, "published": time}
+        for number, log in enumerate(bus.logs("orders.events"))
+        for offset, (value, time) in enumerate(zip(log.values, log.times, strict=True))
+    ]
+    pl.DataFrame(rows).write_parquet(tmp_path / "events.parquet")
+    of_file = arrivals_of_file(ORDERS, tmp_path / "events.parquet", unwatched)
+    of_topic = arrivals_of_topic(ORDERS, bus, "orders.events", unwatched)
+    assert of_file.topic == of_topic.topic
+    assert of_file.from_start
+    assert of_file.frame[PARTITION].n_unique() == 3
+    assert of_file.frame.equals(of_topic.frame)

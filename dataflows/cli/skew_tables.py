@@ -67,9 +67,15 @@ def print_shifts(
             }
         )
         return
-    console = Console()
-    title = f"features of {pipeline}: {rows[0]:,} rows of training, {rows[1]:,} served"
-    table = Table(title=title, title_justify="left")
+    _print_shift_table(f"{pipeline}: {rows[0]:,} rows of training, {rows[1]:,} served", found, most)
+    shifted = sum(each.psi > most for each in found)
+    said = f"{shifted} of {len(found)} features are shifted: their PSI is above {most:g}"
+    fine = f"all {len(found)} features are distributed as in training: no PSI is above {most:g}"
+    Console().print(said if shifted else fine, highlight=False, soft_wrap=True)
+
+
+def _print_shift_table(title: str, found: list[Shift], most: float) -> None:
+    table = Table(title=f"features of {title}", title_justify="left")
     table.add_column("feature", no_wrap=True)
     for name in ("PSI", "by chance", "JS", "KS", "mean", "missing"):
         table.add_column(name, justify="right")
@@ -87,11 +93,7 @@ def print_shifts(
             state,
             style={"shifted": "red", "moved": "yellow"}.get(state),
         )
-    console.print(table)
-    shifted = sum(each.psi > most for each in found)
-    said = f"{shifted} of {len(found)} features are shifted: their PSI is above {most:g}"
-    fine = f"all {len(found)} features are distributed as in training: no PSI is above {most:g}"
-    console.print(said if shifted else fine, highlight=False, soft_wrap=True)
+    Console().print(table)
 
 
 def _state(shift: Shift, most: float) -> str:

@@ -73,11 +73,11 @@ class SkewReport:
     repeated: int
     too_large: int
     served: int
-    compared: int
-    warming_up: int
     not_served: int
     outside: int
     unknown: int
+    compared: int = 0
+    warming_up: int = 0
     missing: list[str] = field(default_factory=list)
     features: list[FeatureSkew] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
@@ -117,11 +117,37 @@ def compare(
             f"no row of {served.source} is about an event of {arrivals.source}: give the log of "
             "the run that read these events"
         )
+    warm = places[TIME].to_numpy()[mine] >= arrivals.first_ms + warm_up_ms
+    report = _counted(pipeline, arrivals, recomputed, served, places, mine, theirs)
+    report.compared, report.warming_up = int(warm.sum()), int((~warm).sum())
+    if not report.compared:
+        raise InputError(
+            f"all rows of {served.source} are about the first events of {arrivals.source}, before "
+            "which others may be missing: wait for later ones, or give a shorter --warm-up"
+        )
+    mine, theirs = mine[warm], theirs[warm]
+    rows, ids = expected[mine], places[ID][mine]
+    for name, values in recomputed.features.items():
+        slack = recomputed.slack[name][rows] if name in recomputed.slack else 0.0
+        of_log = served.features[name][theirs]
+        report.features.append(_compared(name, of_log, values[rows], slack, tolerance, ids))
+    report.features.sort(key=lambda each: (-each.share, -each.largest))
+    return report
+
+
+def _counted(
+    pipeline: str,
+    arrivals: Arrivals,
+    recomputed: Recomputed,
+    served: Served,
+    places: pl.DataFrame,
+    mine: I64,
+    theirs: I64,
+) -> SkewReport:
+    """What was read, and what of it has no match."""
     not_served, outside = _unmatched(places[PARTITION].to_numpy(), mine)
     unknown = np.setdiff1d(np.arange(len(served)), theirs)
-    times = places[TIME].to_numpy()[mine]
-    warm = times >= arrivals.first_ms + warm_up_ms
-    report = SkewReport(
+    return SkewReport(
         pipeline=pipeline,
         events=arrivals.read,
         malformed=arrivals.malformed,
@@ -129,35 +155,12 @@ def compare(
         repeated=recomputed.repeated,
         too_large=int(np.count_nonzero(~recomputed.served)),
         served=len(served),
-        compared=int(warm.sum()),
-        warming_up=int((~warm).sum()),
         not_served=len(not_served),
         outside=outside,
         unknown=len(unknown),
         missing=_missing_ids(places, not_served, served, unknown),
         not_checked=recomputed.not_checked,
     )
-    mine, theirs = mine[warm], theirs[warm]
-    if not len(mine):
-        raise InputError(
-            f"all rows of {served.source} are about the first events of {arrivals.source}, before "
-            "which others may be missing: wait for later ones, or give a shorter --warm-up"
-        )
-    ids = places[ID]
-    for name, values in recomputed.features.items():
-        slack = recomputed.slack.get(name)
-        report.features.append(
-            _compared(
-                name,
-                served.features[name][theirs],
-                values[expected][mine],
-                0.0 if slack is None else slack[expected][mine],
-                tolerance,
-                ids[mine],
-            )
-        )
-    report.features.sort(key=lambda each: (-each.share, -each.largest))
-    return report
 
 
 def _compared(
