@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import random
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from river import linear_model
 
-from dataflows import Pipeline
+from dataflows import Pipeline, skew
 from dataflows.bus.memory import MemoryBus
 from dataflows.bus.partitioner import partition_of_key
 from dataflows.features import OneHot, window
@@ -232,3 +234,14 @@ def test_the_pieces_of_a_window_are_the_events_that_had_arrived(keys, times, wid
 @settings(max_examples=40, deadline=None)
 def test_hashes_are_those_of_the_flow(texts):
     assert xxh64(texts).tolist() == hash64(texts).tolist()
+
+
+def test_no_kernel_of_the_flow_has_a_part_in_it():
+    """Of `state` only declarations, durations and errors; of the flow's steps nothing."""
+    allowed = {"state.aggregates", "state.durations", "state.errors"}
+    refused = {f"dataflows.{step}" for step in ("admission", "decode", "windows", "model_step")}
+    for path in Path(skew.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                assert node.module in allowed or not node.module.startswith("state"), path
+                assert node.module not in refused, path
