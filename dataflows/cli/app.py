@@ -6,15 +6,15 @@ import logging
 import sys
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from dataflows.cli.consume import consume
 from dataflows.cli.demo import demo
 from dataflows.cli.publish import publish
 from dataflows.cli.replay import replay
 from dataflows.cli.run import run
+from dataflows.cli.sentence import print_error
 from dataflows.cli.simulate import simulate
+from dataflows.cli.skew import skew
 from dataflows.cli.state import state
 from dataflows.cli.topics import topics
 from state.errors import AnabranchError
@@ -29,7 +29,7 @@ app = typer.Typer(
         "predict and learn on every event. Start with `anabranch demo`.\n\n"
         "Every option can also be given by environment variable; each command's help names them. "
         "Exit codes: 0 done, 1 something you can mend (said in one sentence), 2 wrong usage, "
-        "130 interrupted."
+        "130 interrupted; `skew` ends with 1 for a difference, and with 2 for what you can mend."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -37,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "ANABRANCH", "help_option_names": ["-h", "--help"]},
 )
-for command in (demo, run, replay, simulate, publish, consume, topics, state):
+for command in (demo, run, replay, skew, simulate, publish, consume, topics, state):
     app.command()(command)
 
 
@@ -47,8 +47,7 @@ def main() -> None:
     try:
         app(prog_name="anabranch")
     except AnabranchError as error:
-        sentence = Text.assemble(("error: ", "bold red"), str(error))
-        Console(stderr=True, highlight=False).print(sentence, soft_wrap=True)
+        print_error(error)
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,14 @@
+"""How the command line says what its user can mend."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from state.errors import AnabranchError
+
+
+def print_error(error: AnabranchError) -> None:
+    """The error's sentence on stderr."""
+    sentence = Text.assemble(("error: ", "bold red"), str(error))
+    Console(stderr=True, highlight=False).print(sentence, soft_wrap=True)

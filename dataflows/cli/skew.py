@@ -1,0 +1,228 @@
+"""``anabranch skew``: are the features that were served the ones that the declaration means?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, PipelineName, opened_bus
+from dataflows.cli.sentence import print_error
+from dataflows.cli.watching import watching
+from state.errors import AnabranchError
+
+if TYPE_CHECKING:
+    from dataflows.bus import Bus
+    from dataflows.pipeline import Pipeline
+    from dataflows.skew.arrivals import Arrivals
+    from dataflows.skew.served import Served
+    from dataflows.skew.watch import Watch
+
+DIFFERS = 1
+MISTAKE = 2
+"""Exit codes: here 1 is a finding, so a mistake is as wrong usage is."""
+
+
+def skew(
+    pipeline: PipelineName,
+    events: Annotated[
+        str | None,
+        typer.Option(
+            "--events",
+            metavar="FILE|TOPIC",
+            help="The events, as they arrived: Parquet, JSONL, CSV or a topic. Default: the "
+            "pipeline's own topic.",
+        ),
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            "--features",
+            metavar="FILE|TOPIC",
+            help="The features that were served: predictions that have them (a topic, or JSONL), "
+            "or what `replay` wrote (Parquet). Default: the pipeline's predictions.",
+        ),
+    ] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            "--training",
+            metavar="FILE",
+            help="Instead of recomputing: compare the distributions of this training set with "
+            "what was served.",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance",
+            metavar="X",
+            min=0.0,
+            help="Values agree within X · (1 + |value|).",
+        ),
+    ] = 1e-9,
+    allow: Annotated[
+        float,
+        typer.Option(
+            "--allow",
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            help="The share of a feature's rows that may differ, and of rows that may be missing.",
+        ),
+    ] = 0.0,
+    warm_up: Annotated[
+        str | None,
+        typer.Option(
+            "--warm-up",
+            metavar="DURATION",
+            help="Leave out so much of the beginning, in event time. Default: nothing; where "
+            "retention has removed the first events, the longest window.",
+        ),
+    ] = None,
+    psi: Annotated[
+        float,
+        typer.Option(
+            "--psi", metavar="X", min=0.0, help="With --training: the PSI that is too much."
+        ),
+    ] = 0.25,
+    bins: Annotated[
+        int,
+        typer.Option("--bins", metavar="N", min=2, help="With --training: quantile bins."),
+    ] = 10,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON object instead of a table.")
+    ] = False,
+    bus: BusUrl = DEFAULT_BUS,
+    bus_set: BusSettings = None,
+) -> None:
+    """Recompute the features that were served by other means, and say which rows differ.
+
+    Every feature is computed anew for each event, from those that had arrived by then, with code
+    that shares nothing with the one that served it. With --training, distributions are compared.
+
+    Exit code 0: all agree; 1: more differs than is allowed; 2: something can't be read or used.
+
+    Examples:
+
+        anabranch skew fraud.py
+
+        anabranch skew fraud.py --events payments.parquet --features training.parquet --json
+
+        anabranch skew fraud.py --training training.parquet --features fraud.predictions
+    """
+    if training is not None and events is not None:
+        raise typer.BadParameter("--training compares distributions, and takes no --events")
+    with _mistakes():
+        from dataflows.load import load_pipeline
+
+        declared = load_pipeline(pipeline)
+        events = events or declared.topics.events
+        features = features or declared.topics.predictions
+        names = [features] if training else [events, features]
+        with _bus_of(names, bus, bus_set) as opened:
+            check = _Check(declared, opened)
+            if training is None:
+                agree = check.rows(events, features, tolerance, allow, warm_up, json)
+            else:
+                agree = check.distributions(training, features, psi, bins, json)
+    if not agree:
+        raise typer.Exit(DIFFERS)
+
+
+@contextmanager
+def _mistakes() -> Iterator[None]:
+    """Ends the command with a sentence and `MISTAKE` where something can't be used."""
+    try:
+        yield
+    except AnabranchError as error:
+        print_error(error)
+        raise typer.Exit(MISTAKE) from None
+
+
+@contextmanager
+def _bus_of(names: Sequence[str], url: str, settings: Sequence[str] | None) -> Iterator[Bus | None]:
+    """The bus, if one of the names is a topic's."""
+    from dataflows.skew.sources import file_of
+
+    if all(file_of(name) for name in names):
+        yield None
+        return
+    with opened_bus(url, settings) as opened:
+        yield opened
+
+
+class _Check:
+    """One pipeline, and where its events and features are."""
+
+    def __init__(self, pipeline: Pipeline, bus: Bus | None) -> None:
+        self._pipeline = pipeline
+        self._bus = bus
+
+    def rows(
+        self,
+        events: str,
+        features: str,
+        tolerance: float,
+        allow: float,
+        warm_up: str | None,
+        json: bool,
+    ) -> bool:
+        """Recompute, compare row by row, and print; whether no more differs than is allowed."""
+        from dataflows.cli.skew_tables import print_rows
+        from dataflows.skew.compare import compare
+        from dataflows.skew.recompute import longest_look_back_ms, recompute
+        from state.durations import parse_duration_ms
+
+        pipeline = self._pipeline
+        warm_up_ms = None if warm_up is None else parse_duration_ms(warm_up)
+        with watching() as watch:
+            served = self._served(features, watch)  # first: what is read later has its events
+            arrivals = self._arrivals(events, watch)
+            if warm_up_ms is None:
+                warm_up_ms = 0 if arrivals.from_start else longest_look_back_ms(pipeline)
+            recomputed = recompute(pipeline, arrivals, watch)
+        report = compare(
+            pipeline.name, arrivals, recomputed, served, tolerance=tolerance, warm_up_ms=warm_up_ms
+        )
+        print_rows(report, allow, json)
+        return report.worst_share() <= allow
+
+    def distributions(
+        self, training: Path, features: str, psi: float, bins: int, json: bool
+    ) -> bool:
+        """Compare the distributions of a training set and of what was served, and print."""
+        from dataflows.cli.skew_tables import print_shifts
+        from dataflows.skew.distributions import shifts
+        from dataflows.skew.served import served_in_file
+
+        pipeline = self._pipeline
+        with watching() as watch:
+            trained = served_in_file(pipeline.name, pipeline.columns, training, watch)
+            served = self._served(features, watch)
+            found = shifts(trained, served, pipeline.columns, bins, watch)
+        print_shifts(pipeline.name, found, (len(trained), len(served)), psi, json)
+        return all(each.psi <= psi for each in found)
+
+    def _served(self, name: str, watch: Watch) -> Served:
+        from dataflows.skew.served import served_in_file, served_on_topic
+        from dataflows.skew.sources import file_of
+
+        path, pipeline = file_of(name), self._pipeline
+        if path is not None:
+            return served_in_file(pipeline.name, pipeline.columns, path, watch)
+        assert self._bus is not None
+        return served_on_topic(pipeline.name, pipeline.columns, self._bus, name, watch)
+
+    def _arrivals(self, name: str, watch: Watch) -> Arrivals:
+        from dataflows.skew.arrivals import arrivals_of_file, arrivals_of_topic
+        from dataflows.skew.sources import file_of
+
+        path = file_of(name)
+        if path is not None:
+            return arrivals_of_file(self._pipeline, path, watch)
+        assert self._bus is not None
+        return arrivals_of_topic(self._pipeline, self._bus, name, watch)

@@ -1,0 +1,71 @@
+"""The features that are made of the event alone, as Polars expressions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from dataflows.features import DayOfWeek, Hashed, HourOfDay, NumberField, OneHot
+from dataflows.skew.xxh64 import xxh64
+
+TIME = "event time"
+"""The column of event times, epoch ms; no field can be called so."""
+
+_MOMENT = pl.from_epoch(pl.col(TIME), time_unit="ms")
+
+
+def row_columns(feature: Any, frame: pl.DataFrame) -> list[pl.Series] | None:
+    """The float64 columns of a row feature; None where it is of a kind that is not known here.
+
+    ``frame`` has the event's fields under their names (text as it is, all else as float64) and
+    `TIME`.
+    """
+    match feature:
+        case NumberField(field, missing):
+            column = pl.col(field) if missing is None else pl.col(field).fill_null(missing)
+            return _made(frame, [column])
+        case HourOfDay(_, cyclic):
+            return _made(frame, _hours(cyclic))
+        case DayOfWeek():
+            return _made(frame, [_MOMENT.dt.weekday() - 1])
+        case OneHot(field, values):
+            return _made(frame, [_equals(frame, field, value) for value in values])
+        case Hashed(field, buckets):
+            return _hashed(frame[field], buckets)
+    return None
+
+
+def _made(frame: pl.DataFrame, columns: list[pl.Expr]) -> list[pl.Series]:
+    named = [column.cast(pl.Float64).alias(str(i)) for i, column in enumerate(columns)]
+    return frame.select(named).get_columns()
+
+
+def _hours(cyclic: bool) -> list[pl.Expr]:
+    clock = _MOMENT.dt
+    hours = (
+        clock.hour().cast(pl.Float64)
+        + clock.minute().cast(pl.Float64) / 60
+        + (clock.second().cast(pl.Float64) + clock.millisecond().cast(pl.Float64) / 1000) / 3600
+    )
+    turn = hours * (math.pi / 12)
+    return [turn.sin(), turn.cos()] if cyclic else [hours]
+
+
+def _equals(frame: pl.DataFrame, field: str, value: object) -> pl.Expr:
+    is_text = frame.schema[field] == pl.String
+    if is_text != isinstance(value, str):
+        return pl.col(TIME).is_null()  # never equal
+    wanted = value if is_text else float(value)  # type: ignore[arg-type]
+    return pl.col(field).eq(wanted).fill_null(False)
+
+
+def _hashed(texts: pl.Series, buckets: int) -> list[pl.Series]:
+    """Each different text is hashed once."""
+    different = texts.unique(maintain_order=True)
+    bucket = xxh64(different.to_list()) % np.uint64(buckets)
+    by_text = pl.DataFrame({"text": different, "bucket": bucket})
+    found = texts.to_frame("text").join(by_text, on="text", how="left", maintain_order="left")
+    return [(found["bucket"] == each).cast(pl.Float64) for each in range(buckets)]
