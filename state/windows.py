@@ -142,7 +142,7 @@ def insert(
         sums = value_sums(value)
         for w in range(meta[WIDTHS]):
             start = FIRST + PER_WIDTH * w + START
-            if time >= hoti[hot, EDGE] - meta[PLAN + w]:
+            if time > hoti[hot, EDGE] - meta[PLAN + w]:
                 # An event right before the start has taken its place: the start stays.
                 enter(hot, w, at, sums, value, hotf, hoti, meta)
             elif not merged and hoti[hot, start] >= 0:
