@@ -52,8 +52,9 @@ __all__ = ["Store", "look"]
 _log = logging.getLogger(__name__)
 _compactor = Compactor()
 
-# Bytes of one write. rocksdict holds the GIL in it: a merge's are short.
-_COMMIT_BATCH = 64 << 20
+# Bytes of one write. A batch grows by copying itself, so that larger ones cost more per byte; and
+# rocksdict holds the GIL in it: a merge's are short.
+_COMMIT_BATCH = 8 << 20
 _MERGE_BATCH = 4 << 20
 
 
