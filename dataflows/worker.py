@@ -24,6 +24,11 @@ from dataflows.supervised import STOP_SIGNALS
 from state.errors import AnabranchError, StateError
 
 
+# What stands in the engine's report: the thread that reads from another worker has failed, or left
+# its queue in the middle, whichever is noticed first.
+_LOST = ("thread panic", "MergeQueue poisoned")
+
+
 class LostWorkerError(AnabranchError):
     """Another worker of the cluster is gone, and this one can't go on without it."""
 
@@ -79,7 +84,7 @@ def run_worker(
             )
     except BaseException as error:
         cause = options.failure or guard.failure or find_cause(error)
-        if cause is None and member.workers > 1 and "thread panic" in str(error):
+        if cause is None and member.workers > 1 and tells_of_a_lost_worker(error):
             cause = LostWorkerError(f"worker {member.process} lost its connection to another one")
         if cause is None and state is not None:
             cause = _inconsistent(error, state)
@@ -101,6 +106,16 @@ def find_cause(error: BaseException) -> AnabranchError | None:
             return seen
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def tells_of_a_lost_worker(error: BaseException) -> bool:
+    """Whether the engine failed because its connection to another worker did."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if any(sign in str(seen) for sign in _LOST):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _inconsistent(error: BaseException, state: StateDirectory) -> StateError | None:

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from dataflows.cluster import Bounds, LocalCluster, Stop, Supervisor
 from dataflows.metrics import shared_registry
+from dataflows.worker import tells_of_a_lost_worker
 from state.errors import AnabranchError
 from state.lock import holder
 
@@ -413,3 +414,18 @@ def wait_for_the_end_of(process: int) -> None:
             return  # whoever has inherited it takes its time
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("(src/run.rs:292:17) thread panicked: a thread panic of the engine", True),
+        ("panicked at communication/src/allocator/zero_copy: MergeQueue poisoned.", True),
+        ("division by zero", False),
+    ],
+)
+def test_a_lost_worker_is_known_by_what_the_engine_says(said: str, lost: bool) -> None:
+    wrapped = RuntimeError("(src/run.rs:292:17)")
+    wrapped.__cause__ = RuntimeError(said)
+    assert tells_of_a_lost_worker(wrapped) is lost
+    assert tells_of_a_lost_worker(RuntimeError(said)) is lost

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -19,7 +20,7 @@ from threading import Event
 import pytest
 
 from tests.crash_trial import Trial
-from tests.kafka_broker import KafkaBroker
+from tests.kafka_broker import KafkaBroker, missing_tools
 from tests.run_result import (
     check_features,
     check_merchants,
@@ -89,7 +90,7 @@ TRIALS = {
 def trials(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    kafka_url: str | None,
+    brokers: dict[str, KafkaBroker],
 ) -> Iterator[Trials]:
     """Those of the tests that were chosen, begun together."""
     directory = tmp_path_factory.mktemp("kills")
@@ -97,8 +98,8 @@ def trials(
     found = {}
     with ThreadPoolExecutor(3) as pool:
         for name, how in TRIALS.items():
-            if name in chosen:
-                url = kafka_url if name.endswith("_kafka") else None
+            if name in chosen and (name in brokers or not name.endswith("_kafka")):
+                url = brokers[name].url if name in brokers else None
                 found[name] = pool.submit(kill_often, directory / name, url, *how)
         yield found
         STOP.set()
@@ -109,16 +110,22 @@ def trials(
 @pytest.fixture
 def killed(request: pytest.FixtureRequest, trials: Trials) -> Killed:
     """What came of the trial of a test."""
-    return trials[request.node.name].result()
+    trial = trials.get(request.node.name)
+    if trial is None:
+        pytest.skip(str(missing_tools()))
+    return trial.result()
 
 
 @pytest.fixture(scope="module")
-def kafka_url(request: pytest.FixtureRequest) -> str | None:
-    """A broker's, if the tests that need one were chosen."""
-    if not any(item.get_closest_marker("kafka") for item in request.session.items):
-        return None
-    broker: KafkaBroker = request.getfixturevalue("kafka_broker")
-    return broker.url
+def brokers(request: pytest.FixtureRequest) -> Iterator[dict[str, KafkaBroker]]:
+    """One for each trial on Kafka that was chosen: all use topics of the same names."""
+    chosen = {item.name for item in request.session.items}
+    names = [name for name in TRIALS if name in chosen and name.endswith("_kafka")]
+    with ExitStack() as stack:
+        if missing_tools() is None:
+            yield {name: stack.enter_context(KafkaBroker(fast_start=True)) for name in names}
+        else:
+            yield {}
 
 
 def check_one_worker(killed: Killed) -> None:
