@@ -23,7 +23,6 @@ from dataflows.sink.outlet import Outlet
 from dataflows.supervised import STOP_SIGNALS
 from state.errors import AnabranchError, StateError
 
-
 # What stands in the engine's report: the thread that reads from another worker has failed, or left
 # its queue in the middle, whichever is noticed first.
 _LOST = ("thread panic", "MergeQueue poisoned")
