@@ -79,15 +79,17 @@ class Sources:
     order: NDArray[np.int64]
 
     def sorted(self, letters: list[DeadLetter]) -> list[DeadLetter]:
-        """Dead letters in the sequence of their messages, whichever step found them."""
+        """Dead letters in the sequence of their causes, whichever step found them."""
         events = zip(self.event_partitions.tolist(), self.event_offsets.tolist(), strict=True)
         labels = zip(self.label_partitions.tolist(), self.label_offsets.tolist(), strict=True)
         sources = [(True, *at) for at in events] + [(False, *at) for at in labels]
         turn = {sources[row]: place for place, row in enumerate(self.order.tolist())}
-        return sorted(
-            letters,
-            key=lambda letter: turn[letter.topic == self.topic, letter.partition, letter.offset],
-        )
+
+        def at(letter: DeadLetter) -> int:
+            cause = letter.cause
+            return turn[cause.topic == self.topic, cause.partition, cause.offset]
+
+        return sorted(letters, key=at)
 
 
 @dataclass(slots=True)

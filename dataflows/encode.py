@@ -115,7 +115,7 @@ class Encoder:
     ) -> None:
         marks: dict[int, list[Mark]] = {}
         for message in messages:
-            partition = message.partition
+            partition = message.cause.partition
             item = outgoing.get(partition)
             if item is None:
                 item = outgoing[partition] = Outgoing(partition, {}, sources=batch.sources)
