@@ -50,6 +50,7 @@ bench: install
 	$(BIN)/python -m benchmarks hotpath
 	$(BIN)/python -m benchmarks bus
 	$(BIN)/python -m benchmarks recovery
+	$(BIN)/python -m benchmarks replay
 
 clean:
 	rm -rf $(VENV) .kafka .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

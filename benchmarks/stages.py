@@ -17,7 +17,7 @@ from dataflows.encode import Encoder
 from dataflows.metrics import WorkerMetrics
 from dataflows.model_step import ModelStep
 from dataflows.pipeline import Pipeline
-from dataflows.windows import Router, WindowStep
+from dataflows.windows import WindowStep
 from state.keys import KeySlots
 
 Made = TypeVar("Made")
@@ -47,7 +47,7 @@ def _round(
     reader = AlignedReader(bus, [topic], origin="0", limit=batch)
     reader.add({TopicPartition(topic, 0): 0})
     metrics = WorkerMetrics(pipeline.name)
-    decoder, router, encoder = BatchDecoder(pipeline), Router(pipeline, 8, 1), Encoder(pipeline)
+    decoder, encoder = BatchDecoder(pipeline), Encoder(pipeline)
     admission = Admission(topic, pipeline.lateness, pipeline.duplicates)
     windows, models = WindowStep(pipeline, metrics), ModelStep(pipeline, metrics)
     keys = {entity: KeySlots() for entity in pipeline.entities}
@@ -57,10 +57,9 @@ def _round(
         rows = clock("admit", lambda rows=rows: admission.admit(rows))  # type: ignore[misc]
         for entity, slots in keys.items():  # the look-ups alone, which windows repeats
             clock("keys", lambda s=slots, e=entity, r=rows: s.slots(r.columns[e]))  # type: ignore[misc]
-        items = [item for _, item in router.route(rows, admission.watermark_ms)]
-        items, _ = clock("windows", lambda items=items: windows.on_batch(items))  # type: ignore[misc]
-        results, _ = clock("model", lambda items=items: models.on_batch(items))  # type: ignore[misc]
-        clock("encode", lambda results=results: encoder([("0", r) for r in results]))  # type: ignore[misc]
+        clock("windows", lambda rows=rows: windows.fill(rows))  # type: ignore[misc]
+        result = clock("model", lambda rows=rows: models.work(rows))  # type: ignore[misc]
+        clock("encode", lambda result=result: encoder([("0", result)]))  # type: ignore[misc]
     costs = {name: clock.spent[name] / len(messages) * 1e6 for name in STAGES}
     costs["windows"] -= costs["keys"]
     return {**costs, "engine and delivery": 0.0}

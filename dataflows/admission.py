@@ -29,7 +29,7 @@ class Admission:
         self._lateness_ms = parse_duration_ms(lateness)
         self._horizon_ms = parse_duration_ms(duplicates)
         self._watermark = FIRST_MS
-        self._recent: dict[int, RecentIds] = {}
+        self._recent: dict[int | None, RecentIds] = {}
 
     @property
     def watermark_ms(self) -> int:
@@ -55,16 +55,18 @@ class Admission:
         """The batch without the rows that may not enter."""
         if not batch.ids:
             return batch
-        before, times = self._watermark, batch.times
-        partitions = self._partitions(batch, before)
+        before = self._watermark
         earliest, latest = batch.span
         newest = self._watermark = max(latest, before)
-        # Where no row can be late and no table changes, one number stands for all watermarks.
-        watermarks: I64 | int = newest
         may_be_late = earliest < newest - self._lateness_ms
-        if may_be_late or any(recent.turns_before(newest) for recent in self._recent.values()):
-            watermarks = np.maximum.accumulate(np.maximum(times, before))
-        on_time = times >= watermarks - self._lateness_ms if may_be_late else None
+        recent = self._recent.get(batch.partition)
+        # Where no row can be late and no table changes, one number stands for all watermarks.
+        if recent is not None and not may_be_late and not recent.turns_before(newest):
+            fresh = recent.is_new(batch.ids, newest)
+            return batch if fresh is None else self._turn_away(batch, newest, None, fresh)
+        partitions = self._partitions(batch, before)
+        watermarks = np.maximum.accumulate(np.maximum(batch.times, before))
+        on_time = batch.times >= watermarks - self._lateness_ms if may_be_late else None
         fresh = self._fresh(batch, partitions, watermarks)
         if fresh is None and (on_time is None or on_time.all()):
             return batch
@@ -93,7 +95,7 @@ class Admission:
                 self._recent[partition] = RecentIds(self._horizon_ms, watermark)
         return found
 
-    def _fresh(self, batch: Batch, partitions: list[int], watermarks: I64 | int) -> Mask | None:
+    def _fresh(self, batch: Batch, partitions: list[int], watermarks: I64) -> Mask | None:
         """False where the id was seen before; None when all are new."""
         if len(partitions) == 1:
             return self._recent[partitions[0]].is_new(batch.ids, watermarks)
@@ -101,8 +103,7 @@ class Admission:
         for partition in partitions:
             rows = np.flatnonzero(batch.partitions == partition)
             ids = [batch.ids[row] for row in rows.tolist()]
-            marks = watermarks if isinstance(watermarks, int) else watermarks[rows]
-            found = self._recent[partition].is_new(ids, marks)
+            found = self._recent[partition].is_new(ids, watermarks[rows])
             if found is not None:
                 fresh[rows] = found
         return None if fresh.all() else fresh

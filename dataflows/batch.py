@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -66,30 +65,32 @@ class RawBatch:
     order: NDArray[np.int64]
     read_at: float
 
-
-@dataclass(slots=True)
-class Sources:
-    """Where the messages of a raw batch came from, and the sequence in which they stood."""
-
-    topic: str
-    event_partitions: NDArray[np.int64]
-    event_offsets: NDArray[np.int64]
-    label_partitions: NDArray[np.int64]
-    label_offsets: NDArray[np.int64]
-    order: NDArray[np.int64]
-
     def sorted(self, letters: list[DeadLetter]) -> list[DeadLetter]:
         """Dead letters in the sequence of their causes, whichever step found them."""
-        events = zip(self.event_partitions.tolist(), self.event_offsets.tolist(), strict=True)
-        labels = zip(self.label_partitions.tolist(), self.label_offsets.tolist(), strict=True)
-        sources = [(True, *at) for at in events] + [(False, *at) for at in labels]
+        sources = [
+            (rows.topic, *at)
+            for rows in (self.events, self.labels)
+            for at in zip(rows.partitions.tolist(), rows.offsets.tolist(), strict=True)
+        ]
         turn = {sources[row]: place for place, row in enumerate(self.order.tolist())}
 
         def at(letter: DeadLetter) -> int:
             cause = letter.cause
-            return turn[cause.topic == self.topic, cause.partition, cause.offset]
+            return turn[cause.topic, cause.partition, cause.offset]
 
         return sorted(letters, key=at)
+
+    def reached(self, partition: int) -> tuple[int, int]:
+        """The greatest offsets of events and of labels that were read of a partition; -1: none."""
+        events, labels = self.events, self.labels
+        return (
+            _greatest(events.offsets[events.partitions == partition]),
+            _greatest(labels.offsets[labels.partitions == partition]),
+        )
+
+
+def _greatest(offsets: NDArray[np.int64]) -> int:
+    return int(offsets.max()) if len(offsets) else -1
 
 
 @dataclass(slots=True)
@@ -113,63 +114,74 @@ NO_LABELS = LabelRows([], [], _NOTHING, _NOTHING, _NOTHING, [])
 
 @dataclass(slots=True)
 class Batch:
-    """Decoded rows. ``n`` events with ids, event times (epoch ms, ``(n,) int64``) and coordinates.
+    """Decoded rows: ``n`` events with ids and event times (epoch ms, ``(n,) int64``).
 
-    ``span`` is the least and the greatest event time, ``(0, -1)`` without events; ``partition`` the
-    one that all events are from, None where that is not known.
+    ``raw`` is all that was read, ``rows`` those messages that are the events here. ``span`` is the
+    least and the greatest event time, ``(0, -1)`` without events.
     ``features`` is ``(n, columns) float64``: the row features are there from the start, each window
     step adds its own. ``columns`` holds the event fields that are used, ``targets`` the inline
-    labels. ``order`` is as in `RawBatch`, ``sources`` are those of all that was read. ``expected``
-    counts the parts that went to other shards and have to come back before the batch is whole.
+    labels. ``order`` is as in `RawBatch`. ``expected`` counts the parts that went to other shards
+    and have to come back before the batch is whole.
     """
 
-    origin: str
-    sequence: int
+    raw: RawBatch
+    rows: RawRows
     ids: list[str]
     times: NDArray[np.int64]
-    partitions: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    published: NDArray[np.int64]
-    payloads: list[bytes]
+    span: tuple[int, int]
     features: NDArray[np.float64]
     columns: dict[str, Any]
     targets: list[Any] | None
     labels: LabelRows
     order: NDArray[np.int64]
-    read_at: float
-    span: tuple[int, int]
-    sources: Sources
-    dead: list[DeadLetter] = field(default_factory=list)
+    dead: list[DeadLetter]
     expected: int = 0
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    partition: int | None = None
+
+    @property
+    def origin(self) -> str:
+        """Who read it."""
+        return self.raw.origin
+
+    @property
+    def sequence(self) -> int:
+        """Its number among those of its origin."""
+        return self.raw.sequence
+
+    @property
+    def partition(self) -> int | None:
+        """The one that all events are from, None where that is not known."""
+        return self.rows.partition
+
+    @property
+    def partitions(self) -> NDArray[np.int64]:
+        """Where each event was read, ``(n,) int64``."""
+        return self.rows.partitions
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """At which offset each event was read, ``(n,) int64``."""
+        return self.rows.offsets
+
+    @property
+    def payloads(self) -> list[bytes]:
+        """The events as they were read."""
+        return self.rows.values
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def array(
-        self, name: str, make: Callable[[list[Any]], NDArray[np.generic]]
-    ) -> NDArray[np.generic]:
-        """Column ``name`` as ``make`` makes an array of it; made once, several may ask."""
-        found = self.arrays.get(name)
-        if found is None:
-            found = self.arrays[name] = make(self.columns[name])
-        return found
 
     def keep(self, keep: NDArray[np.bool_]) -> Batch:
         """This batch with only the events where ``keep`` is true; labels all stay."""
         rows = np.flatnonzero(keep)
         places = rows.tolist()
         self.order = keep_rows(self.order, keep, np.ones(len(self.labels), np.bool_))
+        self.rows = self.rows.take(rows)
         self.ids = [self.ids[row] for row in places]
-        self.payloads = [self.payloads[row] for row in places]
-        for name in ("times", "partitions", "offsets", "published", "features"):
-            setattr(self, name, getattr(self, name)[rows])
+        self.times, self.features = self.times[rows], self.features[rows]
         self.span = extent(self.times) if places else NO_SPAN
         self.columns = {
             name: [values[row] for row in places] for name, values in self.columns.items()
         }
-        self.arrays = {}
         if self.targets is not None:
             self.targets = [self.targets[row] for row in places]
         return self

@@ -7,7 +7,7 @@ import time
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypedDict, Union, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -21,37 +21,32 @@ from dataflows.batch import (
     LabelRows,
     RawBatch,
     RawRows,
-    Sources,
     keep_rows,
 )
-from dataflows.event_time import parse_times_ms
+from dataflows.columns import ColumnReader, column_reader
+from dataflows.event_time import FIRST_MS, LAST_MS, parse_times_ms
 from dataflows.messages import DeadLetter, Delayed, Inline, field_types
 from dataflows.pipeline import Pipeline
 from state.durations import format_duration_ms, parse_duration_ms
-from state.extent import LARGEST, extent
+from state.extent import LARGEST, extent, extents
 
 Fault = tuple[str, str]
 """A short stable reason, and the sentence for people."""
-
-ColumnReader = Callable[[list[Any]], tuple[list[Any], ...]]
-"""Structs to columns, see `column_reader`."""
 
 _PLAIN = (int, float, str, bool, type(None))
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class StructDecoder:
-    """Decodes messages of one type; the time field also takes numbers and ISO-8601 text."""
+    """Decodes messages of one type; the time field also takes numbers and ISO-8601 text.
+
+    ``decode_usual`` takes one message whose time is an integer, as nearly all are; any other is
+    an error (one of `_UNREADABLE`), whatever is wrong with it.
+    """
 
     def __init__(self, message: type[msgspec.Struct], time_field: str) -> None:
-        wire = msgspec.defstruct(
-            message.__name__,
-            [(time_field, int | float | str)],
-            bases=(message,),
-            kw_only=True,
-            gc=not _is_all_plain(message),  # plain fields hold nothing to collect
-        )
-        self._decoder = msgspec.json.Decoder(wire)
+        self._decoder = msgspec.json.Decoder(_wire(message, time_field, int | float | str))
+        self.decode_usual = msgspec.json.Decoder(_wire(message, time_field, int)).decode
 
     def decode(self, values: list[bytes]) -> tuple[list[Any], dict[int, Fault]]:
         """One struct per message, None where it is bad; and for each bad one its fault."""
@@ -114,6 +109,7 @@ class BatchDecoder:
             *pipeline.used_fields,
         ]
         self._read = column_reader(self._names)
+        self._read_usual = column_reader([pipeline.time, *self._names])
         if self._label:
             self._read_label_time = column_reader([self._label.time])
             self._read_label = column_reader([self._label.id, self._label.field])
@@ -125,47 +121,61 @@ class BatchDecoder:
 
     def decode(self, raw: RawBatch) -> Batch:
         """Decode everything that can be; what can't be is in the batch's ``dead``."""
-        events = self._decode_rows(self._events, raw.events, self._read_time, self._check_numbers)
+        usual = self._decode_usual(raw.events)
         labels = self._decode_labels(raw.labels)
-        order = raw.order
-        dead = events.dead + labels.dead
-        if events.kept is not None or labels.kept is not None:
-            order = keep_rows(
-                order, _mask(events.kept, len(raw.events)), _mask(labels.kept, len(raw.labels))
-            )
-        structs, rows = events.structs, events.rows
-        features = np.zeros((len(structs), self._width))
-        columns = dict(zip(self._names, self._read(structs), strict=True))
-        for feature, place in self._row_features:
-            feature.fill(features[:, place], events.times, columns)
-        target = self._target
-        return Batch(
-            origin=raw.origin,
-            sequence=raw.sequence,
-            ids=columns[self._id],
-            times=events.times,
-            partitions=rows.partitions,
-            offsets=rows.offsets,
-            published=rows.times,
-            payloads=rows.values,
-            features=features,
-            columns=columns,
-            targets=columns[target] if target else None,
-            labels=self._label_rows(labels),
-            order=order,
-            read_at=raw.read_at,
-            span=events.span,
-            sources=Sources(
-                raw.events.topic,
-                raw.events.partitions,
-                raw.events.offsets,
-                raw.labels.partitions,
-                raw.labels.offsets,
-                raw.order,
-            ),
-            dead=dead,
-            partition=rows.partition,
+        if usual is not None and labels.kept is None:
+            rows = raw.events
+            return self._batch(raw, rows, *usual, self._label_rows(labels), raw.order, [])
+        events = self._decode_rows(self._events, raw.events, self._read_time, self._check_numbers)
+        order = keep_rows(
+            raw.order, _mask(events.kept, len(raw.events)), _mask(labels.kept, len(raw.labels))
         )
+        columns = dict(zip(self._names, self._read(events.structs), strict=True))
+        return self._batch(
+            raw, events.rows, events.times, events.span, columns, self._label_rows(labels), order,
+            events.dead + labels.dead,
+        )  # fmt: skip
+
+    def _decode_usual(
+        self, rows: RawRows
+    ) -> tuple[NDArray[np.int64], tuple[int, int], dict[str, Any]] | None:
+        """Times, their span and columns of events that are all well, with times in epoch ms.
+
+        None where anything is otherwise: then each message has to be looked at.
+        """
+        if not rows.values or self._time_scale != 1.0:
+            return None
+        try:
+            structs = list(map(self._events.decode_usual, rows.values))
+            stamps, *columns = self._read_usual(structs)
+            times = np.array(stamps, np.int64)
+        except (*_UNREADABLE, OverflowError):
+            return None
+        earliest, latest, published = extents(times, rows.times)
+        newest = min(published, int(self._now() * 1000)) + self._ahead_ms
+        if earliest < FIRST_MS or latest > newest or latest > LAST_MS:
+            return None
+        if self._number_fields and self._check_numbers(structs):
+            return None
+        return times, (earliest, latest), dict(zip(self._names, columns, strict=True))
+
+    def _batch(
+        self,
+        raw: RawBatch,
+        rows: RawRows,
+        times: NDArray[np.int64],
+        span: tuple[int, int],
+        columns: dict[str, Any],
+        labels: LabelRows,
+        order: NDArray[np.int64],
+        dead: list[DeadLetter],
+    ) -> Batch:
+        features = np.zeros((len(times), self._width))
+        for feature, place in self._row_features:
+            feature.fill(features[:, place], times, columns)
+        targets = columns[self._target] if self._target else None
+        ids = columns[self._id]
+        return Batch(raw, rows, ids, times, span, features, columns, targets, labels, order, dead)
 
     def _decode_rows(
         self,
@@ -249,6 +259,17 @@ class BatchDecoder:
         )
 
 
+def _wire(message: type[msgspec.Struct], time_field: str, time_type: Any) -> type[msgspec.Struct]:
+    """The message type as it is decoded: its time is of another type."""
+    return msgspec.defstruct(
+        message.__name__,
+        [(time_field, time_type)],
+        bases=(message,),
+        kw_only=True,
+        gc=not _is_all_plain(message),  # plain fields hold nothing to collect
+    )
+
+
 def dead_letter(rows: RawRows, row: int, reason: str, detail: str) -> DeadLetter:
     """The dead letter of one row as it was read."""
     return DeadLetter(
@@ -261,31 +282,19 @@ def dead_letter(rows: RawRows, row: int, reason: str, detail: str) -> DeadLetter
     )
 
 
-def payload_fields(payload: bytes) -> dict[str, str]:
+class PayloadFields(TypedDict, total=False):
+    """The fields of a `DeadLetter` that hold what was read; one of them."""
+
+    payload: str
+    payload_base64: str
+
+
+def payload_fields(payload: bytes) -> PayloadFields:
     """The payload as text where it is UTF-8, else as base64."""
     try:
         return {"payload": payload.decode()}
     except UnicodeDecodeError:
         return {"payload_base64": base64.b64encode(payload).decode()}
-
-
-def column_reader(names: Sequence[str]) -> ColumnReader:
-    """A function that reads these fields of structs, a list for each.
-
-    It is generated, as dataclasses generate their methods: attributes that are spelt out are read
-    twice as fast as by `operator.attrgetter`. The names are those of a declared type.
-
-    >>> class Point(msgspec.Struct):
-    ...     x: int
-    ...     y: int
-    >>> column_reader(["y", "x"])([Point(1, 2), Point(3, 4)])
-    ([2, 4], [1, 3])
-    """
-    if not all(name.isidentifier() for name in names):
-        raise ValueError(f"not all of {names!r} are names")
-    lists = "".join(f"[struct.{name} for struct in structs], " for name in names)
-    read: ColumnReader = eval(f"lambda structs: ({lists})")
-    return read
 
 
 def _drop(

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from dataflows.batch import Batch, Wake
 from dataflows.messages import DeadLetter, DriftSignal
@@ -23,12 +22,12 @@ from models.learner import NO_LABEL, Predictions, Task
 class Results:
     """What the model step made of a batch.
 
-    ``predictions`` has one entry per event, ``versions`` is ``(n,) int64``.
+    ``predictions`` and ``versions`` have one entry per event.
     """
 
     batch: Batch
     predictions: Predictions
-    versions: NDArray[np.int64]
+    versions: Sequence[int]
     dead: list[DeadLetter] = field(default_factory=list)
     signals: list[DriftSignal] = field(default_factory=list)
 
@@ -83,28 +82,41 @@ class Encoder:
         if isinstance(result, Wake):
             return self._wake()
         batch = result.batch
+        partition = batch.rows.partition
         outgoing: dict[int, Outgoing] = {}
-        rows = self._predictions(result) if batch.ids else []
-        if rows:
-            for partition, places in _by_partition(batch):
-                own, published, offsets = rows, batch.published, batch.offsets
-                if places is not None:
-                    own = [rows[place] for place in places.tolist()]
-                    published, offsets = published[places], offsets[places]
-                outgoing[partition] = Outgoing(
-                    partition,
-                    {self._predicted: own},
-                    published,
-                    batch.read_at,
-                    {self._predicted: offsets},
-                    batch.sources,
-                )
+        if not batch.ids:
+            pass
+        elif partition is None:
+            self._divide(result, outgoing)
+        else:
+            times, offsets, read_at = batch.rows.times, batch.rows.offsets, batch.raw.read_at
+            topic, rows = self._predicted, self._predictions(result, repeat(partition))
+            item = Outgoing(partition, {topic: rows}, times, read_at, {topic: offsets}, batch.raw)
+            if not (batch.dead or result.dead or result.signals):
+                return [(part_name(partition), item)]
+            outgoing[partition] = item
         if batch.dead or result.dead:
-            letters = batch.sources.sorted(batch.dead + result.dead)
+            letters = batch.raw.sorted(batch.dead + result.dead)
             self._add(outgoing, self._dead_letters, letters, batch)
         if result.signals:
             self._add(outgoing, self._drift, result.signals, batch)
         return [(part_name(partition), item) for partition, item in outgoing.items()]
+
+    def _divide(self, result: Results, outgoing: dict[int, Outgoing]) -> None:
+        """The predictions of a batch whose events are from several partitions."""
+        batch, topic = result.batch, self._predicted
+        partitions = batch.partitions
+        rows = self._predictions(result, partitions.tolist())
+        for partition in np.unique(partitions).tolist():
+            places = np.flatnonzero(partitions == partition)
+            outgoing[partition] = Outgoing(
+                partition,
+                {topic: [rows[place] for place in places.tolist()]},
+                batch.rows.times[places],
+                batch.raw.read_at,
+                {topic: batch.offsets[places]},
+                batch.raw,
+            )
 
     def _add(
         self,
@@ -118,55 +130,49 @@ class Encoder:
             partition = message.cause.partition
             item = outgoing.get(partition)
             if item is None:
-                item = outgoing[partition] = Outgoing(partition, {}, sources=batch.sources)
+                item = outgoing[partition] = Outgoing(partition, {}, sources=batch.raw)
             item.messages.setdefault(topic, []).append(self._encoder.encode(message))
             marks.setdefault(partition, []).append(self._marking.mark(topic, message))
         for partition, own in marks.items():
             outgoing[partition].marks[topic] = own
 
-    def _predictions(self, result: Results) -> list[bytes]:
+    def _predictions(self, result: Results, partitions: Iterable[int]) -> list[bytes]:
         batch = result.batch
-        partition = batch.partition
         columns: list[Iterable[Any]] = [
             batch.ids,
             batch.times.tolist(),
             repeat(self._events),
-            batch.partitions.tolist() if partition is None else repeat(partition),
-            batch.offsets.tolist(),
+            partitions,
+            batch.rows.offsets.tolist(),
             repeat(self._model),
-            result.versions.tolist(),
+            result.versions,
             *_answers(self._task, result.predictions),
         ]
         if self._names:
             columns.append(
                 [dict(zip(self._names, r, strict=True)) for r in batch.features.tolist()]
             )
-        return self._encoder.encode_lines(list(map(self._row, *columns)))[:-1].split(b"\n")
+        lines = self._encoder.encode_lines(list(map(self._row, *columns))).split(b"\n")
+        lines.pop()  # what stands behind the last line's end
+        return lines
 
 
 def _answers(task: Task, predictions: Predictions) -> list[list[Any]]:
     values = predictions.values
     if task is Task.MULTICLASS:
         return [list(predictions.labels), [{str(k): p for k, p in each.items()} for each in values]]
-    scores: list[float | None] = values.tolist()
+    scores: list[Any] = values.tolist()
+    total = sum(scores)
+    whole = total == total
+    if not whole:  # NaN: a row without an answer
+        scores = [None if score != score else score for score in scores]
     if task is not Task.BINARY:
-        scores = [None if score != score else score for score in scores]
         return [scores, scores] if task is Task.ANOMALY else [scores]
-    if predictions.labels is None:
-        answers = [None if p != p else p > 0.5 for p in scores]  # type: ignore[operator]
-    else:
-        answers = [_BINARY_ANSWER[label] for label in predictions.labels.tolist()]
-    if None in answers:
-        scores = [None if score != score else score for score in scores]
-    return [answers, scores]
+    if predictions.labels is not None:
+        return [[_BINARY_ANSWER[label] for label in predictions.labels.tolist()], scores]
+    if whole:
+        return [[score > 0.5 for score in scores], scores]
+    return [[None if score is None else score > 0.5 for score in scores], scores]
 
 
 _BINARY_ANSWER = {0: False, 1: True, NO_LABEL: None}
-
-
-def _by_partition(batch: Batch) -> list[tuple[int, NDArray[np.int64] | None]]:
-    """The partitions of a batch's events, and their rows; None: all."""
-    if batch.partition is not None:
-        return [(batch.partition, None)]
-    partitions = batch.partitions
-    return [(p, np.flatnonzero(partitions == p)) for p in np.unique(partitions).tolist()]

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any, TypeVar
 
 from bytewax.operators import StatefulBatchLogic
@@ -53,15 +52,17 @@ class Guard:
         """Call ``function``; an error that tells the user what to do silences the engine."""
         try:
             return function(*args, **options)
-        except UnreachableError:
-            raise  # it is still being tried: whoever asked decides
-        except AnabranchError as error:
-            self.failing = True
+        except BaseException as error:
+            self.note(error)
+            raise
+
+    def note(self, error: BaseException) -> None:
+        """Something that the engine called has failed so; it is about to be told."""
+        if isinstance(error, UnreachableError):
+            return  # it is still being tried: whoever asked decides
+        self.failing = True
+        if isinstance(error, AnabranchError):
             self._keep(error)
-            raise
-        except BaseException:
-            self.failing = True
-            raise
 
     def call_if_well(self, function: Callable[..., None], *args: Any) -> None:
         """Call ``function`` unless something has failed before.
@@ -92,18 +93,21 @@ class _WatchedStep(StatefulBatchLogic[Taken, Given, Kept]):
     def __init__(self, step: StatefulBatchLogic[Taken, Given, Kept], guard: Guard) -> None:
         self._step = step
         self._guard = guard
+        self._on_batch = step.on_batch
+        self.notify_at = step.notify_at  # type: ignore[method-assign]  # asked at every batch
 
     def on_batch(self, values: list[Taken]) -> tuple[Any, bool]:
-        return self._guard.call(self._step.on_batch, values)
+        try:
+            return self._on_batch(values)
+        except BaseException as error:
+            self._guard.note(error)
+            raise
 
     def on_notify(self) -> tuple[Any, bool]:
         return self._guard.call(self._step.on_notify)
 
     def on_eof(self) -> tuple[Any, bool]:
         return self._guard.call(self._step.on_eof)
-
-    def notify_at(self) -> datetime | None:
-        return self._step.notify_at()
 
     def snapshot(self) -> Kept:
         return self._guard.call(self._step.snapshot)
@@ -149,9 +153,14 @@ class _WatchedPublisher:
     def __init__(self, publisher: Publisher, guard: Guard) -> None:
         self._publisher = publisher
         self._guard = guard
+        self._append = publisher.append
 
     def append(self, topic: str, values: Sequence[bytes], **columns: Any) -> None:
-        self._guard.call(self._publisher.append, topic, values, **columns)
+        try:
+            self._append(topic, values, **columns)
+        except BaseException as error:
+            self._guard.note(error)
+            raise
 
     def flush(self, timeout_s: float = 30.0) -> None:
         self._guard.call_if_well(self._publisher.flush, timeout_s)

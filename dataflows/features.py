@@ -148,7 +148,7 @@ class Hashed:
             raise DeclarationError(f"hashed({self.field!r}) needs at least 2 buckets")
 
     def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
-        codes = hash64(columns[self.field]).view(np.uint64) % np.uint64(self.buckets)
+        codes = hash64(columns[self.field]) % np.uint64(self.buckets)
         out[:] = codes[:, None] == np.arange(self.buckets, dtype=np.uint64)
 
 

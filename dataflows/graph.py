@@ -8,17 +8,21 @@
 
 A single worker shares with nobody: its windows and models are one operator.
 
+With an outlet the results go there as they are, instead of to `encode` and the topics.
+
 Only four of the engine's operators carry it: `input`, `flat_map_batch`, `stateful_batch`, `output`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
 from dataflows.batch import Progress, Wake
-from dataflows.bus import Bus
+from dataflows.bus import Bus, TopicPartition
 from dataflows.encode import Encoder, Results
 from dataflows.failure import Guard, watched
 from dataflows.intake import Intake, IntakeOptions
@@ -30,6 +34,7 @@ from dataflows.recovery.place import Token
 from dataflows.recovery.rescale import BY_SHARD, MODELS_STEP, TOGETHER
 from dataflows.sink.bus_sink import BusSink
 from dataflows.sink.outgoing import Marking
+from dataflows.sink.outlet import Outlet, OutletSink
 from dataflows.sink.patience import Patience
 from dataflows.windows import Item, Router, WindowStep, to_models
 
@@ -44,11 +49,12 @@ def build_graph(
     metrics: WorkerMetrics | None = None,
     guard: Guard | None = None,
     state: StateDirectory | None = None,
+    outlet: Outlet | None = None,
 ) -> Dataflow:
     """The dataflow of ``pipeline`` on ``bus``, for ``workers`` workers and ``shards`` shards.
 
     ``guard`` watches the steps for errors that the user should see alone. With ``state`` what they
-    remember is kept there.
+    remember is kept there. With ``outlet`` it gets the results, and nothing is published.
 
     Raises:
         BusError: an input topic is missing, or partition counts differ.
@@ -57,8 +63,6 @@ def build_graph(
     router = Router(pipeline, shards, workers)
     intake = Intake(pipeline, bus, options, router, metrics, state)
     partitions = len(intake.list_parts())
-    bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
-    encoder = Encoder(pipeline, partitions)
 
     def fill(token: Token | None) -> StatefulBatchLogic[Item | Progress, Item, Token | None]:
         return watched(lambda: WindowStep(pipeline, metrics, workers, state, token), guard)
@@ -86,16 +90,32 @@ def build_graph(
         filled = op.stateful_batch(name(BY_SHARD), rows, fill)
         gathered = op.flat_map_batch("to_models", filled, to_models)
         results = op.stateful_batch(name(MODELS_STEP), gathered, model)
-    outgoing = op.flat_map_batch("encode", results, encoder)
-    sink = BusSink(
+    if outlet is not None:
+        op.output("outlet", results, OutletSink(outlet, guard))
+        return flow
+    bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
+    outgoing = op.flat_map_batch("encode", results, Encoder(pipeline, partitions))
+    since = None if state is None else state.since()
+    op.output("sink", outgoing, _sink(pipeline, bus, options, partitions, metrics, guard, since))
+    return flow
+
+
+def _sink(
+    pipeline: Pipeline,
+    bus: Bus,
+    options: IntakeOptions,
+    partitions: int,
+    metrics: WorkerMetrics,
+    guard: Guard | None,
+    since: Mapping[TopicPartition, int] | None,
+) -> BusSink:
+    return BusSink(
         bus,
         partitions,
         metrics.on_written,
         marking=Marking.of(pipeline),
-        since=None if state is None else state.since(),
+        since=since,
         patience=Patience(options.stop),
         accept_loss=options.lost == "earliest",
         guard=guard,
     )
-    op.output("sink", outgoing, sink)
-    return flow

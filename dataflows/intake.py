@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -62,6 +63,9 @@ class IntakeOptions:
     end when the worker started. ``begin`` is ``earliest`` or ``latest``. ``lost`` says what to do
     when unread messages were removed: ``stop``, or go on from the ``earliest``. A failure of the
     bus is left in ``failure``, and the flow is aborted.
+
+    ``patience_s`` is `AlignedReader`'s. ``places`` are offsets that the kept state names instead of
+    where the reader is: what was read stands in for what lies before them.
     """
 
     origin: str = "0"
@@ -70,6 +74,8 @@ class IntakeOptions:
     lost: Lost = "stop"
     until_end: bool = False
     group: str | None = None
+    patience_s: float = 5.0
+    places: Mapping[TopicPartition, int] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
     failure: AnabranchError | None = None
 
@@ -128,6 +134,7 @@ class _SharedReader:
             group=options.group,
             lost=options.lost,
             limit=options.limit,
+            patience_s=options.patience_s,
         )
         self._decoder = BatchDecoder(pipeline)
         self._admission = Admission(pipeline.topics.events, pipeline.lateness, pipeline.duplicates)
@@ -171,7 +178,7 @@ class _SharedReader:
     def state_of(self, part: _IntakePartition, token: Token | None) -> PartitionState:
         """What a partition needs to go on from here."""
         own = {topic: TopicPartition(topic, part.number) for topic in self.inputs}
-        positions, latest = self.reader.positions, self.reader.latest
+        positions, latest = {**self.reader.positions, **self.options.places}, self.reader.latest
         return PartitionState(
             {topic: positions[at] for topic, at in own.items()},
             {topic: latest[at] for topic, at in own.items() if at in latest},

@@ -26,6 +26,8 @@ from state.extent import LARGEST, all_usable
 if TYPE_CHECKING:
     from dataflows.recovery.directory import StateDirectory
 
+_FLOAT64 = np.dtype(np.float64)
+
 
 @dataclass(slots=True)
 class _Assembly:
@@ -114,13 +116,12 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             self.prequential.restore(self._place.open(token))
 
     def on_batch(self, values: list[Item]) -> tuple[list[Results | Wake], bool]:
-        add, work = self._assembler.add, self._work
         made: list[Results | Wake] = []
         for item in values:
             if isinstance(item, Wake):
                 made.append(item)
             else:
-                made += [work(batch) for batch in add(item)]
+                made += map(self.work, self._assembler.add(item))
         return made, False
 
     def snapshot(self) -> Token | None:
@@ -128,36 +129,41 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             return None
         return self._place.commit(self.prequential.changes())
 
-    def _work(self, batch: Batch) -> Results:
-        dead = self._refuse_huge(batch)
-        if dead:
+    def work(self, batch: Batch) -> Results:
+        """What the models make of a batch that is whole."""
+        dead: list[DeadLetter] = []
+        if batch.ids and not all_usable(batch.features):
+            dead = self._refuse_huge(batch)
             batch = batch.keep(np.logical_and.reduce(np.abs(batch.features) <= LARGEST, axis=1))
+        outcome = self._learn_inline(batch) if self._inline else self._learn_delayed(batch, dead)
+        champion = self.prequential.champion
+        signals = [self._signal(alarm, batch, outcome) for alarm in outcome.alarms]
+        predictions, versions = outcome.predictions[champion], outcome.versions(champion)
+        results = Results(batch, predictions, versions, dead, signals)
+        self._metrics.on_results(results, len(outcome.learned.times))
+        return results
+
+    def _learn_inline(self, batch: Batch) -> Outcome:
+        targets = batch.targets if self._labelled else None
+        values = self._target.read(targets or [], len(batch.ids))
+        return self.prequential.run_inline(batch.features, batch.times, values)
+
+    def _learn_delayed(self, batch: Batch, dead: list[DeadLetter]) -> Outcome:
         labels = batch.labels
-        values = batch.targets if self._labelled else labels.values
         outcome = self.prequential.run(
             ids=batch.ids,
             features=batch.features,
             times=batch.times,
             label_ids=labels.ids,
-            label_values=self._target.read(values or [], len(batch) if self._inline else None),
+            label_values=self._target.read(labels.values, None),
             label_times=labels.times,
             order=batch.order,
             note=lambda row: self._labels.note(labels, row),
         )
         dead += [self._refuse_twice(batch, row) for row in outcome.refused_events]
         dead += self._labels.letters(batch, outcome)
-        champion = self.prequential.champion
-        results = Results(
-            batch=batch,
-            predictions=outcome.predictions[champion],
-            versions=outcome.versions(champion),
-            dead=dead,
-            signals=[self._signal(alarm, batch, outcome) for alarm in outcome.alarms],
-        )
-        self._metrics.on_results(results, len(outcome.learned.times))
-        if not self._inline:
-            self._metrics.on_labels(outcome)
-        return results
+        self._metrics.on_labels(outcome)
+        return outcome
 
     def _tell(self) -> None:
         pending = self.prequential.pending
@@ -172,8 +178,6 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
 
     def _refuse_huge(self, batch: Batch) -> list[DeadLetter]:
         """Events with a feature whose square a model could not hold."""
-        if not batch.ids or all_usable(batch.features):
-            return []
         dead = []
         bad = ~(np.abs(batch.features) <= LARGEST)  # NaN compares as false
         for row in np.flatnonzero(bad.any(axis=1)).tolist():
@@ -242,8 +246,15 @@ class WindowsAndModels(StatefulBatchLogic[Item | Progress, Results | Wake, Token
         self._models = models
 
     def on_batch(self, values: list[Item | Progress]) -> tuple[list[Results | Wake], bool]:
-        filled, _ = self._windows.on_batch(values)
-        return self._models.on_batch(filled)
+        fill, work = self._windows.fill, self._models.work
+        made: list[Results | Wake] = []
+        for item in values:  # of a single worker all batches are whole, and nobody tells progress
+            if isinstance(item, Batch):
+                fill(item)
+                made.append(work(item))
+            elif isinstance(item, Wake):
+                made.append(item)
+        return made, False
 
     def snapshot(self) -> Tokens:
         return self._windows.snapshot(), self._models.snapshot()
@@ -261,4 +272,4 @@ class _TargetReader:
             return values
         if not values and unlabelled:
             return np.full(unlabelled, np.nan)
-        return np.array(values, np.float64)
+        return np.array(values, _FLOAT64)

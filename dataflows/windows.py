@@ -29,6 +29,7 @@ from state.hashing import hash64
 
 INSERT, LOOK = 0, 1  # modes of `EntityState.update`
 NULL_CODE = np.iinfo(np.int64).min
+_FLOAT64, _INT64 = np.dtype(np.float64), np.dtype(np.int64)  # a dtype made of a type is dear
 MODELS = "0"
 """The key of the place where the models are; with one worker, of everything."""
 
@@ -54,8 +55,9 @@ class Router:
         self._shards = shards
         self._workers = workers
         self._tell_at = 0.0
-        self._readers = {
-            entity: ColumnReader(entity, [feature for feature, _ in features])
+        self._values = ValueReader(pipeline)
+        self._needed = {
+            entity: {feature.value for feature, _ in features if feature.value is not None}
             for entity, features in pipeline.entities.items()
         }
 
@@ -67,7 +69,10 @@ class Router:
         """
         if self._workers == 1 or not len(batch):
             return [(MODELS, batch)]
-        parts = [part for reader in self._readers.values() for part in self._split(batch, reader)]
+        values = self._values.read(batch.columns)
+        parts: list[Keyed] = []
+        for entity, names in self._needed.items():
+            parts += self._split(batch, entity, {name: values[name] for name in names})
         batch.expected = len(parts)
         batch.columns = {}
         return [*parts, (MODELS, batch), *self.progress(batch.origin, watermark)]
@@ -84,17 +89,16 @@ class Router:
         self._tell_at = now + TELL_EVERY_S
         return [(str(shard), Progress(origin, watermark, shard)) for shard in range(self._shards)]
 
-    def _split(self, batch: Batch, reader: ColumnReader) -> list[Keyed]:
-        keys = batch.columns[reader.entity]
-        shards = hash64(keys).view(np.uint64) % np.uint64(self._shards)
-        columns = reader.read(batch)
+    def _split(self, batch: Batch, entity: str, columns: dict[str, NDArray[Any]]) -> list[Keyed]:
+        keys = batch.columns[entity]
+        shards = hash64(keys) % np.uint64(self._shards)
         parts: list[Keyed] = []
         for shard in np.unique(shards).tolist():
             rows = np.flatnonzero(shards == shard)
             part = EntityRows(
                 batch.origin,
                 batch.sequence,
-                reader.entity,
+                entity,
                 rows,
                 [keys[row] for row in rows.tolist()],
                 batch.times[rows],
@@ -105,23 +109,21 @@ class Router:
         return parts
 
 
-class ColumnReader:
-    """Reads from a batch the values that one entity's windows need, as arrays."""
+class ValueReader:
+    """Makes arrays of the columns whose values go into windows, once for all entities."""
 
-    def __init__(self, entity: str, features: list[EntityFeature]) -> None:
-        self.entity = entity
-        named = [feature for feature in features if feature.value is not None]
-        self._numbers = sorted({str(f.value) for f in named if not f.text_value})
-        self._texts = sorted({str(f.value) for f in named if f.text_value})
+    def __init__(self, pipeline: Pipeline) -> None:
+        named = {
+            str(feature.value): feature.text_value
+            for features in pipeline.entities.values()
+            for feature, _ in features
+            if feature.value is not None
+        }
+        self._makers = [(name, _codes if text else _numbers) for name, text in named.items()]
 
-    def read(self, batch: Batch) -> dict[str, NDArray[Any]]:
+    def read(self, columns: dict[str, Any]) -> dict[str, NDArray[Any]]:
         """Value name → ``(rows,)`` float64 (null is NaN) or int64 codes (null is `NULL_CODE`)."""
-        columns: dict[str, NDArray[Any]] = {}
-        for name in self._numbers:
-            columns[name] = batch.array(name, _numbers)
-        for name in self._texts:
-            columns[name] = batch.array(name, _codes)
-        return columns
+        return {name: make(columns[name]) for name, make in self._makers}
 
 
 class EntityWindows:
@@ -181,7 +183,7 @@ class EntityWindows:
         """Write the features of rows into ``features``, in order."""
         for value, state in self.groups:
             if value is None:
-                state.update(keys, times, columns, None, features)
+                state.insert(keys, times, columns, features)
             else:
                 filled, mode = _without_nulls(columns, value)
                 state.update(keys, times, filled, mode, features)
@@ -210,12 +212,10 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
         self._watermarks: dict[str, int] = {}
         self._strangers_until = time.monotonic() + STRANGERS_S
         self._pipeline = pipeline
+        self._entities = list(pipeline.entities)
         self._metrics = metrics
         self._windows: dict[str, EntityWindows] = {}
-        self._readers = [
-            ColumnReader(entity, [feature for feature, _ in features])
-            for entity, features in pipeline.entities.items()
-        ]
+        self._values = ValueReader(pipeline)
         self._late_rows: dict[str, int] = {}
         metrics.ask(self._tell)
         self._state = state
@@ -232,11 +232,21 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
         for item in values:  # in order: an origin's progress is told after the rows behind it
             if isinstance(item, Progress):
                 self._note(item)
-            elif isinstance(item, Wake):
-                filled.append(item)
+            elif isinstance(item, EntityRows):
+                filled.append(self._answer(item))
             else:
-                filled.append(self._fill(item))
+                filled.append(item)
         return filled, False
+
+    def fill(self, batch: Batch) -> None:
+        """Write the features of all entities into the rows of a batch; for a single worker."""
+        columns, times, features = batch.columns, batch.times, batch.features
+        if not batch.ids:
+            return
+        values = self._values.read(columns)
+        for entity in self._entities:
+            windows = self._windows.get(entity) or self.windows(entity, in_place=True)
+            windows.fill(columns[entity], times, values, features)
 
     def snapshot(self) -> Token | None:
         if self._place is None:
@@ -277,20 +287,13 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
         # When all are idle there is no news of time either.
         return min((w for w in self._watermarks.values() if w < IDLE), default=-IDLE)
 
-    def _fill(self, item: Batch | EntityRows) -> Batch | EntityRows:
-        if isinstance(item, EntityRows):
-            windows = self.windows(item.entity, in_place=False)
-            features = np.empty((len(item.keys), windows.width))
-            windows.fill(item.keys, item.times, item.columns, features)
-            return EntityRows(
-                item.origin, item.sequence, item.entity, item.rows, [], item.times, {}, features
-            )
-        if item.expected == 0 and item.ids:
-            for reader in self._readers:
-                entity = reader.entity
-                windows = self._windows.get(entity) or self.windows(entity, in_place=True)
-                windows.fill(item.columns[entity], item.times, reader.read(item), item.features)
-        return item
+    def _answer(self, rows: EntityRows) -> EntityRows:
+        windows = self.windows(rows.entity, in_place=False)
+        features = np.empty((len(rows.keys), windows.width))
+        windows.fill(rows.keys, rows.times, rows.columns, features)
+        return EntityRows(
+            rows.origin, rows.sequence, rows.entity, rows.rows, [], rows.times, {}, features
+        )
 
     def _tell(self) -> None:
         for entity, windows in self._windows.items():
@@ -335,7 +338,7 @@ def _without_nulls(
 
 
 def _numbers(values: list[Any]) -> NDArray[np.float64]:
-    return np.array(values, np.float64)
+    return np.array(values, _FLOAT64)
 
 
 def _codes(values: list[Any]) -> NDArray[np.int64]:
@@ -343,4 +346,4 @@ def _codes(values: list[Any]) -> NDArray[np.int64]:
         codes = hash64(["" if value is None else value for value in values]).view(np.int64).copy()
         codes[[row for row, value in enumerate(values) if value is None]] = NULL_CODE
         return codes
-    return hash64(values).view(np.int64)
+    return hash64(values).view(_INT64)

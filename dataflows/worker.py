@@ -19,6 +19,7 @@ from dataflows.member import ALONE, Member
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.directory import StateDirectory
+from dataflows.sink.outlet import Outlet
 from dataflows.supervised import STOP_SIGNALS
 from state.errors import AnabranchError, StateError
 
@@ -37,11 +38,12 @@ def run_worker(
     epoch_s: float = 5.0,
     shards: int = 8,
     state: StateDirectory | None = None,
+    outlet: Outlet | None = None,
 ) -> None:
     """Run until the input ends (``options.until_end``), `stop_on_signals`, or a failure.
 
     With ``state`` it goes on from where the last run was, and an epoch is committed every
-    ``epoch_s`` seconds.
+    ``epoch_s`` seconds. With ``outlet`` it gets the results, and nothing is published.
 
     Raises:
         AnabranchError: what made the flow impossible, in one sentence.
@@ -64,6 +66,7 @@ def run_worker(
         metrics=metrics,
         guard=guard,
         state=state,
+        outlet=outlet,
     )
     try:
         with guard.watching():

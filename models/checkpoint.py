@@ -113,6 +113,7 @@ class Checkpoint:
     Attributes:
         learner: the one that is kept.
         run: see `Learner.run`.
+        run_each: see `CompiledLinear.run_each`; None where only `run` will do.
 
     >>> from river import linear_model
     >>> from models.compiled import learner_for
@@ -134,8 +135,7 @@ class Checkpoint:
         bounds: Bounds | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.learner = learner
-        self.run: Callable[..., Predictions] = learner.run
+        self._take(learner)
         self._name = name
         self._bounds = bounds or Bounds()
         self._clock = clock
@@ -168,8 +168,8 @@ class Checkpoint:
             return
         self._full_s, large = _COST.unpack(image.blobs["cost"])
         self._full_bytes = len(image.blobs["full"])
-        self.learner = _load(self._name, image.blobs["full"], type(self.learner))
-        self.run, self._full_version = self.learner.run, self.learner.version
+        self._take(_load(self._name, image.blobs["full"], type(self.learner)))
+        self._full_version = self.learner.version
         self._full_at = self._clock()
         self._log = None
         if large:
@@ -197,11 +197,19 @@ class Checkpoint:
         if large:
             self._start_log()
         else:
-            self._log, self.run = None, self.learner.run
+            self._log = None
+            self._take(self.learner)
         return delta
 
+    def _take(self, learner: Learner) -> None:
+        self.learner = learner
+        self.run: Callable[..., Predictions] = learner.run
+        self.run_each: Callable[..., Predictions | None] | None = None
+        if isinstance(learner, CompiledLinear):
+            self.run_each = learner.run_each
+
     def _start_log(self) -> None:
-        self._log, self.run = _Log(), self._run_and_log
+        self._log, self.run, self.run_each = _Log(), self._run_and_log, None
 
     def _run_and_log(
         self, features: NDArray[np.float64], op: U8, row: I64, target: Targets

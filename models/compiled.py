@@ -161,18 +161,39 @@ class CompiledLinear:
         target: Targets,
     ) -> Predictions:
         """See `Learner.run`; a row of the wrong width is refused, nothing else can fail."""
+        features = self._checked(features)
+        out = np.empty(op.size)
+        predicted = k.run_linear(features, op, row, target, self._state, out)  # type: ignore[arg-type]
+        self.version += op.size - predicted
+        return Predictions(out[:predicted])
+
+    def run_each(
+        self, features: NDArray[np.float64], target: NDArray[np.float64]
+    ) -> Predictions | None:
+        """Predict each row and learn it before the next, as `run` would in so many steps.
+
+        Args:
+            features: `(rows, features) float64`.
+            target: `(rows,) float64`.
+
+        Returns:
+            One prediction per row; None, with nothing done, when a target can't be learned.
+        """
+        features = self._checked(features)
+        out = np.empty(len(target))
+        if not k.run_each(features, target, self._state, out):
+            return None
+        self.version += len(target)
+        return Predictions(out)
+
+    def _checked(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         width = features.shape[1]
         if width != self._width:
             raise ModelError(
                 f"rows have {width} features, the model has {self._width}: "
                 "give the columns that it was declared with"
             )
-        if not features.flags.c_contiguous:
-            features = np.ascontiguousarray(features)
-        out = np.empty(op.size)
-        predicted = k.run_linear(features, op, row, target, self._state, out)  # type: ignore[arg-type]
-        self.version += op.size - predicted
-        return Predictions(out[:predicted])
+        return features if features.flags.c_contiguous else np.ascontiguousarray(features)
 
     def to_river(self) -> Any:
         """An equal River object, which continues identically; its own copy."""

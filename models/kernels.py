@@ -173,3 +173,29 @@ def run_linear(
             out[predicted] = _sigmoid(raw) if state[LOGISTIC] != 0.0 else raw
             predicted += 1
     return predicted
+
+
+@kernel
+def run_each(features: F64, target: F64, state: F64, out: F64) -> bool:
+    """Predict each row, then learn it; False, with nothing done, when a target can't be learned.
+
+    Shapes: `features (rows, width)`, `target`, `out` `(rows,)`, `state` as in `run_linear`, of
+    which this is the usual case.
+    """
+    logistic, scales = state[LOGISTIC] != 0.0, state[SCALES] != 0.0
+    for i in range(target.size):
+        y = target[i]
+        if not (y == 0.0 or y == 1.0 if logistic else math.isfinite(y)):
+            return False
+    width = features.shape[1]
+    for i in range(target.size):
+        x = features[i]
+        _transform(x, state, width)
+        raw = _raw(state, width)
+        out[i] = _sigmoid(raw) if logistic else raw
+        if scales:
+            _learn_scale(x, state, width)
+            _transform(x, state, width)
+            raw = _raw(state, width)
+        _descend(_loss_gradient(target[i], raw, state), state, width)
+    return True

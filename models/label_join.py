@@ -141,9 +141,7 @@ class LabelJoin:
         self.pending.restore(image)
         self.held.restore(image.part("values"))
 
-    def _joined(
-        self, walk: Walk, target: Targets, given_up: list[GivenUp], holding: int
-    ) -> Joined:
+    def _joined(self, walk: Walk, target: Targets, given_up: list[GivenUp], holding: int) -> Joined:
         kind, row, source, time, item = walk.kind, walk.row, walk.source, walk.time, walk.item
         dropped = row[kind == DROPPED].tolist()
         if dropped or given_up:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,7 +86,8 @@ class Outcome:
             of the same id is waiting.
         dropped: predictions whose time ran out without a label and without an assumed one.
         versions_before: per model, the rows that it had learned before this batch.
-        learned_before: `(events,) int64`: rows learned in this batch before each event's turn.
+        learned_before: rows learned in this batch before each event's turn, `(events,) int64`; a
+            range where each event was learned before the next.
         corrected: labels that said otherwise than what was learned before, and taught again.
         confirmed: labels that came after their wait and say what was assumed.
         held: labels that are kept from now on because their events have not come.
@@ -98,15 +100,18 @@ class Outcome:
     refused_events: list[int]
     dropped: int
     versions_before: dict[str, int]
-    learned_before: I64
+    learned_before: I64 | range
     given_up: list[GivenUp] = field(default_factory=list)
     corrected: int = 0
     confirmed: int = 0
     held: int = 0
 
-    def versions(self, model: str) -> I64:
-        """`(events,) int64`: how many rows the model had learned when it predicted each event."""
-        versions: I64 = self.versions_before[model] + self.learned_before
+    def versions(self, model: str) -> Sequence[int]:
+        """How many rows the model had learned when it predicted each event."""
+        before, more = self.versions_before[model], self.learned_before
+        if isinstance(more, range):
+            return range(before, before + len(more))
+        versions: list[int] = (before + more).tolist()
         return versions
 
     @property

@@ -99,11 +99,8 @@ class Prequential:
         for name, learner in learners.items():
             self.add(name, learner)
         self.champion = next(iter(learners))
-        # The steps of an inline batch, kept because making them costs as much as some rows, and
-        # those of the latest size, since sizes come again.
-        self._pair_rows = np.zeros(0, np.int64)
-        self._pair_ops = np.zeros(0, np.uint8)
-        self._pair_views = self._pair_ops, self._pair_rows, self._pair_rows
+        # Views of these stand in every outcome; making them costs as much as some rows.
+        self._ascending = np.zeros(0, np.int64)
         self._tags = np.zeros(0, np.int32)
         self._watches = [Watch(declared) for declared in monitors]
         self._subjects = [self._column(declared) for declared in monitors]
@@ -187,15 +184,14 @@ class Prequential:
             tags: `(events,) int32`, handed back with the label.
             note: of a label that must be held, by its index; handed back should it be given up.
 
-        When `inline`, `label_values` belongs to the events, one each; an event without a usable one
-        is predicted and not learned (an anomaly detector learns it all the same). `ids`,
-        `label_ids`, `label_times` and `order` are not looked at.
+        When `inline`, it is `run_inline`: `label_values` belongs to the events, one each, and
+        `ids`, `label_ids`, `label_times` and `order` are not looked at.
 
         Raises:
             ModelError: a model failed; go on from a checkpoint.
         """
         if self.inline:
-            return self._run_inline(features, times, label_values, tags)
+            return self.run_inline(features, times, label_values, tags)
         joined = self._join.join(
             ids, times, features, label_ids, label_values, label_times, order, tags, note
         )
@@ -298,22 +294,29 @@ class Prequential:
             joined.confirmed, joined.held,
         )  # fmt: skip
 
-    def _run_inline(
-        self, features: F64, times: I64, values: Targets, tags: NDArray[np.int32] | None
+    def run_inline(
+        self, features: F64, times: I64, values: Targets, tags: NDArray[np.int32] | None = None
     ) -> Outcome:
-        """Each event is predicted, then learned at once if its target is usable."""
+        """Each event is predicted, then learned at once.
+
+        One without a usable target is predicted and not learned (an anomaly detector learns it all
+        the same). Arguments and errors are those of `run`.
+        """
         events = len(times)
         values = as_targets(values, self.task)
-        op, row, target, taught, refused = self._pairs(events, values)
         before = {name: learner.version for name, learner in self.learners.items()}
-        served = {name: m.run(features, op, row, target) for name, m in self._kept.items()}
-        if tags is None:
-            if len(self._tags) != events:
-                self._tags = np.zeros(events, np.int32)
-            tags = self._tags
+        if len(self._ascending) < events:
+            self._ascending, self._tags = np.arange(2 * events), np.zeros(2 * events, np.int32)
+        tags = self._tags[:events] if tags is None else tags
+        learned_before: I64 | range = range(events)
+        refused: list[tuple[int, str]] = []
+        taught = self._ascending[:events]
+        served = self._run_each(features, values)
+        if served is None:
+            op, row, target, taught, refused = self._pairs(events, values)
+            served = {name: m.run(features, op, row, target) for name, m in self._kept.items()}
         if len(taught) == events:
             learned = Learned(taught, values, served, times, times, tags)
-            learned_before = taught
         else:
             scored = {name: answers.take(taught) for name, answers in served.items()}
             known, when = select(values, taught), times[taught]
@@ -326,18 +329,25 @@ class Prequential:
             alarms = self._watch(learned, 2 * taught + 1, features, rows, times, 2 * rows)
         return Outcome(served, learned, alarms, refused, [], 0, before, learned_before)
 
+    def _run_each(self, features: F64, values: Targets) -> dict[str, Predictions] | None:
+        """What all models answer, where all can learn row by row and every target is usable."""
+        served: dict[str, Predictions] = {}
+        if any(kept.run_each is None for kept in self._kept.values()):
+            return None
+        for name, kept in self._kept.items():
+            answers = None if kept.run_each is None else kept.run_each(features, values)
+            if answers is None:
+                return None  # the first says so, or none: the targets are the same
+            served[name] = answers
+        return served
+
     def _pairs(
         self, events: int, values: Targets
     ) -> tuple[U8, I64, Targets, I64, list[tuple[int, str]]]:
         """The steps of an inline batch; which events are learned, and which can't be."""
-        op, row, taught = self._pair_views
-        if len(taught) != events:
-            if len(self._pair_rows) < 2 * events:
-                self._pair_rows = np.repeat(np.arange(2 * events), 2)
-                self._pair_ops = np.tile(np.array([PREDICT, LEARN], np.uint8), 2 * events)
-            row, op = self._pair_rows[: 2 * events], self._pair_ops[: 2 * events]
-            taught = row[::2]
-            self._pair_views = op, row, taught
+        row = np.repeat(np.arange(events), 2)
+        op = np.tile(np.array([PREDICT, LEARN], np.uint8), events)
+        taught = row[::2]
         target: Targets
         if isinstance(values, np.ndarray):
             target = np.empty(2 * events)

@@ -51,7 +51,7 @@ def file_messages(
     fields = FileFields(
         time=time_field, time_unit=time_unit, id=id_field, key=key_field, text=tuple(text_fields)
     )
-    kind = _format_of(path)
+    kind = format_of(path)
     if kind == "jsonl":
         return jsonl_messages(path, fields, topic_kind, batch_size)
     frames = csv_frames(path, fields.text_columns) if kind == "csv" else parquet_frames(path)
@@ -68,7 +68,7 @@ def count_rows(path: str | Path) -> int | None:
         InputError: the file is missing, empty, damaged or of an unknown kind.
     """
     path = Path(path)
-    kind = _format_of(path)
+    kind = format_of(path)
     if kind == "parquet":
         return parquet_rows(path)
     if path.stat().st_size > _COUNT_WITHIN_BYTES:
@@ -82,8 +82,12 @@ def count_rows(path: str | Path) -> int | None:
     return lines - 1 if kind == "csv" else lines
 
 
-def _format_of(path: Path) -> str:
-    """The format of an existing, readable file that is not empty."""
+def format_of(path: Path) -> str:
+    """The format of an existing, readable file that is not empty: jsonl, csv or parquet.
+
+    Raises:
+        InputError: it is missing, empty, unreadable or of an unknown kind.
+    """
     kind = FORMATS.get(path.suffix.lower())
     try:
         size = path.stat().st_size

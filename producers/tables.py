@@ -98,7 +98,7 @@ def frame_messages(
     done, last_ms = 0, None
     for frame in frames:
         _check_columns(path, frame, fields)
-        frame = _prepared(path, frame, fields, done)
+        frame = prepare_frame(path, frame, fields, done)
         times = [time_ms(value, fields.scale) for value in frame[fields.time]]
         if last_ms is None:
             last_ms = next((time for time in times if time is not None), None)
@@ -129,8 +129,16 @@ def _check_columns(path: Path, frame: pl.DataFrame, fields: FileFields) -> None:
             )
 
 
-def _prepared(path: Path, frame: pl.DataFrame, fields: FileFields, done: int) -> pl.DataFrame:
-    """The frame with text where text is wanted, an id, and nothing that JSON has no number for."""
+def prepare_frame(
+    path: Path, frame: pl.DataFrame, fields: FileFields, done: int = 0
+) -> pl.DataFrame:
+    """The frame with text where text is wanted, an id, and nothing that JSON has no number for.
+
+    ``done`` rows of the file came before it; ``path`` is for complaints.
+
+    Raises:
+        InputError: a column that must be text can't be.
+    """
     casts = [pl.col(name).cast(pl.String) for name in fields.text_columns if name in frame.columns]
     decimals = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Decimal)]
     casts += [pl.col(name).cast(pl.Float64) for name in decimals if name not in fields.text_columns]

@@ -70,6 +70,7 @@ class EntityState:
         self._states: list[AggregateState] = [
             _state_of(spec, lateness_ms, place) for spec, place in zip(specs, places, strict=True)
         ]
+        self._plan = [(state, state.value, _dtype_of(state)) for state in self._states]
         self._slots = 0
         self._no_values = {dtype: np.zeros(0, dtype) for dtype in (_FLOAT, _INT)}
         self._insert: U8 = np.zeros(0, np.uint8)
@@ -139,27 +140,54 @@ class EntityState:
         """
         rows = len(keys)
         times = _checked(times, rows, _INT, "times")
-        values = [self._values(state, columns, rows) for state in self._states]
+        checked = {
+            state.value: _checked(columns[state.value], rows, _dtype_of(state), state.value)
+            for state in self._states
+            if state.value
+        }
         if out is None:
             out = np.full((rows, len(self._columns)), np.nan)
         if mode is None:
-            if len(self._insert) < rows:
-                self._insert = np.zeros(2 * rows, np.uint8)
-            modes = self._insert
-            slots = self._keys.slots(keys)
-        else:
-            modes = _checked(mode, rows, _BYTE, "mode")
-            inserted = [key for key, what in zip(keys, modes, strict=True) if what != QUERY_ONLY]
-            self._keys.slots(inserted)
-            slots = self._keys.known(keys)
+            self.insert(keys, times, checked, out)
+            return out
+        modes = _checked(mode, rows, _BYTE, "mode")
+        inserted = [key for key, what in zip(keys, modes, strict=True) if what != QUERY_ONLY]
+        self._keys.slots(inserted)
+        self._work(self._keys.known(keys), times, checked, modes, out)
+        return out
+
+    def insert(
+        self, keys: list[str], times: I64, columns: Mapping[str, NDArray[Any]], out: F64
+    ) -> None:
+        """`update` without a mode, for a caller whose arrays are all as they should be.
+
+        Nothing is checked: shapes, dtypes and layout must be those that `update` asks for.
+        """
+        self._work(self._keys.slots(keys), times, columns, None, out)
+
+    def _work(
+        self,
+        slots: I64,
+        times: I64,
+        columns: Mapping[str, NDArray[Any]],
+        modes: U8 | None,
+        out: F64,
+    ) -> None:
+        rows = len(slots)
         if self._keys.high_water > self._slots:
             self._reserve_slots()
+        if len(self._insert) < rows:
+            self._insert = np.zeros(2 * rows, _BYTE)
+            self._no_values = {dtype: np.zeros(2 * rows, dtype) for dtype in (_FLOAT, _INT)}
+        if modes is None:
+            modes = self._insert
         swept = True
-        for state, column in zip(self._states, values, strict=True):
-            swept &= state.update(slots, times, column, modes, out) > 0
+        for state, name, none in self._plan:
+            values: NDArray[Any] = columns[name] if name else self._no_values[none]
+            if not state.update(slots, times, values, modes, out):
+                swept = False
         if swept:
             self._release(2 * rows + 1)
-        return out
 
     def hold(self, watermark: int) -> None:
         """Let events go by this time (epoch ms) from now on, not by the latest time of a row.
@@ -216,15 +244,9 @@ class EntityState:
             release_slots(swept, state.log.slot, state.log.meta)
         self._keys.release(swept)
 
-    def _values(
-        self, state: AggregateState, columns: Mapping[str, NDArray[Any]], rows: int
-    ) -> NDArray[Any]:
-        dtype = _INT if state.dtype is np.int64 else _FLOAT
-        if state.value:
-            return _checked(columns[state.value], rows, dtype, state.value)
-        if len(self._no_values[dtype]) < rows:
-            self._no_values[dtype] = np.zeros(2 * rows, dtype)
-        return self._no_values[dtype]
+
+def _dtype_of(state: AggregateState) -> np.dtype[Any]:
+    return _INT if state.dtype is np.int64 else _FLOAT
 
 
 def _checked(column: NDArray[Any], rows: int, dtype: np.dtype[Any], name: str) -> NDArray[Any]:

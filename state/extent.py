@@ -23,6 +23,21 @@ def extent(values: I64) -> tuple[int, int]:
 
 
 @kernel
+def extents(values: I64, others: I64) -> tuple[int, int, int]:
+    """The least and the greatest of ``(n,) int64``, and the least of ``others``; n ≥ 1 of both.
+
+    >>> import numpy as np
+    >>> extents(np.array([3, 1, 2]), np.array([9, 8, 7]))
+    (1, 3, 7)
+    """
+    least, greatest = extent(values)
+    least_other = others[0]
+    for other in others:
+        least_other = min(least_other, other)
+    return least, greatest, least_other
+
+
+@kernel
 def all_binary(values: F64) -> bool:
     """Whether every one of ``(n,) float64`` is 0 or 1.
 

@@ -13,8 +13,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from state.compile import I64, U8, kernel
+from state.compile import I64, kernel
 
+U64 = NDArray[np.uint64]
+
+_UINT64 = np.dtype(np.uint64)  # made once: it costs as much as a short array
 _P1: Final = np.uint64(0x9E3779B185EBCA87)
 _P2: Final = np.uint64(0xC2B2AE3D27D4EB4F)
 _P3: Final = np.uint64(0x165667B19E3779F9)
@@ -25,7 +28,7 @@ _BYTE: Final = np.uint64(8)
 
 
 @kernel
-def _word(data: U8, at: int, size: int) -> np.uint64:
+def _word(data: bytes, at: int, size: int) -> np.uint64:
     """`size` bytes of `data` as a little-endian number, whatever the machine's own order is."""
     value = np.uint64(0)
     for i in range(size):
@@ -49,7 +52,7 @@ def _merge(digest: np.uint64, lane: np.uint64) -> np.uint64:
 
 
 @kernel
-def _xxh64(data: U8, start: int, end: int) -> np.uint64:
+def _xxh64(data: bytes, start: int, end: int) -> np.uint64:
     """XXH64 of `data[start:end]`, seed 0."""
     at = start
     if end - start >= 32:
@@ -80,14 +83,27 @@ def _xxh64(data: U8, start: int, end: int) -> np.uint64:
 
 
 @kernel
-def _hash_all(data: U8, lengths: I64, out: NDArray[np.uint64]) -> None:
+def _hash_all(data: bytes, lengths: I64, out: U64) -> None:
     at = 0
     for i in range(lengths.size):
         out[i] = _xxh64(data, at, at + lengths[i])
         at += lengths[i]
 
 
-def hash64(texts: Sequence[str]) -> NDArray[np.uint64]:
+@kernel
+def _hash_ended(data: bytes, out: U64) -> int:
+    """Hash the texts that each end with a zero byte; how many there are, `out` may have fewer."""
+    found = at = 0
+    for end in range(len(data)):
+        if data[end] == 0:
+            if found < out.size:
+                out[found] = _xxh64(data, at, end)
+            found += 1
+            at = end + 1
+    return found
+
+
+def hash64(texts: Sequence[str]) -> U64:
     """XXH64 of each string: `(texts,) uint64`.
 
     Two different strings among n have the same hash with a probability of about n² / 3.7e19: for a
@@ -96,15 +112,15 @@ def hash64(texts: Sequence[str]) -> NDArray[np.uint64]:
     >>> [hex(h) for h in hash64(["", "a", "abc"]).tolist()]
     ['0xef46db3751d8e999', '0xd24ec4f1a98c6e5b', '0x44bc2cf5ad770999']
     """
-    joined = "".join(texts)
-    if joined.isascii():
-        data = joined.encode()
-        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    hashes = np.empty(len(texts), _UINT64)
+    try:
+        ended = ("\0".join(texts) + "\0").encode()
+    except UnicodeEncodeError:
+        pass
     else:
-        # A lone surrogate is no text, but a key that came with one must not stop the stream.
-        parts = [text.encode("utf-8", "surrogatepass") for text in texts]
-        data = b"".join(parts)
-        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
-    hashes = np.empty(len(texts), np.uint64)
-    _hash_all(np.frombuffer(data or b"\0", np.uint8), lengths, hashes)
+        if _hash_ended(ended, hashes) == len(texts):
+            return hashes
+    # A zero byte or a lone surrogate is no text, but a key that has one must not stop the stream.
+    parts = [text.encode("utf-8", "surrogatepass") for text in texts]
+    _hash_all(b"".join(parts) or b"\0", np.fromiter(map(len, parts), np.int64), hashes)
     return hashes

@@ -27,7 +27,7 @@ _LEAST: Final = 64
 
 
 @kernel
-def enter(key: np.uint64, moment: int, code: int, more: int, ring: Any) -> np.int64:
+def enter(key: np.uint64, moment: int, code: int, more: int, ring: Any) -> Any:
     """Add an entry, for which there must be room; its number. It stands for `key` from now on."""
     marks, table, keys, moments, codes, others, touched = ring
     number = marks[HEAD]
@@ -42,7 +42,7 @@ def enter(key: np.uint64, moment: int, code: int, more: int, ring: Any) -> np.in
 
 
 @kernel
-def forget_oldest(ring: Any) -> np.int64:
+def forget_oldest(ring: Any) -> Any:
     """Pass over the oldest entry; its slot, or -1 if it was forgotten already."""
     marks, table, keys, _, _, _, _ = ring
     slot = marks[TAIL] % keys.size

@@ -221,12 +221,13 @@ class PendingStore:
         held = np.full(labels, -1)
         parts = self._walk(given, (refused_events, refused_labels, held))
         done = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        columns = np.ascontiguousarray(done.T)
-        return Walk(*columns, refused_events, refused_labels, held)
+        kind, row, source, time, item = np.ascontiguousarray(done.T)
+        return Walk(kind, row, source, time, item, refused_events, refused_labels, held)
 
-    def _walk(self, given: tuple[Any, ...], out: tuple[Any, ...]) -> list[I64]:
+    def _walk(self, given: tuple[I64, Any, Any], out: tuple[Any, ...]) -> list[I64]:
         """Steps in pieces, between which there is more room made."""
-        size, rules = given[0].size, self.rules.numbers
+        order, events, labels = given
+        size, rules = order.size, self.rules.numbers
         most = int(rules[MOST_SETTLED])
         settled, early = self.settled, self.early
         pending = (
@@ -243,8 +244,9 @@ class PendingStore:
                 early.grow(2**31 - 1)
             steps = np.empty((size + 64, 5), np.int64)
             position, written = walk(
-                position, *given, pending, settled.arrays, early.arrays, rules, (steps, *out)
-            )
+                position, order, events, labels, pending, settled.arrays, early.arrays, rules,
+                (steps, *out),
+            )  # fmt: skip
             parts.append(steps[:written])
         return parts
 

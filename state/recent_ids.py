@@ -18,6 +18,7 @@ from state.hashing import hash64
 U64 = NDArray[np.uint64]
 
 _EMPTY = 0  # a hash of 0 is stored as 1
+_BOOL = np.dtype(np.bool_)
 
 
 class RecentIds:
@@ -55,9 +56,10 @@ class RecentIds:
         ``ids`` are remembered from now on. ``watermarks`` is the greatest event time (epoch ms) up
         to and with each row, ``(n,) int64`` and rising, or one number when no row changes it.
         """
-        hashes = hash64(ids).view(np.uint64)
+        hashes = hash64(ids)
         if isinstance(watermarks, int):
-            self._turn(watermarks)
+            if self.turns_before(watermarks):
+                self._turn(watermarks)
             return self._look(hashes)
         fresh = np.ones(len(ids), np.bool_)
         start = 0
@@ -75,14 +77,16 @@ class RecentIds:
         return self._turn_at is None or watermark >= self._turn_at
 
     def _look(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_] | None:
-        self._reserve(len(hashes))
-        fresh = np.empty(len(hashes), np.bool_)
+        rows = len(hashes)
+        if (self._count + rows) * 3 > self._current.size * 2:
+            self._reserve(rows)
+        fresh = np.empty(rows, _BOOL)
         added = _remember(self._current, self._previous, hashes, fresh)
         self._count += added
         if self._added is not None and added:
             table = _table(self._turn_at or 0)
-            self._added.setdefault(table, []).append(hashes if fresh.all() else hashes[fresh])
-        return None if added == len(hashes) else fresh
+            self._added.setdefault(table, []).append(hashes if added == rows else hashes[fresh])
+        return None if added == rows else fresh
 
     def _turn(self, watermark: int) -> int:
         """Make the current table the previous one if it is time; when it will be next."""

@@ -257,6 +257,11 @@ class WindowState:
         meta[SUMS] = bool({"sum", "mean", "std", "var"} & set(spec.stats))
         meta[ENDS] = bool({"first", "last"} & set(spec.stats))
         meta[SIGN : SIGN + len(signs)] = signs
+        # They are enlarged in place, so these stay what the kernel works on.
+        log = self.log
+        self._arrays = (
+            log.slot, log.ts, log.val, log.link, self.agg, self.hotf, self.hoti, meta,
+        )  # fmt: skip
 
     @property
     def starts(self) -> range:
@@ -270,15 +275,12 @@ class WindowState:
 
     def update(self, slots: I64, times: I64, values: F64, mode: U8, out: F64) -> int:
         """Work through rows; returns how many emptied slots the sweep has seen."""
-        log, rows, row = self.log, len(slots), 0
-        while True:
-            row = update_windows(
-                row, slots, times, values, mode, out, log.slot, log.ts, log.val, log.link,
-                self.agg, self.hotf, self.hoti, log.meta,
-            )  # fmt: skip
-            if row >= rows:
-                return row - rows
+        rows = len(slots)
+        row = update_windows(0, slots, times, values, mode, out, *self._arrays)
+        while row < rows:
             self._grow()
+            row = update_windows(row, slots, times, values, mode, out, *self._arrays)
+        return row - rows
 
     def sweep(self, rows: int) -> int:
         """Sweep `2 * rows + 1` slots; returns how many are emptied."""

@@ -239,7 +239,7 @@ def test_all_columns_of_what_enters_stay_together():
     assert found.times.tolist() == [T0_S * 1000, T0_S * 1000 + 1000]
     assert found.offsets.tolist() == [0, 2]
     assert found.partitions.tolist() == [0, 1]
-    assert found.published.tolist() == found.times.tolist()
+    assert found.rows.times.tolist() == found.times.tolist()
     assert [json.loads(payload)["card"] for payload in found.payloads] == ["card 0", "card 2"]
     assert found.features[:, 0].tolist() == [0.0, 2.0]
     assert list(found.columns["card"]) == ["card 0", "card 2"]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
-from benchmarks import bytewax_recovery
+from benchmarks import bytewax_recovery, replay
 from benchmarks.__main__ import names
 from benchmarks.hotpath import EVERY_MS, START_MS, check_agreement, make_messages, make_pipeline
 from benchmarks.recovery import check_agreement as check_recovery
+from benchmarks.replay import check_agreement as check_replay
 from benchmarks.report import Target
 from benchmarks.stages import STAGES, stage_costs
 
 
 def test_every_benchmark_is_found_by_its_name():
-    assert names() == ["bus", "hotpath", "recovery"]
+    assert names() == ["bus", "hotpath", "recovery", "replay"]
 
 
 def test_the_version_by_hand_predicts_what_the_pipeline_predicts():
@@ -40,6 +43,21 @@ def test_a_recovery_that_forgets_is_noticed(monkeypatch):
     monkeypatch.setattr(bytewax_recovery._Windows, "__init__", forgets)
     with pytest.raises(AssertionError, match="differ"):
         check_recovery(60)
+
+
+def test_replay_pandas_and_polars_make_the_same_features():
+    check_replay(3000)
+
+
+def test_another_window_of_a_contestant_is_noticed(monkeypatch):
+    def wider(self, source, to):
+        monkeypatch.setitem(replay.WIDTHS, "1d", 2 * 86_400_000)
+        by_pandas(source, to)
+
+    by_pandas = replay.by_pandas
+    monkeypatch.setitem(replay.CONTESTANTS, "pandas groupby().rolling()", partial(wider, None))
+    with pytest.raises(AssertionError, match="differ"):
+        check_replay(3000)
 
 
 def test_every_stage_of_the_hot_path_is_timed():

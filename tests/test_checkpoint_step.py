@@ -119,7 +119,7 @@ def feed(step: Prequential, data: Any, low: int, high: int) -> list[Any]:
     return [
         {n: (repr(list(p.values)), repr(p.labels)) for n, p in outcome.predictions.items()},
         {n: (repr(list(p.values)), repr(p.labels)) for n, p in learned.predictions.items()},
-        {n: outcome.versions(n).tolist() for n in step.learners},
+        {n: list(outcome.versions(n)) for n in step.learners},
         (learned.label.tolist(), learned.times.tolist(), learned.tags.tolist()),
         (learned.delays.tolist(), repr(list(learned.target))),
         (outcome.alarms, outcome.refused_labels, outcome.refused_events, outcome.dropped),

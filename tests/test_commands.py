@@ -140,7 +140,8 @@ def test_variables_stand_for_options(call: Call) -> None:
 def test_a_wrong_value_in_a_variable_is_wrong_usage(name: str, call: Call) -> None:
     options = NUMBERS & environment_variables(name).keys()
     assert options
-    required = ["x"] * sum(p.required for p in COMMANDS[name].params)
+    needed = [p for p in COMMANDS[name].params if p.required]
+    required = [w for p in needed for w in (*p.opts[: p.param_type_name == "option"], "x")]
     for option in options:
         done = call(name, *required, **{environment_variables(name)[option]: "many"})
         assert done.code == 2

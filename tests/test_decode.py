@@ -109,7 +109,7 @@ def row(batch: Batch, at: int) -> tuple[Any, ...]:
         int(batch.times[at]),
         int(batch.partitions[at]),
         int(batch.offsets[at]),
-        int(batch.published[at]),
+        int(batch.rows.times[at]),
         batch.payloads[at],
         batch.features[at].tobytes(),
         *((name, repr(values[at])) for name, values in batch.columns.items()),

@@ -287,7 +287,7 @@ def test_inline_equals_no_delay(task: Task, data: str, model: Any, name: str) ->
         np.testing.assert_array_equal(np.array(got, float), np.array(given, float))
     exact = {} if name == "MacroF1" else {"rel": 0, "abs": 0}
     assert step.metrics["champion"][name].value == pytest.approx(want_metric[-1], **exact)
-    assert outcomes[2].versions("champion").tolist() == list(range(50, 200))
+    assert list(outcomes[2].versions("champion")) == list(range(50, 200))
 
 
 def make_step(kind: str, rules: LabelRules, otherwise: Any) -> Prequential:
@@ -354,7 +354,7 @@ def _everything(step: Prequential, outcomes: list[Any]) -> dict[str, Any]:
             found[name, what] = [repr(v) for many in values for v in list(many)]
         found[name, "metric"] = [m.value for m in step.metrics[name].values()]
         found[name, "version"] = step.learners[name].version
-        found[name, "served at"] = [v for o in outcomes for v in o.versions(name).tolist()]
+        found[name, "served at"] = [v for o in outcomes for v in o.versions(name)]
         # Within a call, predictions come by the index of the event and not by their turn.
         found[name, "predictions"].sort()
         found[name, "served at"].sort()
@@ -480,7 +480,7 @@ def test_a_label_that_runs_ahead_teaches_right_after_its_event() -> None:
     assert outcome.learned.items is not None
     assert outcome.learned.items.tolist() == [1]
     assert outcome.learned.predictions["champion"].values.tolist() == [0.5]
-    assert outcome.versions("champion").tolist() == [0, 0]
+    assert list(outcome.versions("champion")) == [0, 0]
     assert weights(step) == river_after((2.0, True))
     # A label from before its event counts as given with it.
     feed(step, "", "c", [1.0], [9])
@@ -530,7 +530,7 @@ def test_an_assumed_label_is_learned_when_the_wait_is_over() -> None:
     assert outcome.learned.label.tolist() == [-1, -1]
     assert outcome.learned.target.tolist() == [0.0, 0.0]
     assert outcome.learned.times.tolist() == [10, 15]
-    assert outcome.versions("champion").tolist() == [0, 0, 2]
+    assert outcome.versions("champion") == [0, 0, 2]
     assert step.metrics["champion"]["LogLoss"].value == pytest.approx(np.log(2))
 
 
@@ -555,7 +555,7 @@ def test_inline_event_without_target_is_served_but_not_learned() -> None:
     outcome = feed(step, "abc", "", [1.0, np.nan, 0.5], [0, 1, 2])
     assert outcome.predictions["champion"].values.size == 3
     assert outcome.refused_labels == [(1, NO_VALUE), (2, NO_VALUE)]
-    assert outcome.versions("champion").tolist() == [0, 1, 1]
+    assert outcome.versions("champion") == [0, 1, 1]
 
 
 def test_tags_come_back_with_the_label() -> None:

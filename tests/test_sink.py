@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataflows.batch import Sources
+from dataflows.batch import RawBatch, RawRows
 from dataflows.bus import TopicPartition
 from dataflows.bus.embedded import EmbeddedBus
 from dataflows.bus.memory import MemoryBus
@@ -287,14 +287,9 @@ def test_the_embedded_bus_is_read_back_in_pieces_with_progress(tmp_path, monkeyp
 
 
 def test_what_goes_to_another_process_knows_how_far_its_rows_reach():
-    sources = Sources(
-        EVENTS,
-        np.array([0, 1, 0]),
-        np.array([7, 9, 8]),
-        np.array([1]),
-        np.array([3]),
-        np.arange(4),
-    )
+    events = RawRows(EVENTS, [b""] * 3, np.array([0, 1, 0]), np.array([7, 9, 8]), np.arange(3))
+    labels = RawRows(LABELS, [b""], np.array([1]), np.array([3]), np.arange(1))
+    sources = RawBatch("0", 0, events, labels, np.arange(4), 0.0)
     for partition, reached in ((0, (8, -1)), (1, (9, 3)), (2, (-1, -1))):
         item = Outgoing(partition, {DEAD: [b"x"]}, marks={DEAD: []}, sources=sources)
         again = pickle.loads(pickle.dumps(item))

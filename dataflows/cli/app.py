@@ -12,6 +12,7 @@ from rich.text import Text
 from dataflows.cli.consume import consume
 from dataflows.cli.demo import demo
 from dataflows.cli.publish import publish
+from dataflows.cli.replay import replay
 from dataflows.cli.run import run
 from dataflows.cli.simulate import simulate
 from dataflows.cli.state import state
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "ANABRANCH", "help_option_names": ["-h", "--help"]},
 )
-for command in (demo, run, simulate, publish, consume, topics, state):
+for command in (demo, run, replay, simulate, publish, consume, topics, state):
     app.command()(command)
 
 

@@ -132,7 +132,9 @@ def check(identity: Identity, pipeline: Pipeline, directory: Path, shards: int) 
 def _label(pipeline: Pipeline) -> str:
     label = pipeline.label
     if isinstance(label, Delayed):
-        late = label.late if label.late == "refuse" else f"{label.late} within {label.correct_within}"
+        late = label.late
+        if late == "correct":
+            late += f" within {label.correct_within}"
         return (
             f"{label.field} by {label.id} at {label.time}, wait {label.wait}, "
             f"otherwise {label.otherwise!r}, late {late}, early {label.early}"

@@ -96,5 +96,5 @@ def _image(sources: list[Windows], pipeline: Pipeline, shard: int | None, shards
 def _keys(keys: list[str], shard: int | None, shards: int) -> list[str]:
     if shard is None or not keys:
         return keys
-    at = hash64(keys).view(np.uint64) % np.uint64(shards)
+    at = hash64(keys) % np.uint64(shards)
     return [keys[row] for row in np.flatnonzero(at == shard).tolist()]

@@ -1,9 +1,8 @@
 """What leaves the flow: messages of one partition number, and what each of them was made of.
 
-A *mark* says which source row a message comes from (of a label that was held in vain: the one at which
-it was given up), and which of that row's messages it is. A
-replay makes the same marks, whatever the contents are, so that what was published before is known
-by its mark.
+A *mark* says which source row a message comes from (of a label that was held in vain: the one at
+which it was given up), and which of that row's messages it is. A replay makes the same marks,
+whatever the contents are, so that what was published before is known by its mark.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflows.batch import Sources
+from dataflows.batch import RawBatch
 from dataflows.messages import Cause
 from dataflows.pipeline import Pipeline
 
@@ -82,7 +81,7 @@ class Outgoing:
     published: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
     read_at: float = 0.0
     marks: dict[str, Marks] = field(default_factory=dict)
-    sources: Sources | tuple[int, int] | None = None
+    sources: RawBatch | tuple[int, int] | None = None
 
     def reached(self) -> tuple[int, int]:
         """The greatest offsets of events and of labels that were read of its partition; -1: none.
@@ -94,16 +93,9 @@ class Outgoing:
             return -1, -1
         if isinstance(sources, tuple):
             return sources
-        return (
-            _greatest(sources.event_offsets[sources.event_partitions == self.partition]),
-            _greatest(sources.label_offsets[sources.label_partitions == self.partition]),
-        )
+        return sources.reached(self.partition)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process only what `reached` needs of the sources goes along."""
         kept = self.messages, self.published, self.read_at, self.marks, self.reached()
         return Outgoing, (self.partition, *kept)
-
-
-def _greatest(offsets: I64) -> int:
-    return int(offsets.max()) if len(offsets) else -1

@@ -1,0 +1,194 @@
+"""Training rows on their way to a Parquet file: parts on disk, then all of it with its labels.
+
+::
+
+    .rows.parquet.replaying/part-000000   rows, as they were made
+                           /labels-000000 the labels of that part that have come
+                           /whole.parquet all of it, then moved to rows.parquet
+                           /dead-letters  moved at the end, where they are wanted
+
+So under the final name there is a whole file, or what was there before.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import polars as pl
+
+from dataflows.encode import Results
+from dataflows.messages import Delayed
+from dataflows.pipeline import Pipeline
+from dataflows.replay.labels import LabelJoin
+from dataflows.replay.rows import RowBuilder, RowColumns
+from state.durations import parse_duration_ms
+from state.errors import InputError
+from state.files import sync_directory
+
+PART_ROWS = 131_072
+
+
+class Workspace:
+    """A directory beside ``target`` for what is not finished; a context manager that removes it.
+
+    What a replay has left that was killed is removed when the next one begins.
+
+    Raises:
+        InputError: it can't be made beside ``target``.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.path = target.with_name(f".{target.name}.replaying")
+        self._target = target
+
+    def __enter__(self) -> Workspace:
+        try:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.mkdir()
+        except OSError as error:
+            raise InputError(
+                f"{self._target} can't be written: {error.strerror} ({self.path.parent}); name "
+                "another file"
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove it with all that is in it; idempotent."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class RowFile:
+    """The training rows of one replay, and its dead letters.
+
+    ``part_rows`` are held in memory at a time. ``dead_letters`` says whether those are kept.
+
+    Attributes:
+        rows, labelled: how many rows there are, and how many of them have a label.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        directory: Path,
+        *,
+        dead_letters: bool = False,
+        part_rows: int | None = None,
+    ) -> None:
+        self._columns = RowColumns(pipeline)
+        self._builder = RowBuilder(pipeline, self._columns)
+        self._directory = directory
+        self._part_rows = part_rows = part_rows or PART_ROWS
+        self._labels: LabelJoin | None = None
+        if isinstance(pipeline.label, Delayed):
+            wait_ms = parse_duration_ms(pipeline.label.wait)
+            self._labels = LabelJoin(
+                directory, self._columns, pipeline.topics.labels, wait_ms, part_rows
+            )
+        self._parts: list[Path] = []
+        self._left: pl.DataFrame | None = None
+        self._encoder = msgspec.json.Encoder()
+        self._dead = (directory / "dead-letters").open("wb") if dead_letters else None
+        self.rows = 0
+        self.labelled = 0
+
+    def add(self, results: Results) -> None:
+        """Take what was made of a batch.
+
+        Raises:
+            InputError: the disk does not take it.
+        """
+        try:
+            self._add(results)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise _unwritable(self._directory, error) from None
+
+    def finish(self, target: Path, dead_letters: Path | None, check: Callable[[], None]) -> None:
+        """Put the whole under its final name, and the dead letters under theirs.
+
+        ``check`` is asked now and then, and may raise to have nothing written.
+
+        Raises:
+            InputError: the disk does not take it.
+        """
+        try:
+            whole = self._whole(check)
+            if dead_letters is not None and self._dead is not None:
+                self._dead.close()
+                _move(self._directory / "dead-letters", dead_letters)
+            _move(whole, target)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise _unwritable(target, error) from None
+
+    def close(self) -> None:
+        """Let go of what is open; idempotent."""
+        if self._dead is not None:
+            self._dead.close()
+
+    def _add(self, results: Results) -> None:
+        batch = results.batch
+        if self._dead is not None and (batch.dead or results.dead):
+            letters = batch.raw.sorted(batch.dead + results.dead)
+            self._dead.write(self._encoder.encode_lines(letters))
+        if self._labels is not None:
+            self.labelled += self._labels.add(results, self.rows)
+        elif batch.targets is not None:
+            self.labelled += len(batch)
+        self._builder.add(results)
+        self.rows += len(batch)
+        if self._builder.count >= self._part_rows:
+            self._write_parts(last=False)
+
+    def _write_parts(self, *, last: bool) -> None:
+        """Write what makes full parts; the rest as well if it is the ``last`` one."""
+        frame = self._builder.take() if self._builder.count else None
+        if self._left is not None:
+            frame = self._left if frame is None else pl.concat([self._left, frame])
+        while frame is not None and (len(frame) >= self._part_rows or (last and len(frame))):
+            path = self._directory / f"part-{len(self._parts):06d}"
+            frame[: self._part_rows].write_ipc(path)
+            self._parts.append(path)
+            frame = frame[self._part_rows :]
+        self._left = frame
+
+    def _whole(self, check: Callable[[], None]) -> Path:
+        """All rows with their labels in one Parquet file, a row group for each part."""
+        self._write_parts(last=True)
+        if self._labels is not None:
+            self._labels.spill()
+            for number, path in enumerate(self._parts):
+                check()
+                frame = pl.read_ipc(path)
+                labels = self._labels.columns(number, frame[self._columns.name("ts")])
+                self._parts[number] = path.with_suffix(".labelled")
+                frame.with_columns(labels).write_ipc(self._parts[number])
+                path.unlink()
+        check()
+        whole = self._directory / "whole.parquet"
+        rows = pl.scan_ipc(self._parts)
+        rows.sink_parquet(whole, compression="lz4", row_group_size=self._part_rows)
+        return whole
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a file to its final name, so that it survives a power cut there."""
+    with source.open("rb") as file:
+        os.fsync(file.fileno())
+    try:
+        source.replace(target)
+    except OSError:  # another disk
+        near = target.with_name(f".{target.name}.replaying")
+        shutil.copyfile(source, near)
+        near.replace(target)
+    sync_directory(target.parent)
+
+
+def _unwritable(path: Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+    return InputError(f"{path} can't be written: {reason}; nothing was kept of this replay")
