@@ -106,7 +106,29 @@ def inline(field: str) -> Inline:
     return Inline(field)
 
 
-class Prediction(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Cause(msgspec.Struct):
+    """A message by its coordinates."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class _FromSource:
+    """What came of a message whose coordinates it carries."""
+
+    __slots__ = ()
+    topic: str
+    partition: int
+    offset: int
+
+    @property
+    def cause(self) -> Cause:
+        """The message whose reading brought this about."""
+        return Cause(self.topic, self.partition, self.offset)
+
+
+class Prediction(_FromSource, msgspec.Struct, kw_only=True, omit_defaults=True):
     """One prediction on ``<pipeline>.predictions``.
 
     ``topic``, ``partition`` and ``offset`` are where the event was read; ``ts`` is its time (epoch
@@ -129,15 +151,7 @@ class Prediction(msgspec.Struct, kw_only=True, omit_defaults=True):
     features: dict[str, float] | None = None
 
 
-class Cause(msgspec.Struct):
-    """A message by its coordinates."""
-
-    topic: str
-    partition: int
-    offset: int
-
-
-class DeadLetter(msgspec.Struct, kw_only=True):
+class DeadLetter(_FromSource, msgspec.Struct, kw_only=True):
     """A message that could not be used, on ``<pipeline>.dead-letters``.
 
     ``payload`` is the message as text where it is UTF-8, else ``payload_base64`` holds its bytes.
@@ -163,7 +177,7 @@ class DeadLetter(msgspec.Struct, kw_only=True):
         return given_up
 
 
-class DriftSignal(msgspec.Struct, kw_only=True):
+class DriftSignal(_FromSource, msgspec.Struct, kw_only=True):
     """A change that a monitor saw, on ``<pipeline>.drift``.
 
     ``subject`` is what changed (``loss`` or a feature), ``ts`` when in event time, ``statistic``
@@ -178,11 +192,6 @@ class DriftSignal(msgspec.Struct, kw_only=True):
     topic: str
     partition: int
     offset: int
-
-    @property
-    def cause(self) -> Cause:
-        """The message whose reading brought this about."""
-        return Cause(self.topic, self.partition, self.offset)
 
 
 def field_types(message: type[msgspec.Struct]) -> dict[str, Any]:

@@ -281,12 +281,14 @@ def test_labels_that_nobody_waits_for_are_dead_letters_and_teach_nothing(limit):
     assert [p["version"] for p in predictions] == [0, 1, 1, 1]
     letters = dead_letters(pipeline, bus)
     assert [(d["reason"], d["topic"], d["offset"]) for d in letters] == [
-        ("label without event", "trades.labels", 0),
-        ("label without event", "trades.labels", 2),
-        ("label without event", "trades.labels", 3),
+        ("duplicate label", "trades.labels", 2),
+        ("label without event", "trades.labels", 0),  # it was held for a while
+        ("label after its wait", "trades.labels", 3),
     ]
-    assert "'t7'" in letters[0]["detail"]
-    assert json.loads(letters[1]["payload"]) == labels[2]
+    assert letters[1]["given_up"] == {"topic": "trades.events", "partition": 0, "offset": 2}
+    assert "'t7'" in letters[1]["detail"]
+    assert json.loads(letters[0]["payload"]) == labels[2]
+    assert json.loads(letters[1]["payload"]) == labels[0]
 
 
 BAD: list[bytes] = [
@@ -402,11 +404,14 @@ def test_empty_topics_end_at_once():
     assert dead_letters(pipeline, bus) == []
 
 
-def test_only_labels():
-    pipeline = trades()
+@pytest.mark.parametrize(
+    ("early", "found"), [("0s", {"label without event", "not JSON"}), ("10m", {"not JSON"})]
+)
+def test_only_labels(early, found):
+    pipeline = trades(label=Verdict.target("fraud", early=early))
     bus = bus_with(pipeline, [], [verdict(0, 1), b"{"])
     assert run(pipeline, bus) == []
-    assert {d["reason"] for d in dead_letters(pipeline, bus)} == {"label without event", "not JSON"}
+    assert {d["reason"] for d in dead_letters(pipeline, bus)} == found
 
 
 @pytest.mark.parametrize("there", [[], ["trades.events"], ["trades.labels"]])
