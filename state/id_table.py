@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from state.compile import I32, inlined, kernel
+from state.compile import I32, I64, inlined, kernel
 
 U64 = NDArray[np.uint64]
 
@@ -68,7 +68,7 @@ def erase(at: np.int64, table: I32, keys: U64) -> None:
 
 
 @kernel
-def refill(table: I32, keys: U64, rows: I32, count: int) -> None:
-    """Enter `rows[:count]` into an empty table."""
-    for i in range(count):
+def refill(table: I32, keys: U64, rows: I64) -> None:
+    """Enter rows into an empty table."""
+    for i in range(rows.size):
         table[find(keys[rows[i]], table, keys)] = rows[i]

@@ -27,7 +27,21 @@ from state.hashing import hash64
 from state.id_ring import IdRing
 from state.id_table import make_table, refill
 from state.label_rules import LabelRules
-from state.pending_rows import ARRIVALS, CAME, FREE, KEPT, TOUCHED, WAITING, WATERMARK
+from state.pending_rows import (
+    ARRIVALS,
+    CAME,
+    FREE,
+    KEEPS,
+    KEPT,
+    LEFT,
+    NONE,
+    TOUCHED,
+    WAITING,
+    WAITS,
+    WATERMARK,
+    become_free,
+    chain,
+)
 from state.pending_walk import (
     ASSUMED,
     CONFIRMS,
@@ -46,6 +60,7 @@ from state.pending_walk import (
     UNKNOWN,
     walk,
 )
+from state.time_order import append_all, make_order
 
 __all__ = [
     "ASSUMED",
@@ -113,7 +128,7 @@ class Walk:
 
 
 class PendingStore:
-    """Feature rows and predictions that wait, by id; O(1) by id, O(log waiting) by time.
+    """Feature rows and predictions that wait, by id and by time; O(1) both ways.
 
     Args:
         width: features per row.
@@ -143,13 +158,13 @@ class PendingStore:
     def __init__(self, width: int, models: int, rules: LabelRules | None = None) -> None:
         self.rules = rules or LabelRules()
         self.settled, self.early = IdRing(), IdRing()
-        self._counters = np.array([0, 0, 0, 0, _NEVER], np.int64)
+        self._counters = np.array([0, 0, NONE, NONE, NONE, 0, _NEVER], np.int64)
         self._table = make_table(0)
         self._keys = np.empty(0, np.uint64)
         self._arrivals = np.empty(0, np.uint32)
-        self._rows = np.empty(0, np.int32)
-        self._places = np.empty(0, np.int32)
-        # Since the last `changes`: rows that came or left; whether all must be told again.
+        self._marks, self._ends = make_order()
+        self._links = np.empty((0, 2), np.int32)
+        # Whether all rows must be told again.
         self._flags, self._anew = np.empty(0, np.uint8), False
         self._told = self._counters[ARRIVALS:].tobytes()
         self.times = np.empty(0, np.int64)
@@ -164,7 +179,7 @@ class PendingStore:
     @property
     def kept(self) -> int:
         """Predictions that have their label, and are kept so that it can be corrected."""
-        return self._rows.size - int(self._counters[KEPT])
+        return int(self._counters[KEPT])
 
     @property
     def watermark(self) -> int | None:
@@ -174,8 +189,8 @@ class PendingStore:
 
     @property
     def overhead_bytes(self) -> int:
-        """Bytes held, free rows included, beside `features`, `values`, `labels` and the rings."""
-        held = (self._table, self._keys, self._arrivals, self._rows, self._places, self._flags)
+        """Bytes held for rows, free ones too, beside `features`, `values`, `labels` and rings."""
+        held = (self._table, self._keys, self._arrivals, self._links, self._flags)
         return sum(array.nbytes for array in (*held, self.times, self.tags))
 
     def walk(
@@ -205,8 +220,8 @@ class PendingStore:
             codes: `(labels,) int64`, equal for equal labels; by default all are.
         """
         events, labels = len(ids), len(label_ids)
+        become_free(self._counters, self._links)
         self._make_room(events)
-        self._counters[FREE] = self._counters[WAITING]
         self.settled.begin()
         self.early.begin()
         usable = np.ones(labels, np.uint8) if usable is None else usable
@@ -231,8 +246,8 @@ class PendingStore:
         most = int(rules[MOST_SETTLED])
         settled, early = self.settled, self.early
         pending = (
-            self._counters, self._table, self._keys, self.times, self._arrivals, self._rows,
-            self._places, self._flags, self.features, self.tags,
+            self._counters, self._table, self._keys, self.times, self._arrivals,
+            (self._marks, self._ends, self._links), self._flags, self.features, self.tags,
         )  # fmt: skip
         parts: list[I64] = []
         position = 0
@@ -252,20 +267,18 @@ class PendingStore:
 
     def _make_room(self, events: int) -> None:
         """Grow until each of `events` can have a row of its own."""
-        capacity, kept = self._rows.size, self.kept
-        needed = len(self) + kept + events
+        capacity = len(self._flags)
+        needed = len(self) + self.kept + events
         if needed <= capacity:
             return
         grown = max(needed, capacity + capacity // 4, 16)
-        for name in ("_places", *_STORED):
+        for name in ("_links", *_STORED):
             setattr(self, name, _longer(getattr(self, name), grown))
         self._flags = np.append(self._flags, np.zeros(grown - capacity, np.uint8))
-        free = np.arange(capacity, grown, dtype=np.int32)
-        self._rows = np.insert(self._rows, capacity - kept, free)
-        self._counters[KEPT] = grown - kept
-        self._places[self._rows[grown - kept :]] = np.arange(grown - kept, grown)
+        chain(np.arange(capacity, grown), self._counters, self._links)
         self._table = make_table(grown)
-        refill(self._table, self._keys, self._rows, len(self))
+        waiting = np.flatnonzero(self._flags & WAITS)
+        refill(self._table, self._keys, waiting)
 
     def add_model(self) -> None:
         """One more prediction per row; of the rows that wait already, it has none."""
@@ -285,21 +298,18 @@ class PendingStore:
         Rows `state`: whether a row waits (1) or is kept (2), of all that came or left. Rows
         `waiting`: what is in it, of all that came. `settled/…`, `early/…`: those of the rings.
         """
-        delta, waiting, kept = Delta(), self._counters[WAITING], self._counters[KEPT]
+        delta = Delta()
         if self._anew:
             delta.cleared, self._anew = {"state", "waiting"}, False
-            self._flags[self._rows[:waiting]] = TOUCHED | CAME
-            self._flags[self._rows[kept:]] = TOUCHED | CAME
-        touched = np.flatnonzero(self._flags)
+            self._flags[self._flags >= WAITS] |= TOUCHED | CAME
+        touched = np.flatnonzero(self._flags & (TOUCHED | CAME))
         if touched.size:
-            # The place of a row that never waited is any number.
-            at = np.clip(self._places[touched], 0, self._rows.size - 1)
-            stands = self._rows[at] == touched
-            waits = np.where(at < waiting, _WAITS, _IS_KEPT * (at >= kept)) * stands
+            flags = self._flags[touched]
+            waits = np.where(flags & KEEPS, _IS_KEPT, np.where(flags & WAITS, _WAITS, 0))
             delta.rows["state"] = Rows(touched, {"waits": waits.astype(np.uint8)})
-            new = touched[(waits > 0) & (self._flags[touched] & CAME > 0)]
+            new = touched[(waits > 0) & (flags & CAME > 0)]
             delta.rows["waiting"] = Rows(new, {n: getattr(self, n)[new] for n in _STORED})
-            self._flags[:] = 0
+            self._flags &= WAITS | KEEPS
         told = self._counters[ARRIVALS:].tobytes()
         if told != self._told:
             delta.blobs["counters"] = self._told = told
@@ -319,21 +329,20 @@ class PendingStore:
             return
         state, content = image.rows["state"], image.rows["waiting"]
         waits = state.columns["waits"]
-        rows, kept = state.index[waits > 0], state.index[waits == _IS_KEPT]
-        waiting = state.index[waits == _WAITS]
+        rows, waiting = state.index[waits > 0], state.index[waits == _WAITS]
         self._make_room(int(rows.max(initial=-1)) + 1)
         at = np.searchsorted(content.index, rows)
         for name in _STORED:
             getattr(self, name)[rows] = content.columns[name][at]
-        # Sorted rows are a heap, and any heap gives them up in the same order.
+        self._flags[rows] = np.array([0, WAITS, KEEPS], np.uint8)[waits[waits > 0]]
+        self._counters[[WAITING, KEPT]] = len(waiting), len(rows) - len(waiting)
+        self._counters[[FREE, LEFT]] = NONE
+        chain(np.flatnonzero(self._flags == 0), self._counters, self._links)
+        # The older came first, though arrivals are counted round and round.
         age = np.uint32(self._counters[ARRIVALS] & 0xFFFFFFFF) - self._arrivals[waiting]
-        heap = waiting[np.lexsort((-age.astype(np.int64), self.times[waiting]))]
-        capacity = self._rows.size
-        free = np.delete(np.arange(capacity), rows)
-        self._rows = np.concatenate([heap, free, kept]).astype(np.int32)
-        self._places[self._rows] = np.arange(capacity)
-        self._counters[[WAITING, FREE, KEPT]] = len(heap), len(heap), capacity - len(kept)
-        refill(self._table, self._keys, self._rows, len(heap))
+        sorted_rows = waiting[np.lexsort((-age.astype(np.int64), self.times[waiting]))]
+        append_all(sorted_rows, self.times, self._marks, self._ends, self._links)
+        refill(self._table, self._keys, sorted_rows)
 
 
 def _longer(array: NDArray[np.generic], size: int) -> NDArray[np.generic]:

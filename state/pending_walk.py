@@ -4,7 +4,8 @@ One kernel; the parts that it is made of are inlined. Arrays come as tuples:
 
     events   keys, times, features, tags
     labels   keys, times, usable, codes
-    pending  counters, table, keys, times, arrivals, rows, places, flags, features, tags
+    pending  counters, table, keys, times, arrivals, order (marks, ends, links), flags, features,
+             tags
     settled, early   `IdRing.arrays`; `more` holds a settled id's `how` and kept row, and an early
              label's time
     rules    `LabelRules.numbers`
@@ -23,15 +24,17 @@ from state.id_table import EMPTY, find
 from state.pending_rows import (
     ARRIVALS,
     CAME,
-    FREE,
     TOUCHED,
     WAITING,
+    WAITS,
     WATERMARK,
     keep,
     leave,
+    let_go,
     release,
-    rise,
+    take_free,
 )
+from state.time_order import append, earliest_before
 
 PREDICT, LEARN, DROPPED, ASSUMED, CORRECTED, EARLY, GIVEN_UP = 0, 1, 2, 3, 4, 5, 6
 """Kinds of steps; see `pending.Walk`."""
@@ -65,9 +68,10 @@ def _forget_settled(pending: Any, settled: Any) -> None:
 
 @inlined
 def _settle(row: int, how: int, code: int, pending: Any, settled: Any, rules: I64) -> None:
-    """Remember a row that has just left, and what was learned of it."""
+    """Remember a row that has just left, and what was learned of it; keep it or let it go."""
     marks, table, keys, _, _, more, _ = settled
     if rules[KEEP_FOR] < 0:
+        let_go(row, pending[0], pending[5][2])
         return
     if marks[HEAD] - marks[TAIL] == min(keys.size, rules[MOST_SETTLED]):
         _forget_settled(pending, settled)
@@ -81,17 +85,19 @@ def _settle(row: int, how: int, code: int, pending: Any, settled: Any, rules: I6
     if rules[CORRECTS]:
         keep(row, pending)
         link = row + 1
+    else:
+        let_go(row, pending[0], pending[5][2])
     enter(key, pending[0][WATERMARK], code, (link << _HOW) | how, settled)
 
 
 @kernel
 def _run_out(item: int, step: int, pending: Any, settled: Any, rules: I64, steps: I64) -> int:
     """Let go what has waited too long; the next step, or -1 - step where there is no room."""
-    counters, _, _, times, _, rows, _, _, _, _ = pending
+    counters, _, _, times, _, order, _, _, _ = pending
     marks, keys, wait = settled[0], settled[2], rules[WAIT]
-    while wait >= 0 and counters[WAITING] > 0:
-        row = rows[0]
-        if times[row] + wait >= counters[WATERMARK]:
+    while wait >= 0:
+        row = earliest_before(counters[WATERMARK] - wait, times, order[0], order[1], order[2])
+        if row < 0:
             break
         if step == len(steps) or (
             marks[HEAD] - marks[TAIL] == keys.size and keys.size < rules[MOST_SETTLED]
@@ -134,28 +140,24 @@ def _take_event(
 ) -> int:
     """Store an event; a label that is held for it is learned at once."""
     event_keys, event_times, event_features, event_tags = events
-    counters, table, keys, times, arrivals, rows, places, flags, features, tags = pending
+    counters, table, keys, times, arrivals, (marks, ends, links), flags, features, tags = pending
     steps, refused = out[0], out[1]
-    waiting, free = counters[WAITING], counters[FREE]
-    row = rows[free]
-    rows[free] = rows[waiting]
-    places[rows[free]] = free
-    rows[waiting] = row
-    counters[FREE] = free + 1
+    row = take_free(counters, links)
     for j in range(features.shape[1]):
         features[row, j] = event_features[item, j]
     times[row], tags[row], keys[row] = event_times[item], event_tags[item], event_keys[item]
     step = _put(steps, step, PREDICT, row, item, times[row], item)
     at = find(keys[row], table, keys)
     if table[at] != EMPTY:
+        let_go(row, counters, links)
         refused[item] = 1
         return step
     table[at] = row
-    flags[row] |= TOUCHED | CAME
-    arrivals[row], places[row] = np.uint32(counters[ARRIVALS] & 0xFFFFFFFF), waiting
+    flags[row] |= TOUCHED | CAME | WAITS
+    arrivals[row] = np.uint32(counters[ARRIVALS] & 0xFFFFFFFF)
     counters[ARRIVALS] += 1
     counters[WAITING] += 1
-    rise(waiting, rows, places, times, arrivals)
+    append(row, times[row], marks, ends, links)
     if early[0][LIVE] == 0:
         return step
     held = find(keys[row], early[1], early[2])
