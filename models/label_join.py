@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from models import outcome as reasons
 from models.held_labels import HeldLabels
 from models.learner import Label, Targets, Task
 from models.outcome import HELD_LABEL, GivenUp
-from models.targets import as_targets, codes, usable
+from models.targets import as_targets, codes, select, usable
 from state.delta import Delta
 from state.label_rules import LabelRules
 from state.pending import (
@@ -27,7 +28,6 @@ from state.pending import (
     LATE,
     LEARN,
     NO_VALUE,
-    PREDICT,
     TOO_OLD,
     UNKNOWN,
     PendingStore,
@@ -49,8 +49,10 @@ _REASONS = {
     LATE: reasons.LATE,
     TOO_OLD: reasons.TOO_OLD,
 }
-_TEACHES = np.zeros(7, np.uint8)
+_KINDS = 7
+_TEACHES = np.zeros(_KINDS, np.uint8)
 _TEACHES[[LEARN, ASSUMED, CORRECTED, EARLY]] = 1
+_NONE = np.empty(0)
 
 
 @dataclass(slots=True)
@@ -95,15 +97,16 @@ class LabelJoin:
     """
 
     def __init__(self, width: int, task: Task, rules: LabelRules, otherwise: Label) -> None:
+        self._otherwise, self._assumed = otherwise, 0.0
         if otherwise is not None:
             known: Targets = [otherwise]
             if task is not Task.MULTICLASS:
-                known = np.array([float(otherwise)])  # type: ignore[arg-type]
+                self._assumed = float(otherwise)  # type: ignore[arg-type]
+                known = np.array([self._assumed])
             rules = replace(rules, assumes=True, assumed_code=int(codes(known)[0]))
         self.pending = PendingStore(width, 0, rules)
         self.held = HeldLabels()
         self._task = task
-        self._otherwise = otherwise
 
     def join(
         self,
@@ -118,17 +121,16 @@ class LabelJoin:
         note: Note | None,
     ) -> Joined:
         """Store events and find what labels judge; arguments as `Prequential.run` has them."""
-        values = as_targets(label_values, self._task)
+        values: Targets = as_targets(label_values, self._task) if label_ids else _NONE
         walk = self.pending.walk(
-            ids, times, features, label_ids, label_times, order, usable(values, self._task), tags,
-            codes(values),
+            ids, times, features, label_ids, label_times, order,
+            usable(values, self._task) if label_ids else None, tags,
+            codes(values) if label_ids else None,
         )  # fmt: skip
-        holding = (walk.held >= 0).nonzero()[0]
-        for label in holding.tolist():
-            kept = note(label) if note else b""
-            self.held.keep(int(walk.held[label]), values[label], kept)
-        target, given_up = self._targets(walk, values)
-        return self._joined(walk, target, given_up, holding.size)
+        holding = 0
+        if label_ids and self.pending.rules.hold_ms > 0:
+            holding = self._hold(walk, values, note)
+        return self._joined(walk, values, holding)
 
     def changes(self) -> Delta:
         """What changed since the last call; at first, everything."""
@@ -141,58 +143,79 @@ class LabelJoin:
         self.pending.restore(image)
         self.held.restore(image.part("values"))
 
-    def _joined(self, walk: Walk, target: Targets, given_up: list[GivenUp], holding: int) -> Joined:
+    def _hold(self, walk: Walk, values: Targets, note: Note | None) -> int:
+        """Keep the values of labels that are held from now on; how many there are."""
+        holding = (walk.held >= 0).nonzero()[0].tolist()
+        for label in holding:
+            self.held.keep(int(walk.held[label]), values[label], note(label) if note else b"")
+        return len(holding)
+
+    def _joined(self, walk: Walk, values: Targets, holding: int) -> Joined:
+        counts = np.bincount(walk.kind, minlength=_KINDS).tolist()
+        op = _TEACHES[walk.kind]
+        target = self._targets(walk, op.nonzero()[0], values, counts)
+        given_up: list[GivenUp] = []
+        dropped: list[int] = []
         kind, row, source, time, item = walk.kind, walk.row, walk.source, walk.time, walk.item
-        dropped = row[kind == DROPPED].tolist()
-        if dropped or given_up:
+        if counts[EARLY] or counts[GIVEN_UP]:
+            given_up = self._release(walk, target)
+            source = np.where(kind == EARLY, HELD_LABEL, source)
+        if counts[DROPPED] or counts[GIVEN_UP]:
+            dropped = row[kind == DROPPED].tolist()
             done = ((kind != DROPPED) & (kind != GIVEN_UP)).nonzero()[0]
             kind, row, source, time, item = (a[done] for a in (kind, row, source, time, item))
-            target = target[done] if isinstance(target, np.ndarray) else [target[i] for i in done]
-        held = kind == EARLY
-        if held.any():
-            source[held] = HELD_LABEL
-        op = _TEACHES[kind]
-        refused = walk.refused_labels.nonzero()[0].tolist()
-        why = walk.refused_labels.tolist()
+            op, target = op[done], select(target, done)
+        taught = op if not counts[CORRECTED] else op.astype(np.bool_) & (kind != CORRECTED)
+        refused, confirmed = _refused(walk.refused_labels)
         return Joined(
             op, row, target, source, time, item,
-            asked=(kind == PREDICT).nonzero()[0],
-            taught=((op == 1) & (kind != CORRECTED)).nonzero()[0],
+            asked=(op == 0).nonzero()[0],
+            taught=taught.nonzero()[0],
             dropped=dropped,
-            refused_labels=[(j, _REASONS[why[j]]) for j in refused if why[j] != CONFIRMS],
+            refused_labels=refused,
             refused_events=walk.refused_events.nonzero()[0].tolist(),
             given_up=given_up,
-            corrected=int((kind == CORRECTED).sum()),
-            confirmed=sum(why[j] == CONFIRMS for j in refused),
+            corrected=counts[CORRECTED],
+            confirmed=confirmed,
             held=holding,
         )  # fmt: skip
 
-    def _targets(self, walk: Walk, values: Targets) -> tuple[Targets, list[GivenUp]]:
-        """The target of each step, and the labels that were held in vain."""
-        kind, source = walk.kind, walk.source
-        of_label = ((kind == LEARN) | (kind == CORRECTED)).nonzero()[0]
-        assumed = (kind == ASSUMED).nonzero()[0]
-        of_held = ((kind == EARLY) | (kind == GIVEN_UP)).nonzero()[0]
-        target: Targets
-        if isinstance(values, np.ndarray):
-            target = np.zeros(kind.size)
-            target[of_label] = values[source[of_label]]
-            if assumed.size:
-                target[assumed] = float(self._otherwise)  # type: ignore[arg-type]
-            known: NDArray[np.float64] | list[Label] = target
-        else:
-            known = [None] * kind.size
-            for step, label in zip(of_label.tolist(), source[of_label].tolist(), strict=True):
-                known[step] = values[label]
-            for step in assumed.tolist():
-                known[step] = self._otherwise
-            target = known
-        given_up: list[GivenUp] = []
-        for step in of_held.tolist():
-            value, note = self.held.take(int(source[step]))
+    def _targets(self, walk: Walk, taught: I64, values: Targets, counts: list[int]) -> Targets:
+        """The target of each step; those of labels that were held are still to come."""
+        source = walk.source[taught]  # -1 where one is assumed, which is found at the end
+        if counts[EARLY]:
+            source[walk.kind[taught] == EARLY] = -1
+        if self._task is not Task.MULTICLASS:
+            assert isinstance(values, np.ndarray)
+            target = np.zeros(walk.kind.size)
+            if counts[ASSUMED] or counts[EARLY]:
+                values = np.append(values, self._assumed)
+            target[taught] = values[source]
+            return target
+        known = [*values, self._otherwise]
+        targets: list[Label] = [None] * walk.kind.size
+        for step, label in zip(taught.tolist(), source.tolist(), strict=True):
+            targets[step] = known[label]
+        return targets
+
+    def _release(self, walk: Walk, target: Any) -> list[GivenUp]:
+        """Let go labels that were held: some teach, the others were held in vain."""
+        kind, given_up = walk.kind, []
+        for step in ((kind == EARLY) | (kind == GIVEN_UP)).nonzero()[0].tolist():
+            value, note = self.held.take(int(walk.source[step]))
             if kind[step] == EARLY:
-                known[step] = value  # type: ignore[call-overload]
+                target[step] = value
             else:
                 why = reasons.TOO_MANY if walk.row[step] else reasons.NEVER_CAME
                 given_up.append(GivenUp(note, int(walk.item[step]), why))
-        return target, given_up
+        return given_up
+
+
+def _refused(why: U8) -> tuple[list[tuple[int, str]], int]:
+    """Labels that teach nothing, with the reason; and how many more say what was assumed."""
+    found = why.nonzero()[0]
+    if not found.size:
+        return [], 0
+    pairs = list(zip(found.tolist(), why[found].tolist(), strict=True))
+    refused = [(label, _REASONS[code]) for label, code in pairs if code != CONFIRMS]
+    return refused, len(pairs) - len(refused)

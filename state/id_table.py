@@ -25,15 +25,16 @@ def make_table(rows: int) -> I32:
 
 
 @inlined
-def _home(key: np.uint64, cells: int) -> np.int64:
-    """Where `key` should be: its high half, scaled to the size (Lemire 2016, fast range)."""
+def find_home(key: np.uint64, table: I32) -> np.int64:
+    """The cell where `key` should be: its high half, scaled to the size (Lemire 2016)."""
+    cells = table.size
     return np.int64(((key >> _HALF) * np.uint64(cells)) >> _HALF)
 
 
 @inlined
 def find(key: np.uint64, table: I32, keys: U64) -> np.int64:
     """The cell of `key`, or the empty one where it would go."""
-    at = _home(key, table.size)
+    at = find_home(key, table)
     while table[at] != EMPTY and keys[table[at]] != key:
         at += 1
         if at == table.size:
@@ -54,7 +55,7 @@ def erase(at: np.int64, table: I32, keys: U64) -> None:
                 at = np.int64(0)
             if table[at] == EMPTY:
                 return
-            from_home = at - _home(keys[table[at]], cells)
+            from_home = at - find_home(keys[table[at]], table)
             from_gap = at - gap
             # The entry may fill the gap unless its home lies cyclically in (gap, at].
             if from_home < 0:

@@ -58,6 +58,7 @@ from state.pending_walk import (
     PREDICT,
     TOO_OLD,
     UNKNOWN,
+    read_ahead,
     walk,
 )
 from state.time_order import append_all, make_order
@@ -83,6 +84,7 @@ __all__ = [
 
 _NEVER: Final = -(2**62)
 _STORED: Final = ("_keys", "_arrivals", "times", "tags", "features", "values", "labels")
+_NO_KEYS: Final = np.empty(0, np.uint64)
 _WAITS, _IS_KEPT = 1, 2  # what `changes` says of a row
 
 
@@ -157,6 +159,7 @@ class PendingStore:
 
     def __init__(self, width: int, models: int, rules: LabelRules | None = None) -> None:
         self.rules = rules or LabelRules()
+        self._rules = self.rules.numbers
         self.settled, self.early = IdRing(), IdRing()
         self._counters = np.array([0, 0, NONE, NONE, NONE, 0, _NEVER], np.int64)
         self._table = make_table(0)
@@ -227,10 +230,11 @@ class PendingStore:
         usable = np.ones(labels, np.uint8) if usable is None else usable
         tags = np.zeros(events, np.int32) if tags is None else tags
         codes = np.zeros(labels, np.int64) if codes is None else codes
+        keys = hash64(label_ids) if labels else _NO_KEYS
         given = (
             order,
             (hash64(ids), event_times, features, tags),
-            (hash64(label_ids), label_times, usable, codes),
+            (keys, label_times, usable, codes),
         )
         refused_events, refused_labels = np.zeros(events, np.bool_), np.zeros(labels, np.uint8)
         held = np.full(labels, -1)
@@ -242,13 +246,15 @@ class PendingStore:
     def _walk(self, given: tuple[I64, Any, Any], out: tuple[Any, ...]) -> list[I64]:
         """Steps in pieces, between which there is more room made."""
         order, events, labels = given
-        size, rules = order.size, self.rules.numbers
+        size, rules = order.size, self._rules
         most = int(rules[MOST_SETTLED])
         settled, early = self.settled, self.early
         pending = (
             self._counters, self._table, self._keys, self.times, self._arrivals,
             (self._marks, self._ends, self._links), self._flags, self.features, self.tags,
         )  # fmt: skip
+        if len(labels[0]) > 1:
+            read_ahead(labels[0], pending)
         parts: list[I64] = []
         position = 0
         while not parts or position < size:

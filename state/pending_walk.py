@@ -20,7 +20,7 @@ import numpy as np
 
 from state.compile import I64, inlined, kernel
 from state.id_ring import FLOOR, HEAD, LIVE, TAIL, enter, forget, forget_oldest
-from state.id_table import EMPTY, find
+from state.id_table import EMPTY, find, find_home
 from state.pending_rows import (
     ARRIVALS,
     CAME,
@@ -236,6 +236,32 @@ def _take_label(
     if slot != EMPTY:
         return _judge_again(label, slot, step, item, labels, settled, rules, out)
     return _hold(label, step, item, pending[0][WATERMARK], labels, early, rules, out)
+
+
+@kernel
+def read_ahead(label_keys: Any, pending: Any) -> int:
+    """Look at all that the labels will need; the sum means nothing.
+
+    Where these rows are nobody can guess, so each costs as much as the memory is slow. Here no read
+    waits for the one before, and by the time of the walk they are near.
+    """
+    _, table, keys, times, _, (_, _, links), flags, _, tags = pending
+    total = 0
+    for i in range(label_keys.size):
+        total += table[find_home(label_keys[i], table)]
+    for i in range(label_keys.size):
+        at = find_home(label_keys[i], table)
+        while table[at] != EMPTY:
+            total += np.int64(keys[table[at]])
+            at += 1
+            at = at if at < table.size else np.int64(0)
+    for i in range(label_keys.size):
+        row = table[find(label_keys[i], table, keys)]
+        if row != EMPTY:
+            total += times[row] + tags[row] + flags[row]
+            for side in range(2):
+                total += links[max(links[row, side], 0), 1 - side]
+    return total
 
 
 @kernel
