@@ -246,7 +246,7 @@ def read_ahead(label_keys: Any, pending: Any) -> int:
     waits for the one before, and by the time of the walk they are near.
     """
     _, table, keys, times, _, (_, _, links), flags, _, tags = pending
-    total = 0
+    total: Any = np.int64(0)
     for i in range(label_keys.size):
         total += table[find_home(label_keys[i], table)]
     for i in range(label_keys.size):
