@@ -61,7 +61,7 @@ from state.pending_walk import (
     read_ahead,
     walk,
 )
-from state.time_order import append_all, make_order
+from state.time_order import append_all, begin_at, make_order
 
 __all__ = [
     "ASSUMED",
@@ -263,7 +263,7 @@ class PendingStore:
                 settled.grow(most)
             if parts and early.full and self.rules.hold_ms > 0:
                 early.grow(2**31 - 1)
-            steps = np.empty((size + 64, 5), np.int64)
+            steps = np.empty((size + 64 << min(len(parts), 12), 5), np.int64)
             position, written = walk(
                 position, order, events, labels, pending, settled.arrays, early.arrays, rules,
                 (steps, *out),
@@ -347,6 +347,8 @@ class PendingStore:
         # The older came first, though arrivals are counted round and round.
         age = np.uint32(self._counters[ARRIVALS] & 0xFFFFFFFF) - self._arrivals[waiting]
         sorted_rows = waiting[np.lexsort((-age.astype(np.int64), self.times[waiting]))]
+        if self.rules.wait_ms is not None:
+            begin_at(int(self._counters[WATERMARK]) - self.rules.wait_ms, self._marks)
         append_all(sorted_rows, self.times, self._marks, self._ends, self._links)
         refill(self._table, self._keys, sorted_rows)
 

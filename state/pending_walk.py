@@ -34,7 +34,7 @@ from state.pending_rows import (
     release,
     take_free,
 )
-from state.time_order import append, earliest_before
+from state.time_order import append, begin_at, earliest_before
 
 PREDICT, LEARN, DROPPED, ASSUMED, CORRECTED, EARLY, GIVEN_UP = 0, 1, 2, 3, 4, 5, 6
 """Kinds of steps; see `pending.Walk`."""
@@ -95,8 +95,11 @@ def _run_out(item: int, step: int, pending: Any, settled: Any, rules: I64, steps
     """Let go what has waited too long; the next step, or -1 - step where there is no room."""
     counters, _, _, times, _, order, _, _, _ = pending
     marks, keys, wait = settled[0], settled[2], rules[WAIT]
+    limit = counters[WATERMARK] - wait
+    if wait >= 0 and counters[WAITING] == 0:
+        begin_at(limit, order[0])
     while wait >= 0:
-        row = earliest_before(counters[WATERMARK] - wait, times, order[0], order[1], order[2])
+        row = earliest_before(limit, times, order[0], order[1], order[2])
         if row < 0:
             break
         if step == len(steps) or (
@@ -239,7 +242,7 @@ def _take_label(
 
 
 @kernel
-def read_ahead(label_keys: Any, pending: Any) -> int:
+def read_ahead(label_keys: Any, pending: Any) -> Any:
     """Look at all that the labels will need; the sum means nothing.
 
     Where these rows are nobody can guess, so each costs as much as the memory is slow. Here no read

@@ -156,3 +156,15 @@ def test_equal_times_run_out_in_the_order_of_arrival() -> None:
     again = restored([store.changes()], 1, 1, LabelRules(wait_ms=10))
     late: list[Item] = [("event", "late", 99, 0)]
     assert walk(again, late) == walk(store, late)
+
+
+def test_after_a_restoration_earlier_events_run_out_first() -> None:
+    rules = LabelRules(wait_ms=100)
+    store = PendingStore(1, 1, rules)
+    walk(store, [("event", "e50", 50, 0), ("event", "e60", 60, 0)])
+    again = restored([store.changes()], 1, 1, rules)
+    more: list[Item] = [("event", f"e{time}", time, 0) for time in (9, 7, 8, 50, 7)]
+    ends: list[Item] = [("event", f"late {time}", time, 0) for time in (108, 150, 199)]
+    for each in (more, ends):
+        assert walk(again, each) == walk(store, each)
+    assert len(again) == len(ends)
