@@ -19,7 +19,7 @@ TOO_MANY = "more labels came before their events than are held: this one was the
 NO_VALUE = "the label has no usable value"
 DUPLICATE = "this id has the same label already"
 CONTRADICTS = "this id has another label already, and the first one counts"
-LATE = "the wait for this label was over: what was assumed instead stays"
+LATE = "the wait for this label was over when it came"
 TOO_OLD = "the label is older than anything that still waits for one"
 """Why a label was not learned, as the end of a sentence."""
 

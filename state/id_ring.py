@@ -5,7 +5,7 @@ the next to come, and what was forgotten since `FLOOR` keeps its content until `
 
     floor ····· tail ●●●○●●●●●●●●●● head        ○ forgotten out of turn, or entered anew since
 
-An entry takes 33 bytes and 6 of table; arrays grow by a quarter at a time, so at most 49 bytes of
+An entry takes 33 bytes and 12 of table; arrays grow by a quarter at a time, so at most 57 bytes of
 the most that were ever there.
 """
 
@@ -120,7 +120,7 @@ class IdRing:
         self.keys = np.zeros(capacity, np.uint64)
         self.moments, self.codes, self.more = (np.zeros(capacity, np.int64) for _ in range(3))
         self._touched = np.zeros(capacity, np.uint8)
-        self._table = make_table(capacity)
+        self._table = make_table(2 * capacity)  # sparse, since most searches are in vain
 
     @property
     def arrays(self) -> tuple[Any, ...]:
