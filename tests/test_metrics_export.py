@@ -134,6 +134,37 @@ def test_totals_are_what_came_in_and_what_went_out(limit, partitions):
     assert value(registry, "anabranch_drift_signals_total", subject="price") == len(signals)
 
 
+def test_the_delay_of_labels_is_a_histogram_and_their_fate_is_counted():
+    registry = run(bus_with_orders(), orders(), 8)
+    assert value(registry, "anabranch_label_delay_seconds_count") == 30
+    assert value(registry, "anabranch_label_delay_seconds_sum") == 30 * 30
+    assert value(registry, "anabranch_label_delay_seconds_bucket", le="10.0") == 0
+    assert value(registry, "anabranch_label_delay_seconds_bucket", le="60.0") == 30
+    assert value(registry, "anabranch_label_outcomes_total", outcome="label") == 30
+    assert value(registry, "anabranch_held_labels") == 0
+
+
+def test_labels_that_are_assumed_or_held_have_no_delay_yet():
+    natural = Returned.target("returned", wait="5m", otherwise=False, late="correct", early="1h")
+    bus = bus_with_orders()
+    at = T0 + 49 * MINUTE
+    publisher = bus.publisher()
+    for id, returned in (("o40", True), ("o41", False), ("early", True)):
+        label = json.dumps({"id": id, "ts": at, "returned": returned}).encode()
+        publisher.append("orders.labels", [label], partitions=0, times=[at])
+    registry = run(bus, orders(label=natural), 8)
+    outcomes = {
+        what: value(registry, "anabranch_label_outcomes_total", outcome=what)
+        for what in ("label", "assumed", "corrected", "confirmed", "held", "dropped")
+    }
+    assert outcomes == {
+        "label": 30, "assumed": 14, "corrected": 1, "confirmed": 1, "held": 1, "dropped": None,
+    }  # fmt: skip
+    assert value(registry, "anabranch_label_delay_seconds_count") == 30
+    assert value(registry, "anabranch_held_labels") == 1
+    assert value(registry, "anabranch_waiting_predictions") == 6
+
+
 def test_figures_of_the_moment_are_those_at_the_end():
     registry = run(bus_with_orders(), orders(), 8)
     assert value(registry, "anabranch_event_time_seconds") == (T0 + 49 * MINUTE) / 1000
