@@ -194,7 +194,7 @@ class WorkerMetrics:
             "label": int(came.sum()),
             "assumed": int(len(came) - came.sum()),
             "dropped": outcome.dropped,
-            "corrected": outcome.corrected,
+            "corrected": len(outcome.corrected or ()),
             "confirmed": outcome.confirmed,
             "held": outcome.held,
         }

@@ -109,6 +109,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             inline=self._inline,
         )
         self._labels = LabelTrouble(pipeline.topics)
+        self._events = 0  # so many were predicted
         metrics.ask(self._tell)
         self._place: Place | None = None
         if state is not None:
@@ -140,6 +141,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         signals = [self._signal(alarm, batch, outcome) for alarm in outcome.alarms]
         predictions, versions = outcome.predictions[champion], outcome.versions(champion)
         results = Results(batch, predictions, versions, dead, signals)
+        if not self._inline:
+            results.learned, results.corrected = outcome.learned, outcome.corrected
         self._metrics.on_results(results, len(outcome.learned.times))
         return results
 
@@ -149,7 +152,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         return self.prequential.run_inline(batch.features, batch.times, values)
 
     def _learn_delayed(self, batch: Batch, dead: list[DeadLetter]) -> Outcome:
-        labels = batch.labels
+        labels, first = batch.labels, self._events
+        self._events = first + len(batch.ids)
         outcome = self.prequential.run(
             ids=batch.ids,
             features=batch.features,
@@ -158,6 +162,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             label_values=self._target.read(labels.values, None),
             label_times=labels.times,
             order=batch.order,
+            tags=np.arange(first, self._events).astype(np.int32),
             note=lambda row: self._labels.note(labels, row),
         )
         dead += [self._refuse_twice(batch, row) for row in outcome.refused_events]

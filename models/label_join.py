@@ -52,7 +52,7 @@ _REASONS = {
 _KINDS = 7
 _TEACHES = np.zeros(_KINDS, np.uint8)
 _TEACHES[[LEARN, ASSUMED, CORRECTED, EARLY]] = 1
-_NONE = np.empty(0)
+_NONE, _NO_STEPS = np.empty(0), np.empty(0, np.int64)
 
 
 @dataclass(slots=True)
@@ -65,8 +65,9 @@ class Joined:
         time, item: `(steps,) int64`, as in `Walk`.
         asked: the steps that predict; `taught`: those whose prediction is scored as they teach.
             What corrects teaches too, and is not scored again.
+        corrected: the steps that correct.
         dropped: rows whose wait is over, and of which nothing is learned.
-        refused_labels, refused_events, given_up, corrected, confirmed, held: as in `Outcome`.
+        refused_labels, refused_events, given_up, confirmed, held: as in `Outcome`.
     """
 
     op: U8
@@ -77,11 +78,11 @@ class Joined:
     item: I64
     asked: I64
     taught: I64
+    corrected: I64
     dropped: list[int]
     refused_labels: list[tuple[int, str]]
     refused_events: list[int]
     given_up: list[GivenUp]
-    corrected: int
     confirmed: int
     held: int
 
@@ -165,17 +166,20 @@ class LabelJoin:
             done = ((kind != DROPPED) & (kind != GIVEN_UP)).nonzero()[0]
             kind, row, source, time, item = (a[done] for a in (kind, row, source, time, item))
             op, target = op[done], select(target, done)
-        taught = op if not counts[CORRECTED] else op.astype(np.bool_) & (kind != CORRECTED)
+        taught, corrected = op, _NO_STEPS
+        if counts[CORRECTED]:
+            taught = op.astype(np.bool_) & (kind != CORRECTED)
+            corrected = (kind == CORRECTED).nonzero()[0]
         refused, confirmed = _refused(walk.refused_labels)
         return Joined(
             op, row, target, source, time, item,
             asked=(op == 0).nonzero()[0],
             taught=taught.nonzero()[0],
+            corrected=corrected,
             dropped=dropped,
             refused_labels=refused,
             refused_events=walk.refused_events.nonzero()[0].tolist(),
             given_up=given_up,
-            corrected=counts[CORRECTED],
             confirmed=confirmed,
             held=holding,
         )  # fmt: skip

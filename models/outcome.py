@@ -61,6 +61,24 @@ class Learned:
 
 
 @dataclass(slots=True)
+class Corrected:
+    """Labels that said otherwise than what was learned before, and taught again; in order.
+
+    Attributes:
+        target: what was learned now, as `Learner.run` takes it.
+        times: `(corrected,) int64` ms, of the label.
+        tags: `(corrected,) int32`, given with the event.
+    """
+
+    target: Targets
+    times: I64
+    tags: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
+@dataclass(slots=True)
 class GivenUp:
     """A label that was held in vain: the note that was given with it, and why.
 
@@ -88,7 +106,7 @@ class Outcome:
         versions_before: per model, the rows that it had learned before this batch.
         learned_before: rows learned in this batch before each event's turn, `(events,) int64`; a
             range where each event was learned before the next.
-        corrected: labels that said otherwise than what was learned before, and taught again.
+        corrected: labels that taught again; None where there is none.
         confirmed: labels that came after their wait and say what was assumed.
         held: labels that are kept from now on because their events have not come.
     """
@@ -102,7 +120,7 @@ class Outcome:
     versions_before: dict[str, int]
     learned_before: I64 | range
     given_up: list[GivenUp] = field(default_factory=list)
-    corrected: int = 0
+    corrected: Corrected | None = None
     confirmed: int = 0
     held: int = 0
 

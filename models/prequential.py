@@ -17,7 +17,7 @@ from models.label_join import Joined, LabelJoin, Note
 from models.learner import LEARN, PREDICT, Label, Learner, Predictions, Targets, Task
 from models.losses import check_loss, losses
 from models.metrics import Metric, metric
-from models.outcome import NO_VALUE, Learned, Outcome
+from models.outcome import NO_VALUE, Corrected, Learned, Outcome
 from models.step_record import StepRecord
 from models.targets import as_targets, every_usable, select, usable
 from state.delta import Delta
@@ -290,9 +290,16 @@ class Prequential:
         learned_before = joined.op.cumsum(dtype=np.int64)[asked][turn]
         return Outcome(
             served, learned, alarms, joined.refused_labels, joined.refused_events,
-            len(joined.dropped), before, learned_before, joined.given_up, joined.corrected,
+            len(joined.dropped), before, learned_before, joined.given_up, self._corrected(joined),
             joined.confirmed, joined.held,
         )  # fmt: skip
+
+    def _corrected(self, joined: Joined) -> Corrected | None:
+        steps = joined.corrected
+        if not steps.size:
+            return None
+        tags = self.pending.tags[joined.row[steps]]
+        return Corrected(select(joined.target, steps), joined.time[steps], tags)
 
     def run_inline(
         self, features: F64, times: I64, values: Targets, tags: NDArray[np.int32] | None = None

@@ -123,7 +123,7 @@ def feed(step: Prequential, data: Any, low: int, high: int) -> list[Any]:
         (learned.label.tolist(), learned.times.tolist(), learned.tags.tolist()),
         (learned.delays.tolist(), repr(list(learned.target))),
         (outcome.alarms, outcome.refused_labels, outcome.refused_events, outcome.dropped),
-        (outcome.given_up, outcome.corrected, outcome.confirmed, outcome.held),
+        (outcome.given_up, repr(outcome.corrected), outcome.confirmed, outcome.held),
         {n: {m: repr(v.value) for m, v in of.items()} for n, of in step.metrics.items()},
         {n: learner.version for n, learner in step.learners.items()},
         (list(step.learners), step.champion, len(step.pending), step.pending.watermark),

@@ -361,7 +361,11 @@ def _everything(step: Prequential, outcomes: list[Any]) -> dict[str, Any]:
     found["delays"] = [d for o in outcomes for d in o.learned.delays.tolist()]
     found["target"] = [float(y) for o in outcomes for y in o.learned.target]
     found["refused"] = sorted(why for o in outcomes for _, why in o.refused_labels)
-    for what in ("dropped", "corrected", "confirmed", "held"):
+    again = [o.corrected for o in outcomes if o.corrected]
+    found["corrected"] = [
+        (float(y), t) for c in again for y, t in zip(c.target, c.times, strict=True)
+    ]
+    for what in ("dropped", "confirmed", "held"):
         found[what] = sum(getattr(o, what) for o in outcomes)
     found["given up"] = [(g.note, g.reason) for o in outcomes for g in o.given_up]
     found["pending"] = len(step.pending)
@@ -441,7 +445,8 @@ def test_a_late_label_corrects_what_was_assumed_and_is_not_scored_again() -> Non
     feed(step, "abc", "", [], [0, 0, 30])
     metric = step.metrics["champion"]["LogLoss"].value
     outcome = feed(step, "", "ab", [1.0, 0.0], [35, 36])
-    assert (outcome.corrected, outcome.confirmed) == (1, 1)
+    assert (len(outcome.corrected), outcome.confirmed) == (1, 1)
+    assert (outcome.corrected.target.tolist(), outcome.corrected.times.tolist()) == ([1.0], [35])
     assert outcome.refused_labels == []
     assert outcome.learned.label.size == 0
     assert step.metrics["champion"]["LogLoss"].value == metric
@@ -449,16 +454,17 @@ def test_a_late_label_corrects_what_was_assumed_and_is_not_scored_again() -> Non
     # Both have their label now: a repeat is one, and another one corrects again.
     outcome = feed(step, "", "abb", [1.0, 0.0, 1.0], [42, 42, 42])
     assert outcome.refused_labels == [(0, DUPLICATE), (1, DUPLICATE)]
-    assert outcome.corrected == 1
+    assert outcome.corrected.tags.tolist() == [0]
 
 
 def test_a_label_corrects_no_longer_than_was_declared() -> None:
     step = correcting()
     feed(step, "ab", "a", [1.0], [0, 1, 5])
-    assert feed(step, "", "a", [0.0], [105]).corrected == 1
+    assert feed(step, "", "a", [0.0], [105]).corrected.times.tolist() == [105]
     assert step.pending.kept == 2
     late = feed(step, "c", "a", [1.0], [206, 206])  # b's wait was seen to be over at 105
-    assert late.corrected == step.pending.kept == 0
+    assert late.corrected is None
+    assert step.pending.kept == 0
     assert late.refused_labels == [(0, UNKNOWN_ID)]
 
 
