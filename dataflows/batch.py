@@ -66,16 +66,19 @@ class RawBatch:
     read_at: float
 
     def sorted(self, letters: list[DeadLetter]) -> list[DeadLetter]:
-        """Dead letters in the sequence of their messages, whichever step found them."""
+        """Dead letters in the sequence of their causes, whichever step found them."""
         sources = [
             (rows.topic, *at)
             for rows in (self.events, self.labels)
             for at in zip(rows.partitions.tolist(), rows.offsets.tolist(), strict=True)
         ]
         turn = {sources[row]: place for place, row in enumerate(self.order.tolist())}
-        return sorted(
-            letters, key=lambda letter: turn[letter.topic, letter.partition, letter.offset]
-        )
+
+        def at(letter: DeadLetter) -> int:
+            cause = letter.cause
+            return turn[cause.topic, cause.partition, cause.offset]
+
+        return sorted(letters, key=at)
 
     def reached(self, partition: int) -> tuple[int, int]:
         """The greatest offsets of events and of labels that were read of a partition; -1: none."""

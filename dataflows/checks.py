@@ -17,6 +17,7 @@ from models.metrics import metric
 from models.river_adapter import check_fits
 from state.durations import parse_duration_ms
 from state.errors import DeclarationError
+from state.extent import LARGEST
 
 if TYPE_CHECKING:
     from dataflows.pipeline import Pipeline
@@ -176,7 +177,33 @@ def _check_delayed(pipeline: Pipeline, label: Delayed) -> None:
     schema.require_present(label.field, ("number", "boolean", "text"), where)
     schema.require_present(label.id, ("text",), where)
     _check_time(schema, label.time, where)
-    parse_duration_ms(label.wait)
+    for duration in (label.wait, label.correct_within, label.early):
+        parse_duration_ms(duration)
+    _check_otherwise(label, schema.fields[label.field].kind, where)
+
+
+_KINDS: dict[str, tuple[type, ...]] = {"boolean": (bool,), "number": (int, float), "text": (str,)}
+
+
+def _check_otherwise(label: Delayed, kind: str, where: str) -> None:
+    """What is assumed is a label like any other, and only what was assumed can be corrected."""
+    known = label.otherwise
+    if known is not None:
+        fits = isinstance(known, _KINDS[kind]) and (kind == "boolean" or known is not bool(known))
+        if not fits or (kind == "number" and not abs(float(known)) <= LARGEST):
+            raise DeclarationError(
+                f"otherwise={known!r} of {where} is no label: {label.field} is a {kind}"
+            )
+    if label.late not in ("refuse", "correct"):
+        raise DeclarationError(
+            f"late={label.late!r} of {where} is unknown: a late label is 'refuse'd, or 'correct's "
+            "what was assumed"
+        )
+    if label.late == "correct" and known is None:
+        raise DeclarationError(
+            f"late='correct' of {where} has nothing to correct: give otherwise=, what is assumed "
+            "when the wait is over, or wait for longer"
+        )
 
 
 def _check_time(schema: Schema, name: str, where: str) -> None:

@@ -7,7 +7,7 @@ import time
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypedDict, Union, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -282,7 +282,14 @@ def dead_letter(rows: RawRows, row: int, reason: str, detail: str) -> DeadLetter
     )
 
 
-def payload_fields(payload: bytes) -> dict[str, str]:
+class PayloadFields(TypedDict, total=False):
+    """The fields of a `DeadLetter` that hold what was read; one of them."""
+
+    payload: str
+    payload_base64: str
+
+
+def payload_fields(payload: bytes) -> PayloadFields:
     """The payload as text where it is UTF-8, else as base64."""
     try:
         return {"payload": payload.decode()}

@@ -16,13 +16,16 @@ from dataflows.pipeline import Pipeline
 from dataflows.sink.bus_sink import part_name
 from dataflows.sink.outgoing import Mark, Marking, Outgoing
 from models.learner import NO_LABEL, Predictions, Task
+from models.outcome import Corrected, Learned
 
 
 @dataclass(slots=True)
 class Results:
     """What the model step made of a batch.
 
-    ``predictions`` and ``versions`` have one entry per event.
+    ``predictions`` and ``versions`` have one entry per event. ``learned`` and ``corrected`` are the
+    labels of a topic of their own that were used; their tags say which event they are of, counted
+    from the start of the process.
     """
 
     batch: Batch
@@ -30,6 +33,8 @@ class Results:
     versions: Sequence[int]
     dead: list[DeadLetter] = field(default_factory=list)
     signals: list[DriftSignal] = field(default_factory=list)
+    learned: Learned | None = None
+    corrected: Corrected | None = None
 
 
 _COMMON = [
@@ -127,7 +132,7 @@ class Encoder:
     ) -> None:
         marks: dict[int, list[Mark]] = {}
         for message in messages:
-            partition = message.partition
+            partition = message.cause.partition
             item = outgoing.get(partition)
             if item is None:
                 item = outgoing[partition] = Outgoing(partition, {}, sources=batch.raw)

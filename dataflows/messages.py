@@ -14,6 +14,9 @@ from typing import Any
 
 import msgspec
 
+from state.durations import parse_duration_ms
+from state.label_rules import LabelRules
+
 
 class Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What happened: base of every event type.
@@ -40,18 +43,35 @@ class Label(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
 
     @classmethod
-    def target(cls, field: str, *, id: str = "id", time: str = "ts", wait: str = "7d") -> Delayed:
-        """Learn ``field`` of this label type; see `Delayed`."""
-        return Delayed(cls, field, id=id, time=time, wait=wait)
+    def target(cls, field: str, **rules: Any) -> Delayed:
+        """Learn ``field`` of this label type, by the ``rules`` that `Delayed` has."""
+        return Delayed(cls, field, **rules)
 
 
 @dataclass(frozen=True, slots=True)
 class Delayed:
     """Labels that arrive later, on the topic ``<pipeline>.labels``.
 
-    ``field`` is what is learned, ``id`` names the event that is judged, ``time`` is when it was
-    judged. A prediction waits ``wait`` of event time for its label and is then forgotten: a label
-    that comes later still is a dead letter.
+    All durations are event time, so a replay gives the same.
+
+    Attributes:
+        type, field: the label type, and the field of it that is learned.
+        id: the field that names the event which is judged.
+        time: the field that says when it was judged.
+        wait: how long a prediction waits for its label.
+        otherwise: the label to learn when the wait is over without one (no click within ten minutes
+            is ``False``); None: such a prediction is dropped, and teaches nothing.
+        late: what becomes of a label that comes after ``otherwise`` was learned. ``"refuse"``: a
+            dead letter. ``"correct"``: if it says otherwise it teaches, on the features that were
+            served; so does one that contradicts an earlier label. The prediction is scored by its
+            first label alone.
+        correct_within: for how long after its label, or the end of its wait, a prediction is kept
+            for that.
+        early: how long a label is held whose event has not come; it teaches right after its event
+            was predicted. ``"0s"``: it is a dead letter at once.
+
+    An id has one label: the first. A repeat is a dead letter, ``duplicate label`` or
+    ``contradicting label``.
     """
 
     type: type[Label]
@@ -59,6 +79,19 @@ class Delayed:
     id: str = "id"
     time: str = "ts"
     wait: str = "7d"
+    otherwise: bool | int | float | str | None = None
+    late: str = "refuse"
+    correct_within: str = "30d"
+    early: str = "10m"
+
+    def rules(self) -> LabelRules:
+        """The same, in numbers."""
+        corrects = self.late == "correct"
+        return LabelRules(
+            wait_ms=parse_duration_ms(self.wait),
+            correct_ms=parse_duration_ms(self.correct_within) if corrects else None,
+            hold_ms=parse_duration_ms(self.early),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +106,29 @@ def inline(field: str) -> Inline:
     return Inline(field)
 
 
-class Prediction(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Cause(msgspec.Struct):
+    """A message by its coordinates."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class _FromSource:
+    """What came of a message whose coordinates it carries."""
+
+    __slots__ = ()
+    topic: str
+    partition: int
+    offset: int
+
+    @property
+    def cause(self) -> Cause:
+        """The message whose reading brought this about."""
+        return Cause(self.topic, self.partition, self.offset)
+
+
+class Prediction(_FromSource, msgspec.Struct, kw_only=True, omit_defaults=True):
     """One prediction on ``<pipeline>.predictions``.
 
     ``topic``, ``partition`` and ``offset`` are where the event was read; ``ts`` is its time (epoch
@@ -96,11 +151,12 @@ class Prediction(msgspec.Struct, kw_only=True, omit_defaults=True):
     features: dict[str, float] | None = None
 
 
-class DeadLetter(msgspec.Struct, kw_only=True):
+class DeadLetter(_FromSource, msgspec.Struct, kw_only=True):
     """A message that could not be used, on ``<pipeline>.dead-letters``.
 
     ``payload`` is the message as text where it is UTF-8, else ``payload_base64`` holds its bytes.
-    ``reason`` is a short stable word for counting, ``detail`` the sentence for people.
+    ``reason`` is a short stable word for counting, ``detail`` the sentence for people. ``given_up``
+    is there for a message that was kept for a while: it is the one at which that ended.
     """
 
     topic: str
@@ -110,9 +166,18 @@ class DeadLetter(msgspec.Struct, kw_only=True):
     detail: str
     payload: str | None = None
     payload_base64: str | None = None
+    given_up: Cause | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def cause(self) -> Cause:
+        """The message whose reading brought this about."""
+        given_up = self.given_up
+        if given_up is msgspec.UNSET:
+            return Cause(self.topic, self.partition, self.offset)
+        return given_up
 
 
-class DriftSignal(msgspec.Struct, kw_only=True):
+class DriftSignal(_FromSource, msgspec.Struct, kw_only=True):
     """A change that a monitor saw, on ``<pipeline>.drift``.
 
     ``subject`` is what changed (``loss`` or a feature), ``ts`` when in event time, ``statistic``

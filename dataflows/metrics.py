@@ -24,10 +24,19 @@ from dataflows.alignment import AlignedReader
 from dataflows.batch import Batch, RawBatch
 from dataflows.encode import Results
 from dataflows.sink.outgoing import Outgoing
+from models.outcome import ASSUMED_LABEL, Outcome
+from state.durations import parse_duration_ms
 from state.errors import AnabranchError
 
 _SECONDS = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0,
+)  # fmt: skip
+_DELAYS = tuple(
+    parse_duration_ms(each) / 1000
+    for each in (
+        "1s", "10s", "1m", "5m", "10m", "30m", "1h", "3h", "6h", "12h", "1d", "2d", "4d", "7d",
+        "14d", "30d",
+    )
 )  # fmt: skip
 FLUSH_EVERY_S = 0.5
 _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -45,6 +54,8 @@ class WorkerMetrics:
         self._dead_counts: Tally[str] = Tally()
         self._batch_rows: list[int] = []
         self._written: list[tuple[NDArray[np.int64], float, float]] = []
+        self._delays_ms: list[NDArray[np.int64]] = []
+        self._label_counts: Tally[str] = Tally()
         self._newest_ms: int | None = None
         self._tellers: list[Callable[[], None]] = []
         self._window_sizes: dict[str, dict[object, tuple[int, int]]] = {}
@@ -55,6 +66,9 @@ class WorkerMetrics:
             "learned": self._counter("anabranch_learned", "Labels that a model has learned"),
         }
         self._dead = self._counter("anabranch_dead_letters", "Unusable messages", "reason")
+        self._outcomes = self._counter(
+            "anabranch_label_outcomes", "What became of predictions' labels", "outcome"
+        )
         self._drift = self._counter("anabranch_drift_signals", "Changes seen", "subject")
         self._late = self._counter(
             "anabranch_inexact_rows", "Rows later than what their windows still remember", "entity"
@@ -66,6 +80,9 @@ class WorkerMetrics:
         )
         self._working = self._histogram(
             "anabranch_processing_seconds", "From read to prediction published", _SECONDS
+        )
+        self._delay = self._histogram(
+            "anabranch_label_delay_seconds", "From an event's time to its label's", _DELAYS
         )
         self._rows = self._histogram("anabranch_batch_rows", "Messages in a batch", _ROWS)
         self._commits = self._histogram(
@@ -80,6 +97,7 @@ class WorkerMetrics:
         self._waiting = self._gauge(
             "anabranch_waiting_predictions", "Predictions without label yet"
         )
+        self._held = self._gauge("anabranch_held_labels", "Labels that came before their events")
         self._keys = self._gauge("anabranch_window_keys", "Keys with events in windows", "entity")
         self._bytes = self._gauge("anabranch_window_bytes", "Bytes of window state", "entity")
         self._event_time = self._gauge(
@@ -106,6 +124,10 @@ class WorkerMetrics:
                 counter.labels(pipeline).inc(counts[name])
         for reason, count in self._dead_counts.items():
             self._dead.labels(pipeline, reason).inc(count)
+        for outcome, count in self._label_counts.items():
+            self._outcomes.labels(pipeline, outcome).inc(count)
+        if self._delays_ms:
+            observe_many(self._delay.labels(pipeline), np.concatenate(self._delays_ms) / 1000)
         observe_many(self._rows.labels(pipeline), np.array(self._batch_rows, np.float64))
         if self._written:
             published, written_at, seconds = zip(*self._written, strict=True)
@@ -115,6 +137,8 @@ class WorkerMetrics:
             observe_many(self._working.labels(pipeline), np.repeat(seconds, rows))
         self._batch_rows.clear()
         self._written.clear()
+        self._delays_ms.clear()
+        self._label_counts.clear()
         if self._newest_ms is not None:
             self._event_time.labels(pipeline).set(self._newest_ms / 1000)
         counts.clear()
@@ -161,9 +185,29 @@ class WorkerMetrics:
         for signal in results.signals:
             self._drift.labels(self._pipeline, signal.subject).inc()
 
-    def on_models(self, waiting: int, quality: Mapping[tuple[str, str], float]) -> None:
+    def on_labels(self, outcome: Outcome) -> None:
+        """What became of labels on a topic of their own, and of waits that are over."""
+        learned, counts = outcome.learned, self._label_counts
+        came = learned.label != ASSUMED_LABEL
+        self._delays_ms.append(learned.delays[came])
+        found = {
+            "label": int(came.sum()),
+            "assumed": int(len(came) - came.sum()),
+            "dropped": outcome.dropped,
+            "corrected": len(outcome.corrected or ()),
+            "confirmed": outcome.confirmed,
+            "held": outcome.held,
+        }
+        for what, count in found.items():
+            if count:
+                counts[what] += count
+
+    def on_models(
+        self, waiting: int, quality: Mapping[tuple[str, str], float], held: int = 0
+    ) -> None:
         """How the models stand; ``quality`` is by model and metric name."""
         self._waiting.labels(self._pipeline).set(waiting)
+        self._held.labels(self._pipeline).set(held)
         for (model, name), value in quality.items():
             self._quality.labels(self._pipeline, model, name).set(value)
 

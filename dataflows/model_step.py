@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
 
-from dataflows.batch import Batch, EntityRows, LabelRows, Progress, Wake
+from dataflows.batch import Batch, EntityRows, Progress, Wake
 from dataflows.decode import payload_fields
 from dataflows.encode import Results
+from dataflows.label_trouble import LabelTrouble
 from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
@@ -20,7 +21,6 @@ from models.drift import LOSS, Alarm
 from models.learner import Task
 from models.outcome import Outcome
 from models.prequential import Prequential
-from state.durations import parse_duration_ms
 from state.extent import LARGEST, all_usable
 
 if TYPE_CHECKING:
@@ -104,9 +104,12 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             {pipeline.model_name: pipeline.learner()},
             metrics=pipeline.metric_names,
             monitors=pipeline.monitors,
-            wait_ms=parse_duration_ms(label.wait) if isinstance(label, Delayed) else None,
+            rules=label.rules() if isinstance(label, Delayed) else None,
+            otherwise=label.otherwise if isinstance(label, Delayed) else None,
             inline=self._inline,
         )
+        self._labels = LabelTrouble(pipeline.topics)
+        self._events = 0  # so many were predicted
         metrics.ask(self._tell)
         self._place: Place | None = None
         if state is not None:
@@ -138,6 +141,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         signals = [self._signal(alarm, batch, outcome) for alarm in outcome.alarms]
         predictions, versions = outcome.predictions[champion], outcome.versions(champion)
         results = Results(batch, predictions, versions, dead, signals)
+        if not self._inline:
+            results.learned, results.corrected = outcome.learned, outcome.corrected
         self._metrics.on_results(results, len(outcome.learned.times))
         return results
 
@@ -147,7 +152,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         return self.prequential.run_inline(batch.features, batch.times, values)
 
     def _learn_delayed(self, batch: Batch, dead: list[DeadLetter]) -> Outcome:
-        labels = batch.labels
+        labels, first = batch.labels, self._events
+        self._events = first + len(batch.ids)
         outcome = self.prequential.run(
             ids=batch.ids,
             features=batch.features,
@@ -156,14 +162,17 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             label_values=self._target.read(labels.values, None),
             label_times=labels.times,
             order=batch.order,
+            tags=np.arange(first, self._events).astype(np.int32),
+            note=lambda row: self._labels.note(labels, row),
         )
         dead += [self._refuse_twice(batch, row) for row in outcome.refused_events]
-        for row, reason in outcome.refused_labels:
-            dead.append(self._refuse_label(labels, row, reason))
+        dead += self._labels.letters(batch, outcome)
+        self._metrics.on_labels(outcome)
         return outcome
 
     def _tell(self) -> None:
-        self._metrics.on_models(len(self.prequential.pending), self._quality())
+        pending = self.prequential.pending
+        self._metrics.on_models(len(pending), self._quality(), len(pending.early))
 
     def _quality(self) -> dict[tuple[str, str], float]:
         return {
@@ -203,24 +212,16 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             **payload_fields(batch.payloads[row]),
         )
 
-    def _refuse_label(self, labels: LabelRows, row: int, detail: str) -> DeadLetter:
-        return DeadLetter(
-            topic=self._pipeline.topics.labels,
-            partition=int(labels.partitions[row]),
-            offset=int(labels.offsets[row]),
-            reason="label without event",
-            detail=f"id {labels.ids[row]!r}: {detail}",
-            **payload_fields(labels.payloads[row]),
-        )
-
     def _signal(self, alarm: Alarm, batch: Batch, outcome: Outcome) -> DriftSignal:
-        """Where: the label (for the loss) or the event that gave the alarm."""
+        """Where: the label or the event that gave the alarm."""
         topics = self._pipeline.topics
         topic, row = topics.events, min(alarm.row, len(batch) - 1)
         partitions, offsets = batch.partitions, batch.offsets
-        if alarm.subject == LOSS and not self._inline:
-            topic, row = topics.labels, int(outcome.learned.label[alarm.row])
-            partitions, offsets = batch.labels.partitions, batch.labels.offsets
+        if alarm.subject == LOSS and outcome.learned.items is not None:
+            row = int(outcome.learned.items[alarm.row])
+            if row >= len(batch):
+                topic, row = topics.labels, row - len(batch)
+                partitions, offsets = batch.labels.partitions, batch.labels.offsets
         return DriftSignal(
             pipeline=self._pipeline.name,
             subject=alarm.subject,

@@ -11,6 +11,7 @@ from dataflows.pipeline import Pipeline
 from models.compiled import learner_for
 from models.learner import Task
 from models.prequential import Prequential
+from state.label_rules import LabelRules
 from state.recent_ids import RecentIds
 
 
@@ -40,7 +41,7 @@ def _warm_models(pipeline: Pipeline) -> None:
     prequential = Prequential(
         {"warm": learner},
         metrics=pipeline.metric_names,
-        wait_ms=1000 if apart else None,
+        rules=LabelRules(wait_ms=1000),
         inline=not apart,
     )
     prequential.run(

@@ -21,7 +21,7 @@ class Answers:
     Numbers live in the store's own arrays. Multi-class answers, which no array holds, are kept
     here: `{label: probability}` and the label.
 
-    >>> answers = Answers(PendingStore(width=1, models=1, wait_ms=None))
+    >>> answers = Answers(PendingStore(width=1, models=1))
     >>> answers.keep(0, np.array([3]), Predictions([{"a": 1.0}], ["a"]))
     >>> answers.recall(0, np.array([3]), Predictions([], []))
     Predictions(values=[{'a': 1.0}], labels=['a'])

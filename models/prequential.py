@@ -13,15 +13,16 @@ from models.answers import Answers
 from models.checkpoint import PARTS, Bounds, Checkpoint
 from models.declared import described
 from models.drift import LOSS, Alarm, Monitor, Watch
+from models.label_join import Joined, LabelJoin, Note
 from models.learner import LEARN, PREDICT, Label, Learner, Predictions, Targets, Task
 from models.losses import check_loss, losses
 from models.metrics import Metric, metric
-from models.outcome import NO_VALUE, UNKNOWN_ID, Learned, Outcome
+from models.outcome import NO_VALUE, Corrected, Learned, Outcome
 from models.step_record import StepRecord
 from models.targets import as_targets, every_usable, select, usable
 from state.delta import Delta
 from state.errors import DeclarationError
-from state.pending import DROPPED, PendingStore, Walk
+from state.label_rules import LabelRules
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -42,7 +43,7 @@ class Prequential:
             same task and the same columns.
         metrics: names for `metrics.metric`, kept for every model.
         monitors: on the champion's loss, or on a feature of the events.
-        wait_ms: how long a label is waited for, in event time; None for ever.
+        rules: how long labels are waited for, and what becomes of late and early ones.
         otherwise: the target to assume when the wait is over; None to drop the prediction.
         inline: targets come with the events, nothing waits.
         bounds: when a model is too large to be written whole in `changes`.
@@ -57,7 +58,7 @@ class Prequential:
     >>> from river import linear_model
     >>> from models.compiled import learner_for
     >>> model = learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION)
-    >>> step = Prequential({"champion": model}, metrics=["MAE"], wait_ms=None)
+    >>> step = Prequential({"champion": model}, metrics=["MAE"])
     >>> outcome = step.run(
     ...     ids=["x"], features=np.array([[1.0]]), times=np.array([1000]),
     ...     label_ids=["x"], label_values=np.array([2.0]), label_times=np.array([1500]),
@@ -74,7 +75,7 @@ class Prequential:
         learners: Mapping[str, Learner],
         metrics: Sequence[str] = (),
         monitors: Sequence[Monitor] = (),
-        wait_ms: int | None = None,
+        rules: LabelRules | None = None,
         inline: bool = False,
         otherwise: Label = None,
         bounds: Bounds | None = None,
@@ -84,11 +85,11 @@ class Prequential:
         first = next(iter(learners.values()))
         self.task, self.names = first.task, first.names
         self.inline = inline
-        self._otherwise = otherwise
         self._metric_names = tuple(metrics)
         self.learners: dict[str, Learner] = {}
         self.metrics: dict[str, dict[str, Metric]] = {}
-        self.pending = PendingStore(len(self.names), 0, wait_ms, otherwise is not None)
+        self._join = LabelJoin(len(self.names), self.task, rules or LabelRules(), otherwise)
+        self.pending = self._join.pending
         self._answers: dict[str, Answers] = {}
         self._kept: dict[str, Checkpoint] = {}
         self._declared: dict[str, str] = {}
@@ -167,6 +168,7 @@ class Prequential:
         label_times: I64,
         order: I64,
         tags: NDArray[np.int32] | None = None,
+        note: Note | None = None,
     ) -> Outcome:
         """Predict events and learn labels, in `order`.
 
@@ -180,6 +182,7 @@ class Prequential:
             label_times: `(labels,) int64` ms.
             order: `(events + labels,) int64`: event i as i, label j as `events + j`.
             tags: `(events,) int32`, handed back with the label.
+            note: of a label that must be held, by its index; handed back should it be given up.
 
         When `inline`, it is `run_inline`: `label_values` belongs to the events, one each, and
         `ids`, `label_ids`, `label_times` and `order` are not looked at.
@@ -189,17 +192,10 @@ class Prequential:
         """
         if self.inline:
             return self.run_inline(features, times, label_values, tags)
-        label_values = as_targets(label_values, self.task)
-        learnable = usable(label_values, self.task)
-        walk = self.pending.walk(
-            ids, times, features, label_ids, label_times, order, learnable, tags
+        joined = self._join.join(
+            ids, times, features, label_ids, label_values, label_times, order, tags, note
         )
-        outcome = self._work(walk, label_values, len(times))
-        outcome.refused_labels = [
-            (label, UNKNOWN_ID if learnable[label] else NO_VALUE)
-            for label in walk.refused_labels.nonzero()[0].tolist()
-        ]
-        return outcome
+        return self._work(joined, len(times))
 
     def changes(self) -> Delta:
         """What changed since the last call of this or of `restore`; at first, everything.
@@ -210,7 +206,7 @@ class Prequential:
             StateError: a model can't be pickled.
         """
         delta = Delta(cleared=self._cleared)
-        pending = self.pending.changes()
+        pending = self._join.changes()
         delta.put("pending", pending)
         for name, kept in self._kept.items():
             delta.put(_part(name), kept.changes())
@@ -259,7 +255,7 @@ class Prequential:
             if same:
                 self._watches[i] = same[0]
                 record.watches.remove(same[0])
-        self.pending.restore(image.part("pending"))
+        self._join.restore(image.part("pending"))
 
     def _record(self) -> StepRecord:
         return StepRecord(
@@ -267,38 +263,43 @@ class Prequential:
             self._watches,
         )  # fmt: skip
 
-    def _work(self, walk: Walk, label_values: Targets, events: int) -> Outcome:
-        """Predict and learn the steps that the store has laid out."""
-        pending, expired = self.pending, walk.row[walk.kind == DROPPED].tolist()
-        kind, row, source, time = walk.kind, walk.row, walk.source, walk.time
-        if expired:
-            done = kind != DROPPED
-            kind, row, source, time = kind[done], row[done], source[done], time[done]
-        asked, taught = (kind == PREDICT).nonzero()[0], (kind == LEARN).nonzero()[0]
-        target = self._targets(taught, source, label_values)
-        op = kind.astype(np.uint8)
+    def _work(self, joined: Joined, events: int) -> Outcome:
+        """Predict and learn the steps that were laid out."""
+        pending, row, time = self.pending, joined.row, joined.time
+        asked, taught = joined.asked, joined.taught
         # Events are predicted in `order`, but the caller counts them by index.
         turn = np.empty(events, np.int64)
-        turn[source[asked]] = np.arange(asked.size)
+        turn[joined.source[asked]] = np.arange(asked.size)
         before = {name: learner.version for name, learner in self.learners.items()}
         served: dict[str, Predictions] = {}
         scored: dict[str, Predictions] = {}
         for model, (name, kept) in enumerate(self._kept.items()):
-            answers, waiting = kept.run(pending.features, op, row, target), self._answers[name]
+            answers = kept.run(pending.features, joined.op, row, joined.target)
+            waiting = self._answers[name]
             waiting.keep(model, row[asked], answers)
             scored[name] = waiting.recall(model, row[taught], answers)
             served[name] = answers.take(turn)
-            waiting.forget(expired)
+            waiting.forget(joined.dropped)
         left = row[taught]
         learned = Learned(
-            source[taught], select(target, taught), scored,
-            pending.times[left], time[taught], pending.tags[left],
+            joined.source[taught], select(joined.target, taught), scored,
+            pending.times[left], time[taught], pending.tags[left], joined.item[taught],
         )  # fmt: skip
         self._score(learned)
         alarms = self._watch(learned, taught, pending.features, row[asked], time[asked], asked)
-        learned_before = kind.cumsum()[asked][turn]
-        twice = walk.refused_events.nonzero()[0].tolist()
-        return Outcome(served, learned, alarms, [], twice, len(expired), before, learned_before)
+        learned_before = joined.op.cumsum(dtype=np.int64)[asked][turn]
+        return Outcome(
+            served, learned, alarms, joined.refused_labels, joined.refused_events,
+            len(joined.dropped), before, learned_before, joined.given_up, self._corrected(joined),
+            joined.confirmed, joined.held,
+        )  # fmt: skip
+
+    def _corrected(self, joined: Joined) -> Corrected | None:
+        steps = joined.corrected
+        if not steps.size:
+            return None
+        tags = self.pending.tags[joined.row[steps]]
+        return Corrected(select(joined.target, steps), joined.time[steps], tags)
 
     def run_inline(
         self, features: F64, times: I64, values: Targets, tags: NDArray[np.int32] | None = None
@@ -368,19 +369,6 @@ class Prequential:
         refused = [(event, NO_VALUE) for event in np.flatnonzero(learnable == 0).tolist()]
         target = select(target, np.flatnonzero(keep))
         return op[keep], row[keep], target, np.flatnonzero(learnable), refused
-
-    def _targets(self, taught: I64, source: I64, label_values: Targets) -> Targets:
-        """The target of each step. Source -1, a timeout, finds the assumed one at the end."""
-        if isinstance(label_values, np.ndarray):
-            assumed = 0.0 if self._otherwise is None else float(self._otherwise)  # type: ignore[arg-type]
-            target = np.zeros(source.size)
-            target[taught] = np.append(label_values, assumed)[source[taught]]
-            return target
-        known = [*label_values, self._otherwise]
-        targets: list[Label] = [None] * source.size
-        for step, label in zip(taught.tolist(), source[taught].tolist(), strict=True):
-            targets[step] = known[label]
-        return targets
 
     def _score(self, learned: Learned) -> None:
         for name, answers in learned.predictions.items():

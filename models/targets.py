@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from models.learner import Targets, Task
 from state.extent import all_binary
+from state.hashing import hash64
 
 
 def as_targets(values: Targets, task: Task) -> Targets:
@@ -27,6 +28,13 @@ def usable(values: Targets, task: Task) -> NDArray[np.uint8]:
         return np.array([value is not None and value == value for value in values], np.uint8)
     found = (values == 0.0) | (values == 1.0) if task is Task.BINARY else np.isfinite(values)
     return found.view(np.uint8)
+
+
+def codes(values: Targets) -> NDArray[np.int64]:
+    """`(labels,) int64`: equal for equal values, and the same in every process."""
+    if isinstance(values, np.ndarray):
+        return (values + 0.0).view(np.int64)  # -0.0 becomes 0.0
+    return hash64([repr(value) for value in values]).view(np.int64)
 
 
 def select(values: Targets, rows: NDArray[np.int64]) -> Targets:

@@ -35,7 +35,7 @@ def simulated(events: int, faults: Faults | None = None, seed: int = 3) -> list[
     """Payments and verdicts in the order of their times."""
     found: list[Message] = []
     for batch in simulate_payments(events=events, seed=seed, settings=WORLD, faults=faults):
-        found += _messages(batch)
+        found += messages_of(batch)
     return found
 
 
@@ -100,7 +100,8 @@ def copy_of_topic(path: Path, url: str, topic: str, order: Any = None) -> str:
     return write(path, [value for _, _, value in found], places)
 
 
-def _messages(batch: Batch) -> list[Message]:
+def messages_of(batch: Batch) -> list[Message]:
+    """The messages of a batch of the simulator."""
     topics = [LABELS if label else EVENTS for label in batch.labels.tolist()]
     return list(map(Message, topics, batch.values, batch.keys, batch.times.tolist()))
 

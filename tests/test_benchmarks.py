@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from benchmarks import bytewax_recovery, replay
+from benchmarks import bytewax_recovery, labels, replay
 from benchmarks.__main__ import names
 from benchmarks.hotpath import EVERY_MS, START_MS, check_agreement, make_messages, make_pipeline
 from benchmarks.recovery import check_agreement as check_recovery
@@ -16,7 +16,7 @@ from benchmarks.stages import STAGES, stage_costs
 
 
 def test_every_benchmark_is_found_by_its_name():
-    assert names() == ["bus", "hotpath", "recovery", "replay"]
+    assert names() == ["bus", "hotpath", "labels", "recovery", "replay"]
 
 
 def test_the_version_by_hand_predicts_what_the_pipeline_predicts():
@@ -58,6 +58,19 @@ def test_another_window_of_a_contestant_is_noticed(monkeypatch):
     monkeypatch.setitem(replay.CONTESTANTS, "pandas groupby().rolling()", partial(wider, None))
     with pytest.raises(AssertionError, match="differ"):
         check_replay(3000)
+
+
+def test_dicts_by_hand_make_the_same_of_labels():
+    labels.check_agreement(1_000)
+
+
+def test_a_join_that_lets_go_too_soon_is_noticed(monkeypatch):
+    def sooner(wait_ms):
+        return labels.Ours(wait_ms - 1)
+
+    monkeypatch.setitem(labels.CONTESTANTS, "anabranch", sooner)
+    with pytest.raises(AssertionError, match="differ"):
+        labels.check_agreement(1_000)
 
 
 def test_every_stage_of_the_hot_path_is_timed():

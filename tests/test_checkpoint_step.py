@@ -18,6 +18,7 @@ from models.learner import Task
 from models.prequential import Prequential
 from state.delta import Delta, decode, encode, merge
 from state.errors import StateError
+from state.label_rules import LabelRules
 
 NAMES = ("a", "b")
 LOGGED = Bounds(pickle_bytes=0)
@@ -82,7 +83,7 @@ def stream(task: Task, seed: int, size: int) -> tuple[list[int], Any, Any, list[
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(size, 2)).round(1)
     times = (np.arange(size) * 10 + rng.integers(-30, 30, size)).astype(np.int64)
-    moments = np.concatenate([np.arange(size), np.arange(size) + rng.exponential(8, size)])
+    moments = np.concatenate([np.arange(size), np.arange(size) + rng.exponential(8, size) - 3])
     order = np.argsort(moments, kind="stable").tolist()
     signs = (features[:, 0] > 0) ^ (np.arange(size) > size // 2)
     values: list[Any] = signs.astype(float).tolist()
@@ -107,11 +108,12 @@ def feed(step: Prequential, data: Any, low: int, high: int) -> list[Any]:
         ids=[f"e{i - i % 7 // 6}" for i in events],  # every seventh id is that of its neighbour
         features=np.ascontiguousarray(features[events]),
         times=times[events],
-        label_ids=[f"e{j}" for j in labels],
+        label_ids=[f"e{j - j % 5 // 4}" for j in labels],  # every fifth label judges another event
         label_values=chosen if step.task is Task.MULTICLASS else np.array(chosen, np.float64),
         label_times=times[labels] + 80,
         order=np.array([at[i] for i in piece if i in at], np.int64),
         tags=np.array(events, np.int32),
+        note=lambda j: b"%d" % labels[j],
     )
     learned = outcome.learned
     return [
@@ -121,6 +123,7 @@ def feed(step: Prequential, data: Any, low: int, high: int) -> list[Any]:
         (learned.label.tolist(), learned.times.tolist(), learned.tags.tolist()),
         (learned.delays.tolist(), repr(list(learned.target))),
         (outcome.alarms, outcome.refused_labels, outcome.refused_events, outcome.dropped),
+        (outcome.given_up, repr(outcome.corrected), outcome.confirmed, outcome.held),
         {n: {m: repr(v.value) for m, v in of.items()} for n, of in step.metrics.items()},
         {n: learner.version for n, learner in step.learners.items()},
         (list(step.learners), step.champion, len(step.pending), step.pending.watermark),
@@ -139,7 +142,12 @@ def test_restored_anywhere_it_goes_on_the_same(case: str, data: Any) -> None:
     task = CASES[case][0]
     arguments: dict[str, Any] = {"inline": data.draw(st.booleans(), "inline")}
     if not arguments["inline"]:
-        arguments["wait_ms"] = data.draw(st.sampled_from([None, 50, 100]), "wait")
+        arguments["rules"] = LabelRules(
+            wait_ms=data.draw(st.sampled_from([None, 50, 100]), "wait"),
+            correct_ms=data.draw(st.sampled_from([None, 150]), "correct"),
+            hold_ms=data.draw(st.sampled_from([0, 30, 1000]), "hold"),
+            most_held=data.draw(st.sampled_from([2, 100]), "held"),
+        )
         otherwise = st.sampled_from([None, "no" if task is Task.MULTICLASS else 0.0])
         arguments["otherwise"] = data.draw(otherwise, "otherwise")
     bounds = data.draw(st.sampled_from([None, LOGGED, OFTEN]), "bounds")

@@ -281,12 +281,40 @@ def test_labels_that_nobody_waits_for_are_dead_letters_and_teach_nothing(limit):
     assert [p["version"] for p in predictions] == [0, 1, 1, 1]
     letters = dead_letters(pipeline, bus)
     assert [(d["reason"], d["topic"], d["offset"]) for d in letters] == [
-        ("label without event", "trades.labels", 0),
-        ("label without event", "trades.labels", 2),
-        ("label without event", "trades.labels", 3),
+        ("duplicate label", "trades.labels", 2),
+        ("label without event", "trades.labels", 0),  # it was held for a while
+        ("label after its wait", "trades.labels", 3),
     ]
-    assert "'t7'" in letters[0]["detail"]
-    assert json.loads(letters[1]["payload"]) == labels[2]
+    assert letters[1]["given_up"] == {"topic": "trades.events", "partition": 0, "offset": 2}
+    assert "'t7'" in letters[1]["detail"]
+    assert json.loads(letters[0]["payload"]) == labels[2]
+    assert json.loads(letters[1]["payload"]) == labels[0]
+
+
+@pytest.mark.parametrize("limit", [1, 100])
+@pytest.mark.parametrize(
+    ("late", "learned", "dead"), [("refuse", 2, ["label after its wait"]), ("correct", 3, [])]
+)
+def test_what_is_assumed_when_nobody_says_otherwise(limit, late, learned, dead):
+    """`t0` is silent; `t1` too, until it is too late; `t2` says so in time."""
+    label = Verdict.target("fraud", wait="10m", otherwise=False, late=late, correct_within="1h")
+    pipeline = trades(label=label)
+    events = [trade(0, 0), trade(1, 1), trade(2, 9), trade(3, 12), trade(4, 13)]
+    labels = [verdict(1, 12.5), verdict(0, 12.6, fraud=False)]
+    if late == "refuse":
+        del labels[1]
+    bus = bus_with(pipeline, events, labels)
+    assert [p["version"] for p in run(pipeline, bus, limit)] == [0, 0, 0, 2, learned]
+    assert [d["reason"] for d in dead_letters(pipeline, bus)] == dead
+
+
+@pytest.mark.parametrize("limit", [1, 100])
+def test_a_label_from_before_its_event_teaches_right_after_it(limit):
+    pipeline = trades()
+    events = [trade(0, 0), trade(1, 2), trade(2, 3)]
+    bus = bus_with(pipeline, events, [verdict(1, 1)])
+    assert [p["version"] for p in run(pipeline, bus, limit)] == [0, 0, 1]
+    assert dead_letters(pipeline, bus) == []
 
 
 BAD: list[bytes] = [
@@ -402,11 +430,14 @@ def test_empty_topics_end_at_once():
     assert dead_letters(pipeline, bus) == []
 
 
-def test_only_labels():
-    pipeline = trades()
+@pytest.mark.parametrize(
+    ("early", "found"), [("0s", {"label without event", "not JSON"}), ("10m", {"not JSON"})]
+)
+def test_only_labels(early, found):
+    pipeline = trades(label=Verdict.target("fraud", early=early))
     bus = bus_with(pipeline, [], [verdict(0, 1), b"{"])
     assert run(pipeline, bus) == []
-    assert {d["reason"] for d in dead_letters(pipeline, bus)} == {"label without event", "not JSON"}
+    assert {d["reason"] for d in dead_letters(pipeline, bus)} == found
 
 
 @pytest.mark.parametrize("there", [[], ["trades.events"], ["trades.labels"]])

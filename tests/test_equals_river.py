@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from river import (
@@ -93,17 +94,26 @@ def rows(name: str) -> list[tuple[Timed, Any]]:
     return found
 
 
-def rivers(
-    name: str, model: Any, metric: Any, delay: timedelta | None = None
-) -> tuple[list[Any], float]:
-    """River's predictions in the order of the rows, and its metric at the end."""
-    arguments: dict[str, Any] = {}
-    if delay is not None:
-        arguments = {"moment": lambda x: x.moment, "delay": delay}
+def rivers(name: str, model: Any, metric: Any, delay: Any = None) -> tuple[list[Any], float]:
+    """River's predictions in the order of the rows, and its metric at the end.
+
+    ``delay`` is a number of rows, a time, or a function of a row and its target that gives a time.
+    """
+    arguments: dict[str, Any] = {"delay": delay}
+    if delay is not None and not isinstance(delay, int):
+        arguments["moment"] = lambda x: x.moment
     steps = evaluate.iter_progressive_val_score(
         rows(name), model.clone(), metric, step=1, yield_predictions=True, **arguments
     )
-    return [at["Prediction"] for at in steps], metric.get()
+    answers = [at["Prediction"] for at in steps]
+    if callable(delay):  # River tells them in the order of their labels
+        turns = np.argsort(label_times(name, delay), kind="stable").tolist()
+        answers = [answer for _, answer in sorted(zip(turns, answers, strict=True), key=_first)]
+    return answers, metric.get()
+
+
+def _first(pair: tuple[int, Any]) -> int:
+    return pair[0]
 
 
 # A metric that makes River answer with probabilities where there are classes.
@@ -114,7 +124,7 @@ def check(
     name: str,
     model: Any,
     metric: str,
-    delay: timedelta | None,
+    delay: Any,
     tolerance: float,
     found: tuple[list[dict[str, Any]], dict[str, float]],
 ) -> None:
@@ -197,19 +207,47 @@ def test_with_the_label_in_the_event(name, model, metric, tolerance):
     check(name, model, metric, None, tolerance, run(pipeline, bus, limit=173))
 
 
-@pytest.mark.parametrize(("name", "model", "metric", "tolerance"), CASES)
-def test_with_labels_on_their_own_topic_some_time_later(name, model, metric, tolerance):
-    delay = DELAYS.get(name, DELAYS["default"])
+def uneven(x: dict[str, float], y: Any) -> timedelta:
+    """A delay that depends on the row, so that labels overtake one another."""
+    return timedelta(seconds=int(abs(sum(x.values())) * 37) % 900, milliseconds=500)
+
+
+def label_times(name: str, delay: Any) -> list[int]:
+    """When each row's label is published, so that none comes at the moment of an event."""
+    times = [time for _, time in messages(name)]
+    if isinstance(delay, int):
+        after = [times[-1] + 1000 * (place + 1) for place in range(delay)]
+        return [time - 1 for time in [*times, *after][delay:]]
+    each = delay if callable(delay) else lambda x, y: delay
+    delays = [each(x, y) for x, y in rows(name)]
+    return [time + round(d.total_seconds() * 1000) for time, d in zip(times, delays, strict=True)]
+
+
+def equals_with_labels_later(
+    name: str, model: Any, metric: str, tolerance: float, delay: Any
+) -> None:
     pipeline = pipeline_of(name, model, metric, delayed=True)
     events, labels = [], []
-    for value, time in messages(name):
+    for (value, time), later in zip(messages(name), label_times(name, delay), strict=True):
         event = json.loads(value)
-        later = time + round(delay.total_seconds() * 1000)
         truth = {ID: event[ID], TIME: later, "truth": event.pop(TARGET)}
         events.append((json.dumps(event).encode(), time))
         labels.append((json.dumps(truth).encode(), later))
+    labels.sort(key=lambda label: label[1])
     bus = published(pipeline, {pipeline.topics.events: events, pipeline.topics.labels: labels})
     check(name, model, metric, delay, tolerance, run(pipeline, bus, limit=173))
+
+
+@pytest.mark.parametrize(("name", "model", "metric", "tolerance"), CASES)
+def test_with_labels_on_their_own_topic_some_time_later(name, model, metric, tolerance):
+    delay = DELAYS.get(name, DELAYS["default"])
+    equals_with_labels_later(name, model, metric, tolerance, delay)
+
+
+@pytest.mark.parametrize("delay", [1, 7, uneven], ids=["1 row", "7 rows", "uneven"])
+@pytest.mark.parametrize(("name", "model", "metric", "tolerance"), [CASES[0], CASES[2], CASES[5]])
+def test_with_labels_some_rows_later_or_each_at_its_own_time(name, model, metric, tolerance, delay):
+    equals_with_labels_later(name, model, metric, tolerance, delay)
 
 
 @pytest.mark.parametrize("name", DATASETS)

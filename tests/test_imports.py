@@ -16,6 +16,7 @@ UNPICKLE = {
     "models/answers.py",
     "models/checkpoint.py",
     "models/durable.py",
+    "models/held_labels.py",
     "models/step_record.py",
 }
 EVALUATE = {"eval", "exec", "compile", "__import__"}

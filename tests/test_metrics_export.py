@@ -125,13 +125,44 @@ def test_totals_are_what_came_in_and_what_went_out(limit, partitions):
     dead = Counter(json.loads(letter)["reason"] for letter in bus.values("orders.dead-letters"))
     assert dead == {
         "does not fit the type": 2, "duplicate id": 1, "late": 1, "not JSON": 1,
-        "label without event": 2,
+        "duplicate label": 1, "label without event": 1,
     }  # fmt: skip
     for reason, count in dead.items():
         assert value(registry, "anabranch_dead_letters_total", reason=reason) == count
     signals = bus.values("orders.drift")
     assert len(signals) > 0
     assert value(registry, "anabranch_drift_signals_total", subject="price") == len(signals)
+
+
+def test_the_delay_of_labels_is_a_histogram_and_their_fate_is_counted():
+    registry = run(bus_with_orders(), orders(), 8)
+    assert value(registry, "anabranch_label_delay_seconds_count") == 30
+    assert value(registry, "anabranch_label_delay_seconds_sum") == 30 * 30
+    assert value(registry, "anabranch_label_delay_seconds_bucket", le="10.0") == 0
+    assert value(registry, "anabranch_label_delay_seconds_bucket", le="60.0") == 30
+    assert value(registry, "anabranch_label_outcomes_total", outcome="label") == 30
+    assert value(registry, "anabranch_held_labels") == 0
+
+
+def test_labels_that_are_assumed_or_held_have_no_delay_yet():
+    natural = Returned.target("returned", wait="5m", otherwise=False, late="correct", early="1h")
+    bus = bus_with_orders()
+    at = T0 + 49 * MINUTE
+    publisher = bus.publisher()
+    for id, returned in (("o40", True), ("o41", False), ("early", True)):
+        label = json.dumps({"id": id, "ts": at, "returned": returned}).encode()
+        publisher.append("orders.labels", [label], partitions=0, times=[at])
+    registry = run(bus, orders(label=natural), 8)
+    outcomes = {
+        what: value(registry, "anabranch_label_outcomes_total", outcome=what)
+        for what in ("label", "assumed", "corrected", "confirmed", "held", "dropped")
+    }
+    assert outcomes == {
+        "label": 30, "assumed": 14, "corrected": 1, "confirmed": 1, "held": 1, "dropped": None,
+    }  # fmt: skip
+    assert value(registry, "anabranch_label_delay_seconds_count") == 30
+    assert value(registry, "anabranch_held_labels") == 1
+    assert value(registry, "anabranch_waiting_predictions") == 6
 
 
 def test_figures_of_the_moment_are_those_at_the_end():

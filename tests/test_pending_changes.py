@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from state.delta import Delta, decode, encode, merge
+from state.label_rules import LabelRules
 from state.pending import PendingStore
-from tests.test_pending import Item, items, walk
+from tests.test_pending import Item, items, rules, walk
 
 
 def through_the_disk(deltas: list[Delta]) -> Delta:
@@ -28,30 +29,29 @@ def restored(deltas: list[Delta], *arguments: Any) -> PendingStore:
 @settings(max_examples=80, deadline=None)
 @given(
     items=items,
-    wait_ms=st.sampled_from([None, 0, 5, 20]),
-    otherwise=st.booleans(),
+    rules=rules,
     cuts=st.lists(st.integers(0, 80), max_size=8),
     killed=st.sets(st.integers(0, 8)),
     skipped=st.sets(st.integers(0, 8)),
 )
 def test_restored_at_any_cut_it_goes_on_the_same(
     items: list[Item],
-    wait_ms: int | None,
-    otherwise: bool,
+    rules: LabelRules,
     cuts: list[int],
     killed: set[int],
     skipped: set[int],
 ) -> None:
-    whole, broken = (PendingStore(1, 1, wait_ms, otherwise) for _ in range(2))
+    whole, broken = (PendingStore(1, 1, rules) for _ in range(2))
     deltas: list[Delta] = []
     for number, (low, high) in enumerate(itertools.pairwise([0, *sorted(cuts), 80])):
         if number not in skipped:
             deltas.append(broken.changes())
             if number in killed:
                 walk(broken, items[low:high])  # lost, and done again
-                broken = restored(deltas, 1, 1, wait_ms, otherwise)
+                broken = restored(deltas, 1, 1, rules)
         assert walk(broken, items[low:high]) == walk(whole, items[low:high])
         assert (len(broken), broken.watermark) == (len(whole), whole.watermark)
+        assert (broken.kept, len(broken.settled)) == (whole.kept, len(whole.settled))
 
 
 def add(store: PendingStore, ids: list[str], start: int = 0) -> None:
@@ -68,7 +68,7 @@ def label(store: PendingStore, ids: list[str]) -> None:
 
 
 def test_only_touched_rows_are_written() -> None:
-    store = PendingStore(2, 1, None)
+    store = PendingStore(2, 1)
     add(store, [f"a{i}" for i in range(1000)])
     assert len(store.changes().rows["waiting"]) == 1000
     assert not store.changes()
@@ -80,7 +80,7 @@ def test_only_touched_rows_are_written() -> None:
 
 
 def test_what_comes_and_goes_between_two_calls_leaves_no_content() -> None:
-    store = PendingStore(24, 1, None)
+    store = PendingStore(24, 1, LabelRules(most_settled=0))
     for start in range(0, 3000, 100):
         ids = [str(start + i) for i in range(100)]
         add(store, ids, start)
@@ -91,28 +91,28 @@ def test_what_comes_and_goes_between_two_calls_leaves_no_content() -> None:
 
 
 def test_the_stored_state_does_not_grow_with_time() -> None:
-    store, deltas, sizes = PendingStore(3, 1, None), [], []
+    store, deltas, sizes = PendingStore(3, 1, LabelRules(most_settled=200)), [], []
     for round_ in range(60):
         ids = [f"{round_}-{i}" for i in range(50)]
         add(store, ids, round_)
         deltas = [merge([*deltas, store.changes()])]
         label(store, ids)
         sizes.append(sum(map(len, encode(deltas[0]).values())))
-    assert sizes[-1] <= sizes[3]
+    assert sizes[-1] <= sizes[10]
 
 
 def test_arrays_are_as_large_as_the_largest_row_that_waits() -> None:
-    store = PendingStore(1, 1, None)
+    store = PendingStore(1, 1)
     add(store, [str(i) for i in range(5000)])
     label(store, [str(i) for i in range(5000) if i != 40])
-    again = restored([store.changes()], 1, 1, None)
+    again = restored([store.changes()], 1, 1)
     assert len(again) == 1
     assert len(again.features) == 41
     assert again.values[40, 0] == 0.5
 
 
 def test_models_that_come_and_go_rewrite_what_waits() -> None:
-    store = PendingStore(1, 1, None)
+    store = PendingStore(1, 1)
     add(store, ["a", "b", "c"])
     label(store, ["b"])
     deltas = [store.changes()]
@@ -122,13 +122,13 @@ def test_models_that_come_and_go_rewrite_what_waits() -> None:
     assert "waiting" in deltas[-1].cleared
     label(store, ["c"])
     deltas.append(store.changes())
-    again = restored(deltas, 1, 2, None)
+    again = restored(deltas, 1, 2)
     assert len(again) == 1
     np.testing.assert_array_equal(again.values[0], store.values[0])
 
 
 def test_an_empty_image_leaves_the_store_fresh() -> None:
-    store = restored([Delta()], 1, 1, None)
+    store = restored([Delta()], 1, 1)
     assert (len(store), store.watermark) == (0, None)
     add(store, ["a"])
     assert len(store) == 1
@@ -136,13 +136,13 @@ def test_an_empty_image_leaves_the_store_fresh() -> None:
 
 def test_many_rows_are_written_and_restored_quickly() -> None:
     """Bounds four times what was measured, on a machine that others use too."""
-    store = PendingStore(24, 1, None)
+    store = PendingStore(24, 1)
     add(store, [str(i) for i in range(100_000)])
     start = time.process_time()
     delta = store.changes()
     wrote = time.process_time() - start
     start = time.process_time()
-    again = PendingStore(24, 1, None)
+    again = PendingStore(24, 1)
     again.restore(delta)
     assert len(again) == 100_000
     assert wrote < 0.24
@@ -151,8 +151,20 @@ def test_many_rows_are_written_and_restored_quickly() -> None:
 
 
 def test_equal_times_run_out_in_the_order_of_arrival() -> None:
-    store = PendingStore(1, 1, 10)
-    walk(store, [("event", f"e{i}", 5, True) for i in range(20)])
-    again = restored([store.changes()], 1, 1, 10)
-    late: list[Item] = [("event", "late", 99, True)]
+    store = PendingStore(1, 1, LabelRules(wait_ms=10))
+    walk(store, [("event", f"e{i}", 5, 0) for i in range(20)])
+    again = restored([store.changes()], 1, 1, LabelRules(wait_ms=10))
+    late: list[Item] = [("event", "late", 99, 0)]
     assert walk(again, late) == walk(store, late)
+
+
+def test_after_a_restoration_earlier_events_run_out_first() -> None:
+    rules = LabelRules(wait_ms=100)
+    store = PendingStore(1, 1, rules)
+    walk(store, [("event", "e50", 50, 0), ("event", "e60", 60, 0)])
+    again = restored([store.changes()], 1, 1, rules)
+    more: list[Item] = [("event", f"e{time}", time, 0) for time in (9, 7, 8, 50, 7)]
+    ends: list[Item] = [("event", f"late {time}", time, 0) for time in (108, 150, 199)]
+    for each in (more, ends):
+        assert walk(again, each) == walk(store, each)
+    assert len(again) == len(ends)

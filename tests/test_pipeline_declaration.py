@@ -209,6 +209,37 @@ def test_null_where_there_must_be_a_value(changes, parts):
     assert all(part in told for part in parts), told
 
 
+@pytest.mark.parametrize(
+    ("rules", "parts"),
+    [
+        ({"otherwise": 0}, ("otherwise=0", "'payments'", "fraud is a boolean")),
+        ({"otherwise": "no"}, ("otherwise='no'", "fraud is a boolean")),
+        ({"otherwise": False, "late": "ignore"}, ("late='ignore'", "'refuse'd", "'correct's")),
+        ({"late": "correct"}, ("late='correct'", "nothing to correct", "otherwise=")),
+    ],
+)
+def test_rules_of_labels_that_make_no_sense(rules, parts):
+    told = sentence(lambda: payments(label=Verdict.target("fraud", **rules)))
+    for part in parts:
+        assert part in told
+
+
+@pytest.mark.parametrize(
+    ("field", "otherwise", "fits"),
+    [
+        ("kind", "theft", True), ("kind", True, False), ("loss", 0.0, True), ("loss", 0, True),
+        ("loss", False, False), ("loss", float("nan"), False), ("loss", 1e308, False),
+    ],
+)  # fmt: skip
+def test_what_is_assumed_is_a_label_like_any_other(field, otherwise, fits):
+    model = BAYES if field == "kind" else LINEAR
+    declare = lambda: payments(label=Verdict.target(field, otherwise=otherwise), model=model)  # noqa: E731
+    if fits:
+        assert declare().label.otherwise == otherwise
+    else:
+        assert f"otherwise={otherwise!r}" in sentence(declare)
+
+
 def test_a_label_that_may_be_null():
     told = sentence(lambda: payments(label=Verdict.target("note")))
     assert "'note' in the label of pipeline 'payments' may be null" in told
@@ -347,6 +378,8 @@ def test_a_duration_of_the_pipeline_that_is_none(where, text):
         lambda: distinct("card", "merchant", over="ten"),
         lambda: decayed("card", "amount", half_life="ten"),
         lambda: payments(label=Verdict.target("fraud", wait="ten")),
+        lambda: payments(label=Verdict.target("fraud", early="ten")),
+        lambda: payments(label=Verdict.target("fraud", correct_within="ten")),
     ],
 )
 def test_a_duration_of_a_feature_or_label_that_is_none(declare):

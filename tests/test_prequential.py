@@ -31,10 +31,21 @@ from river import metrics as river_metrics
 from models.compiled import CompiledLinear, learner_for
 from models.drift import monitor
 from models.learner import Task
-from models.outcome import NO_VALUE, UNKNOWN_ID
+from models.outcome import (
+    CONTRADICTS,
+    DUPLICATE,
+    HELD_LABEL,
+    LATE,
+    NEVER_CAME,
+    NO_VALUE,
+    TOO_MANY,
+    TOO_OLD,
+    UNKNOWN_ID,
+)
 from models.prequential import Prequential
 from models.river_adapter import RiverLearner
 from state.errors import DeclarationError
+from state.label_rules import LabelRules
 
 EPOCH = datetime(2024, 1, 1)
 
@@ -142,6 +153,7 @@ def run_in_cuts(
     events = len(features)
     times = kwargs.get("times", np.arange(events, dtype=np.int64))
     outcomes, running, answered = [], [], 0
+    names = kwargs.get("judged", range(events))
     bounds = [0, *sorted(set(cuts)), len(order)]
     for low, high in pairwise(bounds):
         if kwargs.get("pickled"):
@@ -157,12 +169,13 @@ def run_in_cuts(
                 ids=[f"e{i}" for i in here],
                 features=np.ascontiguousarray(features[here]),
                 times=times[here],
-                label_ids=[f"e{j}" for j in judged],
+                label_ids=[f"e{names[j]}" for j in judged],
                 label_values=chosen
                 if step.task is Task.MULTICLASS
                 else np.array(chosen, np.float64),
                 label_times=times[judged] + kwargs.get("lag", 0),
                 order=np.array([at[i] for i in piece], np.int64),
+                note=lambda j, judged=judged: b"%d" % judged[j],
             )
         )
         answered += len(judged)
@@ -277,7 +290,7 @@ def test_inline_equals_no_delay(task: Task, data: str, model: Any, name: str) ->
     assert list(outcomes[2].versions("champion")) == list(range(50, 200))
 
 
-def make_step(kind: str, wait_ms: int | None, otherwise: Any) -> Prequential:
+def make_step(kind: str, rules: LabelRules, otherwise: Any) -> Prequential:
     names = ("a", "b")
     learners = {
         "champion": learner_for(scaled(log_reg()), names, Task.BINARY),
@@ -290,7 +303,7 @@ def make_step(kind: str, wait_ms: int | None, otherwise: Any) -> Prequential:
         monitor("a", "PageHinkley", cooldown="5ms", threshold=1.0, min_instances=3),
     ]
     name = "Accuracy" if kind == "multiclass" else "LogLoss"
-    return Prequential(learners, [name], monitors, wait_ms, otherwise=otherwise)
+    return Prequential(learners, [name], monitors, rules, otherwise=otherwise)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -300,7 +313,12 @@ def test_no_result_depends_on_the_cut(data: Any) -> None:
     kind = data.draw(st.sampled_from(["binary", "multiclass"]))
     events = data.draw(st.integers(1, 60))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    wait_ms = data.draw(st.sampled_from([None, 0, 8, 40]))
+    rules = LabelRules(
+        wait_ms=data.draw(st.sampled_from([None, 0, 8, 40])),
+        correct_ms=data.draw(st.sampled_from([None, 60])),
+        hold_ms=data.draw(st.sampled_from([0, 20, 1000])),
+        most_held=data.draw(st.sampled_from([2, 100])),
+    )
     otherwise = data.draw(st.sampled_from([None, False]))
     features = rng.normal(size=(events, 2)).round(2)
     times = np.arange(events, dtype=np.int64) * 2 + rng.integers(-6, 6, events)
@@ -308,16 +326,18 @@ def test_no_result_depends_on_the_cut(data: Any) -> None:
     if kind == "binary":
         ys = [np.nan if rng.random() < 0.05 else y for y in ys]
     order = list(range(events))
+    judged = rng.integers(0, events, events)  # some twice
     for label in range(events):
         if rng.random() < 0.8:
             order.insert(int(rng.integers(0, len(order) + 1)), events + label)
     cuts = data.draw(st.lists(st.integers(1, max(1, len(order) - 1)), max_size=12))
     results = []
     for at in ([], cuts, range(1, len(order))):
-        step = make_step(kind, wait_ms, otherwise)
+        step = make_step(kind, rules, otherwise)
         outcomes, _ = run_in_cuts(
-            step, features, ys, order, list(at), times=times, lag=3, pickled=at is cuts
-        )
+            step, features, ys, order, list(at), times=times, lag=3, pickled=at is cuts,
+            judged=judged,
+        )  # fmt: skip
         results.append(_everything(step, outcomes))
     assert results[0] == results[1] == results[2]
 
@@ -340,8 +360,14 @@ def _everything(step: Prequential, outcomes: list[Any]) -> dict[str, Any]:
         found[name, "served at"].sort()
     found["delays"] = [d for o in outcomes for d in o.learned.delays.tolist()]
     found["target"] = [float(y) for o in outcomes for y in o.learned.target]
-    found["refused"] = sum(len(o.refused_labels) for o in outcomes)
-    found["dropped"] = sum(o.dropped for o in outcomes)
+    found["refused"] = sorted(why for o in outcomes for _, why in o.refused_labels)
+    again = [o.corrected for o in outcomes if o.corrected]
+    found["corrected"] = [
+        (float(y), t) for c in again for y, t in zip(c.target, c.times, strict=True)
+    ]
+    for what in ("dropped", "confirmed", "held"):
+        found[what] = sum(getattr(o, what) for o in outcomes)
+    found["given up"] = [(g.note, g.reason) for o in outcomes for g in o.given_up]
     found["pending"] = len(step.pending)
     return found
 
@@ -381,12 +407,111 @@ def test_what_was_served_is_what_is_learned() -> None:
 
 def test_refused_labels_are_listed_with_a_reason() -> None:
     step = binary_step()
-    outcome = feed(step, "ab", "aaxb", [1.0, 1.0, 0.0, np.nan], [0, 0, 5, 6, 7, 8])
-    assert outcome.refused_labels == [(1, UNKNOWN_ID), (2, UNKNOWN_ID), (3, NO_VALUE)]
+    outcome = feed(step, "ab", "aaaxb", [1.0, 1.0, 0.0, 0.0, np.nan], [0, 0, 5, 6, 6, 7, 8])
+    assert outcome.refused_labels == [
+        (1, DUPLICATE), (2, CONTRADICTS), (3, UNKNOWN_ID), (4, NO_VALUE),
+    ]  # fmt: skip
     assert outcome.matched.tolist() == [0]
     assert outcome.learned.delays.tolist() == [5]
     # A label without a value does not use up the prediction.
     assert feed(step, "", "b", [0.0], [20]).matched.tolist() == [0]
+
+
+def test_a_label_older_than_all_that_waits_is_told_from_an_unknown_one() -> None:
+    step = binary_step(rules=LabelRules(wait_ms=10, hold_ms=100))
+    outcome = feed(step, "a", "xy", [1.0, 1.0], [50, 39, 40])
+    assert outcome.refused_labels == [(0, TOO_OLD)]
+    assert outcome.held == 1
+
+
+def correcting(**rules: Any) -> Prequential:
+    rules = {"wait_ms": 10, "correct_ms": 100, **rules}
+    return binary_step(rules=LabelRules(**rules), otherwise=False)
+
+
+def river_after(*learned: tuple[float, bool]) -> Any:
+    model = log_reg()
+    for x, y in learned:
+        model.learn_one({"a": x}, y)
+    return model.weights
+
+
+def weights(step: Prequential) -> Any:
+    return step.learners["champion"].to_river().weights  # type: ignore[attr-defined]
+
+
+def test_a_late_label_corrects_what_was_assumed_and_is_not_scored_again() -> None:
+    step = correcting()
+    feed(step, "abc", "", [], [0, 0, 30])
+    metric = step.metrics["champion"]["LogLoss"].value
+    outcome = feed(step, "", "ab", [1.0, 0.0], [35, 36])
+    assert (len(outcome.corrected), outcome.confirmed) == (1, 1)
+    assert (outcome.corrected.target.tolist(), outcome.corrected.times.tolist()) == ([1.0], [35])
+    assert outcome.refused_labels == []
+    assert outcome.learned.label.size == 0
+    assert step.metrics["champion"]["LogLoss"].value == metric
+    assert weights(step) == river_after((1.0, False), (2.0, False), (1.0, True))
+    # Both have their label now: a repeat is one, and another one corrects again.
+    outcome = feed(step, "", "abb", [1.0, 0.0, 1.0], [42, 42, 42])
+    assert outcome.refused_labels == [(0, DUPLICATE), (1, DUPLICATE)]
+    assert outcome.corrected.tags.tolist() == [0]
+
+
+def test_a_label_corrects_no_longer_than_was_declared() -> None:
+    step = correcting()
+    feed(step, "ab", "a", [1.0], [0, 1, 5])
+    assert feed(step, "", "a", [0.0], [105]).corrected.times.tolist() == [105]
+    assert step.pending.kept == 2
+    late = feed(step, "c", "a", [1.0], [206, 206])  # b's wait was seen to be over at 105
+    assert late.corrected is None
+    assert step.pending.kept == 0
+    assert late.refused_labels == [(0, UNKNOWN_ID)]
+
+
+def test_without_correction_a_late_label_has_its_own_reason() -> None:
+    step = binary_step(rules=LabelRules(wait_ms=10), otherwise=False)
+    feed(step, "ab", "", [], [0, 30])
+    assert feed(step, "", "a", [1.0], [31]).refused_labels == [(0, LATE)]
+    assert weights(step) == river_after((1.0, False))
+
+
+def test_a_label_that_runs_ahead_teaches_right_after_its_event() -> None:
+    step = binary_step(rules=LabelRules(hold_ms=100))
+    first = feed(step, "", "aa", [1.0, 0.0], [7, 8])
+    assert (first.held, first.refused_labels) == (1, [(1, CONTRADICTS)])
+    outcome = feed(step, "ba", "", [], [3, 5])
+    assert outcome.learned.label.tolist() == [HELD_LABEL]
+    assert outcome.learned.target.tolist() == [1.0]
+    assert outcome.learned.times.tolist() == [7]
+    assert outcome.learned.items is not None
+    assert outcome.learned.items.tolist() == [1]
+    assert outcome.learned.predictions["champion"].values.tolist() == [0.5]
+    assert list(outcome.versions("champion")) == [0, 0]
+    assert weights(step) == river_after((2.0, True))
+    # A label from before its event counts as given with it.
+    feed(step, "", "c", [1.0], [9])
+    assert feed(step, "c", "", [], [50]).learned.delays.tolist() == [0]
+
+
+def test_labels_that_are_held_in_vain_are_given_back_with_their_note() -> None:
+    step = binary_step(rules=LabelRules(hold_ms=10, most_held=2))
+    step.run(
+        ids=[], features=np.empty((0, 1)), times=np.empty(0, np.int64), label_ids=list("abc"),
+        label_values=np.ones(3), label_times=np.array([1, 2, 3]), order=np.arange(3),
+        note=lambda j: b"label %d" % j,
+    )  # fmt: skip
+    outcome = feed(step, "xy", "", [], [13, 14])
+    assert [(g.note, g.item, g.reason) for g in outcome.given_up] == [
+        (b"label 1", 0, NEVER_CAME), (b"label 2", 1, NEVER_CAME),
+    ]  # fmt: skip
+    assert len(step.pending.early) == 0
+
+
+def test_of_too_many_held_labels_the_oldest_is_given_up() -> None:
+    step = binary_step(rules=LabelRules(hold_ms=10, most_held=1))
+    outcome = feed(step, "", "ab", [1.0, 1.0], [1, 2])
+    assert [(g.item, g.reason) for g in outcome.given_up] == [(1, TOO_MANY)]
+    assert feed(step, "ba", "", [], [2, 2]).learned.label.tolist() == [HELD_LABEL]
 
 
 def test_an_id_that_waits_is_predicted_but_not_stored_again() -> None:
@@ -398,15 +523,15 @@ def test_an_id_that_waits_is_predicted_but_not_stored_again() -> None:
 
 
 def test_the_wait_ends_after_its_last_millisecond() -> None:
-    step = binary_step(wait_ms=10)
+    step = binary_step(rules=LabelRules(wait_ms=10))
     assert feed(step, "a", "a", [1.0], [0, 10]).matched.tolist() == [0]
     late = feed(step, "b", "b", [1.0], [20, 31])
     assert late.dropped == 1
-    assert late.refused_labels == [(0, UNKNOWN_ID)]
+    assert late.refused_labels == [(0, LATE)]
 
 
 def test_an_assumed_label_is_learned_when_the_wait_is_over() -> None:
-    step = binary_step(wait_ms=10, otherwise=False)
+    step = binary_step(rules=LabelRules(wait_ms=10), otherwise=False)
     outcome = feed(step, "abc", "", [], [0, 5, 30])
     assert outcome.learned.label.tolist() == [-1, -1]
     assert outcome.learned.target.tolist() == [0.0, 0.0]

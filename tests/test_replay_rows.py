@@ -14,6 +14,7 @@ from river import anomaly, linear_model, preprocessing, tree
 from dataflows import Event, Label, Pipeline, field, inline, window
 from dataflows.bus.memory import MemoryBus
 from dataflows.intake import IntakeOptions
+from dataflows.replay import labels as replay_labels
 from dataflows.replay import row_file
 from dataflows.replay.run import ReplaySettings, replay
 from dataflows.worker import run_worker
@@ -197,7 +198,7 @@ def test_a_label_that_was_not_used_is_at_no_row(tmp_path: Path) -> None:
     pipeline = declared("good", Good.target("good", wait="3h"))
     things = events(400)
     labels = [
-        {"id": "t9", "ts": T0 + 5 * 60_000, "good": True},  # before its event
+        {"id": "t99", "ts": T0 + 5 * 60_000, "good": True},  # long before its event
         {"id": "t1", "ts": T0 + 10 * 60_000, "good": True},
         {"id": "t1", "ts": T0 + 20 * 60_000, "good": False},  # the second
         {"id": "t2", "ts": T0 + 4 * HOUR, "good": True},  # too late
@@ -206,6 +207,41 @@ def test_a_label_that_was_not_used_is_at_no_row(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, pipeline, things, labels)
     assert rows.filter(pl.col("label").is_not_null())["id"].to_list() == ["t1"]
     assert rows["label"][1] is True
+
+
+@pytest.mark.parametrize("part_rows", [3, 1000])
+def test_labels_that_were_assumed_held_or_corrected_are_told_as_they_were_learned(
+    tmp_path: Path, part_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_file, "PART_ROWS", part_rows)
+    monkeypatch.setattr(replay_labels, "_MOST_IN_MEMORY", 2)
+    minute = 60_000
+    label = Good.target("good", wait="10m", otherwise=False, late="correct", correct_within="1h")
+    things = events(40)
+    labels = [
+        {"id": "t5", "ts": T0 + 3 * minute, "good": True},  # before its event
+        {"id": "t1", "ts": T0 + 4 * minute, "good": True},
+        {"id": "t2", "ts": T0 + 20 * minute, "good": True},  # it was assumed not to be
+        {"id": "t3", "ts": T0 + 21 * minute, "good": False},  # as was assumed
+        {"id": "t1", "ts": T0 + 22 * minute, "good": False},  # says otherwise now
+        {"id": "t1", "ts": T0 + 23 * minute, "good": True},  # and again
+    ]
+    rows = rows_of(tmp_path, declared("good", label), things, labels)
+    found = rows.select("label", "label_origin", "label_delay_ms").rows()
+    assumed = (False, "assumed", 10 * minute)
+    assert found[:6] == [
+        assumed,
+        (True, "corrected", 22 * minute),
+        (True, "corrected", 18 * minute),
+        assumed,
+        assumed,
+        (True, "label", 0),
+    ]
+    assert found[6:29] == [assumed] * 23
+    assert found[29:] == [(None, None, None)] * 11
+    assert rows["label_ts"].to_list()[2] == T0 + 20 * minute
+    # So many labels were learned before each was predicted.
+    assert rows["version"].to_list()[:15] == [0] * 5 + [1] + [2] * 5 + [3, 3, 4, 5]
 
 
 def test_without_labels_there_are_rows_all_the_same(tmp_path: Path) -> None:

@@ -132,7 +132,13 @@ def check(identity: Identity, pipeline: Pipeline, directory: Path, shards: int) 
 def _label(pipeline: Pipeline) -> str:
     label = pipeline.label
     if isinstance(label, Delayed):
-        return f"{label.field} by {label.id} at {label.time}, wait {label.wait}"
+        late = label.late
+        if late == "correct":
+            late += f" within {label.correct_within}"
+        return (
+            f"{label.field} by {label.id} at {label.time}, wait {label.wait}, "
+            f"otherwise {label.otherwise!r}, late {late}, early {label.early}"
+        )
     return f"inline {label.field}" if isinstance(label, Inline) else "none"
 
 

@@ -1,9 +1,9 @@
-"""Labels that come after their rows: each finds its row as it comes, and waits for it on disk.
+"""Labels that come after their rows: each waits on disk for the row that it belongs to.
 
-Which row a label is of is known when it comes, from the ids that wait. A pipeline forgets an id
-after the label's ``wait``; so do two tables here, of which the older is dropped each time that
-event time has gone on by that much. What is found is written to one small file per part of the
-rows, and read with that part at the end. So memory holds ids that wait, and some labels.
+The model step says what it learned, and of which row: from a label, from one that corrected an
+earlier one, or from what is assumed when a wait is over. It is written to one small file per part
+of the rows, and read with that part at the end; of several for a row, the last one counts, as it
+did for the model. So memory holds some labels, and nothing that waits.
 """
 
 from __future__ import annotations
@@ -13,84 +13,71 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from dataflows.encode import Results
-from dataflows.replay.rows import RowColumns
-from models.learner import Task
+from dataflows.replay.rows import LABEL_ORIGINS, RowColumns
+from models.learner import Targets, Task
+from models.outcome import ASSUMED_LABEL
 
-_FOUND = np.dtype([("row", np.int64), ("time", np.int64), ("value", np.float64)])
+I64 = NDArray[np.int64]
+
+_FOUND = np.dtype(
+    [("row", np.int64), ("time", np.int64), ("value", np.float64), ("origin", np.uint8)]
+)
 _MOST_IN_MEMORY = 500_000
-_NO_TIME = np.iinfo(np.int64).min
+_NONE, _LABEL, _ASSUMED, _CORRECTED = range(4)
+_ALL = (1 << 32) - 1
 
 
-class LabelJoin:
-    """Finds the row of every label that was used; rows are numbered as they come.
+class RowLabels:
+    """Finds the row of every label that was learned; rows are numbered as they come.
 
     ``directory`` is for labels that wait for the end, ``part_rows`` are in each part of the rows.
-    ``labels_topic`` is where labels that could not be used are said to be from.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        columns: RowColumns,
-        labels_topic: str,
-        wait_ms: int,
-        part_rows: int,
-    ) -> None:
+    def __init__(self, directory: Path, columns: RowColumns, part_rows: int) -> None:
         self._directory = directory
         self._columns = columns
-        self._topic = labels_topic
-        self._wait_ms = wait_ms
         self._part_rows = part_rows
-        self._young: dict[str, int] = {}
-        self._old: dict[str, int] = {}
-        self._turn_at: int | None = None
-        self._rows: list[int] = []
-        self._times: list[int] = []
-        self._values: list[float] = []
+        self._found: list[NDArray[Any]] = []
+        self._count = 0
         self._classes: dict[Any, int] = {}
 
-    def add(self, results: Results, first_row: int) -> int:
-        """Take a batch whose first event is row ``first_row``; how many labels found a row."""
-        batch, labels = results.batch, results.batch.labels
-        events_alone = not len(labels)
-        if batch.ids:
-            self._turn(batch.span[1])
-        twice = self._refused(results, results.batch.raw.events.topic)
-        if events_alone and not twice:
-            rows = range(first_row, first_row + len(batch))
-            self._young.update(zip(batch.ids, rows, strict=True))
-            return 0
-        events = list(zip(batch.partitions.tolist(), batch.offsets.tolist(), strict=True))
-        unused = self._refused(results, self._topic)
-        places = list(zip(labels.partitions.tolist(), labels.offsets.tolist(), strict=True))
-        count, found, times = len(batch), len(self._rows), labels.times.tolist()
-        for turn in batch.order.tolist():
-            if turn < count:
-                if events[turn] not in twice:
-                    self._young[batch.ids[turn]] = first_row + turn
-            elif places[turn - count] not in unused:
-                place = turn - count
-                self._find(labels.ids[place], labels.values[place], times[place])
-        found = len(self._rows) - found
-        if len(self._rows) >= _MOST_IN_MEMORY:
+    def add(self, results: Results, rows: int) -> int:
+        """Take a batch whose last event is row ``rows - 1``; how many more rows have a label now.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        learned, corrected = results.learned, results.corrected
+        if learned is not None and len(learned.times):
+            origin = np.where(learned.label == ASSUMED_LABEL, _ASSUMED, _LABEL)
+            self._keep(learned.tags, learned.times, learned.target, origin, rows)
+        if corrected is not None:
+            origin = np.full(len(corrected), _CORRECTED)
+            self._keep(corrected.tags, corrected.times, corrected.target, origin, rows)
+        if self._count >= _MOST_IN_MEMORY:
             self.spill()
-        return found
+        return 0 if learned is None else len(learned.times)
 
     def columns(self, part: int, times: pl.Series) -> list[pl.Series]:
         """The label columns of a part whose rows have these event times (epoch ms)."""
         rows = len(times)
-        values, at = np.zeros(rows), np.full(rows, _NO_TIME)
+        values, at, origin = np.zeros(rows), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
         path = self._file(part)
         if path.exists():
             found = np.fromfile(path, _FOUND)
+            # Of one row's, numpy assigns the last.
             places = found["row"] - part * self._part_rows
             values[places], at[places] = found["value"], found["time"]
-        known = pl.Series(at != _NO_TIME)
+            origin[places] = found["origin"]
+        known = pl.Series(origin != _NONE)
         none = pl.Series([None], dtype=pl.Int64)
         label_times = pl.Series(at).zip_with(known, none)
-        return self._columns.labels(self._typed(values, known), label_times, label_times - times)
+        origins = pl.Series([None, *LABEL_ORIGINS], dtype=pl.String).gather(origin)
+        delays = label_times - times
+        return self._columns.labels(self._typed(values, known), label_times, delays, origins)
 
     def spill(self) -> None:
         """Write what is in memory to disk.
@@ -98,10 +85,10 @@ class LabelJoin:
         Raises:
             OSError: the disk does not take it.
         """
-        found = np.zeros(len(self._rows), _FOUND)
-        found["row"], found["time"], found["value"] = self._rows, self._times, self._values
-        for kept in (self._rows, self._times, self._values):
-            kept.clear()
+        if not self._found:
+            return
+        found = np.concatenate(self._found)
+        self._found, self._count = [], 0
         parts = found["row"] // self._part_rows
         order = np.argsort(parts, kind="stable")
         found, parts = found[order], parts[order]
@@ -109,28 +96,19 @@ class LabelJoin:
             with self._file(part).open("ab") as file:
                 file.write(found[parts == part].tobytes())
 
-    def _find(self, id: str, value: Any, time: int) -> None:
-        row = self._young.pop(id, None)
-        if row is None:
-            row = self._old.pop(id, None)
-        if row is None or value is None:
-            return
-        self._rows.append(row)
-        self._times.append(time)
+    def _keep(
+        self, tags: NDArray[np.int32], times: I64, targets: Targets, origin: I64, rows: int
+    ) -> None:
+        found = np.empty(len(times), _FOUND)
+        # A tag is the end of a row's number.
+        found["row"] = rows - ((rows - tags.astype(np.int64)) & _ALL)
+        found["time"], found["origin"] = times, origin
         if self._columns.several:
-            value = self._classes.setdefault(value, len(self._classes))
-        self._values.append(value)
-
-    def _turn(self, newest: int) -> None:
-        if self._turn_at is None:
-            self._turn_at = newest + self._wait_ms
-        elif newest > self._turn_at:
-            self._old, self._young = self._young, {}
-            self._turn_at = newest + self._wait_ms
-
-    def _refused(self, results: Results, topic: str) -> set[tuple[int, int]]:
-        """Places of what the model step did not use: labels, or events that are not learned."""
-        return {(dead.partition, dead.offset) for dead in results.dead if dead.topic == topic}
+            classes = self._classes
+            targets = np.array([classes.setdefault(each, len(classes)) for each in targets])
+        found["value"] = targets
+        self._found.append(found)
+        self._count += len(found)
 
     def _typed(self, values: Any, known: pl.Series) -> pl.Series:
         if self._columns.several:

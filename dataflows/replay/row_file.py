@@ -23,9 +23,8 @@ import polars as pl
 from dataflows.encode import Results
 from dataflows.messages import Delayed
 from dataflows.pipeline import Pipeline
-from dataflows.replay.labels import LabelJoin
+from dataflows.replay.labels import RowLabels
 from dataflows.replay.rows import RowBuilder, RowColumns
-from state.durations import parse_duration_ms
 from state.errors import InputError
 from state.files import sync_directory
 
@@ -85,12 +84,9 @@ class RowFile:
         self._builder = RowBuilder(pipeline, self._columns)
         self._directory = directory
         self._part_rows = part_rows = part_rows or PART_ROWS
-        self._labels: LabelJoin | None = None
+        self._labels: RowLabels | None = None
         if isinstance(pipeline.label, Delayed):
-            wait_ms = parse_duration_ms(pipeline.label.wait)
-            self._labels = LabelJoin(
-                directory, self._columns, pipeline.topics.labels, wait_ms, part_rows
-            )
+            self._labels = RowLabels(directory, self._columns, part_rows)
         self._parts: list[Path] = []
         self._left: pl.DataFrame | None = None
         self._encoder = msgspec.json.Encoder()
@@ -137,7 +133,7 @@ class RowFile:
             letters = batch.raw.sorted(batch.dead + results.dead)
             self._dead.write(self._encoder.encode_lines(letters))
         if self._labels is not None:
-            self.labelled += self._labels.add(results, self.rows)
+            self.labelled += self._labels.add(results, self.rows + len(batch))
         elif batch.targets is not None:
             self.labelled += len(batch)
         self._builder.add(results)

@@ -17,9 +17,12 @@ from models.learner import NO_LABEL, Predictions, Task
 
 FIXED = (
     *("id", "ts", "topic", "partition", "offset", "model", "version", "prediction"),
-    *("score", "probabilities", "label", "label_ts", "label_delay_ms"),
+    *("score", "probabilities", "label", "label_ts", "label_delay_ms", "label_origin"),
 )
 """The columns that are not features, by the names that they have if no feature is called so."""
+
+LABEL_ORIGINS = ("label", "assumed", "corrected")
+"""Where a row's label is from: a label, the end of its wait, or a label that corrected another."""
 
 _PROBABILITIES = pl.List(pl.Struct({"class": pl.String, "probability": pl.Float64}))
 
@@ -48,14 +51,18 @@ class RowColumns:
         """What one of `FIXED` is called here."""
         return self._names[fixed]
 
-    def labels(self, values: Any, times: Any, delays: Any) -> list[pl.Series]:
-        """The columns of labels; ``times`` and ``delays`` are in ms, null where there is none."""
+    def labels(self, values: Any, times: Any, delays: Any, origins: Any) -> list[pl.Series]:
+        """The columns of labels; ``times`` and ``delays`` are in ms. All null where there is none.
+
+        ``origins`` are of `LABEL_ORIGINS`.
+        """
         if self.answer is pl.Boolean and isinstance(values, list):
             values = list(map(bool, values))  # a target of 0 and 1
         return [
             pl.Series(self.name("label"), values, dtype=self.answer),
             pl.Series(self.name("label_ts"), times, dtype=pl.Int64),
             pl.Series(self.name("label_delay_ms"), delays, dtype=pl.Int64),
+            pl.Series(self.name("label_origin"), origins, dtype=pl.String),
         ]
 
     def answers(self, predictions: list[Predictions]) -> list[pl.Series]:
@@ -168,5 +175,6 @@ class RowBuilder:
         self._parts, self.count = [], 0
         if parts[0].targets is not None:
             labels, times = [t for part in parts for t in part.targets or ()], columns[1]
-            columns += self._columns.labels(labels, times, times - times)  # they came together
+            origins = [LABEL_ORIGINS[0] if label is not None else None for label in labels]
+            columns += self._columns.labels(labels, times, times - times, origins)  # came together
         return pl.DataFrame(columns)

@@ -1,8 +1,8 @@
 """What leaves the flow: messages of one partition number, and what each of them was made of.
 
-A *mark* says which source row a message comes from, and which of that row's messages it is. A
-replay makes the same marks, whatever the contents are, so that what was published before is known
-by its mark.
+A *mark* says which source row a message comes from (of a label that was held in vain: the one at
+which it was given up), and which of that row's messages it is. A replay makes the same marks,
+whatever the contents are, so that what was published before is known by its mark.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflows.batch import RawBatch
+from dataflows.messages import Cause
 from dataflows.pipeline import Pipeline
 
 I64 = NDArray[np.int64]
@@ -52,12 +53,17 @@ class Marking:
     def mark(self, topic: str, message: Any) -> Mark:
         """The mark of a message that goes to the output ``topic``."""
         rest = tuple(getattr(message, name) for name in self.fields[topic])
-        return message.topic, message.offset, rest
+        cause = message.cause
+        return cause.topic, cause.offset, rest
 
     def decoder(self, topic: str) -> msgspec.json.Decoder[Any]:
-        """Reads of a message on ``topic`` its coordinates and the fields of its mark."""
-        columns: list[tuple[str, Any]] = [("topic", str), ("partition", int), ("offset", int)]
+        """Reads of a message on ``topic`` its coordinates and the fields of its mark.
+
+        ``given_up`` is that of a `DeadLetter`, None where there is none.
+        """
+        columns: list[Any] = [("topic", str), ("partition", int), ("offset", int)]
         columns += [(name, str) for name in self.fields[topic]]
+        columns.append(("given_up", Cause | None, None))
         return msgspec.json.Decoder(msgspec.defstruct("Marked", columns, gc=False))
 
 

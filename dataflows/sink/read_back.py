@@ -165,11 +165,12 @@ class _Collector:
             found = decode(value)
         except _UNREADABLE:
             return None
-        if found.partition != self.partition or not 0 <= found.offset < self._end(found.topic):
+        at = found.given_up or found
+        if at.partition != self.partition or not 0 <= at.offset < self._end(at.topic):
             return None
-        if not fields and found.topic != self._marking.inputs[0]:
+        if not fields and at.topic != self._marking.inputs[0]:
             return None
-        return found.topic, found.offset, tuple([getattr(found, name) for name in fields])
+        return at.topic, at.offset, tuple([getattr(found, name) for name in fields])
 
     def _end(self, source: str) -> int:
         return self._ends.get(source, 0)

@@ -1,0 +1,340 @@
+"""Joining labels to the predictions that wait for them, 10,000 to a million.
+
+How such a comparison misleads, and what is done about it:
+
+* Contestants that do different things. Both keep the features as they were served, let go what
+  waited for too long, and tell a repeated label from a contradicting and a late one; what they make
+  of a stream with all of these in it is compared before anything is timed.
+* Labels in the order of their events, whose rows lie side by side in memory. Here a label judges
+  any of the predictions that wait, as when verdicts take from minutes to days.
+* A store that is still filling. Every label that is timed is followed by a new event, and as many
+  labels went before as are remembered to know repeats.
+* Ids whose hashes are known. Every id is a new string, as one that was just decoded.
+* A noisy machine. The best of many short rounds counts.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import tracemalloc
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.report import Report, Target
+from models.label_join import LabelJoin
+from models.learner import Task
+from models.outcome import CONTRADICTS, DUPLICATE, LATE, UNKNOWN_ID
+from state.label_rules import MOST_SETTLED, LabelRules
+
+F64 = NDArray[np.float64]
+WIDTH = 24
+WAIT_MS = 7 * 86_400_000
+EVERY_MS = 10
+WAITING = (10_000, 100_000, 1_000_000)
+BATCHES = (10, 100, 1000)
+_NONE, _NO_ROWS = np.empty(0, np.int64), np.empty((0, WIDTH))
+
+Found = list[tuple[str, Any]]
+"""What was found of labels and time-outs: what, and of which event (by its first feature)."""
+
+
+class Contestant(Protocol):
+    """Keeps predictions until their label."""
+
+    def column(self, values: list[Any]) -> Any:
+        """Times or values in the form in which it takes them."""
+
+    def events(self, ids: list[str], times: Any, features: F64) -> Any:
+        """Predictions that wait from now on; what ran out meanwhile."""
+
+    def labels(self, ids: list[str], times: Any, values: Any) -> Any:
+        """What each label is worth."""
+
+    def found(self, of: Any) -> Found:
+        """What the two gave, in a form to compare."""
+
+    def __len__(self) -> int:
+        """How many wait."""
+
+
+class Ours:
+    """The join of the pipelines."""
+
+    def __init__(self, wait_ms: int = WAIT_MS) -> None:
+        rules = LabelRules(wait_ms=wait_ms)
+        self.join = LabelJoin(WIDTH, Task.BINARY, rules, otherwise=False)
+
+    def column(self, values: list[Any]) -> Any:
+        return np.array(values)
+
+    def events(self, ids: list[str], times: Any, features: F64) -> Any:
+        return self.join.join(ids, times, features, [], [], _NONE, np.arange(len(ids)), None, None)
+
+    def labels(self, ids: list[str], times: Any, values: Any) -> Any:
+        return self.join.join(
+            [], _NONE, _NO_ROWS, ids, values, times, np.arange(len(ids)), None, None
+        )
+
+    def __len__(self) -> int:
+        return len(self.join.pending)
+
+    def found(self, of: Any) -> Found:
+        rows = of.row[of.taught]
+        served = self.join.pending.features[rows, 0].tolist()
+        taught = zip(of.target[of.taught].tolist(), served, strict=True)
+        found: Found = [(f"learns {target:g}", event) for target, event in taught]
+        return found + [(why, label) for label, why in of.refused_labels]
+
+
+class ByHand:
+    """What one would write: a dict of what waits, a queue of waits, a dict of what had its label.
+
+    Events come in the order of their times, so the queue needs no heap.
+    """
+
+    def __init__(self, wait_ms: int = WAIT_MS) -> None:
+        self._wait_ms = wait_ms
+        self._waiting: dict[str, tuple[int, F64]] = {}
+        self._due: deque[tuple[int, str]] = deque()
+        self._settled: dict[str, tuple[bool, float]] = {}  # whether by a label, and which
+        self._order: deque[tuple[int, str]] = deque()
+        self._now = -1
+
+    def column(self, values: list[Any]) -> Any:
+        return values
+
+    def events(self, ids: list[str], times: Any, features: F64) -> Any:
+        found: list[Any] = []
+        for id, time_ms, row in zip(ids, times, features, strict=True):
+            self._let_go(time_ms, found)
+            self._waiting[id] = (time_ms, row.copy())
+            self._due.append((time_ms, id))
+        return found
+
+    def labels(self, ids: list[str], times: Any, values: Any) -> Any:
+        found: list[Any] = []
+        for place, (id, time_ms, value) in enumerate(zip(ids, times, values, strict=True)):
+            self._let_go(time_ms, found)
+            kept = self._waiting.pop(id, None)
+            if kept is not None:
+                self._settle(id, True, value)
+                found.append((value, kept))
+            elif id in self._settled:
+                by_label, known = self._settled[id]
+                repeated = DUPLICATE if known == value else CONTRADICTS
+                found.append((repeated if by_label else LATE, place))
+            else:
+                found.append((UNKNOWN_ID, place))
+        return found
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def found(self, of: Any) -> Found:
+        taught: Found = []
+        refused: Found = []
+        for what, more in of:
+            if isinstance(what, str):
+                refused.append((what, more))
+            else:
+                taught.append((f"learns {what:g}", float(more[1][0])))
+        return taught + refused
+
+    def _let_go(self, now: int, found: list[Any]) -> None:
+        self._now = max(self._now, now)
+        while self._due and self._due[0][0] + self._wait_ms < self._now:
+            _, id = self._due.popleft()
+            kept = self._waiting.pop(id, None)
+            if kept is not None:
+                self._settle(id, False, 0.0)
+                found.append((0.0, kept))
+        while self._order and self._order[0][0] + self._wait_ms < self._now:
+            del self._settled[self._order.popleft()[1]]
+
+    def _settle(self, id: str, by_label: bool, value: float) -> None:
+        if len(self._order) == MOST_SETTLED:
+            del self._settled[self._order.popleft()[1]]
+        self._settled[id] = by_label, value
+        self._order.append((self._now, id))
+
+
+CONTESTANTS: dict[str, Callable[..., Contestant]] = {
+    "anabranch": Ours,
+    "dicts by hand": ByHand,
+}
+
+
+def check_agreement(events: int = 4_000) -> None:
+    """Both must make the same of a stream in which everything happens.
+
+    Raises:
+        AssertionError: they differ, or something did not happen.
+    """
+    results = []
+    for make in CONTESTANTS.values():
+        random = np.random.default_rng(5)
+        contestant = make(wait_ms=1_000)
+        found: Found = []
+        for start in range(0, events, 50):
+            ids, times = _events(start, 50)
+            features = np.zeros((50, WIDTH))
+            features[:, 0] = np.arange(start, start + 50)
+            column = contestant.column
+            found += contestant.found(contestant.events(ids, column(times), features))
+            judged = random.integers(max(0, start - 200), start + 60, 45).tolist()
+            values = (random.random(45) < 0.3).astype(float).tolist()
+            labels = [f"payment-{number}" for number in judged]
+            found += contestant.found(
+                contestant.labels(labels, column([times[-1]] * 45), column(values))
+            )
+        results.append(found)
+    if results[0] != results[1]:
+        raise AssertionError("the contestants differ in what they make of labels")
+    kinds = {what for what, _ in results[0]}
+    if kinds != {"learns 0", "learns 1", DUPLICATE, CONTRADICTS, LATE, UNKNOWN_ID}:
+        raise AssertionError(f"no more happened than {sorted(kinds)}")
+
+
+def run(quick: bool) -> Report:
+    """Time per label by number waiting and size of batch, and bytes per waiting prediction."""
+    check_agreement()
+    rows: list[dict[str, Any]] = []
+    labels = 60_000 if quick else 200_000
+    best: dict[tuple[str, int, int], float] = {}
+    ends: dict[str, float] = {}
+    sizes: dict[int, float] = {}
+    for waiting in WAITING:
+        for name, make in CONTESTANTS.items():
+            bench = _Bench(make(), waiting)
+            for batch in BATCHES:
+                best[name, waiting, batch] = bench.labels_us(labels, batch)
+            if isinstance(bench.contestant, Ours):
+                pending = bench.contestant.join.pending
+                sizes[waiting] = pending.overhead_bytes / len(pending)
+            if waiting == WAITING[-1]:
+                ends[name] = bench.ends_us(labels // 2)
+            del bench
+            gc.collect()
+    for (name, waiting, batch), cost in best.items():
+        rows.append({"labels": name, "waiting": waiting, "batch": batch, "µs per label": cost})
+    rows += [
+        {"ends of waits": name, "waiting": WAITING[-1], "µs per end": cost}
+        for name, cost in ends.items()
+    ]
+    by_hand = _bytes_by_hand(20_000)
+    rows += [
+        {"memory": "anabranch", "waiting": waiting, "bytes beyond the feature row": size}
+        for waiting, size in sizes.items()
+    ]
+    rows.append(
+        {"memory": "dicts by hand", "waiting": 20_000, "bytes beyond the feature row": by_hand}
+    )
+    most, whole = WAITING[-1], BATCHES[-1]
+    ours = best["anabranch", most, whole]
+    targets = [
+        Target("µs per label, 1M waiting, batch 1000", ours, 1.0),
+        Target("bytes beyond the feature row, worst", max(sizes.values()), 50),
+    ]
+    notes = [
+        f"best of {labels // 4_000} rounds of 4,000 labels, each for any of those that wait; "
+        f"{MOST_SETTLED:,} ids are remembered after their label; {WIDTH} features",
+        "a label includes the hash of its id and the check of its value; it does not include what "
+        "the model learns",
+        "an end of a wait is one that nobody's label came for: its assumed label is handed out",
+    ]
+    return Report("labels", rows, targets, notes)
+
+
+class _Bench:
+    """One contestant with so many predictions that wait, through all that is timed."""
+
+    def __init__(self, contestant: Contestant, waiting: int) -> None:
+        self.contestant = contestant
+        self._random = np.random.default_rng(1)
+        self._waiting = np.empty(0, np.int64)
+        self._next = 0
+        self._features = np.ones((1000, WIDTH))
+        self._add(waiting)
+        # So many labels that it forgets an old one with each new one.
+        while self._next < waiting + MOST_SETTLED:
+            self._judge(10_000, 1000)
+
+    def labels_us(self, labels: int, batch: int) -> float:
+        """Microseconds per label, the best of rounds of 4,000."""
+        return min(self._judge(4_000, batch) for _ in range(labels // 4_000))
+
+    def ends_us(self, events: int) -> float:
+        """Microseconds per prediction whose wait is over; some end with each new event."""
+        self._judge(2 * events, 1000, refill=False)  # rows enough, so that nothing grows
+        last = self._next * EVERY_MS
+        ids, quiet = [f"quiet-{number}" for number in range(events)], [last] * events
+        before = self._timed(lambda: self._events(ids, quiet))
+        step = (last - int(self._waiting.min()) * EVERY_MS) // (2 * events)
+        ids = [f"later-{number}" for number in range(events)]
+        first = int(self._waiting.min()) * EVERY_MS + WAIT_MS
+        later = [first + place * step for place in range(events)]
+        waiting = len(self.contestant)
+        took = self._timed(lambda: self._events(ids, later))
+        return (took - before) / (waiting + events - len(self.contestant)) * 1e6
+
+    def _events(self, ids: list[str], times: list[int]) -> None:
+        for start in range(0, len(ids), 1000):
+            cut = slice(start, start + 1000)
+            now = self.contestant.column(times[cut])
+            self.contestant.events(ids[cut], now, self._features[: len(now)])
+
+    def _add(self, events: int) -> None:
+        for start in range(self._next, self._next + events, 10_000):
+            self._events(*_events(start, min(10_000, self._next + events - start)))
+        added = np.arange(self._next, self._next + events)
+        self._waiting = np.concatenate([self._waiting, added])
+        self._next += events
+
+    def _judge(self, labels: int, batch: int, refill: bool = True) -> float:
+        """Labels for some that wait, timed; then as many new events."""
+        labels = min(labels, len(self._waiting) // 2)
+        at = self._random.permutation(len(self._waiting))[:labels]
+        ids = [f"payment-{number}" for number in self._waiting[at].tolist()]
+        column = self.contestant.column
+        times, values = column([self._next * EVERY_MS] * batch), column([1.0] * batch)
+
+        def judge() -> None:
+            for start in range(0, labels, batch):
+                some = ids[start : start + batch]
+                self.contestant.labels(some, times[: len(some)], values[: len(some)])
+
+        took = self._timed(judge)
+        self._waiting = np.delete(self._waiting, at)
+        if refill:
+            self._add(labels)
+        return took / labels * 1e6
+
+    def _timed(self, work: Callable[[], None]) -> float:
+        gc.disable()
+        began = time.perf_counter()
+        work()
+        took = time.perf_counter() - began
+        gc.enable()
+        return took
+
+
+def _events(start: int, count: int) -> tuple[list[str], list[int]]:
+    numbers = range(start, start + count)
+    return [f"payment-{number}" for number in numbers], [n * EVERY_MS for n in numbers]
+
+
+def _bytes_by_hand(waiting: int) -> float:
+    """Of dicts, by what Python allocates; without ids, which the store has as hashes alone."""
+    contestant = ByHand()
+    ids, times = _events(0, waiting)
+    features = np.ones((waiting, WIDTH))
+    tracemalloc.start()
+    contestant.events(ids, times, features)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return held / waiting - WIDTH * 8
