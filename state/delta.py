@@ -115,16 +115,25 @@ def merge(deltas: Sequence[Delta]) -> Delta:
     return merged
 
 
+Buffers = list[bytes | memoryview]
+"""A record as what it is made of, one behind the other: large arrays are not copied for it."""
+
+
 def encode(delta: Delta) -> dict[str, bytes]:
     """The delta as records by key, one per part (and one for what is cleared)."""
-    records = {_KINDS["blobs"] + name: blob for name, blob in delta.blobs.items()}
+    return {key: b"".join(buffers) for key, buffers in encode_parts(delta).items()}
+
+
+def encode_parts(delta: Delta) -> dict[str, Buffers]:
+    """As `encode`, each record as its buffers; they stay valid as long as the delta's arrays do."""
+    records: dict[str, Buffers] = {_KINDS["blobs"] + n: [blob] for n, blob in delta.blobs.items()}
     for name, rows in delta.rows.items():
-        records[_KINDS["rows"] + name] = _pack_rows(rows)
+        records[_KINDS["rows"] + name] = _pack({"index": _packed(rows.index), **rows.columns}, b"")
     for name, items in delta.items.items():
         arrays = {"index": _packed(items.index)}
         records[_KINDS["items"] + name] = _pack(arrays, msgspec.msgpack.encode(items.values))
     if delta.cleared:
-        records[_CLEARED] = msgspec.msgpack.encode(sorted(delta.cleared))
+        records[_CLEARED] = [msgspec.msgpack.encode(sorted(delta.cleared))]
     return records
 
 
@@ -196,29 +205,25 @@ def _last_words(index: I64) -> I64:
     return latest[latest >= 0]
 
 
-def _pack_rows(rows: Rows) -> bytes:
-    return _pack({"index": _packed(rows.index), **rows.columns}, b"")
-
-
 def _packed(index: I64) -> NDArray[np.int32]:
     if len(index) and int(index.max()) >= 2**31:
         raise StateError("the state has grown beyond 2**31 rows of one kind: use more shards")
     return index.astype(np.int32)
 
 
-def _pack(arrays: Mapping[str, NDArray[Any]], rest: bytes) -> bytes:
+def _pack(arrays: Mapping[str, NDArray[Any]], rest: bytes) -> Buffers:
     """A header that tells names, types and shapes; then the arrays, each at a multiple of 8."""
     fields = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
     header = msgspec.msgpack.encode(fields)
-    pieces: list[bytes | memoryview] = [_HEAD.pack(len(header)), header]
+    buffers: Buffers = [_HEAD.pack(len(header)), header]
     at = len(header) + _HEAD.size
     for array in arrays.values():
         pad = -at % _ALIGN
         data = np.ascontiguousarray(array).data.cast("B") if array.size else b""
-        pieces += [bytes(pad), data]
+        buffers += [bytes(pad), data]
         at += pad + array.nbytes
-    pieces.append(rest)
-    return b"".join(pieces)
+    buffers.append(rest)
+    return buffers
 
 
 def _unpack(record: bytes) -> tuple[dict[str, NDArray[Any]], memoryview]:

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import msgspec
 
-from state.delta import Delta, decode, encode, merge
+from state.delta import Buffers, Delta, decode, encode_parts, merge
 from state.errors import StateError
 
 FORMAT = 1
@@ -107,11 +107,31 @@ def piece_keys(first: int, last: int, part: str, size: int) -> list[bytes]:
     return [b"%s/%08x" % (prefix, at) for at in range(max(1, -(-size // PIECE)))]
 
 
-def pieces(record: bytes) -> list[bytes]:
+def pieces(record: Buffers) -> Iterator[bytes]:
     """A record cut up, at least one piece."""
-    if len(record) <= PIECE:
-        return [record]
-    return [record[at : at + PIECE] for at in range(0, len(record), PIECE)]
+    gathered: Buffers = []
+    size = cut = 0
+    for buffer in record:
+        at = 0
+        while len(buffer) - at >= PIECE - size:
+            gathered.append(buffer[at : at + PIECE - size])
+            at += PIECE - size
+            yield b"".join(gathered)
+            gathered, size, cut = [], 0, cut + 1
+        if at < len(buffer):
+            gathered.append(buffer[at:])
+            size += len(buffer) - at
+    if size or not cut:
+        yield b"".join(gathered)
+
+
+def measure(record: Buffers) -> tuple[int, int]:
+    """Size in bytes and CRC-32 of a record."""
+    size = checksum = 0
+    for buffer in record:
+        size += len(buffer)
+        checksum = zlib.crc32(buffer, checksum)
+    return size, checksum
 
 
 def seal(value: Root | Segment) -> bytes:
@@ -275,10 +295,10 @@ def differences(stored: Mapping[str, str], given: Mapping[str, str]) -> str:
     )
 
 
-def records_of(deltas: Iterable[Delta]) -> Iterator[tuple[str, bytes]]:
+def records_of(deltas: Iterable[Delta]) -> Iterator[tuple[str, Buffers]]:
     """The records of deltas that share no part."""
     for delta in deltas:
-        yield from encode(delta).items()
+        yield from encode_parts(delta).items()
 
 
 def _drop_removed(delta: Delta) -> None:

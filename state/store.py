@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from zlib import crc32
 
 import msgspec
 from rocksdict import WriteBatch, WriteOptions
@@ -28,7 +27,7 @@ from state.database import (
     disk_errors,
     open_database,
 )
-from state.delta import Delta, encode
+from state.delta import Buffers, Delta, encode_parts
 from state.errors import StateError
 from state.segments import (
     ROOT,
@@ -38,6 +37,7 @@ from state.segments import (
     StoreSummary,
     differences,
     manifest_key,
+    measure,
     piece_keys,
     pieces,
     records_of,
@@ -120,7 +120,7 @@ class Store:
         Raises:
             StateError: the disk refused, now or before. Open the store again then.
         """
-        records = encode(delta)
+        records = encode_parts(delta)
         with self._lock:
             self._check_usable()
             new = self.generation + 1
@@ -248,7 +248,7 @@ class Store:
             yield part
 
     def _stage(
-        self, first: int, last: int, records: Iterable[tuple[str, bytes]], most: int
+        self, first: int, last: int, records: Iterable[tuple[str, Buffers]], most: int
     ) -> tuple[Segment, WriteBatch]:
         """A segment, and the batch that makes it exist when written with its manifest.
 
@@ -257,8 +257,8 @@ class Store:
         described: dict[str, tuple[int, int]] = {}
         batch = WriteBatch(raw_mode=True)
         for part, record in records:
-            described[part] = len(record), crc32(record)
-            keys = piece_keys(first, last, part, len(record))
+            described[part] = measure(record)
+            keys = piece_keys(first, last, part, described[part][0])
             for key, piece in zip(keys, pieces(record), strict=True):
                 batch.put(key, piece)
                 if batch.size_in_bytes() >= most:
