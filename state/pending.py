@@ -1,12 +1,12 @@
 """Predictions that wait for their label: by id, in arrays, until the label or the timeout comes.
 
-Memory per waiting prediction, beside its feature row and its predictions, is 39 bytes, six of them
-hash table. Arrays grow by a quarter at a time, so it is never more than 49 bytes of the most that
-ever waited at a time (with the events of a call); what they have grown to is not given back. 16 KB
-are there whatever waits. A prediction that is kept for correction takes as much, and as settled.
+Memory per waiting prediction, beside its feature row and its predictions, is 40 bytes, seven of
+them hash table. Arrays grow by a quarter at a time, so it is never more than 50 bytes of the most
+that ever waited at a time (with the events of a call); what they have grown to is not given back.
+16 KB are there whatever waits. A prediction kept for correction takes as much, and as settled.
 
 Beside them are remembered the ids that are *settled*, by a label or by the end of their wait, to
-know repeated and late labels for what they are (57 bytes each at most); and the labels that are
+know repeated and late labels for what they are (59 bytes each at most); and the labels that are
 *held* because their event has not come yet. See `state.label_rules`.
 
 An id is kept as its 64-bit `hash64`, not as text. Should two ids that wait at the same time have
@@ -255,7 +255,7 @@ class PendingStore:
             (self._marks, self._ends, self._links), self._flags, self.features, self.tags,
         )  # fmt: skip
         if len(labels[0]) > 1:
-            read_ahead(labels[0], pending)
+            read_ahead(labels[0], pending, settled.arrays)
         parts: list[I64] = []
         position = 0
         while not parts or position < size:
