@@ -228,14 +228,11 @@ class PendingStore:
         self._make_room(events)
         self.settled.begin()
         self.early.begin()
-        usable = np.ones(labels, np.uint8) if usable is None else usable
         tags = np.zeros(events, np.int32) if tags is None else tags
-        codes = np.zeros(labels, np.int64) if codes is None else codes
-        keys = hash64(label_ids) if labels else _NO_KEYS
         given = (
             order,
             (hash64(ids), event_times, features, tags),
-            (keys, label_times, usable, codes),
+            _label_columns(label_ids, label_times, usable, codes),
         )
         refused_events, refused_labels = np.zeros(events, np.bool_), np.zeros(labels, np.uint8)
         held = np.full(labels, -1)
@@ -352,6 +349,16 @@ class PendingStore:
             begin_at(int(self._counters[WATERMARK]) - self.rules.wait_ms, self._marks)
         append_all(sorted_rows, self.times, self._marks, self._ends, self._links)
         refill(self._table, self._keys, sorted_rows)
+
+
+def _label_columns(
+    ids: list[str], times: I64, usable: U8 | None, codes: I64 | None
+) -> tuple[Any, I64, U8, I64]:
+    """Labels as `pending_walk` takes them."""
+    labels = len(ids)
+    usable = np.ones(labels, np.uint8) if usable is None else usable
+    codes = np.zeros(labels, np.int64) if codes is None else codes
+    return hash64(ids) if labels else _NO_KEYS, times, usable, codes
 
 
 def _longer(array: NDArray[np.generic], size: int) -> NDArray[np.generic]:
