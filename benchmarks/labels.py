@@ -37,6 +37,7 @@ WAIT_MS = 7 * 86_400_000
 EVERY_MS = 10
 WAITING = (10_000, 100_000, 1_000_000)
 BATCHES = (10, 100, 1000)
+_ROUND = 4_000  # labels
 _NONE, _NO_ROWS = np.empty(0, np.int64), np.empty((0, WIDTH))
 
 Found = list[tuple[str, Any]]
@@ -203,11 +204,11 @@ def check_agreement(events: int = 4_000) -> None:
 def run(quick: bool) -> Report:
     """Time per label by number waiting and size of batch, and bytes per waiting prediction."""
     check_agreement()
-    rows: list[dict[str, Any]] = []
     labels = 60_000 if quick else 200_000
     best: dict[tuple[str, int, int], float] = {}
-    ends: dict[str, float] = {}
-    sizes: dict[int, float] = {}
+    ends: list[dict[str, Any]] = []
+    memory: list[dict[str, Any]] = []
+    beyond = "bytes beyond the feature row"
     for waiting in WAITING:
         for name, make in CONTESTANTS.items():
             bench = _Bench(make(), waiting)
@@ -215,39 +216,36 @@ def run(quick: bool) -> Report:
                 best[name, waiting, batch] = bench.labels_us(labels, batch)
             if isinstance(bench.contestant, Ours):
                 pending = bench.contestant.join.pending
-                sizes[waiting] = pending.overhead_bytes / len(pending)
+                size = pending.overhead_bytes / len(pending)
+                memory.append({"memory": name, "waiting": waiting, beyond: size})
             if waiting == WAITING[-1]:
-                ends[name] = bench.ends_us(labels // 2)
+                cost = bench.ends_us(labels // 2)
+                ends.append({"ends of waits": name, "waiting": waiting, "µs per end": cost})
             del bench
             gc.collect()
-    for (name, waiting, batch), cost in best.items():
-        rows.append({"labels": name, "waiting": waiting, "batch": batch, "µs per label": cost})
-    rows += [
-        {"ends of waits": name, "waiting": WAITING[-1], "µs per end": cost}
-        for name, cost in ends.items()
+    rows: list[dict[str, Any]] = [
+        {"labels": name, "waiting": waiting, "batch": batch, "µs per label": cost}
+        for (name, waiting, batch), cost in best.items()
     ]
-    by_hand = _bytes_by_hand(20_000)
-    rows += [
-        {"memory": "anabranch", "waiting": waiting, "bytes beyond the feature row": size}
-        for waiting, size in sizes.items()
-    ]
-    rows.append(
-        {"memory": "dicts by hand", "waiting": 20_000, "bytes beyond the feature row": by_hand}
-    )
-    most, whole = WAITING[-1], BATCHES[-1]
-    ours = best["anabranch", most, whole]
+    memory.append({"memory": "dicts by hand", "waiting": 20_000, beyond: _bytes_by_hand(20_000)})
+    worst = max(row[beyond] for row in memory[:-1])
     targets = [
-        Target("µs per label, 1M waiting, batch 1000", ours, 1.0),
-        Target("bytes beyond the feature row, worst", max(sizes.values()), 50),
+        Target(
+            "µs per label, 1M waiting, batch 1000", best["anabranch", WAITING[-1], BATCHES[-1]], 1.0
+        ),
+        Target(f"{beyond}, worst", worst, 50),
     ]
-    notes = [
-        f"best of {labels // 4_000} rounds of 4,000 labels, each for any of those that wait; "
+    return Report("labels", [*rows, *ends, *memory], targets, _notes(labels))
+
+
+def _notes(labels: int) -> list[str]:
+    return [
+        f"best of {labels // _ROUND} rounds of {_ROUND:,} labels, each for any of those that wait; "
         f"{MOST_SETTLED:,} ids are remembered after their label; {WIDTH} features",
         "a label includes the hash of its id and the check of its value; it does not include what "
         "the model learns",
         "an end of a wait is one that nobody's label came for: its assumed label is handed out",
     ]
-    return Report("labels", rows, targets, notes)
 
 
 class _Bench:
@@ -265,8 +263,8 @@ class _Bench:
             self._judge(10_000, 1000)
 
     def labels_us(self, labels: int, batch: int) -> float:
-        """Microseconds per label, the best of rounds of 4,000."""
-        return min(self._judge(4_000, batch) for _ in range(labels // 4_000))
+        """Microseconds per label, of the best round."""
+        return min(self._judge(_ROUND, batch) for _ in range(labels // _ROUND))
 
     def ends_us(self, events: int) -> float:
         """Microseconds per prediction whose wait is over; some end with each new event."""

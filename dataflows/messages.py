@@ -17,6 +17,9 @@ import msgspec
 from state.durations import parse_duration_ms
 from state.label_rules import LabelRules
 
+Answer = bool | int | float | str | None
+"""The value of a label; None for none."""
+
 
 class Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What happened: base of every event type.
@@ -43,9 +46,20 @@ class Label(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
 
     @classmethod
-    def target(cls, field: str, **rules: Any) -> Delayed:
-        """Learn ``field`` of this label type, by the ``rules`` that `Delayed` has."""
-        return Delayed(cls, field, **rules)
+    def target(
+        cls,
+        field: str,
+        *,
+        id: str = "id",
+        time: str = "ts",
+        wait: str = "7d",
+        otherwise: Answer = None,
+        late: str = "refuse",
+        correct_within: str = "30d",
+        early: str = "10m",
+    ) -> Delayed:
+        """Learn ``field`` of this label type; see `Delayed`."""
+        return Delayed(cls, field, id, time, wait, otherwise, late, correct_within, early)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +93,7 @@ class Delayed:
     id: str = "id"
     time: str = "ts"
     wait: str = "7d"
-    otherwise: bool | int | float | str | None = None
+    otherwise: Answer = None
     late: str = "refuse"
     correct_within: str = "30d"
     early: str = "10m"

@@ -11,8 +11,8 @@ processor can know of the session::
                  + 0.6 · (log popularity of the item, standardised)
 
 A session's first impression counts as 60 s after nothing. A click is published when it happens,
-its absence after ten minutes. The best log loss and ROC AUC that any model could have are known
-(`Impressions.probability`).
+within ten minutes; that there was none is told by nothing. The best log loss and ROC AUC that any
+model could have are known (`Impressions.probability`).
 """
 
 from __future__ import annotations
@@ -269,10 +269,15 @@ class _ClickEncoder:
         )
         keys = self._visitor_keys[impressions.visitor].tolist()
         events = Batch.of("events", self._lines(list(rows)), keys, impressions.ts)
-        when = impressions.label_ms
-        clicks = map(_Click, ids, when.tolist(), impressions.clicked.tolist())
-        labels = Batch.of("labels", self._lines(list(clicks)), keys, when)
-        return Chunk(impressions.until_ms, events, labels, np.arange(len(ids)))
+        judged = np.flatnonzero(impressions.clicked)
+        when = impressions.label_ms[judged]
+        clicks = [
+            _Click(ids[row], time, True)
+            for row, time in zip(judged.tolist(), when.tolist(), strict=True)
+        ]
+        keys_of_clicks = self._visitor_keys[impressions.visitor[judged]].tolist()
+        labels = Batch.of("labels", self._lines(clicks), keys_of_clicks, when)
+        return Chunk(impressions.until_ms, events, labels, judged)
 
     def _lines(self, rows: list[_Impression] | list[_Click]) -> list[bytes]:
         return self._encoder.encode_lines(rows).split(b"\n")[:-1]

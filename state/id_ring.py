@@ -5,7 +5,7 @@ the next to come, and what was forgotten since `FLOOR` keeps its content until `
 
     floor ····· tail ●●●○●●●●●●●●●● head        ○ forgotten out of turn, or entered anew since
 
-An entry takes 33 bytes and 12 of table; arrays grow by a quarter at a time, so at most 57 bytes of
+An entry takes 33 bytes and 14 of table; arrays grow by a quarter at a time, so at most 59 bytes of
 the most that were ever there.
 """
 

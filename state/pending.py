@@ -1,12 +1,12 @@
 """Predictions that wait for their label: by id, in arrays, until the label or the timeout comes.
 
-Memory per waiting prediction, beside its feature row and its predictions, is 39 bytes, six of them
-hash table. Arrays grow by a quarter at a time, so it is never more than 49 bytes of the most that
-ever waited at a time (with the events of a call); what they have grown to is not given back. 16 KB
-are there whatever waits. A prediction that is kept for correction takes as much, and as settled.
+Memory per waiting prediction, beside its feature row and its predictions, is 40 bytes, seven of
+them hash table. Arrays grow by a quarter at a time, so it is never more than 50 bytes of the most
+that ever waited at a time (with the events of a call); what they have grown to is not given back.
+16 KB are there whatever waits. A prediction kept for correction takes as much, and as settled.
 
 Beside them are remembered the ids that are *settled*, by a label or by the end of their wait, to
-know repeated and late labels for what they are (57 bytes each at most); and the labels that are
+know repeated and late labels for what they are (59 bytes each at most); and the labels that are
 *held* because their event has not come yet. See `state.label_rules`.
 
 An id is kept as its 64-bit `hash64`, not as text. Should two ids that wait at the same time have
@@ -228,14 +228,11 @@ class PendingStore:
         self._make_room(events)
         self.settled.begin()
         self.early.begin()
-        usable = np.ones(labels, np.uint8) if usable is None else usable
         tags = np.zeros(events, np.int32) if tags is None else tags
-        codes = np.zeros(labels, np.int64) if codes is None else codes
-        keys = hash64(label_ids) if labels else _NO_KEYS
         given = (
             order,
             (hash64(ids), event_times, features, tags),
-            (keys, label_times, usable, codes),
+            _label_columns(label_ids, label_times, usable, codes),
         )
         refused_events, refused_labels = np.zeros(events, np.bool_), np.zeros(labels, np.uint8)
         held = np.full(labels, -1)
@@ -255,7 +252,7 @@ class PendingStore:
             (self._marks, self._ends, self._links), self._flags, self.features, self.tags,
         )  # fmt: skip
         if len(labels[0]) > 1:
-            read_ahead(labels[0], pending)
+            read_ahead(labels[0], pending, settled.arrays)
         parts: list[I64] = []
         position = 0
         while not parts or position < size:
@@ -352,6 +349,16 @@ class PendingStore:
             begin_at(int(self._counters[WATERMARK]) - self.rules.wait_ms, self._marks)
         append_all(sorted_rows, self.times, self._marks, self._ends, self._links)
         refill(self._table, self._keys, sorted_rows)
+
+
+def _label_columns(
+    ids: list[str], times: I64, usable: U8 | None, codes: I64 | None
+) -> tuple[Any, I64, U8, I64]:
+    """Labels as `pending_walk` takes them."""
+    labels = len(ids)
+    usable = np.ones(labels, np.uint8) if usable is None else usable
+    codes = np.zeros(labels, np.int64) if codes is None else codes
+    return hash64(ids) if labels else _NO_KEYS, times, usable, codes
 
 
 def _longer(array: NDArray[np.generic], size: int) -> NDArray[np.generic]:

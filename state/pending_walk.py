@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from state.compile import I64, inlined, kernel
+from state.compile import I32, I64, inlined, kernel
 from state.id_ring import FLOOR, HEAD, LIVE, TAIL, enter, forget, forget_oldest
 from state.id_table import EMPTY, find, find_home
 from state.pending_rows import (
@@ -241,29 +241,43 @@ def _take_label(
     return _hold(label, step, item, pending[0][WATERMARK], labels, early, rules, out)
 
 
+@inlined
+def _read_run(key: np.uint64, table: I32, keys: Any) -> Any:
+    """Read all cells from the home of `key` to the next empty one."""
+    total: Any = np.int64(0)
+    at = find_home(key, table)
+    while table[at] != EMPTY:
+        total += np.int64(keys[table[at]])
+        at += 1
+        at = at if at < table.size else np.int64(0)
+    return total
+
+
 @kernel
-def read_ahead(label_keys: Any, pending: Any) -> Any:
+def read_ahead(label_keys: Any, pending: Any, settled: Any) -> Any:
     """Look at all that the labels will need; the sum means nothing.
 
     Where these rows are nobody can guess, so each costs as much as the memory is slow. Here no read
     waits for the one before, and by the time of the walk they are near.
     """
     _, table, keys, times, _, (_, _, links), flags, _, tags = pending
+    marks, ring_table, ring_keys = settled[0], settled[1], settled[2]
     total: Any = np.int64(0)
     for i in range(label_keys.size):
         total += table[find_home(label_keys[i], table)]
+        total += ring_table[find_home(label_keys[i], ring_table)]
     for i in range(label_keys.size):
-        at = find_home(label_keys[i], table)
-        while table[at] != EMPTY:
-            total += np.int64(keys[table[at]])
-            at += 1
-            at = at if at < table.size else np.int64(0)
+        total += _read_run(label_keys[i], table, keys)
+        total += _read_run(label_keys[i], ring_table, ring_keys)
     for i in range(label_keys.size):
         row = table[find(label_keys[i], table, keys)]
         if row != EMPTY:
             total += times[row] + tags[row] + flags[row]
             for side in range(2):
                 total += links[max(links[row, side], 0), 1 - side]
+    # Each may make the ring forget its oldest.
+    for number in range(marks[TAIL], min(marks[HEAD], marks[TAIL] + label_keys.size)):
+        total += _read_run(ring_keys[number % ring_keys.size], ring_table, ring_keys)
     return total
 
 

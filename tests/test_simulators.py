@@ -98,7 +98,10 @@ def test_every_message_fits_the_pipeline_and_labels_follow_their_events(name: st
     assert len(by_id) == len(events)
     assert len({label.id for label in labels}) == len(labels)
     assert all(label.ts >= by_id[label.id].ts for label in labels)
-    assert len(labels) >= 0.9 * len(events)
+    if name == "clicks":  # silence means that there was none
+        assert 0.05 < len(labels) / len(events) < 0.2
+    else:
+        assert len(labels) >= 0.9 * len(events)
     assert events[0].ts >= MONDAY_MS
     assert all(a.ts <= b.ts for a, b in pairwise(events))
 
@@ -158,7 +161,7 @@ def test_payments_fraud_moves_to_other_merchants_at_the_drift() -> None:
         assert (before.verdict_ms[rows] == after.verdict_ms[rows]).all()
 
 
-def test_clicks_are_rare_and_calibrated_and_silence_is_told_after_ten_minutes() -> None:
+def test_clicks_are_rare_and_calibrated_and_come_within_ten_minutes() -> None:
     found = list(ClickWorld(1, ClickSettings()).impressions(60_000))
     probability = np.concatenate([i.probability for i in found])
     clicked = np.concatenate([i.clicked for i in found])
@@ -334,7 +337,7 @@ def test_progress_is_told_and_labels_need_a_topic() -> None:
 
     counts = publish(bus, simulate("clicks", events=9000), topics=TOPICS, on_progress=on_progress)
     assert heard == sorted(heard)
-    assert heard[-1] == counts.messages == 18_000
+    assert heard[-1] == counts.messages == 9_000 + counts.labels > 9_500
     with pytest.raises(InputError, match="labels to publish, but no topic"):
         publish(bus, simulate("clicks", events=9000), topics={"events": "t.events"})
     with pytest.raises(BusError):

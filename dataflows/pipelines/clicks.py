@@ -1,4 +1,4 @@
-"""Will this impression be clicked? Learned seconds later, or after ten minutes without a click."""
+"""Will this impression be clicked? Learned from a click, or after ten minutes without one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Impression(Event):
 
 
 class Click(Label):
-    """Whether the impression ``id`` was clicked: at ``ts``, or not at all by then."""
+    """The impression ``id`` was clicked at ``ts``; nothing is published of one that was not."""
 
     id: str
     ts: int
@@ -33,7 +33,7 @@ class Click(Label):
 pipeline = Pipeline(
     name="clicks",
     event=Impression,
-    label=Click.target("clicked", wait="1h"),
+    label=Click.target("clicked", wait="10m", otherwise=False),
     features=[
         field("position"),
         field("price"),

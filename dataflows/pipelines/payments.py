@@ -1,4 +1,9 @@
-"""Is this card payment fraud? Learned from verdicts that come minutes to hours later."""
+"""Is this card payment fraud? Learned from verdicts that come minutes to hours later.
+
+A payment without a verdict may be either, as fraud that nobody looked into is. So nothing is
+assumed when the wait is over: with ``otherwise=False`` the model would learn that fraud is rarer
+than it is.
+"""
 
 from __future__ import annotations
 

@@ -197,7 +197,8 @@ def _count_windows(image: Delta, report: PlaceReport) -> None:
 
 def _describe_models(image: Delta, report: PlaceReport) -> None:
     rows = image.rows.get("pending/state")
-    report.waiting = 0 if rows is None else int(rows.columns["waits"].sum())
+    # Rows that are kept for correction say 2.
+    report.waiting = 0 if rows is None else int((rows.columns["waits"] == 1).sum())
     if "step" in image.blobs:
         record = StepRecord.load(image.blobs["step"])
         report.champion = record.champion
