@@ -16,6 +16,7 @@ UNPICKLE = {
     "models/answers.py",
     "models/checkpoint.py",
     "models/durable.py",
+    "models/pickled.py",  # of the registry, and of a file that the user has named
     "models/step_record.py",
 }
 EVALUATE = {"eval", "exec", "compile", "__import__"}
