@@ -87,9 +87,9 @@ def check_by_trial(model: Any, task: Task, columns: Sequence[str], what: str) ->
         _check_numbers(learner.run(row, *steps), what)
     except InputError:
         raise
-    except (AnabranchError, ValueError, TypeError) as error:
+    except Exception as error:  # of a model that may be anybody's
         raise InputError(
-            f"{what} does not work with the features of the pipeline: {error}"
+            f"{what} does not work with the features of the pipeline: {error!r}"
         ) from None
 
 

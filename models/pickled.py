@@ -57,7 +57,7 @@ def loads(what: str, blob: bytes) -> Any:
             return pickle.loads(blob)
     except Exception as error:
         raise StateError(
-            f"{what} can't be unpickled ({type(error).__name__}: {error}): it is damaged, no "
+            f"{what} can't be unpickled ({error}): it is damaged, no "
             "pickle, or needs code that is not here"
         ) from error
 

@@ -113,7 +113,12 @@ class Registry:
         try:
             blob = path.read_bytes()
         except OSError as error:
-            raise StateError(f"{path} can't be read: {error.strerror}") from None
+            if not path.parent.exists():
+                raise StateError(f"model {version.reference} was removed meanwhile") from None
+            raise StateError(
+                f"{path} can't be read ({error.strerror}): restore it from a backup, or remove "
+                f"{path.parent}"
+            ) from None
         if hashlib.sha256(blob).hexdigest() != version.sha256:
             raise StateError(
                 f"{path} is damaged (its checksum does not match): restore it from a backup, or "
@@ -192,8 +197,8 @@ class Registry:
         for name, number in self._all():
             try:
                 about = self._read(name, number)
-                if about is not None and about.bytes != self._size(about):
-                    path = self._directory(name, number)
+                path = self._directory(name, number)
+                if about is not None and about.bytes != self._size(about) and path.exists():
                     found.append(f"{path / _MODEL} is not whole: restore it, or remove {path}")
             except StateError as error:
                 found.append(str(error))

@@ -7,6 +7,7 @@ model. ``model.pickle.json`` tells where it comes from, and which River wrote it
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from models.pickled import check_river, loads
 from models.version import Version, seal, unseal
 from state.errors import InputError, StateError
 from state.files import write_whole
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ def read_river_file(path: Path, river: str | None = None) -> RiverFile:
         InputError: there is no such file, or nobody knows which River wrote it.
         StateError: another River wrote it, or what is beside it is damaged or of another file.
     """
-    if "://" in str(path):
+    if _ADDRESS.match(str(path)):
         raise InputError(f"{path} is no local file, and models are read from local files alone")
     try:
         blob = path.read_bytes()

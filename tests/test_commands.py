@@ -136,7 +136,9 @@ def test_variables_stand_for_options(call: Call) -> None:
     assert len(read.out.splitlines()) == 7
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("models", "skew", "state")])
+@pytest.mark.parametrize(
+    "name", [name for name in COMMANDS if name not in ("models", "skew", "state")]
+)
 def test_a_wrong_value_in_a_variable_is_wrong_usage(name: str, call: Call) -> None:
     options = NUMBERS & environment_variables(name).keys()
     assert options

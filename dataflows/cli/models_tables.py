@@ -30,8 +30,10 @@ def print_list(found: Sequence[Version], registry: Registry, json: bool) -> None
         return
     table = Table(title=f"models in {registry.path}", title_justify="left")
     table.add_column("model", no_wrap=True)
-    for name in ("made", "learned", "metrics then", "river", "parent"):
-        table.add_column(name, justify="right" if name == "learned" else "left")
+    table.add_column("made", min_width=10)
+    table.add_column("learned", justify="right")
+    for name in ("metrics then", "river", "parent"):
+        table.add_column(name, overflow="fold")
     for each in found:
         table.add_row(
             each.reference,
@@ -39,7 +41,7 @@ def print_list(found: Sequence[Version], registry: Registry, json: bool) -> None
             _rows(each),
             _metrics(each).replace(", ", "\n"),
             each.river or "",
-            each.parent or "—",
+            (each.parent or "—").split(" of ")[0],
         )
     Console().print(table)
 
@@ -121,7 +123,7 @@ def _lineage(version: Version) -> Iterator[tuple[str, str]]:
 
 
 def _print_pairs(console: Console, title: str, pairs: Any) -> None:
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=title, title_justify="left", show_header=False, min_width=len(title))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in pairs:
@@ -130,7 +132,7 @@ def _print_pairs(console: Console, title: str, pairs: Any) -> None:
 
 
 def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column(first, no_wrap=True)
     for name in others:
         table.add_column(name, overflow="fold")

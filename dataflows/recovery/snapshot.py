@@ -26,6 +26,7 @@ from models.version import Span, Version, finite
 from models.weights import final, weights
 from state.delta import Delta
 from state.errors import StateError
+from state.lock import holder
 from state.store import look
 
 _MODELS = "models"
@@ -109,6 +110,7 @@ def nothing_new(registry: Registry, about: Version) -> Version | None:
 def _read(path: Path, identity: Identity) -> tuple[ResumePoint, Token, Delta]:
     """Where a run would go on, and the models there. A run may go on meanwhile: then look again."""
     for left in reversed(range(_LOOKS)):
+        going_on = holder(path) is not None
         try:
             point = read_resume_point(path / "recovery")
             token = tokens_by_place(point, identity).get(_MODELS)
@@ -117,10 +119,11 @@ def _read(path: Path, identity: Identity) -> tuple[ResumePoint, Token, Delta]:
             if token is not None and (identity.hosts > 1 or _whole(point, identity)):
                 return point, token, look(path / _MODELS / DATABASE).image(token.generation)
         except StateError:
-            if not left:
+            if not (left and going_on):
                 raise
-        if left:
-            time.sleep(_NAP_S)
+        if not going_on:
+            break
+        time.sleep(_NAP_S)
     raise _nothing(path)
 
 
