@@ -199,7 +199,7 @@ def test_what_can_not_begin_is_one_sentence(parts: Parts) -> None:
 
 def test_another_model_than_it_began_with_is_refused(parts: Parts) -> None:
     went_well(parts.run("second", "new", *BEGIN))
-    went_well(parts.run("whole", "old"))
+    went_well(parts.run("whole", "old", "--lost", "earliest"))
     parts.snapshot("old", "--name", "half")
     words = ("new has begun with half@1 and come to generation", "--model half@2")
     refused(parts.run("second", "new", "--model", "half@2", "--registry", "old"), *words)
