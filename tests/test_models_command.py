@@ -6,6 +6,8 @@ import json
 import pickle
 import re
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +281,14 @@ def test_a_state_that_has_learned_nothing_has_no_model_yet(kept: Kept) -> None:
     went_well(kept.run("--from", "latest"))
     assert "no models in" in kept.call("models", "list", "state").out
     refused(kept.call("models", "snapshot", "state"), "state has not kept a model yet: run")
+
+
+def test_a_recovery_store_that_lacks_a_partition_is_refused(kept: Kept) -> None:
+    """A snapshot would not say what the model was trained on."""
+    with closing(sqlite3.connect(kept.state / "recovery" / "part-0.sqlite3")) as store, store:
+        store.execute("DELETE FROM snaps WHERE state_key = '1' AND step_id LIKE '%intake%'")
+    done = kept.call("models", "snapshot", "state", "--name", "other")
+    refused(done, "the recovery store of state knows 2 of 3 input partitions", "backup")
 
 
 def test_a_damaged_version_is_named_and_the_others_are_listed(kept: Kept) -> None:

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from river import (
@@ -27,7 +28,7 @@ from models.fit import check_by_trial, check_columns, check_model, known_feature
 from models.learner import Task
 from models.registry import Registry
 from models.river_file import read_river_file, write_river_file
-from models.version import Version
+from models.version import Version, seal
 from state.errors import InputError, StateError
 from tests.registered import COLUMNS, FEATURES, TARGETS, about, go_on, learned, river_of
 
@@ -137,6 +138,9 @@ def test_files_that_are_damaged_or_of_others_are_refused(tmp_path: Path) -> None
         told.write_bytes(said)
     with pytest.raises(InputError, match=r"--river 0.1 contradicts"):
         read_river_file(file, "0.1")
+    told.write_bytes(seal(msgspec.structs.replace(version, versions={"river": "0.1"})))
+    with pytest.raises(StateError, match=r"m.p was written with river 0\.1"):
+        read_river_file(file)
     told.unlink()
     with pytest.raises(InputError, match="nobody knows which River wrote it"):
         read_river_file(file)
@@ -184,6 +188,17 @@ def test_a_model_of_other_classes_or_of_no_use_is_refused() -> None:
     ruined.intercept = float("nan")
     with pytest.raises(InputError, match="answers with NaN or infinity"):
         check_by_trial(ruined, Task.REGRESSION, COLUMNS, "m")
+
+
+def test_a_model_of_several_classes_is_tried_with_one_of_its_own() -> None:
+    bayes = river_learned(naive_bayes.GaussianNB(), labels=("no", "yes"))
+    before = pickle.dumps(bayes)
+    check_model(bayes, Task.MULTICLASS, "m")
+    check_by_trial(bayes, Task.MULTICLASS, COLUMNS, "m")
+    check_by_trial(naive_bayes.GaussianNB(), Task.MULTICLASS, COLUMNS, "m")
+    assert pickle.dumps(bayes) == before  # a copy was tried
+    with pytest.raises(InputError, match="more than two classes"):
+        check_model(LOGREG(), Task.MULTICLASS, "m")
 
 
 class Picky(linear_model.LogisticRegression):  # type: ignore[misc]

@@ -47,14 +47,17 @@ class Parts:
         self.declare(model)
         for name, rows in (("first", range(ROWS // 2)), ("second", range(ROWS // 2, ROWS)),
                            ("whole", range(ROWS)), ("none", range(0))):  # fmt: skip
-            bus = open_bus(f"sqlite:{directory / name}")
-            bus.create_topics({"parts.events": 1})
-            publisher = bus.publisher()
-            values = [json.dumps(part(i)).encode() for i in rows]
-            if values:
-                publisher.append("parts.events", values, partitions=0, times=list(rows))
-            publisher.close()
-            bus.close()
+            self.publish(name, rows)
+
+    def publish(self, name: str, rows: range) -> None:
+        bus = open_bus(f"sqlite:{self.directory / name}")
+        bus.create_topics({"parts.events": 1})
+        publisher = bus.publisher()
+        values = [json.dumps(part(i)).encode() for i in rows]
+        if values:
+            publisher.append("parts.events", values, partitions=0, times=list(rows))
+        publisher.close()
+        bus.close()
 
     def declare(self, model: str) -> None:
         (self.directory / "parts.py").write_text(PIPELINE.replace("MODEL", model))
@@ -129,6 +132,17 @@ def test_a_start_with_the_same_command_goes_on(parts: Parts) -> None:
     went_well(parts.run("second", "new", *BEGIN))
     went_well(parts.run("second", "new"))
     assert parts.predictions("second") == predictions
+
+
+def test_a_later_start_goes_on_from_what_was_learned_since(parts: Parts) -> None:
+    went_well(parts.run("second", "new", *BEGIN))
+    assert parts.snapshot("new", "--name", "grown")["parent"] == "half@1"
+    parts.publish("second", range(ROWS, ROWS + 20))
+    went_well(parts.run("second", "new", *BEGIN))
+    first_new = parts.predictions("second")[ROWS // 2]
+    assert first_new[2] == ROWS
+    made = parts.snapshot("new", "--name", "more")
+    assert (made["rows"], made["parent"]) == (ROWS + 20, "grown@1")
 
 
 def test_a_state_that_was_made_and_has_read_nothing_begins_with_it(parts: Parts) -> None:

@@ -116,7 +116,8 @@ def _read(path: Path, identity: Identity) -> tuple[ResumePoint, Token, Delta]:
             token = tokens_by_place(point, identity).get(_MODELS)
             if token is None and identity.hosts > 1:
                 token = _newest(path / _MODELS)
-            if token is not None and (identity.hosts > 1 or _whole(point, identity)):
+            if token is not None:
+                _check_whole(path, point, identity)
                 return point, token, look(path / _MODELS / DATABASE).image(token.generation)
         except StateError:
             if not (left and going_on):
@@ -135,9 +136,14 @@ def _newest(place: Path) -> Token | None:
     return Token(_MODELS, read_id(place) or "", generation) if generation else None
 
 
-def _whole(point: ResumePoint, identity: Identity) -> bool:
-    """Whether all input partitions are in it: the engine may remove what it has just replaced."""
-    return len(point.partitions()) == identity.partitions
+def _check_whole(path: Path, point: ResumePoint, identity: Identity) -> None:
+    """Raise unless all partitions are in it: the engine may have removed what it just replaced."""
+    known = len(point.partitions())
+    if identity.hosts == 1 and known != identity.partitions:
+        raise StateError(
+            f"the recovery store of {path} knows {known} of {identity.partitions} input "
+            "partitions: restore it from a backup"
+        )
 
 
 def _spans(path: Path, point: ResumePoint) -> list[Span]:
