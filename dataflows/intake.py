@@ -162,6 +162,12 @@ class _SharedReader:
             self._admission.restore(
                 part.number, image, FIRST_MS if resume is None else resume.watermark
             )
+            if resume is None:
+                places = self.options.places
+                self._state.begins(
+                    part.number,
+                    {t.topic: None if t in places else begin for t, begin in at.items()},
+                )
         # The engine asks them in the order of their names, and where committing takes as long as an
         # epoch each round ends one: then only the first finds that none has been snapshotted.
         self.parts.append(part)

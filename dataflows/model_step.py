@@ -114,7 +114,10 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         self._place: Place | None = None
         if state is not None:
             self._place = state.models()
-            self.prequential.restore(self._place.open(token))
+            image = self._place.open(token)
+            self.prequential.restore(image)
+            if not image and (learner := state.first_learner(pipeline)) is not None:
+                self.prequential.take_up(pipeline.model_name, learner)
 
     def on_batch(self, values: list[Item]) -> tuple[list[Results | Wake], bool]:
         made: list[Results | Wake] = []

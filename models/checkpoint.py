@@ -12,12 +12,10 @@ is unpickled.
 
 from __future__ import annotations
 
-import gc
 import pickle
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +25,7 @@ from numpy.typing import NDArray
 from models.compiled import CompiledLinear
 from models.durable import unchanged_by_predicting
 from models.learner import LEARN, Learner, Predictions, Targets
+from models.pickled import uncollected
 from models.river_adapter import RiverLearner
 from models.targets import select
 from state.delta import Delta, Items, Rows
@@ -166,9 +165,13 @@ class Checkpoint:
         """
         if "full" not in image.blobs:
             return
+        self._go_on_from(_load(self._name, image.blobs["full"], type(self.learner)), image)
+
+    def _go_on_from(self, learner: Learner, image: Delta) -> None:
+        """Take up the full pickle of an image, and learn the rows behind it."""
         self._full_s, large = _COST.unpack(image.blobs["cost"])
         self._full_bytes = len(image.blobs["full"])
-        self._take(_load(self._name, image.blobs["full"], type(self.learner)))
+        self._take(learner)
         self._full_version = self.learner.version
         self._full_at = self._clock()
         self._log = None
@@ -251,6 +254,21 @@ class Checkpoint:
         log.bytes = columns["features"].nbytes + 9 * len(steps)
 
 
+def restored(name: str, image: Delta) -> Learner | None:
+    """The learner that gave `image`, however it was declared; None if the image is empty.
+
+    What it holds is unpickled: give only what this program wrote.
+
+    Raises:
+        StateError: it can't be unpickled here.
+    """
+    if "full" not in image.blobs:
+        return None
+    kept = Checkpoint(name, _load(name, image.blobs["full"], object))
+    kept._go_on_from(kept.learner, image)
+    return kept.learner
+
+
 def _learns_only(learner: Learner) -> bool:
     """Whether predicting leaves the learner as it was; False for one that is not known."""
     if isinstance(learner, CompiledLinear):
@@ -258,21 +276,9 @@ def _learns_only(learner: Learner) -> bool:
     return isinstance(learner, RiverLearner) and unchanged_by_predicting(learner.model)
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector, which would visit millions of objects again and again."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
 def _dump(name: str, learner: Learner) -> bytes:
     try:
-        with _uncollected():
+        with uncollected():
             return pickle.dumps(learner, protocol=5)
     except Exception as error:
         raise StateError(
@@ -281,9 +287,9 @@ def _dump(name: str, learner: Learner) -> bytes:
         ) from error
 
 
-def _load(name: str, blob: bytes, kind: type[Learner]) -> Learner:
+def _load(name: str, blob: bytes, kind: type[Any]) -> Any:
     try:
-        with _uncollected():
+        with uncollected():
             found = pickle.loads(blob)
         if not isinstance(found, kind):
             raise TypeError(f"a {kind.__name__} is declared, {type(found).__name__} is stored")

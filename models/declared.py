@@ -57,3 +57,24 @@ learn_intercept=True))'
     if inspect.isroutine(value) or isinstance(value, type):
         return str(getattr(value, "__qualname__", type(value).__name__))
     return _ADDRESS.sub("", repr(value))
+
+
+def parameters_by_path(model: Any) -> dict[str, str]:
+    """Every parameter at any depth of a River model, as text, by where it is.
+
+    >>> from river import linear_model, preprocessing
+    >>> found = parameters_by_path(preprocessing.Normalizer() | linear_model.PAClassifier())
+    >>> found["Normalizer.order"], found["PAClassifier.C"]
+    ('2', '1.0')
+    """
+    return dict(_by_path(model, ""))
+
+
+def _by_path(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if not isinstance(value, base.Base) or path.count(".") > _DEEPEST:
+        yield path, describe(value)
+        return
+    if not hasattr(value, "steps"):
+        yield path or "model", type(value).__name__
+    for name, parameter in parameters(value):
+        yield from _by_path(parameter, f"{path}.{name}" if path else name)

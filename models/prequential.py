@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Final
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from models.losses import check_loss, losses
 from models.metrics import Metric, metric
 from models.outcome import NO_VALUE, Corrected, Learned, Outcome
 from models.step_record import StepRecord
+from models.step_record import part_of as _part
 from models.targets import as_targets, every_usable, select, usable
 from state.delta import Delta
 from state.errors import DeclarationError
@@ -135,6 +135,17 @@ class Prequential:
         self._answers[name] = Answers(self.pending)
         self._kept[name] = Checkpoint(name, learner, self._bounds)
         self._declared[name] = described(learner)
+
+    def take_up(self, name: str, learner: Learner) -> None:
+        """Let one that has learned stand in for a fresh one, as which it was declared.
+
+        Raises:
+            DeclarationError: it is of another kind, or has other features.
+        """
+        if type(learner) is not type(self.learners[name]) or learner.names != self.names:
+            raise DeclarationError(f"model {name!r} can't begin as one of another kind")
+        self.learners[name] = learner
+        self._kept[name] = Checkpoint(name, learner, self._bounds)
 
     def remove(self, name: str) -> None:
         """Forget a challenger, its metrics and its pending predictions.
@@ -389,8 +400,3 @@ class Prequential:
                 alarms, steps = watch.update_many(features[rows, column], times), asked
             found += [(int(steps[alarm.row]), i, alarm) for alarm in alarms]
         return [alarm for *_, alarm in sorted(found, key=lambda entry: entry[:2])]
-
-
-def _part(model: str) -> str:
-    """The name under which a model is kept; no slash in it but this one."""
-    return f"models/{quote(model, safe='')}"

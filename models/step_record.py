@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from models.drift import Watch
 from models.learner import Task
@@ -15,6 +16,11 @@ from models.metrics import Metric
 from state.errors import StateError
 
 _ADVICE = "declare what the state was written with, or begin a new state directory"
+
+
+def part_of(model: str) -> str:
+    """The name under which a step keeps a model; no slash in it but this one."""
+    return f"models/{quote(model, safe='')}"
 
 
 @dataclass(slots=True)

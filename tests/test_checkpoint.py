@@ -30,7 +30,7 @@ from river import (
     tree,
 )
 
-from models.checkpoint import Bounds, Checkpoint
+from models.checkpoint import Bounds, Checkpoint, restored
 from models.compiled import learner_for
 from models.durable import unchanged_by_predicting, why_not_durable
 from models.learner import LEARN, PREDICT, Learner, Task
@@ -184,6 +184,9 @@ def test_logged_rows_bring_a_model_where_it_was(task: Task, model: Any, first: i
     assert again.learner.version == whole.version
     want = go(whole, task, 400, 500)
     assert go(again, task, 400, 500) == want
+    undeclared = restored("m", image(deltas))
+    assert undeclared is not None
+    assert go(undeclared, task, 400, 500) == want
     # What was restored logs on behind what it was given.
     deltas.append(again.changes())
     third = Checkpoint("m", RiverLearner(model.clone(), NAMES, task), LOGGED)

@@ -136,7 +136,9 @@ def test_variables_stand_for_options(call: Call) -> None:
     assert len(read.out.splitlines()) == 7
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("skew", "state")])
+@pytest.mark.parametrize(
+    "name", [name for name in COMMANDS if name not in ("models", "skew", "state")]
+)
 def test_a_wrong_value_in_a_variable_is_wrong_usage(name: str, call: Call) -> None:
     options = NUMBERS & environment_variables(name).keys()
     assert options
@@ -385,7 +387,10 @@ def test_every_command_in_the_readme_exists() -> None:
             assert not any(word.startswith("--") for word in words), f"no command {words[0]!r}"
             continue
         found += 1
-        known = {o for p in COMMANDS[words[0]].params for o in (*p.opts, *p.secondary_opts)}
+        command = COMMANDS[words[0]]
+        if len(words) > 1:  # `anabranch models list` is a command of a group
+            command = getattr(command, "commands", {}).get(words[1], command)
+        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
         used = {word for word in words[1:] if word.startswith("-")}
         assert used <= known, f"anabranch {line}"
     assert found >= 5
@@ -395,7 +400,9 @@ def test_every_option_in_the_readme_exists() -> None:
     text = re.sub(
         r"(pip|pytest|python -m benchmarks|make)[^`\n]*", "", (ROOT / "README.md").read_text()
     )
-    known = {o for c in COMMANDS.values() for p in c.params for o in (*p.opts, *p.secondary_opts)}
+    grouped = [c for group in COMMANDS.values() for c in getattr(group, "commands", {}).values()]
+    commands = [*COMMANDS.values(), *grouped]
+    known = {o for c in commands for p in c.params for o in (*p.opts, *p.secondary_opts)}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
 
 

@@ -17,6 +17,7 @@ UNPICKLE = {
     "models/checkpoint.py",
     "models/durable.py",
     "models/held_labels.py",
+    "models/pickled.py",  # of the registry, and of a file that the user has named
     "models/step_record.py",
 }
 EVALUATE = {"eval", "exec", "compile", "__import__"}

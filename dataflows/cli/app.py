@@ -9,6 +9,7 @@ import typer
 
 from dataflows.cli.consume import consume
 from dataflows.cli.demo import demo
+from dataflows.cli.models import models
 from dataflows.cli.publish import publish
 from dataflows.cli.replay import replay
 from dataflows.cli.run import run
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 for command in (demo, run, replay, skew, simulate, publish, consume, topics, state):
     app.command()(command)
+app.add_typer(models)
 
 
 def main() -> None:

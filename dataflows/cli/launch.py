@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dataflows.intake import IntakeOptions
     from dataflows.metrics import WorkerMetrics
     from dataflows.pipeline import Pipeline
+    from dataflows.recovery.beginning import Beginning
     from dataflows.recovery.directory import StateDirectory
 
 
@@ -46,7 +47,10 @@ class Lost(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What the options of a run say. ``state`` is None for state in memory only."""
+    """What the options of a run say. ``state`` is None for state in memory only.
+
+    ``beginning`` is the model that a new state begins with; None: with nothing learned.
+    """
 
     bus: str
     state: Path | None
@@ -57,6 +61,7 @@ class RunSettings:
     shards: int
     epoch_s: float
     metrics_port: int | None
+    beginning: Beginning | None = None
 
 
 def work(pipeline: Pipeline, bus: Bus, member: Member, settings: RunSettings) -> None:
@@ -215,6 +220,11 @@ def _prepared(
         if settings.begin is not None and state.generation():
             line = f"--from {settings.begin} is ignored: the state says where to go on from"
             console.print(line, soft_wrap=True)
+        if settings.beginning is not None:
+            from dataflows.recovery.beginning import begin_with
+
+            say = partial(console.print, highlight=False, soft_wrap=True)
+            begin_with(state, settings.beginning, say)
         yield state
 
 

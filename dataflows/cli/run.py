@@ -31,6 +31,7 @@ from state.errors import BusError, InputError
 
 if TYPE_CHECKING:
     from dataflows.pipeline import Pipeline
+    from dataflows.recovery.beginning import Beginning
 
 
 def run(
@@ -87,6 +88,24 @@ def run(
             "an output was made anew, stop and say which, or go on with what is left.",
         ),
     ] = Lost.stop,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME@VERSION",
+            help="Begin a new state with this model of the registry (`anabranch models`) instead "
+            "of one that has learned nothing. A state that has begun with it goes on.",
+        ),
+    ] = None,
+    registry: Annotated[
+        Path | None,
+        typer.Option(
+            "--registry",
+            metavar="DIR",
+            help="The state directory whose registry has that model.",
+            show_default="that of --state",
+        ),
+    ] = None,
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Stop at what is on the topics now.")
     ] = False,
@@ -135,8 +154,9 @@ def run(
         member = _member(addresses, process_id)
         kept_in = _state_path(state, no_state, declared.name, member)
         epoch_s = parse_duration_ms(epoch) / 1000
+        beginning = None if supervised else _beginning(declared, kept_in, model, registry)
         settings = RunSettings(
-            bus, kept_in, begin, lost, until_end, batch, shards, epoch_s, metrics_port
+            bus, kept_in, begin, lost, until_end, batch, shards, epoch_s, metrics_port, beginning
         )
         if not supervised:
             _check_processes(processes, addresses, shards)
@@ -174,6 +194,21 @@ def _state_path(state: Path | None, no_state: bool, name: str, member: Member) -
         return None
     own = f"-{member.process}" if member.workers > 1 else ""  # a supervisor names it to its workers
     return state or Path("data", "state", f"{name}{own}")
+
+
+def _beginning(
+    pipeline: Pipeline, state: Path | None, model: str | None, registry: Path | None
+) -> Beginning | None:
+    """The model that a new state begins with."""
+    if model is None:
+        if registry is not None:
+            raise InputError("--registry says where a model is: name it with --model NAME@VERSION")
+        return None
+    if state is None:
+        raise InputError("--model is what a new state begins with: leave out --no-state")
+    from dataflows.recovery.beginning import find_beginning
+
+    return find_beginning(pipeline, state, registry or state, model)
 
 
 def _check_processes(processes: int, addresses: str | None, shards: int) -> None:

@@ -6,7 +6,8 @@
     recovery/         the engine's recovery store: epochs, and a token of each place
     layout-1/windows  the windows of all keys (one worker), or windows-0, windows-1 … by shard
     models            models, their metrics, predictions that wait for labels
-    intake-0 …        by input partition: the ids that were seen lately
+    intake-0 …        by input partition: the ids that were seen lately, and where reading began
+    registry          versions of the models, made when somebody asks for them
 
 The engine decides at which epoch everything goes on; each place is then opened at its token.
 """
@@ -14,12 +15,13 @@ The engine decides at which epoch everything goes on; each place is then opened 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
 from bytewax.recovery import RecoveryConfig, init_db_dir
 
 from dataflows.bus import Bus, TopicPartition
@@ -46,13 +48,18 @@ from dataflows.recovery.resume_point import (
     resume_epoch,
 )
 from models.durable import why_not_durable
+from models.learner import Learner
+from models.registry import DIRECTORY, Registry
 from state.errors import StateError
-from state.files import sync_directory
+from state.files import sync_directory, write_whole
 from state.lock import hold, join
+
+BEGAN = "BEGAN"
+"""The file in the place of an input partition that tells where its reading began."""
 
 _RECOVERY = "recovery"
 # Left behind when making it was interrupted, or there for other reasons.
-_HARMLESS = {"LOCK", "WORKERS", "identity.json.new", _RECOVERY, "lost+found"}
+_HARMLESS = {"LOCK", "WORKERS", "identity.json.new", _RECOVERY, DIRECTORY, "lost+found"}
 
 
 class StateDirectory:
@@ -195,6 +202,34 @@ class StateDirectory:
     def intake(self, partition: int) -> Place:
         """The place of what was seen of an input partition."""
         return self._place(self.path / f"intake-{partition}")
+
+    def begins(self, partition: int, offsets: Mapping[str, int | None]) -> None:
+        """Note where the reading of an input partition begins, by topic; for lineage alone.
+
+        None stands for history that is read in place of what lies before the offset.
+        """
+        write_whole(self.path / f"intake-{partition}" / BEGAN, msgspec.json.encode(offsets))
+
+    def begin_with(self, model: str) -> None:
+        """Let learning begin with this version of the registry; before anything is committed.
+
+        Raises:
+            StateError: the disk does not take it.
+        """
+        self.identity = msgspec.structs.replace(self.identity, model=model)
+        write_identity(self.path, self.identity)
+
+    def first_learner(self, pipeline: Pipeline) -> Learner | None:
+        """What learning begins with, when it is not a fresh model.
+
+        Raises:
+            InputError, StateError: it is gone from the registry, or damaged.
+        """
+        if self.identity.model is None:
+            return None
+        registry = Registry.of(self.path)
+        version = registry.find(self.identity.model)
+        return registry.learner(version, pipeline.columns, pipeline.task)
 
     def step_id(self, step: str) -> str:
         """The id of a step in the engine: another one after each new layout, with new tokens."""

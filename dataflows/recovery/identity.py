@@ -29,7 +29,8 @@ class Identity(msgspec.Struct, kw_only=True):
     ``declaration`` describes the parts of the pipeline on which state depends; ``versions`` are
     those of the libraries that wrote it. ``layout`` counts how often the windows were laid out
     anew, ``by_shard`` says how: one place per shard, or one for all. ``since`` are the ends of the
-    output topics when the directory was made, by partition.
+    output topics when the directory was made, by partition. ``model`` is the version in the
+    directory's registry with which learning began; None: with nothing.
     """
 
     format: int = FORMAT
@@ -42,6 +43,7 @@ class Identity(msgspec.Struct, kw_only=True):
     layout: int
     by_shard: bool
     since: dict[str, list[int]]
+    model: str | None = None
 
 
 def describe(pipeline: Pipeline) -> dict[str, str]:

@@ -1,0 +1,43 @@
+"""The weights of a linear model by feature, to be told and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from river import linear_model
+
+INTERCEPT = "(intercept)"
+"""Stands among the weights for the intercept."""
+
+_LINEAR = (
+    linear_model.LinearRegression,
+    linear_model.LogisticRegression,
+    linear_model.PAClassifier,
+    linear_model.PARegressor,
+    linear_model.Perceptron,
+)
+
+
+def final(model: Any) -> Any:
+    """The estimator that answers: the last step of a pipeline."""
+    while hasattr(model, "steps"):
+        model = list(model.steps.values())[-1]
+    return model
+
+
+def weights(model: Any) -> dict[str, float]:
+    """Weight by feature, and `INTERCEPT`, of a River model that ends in a linear one; else empty.
+
+    Behind a `StandardScaler` they are those of the scaled features.
+
+    >>> linear = linear_model.LinearRegression()
+    >>> linear.learn_one({"a": 1.0}, 1.0)
+    >>> weights(linear)
+    {'(intercept)': 0.02, 'a': 0.02}
+    """
+    linear = final(model)
+    if not isinstance(linear, _LINEAR) or not isinstance(linear.weights, Mapping):
+        return {}
+    found = {INTERCEPT: float(linear.intercept)}
+    return found | {str(name): float(weight) for name, weight in linear.weights.items()}
