@@ -94,7 +94,7 @@ def _add_many(path: Path, times: int, keep: int) -> None:
 def test_two_processes_at_once_lose_nothing_and_stay_bounded(
     registry: Registry, keep: int, left: int
 ) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork would take locks of other threads along
     both = [context.Process(target=_add_many, args=(registry.path, 12, keep)) for _ in range(2)]
     for each in both:
         each.start()

@@ -83,7 +83,7 @@ def _look(path: Path, verify: bool) -> StateReport:
     identity = read_identity(path)
     if identity is None:
         raise StateError(f"{path} is no state directory: name one that `anabranch run` has made")
-    process = holder(path)  # asked first: what a run that ends meanwhile has moved is looked at again
+    process = holder(path)  # asked first: beside a run that ends meanwhile one looks again
     point = read_resume_point(path / "recovery")
     tokens = tokens_by_place(point, identity)
     problems: list[str] = []
