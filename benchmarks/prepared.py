@@ -21,18 +21,19 @@ EVERY_MS = 50
 class Discard:
     """A publisher that keeps nothing, so that no contestant pays for storing its output.
 
-    It notes when so many messages had gone by.
+    It notes when ``mark`` messages had gone by, and when the last ones came.
     """
 
     def __init__(self, mark: int = 0) -> None:
         self.mark = mark
-        self.marked_at = 0.0
+        self.marked_at = self.last_at = 0.0
         self._count = 0
 
     def append(self, topic: str, values: Sequence[bytes], **_: Any) -> None:
         """Take the messages and forget them."""
+        self.last_at = time.perf_counter()
         if self._count < self.mark <= self._count + len(values):
-            self.marked_at = time.perf_counter()
+            self.marked_at = self.last_at
         self._count += len(values)
 
     def flush(self, timeout_s: float = 30.0) -> None:
