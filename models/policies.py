@@ -1,0 +1,274 @@
+"""How a challenger gets to serve: declared on the pipeline, and changeable while it runs.
+
+Every policy is about *rollouts*: one challenger that is tried against the champion. All models
+predict every event and learn every label under every policy; a policy says who serves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from river.bandit.base import Policy as RiverPolicy
+
+from models.learner import Task
+from models.losses import check_loss
+from state.durations import parse_duration_ms
+from state.errors import DeclarationError
+
+Judge = Literal["paired", "served"]
+"""Which losses are compared: of both models on every label, or of the one that served each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guardrails:
+    """What a challenger must never do; a breach takes it out of service at once.
+
+    They are looked at from its first event on, whether it serves or not, so that one that fails in
+    shadow never serves at all.
+
+    Attributes:
+        errors: share of its last 1,000 predictions and lessons that may raise or be NaN; 0.0: none.
+        worse: how sure one must be that its loss is larger than the champion's, as an alpha: the
+            test may be looked at after every label, and takes out a challenger that is as good
+            with at most this probability.
+        loss_ratio: its mean loss over the last 200 labels against the champion's on the same.
+        shift: population stability index of its last 1,000 predictions against the champion's on
+            the same events. Below 0.1 is usually called none, above 0.25 a large one; models that
+            are to differ need room. None: not looked at.
+        latency_us: microseconds that it may take for each prediction and lesson, on average over a
+            second or so. None: not looked at. It is measured by the clock, so a replay may differ.
+    """
+
+    errors: float = 0.0
+    worse: float = 0.01
+    loss_ratio: float = 2.0
+    shift: float | None = None
+    latency_us: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    """What policies that decide by evidence have in common.
+
+    Attributes:
+        loss: of `models.losses`, by which models are compared; None: the task's usual one for
+            rollouts (`default_loss`).
+        alpha: probability with which a challenger that is no better is promoted, at most, however
+            often one looks.
+        judge: `"paired"`: every label compares both models, which takes the fewest labels.
+            `"served"`: each label judges the model that served the event alone. For predictions
+            that decide what is labelled at all, or how (a payment refused, an offer made).
+        scale: differences of two losses are clipped at this, in units of the loss; what is tested
+            is the mean of the clipped differences. None: the loss's usual one (`default_scale`).
+        min_effect: the smallest improvement of the loss that is worth a change, as a share of the
+            champion's. A challenger that can't reach it any more is given up (futility).
+        guardrails: see there.
+        report: labels between two reports on the way, published on the rollouts topic.
+    """
+
+    loss: str | None = None
+    alpha: float = 0.05
+    judge: Judge = "paired"
+    scale: float | None = None
+    min_effect: float = 0.01
+    guardrails: Guardrails = field(default_factory=Guardrails)
+    report: int = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shadow(_Judged):
+    """Challengers serve nobody. Evidence is reported; who leads is decided by control messages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary(_Judged):
+    """A challenger serves a growing share of the keys, and is promoted once it is shown better.
+
+    One challenger at a time, in the order of their declaration; the others wait in shadow.
+
+    Attributes:
+        steps: shares of the keys that it serves, one after the other, growing. A last step of 1.0
+            is the promotion itself.
+        hold: event time that each step lasts at least.
+        hold_labels: labels that each step lasts at least, of events that the challenger served.
+    """
+
+    steps: Sequence[float] = (0.01, 0.05, 0.25, 0.5, 1.0)
+    hold: str = "0s"
+    hold_labels: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ABTest(_Judged):
+    """Fixed shares until one is shown better, or the horizon has come.
+
+    Attributes:
+        split: share of the keys that each challenger serves; the champion has the rest.
+        horizon: event time after which the champion stays, if none was shown better.
+    """
+
+    split: float = 0.5
+    horizon: str = "14d"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bandit(_Judged):
+    """Each event is served by the arm that a River bandit policy pulls; nobody is promoted.
+
+    It is told the reward of each label, `1 - loss / bound`, of the arm that served.
+
+    Attributes:
+        policy: of `river.bandit`: `EpsilonGreedy`, `UCB`, `ThompsonSampling`, `Exp3`, …
+    """
+
+    policy: RiverPolicy
+
+
+Policy = Shadow | Canary | ABTest | Bandit
+
+_DEFAULT_LOSS: Final = {
+    Task.BINARY: "brier",
+    Task.MULTICLASS: "brier",
+    Task.REGRESSION: "absolute",
+    Task.ANOMALY: "absolute",
+}
+_BOUNDS: Final = {
+    (Task.BINARY, "error"): 1.0,
+    (Task.BINARY, "brier"): 1.0,
+    (Task.BINARY, "absolute"): 1.0,
+    (Task.BINARY, "logloss"): 35.0,
+    (Task.MULTICLASS, "error"): 1.0,
+    (Task.MULTICLASS, "brier"): 2.0,
+    (Task.MULTICLASS, "logloss"): 35.0,
+}
+
+
+def loss_of(policy: Policy, task: Task) -> str:
+    """The loss by which models are compared.
+
+    Raises:
+        DeclarationError: the task has no such loss.
+
+    >>> loss_of(Shadow(), Task.BINARY), loss_of(Shadow(loss="logloss"), Task.BINARY)
+    ('brier', 'logloss')
+    """
+    return check_loss(task, policy.loss or _DEFAULT_LOSS[task])
+
+
+def bound_of(task: Task, loss: str) -> float | None:
+    """What the loss can be at most; None: it has no bound."""
+    return _BOUNDS.get((task, loss))
+
+
+def scale_of(policy: Policy, task: Task) -> float | None:
+    """At what differences of the loss are clipped; None where it has to be declared.
+
+    >>> scale_of(Canary(), Task.BINARY), scale_of(Canary(loss="error"), Task.BINARY)
+    (0.1, 1.0)
+    """
+    if policy.scale is not None:
+        return policy.scale
+    loss = loss_of(policy, task)
+    bound = bound_of(task, loss)
+    if bound is None:
+        return None
+    return 1.0 if loss in ("error", "logloss") else 0.1 * bound
+
+
+def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
+    """Refuse a policy that can't be followed.
+
+    Raises:
+        DeclarationError: in one sentence.
+    """
+    if not isinstance(policy, Shadow | Canary | ABTest | Bandit):
+        raise DeclarationError(
+            f"rollout={policy!r} of {where} is none: use Shadow(), Canary(…), ABTest(…) or "
+            "Bandit(…)"
+        )
+    name = type(policy).__name__
+    loss = loss_of(policy, task)
+    if scale_of(policy, task) is None:
+        raise DeclarationError(
+            f"{name} of {where} compares models by their {loss} loss, which has no bound: give "
+            "scale=, the difference of two losses beyond which it does not matter how large it is"
+        )
+    for what, value in (("alpha", policy.alpha), ("guardrails.worse", policy.guardrails.worse)):
+        if not _is_number(value) or not 0 < value < 0.5:
+            raise DeclarationError(f"{what}={value!r} of {name} of {where}: give one in (0, 0.5)")
+    if policy.judge not in ("paired", "served"):
+        raise DeclarationError(
+            f"judge={policy.judge!r} of {name} of {where}: give 'paired' or 'served'"
+        )
+    if policy.scale is not None and not (_is_number(policy.scale) and policy.scale > 0):
+        raise DeclarationError(f"scale={policy.scale!r} of {name} of {where} must be above 0")
+    if not (_is_number(policy.min_effect) and 0 <= policy.min_effect < 1):
+        raise DeclarationError(
+            f"min_effect={policy.min_effect!r} of {name} of {where} must be a share of the "
+            "champion's loss, in [0, 1)"
+        )
+    if isinstance(policy.report, bool) or not isinstance(policy.report, int) or policy.report < 1:
+        raise DeclarationError(f"report={policy.report!r} of {name} of {where} must be 1 or more")
+    _check_guardrails(policy.guardrails, f"{name} of {where}")
+    if isinstance(policy, Canary):
+        _check_canary(policy, f"{name} of {where}")
+    elif isinstance(policy, ABTest):
+        _check_test(policy, challengers, f"{name} of {where}")
+    elif isinstance(policy, Bandit):
+        _check_bandit(policy, bound_of(task, loss), f"{name} of {where}")
+
+
+def _check_guardrails(rails: Guardrails, where: str) -> None:
+    if not (_is_number(rails.errors) and 0 <= rails.errors < 1):
+        raise DeclarationError(f"errors={rails.errors!r} in {where} must be a share in [0, 1)")
+    if not (_is_number(rails.loss_ratio) and rails.loss_ratio > 1):
+        raise DeclarationError(f"loss_ratio={rails.loss_ratio!r} in {where} must be above 1")
+    for what, value in (("shift", rails.shift), ("latency_us", rails.latency_us)):
+        if value is not None and not (_is_number(value) and value > 0):
+            raise DeclarationError(f"{what}={value!r} in {where} must be above 0, or None")
+
+
+def _check_canary(policy: Canary, where: str) -> None:
+    steps = list(policy.steps)
+    rising = all(a < b for a, b in zip([0.0, *steps], steps, strict=False))
+    if not steps or not all(map(_is_number, steps)) or not rising or steps[-1] > 1:
+        raise DeclarationError(
+            f"steps={policy.steps!r} of {where} must be growing shares, above 0 and up to 1"
+        )
+    parse_duration_ms(policy.hold)
+    if isinstance(policy.hold_labels, bool) or not isinstance(policy.hold_labels, int):
+        raise DeclarationError(f"hold_labels={policy.hold_labels!r} of {where} must be an integer")
+
+
+def _check_test(policy: ABTest, challengers: int, where: str) -> None:
+    most = 1 / max(challengers, 1)
+    if not (_is_number(policy.split) and 0 < policy.split <= most) or policy.split == 1:
+        raise DeclarationError(
+            f"split={policy.split!r} of {where}: each challenger takes that share of the keys, so "
+            f"with {challengers} of them it must be above 0 and at most {most:.3g}, and below 1"
+        )
+    parse_duration_ms(policy.horizon)
+
+
+def _check_bandit(policy: Bandit, bound: float | None, where: str) -> None:
+    if not isinstance(policy.policy, RiverPolicy):
+        raise DeclarationError(
+            f"policy={policy.policy!r} of {where} is none of river.bandit: give an object, such as "
+            "bandit.EpsilonGreedy(epsilon=0.1, seed=1)"
+        )
+    seed = getattr(policy.policy, "seed", 0)
+    if seed is None:
+        raise DeclarationError(
+            f"{type(policy.policy).__name__} in {where} has no seed, so that a replay would pull "
+            "other arms: give seed="
+        )
+    if bound is None and policy.scale is None:
+        raise DeclarationError(f"{where} needs scale=, by which a loss becomes a reward")
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
