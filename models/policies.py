@@ -27,13 +27,10 @@ class Guardrails:
     """What a challenger must never do; a breach takes it out of service at once.
 
     They are looked at from its first event on, whether it serves or not, so that one that fails in
-    shadow never serves at all.
+    shadow never serves at all. One that is shown to be worse than the champion goes too.
 
     Attributes:
         errors: share of its last 1,000 predictions and lessons that may raise or be NaN; 0.0: none.
-        worse: how sure one must be that its loss is larger than the champion's, as an alpha: the
-            test may be looked at after every label, and takes out a challenger that is as good
-            with at most this probability.
         loss_ratio: its mean loss over the last 200 labels against the champion's on the same.
         shift: population stability index of its last 1,000 predictions against the champion's on
             the same events. Below 0.1 is usually called none, above 0.25 a large one; models that
@@ -43,7 +40,6 @@ class Guardrails:
     """
 
     errors: float = 0.0
-    worse: float = 0.01
     loss_ratio: float = 2.0
     shift: float | None = None
     latency_us: float | None = None
@@ -55,16 +51,18 @@ class _Judged:
 
     Attributes:
         loss: of `models.losses`, by which models are compared; None: the task's usual one for
-            rollouts (`default_loss`).
+            rollouts (`loss_of`).
         alpha: probability with which a challenger that is no better is promoted, at most, however
             often one looks.
         judge: `"paired"`: every label compares both models, which takes the fewest labels.
             `"served"`: each label judges the model that served the event alone. For predictions
             that decide what is labelled at all, or how (a payment refused, an offer made).
         scale: differences of two losses are clipped at this, in units of the loss; what is tested
-            is the mean of the clipped differences. None: the loss's usual one (`default_scale`).
+            is the mean of the clipped differences. None: learned from the first labels (see
+            `models.evidence`).
         min_effect: the smallest improvement of the loss that is worth a change, as a share of the
-            champion's. A challenger that can't reach it any more is given up (futility).
+            champion's. A challenger that can't have it any more is given up (futility); looked at
+            with every report. 0.0: never.
         guardrails: see there.
         report: labels between two reports on the way, published on the rollouts topic.
     """
@@ -163,19 +161,10 @@ def bound_of(task: Task, loss: str) -> float | None:
     return _BOUNDS.get((task, loss))
 
 
-def scale_of(policy: Policy, task: Task) -> float | None:
-    """At what differences of the loss are clipped; None where it has to be declared.
-
-    >>> scale_of(Canary(), Task.BINARY), scale_of(Canary(loss="error"), Task.BINARY)
-    (0.1, 1.0)
-    """
-    if policy.scale is not None:
-        return policy.scale
-    loss = loss_of(policy, task)
-    bound = bound_of(task, loss)
-    if bound is None:
-        return None
-    return 1.0 if loss in ("error", "logloss") else 0.1 * bound
+def reward_unit(policy: Policy, task: Task) -> float:
+    """The loss that is a bandit's reward of 0."""
+    bound = bound_of(task, loss_of(policy, task))
+    return policy.scale or bound or 1.0
 
 
 def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
@@ -191,14 +180,8 @@ def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
         )
     name = type(policy).__name__
     loss = loss_of(policy, task)
-    if scale_of(policy, task) is None:
-        raise DeclarationError(
-            f"{name} of {where} compares models by their {loss} loss, which has no bound: give "
-            "scale=, the difference of two losses beyond which it does not matter how large it is"
-        )
-    for what, value in (("alpha", policy.alpha), ("guardrails.worse", policy.guardrails.worse)):
-        if not _is_number(value) or not 0 < value < 0.5:
-            raise DeclarationError(f"{what}={value!r} of {name} of {where}: give one in (0, 0.5)")
+    if not _is_number(policy.alpha) or not 0 < policy.alpha < 0.5:
+        raise DeclarationError(f"alpha={policy.alpha!r} of {name} of {where}: give one in (0, 0.5)")
     if policy.judge not in ("paired", "served"):
         raise DeclarationError(
             f"judge={policy.judge!r} of {name} of {where}: give 'paired' or 'served'"
@@ -219,6 +202,8 @@ def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
         _check_test(policy, challengers, f"{name} of {where}")
     elif isinstance(policy, Bandit):
         _check_bandit(policy, bound_of(task, loss), f"{name} of {where}")
+        if policy.judge != "paired":
+            raise DeclarationError(f"judge='served' of {name} of {where}: a bandit compares paired")
 
 
 def _check_guardrails(rails: Guardrails, where: str) -> None:
