@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from river.bandit.base import Policy as RiverPolicy
+from river.proba.base import BinaryDistribution
 
 from models.learner import Task
 from models.losses import check_loss
@@ -116,7 +117,8 @@ class ABTest(_Judged):
 class Bandit(_Judged):
     """Each event is served by the arm that a River bandit policy pulls; nobody is promoted.
 
-    It is told the reward of each label, `1 - loss / bound`, of the arm that served.
+    It is told the reward of each label, `1 - loss / bound`, of the arm that served; one that counts
+    successes (`ThompsonSampling` with `proba.Beta`) whether that is 0.5 or more.
 
     Attributes:
         policy: of `river.bandit`: `EpsilonGreedy`, `UCB`, `ThompsonSampling`, `Exp3`, …
@@ -165,6 +167,12 @@ def reward_unit(policy: Policy, task: Task) -> float:
     """The loss that is a bandit's reward of 0."""
     bound = bound_of(task, loss_of(policy, task))
     return policy.scale or bound or 1.0
+
+
+def rewarded(policy: RiverPolicy, reward: float) -> float | bool:
+    """A reward in [0, 1], as a bandit takes it."""
+    binary = isinstance(policy.reward_obj, BinaryDistribution)
+    return reward >= 0.5 if binary else reward
 
 
 def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
@@ -250,6 +258,14 @@ def _check_bandit(policy: Bandit, bound: float | None, where: str) -> None:
             f"{type(policy.policy).__name__} in {where} has no seed, so that a replay would pull "
             "other arms: give seed="
         )
+    try:
+        trial = policy.policy.clone()
+        trial.update(trial.pull(["a", "b"]), rewarded(trial, 0.5))
+    except Exception as error:
+        raise DeclarationError(
+            f"{type(policy.policy).__name__} in {where} can't be used: {type(error).__name__}: "
+            f"{error}"
+        ) from error
     if bound is None and policy.scale is None:
         raise DeclarationError(f"{where} needs scale=, by which a loss becomes a reward")
 

@@ -10,6 +10,7 @@ from river.bandit.base import Policy as RiverPolicy
 
 from models.assignment import places
 from models.contest import Contest
+from models.policies import rewarded
 from models.rollout_rows import RolloutRows
 
 U8 = NDArray[np.uint8]
@@ -60,7 +61,8 @@ def pull_arms(rows: RolloutRows, policy: RiverPolicy, numbers: dict[str, int], u
             name = names.get(int(arms[label_rows[at]]))
             loss = np.nan if name is None else losses[name][at]
             if name is not None and loss == loss:
-                policy.update(name, max(1.0 - loss / unit, 0.0))  # type: ignore[no-untyped-call]
+                reward = rewarded(policy, max(1.0 - loss / unit, 0.0))
+                policy.update(name, reward)  # type: ignore[no-untyped-call]
             at += 1
         return at
 
