@@ -260,7 +260,7 @@ def _check_bandit(policy: Bandit, bound: float | None, where: str) -> None:
         )
     try:
         trial = policy.policy.clone()
-        trial.update(trial.pull(["a", "b"]), rewarded(trial, 0.5))
+        trial.update(trial.pull(["a", "b"]), rewarded(trial, 0.5))  # type: ignore[no-untyped-call]
     except Exception as error:
         raise DeclarationError(
             f"{type(policy.policy).__name__} in {where} can't be used: {type(error).__name__}: "

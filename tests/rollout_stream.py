@@ -1,4 +1,4 @@
-"""A made-up stream for a deployment: events, labels some time later, and what each model answers."""
+"""A made-up stream for a deployment: events, labels some time later, what each model answers."""
 
 from __future__ import annotations
 

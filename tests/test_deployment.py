@@ -34,9 +34,11 @@ def test_a_better_model_climbs_and_is_promoted():
     assert actions(run) == [d.STARTED, d.STEPPED, d.STEPPED, d.PROMOTED]
     assert [each.share for each in run.decisions if each.action == d.STEPPED] == [0.25, 0.5]
     promoted = run.decisions[-1]
-    assert promoted.champion == "new" and promoted.evidence.e_value >= 20
+    assert promoted.champion == "new"
+    assert promoted.evidence.e_value >= 20
     assert promoted.evidence.challenger_loss < promoted.evidence.champion_loss
-    assert run.by[-1000:] == ["new"] * 1000 and run.leads[-1] == "new"
+    assert run.by[-1000:] == ["new"] * 1000
+    assert run.leads[-1] == "new"
     assert run.by[:20].count("new") <= 5
 
 
@@ -114,7 +116,8 @@ def test_in_shadow_nobody_is_served_and_nothing_decided_but_by_guardrails():
 def test_challengers_are_tried_one_after_the_other():
     stream = Stream(20_000, {"old": noisy(1.0), "bad": noise, "new": calibrated})
     run = play(stream, deployment(RAMP, "bad", "new"))
-    assert [pair[:2] for pair in run.actions if pair[0] in (d.STARTED, d.ROLLED_BACK, d.PROMOTED)] == [
+    ends = (d.STARTED, d.ROLLED_BACK, d.PROMOTED)
+    assert [pair[:2] for pair in run.actions if pair[0] in ends] == [
         (d.STARTED, "bad"), (d.ROLLED_BACK, "bad"), (d.STARTED, "new"), (d.PROMOTED, "new"),
     ]  # fmt: skip
     rollouts = [each.rollout for each in run.decisions if each.action == d.STARTED]
@@ -145,10 +148,12 @@ def test_a_champion_that_fails_is_stood_in_for():
     stream = Stream(4000, {"old": noisy(1.2), "new": calibrated})
     made = deployment(Canary(steps=(0.5, 1.0), hold_labels=10))
     run = play(stream, made)
-    assert made.champion == "new" and made.standby == "old"
+    assert made.champion == "new"
+    assert made.standby == "old"
     broken = Stream(2500, {"old": noisy(1.2), "new": calibrated}, nan_from={"new": 100})
     run = play(broken, made)
-    assert run.by[:100] == ["new"] * 100 and run.by[100:] == ["old"] * 2400
+    assert run.by[:100] == ["new"] * 100
+    assert run.by[100:] == ["old"] * 2400
     assert run.meant[100:] == ["new"] * 2400
     assert actions(run) == [d.CHAMPION_FAILED] * 3
     assert "old serves where it raises" in run.decisions[0].why
