@@ -18,9 +18,13 @@ from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token
 from dataflows.windows import Item, WindowStep, entity_columns
 from models.drift import LOSS, Alarm
+from models.label_join import Fill
+from models.label_windows import LABEL_WINDOWS, LabelWindows
 from models.learner import Task
 from models.outcome import Outcome
 from models.prequential import Prequential
+from state.delta import Delta
+from state.durations import parse_duration_ms
 from state.extent import LARGEST, all_usable
 
 if TYPE_CHECKING:
@@ -108,6 +112,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             otherwise=label.otherwise if isinstance(label, Delayed) else None,
             inline=self._inline,
         )
+        self._windows = label_windows(pipeline)
         self._labels = LabelTrouble(pipeline.topics)
         self._events = 0  # so many were predicted
         metrics.ask(self._tell)
@@ -116,6 +121,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             self._place = state.models()
             image = self._place.open(token)
             self.prequential.restore(image)
+            if self._windows is not None:
+                self._windows.restore(image.part(LABEL_WINDOWS))
             if not image and (learner := state.first_learner(pipeline)) is not None:
                 self.prequential.take_up(pipeline.model_name, learner)
 
@@ -131,7 +138,14 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     def snapshot(self) -> Token | None:
         if self._place is None:
             return None
-        return self._place.commit(self.prequential.changes())
+        return self._place.commit(self.changes())
+
+    def changes(self) -> Delta:
+        """What models, waiting labels and windows of labels came to know since the last call."""
+        delta = self.prequential.changes()
+        if self._windows is not None:
+            delta.put(LABEL_WINDOWS, self._windows.changes())
+        return delta
 
     def work(self, batch: Batch) -> Results:
         """What the models make of a batch that is whole."""
@@ -152,6 +166,11 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     def _learn_inline(self, batch: Batch) -> Outcome:
         targets = batch.targets if self._labelled else None
         values = self._target.read(targets or [], len(batch.ids))
+        if self._windows is not None and batch.ids:
+            keys = [batch.columns[entity] for entity in self._windows.entities]
+            self._windows.fill_inline(
+                keys, batch.times, values, self._pipeline.task, batch.features
+            )
         return self.prequential.run_inline(batch.features, batch.times, values)
 
     def _learn_delayed(self, batch: Batch, dead: list[DeadLetter]) -> Outcome:
@@ -167,13 +186,27 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             order=batch.order,
             tags=np.arange(first, self._events).astype(np.int32),
             note=lambda row: self._labels.note(labels, row),
+            fill=self._filling(batch),
         )
         dead += [self._refuse_twice(batch, row) for row in outcome.refused_events]
         dead += self._labels.letters(batch, outcome)
         self._metrics.on_labels(outcome)
         return outcome
 
+    def _filling(self, batch: Batch) -> Fill | None:
+        """Writes the label windows of a batch's events, when it is known what its labels judge."""
+        windows = self._windows
+        if windows is None:
+            return None
+        keys = [batch.columns[entity] for entity in windows.entities] if batch.ids else []
+        pending = self.prequential.pending
+        return lambda joined: windows.fill(joined, pending, keys, batch.features)
+
     def _tell(self) -> None:
+        if self._windows is not None:
+            for entity, state in self._windows.states.items():
+                name = f"{entity} labels"
+                self._metrics.on_windows(self, name, state.keys, state.nbytes, 0)
         pending = self.prequential.pending
         self._metrics.on_models(len(pending), self._quality(), len(pending.early))
 
@@ -266,6 +299,15 @@ class WindowsAndModels(StatefulBatchLogic[Item | Progress, Results | Wake, Token
 
     def snapshot(self) -> Tokens:
         return self._windows.snapshot(), self._models.snapshot()
+
+
+def label_windows(pipeline: Pipeline) -> LabelWindows | None:
+    """The windows over labels that a pipeline declares."""
+    declared = {
+        entity: [(feature.spec, place) for feature, place in features]
+        for entity, features in pipeline.label_windows.items()
+    }
+    return LabelWindows(declared, parse_duration_ms(pipeline.lateness)) if declared else None
 
 
 class _TargetReader:

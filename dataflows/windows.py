@@ -60,6 +60,7 @@ class Router:
             entity: {feature.value for feature, _ in features if feature.value is not None}
             for entity, features in pipeline.entities.items()
         }
+        self._label_keys = list(pipeline.label_windows)
 
     def route(self, batch: Batch, watermark: int) -> list[Routed]:
         """Keyed items for the window step, all of the batch; it tells the batch how many parts.
@@ -74,7 +75,7 @@ class Router:
         for entity, names in self._needed.items():
             parts += self._split(batch, entity, {name: values[name] for name in names})
         batch.expected = len(parts)
-        batch.columns = {}
+        batch.columns = {entity: batch.columns[entity] for entity in self._label_keys}
         return [*parts, (MODELS, batch), *self.progress(batch.origin, watermark)]
 
     def wake(self) -> list[Routed]:

@@ -12,11 +12,11 @@ from models.answers import Answers
 from models.checkpoint import PARTS, Bounds, Checkpoint
 from models.declared import described
 from models.drift import LOSS, Alarm, Monitor, Watch
-from models.label_join import Joined, LabelJoin, Note
+from models.label_join import Fill, Joined, LabelJoin, Note
 from models.learner import LEARN, PREDICT, Label, Learner, Predictions, Targets, Task
 from models.losses import check_loss, losses
 from models.metrics import Metric, metric
-from models.outcome import NO_VALUE, Corrected, Learned, Outcome
+from models.outcome import NO_VALUE, Learned, Outcome
 from models.step_record import StepRecord
 from models.step_record import part_of as _part
 from models.targets import as_targets, every_usable, select, usable
@@ -180,6 +180,7 @@ class Prequential:
         order: I64,
         tags: NDArray[np.int32] | None = None,
         note: Note | None = None,
+        fill: Fill | None = None,
     ) -> Outcome:
         """Predict events and learn labels, in `order`.
 
@@ -194,6 +195,7 @@ class Prequential:
             order: `(events + labels,) int64`: event i as i, label j as `events + j`.
             tags: `(events,) int32`, handed back with the label.
             note: of a label that must be held, by its index; handed back should it be given up.
+            fill: is shown the steps before the first prediction, to add to `pending.features`.
 
         When `inline`, it is `run_inline`: `label_values` belongs to the events, one each, and
         `ids`, `label_ids`, `label_times` and `order` are not looked at.
@@ -206,6 +208,8 @@ class Prequential:
         joined = self._join.join(
             ids, times, features, label_ids, label_values, label_times, order, tags, note
         )
+        if fill is not None:
+            fill(joined)
         return self._work(joined, len(times))
 
     def changes(self) -> Delta:
@@ -301,16 +305,9 @@ class Prequential:
         learned_before = joined.op.cumsum(dtype=np.int64)[asked][turn]
         return Outcome(
             served, learned, alarms, joined.refused_labels, joined.refused_events,
-            len(joined.dropped), before, learned_before, joined.given_up, self._corrected(joined),
-            joined.confirmed, joined.held,
+            len(joined.dropped), before, learned_before, joined.given_up,
+            joined.corrections(pending.tags), joined.confirmed, joined.held,
         )  # fmt: skip
-
-    def _corrected(self, joined: Joined) -> Corrected | None:
-        steps = joined.corrected
-        if not steps.size:
-            return None
-        tags = self.pending.tags[joined.row[steps]]
-        return Corrected(select(joined.target, steps), joined.time[steps], tags)
 
     def run_inline(
         self, features: F64, times: I64, values: Targets, tags: NDArray[np.int32] | None = None
