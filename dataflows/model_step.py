@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
 
-from dataflows.batch import Batch, EntityRows, Progress, Wake
+from dataflows.batch import IDLE, NO_SPAN, Batch, EntityRows, Progress, Wake
 from dataflows.decode import payload_fields
 from dataflows.encode import Results
 from dataflows.label_trouble import LabelTrouble
 from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline
 from dataflows.metrics import WorkerMetrics
+from dataflows.origins import Origins
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token
 from dataflows.windows import Item, WindowStep, entity_columns
@@ -72,6 +73,10 @@ class Assembler:
         self._next[origin] = number
         return ready
 
+    def waits_for(self, origin: str) -> bool:
+        """Whether parts of its batches are still to come."""
+        return any(waiting == origin for waiting, _ in self._waiting)
+
     def _fill(self, assembly: _Assembly) -> Batch:
         batch = assembly.batch
         assert batch is not None
@@ -87,6 +92,9 @@ class Assembler:
 class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     """Predicts every event and learns every label of whole batches, in order.
 
+    With several workers, batches of all ``origins`` come together here, and a backlog is aligned
+    only within each. Waits for labels run out by the time of the slowest.
+
     With ``state`` it remembers, from ``token`` on.
     """
 
@@ -96,9 +104,12 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         metrics: WorkerMetrics,
         state: StateDirectory | None = None,
         token: Token | None = None,
+        origins: int = 1,
     ) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
+        self._origins = Origins(origins) if origins > 1 else None
+        self._leaving: set[str] = set()
         self._assembler = Assembler(pipeline)
         label = pipeline.label
         self._target = _TargetReader(pipeline)
@@ -131,9 +142,38 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         for item in values:
             if isinstance(item, Wake):
                 made.append(item)
+            elif isinstance(item, Progress):
+                if item.watermark == IDLE:
+                    self._leaving.add(item.origin)
+                    self._let_go()
             else:
-                made += map(self.work, self._assembler.add(item))
+                if isinstance(item, Batch):
+                    self._leaving.discard(item.origin)
+                made += map(self._in_turn, self._assembler.add(item))
         return made, False
+
+    def _in_turn(self, batch: Batch) -> Results:
+        """`work`, by the time of the slowest worker."""
+        origins, origin = self._origins, batch.origin
+        if origins is None:
+            return self.work(batch)
+        self.prequential.pending.hold(origins.room(origin))
+        if self._windows is not None:
+            self._windows.hold(origins.slowest())
+        latest = [batch.span[1]] if batch.span != NO_SPAN else []
+        latest += [int(batch.labels.times.max())] if len(batch.labels) else []
+        done = self.work(batch)
+        if latest:
+            origins.advance(origin, max(latest))
+        self._let_go()
+        return done
+
+    def _let_go(self) -> None:
+        """Nobody waits for workers that have nothing to read, once all that they read is done."""
+        if self._origins is None:
+            return
+        for origin in [each for each in self._leaving if not self._assembler.waits_for(each)]:
+            self._origins.note(origin, IDLE)
 
     def snapshot(self) -> Token | None:
         if self._place is None:
@@ -279,14 +319,14 @@ Tokens = tuple[Token | None, Token | None]
 """Of the windows and of the models."""
 
 
-class WindowsAndModels(StatefulBatchLogic[Item | Progress, Results | Wake, Tokens]):
+class WindowsAndModels(StatefulBatchLogic[Item, Results | Wake, Tokens]):
     """Both steps in one operator, for a single worker: each operator costs as much as some rows."""
 
     def __init__(self, windows: WindowStep, models: ModelStep) -> None:
         self._windows = windows
         self._models = models
 
-    def on_batch(self, values: list[Item | Progress]) -> tuple[list[Results | Wake], bool]:
+    def on_batch(self, values: list[Item]) -> tuple[list[Results | Wake], bool]:
         fill, work = self._windows.fill, self._models.work
         made: list[Results | Wake] = []
         for item in values:  # of a single worker all batches are whole, and nobody tells progress

@@ -123,6 +123,11 @@ class LabelWindows:
             found = self._work(number, hashes, times[row], values, modes)
             features[:, columns] = found[asked]
 
+    def hold(self, watermark: int) -> None:
+        """Let labels go by this time (epoch ms), as `EntityState.hold`: where streams meet."""
+        for state, _ in self._windows:
+            state.hold(watermark)
+
     @property
     def states(self) -> dict[str, EntityState]:
         """Entity → its windows, whose keys are hashes as 16 hex digits."""
