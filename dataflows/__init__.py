@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         hour_of_day,
         one_hot,
         since_last,
+        target,
         window,
     )
     from dataflows.messages import Delayed, Event, Label, Prediction, inline
@@ -41,6 +42,7 @@ __all__ = [
     "monitor",
     "one_hot",
     "since_last",
+    "target",
     "window",
 ]
 

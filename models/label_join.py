@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models import outcome as reasons
 from models.held_labels import HeldLabels
 from models.learner import Label, Targets, Task
-from models.outcome import HELD_LABEL, GivenUp
+from models.outcome import HELD_LABEL, Corrected, GivenUp
 from models.targets import as_targets, codes, select, usable
 from state.delta import Delta
 from state.label_rules import LabelRules
@@ -85,6 +85,17 @@ class Joined:
     given_up: list[GivenUp]
     confirmed: int
     held: int
+
+    def corrections(self, tags: NDArray[np.int32]) -> Corrected | None:
+        """The labels that corrected, with the store's `tags` by row; None where there is none."""
+        steps = self.corrected
+        if not steps.size:
+            return None
+        return Corrected(select(self.target, steps), self.time[steps], tags[self.row[steps]])
+
+
+Fill = Callable[[Joined], None]
+"""Adds to the features of events what only the steps of their batch tell."""
 
 
 class LabelJoin:

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from models.answers import Answers
 from models.checkpoint import PARTS, Bounds, Checkpoint
 from models.declared import described
-from models.drift import LOSS, Alarm, Monitor, Watch
-from models.label_join import Joined, LabelJoin, Note
+from models.drift import Alarm, Monitor
+from models.label_join import Fill, Joined, LabelJoin, Note
 from models.learner import LEARN, PREDICT, Label, Learner, Predictions, Targets, Task
-from models.losses import check_loss, losses
 from models.metrics import Metric, metric
-from models.outcome import NO_VALUE, Corrected, Learned, Outcome
+from models.monitors import Monitors
+from models.outcome import NO_VALUE, Learned, Outcome
 from models.step_record import StepRecord
 from models.step_record import part_of as _part
 from models.targets import as_targets, every_usable, select, usable
@@ -50,6 +50,7 @@ class Prequential:
 
     Attributes:
         metrics: `{model: {name: Metric}}`, running.
+        monitors: at work.
         pending: the predictions that wait; empty when `inline`.
 
     Raises:
@@ -99,23 +100,10 @@ class Prequential:
         for name, learner in learners.items():
             self.add(name, learner)
         self.champion = next(iter(learners))
+        self.monitors = Monitors(monitors, self.task, self.names)
         # Views of these stand in every outcome; making them costs as much as some rows.
         self._ascending = np.zeros(0, np.int64)
         self._tags = np.zeros(0, np.int32)
-        self._watches = [Watch(declared) for declared in monitors]
-        self._subjects = [self._column(declared) for declared in monitors]
-
-    def _column(self, declared: Monitor) -> int:
-        """The feature that a monitor watches; -1 for the loss."""
-        if declared.subject == LOSS:
-            check_loss(self.task, declared.loss)
-            return -1
-        if declared.subject not in self.names:
-            raise DeclarationError(
-                f"unknown subject {declared.subject!r} of a monitor: there are {LOSS!r} and the "
-                f"features {', '.join(self.names)}"
-            )
-        return self.names.index(declared.subject)
 
     def add(self, name: str, learner: Learner) -> None:
         """A challenger from now on; what waits already, it has not predicted but will learn.
@@ -180,6 +168,7 @@ class Prequential:
         order: I64,
         tags: NDArray[np.int32] | None = None,
         note: Note | None = None,
+        fill: Fill | None = None,
     ) -> Outcome:
         """Predict events and learn labels, in `order`.
 
@@ -194,6 +183,7 @@ class Prequential:
             order: `(events + labels,) int64`: event i as i, label j as `events + j`.
             tags: `(events,) int32`, handed back with the label.
             note: of a label that must be held, by its index; handed back should it be given up.
+            fill: is shown the steps before the first prediction, to add to `pending.features`.
 
         When `inline`, it is `run_inline`: `label_values` belongs to the events, one each, and
         `ids`, `label_ids`, `label_times` and `order` are not looked at.
@@ -206,6 +196,8 @@ class Prequential:
         joined = self._join.join(
             ids, times, features, label_ids, label_values, label_times, order, tags, note
         )
+        if fill is not None:
+            fill(joined)
         return self._work(joined, len(times))
 
     def changes(self) -> Delta:
@@ -261,17 +253,13 @@ class Prequential:
             name: {m: record.metrics[name].get(m, fresh) for m, fresh in self.metrics[name].items()}
             for name in record.models
         }
-        for i, watch in enumerate(self._watches):
-            same = [old for old in record.watches if old.monitor == watch.monitor]
-            if same:
-                self._watches[i] = same[0]
-                record.watches.remove(same[0])
+        self.monitors.go_on(record.watches)
         self._join.restore(image.part("pending"))
 
     def _record(self) -> StepRecord:
         return StepRecord(
             self._declared, self.names, self.task, self.inline, self.champion, self.metrics,
-            self._watches,
+            self.monitors.watches,
         )  # fmt: skip
 
     def _work(self, joined: Joined, events: int) -> Outcome:
@@ -297,20 +285,17 @@ class Prequential:
             pending.times[left], time[taught], pending.tags[left], joined.item[taught],
         )  # fmt: skip
         self._score(learned)
-        alarms = self._watch(learned, taught, pending.features, row[asked], time[asked], asked)
+        alarms: list[Alarm] = []
+        if self.monitors:
+            alarms = self.monitors.look(
+                learned, self.champion, taught, pending.features, row[asked], time[asked], asked
+            )
         learned_before = joined.op.cumsum(dtype=np.int64)[asked][turn]
         return Outcome(
             served, learned, alarms, joined.refused_labels, joined.refused_events,
-            len(joined.dropped), before, learned_before, joined.given_up, self._corrected(joined),
-            joined.confirmed, joined.held,
+            len(joined.dropped), before, learned_before, joined.given_up,
+            joined.corrections(pending.tags), joined.confirmed, joined.held,
         )  # fmt: skip
-
-    def _corrected(self, joined: Joined) -> Corrected | None:
-        steps = joined.corrected
-        if not steps.size:
-            return None
-        tags = self.pending.tags[joined.row[steps]]
-        return Corrected(select(joined.target, steps), joined.time[steps], tags)
 
     def run_inline(
         self, features: F64, times: I64, values: Targets, tags: NDArray[np.int32] | None = None
@@ -342,9 +327,11 @@ class Prequential:
             learned_before = np.searchsorted(taught, np.arange(events))
         self._score(learned)
         alarms: list[Alarm] = []
-        if self._watches:
+        if self.monitors:
             rows = np.arange(events)
-            alarms = self._watch(learned, 2 * taught + 1, features, rows, times, 2 * rows)
+            alarms = self.monitors.look(
+                learned, self.champion, 2 * taught + 1, features, rows, times, 2 * rows
+            )
         return Outcome(served, learned, alarms, refused, [], 0, before, learned_before)
 
     def _run_each(self, features: F64, values: Targets) -> dict[str, Predictions] | None:
@@ -385,18 +372,3 @@ class Prequential:
         for name, answers in learned.predictions.items():
             for running in self.metrics[name].values():
                 running.update_many(learned.target, answers)
-
-    def _watch(
-        self, learned: Learned, taught: I64, features: F64, rows: I64, times: I64, asked: I64
-    ) -> list[Alarm]:
-        """All monitors; their alarms are merged by the step (`taught`, `asked`) that gave them."""
-        found: list[tuple[int, int, Alarm]] = []
-        for i, (watch, column) in enumerate(zip(self._watches, self._subjects, strict=True)):
-            if column < 0:
-                answers = learned.predictions[self.champion]
-                values = losses(self.task, learned.target, answers, watch.monitor.loss)
-                alarms, steps = watch.update_many(values, learned.times), taught
-            else:
-                alarms, steps = watch.update_many(features[rows, column], times), asked
-            found += [(int(steps[alarm.row]), i, alarm) for alarm in alarms]
-        return [alarm for *_, alarm in sorted(found, key=lambda entry: entry[:2])]

@@ -93,18 +93,21 @@ def _print_tables(report: StateReport, console: Console) -> None:
 
 
 def _contents(place: PlaceReport) -> str:
-    if place.keys:
-        return "; ".join(
-            f"{entity}: {keys:,} keys, {place.events.get(entity, 0):,} events"
-            for entity, keys in place.keys.items()
-        )
+    kept = "labels" if place.models else "events"
+    windows = "; ".join(
+        f"{entity}: {keys:,} keys, {place.events.get(entity, 0):,} {kept}"
+        for entity, keys in place.keys.items()
+    )
     if place.models:
         quality = "; ".join(
             f"{model}{' (serves)' if model == place.champion else ''}: "
             + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             for model, metrics in place.models.items()
         )
-        return f"{quality}; {place.waiting:,} predictions wait for a label"
+        waiting = f"{place.waiting:,} predictions wait for a label"
+        return "; ".join(filter(None, (quality, waiting, windows)))
+    if windows:
+        return windows
     return f"{place.ids:,} ids seen" if place.ids else "nothing yet"
 
 
