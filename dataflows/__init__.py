@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dataflows.messages import Delayed, Event, Label, Prediction, inline
     from dataflows.pipeline import Pipeline
     from models.drift import monitor
+    from models.imbalance import class_weights, oversample, undersample
 
 __all__ = [
     "Delayed",
@@ -31,6 +32,7 @@ __all__ = [
     "Label",
     "Pipeline",
     "Prediction",
+    "class_weights",
     "day_of_week",
     "decayed",
     "distinct",
@@ -40,7 +42,9 @@ __all__ = [
     "inline",
     "monitor",
     "one_hot",
+    "oversample",
     "since_last",
+    "undersample",
     "window",
 ]
 
@@ -50,8 +54,11 @@ _HOMES = {
     "Label": "dataflows.messages",
     "Pipeline": "dataflows.pipeline",
     "Prediction": "dataflows.messages",
+    "class_weights": "models.imbalance",
     "inline": "dataflows.messages",
     "monitor": "models.drift",
+    "oversample": "models.imbalance",
+    "undersample": "models.imbalance",
 }
 
 

@@ -11,6 +11,7 @@ from dataflows.features import DayOfWeek, EntityFeature, Feature, HourOfDay
 from dataflows.messages import Delayed, Inline, Label
 from dataflows.schema import Schema
 from models.drift import LOSS
+from models.imbalance import check_imbalance
 from models.learner import Task
 from models.losses import check_loss
 from models.metrics import metric
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 TIME_UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
 """What a number in a time field may count, in milliseconds."""
 
+_LABEL_TYPES: dict[str, type] = {"boolean": bool, "text": str}
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 
 
@@ -111,6 +113,10 @@ def check_model(pipeline: Pipeline) -> None:
         )
     for name in pipeline.metric_names:
         metric(name, pipeline.task)
+    if pipeline.imbalance is not None:
+        label = _LABEL_TYPES.get(pipeline.target_kind or "", float)
+        where = f"pipeline {pipeline.name!r}"
+        check_imbalance(pipeline.imbalance, pipeline.model, pipeline.task, label, where)
 
 
 def check_monitors(pipeline: Pipeline) -> None:

@@ -26,6 +26,7 @@ from dataflows.messages import Delayed, Event, Inline
 from dataflows.schema import Kind, Schema
 from models.compiled import learner_for
 from models.drift import Monitor
+from models.imbalance import Imbalance, with_imbalance
 from models.learner import Learner, Task
 from state.errors import DeclarationError
 
@@ -82,6 +83,8 @@ class Pipeline:
             event, None for anomaly detectors that learn without.
         metrics: names of River metrics, scored on every label before it teaches.
         monitors: where to look for drift (`models.drift.monitor`).
+        imbalance: what is done about a rare class: `undersample`, `oversample` or `class_weights`
+            (`models.imbalance`).
         id, time: the event's fields that hold its id and its time.
         time_unit: what a number in the time field counts: ms, s, us or ns since 1970. ISO-8601
             text is accepted as well (without an offset it is UTC).
@@ -104,6 +107,7 @@ class Pipeline:
     label: Delayed | Inline | None = None
     metrics: Sequence[str] | None = None
     monitors: Sequence[Monitor] = ()
+    imbalance: Imbalance | None = None
     id: str = "id"
     time: str = "ts"
     time_unit: str = "ms"
@@ -219,7 +223,8 @@ class Pipeline:
 
     def learner(self) -> Learner:
         """A fresh learner of its model: compiled where that is possible, else River itself."""
-        return learner_for(self.model.clone(), self.columns, self.task)
+        learner = learner_for(self.model.clone(), self.columns, self.task)
+        return with_imbalance(learner, self.imbalance)
 
     @property
     def time_scale(self) -> float:
