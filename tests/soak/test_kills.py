@@ -79,8 +79,8 @@ Trials = dict[str, Future[Killed]]
 
 # By test: the pipeline, partitions, processes, and events. The slow ones first.
 TRIALS = {
-    "test_two_processes_on_the_embedded_bus": (FEATURES, 4, 2, 60_000),
-    "test_two_processes_on_kafka": (FEATURES, 4, 2, 60_000),
+    "test_two_processes_on_the_embedded_bus": (FEATURES, 4, 2, 150_000),
+    "test_two_processes_on_kafka": (FEATURES, 4, 2, 150_000),
     "test_one_worker_with_a_large_forest_on_kafka": (FOREST, 1, 1, 50_000),
     "test_one_worker_on_the_embedded_bus": (FEATURES, 1, 1, 60_000),
 }

@@ -14,7 +14,7 @@ from tests.run_result import (
     dead_letters,
 )
 
-EVENTS = 60_000
+EVENTS = 150_000  # more than is read between the kills
 FEATURES = str(Path(__file__).parent / "payments_with_features.py")
 pytestmark = pytest.mark.timeout(420)
 
