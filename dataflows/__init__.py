@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dataflows.pipeline import Pipeline
     from models.drift import monitor
     from models.imbalance import class_weights, oversample, undersample
+    from models.slices import slice_by
 
 __all__ = [
     "Delayed",
@@ -44,6 +45,7 @@ __all__ = [
     "one_hot",
     "oversample",
     "since_last",
+    "slice_by",
     "undersample",
     "window",
 ]
@@ -58,6 +60,7 @@ _HOMES = {
     "inline": "dataflows.messages",
     "monitor": "models.drift",
     "oversample": "models.imbalance",
+    "slice_by": "models.slices",
     "undersample": "models.imbalance",
 }
 

@@ -107,6 +107,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             rules=label.rules() if isinstance(label, Delayed) else None,
             otherwise=label.otherwise if isinstance(label, Delayed) else None,
             inline=self._inline,
+            slices=pipeline.slices,
         )
         self._labels = LabelTrouble(pipeline.topics)
         self._events = 0  # so many were predicted
@@ -152,7 +153,9 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     def _learn_inline(self, batch: Batch) -> Outcome:
         targets = batch.targets if self._labelled else None
         values = self._target.read(targets or [], len(batch.ids))
-        return self.prequential.run_inline(batch.features, batch.times, values)
+        return self.prequential.run_inline(
+            batch.features, batch.times, values, fields=batch.columns
+        )
 
     def _learn_delayed(self, batch: Batch, dead: list[DeadLetter]) -> Outcome:
         labels, first = batch.labels, self._events
@@ -167,6 +170,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             order=batch.order,
             tags=np.arange(first, self._events).astype(np.int32),
             note=lambda row: self._labels.note(labels, row),
+            fields=batch.columns,
         )
         dead += [self._refuse_twice(batch, row) for row in outcome.refused_events]
         dead += self._labels.letters(batch, outcome)
@@ -176,6 +180,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     def _tell(self) -> None:
         pending = self.prequential.pending
         self._metrics.on_models(len(pending), self._quality(), len(pending.early))
+        if self.prequential.slices:
+            self._metrics.on_slices(self.prequential.slices.report())
 
     def _quality(self) -> dict[tuple[str, str], float]:
         return {

@@ -75,7 +75,8 @@ def model_digests(trial: Trial, state: str) -> dict[str, str]:
         **{f"model {name}": _digest(learner) for name, learner in step.learners.items()},
         "metrics": _digest(step.metrics),
         "values": repr({n: {k: m.value for k, m in ms.items()} for n, ms in step.metrics.items()}),
-        "monitors": _digest(step._watches),
+        "monitors": _digest(step.monitors.watches),
+        "slices": repr(step.slices.report()),
         "waiting": str(int(waiting.sum())),
     }
 
