@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from dataflows.messages import Delayed, Event, Label, Prediction, inline
     from dataflows.pipeline import Pipeline
     from models.drift import monitor
+    from models.imbalance import class_weights, oversample, undersample
+    from models.slices import slice_by
 
 __all__ = [
     "Delayed",
@@ -32,6 +34,7 @@ __all__ = [
     "Label",
     "Pipeline",
     "Prediction",
+    "class_weights",
     "day_of_week",
     "decayed",
     "distinct",
@@ -41,8 +44,11 @@ __all__ = [
     "inline",
     "monitor",
     "one_hot",
+    "oversample",
     "since_last",
+    "slice_by",
     "target",
+    "undersample",
     "window",
 ]
 
@@ -52,8 +58,12 @@ _HOMES = {
     "Label": "dataflows.messages",
     "Pipeline": "dataflows.pipeline",
     "Prediction": "dataflows.messages",
+    "class_weights": "models.imbalance",
     "inline": "dataflows.messages",
     "monitor": "models.drift",
+    "oversample": "models.imbalance",
+    "slice_by": "models.slices",
+    "undersample": "models.imbalance",
 }
 
 

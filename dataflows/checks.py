@@ -11,10 +11,12 @@ from dataflows.features import DayOfWeek, Feature, HourOfDay, KeyedFeature
 from dataflows.messages import Delayed, Inline, Label
 from dataflows.schema import Schema
 from models.drift import LOSS
+from models.imbalance import check_imbalance
 from models.learner import Task
 from models.losses import check_loss
 from models.metrics import metric
 from models.river_adapter import check_fits
+from models.slices import SliceBy
 from state.durations import parse_duration_ms
 from state.errors import DeclarationError
 from state.extent import LARGEST
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 TIME_UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
 """What a number in a time field may count, in milliseconds."""
 
+_LABEL_TYPES: dict[str, type] = {"boolean": bool, "text": str}
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 
 
@@ -113,6 +116,10 @@ def check_model(pipeline: Pipeline) -> None:
         )
     for name in pipeline.metric_names:
         metric(name, pipeline.task)
+    if pipeline.imbalance is not None:
+        label = _LABEL_TYPES.get(pipeline.target_kind or "", float)
+        where = f"pipeline {pipeline.name!r}"
+        check_imbalance(pipeline.imbalance, pipeline.model, pipeline.task, label, where)
 
 
 def check_monitors(pipeline: Pipeline) -> None:
@@ -130,6 +137,46 @@ def check_monitors(pipeline: Pipeline) -> None:
                     f"pipeline {pipeline.name!r} has no label, so there is no loss to monitor"
                 )
             check_loss(pipeline.task, monitor.loss)
+
+
+def check_slices(pipeline: Pipeline) -> None:
+    """Every slice is by something that is there, and there is a quality to tell apart."""
+    where, names = f"pipeline {pipeline.name!r}", set[str]()
+    for each in pipeline.slices:
+        if not isinstance(each, SliceBy):
+            raise DeclarationError(f"{each!r} in the slices of {where} is none: use slice_by(…)")
+        if not pipeline.metric_names:
+            raise DeclarationError(
+                f"{each} of {where} has no quality to tell apart: there are no metrics, which need "
+                "a label"
+            )
+        if each.name in names:
+            raise DeclarationError(
+                f"two slices of {where} are called {each.name!r}: say called= of one of them"
+            )
+        names.add(each.name)
+        _check_subject(pipeline, each, f"{each} of {where}")
+
+
+def _check_subject(pipeline: Pipeline, declared: SliceBy, where: str) -> None:
+    schema, subject = pipeline.schema, declared.subject
+    if declared.edges is not None and subject in pipeline.columns:
+        return
+    if subject == pipeline.time:
+        raise DeclarationError(f"{where} is by the event's time: slice by hour_of_day instead")
+    if subject not in schema.fields:
+        if subject in pipeline.columns:
+            raise DeclarationError(f"{where} is by a feature, a number: say where to cut, edges=")
+        raise DeclarationError(
+            f"{where} is by something unknown: {schema.type_name} has {', '.join(schema.fields)}; "
+            f"and with edges= there are the features {', '.join(pipeline.columns)}"
+        )
+    field = schema.fields[subject]
+    if field.kind == "number" and declared.edges is None:
+        raise DeclarationError(f"{where} is by a number: say where to cut, edges=")
+    schema.require(subject, ("text", "boolean") if declared.edges is None else ("number",), where)
+    if field.kind == "boolean" and not {*declared.names} <= {"true", "false"}:
+        raise DeclarationError(f"{where} is by a boolean: its values are True and False")
 
 
 def check_times(pipeline: Pipeline) -> None:

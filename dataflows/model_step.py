@@ -122,6 +122,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             rules=label.rules() if isinstance(label, Delayed) else None,
             otherwise=label.otherwise if isinstance(label, Delayed) else None,
             inline=self._inline,
+            slices=pipeline.slices,
         )
         self._windows = label_windows(pipeline)
         self._labels = LabelTrouble(pipeline.topics)
@@ -211,7 +212,9 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             self._windows.fill_inline(
                 keys, batch.times, values, self._pipeline.task, batch.features
             )
-        return self.prequential.run_inline(batch.features, batch.times, values)
+        return self.prequential.run_inline(
+            batch.features, batch.times, values, fields=batch.columns
+        )
 
     def _learn_delayed(self, batch: Batch, dead: list[DeadLetter]) -> Outcome:
         labels, first = batch.labels, self._events
@@ -227,6 +230,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             tags=np.arange(first, self._events).astype(np.int32),
             note=lambda row: self._labels.note(labels, row),
             fill=self._filling(batch),
+            fields=batch.columns,
         )
         dead += [self._refuse_twice(batch, row) for row in outcome.refused_events]
         dead += self._labels.letters(batch, outcome)
@@ -249,6 +253,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
                 self._metrics.on_windows(self, name, state.keys, state.nbytes, 0)
         pending = self.prequential.pending
         self._metrics.on_models(len(pending), self._quality(), len(pending.early))
+        if self.prequential.slices:
+            self._metrics.on_slices(self.prequential.slices.report())
 
     def _quality(self) -> dict[tuple[str, str], float]:
         return {

@@ -18,6 +18,7 @@ from dataflows.checks import (
     check_model,
     check_monitors,
     check_names,
+    check_slices,
     check_times,
     find_task,
 )
@@ -26,7 +27,9 @@ from dataflows.messages import Delayed, Event, Inline
 from dataflows.schema import Kind, Schema
 from models.compiled import learner_for
 from models.drift import Monitor
+from models.imbalance import Imbalance, with_imbalance
 from models.learner import Learner, Task
+from models.slices import SliceBy
 from state.errors import DeclarationError
 
 _DEFAULT_METRICS = {
@@ -82,6 +85,9 @@ class Pipeline:
             event, None for anomaly detectors that learn without.
         metrics: names of River metrics, scored on every label before it teaches.
         monitors: where to look for drift (`models.drift.monitor`).
+        slices: parts of the events for which the metrics are kept apart (`models.slices.slice_by`).
+        imbalance: what is done about a rare class: `undersample`, `oversample` or `class_weights`
+            (`models.imbalance`).
         id, time: the event's fields that hold its id and its time.
         time_unit: what a number in the time field counts: ms, s, us or ns since 1970. ISO-8601
             text is accepted as well (without an offset it is UTC).
@@ -104,6 +110,8 @@ class Pipeline:
     label: Delayed | Inline | None = None
     metrics: Sequence[str] | None = None
     monitors: Sequence[Monitor] = ()
+    slices: Sequence[SliceBy] = ()
+    imbalance: Imbalance | None = None
     id: str = "id"
     time: str = "ts"
     time_unit: str = "ms"
@@ -125,6 +133,7 @@ class Pipeline:
         self.task = find_task(self)
         check_model(self)
         check_monitors(self)
+        check_slices(self)
         check_times(self)
 
     @property
@@ -214,20 +223,37 @@ class Pipeline:
         return list(names)
 
     @property
+    def model_fields(self) -> list[str]:
+        """The event's fields that the models' step looks at itself."""
+        columns = set(self.columns)
+        subjects = [
+            each.subject
+            for each in self.slices
+            if each.edges is None or each.subject not in columns
+        ]
+        return list(dict.fromkeys([*self.label_windows, *subjects]))
+
+    @property
+    def read_fields(self) -> list[str]:
+        """The event's fields that are read beside its id and time: of features and of models."""
+        return list(dict.fromkeys([*self.used_fields, *self.model_fields]))
+
+    @property
     def number_fields(self) -> list[str]:
         """Fields whose numbers are looked at as they are read: integers, and an inline label.
 
         An integer may be too large for a float. Floats are made into features first.
         """
         fields = self.schema.fields
-        names = [name for name in self.used_fields if fields[name].integer]
+        names = [name for name in self.read_fields if fields[name].integer]
         if isinstance(self.label, Inline) and fields[self.label.field].kind == "number":
             names.append(self.label.field)
         return names
 
     def learner(self) -> Learner:
         """A fresh learner of its model: compiled where that is possible, else River itself."""
-        return learner_for(self.model.clone(), self.columns, self.task)
+        learner = learner_for(self.model.clone(), self.columns, self.task)
+        return with_imbalance(learner, self.imbalance)
 
     @property
     def time_scale(self) -> float:

@@ -53,11 +53,11 @@ class Router:
         self._workers = workers
         self._tell_at = 0.0
         self._values = ValueReader(pipeline)
+        self._model_fields = pipeline.model_fields
         self._needed = {
             entity: {feature.value for feature, _ in features if feature.value is not None}
             for entity, features in pipeline.entities.items()
         }
-        self._label_keys = list(pipeline.label_windows)
 
     def route(self, batch: Batch, watermark: int) -> list[Keyed]:
         """Keyed items for the window step, all of the batch; it tells the batch how many parts.
@@ -72,7 +72,7 @@ class Router:
         for entity, names in self._needed.items():
             parts += self._split(batch, entity, {name: values[name] for name in names})
         batch.expected = len(parts)
-        batch.columns = {entity: batch.columns[entity] for entity in self._label_keys}
+        batch.columns = {name: batch.columns[name] for name in self._model_fields}
         return [*parts, (MODELS, batch), *self.progress(batch.origin, watermark)]
 
     def wake(self) -> list[Keyed]:

@@ -87,6 +87,7 @@ def model_digests(trial: Trial, state: str) -> dict[str, str]:
         "metrics": _digest(step.metrics),
         "values": repr({n: {k: m.value for k, m in ms.items()} for n, ms in step.metrics.items()}),
         "monitors": _digest(step.monitors.watches),
+        "slices": repr(step.slices.report()),
         "waiting": str(int(waiting.sum())),
     }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from state.errors import StateError
@@ -90,6 +91,23 @@ def _print_tables(report: StateReport, console: Console) -> None:
         at = "—" if place.resumes_at is None else f"{place.resumes_at:,}"
         places.add_row(place.name, at, _contents(place), _size(place.bytes))
     console.print(places)
+    for place in report.places:
+        if place.slices:
+            console.print(_slices_table(place))
+
+
+def _slices_table(place: PlaceReport) -> Table:
+    """A row for each value of each slice: how many labels, and how good the model that serves."""
+    metrics = list(place.models.get(place.champion, {}))
+    table = Table(title=f"quality of {place.champion} by slices", title_justify="left")
+    for name in ("slice", "value", "labels", *metrics):
+        table.add_column(name, justify="left" if name in ("slice", "value") else "right")
+    for name, values in place.slices.items():
+        for value, told in values.items():
+            quality = told["quality"].get(place.champion, {})
+            figures = [f"{quality[each]:.4f}" if each in quality else "—" for each in metrics]
+            table.add_row(escape(name), escape(value), f"{told['labels']:,}", *figures)
+    return table
 
 
 def _contents(place: PlaceReport) -> str:
