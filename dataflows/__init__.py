@@ -24,13 +24,19 @@ if TYPE_CHECKING:
     from dataflows.messages import Delayed, Event, Label, Prediction, inline
     from dataflows.pipeline import Pipeline
     from models.drift import monitor
+    from models.policies import ABTest, Bandit, Canary, Guardrails, Shadow
 
 __all__ = [
+    "ABTest",
+    "Bandit",
+    "Canary",
     "Delayed",
     "Event",
+    "Guardrails",
     "Label",
     "Pipeline",
     "Prediction",
+    "Shadow",
     "day_of_week",
     "decayed",
     "distinct",
@@ -45,11 +51,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ABTest": "models.policies",
+    "Bandit": "models.policies",
+    "Canary": "models.policies",
     "Delayed": "dataflows.messages",
     "Event": "dataflows.messages",
+    "Guardrails": "models.policies",
     "Label": "dataflows.messages",
     "Pipeline": "dataflows.pipeline",
     "Prediction": "dataflows.messages",
+    "Shadow": "models.policies",
     "inline": "dataflows.messages",
     "monitor": "models.drift",
 }

@@ -9,14 +9,17 @@ import numpy as np
 from bytewax.operators import StatefulBatchLogic
 
 from dataflows.batch import Batch, EntityRows, Progress, Wake
+from dataflows.control import Control
+from dataflows.decisions import cause_of_control, rollout_message
 from dataflows.decode import payload_fields
 from dataflows.encode import Results
 from dataflows.label_trouble import LabelTrouble
-from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline
+from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline, RolloutMessage
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token
 from dataflows.windows import Item, WindowStep, entity_columns
+from models.command import Commanded
 from models.drift import LOSS, Alarm
 from models.learner import Task
 from models.outcome import Outcome
@@ -108,6 +111,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             otherwise=label.otherwise if isinstance(label, Delayed) else None,
             inline=self._inline,
         )
+        self.deployment: Commanded | None = None
         self._labels = LabelTrouble(pipeline.topics)
         self._events = 0  # so many were predicted
         metrics.ask(self._tell)
@@ -146,8 +150,19 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         results = Results(batch, predictions, versions, dead, signals)
         if not self._inline:
             results.learned, results.corrected = outcome.learned, outcome.corrected
+        if champion != self._pipeline.model_name:
+            results.models = [champion] * len(batch)
+        if batch.control is not None:
+            results.decisions += self._follow(batch, batch.control)
         self._metrics.on_results(results, len(outcome.learned.times))
         return results
+
+    def _follow(self, batch: Batch, control: Control) -> list[RolloutMessage]:
+        """Do what a control message says, behind the rows of its batch."""
+        assert self.deployment is not None
+        decisions = self.deployment.command(control.command(), batch.control_time)
+        cause, name = cause_of_control(batch.raw.controls), self._pipeline.name
+        return [rollout_message(name, decision, cause, control) for decision in decisions]
 
     def _learn_inline(self, batch: Batch) -> Outcome:
         targets = batch.targets if self._labelled else None

@@ -56,6 +56,7 @@ class Router:
         self._workers = workers
         self._tell_at = 0.0
         self._values = ValueReader(pipeline)
+        self._kept = {pipeline.traffic_field} - {pipeline.id} if pipeline.controlled else set()
         self._needed = {
             entity: {feature.value for feature, _ in features if feature.value is not None}
             for entity, features in pipeline.entities.items()
@@ -74,7 +75,7 @@ class Router:
         for entity, names in self._needed.items():
             parts += self._split(batch, entity, {name: values[name] for name in names})
         batch.expected = len(parts)
-        batch.columns = {}
+        batch.columns = {name: batch.columns[name] for name in self._kept}
         return [*parts, (MODELS, batch), *self.progress(batch.origin, watermark)]
 
     def wake(self) -> list[Routed]:
