@@ -104,7 +104,7 @@ class Encoder:
             times, offsets, read_at = batch.rows.times, batch.rows.offsets, batch.raw.read_at
             topic, rows = self._predicted, self._predictions(result, repeat(partition))
             item = Outgoing(partition, {topic: rows}, times, read_at, {topic: offsets}, batch.raw)
-            if not (batch.dead or result.dead or result.signals):
+            if not (batch.dead or result.dead or result.signals or result.decisions):
                 return [(part_name(partition), item)]
             outgoing[partition] = item
         if batch.dead or result.dead:
