@@ -21,7 +21,7 @@ from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourc
 
 from dataflows.admission import Admission
 from dataflows.alignment import AlignedReader
-from dataflows.batch import IDLE
+from dataflows.batch import IDLE, Batch
 from dataflows.bus import Bus, BusError, Lost, TopicPartition
 from dataflows.decode import BatchDecoder
 from dataflows.event_time import FIRST_MS
@@ -227,9 +227,14 @@ class _SharedReader:
         self._quiet_since = None
         batch = self._admission.admit(self._decoder.decode(raw))
         if batch.control is not None:
-            batch.control_time = self._admission.watermark_ms
+            batch.control_time = self._time_of_control(batch)
         self._metrics.on_batch(raw, batch)
         return self._router.route(batch, self._admission.watermark_ms)
+
+    def _time_of_control(self, batch: Batch) -> int:
+        """How far event time has come; before the first event, when the message was published."""
+        watermark = self._admission.watermark_ms
+        return watermark if watermark > FIRST_MS else int(batch.raw.controls.times[0])
 
     def wake(self) -> list[Routed]:
         """Once, before all else: have every step tell its state in the first epoch."""
