@@ -26,14 +26,20 @@ if TYPE_CHECKING:
     from dataflows.pipeline import Pipeline
     from models.drift import monitor
     from models.imbalance import class_weights, oversample, undersample
+    from models.policies import ABTest, Bandit, Canary, Guardrails, Shadow
     from models.slices import slice_by
 
 __all__ = [
+    "ABTest",
+    "Bandit",
+    "Canary",
     "Delayed",
     "Event",
+    "Guardrails",
     "Label",
     "Pipeline",
     "Prediction",
+    "Shadow",
     "class_weights",
     "day_of_week",
     "decayed",
@@ -53,11 +59,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ABTest": "models.policies",
+    "Bandit": "models.policies",
+    "Canary": "models.policies",
     "Delayed": "dataflows.messages",
     "Event": "dataflows.messages",
+    "Guardrails": "models.policies",
     "Label": "dataflows.messages",
     "Pipeline": "dataflows.pipeline",
     "Prediction": "dataflows.messages",
+    "Shadow": "models.policies",
     "class_weights": "models.imbalance",
     "inline": "dataflows.messages",
     "monitor": "models.drift",

@@ -11,8 +11,9 @@ still bring an earlier one::
 A partition that is caught up holds nobody back, so live traffic is never delayed. One that has more
 to come but does not deliver holds the others back for ``patience_s`` at most. Times within a
 partition are made to rise (running maximum), so that its own order is always kept; on equal times
-topics go in the order in which they were given, events before labels, and partitions by number.
-So a backlog has one order, whatever was fetched when: by rising time, topic, partition, offset.
+topics go in the order in which they were given, events before labels before control, and
+partitions by number. So a backlog has one order, whatever was fetched when: by rising time, topic,
+partition, offset. A control message ends its batch, so that it has no rows behind it.
 A reader that begins in the middle keeps to it when told where the times had risen to (`latest`).
 """
 
@@ -82,9 +83,9 @@ class _Buffer:
 class AlignedReader:
     """Merges the partitions of several topics into batches of raw rows.
 
-    ``topics`` are the event topic and, where there is one, the label topic, in that order.
-    `add` partitions, then `read`; `positions` are the offsets behind the rows handed over, and
-    `latest` their times. ``lost`` is the bus reader's.
+    ``topics`` are the event topic and, where there is one, the label topic, in that order; behind
+    them ``control``, where there is one. `add` partitions, then `read`; `positions` are the offsets
+    behind the rows handed over, and `latest` their times. ``lost`` is the bus reader's.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class AlignedReader:
         topics: Sequence[str],
         *,
         origin: str,
+        control: str | None = None,
         group: str | None = None,
         lost: Lost = "stop",
         limit: int = 1000,
@@ -101,6 +103,7 @@ class AlignedReader:
     ) -> None:
         self._bus = bus
         self._topics = list(topics)
+        self._control = control
         self._origin = origin
         self._group = group
         self._lost = lost
@@ -171,7 +174,12 @@ class AlignedReader:
             counts: list[int] | None = [min(waiting[0][1].rows, self._limit)]
         else:
             bound = self._bound(reader)
-            counts = self._choose([buffer for _, buffer in waiting], bound)
+            buffers = [buffer for _, buffer in waiting]
+            counts = self._choose(buffers, bound)
+            if counts is not None and self._control is not None:
+                controls = [at.topic == self._control for at, _ in waiting]
+                if any(controls):
+                    counts = _end_at_control(buffers, counts, controls)
             self._balance(reader)
         if counts is None:
             return None
@@ -181,7 +189,19 @@ class AlignedReader:
             self.positions[at] = int(last.offsets[-1]) + 1
             self._latest[at] = int(rising[-1])
         self._sequence += 1
-        return _merge(taken, self._topics, self._origin, self._sequence - 1, self._clock())
+        return self._merge(taken)
+
+    def _merge(self, taken: list[Taken]) -> RawBatch:
+        topics = [topic for topic in self._topics if topic != self._control]
+        events, event_times = _rows(topics[0], taken)
+        labels, label_times = _rows(topics[1] if len(topics) > 1 else "", taken)
+        controls = NO_ROWS if self._control is None else _rows(self._control, taken)[0]
+        if len(taken) == 1:
+            order = np.arange(len(events) + len(labels))
+        else:
+            order = np.argsort(np.concatenate([event_times, label_times]), kind="stable")
+        now = self._clock()
+        return RawBatch(self._origin, self._sequence - 1, events, labels, order, now, controls)
 
     def _alone(self, only: TopicPartition, piece: Slice) -> RawBatch:
         """The shortcut of a worker that reads a single partition: nothing is to be aligned."""
@@ -194,7 +214,7 @@ class AlignedReader:
             self._fold()
         sequence = self._sequence
         self._sequence = sequence + 1
-        return RawBatch(self._origin, sequence, events, NO_ROWS, order, self._clock())
+        return RawBatch(self._origin, sequence, events, NO_ROWS, order, self._clock(), NO_ROWS)
 
     def _fold(self) -> None:
         """Bring `_latest`, and what the buffer goes on from, up to date with `_alone`."""
@@ -297,16 +317,27 @@ class AlignedReader:
         self._paused = (self._paused | full) - hungry
 
 
-def _merge(
-    taken: list[Taken], topics: list[str], origin: str, sequence: int, now: float
-) -> RawBatch:
-    events, event_times = _rows(topics[0], taken)
-    labels, label_times = _rows(topics[1] if len(topics) > 1 else "", taken)
-    if len(taken) == 1:
-        order = np.arange(len(events) + len(labels))
-    else:
-        order = np.argsort(np.concatenate([event_times, label_times]), kind="stable")
-    return RawBatch(origin, sequence, events, labels, order, read_at=now)
+def _end_at_control(
+    buffers: list[_Buffer], counts: list[int], controls: Sequence[bool]
+) -> list[int]:
+    """As many rows of each, but none behind the first control message among them.
+
+    ``buffers`` are by rank, those of ``controls`` last, so that rows of its own time go before it.
+    """
+    firsts = [
+        (int(buffer.peek(1)[0]), place)
+        for place, buffer in enumerate(buffers)
+        if controls[place] and counts[place]
+    ]
+    if not firsts:
+        return counts
+    time, first = min(firsts)
+    return [
+        int(place == first)
+        if controls[place]
+        else int(np.searchsorted(buffer.peek(count), time, side="right"))
+        for place, (buffer, count) in enumerate(zip(buffers, counts, strict=True))
+    ]
 
 
 def _part(piece: Slice, start: int, stop: int | None) -> Slice:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflows.control import Control
 from dataflows.messages import DeadLetter
 from state.extent import extent
 
@@ -54,7 +55,8 @@ class RawBatch:
     """What a source read in one go.
 
     ``order`` is ``(events + labels,) int64``: the sequence in which the messages are to be worked
-    through; event ``i`` is ``i`` and label ``j`` is ``len(events) + j``. ``origin`` is the reader,
+    through; event ``i`` is ``i`` and label ``j`` is ``len(events) + j``. A control message, of
+    which ``controls`` holds one at most, comes behind all of them. ``origin`` is the reader,
     ``sequence`` counts its batches; ``read_at`` is the wall clock in seconds.
     """
 
@@ -64,6 +66,7 @@ class RawBatch:
     labels: RawRows
     order: NDArray[np.int64]
     read_at: float
+    controls: RawRows = field(default_factory=lambda: NO_ROWS)
 
     def sorted(self, letters: list[DeadLetter]) -> list[DeadLetter]:
         """Dead letters in the sequence of their causes, whichever step found them."""
@@ -73,24 +76,24 @@ class RawBatch:
             for at in zip(rows.partitions.tolist(), rows.offsets.tolist(), strict=True)
         ]
         turn = {sources[row]: place for place, row in enumerate(self.order.tolist())}
+        controls = self.controls
+        for at in zip(controls.partitions.tolist(), controls.offsets.tolist(), strict=True):
+            turn[controls.topic, *at] = len(turn)
 
-        def at(letter: DeadLetter) -> int:
+        def turn_of(letter: DeadLetter) -> int:
             cause = letter.cause
             return turn[cause.topic, cause.partition, cause.offset]
 
-        return sorted(letters, key=at)
+        return sorted(letters, key=turn_of)
 
-    def reached(self, partition: int) -> tuple[int, int]:
-        """The greatest offsets of events and of labels that were read of a partition; -1: none."""
-        events, labels = self.events, self.labels
-        return (
-            _greatest(events.offsets[events.partitions == partition]),
-            _greatest(labels.offsets[labels.partitions == partition]),
-        )
-
-
-def _greatest(offsets: NDArray[np.int64]) -> int:
-    return int(offsets.max()) if len(offsets) else -1
+    def reached(self, partition: int) -> dict[str, int]:
+        """By topic, the greatest offset that was read of a partition; without those with none."""
+        found = {}
+        for rows in (self.events, self.labels, self.controls):
+            offsets = rows.offsets[rows.partitions == partition]
+            if len(offsets):
+                found[rows.topic] = int(offsets.max())
+        return found
 
 
 @dataclass(slots=True)
@@ -121,7 +124,8 @@ class Batch:
     ``features`` is ``(n, columns) float64``: the row features are there from the start, each window
     step adds its own. ``columns`` holds the event fields that are used, ``targets`` the inline
     labels. ``order`` is as in `RawBatch`. ``expected`` counts the parts that went to other shards
-    and have to come back before the batch is whole.
+    and have to come back before the batch is whole. ``control`` is to be followed behind all rows,
+    at event time ``control_time`` (epoch ms); where it was read, `RawBatch.controls` says.
     """
 
     raw: RawBatch
@@ -136,6 +140,8 @@ class Batch:
     order: NDArray[np.int64]
     dead: list[DeadLetter]
     expected: int = 0
+    control: Control | None = None
+    control_time: int = 0
 
     @property
     def origin(self) -> str:

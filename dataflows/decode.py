@@ -24,6 +24,7 @@ from dataflows.batch import (
     keep_rows,
 )
 from dataflows.columns import ColumnReader, column_reader
+from dataflows.control import decode_control
 from dataflows.event_time import FIRST_MS, LAST_MS, parse_times_ms
 from dataflows.messages import DeadLetter, Delayed, Inline, field_types
 from dataflows.pipeline import Pipeline
@@ -121,6 +122,12 @@ class BatchDecoder:
 
     def decode(self, raw: RawBatch) -> Batch:
         """Decode everything that can be; what can't be is in the batch's ``dead``."""
+        batch = self._decode(raw)
+        if raw.controls.values:
+            _read_control(batch)
+        return batch
+
+    def _decode(self, raw: RawBatch) -> Batch:
         usual = self._decode_usual(raw.events)
         labels = self._decode_labels(raw.labels)
         if usual is not None and labels.kept is None:
@@ -280,6 +287,15 @@ def dead_letter(rows: RawRows, row: int, reason: str, detail: str) -> DeadLetter
         detail=detail,
         **payload_fields(rows.values[row]),
     )
+
+
+def _read_control(batch: Batch) -> None:
+    """Read what the batch ends with."""
+    controls = batch.raw.controls
+    try:
+        batch.control = decode_control(controls.values[0])
+    except ValueError as error:
+        batch.dead.append(dead_letter(controls, 0, "not a control message", str(error)))
 
 
 class PayloadFields(TypedDict, total=False):

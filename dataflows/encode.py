@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from dataflows.batch import Batch, Wake
-from dataflows.messages import DeadLetter, DriftSignal
+from dataflows.messages import DeadLetter, DriftSignal, RolloutMessage
 from dataflows.pipeline import Pipeline
 from dataflows.sink.bus_sink import part_name
 from dataflows.sink.outgoing import Mark, Marking, Outgoing
@@ -25,7 +25,8 @@ class Results:
 
     ``predictions`` and ``versions`` have one entry per event. ``learned`` and ``corrected`` are the
     labels of a topic of their own that were used; their tags say which event they are of, counted
-    from the start of the process.
+    from the start of the process. ``models`` has who served each event, None where all were served
+    by the pipeline's own model; ``instead_of`` whom it stood in for, None where nobody failed.
     """
 
     batch: Batch
@@ -35,6 +36,9 @@ class Results:
     signals: list[DriftSignal] = field(default_factory=list)
     learned: Learned | None = None
     corrected: Corrected | None = None
+    decisions: list[RolloutMessage] = field(default_factory=list)
+    models: Sequence[str] | None = None
+    instead_of: Sequence[str | None] | None = None
 
 
 _COMMON = [
@@ -55,7 +59,7 @@ _EXTRA: dict[Task, list[tuple[str, Any]]] = {
 
 
 class Encoder:
-    """Makes `Outgoing` items of `Results`: predictions, drift signals and dead letters.
+    """Makes `Outgoing` items of `Results`: predictions, drift signals, dead letters, decisions.
 
     A message goes to the partition number that its cause was read from; there are ``partitions``.
     """
@@ -65,6 +69,7 @@ class Encoder:
         self._partitions = partitions
         self._events, self._predicted = topics.events, topics.predictions
         self._dead_letters, self._drift = topics.dead_letters, topics.drift
+        self._rollouts = topics.rollouts
         self._marking = Marking.of(pipeline)
         self._task = pipeline.task
         self._model = pipeline.model_name
@@ -73,6 +78,8 @@ class Encoder:
         if self._names:
             fields = [*fields, ("features", dict)]
         self._row = msgspec.defstruct("Prediction", fields, gc=False)
+        fields = [*fields, ("instead_of", str | None, None)]
+        self._row_instead = msgspec.defstruct("Prediction", fields, gc=False, omit_defaults=True)
         self._encoder = msgspec.json.Encoder()
 
     def __call__(self, results: list[tuple[str, Results | Wake]]) -> list[tuple[str, Outgoing]]:
@@ -97,7 +104,7 @@ class Encoder:
             times, offsets, read_at = batch.rows.times, batch.rows.offsets, batch.raw.read_at
             topic, rows = self._predicted, self._predictions(result, repeat(partition))
             item = Outgoing(partition, {topic: rows}, times, read_at, {topic: offsets}, batch.raw)
-            if not (batch.dead or result.dead or result.signals):
+            if not (batch.dead or result.dead or result.signals or result.decisions):
                 return [(part_name(partition), item)]
             outgoing[partition] = item
         if batch.dead or result.dead:
@@ -105,6 +112,8 @@ class Encoder:
             self._add(outgoing, self._dead_letters, letters, batch)
         if result.signals:
             self._add(outgoing, self._drift, result.signals, batch)
+        if result.decisions:
+            self._add(outgoing, self._rollouts, result.decisions, batch)
         return [(part_name(partition), item) for partition, item in outgoing.items()]
 
     def _divide(self, result: Results, outgoing: dict[int, Outgoing]) -> None:
@@ -127,7 +136,7 @@ class Encoder:
         self,
         outgoing: dict[int, Outgoing],
         topic: str,
-        messages: Sequence[DeadLetter | DriftSignal],
+        messages: Sequence[DeadLetter | DriftSignal | RolloutMessage],
         batch: Batch,
     ) -> None:
         marks: dict[int, list[Mark]] = {}
@@ -149,7 +158,7 @@ class Encoder:
             repeat(self._events),
             partitions,
             batch.rows.offsets.tolist(),
-            repeat(self._model),
+            repeat(self._model) if result.models is None else result.models,
             result.versions,
             *_answers(self._task, result.predictions),
         ]
@@ -157,7 +166,11 @@ class Encoder:
             columns.append(
                 [dict(zip(self._names, r, strict=True)) for r in batch.features.tolist()]
             )
-        lines = self._encoder.encode_lines(list(map(self._row, *columns))).split(b"\n")
+        row = self._row
+        if result.instead_of is not None:
+            row = self._row_instead
+            columns.append(result.instead_of)
+        lines = self._encoder.encode_lines(list(map(row, *columns))).split(b"\n")
         lines.pop()  # what stands behind the last line's end
         return lines
 

@@ -2,9 +2,10 @@
 
 ::
 
-    events ─▶ intake ──▶ windows ──▶ models ──▶ encode ──▶ sink ──▶ predictions, drift,
-    labels ─▶ (decode,   (by shard)  (predict,                      dead letters
-               admit)                 score, learn)
+    events ──▶ intake ──▶ windows ──▶ models ──▶ encode ──▶ sink ──▶ predictions, drift,
+    labels ──▶ (decode,   (by shard)  (predict,                      rollouts,
+    control ─▶  admit)                 score, learn,                 dead letters
+                                       steer)
 
 A single worker shares with nobody: its windows and models are one operator.
 
@@ -25,7 +26,7 @@ from dataflows.batch import Wake
 from dataflows.bus import Bus, TopicPartition
 from dataflows.encode import Encoder, Results
 from dataflows.failure import Guard, watched
-from dataflows.intake import Intake, IntakeOptions
+from dataflows.intake import Intake, IntakeOptions, create_control, partition_count
 from dataflows.metrics import WorkerMetrics
 from dataflows.model_step import ModelStep, Tokens, WindowsAndModels
 from dataflows.pipeline import Pipeline
@@ -61,8 +62,9 @@ def build_graph(
     """
     metrics = metrics or WorkerMetrics(pipeline.name)
     router = Router(pipeline, shards, workers)
+    partitions = partition_count(pipeline, bus)
+    create_control(pipeline, bus, partitions)
     intake = Intake(pipeline, bus, options, router, metrics, state)
-    partitions = len(intake.list_parts())
 
     def fill(token: Token | None) -> StatefulBatchLogic[Item, Item, Token | None]:
         return watched(lambda: WindowStep(pipeline, metrics, workers, state, token), guard)

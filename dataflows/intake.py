@@ -21,7 +21,7 @@ from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourc
 
 from dataflows.admission import Admission
 from dataflows.alignment import AlignedReader
-from dataflows.batch import IDLE
+from dataflows.batch import IDLE, Batch
 from dataflows.bus import Bus, BusError, Lost, TopicPartition
 from dataflows.decode import BatchDecoder
 from dataflows.event_time import FIRST_MS
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 class PartitionState:
     """What the engine keeps of one partition number.
 
-    ``offsets`` are to be read next, by topic; ``latest`` the times that rows had risen to, by topic
-    (epoch ms). ``watermark`` is the reader's, ``token`` that of the ids seen; None without state.
+    ``offsets`` are to be read next, by topic, of topics too that are no input any more; ``latest``
+    the times that rows had risen to, by topic (epoch ms). ``watermark`` is the reader's, ``token``
+    that of the ids seen; None without state.
     """
 
     offsets: dict[str, int]
@@ -131,6 +132,7 @@ class _SharedReader:
         self.reader = AlignedReader(
             bus,
             self.inputs,
+            control=pipeline.topics.control if pipeline.controlled else None,
             origin=options.origin,
             group=options.group,
             lost=options.lost,
@@ -140,6 +142,7 @@ class _SharedReader:
         self._decoder = BatchDecoder(pipeline)
         self._admission = Admission(pipeline.topics.events, pipeline.lateness, pipeline.duplicates)
         self._ends: dict[TopicPartition, int] | None = None
+        self._aside: dict[int, dict[str, int]] = {}
         self._committed_at = time.monotonic()
         self.parts: list[_IntakePartition] = []
         metrics.ask(lambda: metrics.on_lag(self.reader))
@@ -147,15 +150,19 @@ class _SharedReader:
     def join(self, part: _IntakePartition, resume: PartitionState | None) -> Place | None:
         """Add a partition; without ``resume`` it begins where the options say.
 
+        A topic that was no input before begins with its first message, and where one that is no
+        input now was left is remembered: it may become one again.
+
         Returns where it keeps the ids that it has seen; None without state.
         """
         offsets = resume.offsets if resume is not None else {}
         at = {
             TopicPartition(topic, part.number): offsets[topic]
             if topic in offsets
-            else self._beginning(topic, part.number)
+            else self._beginning(topic, part.number, "earliest" if offsets else self.options.begin)
             for topic in self.inputs
         }
+        self._aside[part.number] = {t: o for t, o in offsets.items() if t not in self.inputs}
         place = None
         if self._state is not None:
             place = self._state.intake(part.number)
@@ -187,7 +194,7 @@ class _SharedReader:
         own = {topic: TopicPartition(topic, part.number) for topic in self.inputs}
         positions, latest = {**self.reader.positions, **self.options.places}, self.reader.latest
         return PartitionState(
-            {topic: positions[at] for topic, at in own.items()},
+            {**self._aside[part.number], **{topic: positions[at] for topic, at in own.items()}},
             {topic: latest[at] for topic, at in own.items() if at in latest},
             self._admission.watermark_ms,
             token,
@@ -220,8 +227,15 @@ class _SharedReader:
             return self._nothing()
         self._quiet_since = None
         batch = self._admission.admit(self._decoder.decode(raw))
+        if batch.control is not None:
+            batch.control_time = self._time_of_control(batch)
         self._metrics.on_batch(raw, batch)
         return self._router.route(batch, self._admission.watermark_ms)
+
+    def _time_of_control(self, batch: Batch) -> int:
+        """How far event time has come; before the first event, when the message was published."""
+        watermark = self._admission.watermark_ms
+        return watermark if watermark > FIRST_MS else int(batch.raw.controls.times[0])
 
     def wake(self) -> list[Keyed]:
         """Once, before all else: have every step tell its state in the first epoch."""
@@ -258,9 +272,8 @@ class _SharedReader:
             self._committed_at = now
             self.reader.commit()
 
-    def _beginning(self, topic: str, partition: int) -> int:
-        latest = self.options.begin == "latest"
-        ask = self._bus.end_offsets if latest else self._bus.start_offsets
+    def _beginning(self, topic: str, partition: int, begin: str) -> int:
+        ask = self._bus.end_offsets if begin == "latest" else self._bus.start_offsets
         return ask(topic)[partition]
 
 
@@ -305,20 +318,30 @@ class _IntakePartition(StatefulSourcePartition[Keyed, PartitionState]):
         self._shared.leave(self)
 
 
+def create_control(pipeline: Pipeline, bus: Bus, partitions: int) -> None:
+    """Make the control topic if it is missing: nobody publishes to it before the pipeline runs.
+
+    Raises:
+        BusError: the bus refused.
+    """
+    if pipeline.controlled and pipeline.topics.control not in bus.topics():
+        bus.create_topics({pipeline.topics.control: partitions})
+
+
 def partition_count(pipeline: Pipeline, bus: Bus) -> int:
-    """How many partitions the input topics have.
+    """How many partitions the input topics have; the control topic may be missing yet.
 
     Raises:
         BusError: one is missing, or they differ.
     """
-    topics = bus.topics()
+    topics, control = bus.topics(), pipeline.topics.control
     for topic in pipeline.inputs:
-        if topic not in topics:
+        if topic not in topics and topic != control:
             raise BusError(
                 f"topic {topic!r} of pipeline {pipeline.name!r} does not exist on {bus.url}: "
                 f"publish to it, or create it with `anabranch topics {pipeline.name} --create`"
             )
-    counts = {topic: topics[topic] for topic in pipeline.inputs}
+    counts = {topic: topics[topic] for topic in pipeline.inputs if topic in topics}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
         raise BusError(

@@ -149,7 +149,8 @@ class Prediction(_FromSource, msgspec.Struct, kw_only=True, omit_defaults=True):
     ms). ``prediction`` is the class, the value or the anomaly score, null while the model has
     nothing to say. ``score`` is the probability of true (binary) or the anomaly score;
     ``probabilities`` are by class (multi-class). ``version`` is how many labels the model had
-    learned when it predicted.
+    learned when it predicted. ``instead_of`` is there when that is not the model that should have
+    served: the one named could not.
     """
 
     id: str
@@ -163,6 +164,7 @@ class Prediction(_FromSource, msgspec.Struct, kw_only=True, omit_defaults=True):
     score: float | None = None
     probabilities: dict[str, float] | None = None
     features: dict[str, float] | None = None
+    instead_of: str | None = None
 
 
 class DeadLetter(_FromSource, msgspec.Struct, kw_only=True):
@@ -206,6 +208,51 @@ class DriftSignal(_FromSource, msgspec.Struct, kw_only=True):
     topic: str
     partition: int
     offset: int
+
+
+class ComparedModels(msgspec.Struct, kw_only=True):
+    """How two models compare so far; the fields are those of `models.decision.Evidence`.
+
+    A figure that there is not yet is null.
+    """
+
+    labels: int
+    served: int
+    champion_loss: float | None
+    challenger_loss: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    e_value: float | None
+    e_worse: float | None
+    alpha: float
+
+
+class RolloutMessage(_FromSource, msgspec.Struct, kw_only=True):
+    """What was decided about a rollout, on ``<pipeline>.rollouts``.
+
+    The fields are those of `models.decision.Decision`; ``ts`` is its event time (epoch ms). The
+    source coordinates are those of the label, event or control message that brought it about.
+    ``answers`` is the id of that control message, ``by`` who sent it; of a decision that nobody
+    asked for, both are left out. ``share`` is null under a bandit, which has none.
+    """
+
+    pipeline: str
+    action: str
+    rollout: str
+    challenger: str
+    champion: str
+    share: float | None
+    why: str
+    ts: int
+    policy: str
+    evidence: ComparedModels | None
+    guardrails: dict[str, float | None]
+    topic: str
+    partition: int
+    offset: int
+    answers: str | msgspec.UnsetType = msgspec.UNSET
+    by: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def field_types(message: type[msgspec.Struct]) -> dict[str, Any]:

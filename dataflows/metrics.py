@@ -23,6 +23,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from dataflows.alignment import AlignedReader
 from dataflows.batch import Batch, RawBatch
 from dataflows.encode import Results
+from dataflows.rollout_metrics import RolloutMetrics
 from dataflows.sink.outgoing import Outgoing
 from models.outcome import ASSUMED_LABEL, Outcome
 from state.durations import parse_duration_ms
@@ -46,10 +47,14 @@ _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 class WorkerMetrics:
-    """What one worker tells of itself. ``registry`` is for tests; by default a new one."""
+    """What one worker tells of itself. ``registry`` is for tests; by default a new one.
+
+    What it tells of rollouts is in `rollouts`.
+    """
 
     def __init__(self, pipeline: str, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
+        self.rollouts = RolloutMetrics(pipeline, self.registry)
         self._pipeline = pipeline
         self._clock = time.monotonic
         self._flush_at = 0.0
@@ -62,6 +67,11 @@ class WorkerMetrics:
         self._newest_ms: int | None = None
         self._tellers: list[Callable[[], None]] = []
         self._window_sizes: dict[str, dict[object, tuple[int, int]]] = {}
+        self._make_counters()
+        self._make_histograms()
+        self._make_gauges()
+
+    def _make_counters(self) -> None:
         self._counters = {
             "events": self._counter("anabranch_events", "Events read, good and bad"),
             "labels": self._counter("anabranch_labels", "Labels read, good and bad"),
@@ -76,6 +86,8 @@ class WorkerMetrics:
         self._late = self._counter(
             "anabranch_inexact_rows", "Rows later than what their windows still remember", "entity"
         )
+
+    def _make_histograms(self) -> None:
         self._latency = self._histogram(
             "anabranch_latency_seconds",
             "From a message's time to its prediction published",
@@ -91,6 +103,8 @@ class WorkerMetrics:
         self._commits = self._histogram(
             "anabranch_commit_seconds", "To write what changed in an epoch, one place", _SECONDS
         )
+
+    def _make_gauges(self) -> None:
         self._lag = self._gauge(
             "anabranch_lag_messages", "Messages not yet read", "topic", "partition"
         )
@@ -161,7 +175,7 @@ class WorkerMetrics:
         self._counts["events"] += events
         if labels:
             self._counts["labels"] += labels
-        self._batch_rows.append(events + labels)
+        self._batch_rows.append(events + labels + len(raw.controls.values))
         for letter in batch.dead:
             self._dead_counts[letter.reason] += 1
         if batch.ids:
@@ -195,6 +209,7 @@ class WorkerMetrics:
             self._dead_counts[letter.reason] += 1
         for signal in results.signals:
             self._drift.labels(self._pipeline, signal.subject).inc()
+        self.rollouts.on_decisions(results.decisions)
 
     def on_labels(self, outcome: Outcome) -> None:
         """What became of labels on a topic of their own, and of waits that are over."""

@@ -9,15 +9,18 @@ import numpy as np
 from bytewax.operators import StatefulBatchLogic
 
 from dataflows.batch import IDLE, NO_SPAN, Batch, EntityRows, Progress, Wake
+from dataflows.control import Control
+from dataflows.decisions import cause_of_control, rollout_message
 from dataflows.decode import payload_fields
 from dataflows.encode import Results
 from dataflows.label_trouble import LabelTrouble
-from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline
+from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline, RolloutMessage
 from dataflows.metrics import WorkerMetrics
 from dataflows.origins import Origins
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token
 from dataflows.windows import Item, WindowStep, entity_columns
+from models.command import Commanded
 from models.drift import LOSS, Alarm
 from models.label_join import Fill
 from models.label_windows import LABEL_WINDOWS, LabelWindows
@@ -125,6 +128,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             slices=pipeline.slices,
         )
         self._windows = label_windows(pipeline)
+        self.deployment: Commanded | None = None
         self._labels = LabelTrouble(pipeline.topics)
         self._events = 0  # so many were predicted
         metrics.ask(self._tell)
@@ -201,8 +205,19 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         results = Results(batch, predictions, versions, dead, signals)
         if not self._inline:
             results.learned, results.corrected = outcome.learned, outcome.corrected
+        if champion != self._pipeline.model_name:
+            results.models = [champion] * len(batch)
+        if batch.control is not None:
+            results.decisions += self._follow(batch, batch.control)
         self._metrics.on_results(results, len(outcome.learned.times))
         return results
+
+    def _follow(self, batch: Batch, control: Control) -> list[RolloutMessage]:
+        """Do what a control message says, behind the rows of its batch."""
+        assert self.deployment is not None
+        decisions = self.deployment.command(control.command(), batch.control_time)
+        cause, name = cause_of_control(batch.raw.controls), self._pipeline.name
+        return [rollout_message(name, decision, cause, control) for decision in decisions]
 
     def _learn_inline(self, batch: Batch) -> Outcome:
         targets = batch.targets if self._labelled else None

@@ -6,7 +6,7 @@ Nothing here knows the engine that runs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any
@@ -24,11 +24,13 @@ from dataflows.checks import (
 )
 from dataflows.features import EntityFeature, Feature, KeyedFeature, LabelWindow, RowFeature
 from dataflows.messages import Delayed, Event, Inline
+from dataflows.rollout_checks import check_rollout
 from dataflows.schema import Kind, Schema
 from models.compiled import learner_for
 from models.drift import Monitor
 from models.imbalance import Imbalance, with_imbalance
 from models.learner import Learner, Task
+from models.policies import Policy, Shadow
 from models.slices import SliceBy
 from state.errors import DeclarationError
 
@@ -45,6 +47,7 @@ class Topics:
     """The topics of a pipeline, named after it."""
 
     pipeline: str
+    controlled: bool = False
 
     @property
     def events(self) -> str:
@@ -67,9 +70,18 @@ class Topics:
         return f"{self.pipeline}.dead-letters"
 
     @property
+    def control(self) -> str:
+        return f"{self.pipeline}.control"
+
+    @property
+    def rollouts(self) -> str:
+        return f"{self.pipeline}.rollouts"
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """The topics that a pipeline writes."""
-        return (self.predictions, self.drift, self.dead_letters)
+        always = (self.predictions, self.drift, self.dead_letters)
+        return (*always, self.rollouts) if self.controlled else always
 
 
 @dataclass(kw_only=True)
@@ -97,6 +109,13 @@ class Pipeline:
         duplicates: for how long (event time) an id is remembered; a second event with it is a
             dead letter.
         key: the field that publishers partition by; by default the first window's entity.
+        challengers: models that want to serve instead, by name; they predict and learn all as well.
+        rollout: how one of them gets to serve (`models.policies`); with challengers alone it is
+            `Shadow()`. With a policy the pipeline has the topics ``control`` and ``rollouts``.
+        rollout_key: the text field by whose value an event is assigned to a model; by default the
+            one that publishers partition by, or the id.
+        fallback: what is served when the champion fails and no model can stand in: binary, the
+            probability of true; multi-class, a class; else a number. None: no answer.
         with_features: put the features into every prediction.
 
     Raises:
@@ -120,6 +139,10 @@ class Pipeline:
     duplicates: str = "1h"
     key: str | None = None
     with_features: bool = False
+    challengers: Mapping[str, Any] = dataclass_field(default_factory=dict)
+    rollout: Policy | None = None
+    rollout_key: str | None = None
+    fallback: bool | int | float | str | None = None
     schema: Schema = dataclass_field(init=False, repr=False)
     task: Task = dataclass_field(init=False)
 
@@ -135,17 +158,26 @@ class Pipeline:
         check_monitors(self)
         check_slices(self)
         check_times(self)
+        if self.challengers and self.rollout is None:
+            self.rollout = Shadow()
+        check_rollout(self)
 
     @property
     def topics(self) -> Topics:
         """The names of its topics."""
-        return Topics(self.name)
+        return Topics(self.name, self.controlled)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The topics that it reads, events first."""
+        """The topics that it reads: events first, control last."""
         topics = self.topics
-        return (topics.events, topics.labels) if self.labels_apart else (topics.events,)
+        labels = (topics.labels,) if self.labels_apart else ()
+        return (topics.events, *labels, *((topics.control,) if self.controlled else ()))
+
+    @property
+    def controlled(self) -> bool:
+        """Whether it has rollouts, and listens to control messages."""
+        return self.rollout is not None
 
     @property
     def labels_apart(self) -> bool:
@@ -174,6 +206,11 @@ class Pipeline:
     def partition_field(self) -> str | None:
         """The field whose value decides an event's partition."""
         return self.key or next(iter([*self.entities, *self.label_windows]), None)
+
+    @property
+    def traffic_field(self) -> str:
+        """The field whose value decides which model serves an event, where there are rollouts."""
+        return self.rollout_key or self.partition_field or self.id
 
     @property
     def row_features(self) -> Iterator[tuple[RowFeature, slice]]:
@@ -231,7 +268,8 @@ class Pipeline:
             for each in self.slices
             if each.edges is None or each.subject not in columns
         ]
-        return list(dict.fromkeys([*self.label_windows, *subjects]))
+        traffic = [self.traffic_field] if self.controlled and self.traffic_field != self.id else []
+        return list(dict.fromkeys([*self.label_windows, *subjects, *traffic]))
 
     @property
     def read_fields(self) -> list[str]:
@@ -254,6 +292,13 @@ class Pipeline:
         """A fresh learner of its model: compiled where that is possible, else River itself."""
         learner = learner_for(self.model.clone(), self.columns, self.task)
         return with_imbalance(learner, self.imbalance)
+
+    def challenging(self) -> dict[str, Learner]:
+        """A fresh learner of each challenger, by name, in the order of their declaration."""
+        return {
+            name: learner_for(model.clone(), self.columns, self.task)
+            for name, model in self.challengers.items()
+        }
 
     @property
     def time_scale(self) -> float:

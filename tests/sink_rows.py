@@ -9,14 +9,21 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from dataflows.messages import DeadLetter, DriftSignal, Prediction
+from dataflows.messages import DeadLetter, DriftSignal, Prediction, RolloutMessage
 from dataflows.sink.outgoing import Marking, Marks, Outgoing
 
-EVENTS, LABELS = "toy.events", "toy.labels"
+EVENTS, LABELS, CONTROL = INPUTS = "toy.events", "toy.labels", "toy.control"
 PREDICTIONS, DRIFT, DEAD = "toy.predictions", "toy.drift", "toy.dead-letters"
-OUTPUTS = (PREDICTIONS, DRIFT, DEAD)
+ROLLOUTS = "toy.rollouts"
+OUTPUTS = (PREDICTIONS, DRIFT, DEAD, ROLLOUTS)
 MARKING = Marking(
-    (EVENTS, LABELS), {PREDICTIONS: (), DRIFT: ("subject", "detector"), DEAD: ("reason",)}
+    INPUTS,
+    {
+        PREDICTIONS: (),
+        DRIFT: ("subject", "detector"),
+        DEAD: ("reason",),
+        ROLLOUTS: ("action", "challenger", "rollout"),
+    },
 )
 
 
@@ -28,6 +35,7 @@ class Row(NamedTuple):
     predicted: bool = True
     reasons: tuple[str, ...] = ()
     subjects: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
 
 
 def event(offset: int, **made: Any) -> Row:
@@ -36,6 +44,10 @@ def event(offset: int, **made: Any) -> Row:
 
 def label(offset: int, **made: Any) -> Row:
     return Row(LABELS, offset, predicted=False, **made)
+
+
+def control(offset: int, **made: Any) -> Row:
+    return Row(CONTROL, offset, predicted=False, **made)
 
 
 def messages_of(row: Row, partition: int, life: int) -> dict[str, list[Any]]:
@@ -51,7 +63,16 @@ def messages_of(row: Row, partition: int, life: int) -> dict[str, list[Any]]:
             for subject in row.subjects
         ],
         DEAD: [DeadLetter(reason=reason, detail=f"life {life}", **at) for reason in row.reasons],
+        ROLLOUTS: [_decision(action, life, at) for action in row.actions],
     }
+
+
+def _decision(action: str, life: int, at: dict[str, Any]) -> RolloutMessage:
+    about = {"rollout": "toy-1", "challenger": "tree", "champion": "m", "policy": "Shadow"}
+    return RolloutMessage(
+        pipeline="toy", action=action, share=0.5, why="", ts=life, evidence=None, guardrails={},
+        **about, **at,
+    )  # fmt: skip
 
 
 def outgoing(rows: Iterable[Row], partition: int = 0, life: int = 0) -> Outgoing:
@@ -65,12 +86,11 @@ def outgoing(rows: Iterable[Row], partition: int = 0, life: int = 0) -> Outgoing
             marks[topic] = [MARKING.mark(topic, each) for each in made]
     if PREDICTIONS in marks:
         marks[PREDICTIONS] = np.array([mark[1] for mark in marks[PREDICTIONS]], np.int64)
-    greatest = [
-        max((row.offset for row in rows if row.topic == topic), default=-1)
-        for topic in (EVENTS, LABELS)
-    ]
+    reached: dict[str, int] = {}
+    for row in rows:
+        reached[row.topic] = max(row.offset, reached.get(row.topic, -1))
     published = np.zeros(len(messages.get(PREDICTIONS, ())), np.int64)
-    return Outgoing(partition, messages, published, 0.0, marks, (greatest[0], greatest[1]))
+    return Outgoing(partition, messages, published, 0.0, marks, reached)
 
 
 def expected(rows: Iterable[Row], partition: int = 0) -> Counter[tuple[Any, ...]]:

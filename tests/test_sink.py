@@ -22,13 +22,18 @@ from dataflows.sink.offset_runs import OffsetRuns
 from dataflows.sink.outgoing import Outgoing
 from state.errors import StateError
 from tests.sink_rows import (
+    CONTROL,
     DEAD,
     DRIFT,
     EVENTS,
+    INPUTS,
     LABELS,
     MARKING,
     OUTPUTS,
     PREDICTIONS,
+    ROLLOUTS,
+    Row,
+    control,
     event,
     expected,
     label,
@@ -42,8 +47,9 @@ ROWS = [
     event(2, predicted=False, reasons=("late",)),
     label(0, reasons=("label without event",)),
     event(3, reasons=("duplicate id", "odd", "odd")),
-    label(1, subjects=("loss",)),
-    event(4),
+    label(1, subjects=("loss",), actions=("promoted",)),
+    control(0, actions=("paused", "refused", "refused")),
+    event(4, actions=("started",)),
     event(5),
 ]
 
@@ -80,9 +86,9 @@ def make_bus(kind: type[MemoryBus] = MemoryBus, read: int = 1000) -> Any:
 
 
 def fill(bus: Any, read: int) -> None:
-    bus.create_topics(dict.fromkeys((EVENTS, LABELS, *OUTPUTS), 1))
+    bus.create_topics(dict.fromkeys((*INPUTS, *OUTPUTS), 1))
     publisher = bus.publisher()
-    for topic in (EVENTS, LABELS):
+    for topic in INPUTS:
         publisher.append(topic, [b""] * read)
 
 
@@ -179,7 +185,7 @@ def test_what_never_comes_again_does_not_hold_the_state_back():
     assert second.snapshot() == dict.fromkeys(OUTPUTS, 0)
     # The label is read again, gives nothing this time, and an event tells how far labels are.
     second.write_batch([outgoing([label(4), event(1)], life=1)])
-    assert second.snapshot() == {PREDICTIONS: 2, DRIFT: 0, DEAD: 2}
+    assert second.snapshot() == {PREDICTIONS: 2, DRIFT: 0, DEAD: 2, ROLLOUTS: 0}
 
 
 def strange_messages() -> list[bytes]:
@@ -215,7 +221,7 @@ def test_strangers_messages_are_passed_over_and_said_once(caplog):
     with caplog.at_level(logging.WARNING):
         part = new_part(bus)
     said = [record.message for record in caplog.records]
-    assert len(said) == 3
+    assert len(said) == len(OUTPUTS)
     assert all(f"{before} messages from offset 0 on are not of this pipeline" in s for s in said)
     part.write_batch([outgoing(ROWS)])
     own = {topic: values[before:] for topic, values in published(bus).items()}
@@ -283,19 +289,21 @@ def test_the_embedded_bus_is_read_back_in_pieces_with_progress(tmp_path, monkeyp
     second.write_batch([outgoing(rows[start : start + 777]) for start in range(0, 20_000, 777)])
     assert bus.end_offsets(PREDICTIONS) == [20_000]
     assert bus.end_offsets(DEAD) == [200]
-    assert second.snapshot() == {PREDICTIONS: 20_000, DRIFT: 0, DEAD: 200}
+    assert second.snapshot() == {PREDICTIONS: 20_000, DRIFT: 0, DEAD: 200, ROLLOUTS: 0}
 
 
 def test_what_goes_to_another_process_knows_how_far_its_rows_reach():
     events = RawRows(EVENTS, [b""] * 3, np.array([0, 1, 0]), np.array([7, 9, 8]), np.arange(3))
     labels = RawRows(LABELS, [b""], np.array([1]), np.array([3]), np.arange(1))
     sources = RawBatch("0", 0, events, labels, np.arange(4), 0.0)
-    for partition, reached in ((0, (8, -1)), (1, (9, 3)), (2, (-1, -1))):
+    sources.controls = RawRows(CONTROL, [b""], np.array([2]), np.array([5]), np.arange(1))
+    reaches = ({EVENTS: 8}, {EVENTS: 9, LABELS: 3}, {CONTROL: 5}, {})
+    for partition, reached in enumerate(reaches):
         item = Outgoing(partition, {DEAD: [b"x"]}, marks={DEAD: []}, sources=sources)
         again = pickle.loads(pickle.dumps(item))
         assert item.reached() == again.reached() == reached
         assert again.messages == item.messages
-        assert isinstance(again.sources, tuple)
+        assert isinstance(again.sources, dict)
 
 
 @given(st.lists(st.lists(st.integers(0, 40), max_size=8), max_size=300), st.integers(0, 40))
@@ -311,15 +319,14 @@ def test_runs_are_a_set(added, asked):
 
 
 REASONS = st.lists(st.sampled_from(("late", "odd", "huge")), max_size=3).map(tuple)
-MADE = st.tuples(st.booleans(), st.booleans(), REASONS, REASONS)
+MADE = st.tuples(st.sampled_from(INPUTS), st.booleans(), REASONS, REASONS, REASONS)
 
 
-def rows_of(made: list[tuple[bool, bool, Any, Any]]) -> list[Any]:
-    rows, at = [], {EVENTS: 0, LABELS: 0}
-    for is_event, predicted, reasons, subjects in made:
-        topic = EVENTS if is_event else LABELS
-        make = event(at[topic], predicted=predicted) if is_event else label(at[topic])
-        rows.append(make._replace(reasons=reasons, subjects=subjects))
+def rows_of(made: list[tuple[str, bool, Any, Any, Any]]) -> list[Any]:
+    rows, at = [], dict.fromkeys(INPUTS, 0)
+    for topic, predicted, reasons, subjects, actions in made:
+        make = Row(topic, at[topic], predicted and topic == EVENTS)
+        rows.append(make._replace(reasons=reasons, subjects=subjects, actions=actions))
         at[topic] += 1
     return rows
 

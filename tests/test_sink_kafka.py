@@ -12,7 +12,7 @@ from dataflows.bus import Bus, TopicPartition, open_bus
 from dataflows.sink.bus_sink import BusSink, part_name
 from dataflows.sink.patience import Patience
 from tests.kafka_broker import KafkaBroker
-from tests.sink_rows import DEAD, EVENTS, LABELS, MARKING, OUTPUTS, PREDICTIONS, event, outgoing
+from tests.sink_rows import DEAD, EVENTS, INPUTS, MARKING, OUTPUTS, PREDICTIONS, event, outgoing
 
 pytestmark = pytest.mark.kafka
 ROWS = [event(o, reasons=("odd",) if o % 10 == 0 else ()) for o in range(3000)]
@@ -28,7 +28,7 @@ def broker(kafka_broker: KafkaBroker) -> Iterator[KafkaBroker]:
 @pytest.fixture
 def bus(broker: KafkaBroker) -> Iterator[Bus]:
     bus = open_bus(broker.url)
-    missing = bus.create_topics(dict.fromkeys((EVENTS, LABELS, *OUTPUTS), 2))
+    missing = bus.create_topics(dict.fromkeys((*INPUTS, *OUTPUTS), 2))
     if EVENTS in missing:
         publisher = bus.publisher()
         publisher.append(EVENTS, [b""] * 3000, partitions=1)

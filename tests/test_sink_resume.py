@@ -23,7 +23,7 @@ from dataflows.sink.bus_sink import BusSink, part_name
 from tests.kafka_broker import free_ports
 from tests.sink_rows import (
     EVENTS,
-    LABELS,
+    INPUTS,
     MARKING,
     OUTPUTS,
     PREDICTIONS,
@@ -44,6 +44,7 @@ def row(offset: int) -> Row:
         predicted=offset % 10 not in (3, 7),
         reasons=("odd", "late") if offset % 10 == 3 else (),
         subjects=("loss",) if offset % 17 == 0 else (),
+        actions=("promoted", "started") if offset % 23 == 0 else (),
     )
 
 
@@ -112,7 +113,7 @@ def run(
 
 
 def prepare(bus: Bus, store: Path, count: int) -> None:
-    bus.create_topics(dict.fromkeys((EVENTS, LABELS, *OUTPUTS), PARTITIONS))
+    bus.create_topics(dict.fromkeys((*INPUTS, *OUTPUTS), PARTITIONS))
     for number in range(PARTITIONS):
         bus.publisher().append(EVENTS, [b""] * count, partitions=number)
     store.mkdir()

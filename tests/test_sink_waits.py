@@ -14,7 +14,7 @@ from dataflows.bus.memory import MemoryBus
 from dataflows.failure import Guard
 from dataflows.sink.bus_sink import BusSink, part_name
 from dataflows.sink.patience import Patience
-from tests.sink_rows import EVENTS, LABELS, MARKING, OUTPUTS, PREDICTIONS, event, outgoing
+from tests.sink_rows import EVENTS, INPUTS, MARKING, OUTPUTS, PREDICTIONS, event, outgoing
 
 AWAY = UnreachableError("nobody answers")
 REFUSED = BusError("1 messages could not be delivered: message too large")
@@ -30,7 +30,7 @@ class FlakyBus(MemoryBus):
         self.ends_fail: list[BusError] = []
         self.closed = 0
         self.flushed = 0
-        self.create_topics(dict.fromkeys((EVENTS, LABELS, *OUTPUTS), 2))
+        self.create_topics(dict.fromkeys((*INPUTS, *OUTPUTS), 2))
 
     def end_offsets(self, topic: str) -> list[int]:
         if self.ends_fail:

@@ -12,6 +12,7 @@ from dataflows.cli.demo import demo
 from dataflows.cli.models import models
 from dataflows.cli.publish import publish
 from dataflows.cli.replay import replay
+from dataflows.cli.rollout import rollout
 from dataflows.cli.run import run
 from dataflows.cli.sentence import print_error
 from dataflows.cli.simulate import simulate
@@ -30,7 +31,8 @@ app = typer.Typer(
         "predict and learn on every event. Start with `anabranch demo`.\n\n"
         "Every option can also be given by environment variable; each command's help names them. "
         "Exit codes: 0 done, 1 something you can mend (said in one sentence), 2 wrong usage, "
-        "130 interrupted; `skew` ends with 1 for a difference, and with 2 for what you can mend."
+        "130 interrupted; `skew` ends with 1 for a difference, and with 2 for what you can mend; "
+        "`rollout` ends with 3 when nobody answers."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -41,6 +43,7 @@ app = typer.Typer(
 for command in (demo, run, replay, skew, simulate, publish, consume, topics, state):
     app.command()(command)
 app.add_typer(models)
+app.add_typer(rollout)
 
 
 def main() -> None:

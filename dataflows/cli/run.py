@@ -225,7 +225,7 @@ def _check_inputs(pipeline: Pipeline, bus: Bus, name: str) -> None:
     """Raise if an input topic is missing; ``name`` is what the user calls the pipeline."""
     from dataflows.intake import partition_count
 
-    found = bus.topics()
+    found = {*bus.topics(), pipeline.topics.control}  # that one is made when it is missing
     missing = [topic for topic in pipeline.inputs if topic not in found]
     if missing:
         raise BusError(

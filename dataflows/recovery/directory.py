@@ -104,18 +104,14 @@ class StateDirectory:
             StateError: it is in use, of something else, incomplete, or can't be written.
             BusError: the bus does not answer.
         """
-        reason = why_not_durable(pipeline.model)
-        if reason is not None:
-            raise StateError(
-                f"the model of pipeline {pipeline.name!r} can't be kept: {reason}; change it, or "
-                "run with --no-state"
-            )
+        _check_durable(pipeline)
         with ExitStack() as stack:
             stack.enter_context(hold(path, say=say))
             identity = read_identity(path)
             if identity is None:
                 identity = _make(path, pipeline, bus, shards, workers, process, hosts)
             _check(identity, path, pipeline, bus, shards, hosts)
+            identity = _know_outputs(identity, path, pipeline, bus)
             if hosts == 1:
                 _check_places(path, identity)
                 forget_unconfirmed(path / _RECOVERY)
@@ -184,12 +180,14 @@ class StateDirectory:
         Raises:
             BusError: the bus does not answer.
         """
-        parts = read_resume_point(self.path / _RECOVERY).partitions()
-        ends = {topic: bus.end_offsets(topic) for _, part in parts for topic in part.offsets}
+        parts, there = read_resume_point(self.path / _RECOVERY).partitions(), bus.topics()
+        known = {topic for _, part in parts for topic in part.offsets if topic in there}
+        ends = {topic: bus.end_offsets(topic) for topic in known}
         return sum(
             max(ends[topic][number] - offset, 0)
             for number, part in parts
             for topic, offset in part.offsets.items()
+            if topic in known
         )
 
     def windows(self, name: str) -> Place:
@@ -291,6 +289,34 @@ def _make(
         _make_recovery_store(path / _RECOVERY, process, hosts)
     except OSError as error:
         raise StateError(f"{path} can't be written: {error.strerror}") from None
+    write_identity(path, identity)
+    return identity
+
+
+def _check_durable(pipeline: Pipeline) -> None:
+    """Raise unless all models can be written down and taken up again."""
+    models = {"the model": pipeline.model}
+    models |= {f"challenger {name!r}": model for name, model in pipeline.challengers.items()}
+    for what, model in models.items():
+        reason = why_not_durable(model)
+        if reason is not None:
+            raise StateError(
+                f"{what} of pipeline {pipeline.name!r} can't be kept: {reason}; change it, or "
+                "run with --no-state"
+            )
+
+
+def _know_outputs(identity: Identity, path: Path, pipeline: Pipeline, bus: Bus) -> Identity:
+    """Note where outputs end that the pipeline did not have when the state was made.
+
+    What is on them is somebody else's: of this state nothing was published there.
+    """
+    new = [topic for topic in pipeline.topics.outputs if topic not in identity.since]
+    if not new:
+        return identity
+    bus.create_topics(dict.fromkeys(new, identity.partitions))
+    since = {**identity.since, **{topic: bus.end_offsets(topic) for topic in new}}
+    identity = msgspec.structs.replace(identity, since=since)
     write_identity(path, identity)
     return identity
 

@@ -76,15 +76,19 @@ def open_origin(
         raise InputError(
             f"the labels of pipeline {pipeline.name!r} are in its events: leave out --labels"
         )
-    partitions = _common_count(histories)
+    control = _open_control(pipeline, events, bus) if pipeline.controlled else None
+    everything = histories if control is None else [*histories, control]
+    partitions = _common_count(everything)
     places = {}
     if going_on:
         assert bus is not None
         places = _places(histories, bus, continue_at)
+        if isinstance(control, EmptyTopic):
+            places |= _behind_control(control, bus, continue_at)
     elif continue_at is not None:
         raise InputError("--continue-at is for --state, which leaves a state to go on from")
-    total = sum(count for history in histories for count in history.counts)
-    return Origin(HistoryBus(histories, partitions), total, places)
+    total = sum(count for history in everything for count in history.counts)
+    return Origin(HistoryBus(everything, partitions), total, places)
 
 
 def _open(
@@ -107,6 +111,27 @@ def _open(
     else:
         table = FileTable.open(path, pipeline.event, pipeline.time, pipeline.time_unit, pipeline.id)
     return FileTopic(topic, table, partitions, check)
+
+
+def _open_control(pipeline: Pipeline, events: str, bus: Bus | None) -> BusTopic | EmptyTopic:
+    """What was said to the pipeline while its own events came; files know nothing of that."""
+    topics = pipeline.topics
+    if events == topics.events and bus is not None and topics.control in bus.topics():
+        return BusTopic(topics.control, bus, topics.control)
+    return EmptyTopic(topics.control, 1)
+
+
+def _behind_control(
+    control: EmptyTopic, bus: Bus, continue_at: ContinueAt | None
+) -> dict[TopicPartition, int]:
+    """Where a run begins to listen: behind all that was said to others, unless it is told to."""
+    if control.name not in bus.topics():
+        offsets = [0] * len(control.ends)
+    elif continue_at == "earliest":
+        offsets = bus.start_offsets(control.name)
+    else:
+        offsets = bus.end_offsets(control.name)
+    return {TopicPartition(control.name, number): at for number, at in enumerate(offsets)}
 
 
 def _common_count(histories: list[History]) -> int:

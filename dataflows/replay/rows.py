@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -117,6 +119,7 @@ class _Part:
     targets: list[Any] | None
     versions: NDArray[np.int64]
     predictions: Predictions
+    models: Sequence[str] | None
 
 
 class RowBuilder:
@@ -146,6 +149,7 @@ class RowBuilder:
             batch.targets,
             np.asarray(results.versions, np.int64),
             results.predictions,
+            results.models,
         )
         self._parts.append(part)
         self.count += len(batch)
@@ -168,7 +172,7 @@ class RowBuilder:
                 pl.Series(feature, np.ascontiguousarray(features[:, place]))
                 for place, feature in enumerate(self._columns.features)
             ),
-            pl.repeat(self._model, self.count, eager=True).alias(name("model")),
+            self._models(parts).alias(name("model")),
             pl.Series(name("version"), array("versions")),
             *self._columns.answers([part.predictions for part in parts]),
         ]
@@ -178,3 +182,10 @@ class RowBuilder:
             origins = [LABEL_ORIGINS[0] if label is not None else None for label in labels]
             columns += self._columns.labels(labels, times, times - times, origins)  # came together
         return pl.DataFrame(columns)
+
+    def _models(self, parts: list[_Part]) -> pl.Series:
+        """Who served each event."""
+        if all(part.models is None for part in parts):
+            return pl.repeat(self._model, self.count, eager=True)
+        models = [part.models or repeat(self._model, len(part.ids)) for part in parts]
+        return pl.Series(list(chain.from_iterable(models)), dtype=pl.String)

@@ -93,13 +93,17 @@ class BusSink(FixedPartitionedSink[Outgoing, Ends | None]):
 
     def _build(self, number: int, confirmed: Ends | None) -> _SinkPartition:
         start: Ends = {}
+        aside: Ends = {}
         published = None
         if self._read_back is not None and self._since is not None:
             for topic in self._read_back.marking.fields:
                 made_at = self._since.get(TopicPartition(topic, number), 0)
                 start[topic] = (confirmed or {}).get(topic, made_at)
             published = self._read_back.published(number, start)
-        part = _SinkPartition(number, self._writer, self._on_written, published, start, self._call)
+            aside = {t: end for t, end in (confirmed or {}).items() if t not in start}
+        part = _SinkPartition(
+            number, self._writer, self._on_written, published, start, aside, self._call
+        )
         self._writer.open_parts += 1
         return part
 
@@ -197,6 +201,7 @@ class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
         on_written: OnWritten | None,
         published: Published | None,
         start: Ends,
+        aside: Ends,
         call: Call,
     ) -> None:
         self._number = number
@@ -204,6 +209,7 @@ class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
         self._on_written = on_written
         self._published = published or None  # empty: nothing to look at
         self._start = start
+        self._aside = aside  # topics that are no outputs now, and may become ones again
         self._call = call
 
     def write_batch(self, items: list[Outgoing]) -> None:
@@ -223,9 +229,9 @@ class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
             return None
         if self._published is not None:
             if not self._published.passed():
-                return self._start
+                return {**self._aside, **self._start}
             self._published = None
-        return {topic: ends[topic][self._number] for topic in self._start}
+        return {**self._aside, **{topic: ends[topic][self._number] for topic in self._start}}
 
     def close(self) -> None:
         self._writer.leave()

@@ -48,6 +48,8 @@ class Marking:
             topics.drift: ("subject", "detector"),
             topics.dead_letters: ("reason",),
         }
+        if pipeline.controlled:
+            fields[topics.rollouts] = ("action", "challenger", "rollout")
         return cls(pipeline.inputs, fields)
 
     def mark(self, topic: str, message: Any) -> Mark:
@@ -81,19 +83,17 @@ class Outgoing:
     published: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
     read_at: float = 0.0
     marks: dict[str, Marks] = field(default_factory=dict)
-    sources: RawBatch | tuple[int, int] | None = None
+    sources: RawBatch | Mapping[str, int] | None = None
 
-    def reached(self) -> tuple[int, int]:
-        """The greatest offsets of events and of labels that were read of its partition; -1: none.
+    def reached(self) -> Mapping[str, int]:
+        """By source topic, the greatest offset that was read of its partition.
 
         Computed when asked, for it is asked during a replay only.
         """
         sources = self.sources
-        if sources is None:
-            return -1, -1
-        if isinstance(sources, tuple):
-            return sources
-        return sources.reached(self.partition)
+        if isinstance(sources, RawBatch):
+            return sources.reached(self.partition)
+        return sources or {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process only what `reached` needs of the sources goes along."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,12 +16,11 @@ class Published:
     """The marks of one partition number that are on the outputs and may come again.
 
     What is told apart by its event alone is kept as a set; of all else each mark is kept as often
-    as it was seen, and suppresses as many messages. ``inputs`` are the source topics, events first,
-    then labels.
+    as it was seen, and suppresses as many messages. ``events`` is the topic of the events.
     """
 
-    def __init__(self, inputs: Sequence[str]) -> None:
-        self._inputs = tuple(inputs)
+    def __init__(self, events: str) -> None:
+        self._source = events
         self._events: dict[str, OffsetRuns] = {}
         self._others: dict[_Kind, Counter[int]] = {}
         self._furthest: dict[str, int] = {}
@@ -33,7 +31,7 @@ class Published:
 
     def add(self, topic: str, marks: Marks) -> None:
         """Messages with these marks are on the output ``topic``."""
-        _follow(self._furthest, self._inputs[0], marks)
+        _follow(self._furthest, self._source, marks)
         if isinstance(marks, np.ndarray):
             self._events.setdefault(topic, OffsetRuns()).add(marks)
             return
@@ -47,7 +45,7 @@ class Published:
             marks = item.marks[topic]
             if len(marks) != len(payloads):
                 raise ValueError(f"{len(marks)} marks for {len(payloads)} messages to {topic}")
-            _follow(self._reached, self._inputs[0], marks)
+            _follow(self._reached, self._source, marks)
             if isinstance(marks, np.ndarray):
                 new = self._new_events(topic, marks)
                 if len(item.published) == len(marks):
@@ -57,7 +55,7 @@ class Published:
                 new = np.flatnonzero([not self._take(topic, mark) for mark in marks])
                 left.marks[topic] = [marks[place] for place in new.tolist()]
             left.messages[topic] = [payloads[place] for place in new.tolist()]
-        for source, offset in zip(self._inputs, item.reached(), strict=False):
+        for source, offset in item.reached().items():
             _raise(self._reached, source, offset)
         left.messages = {topic: payloads for topic, payloads in left.messages.items() if payloads}
         return left

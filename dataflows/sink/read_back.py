@@ -48,7 +48,7 @@ class ReadBack:
             StateError: an output ends before its ``start``.
             BusError: the bus refused, or the flow was stopped while it was away.
         """
-        published = Published(self.marking.inputs)
+        published = Published(self.marking.inputs[0])
         ends = {topic: self._ask(self.bus.end_offsets, topic, partition) for topic in start}
         positions = {
             TopicPartition(topic, partition): self._first(topic, partition, offset, ends[topic])
