@@ -42,10 +42,9 @@ def rollout_message(
     )
 
 
-def cause_of_step(pipeline: Pipeline, batch: Batch, step: int) -> Cause:
-    """The event or label that is row ``step`` of a batch, in the order in which it was worked
-    through; before all of them (-1) the first."""
-    row, events, topics = int(batch.order[max(step, 0)]), len(batch), pipeline.topics
+def cause_of_row(pipeline: Pipeline, batch: Batch, row: int) -> Cause:
+    """The event ``row`` of a batch, or label ``row - events``."""
+    events, topics = len(batch), pipeline.topics
     if row < events:
         return Cause(topics.events, int(batch.partitions[row]), int(batch.offsets[row]))
     labels, row = batch.labels, row - events

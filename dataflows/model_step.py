@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from dataflows.metrics import WorkerMetrics
 from dataflows.origins import Origins
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token
+from dataflows.rollout_step import RolloutStep, rollouts_of
 from dataflows.windows import Item, WindowStep, entity_columns
 from models.command import Commanded
 from models.drift import LOSS, Alarm
@@ -118,17 +120,23 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         self._target = _TargetReader(pipeline)
         self._inline = not isinstance(label, Delayed)
         self._labelled = isinstance(label, Inline)
+        rollouts = rollouts_of(pipeline)
         self.prequential = Prequential(
-            {pipeline.model_name: pipeline.learner()},
+            {pipeline.model_name: pipeline.learner(), **pipeline.challenging()},
             metrics=pipeline.metric_names,
             monitors=pipeline.monitors,
             rules=label.rules() if isinstance(label, Delayed) else None,
             otherwise=label.otherwise if isinstance(label, Delayed) else None,
             inline=self._inline,
             slices=pipeline.slices,
+            rollouts=rollouts,
         )
         self._windows = label_windows(pipeline)
+        self._rollouts: RolloutStep | None = None
         self.deployment: Commanded | None = None
+        if rollouts is not None:
+            self._rollouts = RolloutStep(pipeline, self.prequential, metrics, state)
+            self.deployment = self._rollouts.steering
         self._labels = LabelTrouble(pipeline.topics)
         self._events = 0  # so many were predicted
         metrics.ask(self._tell)
@@ -205,8 +213,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         results = Results(batch, predictions, versions, dead, signals)
         if not self._inline:
             results.learned, results.corrected = outcome.learned, outcome.corrected
-        if champion != self._pipeline.model_name:
-            results.models = [champion] * len(batch)
+        if self._rollouts is not None:
+            self._rollouts.bring_in(outcome.answered, results)
         if batch.control is not None:
             results.decisions += self._follow(batch, batch.control)
         self._metrics.on_results(results, len(outcome.learned.times))
@@ -228,8 +236,11 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
                 keys, batch.times, values, self._pipeline.task, batch.features
             )
         return self.prequential.run_inline(
-            batch.features, batch.times, values, fields=batch.columns
+            batch.features, batch.times, values, fields=batch.columns, keys=self._keys(batch)
         )
+
+    def _keys(self, batch: Batch) -> Sequence[str]:
+        return () if self._rollouts is None else self._rollouts.keys(batch)
 
     def _learn_delayed(self, batch: Batch, dead: list[DeadLetter]) -> Outcome:
         labels, first = batch.labels, self._events
@@ -246,6 +257,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             note=lambda row: self._labels.note(labels, row),
             fill=self._filling(batch),
             fields=batch.columns,
+            keys=self._keys(batch),
         )
         dead += [self._refuse_twice(batch, row) for row in outcome.refused_events]
         dead += self._labels.letters(batch, outcome)
@@ -268,6 +280,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
                 self._metrics.on_windows(self, name, state.keys, state.nbytes, 0)
         pending = self.prequential.pending
         self._metrics.on_models(len(pending), self._quality(), len(pending.early))
+        if self._rollouts is not None:
+            self._rollouts.tell()
         if self.prequential.slices:
             self._metrics.on_slices(self.prequential.slices.report())
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from models import decision as d
 from models.decision import Evidence
 from models.judge import Judge
+from models.learner import Task
 from models.policies import ABTest, Bandit, Canary, Policy, Shadow
 from models.rails import LOSSES_OVER, SHIFT_OVER, Rails
 from models.rollout_rows import RolloutRows
@@ -51,6 +52,7 @@ class Contest:
         number: by which `RolloutRows.arms` knows it.
         rollout: a name that no other one has had.
         policy: in force.
+        task: of the models.
         time: when it begins, event time in ms.
 
     Attributes:
@@ -60,12 +62,12 @@ class Contest:
     """
 
     def __init__(
-        self, challenger: str, number: int, rollout: str, policy: Policy, time: int
+        self, challenger: str, number: int, rollout: str, policy: Policy, task: Task, time: int
     ) -> None:
         self.challenger, self.number, self.rollout = challenger, number, rollout
         self.policy = policy
         self.rails = Rails(policy.guardrails)
-        self.judge = Judge(policy)
+        self.judge = Judge(policy, task)
         self.began = self.since = time
         self.paused = self.shown = False
         self.labels = self.served = 0

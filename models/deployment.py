@@ -20,7 +20,7 @@ from models import decision as d
 from models.contest import Contest, Trigger
 from models.decision import Decision
 from models.learner import Task
-from models.policies import ABTest, Bandit, Canary, Policy, reward_unit
+from models.policies import ABTest, Bandit, Canary, Policy, described, reward_unit
 from models.rollout_rows import RolloutRows
 from models.traffic import divide, pull_arms
 
@@ -71,6 +71,7 @@ class Deployment:
         retired: challengers that were taken out.
         leaving: models that are not needed any more, to be removed by whoever runs them.
         numbers: of the models, by which `RolloutRows.arms` knows them.
+        known: all models there ever were.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class Deployment:
         self.retired: set[str] = set()
         self.leaving: list[str] = []
         self.numbers = {champion: 0}
+        self.known = {champion}
+        self._declared = copy.deepcopy(policy)
         self._next_number = 1
         self._rollouts = 0
         self._events = 0
@@ -99,7 +102,21 @@ class Deployment:
         self.numbers[name] = self._next_number
         self._next_number = (self._next_number + 1) % NOBODY
         self.retired.discard(name)
+        self.known.add(name)
         self.waiting.append(name)
+
+    def declare(self, policy: Policy) -> None:
+        """The policy that is declared now. If it is another one, what is tried begins anew."""
+        if described(policy) == described(self._declared):
+            return
+        self._declared = copy.deepcopy(policy)
+        self.follow(policy)
+
+    def follow(self, policy: Policy) -> None:
+        """From now on this is the policy, and what is tried begins anew under it."""
+        self.policy = copy.deepcopy(policy)
+        self.waiting = [each.challenger for each in self.contests] + self.waiting
+        self.contests = []
 
     def contest(self, name: str) -> Contest | None:
         """The rollout of a challenger that is tried now."""
@@ -159,7 +176,7 @@ class Deployment:
         self.waiting.remove(name)
         self._rollouts += 1
         rollout = f"{self._pipeline}-{self._rollouts}"
-        contest = Contest(name, self.numbers[name], rollout, self.policy, time)
+        contest = Contest(name, self.numbers[name], rollout, self.policy, self._task, time)
         self.contests.append(contest)
         what = type(self.policy).__name__
         return self.decision(d.STARTED, contest, f"{what} begins", time, step)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from models.decision import Evidence as Summary
 from models.evidence import Finding, PairedEvidence
-from models.policies import Policy
+from models.learner import Task
+from models.policies import Policy, scale_of
 from models.two_sample_evidence import TwoSampleEvidence
 
 F64 = NDArray[np.float64]
@@ -32,12 +33,15 @@ class Judge:
 
     Args:
         policy: how it is to be judged.
+        task: of the models.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, task: Task) -> None:
         self._policy = policy
         kind = PairedEvidence if policy.judge == "paired" else TwoSampleEvidence
-        self._evidence: PairedEvidence | TwoSampleEvidence = kind(policy.alpha, policy.scale)
+        self._evidence: PairedEvidence | TwoSampleEvidence = kind(
+            policy.alpha, scale_of(policy, task)
+        )
 
     def look(self, ours: F64, theirs: F64, arms: U8, champion: int, challenger: int) -> Look:
         """What would be shown by these labels; nothing is kept.

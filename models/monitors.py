@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.drift import LOSS, Alarm, Monitor, Watch
-from models.learner import Task
+from models.learner import Predictions, Task
 from models.losses import check_loss, losses
 from models.outcome import Learned
 from state.errors import DeclarationError
@@ -54,7 +54,7 @@ class Monitors:
     def look(
         self,
         learned: Learned,
-        champion: str,
+        led: Predictions,
         taught: I64,
         features: F64,
         rows: I64,
@@ -65,15 +65,14 @@ class Monitors:
 
         Args:
             learned: what was scored, in the steps `taught`.
-            champion: the model whose loss is watched.
+            led: what the champion of the time had answered to each event; whose loss is watched.
             features: `(…, features) float64`, of which `rows` are the events, at `times` (ms),
                 predicted in the steps `asked`.
         """
         found: list[tuple[int, int, Alarm]] = []
         for i, (watch, column) in enumerate(zip(self.watches, self._columns, strict=True)):
             if column == _OF_LOSS:
-                answers = learned.predictions[champion]
-                values = losses(self._task, learned.target, answers, watch.monitor.loss)
+                values = losses(self._task, learned.target, led, watch.monitor.loss)
                 alarms, steps = watch.update_many(values, learned.times), taught
             else:
                 alarms, steps = watch.update_many(features[rows, column], times), asked

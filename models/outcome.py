@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from models.answered import Answered
 from models.drift import Alarm
 from models.learner import Predictions, Targets
 
@@ -109,6 +110,7 @@ class Outcome:
         corrected: labels that taught again; None where there is none.
         confirmed: labels that came after their wait and say what was assumed.
         held: labels that are kept from now on because their events have not come.
+        answered: what is served; None: what the champion predicted.
     """
 
     predictions: dict[str, Predictions]
@@ -123,6 +125,7 @@ class Outcome:
     corrected: Corrected | None = None
     confirmed: int = 0
     held: int = 0
+    answered: Answered | None = None
 
     def versions(self, model: str) -> Sequence[int]:
         """How many rows the model had learned when it predicted each event."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
 from river.bandit.base import Policy as RiverPolicy
 from river.proba.base import BinaryDistribution
 
+from models.declared import describe
 from models.learner import Task
 from models.losses import check_loss
 from state.durations import parse_duration_ms
@@ -32,7 +33,8 @@ class Guardrails:
 
     Attributes:
         errors: share of its last 1,000 predictions and lessons that may raise or be NaN; 0.0: none.
-        loss_ratio: its mean loss over the last 200 labels against the champion's on the same.
+        loss_ratio: its mean loss over the last 1,000 labels against the champion's on the same: for
+            one that was good for long and breaks, which evidence of all labels shows late.
         shift: population stability index of its last 1,000 predictions against the champion's on
             the same events. Below 0.1 is usually called none, above 0.25 a large one; models that
             are to differ need room. None: not looked at.
@@ -41,7 +43,7 @@ class Guardrails:
     """
 
     errors: float = 0.0
-    loss_ratio: float = 2.0
+    loss_ratio: float = 3.0
     shift: float | None = None
     latency_us: float | None = None
 
@@ -59,7 +61,9 @@ class _Judged:
             `"served"`: each label judges the model that served the event alone. For predictions
             that decide what is labelled at all, or how (a payment refused, an offer made).
         scale: differences of two losses are clipped at this, in units of the loss; what is tested
-            is the mean of the clipped differences. None: learned from the first labels (see
+            is the mean of the clipped differences. A small one takes fewer labels, and does not see
+            what models gain in few large losses, as of rare classes. None: the bound of the loss,
+            so that nothing is clipped; learned from the first labels where it has none (see
             `models.evidence`).
         min_effect: the smallest improvement of the loss that is worth a change, as a share of the
             champion's. A challenger that can't have it any more is given up (futility); looked at
@@ -161,6 +165,23 @@ def loss_of(policy: Policy, task: Task) -> str:
 def bound_of(task: Task, loss: str) -> float | None:
     """What the loss can be at most; None: it has no bound."""
     return _BOUNDS.get((task, loss))
+
+
+def described(policy: Policy) -> str:
+    """A text that is the same for policies that say the same."""
+    said = [f"{each.name}={_said(getattr(policy, each.name))}" for each in fields(policy)]
+    return f"{type(policy).__name__}({', '.join(said)})"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, RiverPolicy):
+        return describe(value)
+    return repr(list(value) if isinstance(value, tuple) else value)
+
+
+def scale_of(policy: Policy, task: Task) -> float | None:
+    """At what differences of the loss are clipped; None: that is learned."""
+    return policy.scale or bound_of(task, loss_of(policy, task))
 
 
 def reward_unit(policy: Policy, task: Task) -> float:

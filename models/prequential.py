@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.answered import Answered
 from models.answers import Answers
+from models.assignment import key_hashes
 from models.checkpoint import PARTS, Bounds, Checkpoint
 from models.declared import described
 from models.drift import Alarm, Monitor
+from models.forgiving import forgive
 from models.inline_steps import inline_steps
 from models.label_join import Fill, Joined, LabelJoin, Note
-from models.learner import Label, Learner, Predictions, Targets, Task
+from models.learner import Label, Learner, Predictions, Targets
 from models.metrics import Metric, metric
 from models.monitors import Monitors
 from models.outcome import Learned, Outcome
+from models.rollouts import Rollouts, Spent, Worked
 from models.sliced import Fields, Slices
 from models.slices import SliceBy
-from models.step_record import StepRecord
 from models.step_record import part_of as _part
+from models.step_state import ANSWERS, restore_step, step_changes
 from models.targets import as_targets, select
 from state.delta import Delta
 from state.errors import DeclarationError
@@ -30,9 +33,6 @@ from state.label_rules import LabelRules
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
-
-_ANSWERS: Final = "answers"
-_SLICES: Final = "slices"
 
 
 class Prequential:
@@ -51,6 +51,7 @@ class Prequential:
         otherwise: the target to assume when the wait is over; None to drop the prediction.
         inline: targets come with the events, nothing waits.
         bounds: when a model is too large to be written whole in `changes`.
+        rollouts: who of the learners serves; None: the champion.
         slices: parts of the events for which the metrics are kept apart, too.
 
     Attributes:
@@ -86,6 +87,7 @@ class Prequential:
         inline: bool = False,
         otherwise: Label = None,
         bounds: Bounds | None = None,
+        rollouts: Rollouts | None = None,
         slices: Sequence[SliceBy] = (),
     ) -> None:
         if not learners:
@@ -98,8 +100,9 @@ class Prequential:
         self.metrics: dict[str, dict[str, Metric]] = {}
         self.slices = Slices(slices, self.names, self._metric_names, self.task)
         self._join = LabelJoin(
-            len(self.names), self.task, rules or LabelRules(), otherwise, len(self.slices)
-        )
+            len(self.names), self.task, rules or LabelRules(), otherwise,
+            len(self.slices) + (rollouts is not None),
+        )  # fmt: skip
         self.pending = self._join.pending
         self._answers: dict[str, Answers] = {}
         self._kept: dict[str, Checkpoint] = {}
@@ -107,6 +110,7 @@ class Prequential:
         self._bounds = bounds
         self._cleared: set[str] = set()
         self._told = b""
+        self.rollouts = rollouts
         for name, learner in learners.items():
             self.add(name, learner)
         self.champion = next(iter(learners))
@@ -127,6 +131,8 @@ class Prequential:
             raise DeclarationError(
                 f"model {name!r} has another task or other features than the champion"
             )
+        if self.rollouts is not None:
+            forgive(learner)
         self.metrics[name] = {m: metric(m, self.task) for m in self._metric_names}
         self.slices.add(name)
         self.learners[name] = learner
@@ -155,12 +161,15 @@ class Prequential:
         if name == self.champion or name not in self.learners:
             what = "it is the champion" if name == self.champion else "there is none of that name"
             raise DeclarationError(f"model {name!r} can't be removed: {what}")
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
         at = list(self.learners).index(name)
         for by_name in (self.learners, self.metrics, self._answers, self._kept, self._declared):
             by_name.pop(name)
         self.pending.drop_model(at)
         self.slices.remove(name)
-        self._cleared |= {f"{_part(name)}/{part}" for part in (*PARTS, _ANSWERS)}
+        self._cleared |= {f"{_part(name)}/{part}" for part in (*PARTS, ANSWERS)}
 
     def lead(self, name: str) -> None:
         """Make a challenger the champion; monitors on the loss go on with its loss."""
@@ -182,6 +191,7 @@ class Prequential:
         note: Note | None = None,
         fill: Fill | None = None,
         fields: Fields | None = None,
+        keys: Sequence[str] = (),
     ) -> Outcome:
         """Predict events and learn labels, in `order`.
 
@@ -198,6 +208,7 @@ class Prequential:
             note: of a label that must be held, by its index; handed back should it be given up.
             fill: is shown the steps before the first prediction, to add to `pending.features`.
             fields: of the events, those that `slices` are by.
+            keys: of the events, by which `rollouts` divides them.
 
         When `inline`, it is `run_inline`: `label_values` belongs to the events, one each, and
         `ids`, `label_ids`, `label_times` and `order` are not looked at.
@@ -206,14 +217,14 @@ class Prequential:
             ModelError: a model failed; go on from a checkpoint.
         """
         if self.inline:
-            return self.run_inline(features, times, label_values, tags, fields)
+            return self.run_inline(features, times, label_values, tags, fields, keys)
         joined = self._join.join(
             ids, times, features, label_ids, label_values, label_times, order, tags, note
         )
         if fill is not None:
             fill(joined)
         groups = self.slices.groups_of(fields or {}, features, order) if self.slices else None
-        return self._work(joined, len(times), groups)
+        return self._work(joined, len(times), groups, keys)
 
     def changes(self) -> Delta:
         """What changed since the last call of this or of `restore`; at first, everything.
@@ -223,23 +234,7 @@ class Prequential:
         Raises:
             StateError: a model can't be pickled.
         """
-        delta = Delta(cleared=self._cleared)
-        pending = self._join.changes()
-        delta.put("pending", pending)
-        for name, kept in self._kept.items():
-            delta.put(_part(name), kept.changes())
-            if self.task is Task.MULTICLASS and "state" in pending.rows:
-                touched = pending.rows["state"]
-                answers = self._answers[name].changes(touched.index, touched.columns["waits"])
-                delta.items[f"{_part(name)}/{_ANSWERS}"] = answers
-        told = self._record().dump()
-        if told != self._told:
-            delta.blobs["step"] = told
-        sliced = self.slices.changes() if self.slices else None
-        if sliced is not None:
-            delta.blobs[_SLICES] = sliced
-        self._cleared, self._told = set(), told
-        return delta
+        return step_changes(self)
 
     def restore(self, image: Delta) -> None:
         """Go on, bit for bit, where the step was that gave `image`; for a fresh step only.
@@ -249,45 +244,15 @@ class Prequential:
                 the state directory that this program wrote. If empty, the step stays fresh.
 
         Metrics and monitors that the stored step did not have begin now. Models come in the stored
-        order, with the stored champion.
+        order, with the stored champion. With rollouts, the models are those that were there, and
+        challengers that were declared since.
 
         Raises:
             StateError: other models or features were declared, or a model can't be unpickled.
         """
-        if "step" not in image.blobs:
-            return
-        record = StepRecord.load(image.blobs["step"])
-        record.check(self._record())
-        self.champion, self._told = record.champion, image.blobs["step"]
-        self._kept = {name: self._kept[name] for name in record.models}
-        for name, kept in self._kept.items():
-            kept.restore(image.part(_part(name)))
-            answers = image.items.get(f"{_part(name)}/{_ANSWERS}")
-            if answers is not None:
-                self._answers[name].restore(answers)
-        self.learners = {name: kept.learner for name, kept in self._kept.items()}
-        self._declared = record.models
-        self.metrics = {
-            name: {m: record.metrics[name].get(m, fresh) for m, fresh in self.metrics[name].items()}
-            for name in record.models
-        }
-        self.monitors.go_on(record.watches)
-        self._join.restore(image.part("pending"))
-        stored = image.blobs.get(_SLICES)
-        places = [-1] * len(self.slices)
-        if self.slices and stored is not None:
-            places = self.slices.restore(stored, tuple(record.models))
-        elif stored is not None:
-            self._cleared.add(_SLICES)  # should they be declared again, they begin anew
-        self.pending.regroup(places)
+        restore_step(self, image)
 
-    def _record(self) -> StepRecord:
-        return StepRecord(
-            self._declared, self.names, self.task, self.inline, self.champion, self.metrics,
-            self.monitors.watches,
-        )  # fmt: skip
-
-    def _work(self, joined: Joined, events: int, groups: U8 | None) -> Outcome:
+    def _work(self, joined: Joined, events: int, groups: U8 | None, keys: Sequence[str]) -> Outcome:
         """Predict and learn the steps that were laid out."""
         pending, row, time = self.pending, joined.row, joined.time
         asked, taught = joined.asked, joined.taught
@@ -297,8 +262,12 @@ class Prequential:
         before = {name: learner.version for name, learner in self.learners.items()}
         served: dict[str, Predictions] = {}
         scored: dict[str, Predictions] = {}
+        answered: dict[str, Predictions] = {}
+        spent = Spent()
         for model, (name, kept) in enumerate(self._kept.items()):
             answers = kept.run(pending.features, joined.op, row, joined.target)
+            answered[name] = answers
+            spent.note(name, kept.learner)
             waiting = self._answers[name]
             waiting.keep(model, row[asked], answers)
             scored[name] = waiting.recall(model, row[taught], answers)
@@ -310,19 +279,40 @@ class Prequential:
             pending.times[left], time[taught], pending.tags[left], joined.item[taught],
         )  # fmt: skip
         if groups is not None:
-            pending.groups[row[asked]] = groups[joined.source[asked]]
-        self._score(learned, None if groups is None else pending.groups[left])
+            pending.groups[row[asked], : groups.shape[1]] = groups[joined.source[asked]]
+            groups = pending.groups[left, : groups.shape[1]]
+        self._score(learned, groups)
+        learned_before = joined.op.cumsum(dtype=np.int64)[asked]
+        out: Answered | None = None
+        led = scored[self.champion]
+        if self.rollouts is not None and joined.op.size:
+            hashes = key_hashes(keys)[joined.source[asked]]
+            out, led = self.rollouts.serve(Worked(
+                joined.op.size, joined.item, asked, time[asked], row[asked], hashes, taught,
+                time[taught], left, pending.groups[:, -1], answered, scored, learned.target,
+                before, learned_before, spent.failed, spent.seconds,
+            ), turn)  # fmt: skip
         alarms: list[Alarm] = []
         if self.monitors:
             alarms = self.monitors.look(
-                learned, self.champion, taught, pending.features, row[asked], time[asked], asked
+                learned, led, taught, pending.features, row[asked], time[asked], asked
             )
-        learned_before = joined.op.cumsum(dtype=np.int64)[asked][turn]
+        self.settle()
         return Outcome(
             served, learned, alarms, joined.refused_labels, joined.refused_events,
-            len(joined.dropped), before, learned_before, joined.given_up,
-            joined.corrections(pending.tags), joined.confirmed, joined.held,
+            len(joined.dropped), before, learned_before[turn], joined.given_up,
+            joined.corrections(pending.tags), joined.confirmed, joined.held, out,
         )  # fmt: skip
+
+    def settle(self) -> None:
+        """Follow what was decided: who leads, and who is not needed any more."""
+        if self.rollouts is None:
+            return
+        deployment = self.rollouts.deployment
+        self.champion = deployment.champion
+        for name in deployment.leaving:
+            self.remove(name)
+        deployment.leaving.clear()
 
     def run_inline(
         self,
@@ -331,6 +321,7 @@ class Prequential:
         values: Targets,
         tags: NDArray[np.int32] | None = None,
         fields: Fields | None = None,
+        keys: Sequence[str] = (),
     ) -> Outcome:
         """Each event is predicted, then learned at once.
 
@@ -346,10 +337,14 @@ class Prequential:
         learned_before: I64 | range = range(events)
         refused: list[tuple[int, str]] = []
         taught = self._ascending[:events]
-        served = self._run_each(features, values)
+        spent = Spent()
+        served = self._run_each(features, values, spent)
         if served is None:
-            steps, taught, refused = inline_steps(values, self.task)
-            served = {name: kept.run(features, *steps) for name, kept in self._kept.items()}
+            (op, row, target), taught, refused = inline_steps(values, self.task)
+            served = {}
+            for name, kept in self._kept.items():
+                served[name] = kept.run(features, op, row, target)
+                spent.note(name, kept.learner, 2 * row + op)
         if len(taught) == events:
             learned = Learned(taught, values, served, times, times, tags)
         else:
@@ -359,15 +354,29 @@ class Prequential:
             learned_before = np.searchsorted(taught, np.arange(events))
         groups = self.slices.groups_of(fields or {}, features)[taught] if self.slices else None
         self._score(learned, groups)
+        out: Answered | None = None
+        led = learned.predictions[self.champion]
+        rows = np.arange(events)
+        if self.rollouts is not None and events:
+            arms = np.empty(events, np.uint8)
+            out, led = self.rollouts.serve(Worked(
+                2 * events, rows.repeat(2), 2 * rows, times, rows, key_hashes(keys), 2 * taught + 1,
+                times[taught], taught, arms, served, learned.predictions, learned.target,
+                before, np.asarray(learned_before), spent.failed, spent.seconds,
+            ), rows)  # fmt: skip
         alarms: list[Alarm] = []
         if self.monitors:
-            rows = np.arange(events)
             alarms = self.monitors.look(
-                learned, self.champion, 2 * taught + 1, features, rows, times, 2 * rows
+                learned, led, 2 * taught + 1, features, rows, times, 2 * rows
             )
-        return Outcome(served, learned, alarms, refused, [], 0, before, learned_before)
+        self.settle()
+        outcome = Outcome(served, learned, alarms, refused, [], 0, before, learned_before)
+        outcome.answered = out
+        return outcome
 
-    def _run_each(self, features: F64, values: Targets) -> dict[str, Predictions] | None:
+    def _run_each(
+        self, features: F64, values: Targets, spent: Spent
+    ) -> dict[str, Predictions] | None:
         """What all models answer, where all can learn row by row and every target is usable."""
         served: dict[str, Predictions] = {}
         if any(kept.run_each is None for kept in self._kept.values()):
@@ -377,6 +386,7 @@ class Prequential:
             if answers is None:
                 return None  # the first says so, or none: the targets are the same
             served[name] = answers
+            spent.note(name, kept.learner)
         return served
 
     def _score(self, learned: Learned, groups: U8 | None) -> None:

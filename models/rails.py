@@ -14,7 +14,7 @@ from state.compile import kernel
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-ERRORS_OVER, LOSSES_OVER, SHIFT_OVER = 1000, 200, 1000
+ERRORS_OVER, LOSSES_OVER, SHIFT_OVER = 1000, 1000, 1000
 """Steps, labels and events that the guardrails of errors, of loss and of shift look back on."""
 
 _LATENCY_S, _LATENCY_STEPS = 1.0, 1000
@@ -76,11 +76,11 @@ class Errors:
 
 
 class LossRatio:
-    """The mean of a challenger's last 200 losses, over that of the champion's on the same labels.
+    """The mean of a challenger's last 1,000 losses, over that of the champion's on the same labels.
 
     >>> ratio = LossRatio(2.0)
-    >>> ratio.find(np.full(300, 0.1), np.repeat([0.1, 0.5], 150))
-    200
+    >>> ratio.find(np.full(1500, 0.1), np.repeat([0.1, 0.5], 750))
+    1000
     """
 
     def __init__(self, most: float) -> None:
@@ -100,7 +100,7 @@ class LossRatio:
 
     @property
     def value(self) -> float:
-        """NaN before there are 200 labels, or without any loss."""
+        """NaN before there are 1,000 labels, or without any loss."""
         champion, challenger, count = self._sums.tolist()
         return challenger / champion if count >= LOSSES_OVER and champion > 0 else float("nan")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from river import base
 
 from models.learner import NO_LABEL, PREDICT, Label, ModelError, Predictions, Targets, Task
 from state.errors import DeclarationError
+
+_log = logging.getLogger(__name__)
 
 _KINDS: dict[Task, tuple[type, ...]] = {
     Task.BINARY: (base.Classifier,),
@@ -88,6 +91,8 @@ class RiverLearner:
 
     Attributes:
         class_weights: `w` of `learn_one`, by label, 1 where there is none; None: it is not given.
+        forgiving: what the model raises ends nothing: the row has no answer, or is not learned.
+        failures: the steps at which it raised in the last `run`, when forgiving.
 
     Raises:
         DeclarationError: the model is of the wrong kind for the task.
@@ -100,6 +105,8 @@ class RiverLearner:
     """
 
     class_weights: Mapping[Label, float] | None = None
+    forgiving = False
+    failures: Sequence[int] = ()
 
     def __init__(self, model: Any, names: Iterable[str], task: Task) -> None:
         check_fits(model, task)
@@ -110,6 +117,7 @@ class RiverLearner:
         self._supervised = bool(model._supervised)
         self._probabilities = False
         self._own_label = False
+        self._told = False
         if task in (Task.BINARY, Task.MULTICLASS):
             self._probabilities = _gives_probabilities(model)
             # Stated by the class, so a derived label can't disagree with the model's.
@@ -131,6 +139,8 @@ class RiverLearner:
         if self.task is Task.BINARY:
             # By the row's own value, because a NaN (at a PREDICT step) has no bool to speak of.
             targets = [y == 1.0 for y in targets]
+        if self.forgiving:
+            return self._run_forgiving(op, rows, targets, predict, learn)
         try:
             for step, (operation, x) in enumerate(zip(op.tolist(), rows, strict=True)):
                 # A dict of its own for each step: some models keep what they are given.
@@ -146,6 +156,37 @@ class RiverLearner:
                 f"{doing}, after {self.version} rows learned: {type(error).__name__}: {error}; "
                 "check the features and targets that it was given"
             ) from error
+        return self._gather(answers)
+
+    def _run_forgiving(
+        self,
+        op: NDArray[np.uint8],
+        rows: list[list[float]],
+        targets: Sequence[Any],
+        predict: Callable[[dict[str, float]], Any],
+        learn: Callable[[dict[str, float], Any], Any],
+    ) -> Predictions:
+        """As `run`; a step that fails is noted, and the next one goes on. River is deterministic:
+        what a failing step has left half done is the same whenever it is done again."""
+        answers: list[Any] = []
+        nothing: Any = ({}, None) if self.task in (Task.BINARY, Task.MULTICLASS) else None
+        failures: list[int] = []
+        for step, (operation, x) in enumerate(zip(op.tolist(), rows, strict=True)):
+            try:
+                if operation == PREDICT:
+                    answers.append(predict(dict(zip(self.names, x, strict=True))))
+                else:
+                    self.version += 1
+                    learn(dict(zip(self.names, x, strict=True)), targets[step])
+            except Exception as error:
+                if operation == PREDICT:
+                    answers.append(nothing)
+                if not self._told:
+                    self._told = True
+                    _log.warning("%s raised %s: %s", type(_final(self.model)).__name__,
+                                 type(error).__name__, error)  # fmt: skip
+                failures.append(step)
+        self.failures = failures
         return self._gather(answers)
 
     def _predictor(self) -> Callable[[dict[str, float]], Any]:

@@ -8,7 +8,7 @@ inside River's wrapper.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +106,7 @@ class Sampled:
     Attributes:
         learner: the one behind.
         version: labels that it was given, drawn or not.
+        failures: see `RiverLearner`.
 
     >>> from river import linear_model
     >>> from models.compiled import learner_for
@@ -129,6 +130,7 @@ class Sampled:
         self._sampler = Sampler(desired, seed, over)
         self._classes = set(desired)
         self._correct = correct
+        self.failures: Sequence[int] = ()
 
     def run(
         self,
@@ -150,6 +152,7 @@ class Sampled:
                 known = self._rates()
         at = np.repeat(np.arange(op.size), times)
         answers = self.learner.run(features, op[at], row[at], select(target, at))
+        self.failures = np.unique(at[list(getattr(self.learner, "failures", ()))]).tolist()
         self.version += op.size - len(rates)
         return self._corrected(answers, rates) if self._correct else answers
 

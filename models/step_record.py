@@ -10,6 +10,7 @@ import pickle
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from models.deployment import Deployment
 from models.drift import Watch
 from models.learner import Task
 from models.metrics import Metric
@@ -35,6 +36,7 @@ class StepRecord:
         champion: its name.
         metrics: per model, by name.
         watches: the monitors at work.
+        deployment: who serves, where there are rollouts.
     """
 
     models: dict[str, str]
@@ -44,6 +46,7 @@ class StepRecord:
     champion: str
     metrics: dict[str, dict[str, Metric]]
     watches: list[Watch]
+    deployment: Deployment | None = None
 
     def dump(self) -> bytes:
         """A pickle; give it to `load` only."""
@@ -73,13 +76,18 @@ class StepRecord:
         Raises:
             StateError: naming what differs.
         """
-        if self.models.keys() != declared.models.keys():
+        if self.deployment is None and declared.deployment is None:
+            self._check_names(declared)
+        elif declared.deployment is None and self.champion not in declared.models:
             raise StateError(
-                f"the state holds the models {_list(self.models)}, declared are "
-                f"{_list(declared.models)}: {_ADVICE}"
+                f"the state is led by model {self.champion!r}, which a rollout has promoted, "
+                f"declared is {_list(declared.models)}: declare rollout=Shadow() to go on with it, "
+                "or begin a new state directory"
             )
+        elif self.deployment is not None and not declared.models.keys() & self.deployment.known:
+            self._check_names(declared)
         for name, written in self.models.items():
-            if written != declared.models[name]:
+            if written != declared.models.get(name, written):
                 raise StateError(
                     f"model {name!r} is {written} in the state, but declared as "
                     f"{declared.models[name]}: {_ADVICE}"
@@ -93,6 +101,13 @@ class StepRecord:
             raise StateError(
                 f"the state is of a {self.task.value} task{_how(self.inline)}, declared is a "
                 f"{declared.task.value} task{_how(declared.inline)}: {_ADVICE}"
+            )
+
+    def _check_names(self, declared: StepRecord) -> None:
+        if self.models.keys() != declared.models.keys():
+            raise StateError(
+                f"the state holds the models {_list(self.models)}, declared are "
+                f"{_list(declared.models)}: {_ADVICE}"
             )
 
 

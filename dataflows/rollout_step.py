@@ -1,0 +1,106 @@
+"""Rollouts in the model step: which models there are, and what goes out of what they answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dataflows.batch import Batch
+from dataflows.decisions import cause_of_row, rollout_message
+from dataflows.encode import Results
+from dataflows.metrics import WorkerMetrics
+from dataflows.pipeline import Pipeline
+from models.answered import Answered
+from models.command import Command
+from models.deployment import Deployment
+from models.learner import Learner
+from models.prequential import Prequential
+from models.registry import Registry
+from models.rollouts import Rollouts
+from models.steering import Steering
+from state.errors import InputError
+
+if TYPE_CHECKING:
+    from dataflows.recovery.directory import StateDirectory
+
+
+def rollouts_of(pipeline: Pipeline) -> Rollouts | None:
+    """The rollouts of a pipeline as they begin; None where it declares none."""
+    if pipeline.rollout is None:
+        return None
+    deployment = Deployment(
+        pipeline.model_name, list(pipeline.challengers), pipeline.rollout, pipeline.task,
+        pipeline.name,
+    )  # fmt: skip
+    return Rollouts(deployment, pipeline.task, pipeline.fallback)
+
+
+class RolloutStep:
+    """What the model step does with rollouts, beside letting the models work.
+
+    Args:
+        step: with rollouts.
+        state: where the registry is that models can be added from.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        step: Prequential,
+        metrics: WorkerMetrics,
+        state: StateDirectory | None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._step = step
+        self._metrics = metrics
+        self._registry = None if state is None else Registry.of(state.path)
+        self.steering = Steering(step, self._provide)
+
+    def keys(self, batch: Batch) -> Sequence[str]:
+        """By which traffic is divided, one per event."""
+        field = self._pipeline.traffic_field
+        return batch.ids if field == self._pipeline.id else batch.columns.get(field, [])
+
+    def bring_in(self, answered: Answered | None, results: Results) -> None:
+        """Let go out what is served, instead of what the champion predicted."""
+        if answered is None:
+            return
+        results.predictions, results.versions = answered.predictions, answered.versions
+        results.models, results.instead_of = answered.models, answered.instead_of
+        name, batch = self._pipeline.name, results.batch
+        results.decisions += [
+            rollout_message(name, decision, cause_of_row(self._pipeline, batch, row))
+            for decision, row in answered.decisions
+        ]
+        told = self._metrics.rollouts
+        told.on_served(Counter(answered.models))
+        told.on_failures(answered.failures)
+
+    def tell(self) -> None:
+        """The shares, for the metrics."""
+        rollouts = self._step.rollouts
+        if rollouts is not None:
+            shares = rollouts.deployment.shares()
+            self._metrics.rollouts.on_traffic(dict.fromkeys(self._step.learners, 0.0) | shares)
+
+    def _provide(self, command: Command) -> Learner:
+        """The learner that a command names: of the registry, or as it was declared."""
+        pipeline = self._pipeline
+        if command.kind != "add":
+            declared = pipeline.challenging().get(command.challenger)
+            if declared is None:
+                raise InputError(
+                    f"no challenger {command.challenger!r} is declared: add one of the registry"
+                )
+            return declared
+        if self._registry is None:
+            raise InputError("this run keeps no state, and so has no registry to add from")
+        version = self._registry.find(command.model)
+        missing = sorted(set(version.columns) - set(pipeline.columns))
+        if list(version.columns) != list(pipeline.columns):
+            told = f" (it has {', '.join(missing[:5])})" if missing else ""
+            raise InputError(
+                f"{command.model} has other features than pipeline {pipeline.name!r}{told}"
+            )
+        return self._registry.learner(version, pipeline.columns, pipeline.task)

@@ -1,0 +1,23 @@
+"""Learners whose failures end nothing: so that a model that raises does not stop the stream."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.learner import Learner
+from models.river_adapter import RiverLearner
+from models.sampled import Sampled
+
+
+def forgive(learner: Learner) -> None:
+    """From now on a row at which the model raises has no answer, or is not learned."""
+    if isinstance(learner, Sampled):
+        forgive(learner.learner)
+    elif isinstance(learner, RiverLearner):
+        learner.forgiving = True
+
+
+def failed_steps(learner: Learner) -> NDArray[np.int64]:
+    """`(failures,) int64`: the steps of the last `run` at which it raised, ascending."""
+    return np.array(getattr(learner, "failures", ()), np.int64)

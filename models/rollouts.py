@@ -1,0 +1,178 @@
+"""Rollouts inside a prequential step: what its models answered becomes what is served."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import decision as d
+from models.answered import FALLBACK, Answered, as_scores, choose
+from models.decision import Decision
+from models.deployment import Deployment, Served
+from models.forgiving import failed_steps
+from models.learner import Label, Learner, Predictions, Targets, Task
+from models.losses import losses
+from models.policies import loss_of
+from models.rollout_rows import RolloutRows
+
+I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
+U64 = NDArray[np.uint64]
+
+
+@dataclass(slots=True)
+class Worked:
+    """What models made of the steps of a batch.
+
+    Attributes:
+        steps: how many.
+        items: `(steps,) int64`: the event, or events + label, that each step is of.
+        asked, asked_times, asked_rows: `(events,) int64`: the steps that predict, the times of
+            their events (ms), and where each is kept.
+        hashes: `(events,) uint64` of the keys that traffic goes by, in the order of `asked`.
+        taught, taught_times, taught_rows: `(labels,) int64`, of the steps that are scored.
+        arms: `(rows,) uint8`, see `RolloutRows`.
+        answers: per model, in the order of `asked`.
+        scored: per model, what it had answered to the events of the labels.
+        target: of the labels.
+        before: per model, rows that it had learned before the batch.
+        learned: `(events,) int64`: lessons of this batch before each of `asked`.
+        failed: per model, the steps at which it raised.
+        seconds: per model, how long it took.
+    """
+
+    steps: int
+    items: I64
+    asked: I64
+    asked_times: I64
+    asked_rows: I64
+    hashes: U64
+    taught: I64
+    taught_times: I64
+    taught_rows: I64
+    arms: U8
+    answers: Mapping[str, Predictions]
+    scored: Mapping[str, Predictions]
+    target: Targets
+    before: Mapping[str, int]
+    learned: I64
+    failed: Mapping[str, I64]
+    seconds: Mapping[str, float]
+
+
+class Spent:
+    """What it took each model to work through a batch, and where it failed."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.failed: dict[str, I64] = {}
+        self._since = time.perf_counter()
+
+    def note(self, model: str, learner: Learner, steps: I64 | None = None) -> None:
+        """A model has worked since the last call; `steps` are the numbers of what it did."""
+        now = time.perf_counter()
+        self.seconds[model], self._since = now - self._since, now
+        failed = failed_steps(learner)
+        self.failed[model] = failed if steps is None else steps[failed]
+
+
+class Rollouts:
+    """A deployment at work on what models answer.
+
+    Args:
+        deployment: taken over.
+        task: of the models.
+        fallback: what is served where no model can answer; None: no prediction.
+
+    Attributes:
+        deployment: it pickles, this does not need to.
+    """
+
+    def __init__(self, deployment: Deployment, task: Task, fallback: Label = None) -> None:
+        self.deployment = deployment
+        self._task = task
+        self._fallback = fallback
+
+    def serve(self, worked: Worked, turn: I64) -> tuple[Answered, Predictions]:
+        """What goes out, by event; and what those who led had answered, by label.
+
+        Args:
+            worked: see there.
+            turn: `(events,) int64`: the place in `worked.asked` of each event.
+        """
+        names = {number: name for name, number in self.deployment.numbers.items()}
+        rows = self._rows(worked)
+        pairs = ((worked.asked, worked.asked_times), (worked.taught, worked.taught_times))
+        first = [(int(steps[0]), int(times[0])) for steps, times in pairs if len(steps)]
+        served = self.deployment.serve(rows, min(first, default=(0, 0))[1])
+        answered = self._answered(worked, served, names, turn)
+        for name, steps in rows.raised.items():
+            silent = rows.event_steps[rows.silent[name]]
+            if len(steps) or len(silent):
+                answered.failures[name] = len(np.union1d(steps, silent))
+        decisions = served.decisions + self._too_slow(worked)
+        answered.decisions = [
+            (decision, int(worked.items[max(decision.step, 0)])) for decision in decisions
+        ]
+        led = {number: worked.scored[name] for number, name in names.items()}
+        return answered, choose(self._task, led, served.leads, None)
+
+    def _rows(self, worked: Worked) -> RolloutRows:
+        kind = loss_of(self.deployment.policy, self._task)
+        scores, silent, raised, lost = {}, {}, {}, {}
+        for name, answers in worked.answers.items():
+            found = scores[name] = as_scores(self._task, answers)
+            failed = raised[name] = worked.failed[name]
+            had_learned = worked.before[name] + worked.learned > 0
+            silent[name] = np.isnan(found) & (had_learned | np.isin(worked.asked, failed))
+            lost[name] = losses(self._task, worked.target, worked.scored[name], kind)
+        return RolloutRows(
+            worked.steps, worked.asked, worked.asked_times, worked.asked_rows, worked.hashes,
+            worked.taught, worked.taught_times, worked.taught_rows, worked.arms,
+            scores, silent, raised, lost,
+        )  # fmt: skip
+
+    def _answered(
+        self, worked: Worked, served: Served, names: Mapping[int, str], turn: I64
+    ) -> Answered:
+        by, meant = served.by[turn], served.meant[turn]
+        answers = {
+            number: worked.answers[names[number]].take(turn)
+            for number in np.unique(by).tolist()
+            if number in names
+        }
+        predictions = choose(self._task, answers, by, self._fallback)
+        models = [names.get(number, FALLBACK) for number in by.tolist()]
+        versions = [
+            worked.before[name] + learned if name in worked.before else 0
+            for name, learned in zip(models, worked.learned[turn].tolist(), strict=True)
+        ]
+        instead: list[str | None] | None = None
+        if not np.array_equal(by, meant):
+            pairs = zip(by.tolist(), meant.tolist(), strict=True)
+            instead = [None if one == other else names[other] for one, other in pairs]
+        return Answered(predictions, models, versions, instead)
+
+    def _too_slow(self, worked: Worked) -> list[Decision]:
+        """Challengers that took longer than they may; found by the clock, at the batch's end."""
+        decisions: list[Decision] = []
+        deployment = self.deployment
+        for contest in list(deployment.contests):
+            latency = contest.rails.latency
+            if not latency.take(worked.seconds.get(contest.challenger, 0.0), worked.steps):
+                continue
+            why = (
+                f"it took {latency.value:,.0f} us for each prediction and lesson, and may take "
+                f"{contest.policy.guardrails.latency_us:g}"
+            )
+            last = worked.steps - 1
+            times = [*worked.asked_times[-1:].tolist(), *worked.taught_times[-1:].tolist()]
+            contest.share = 0.0
+            deployment.retire(contest.challenger)
+            gone = deployment.decision(d.ROLLED_BACK, contest, why, max(times), last)
+            decisions += [replace(gone, share=0.0), *deployment.begin(max(times), last)]
+        return decisions
