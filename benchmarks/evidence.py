@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,18 +45,20 @@ RAMP = (0.01, 0.05, 0.25, 0.50)
 F64 = NDArray[np.float64]
 Arms = NDArray[np.int8]
 
-PAIRED: dict[str, Callable[[], PairedEvidence]] = {
+UNCUT = "paired, scale=0.25, bound=1"
+"""The one that judges sizes on differences as they are: four times its scale is the bound."""
+PAIRED: dict[str, Callable[..., PairedEvidence]] = {
     "paired": PairedEvidence,
-    "paired, scale=0.2": lambda: PairedEvidence(scale=0.2),
-    "paired, scale=1 (nothing cut)": lambda: PairedEvidence(scale=1.0),
-    "paired, asymptotic": lambda: PairedEvidence(method="asymptotic"),
+    UNCUT: partial(PairedEvidence, scale=0.25, bound=1.0),
+    "paired, scale=1 (nothing cut)": partial(PairedEvidence, scale=1.0, bound=1.0),
+    "paired, asymptotic": partial(PairedEvidence, method="asymptotic"),
 }
 TWO_SAMPLES: dict[str, Callable[[], TwoSampleEvidence]] = {
     "two samples": TwoSampleEvidence,
-    "two samples, asymptotic": lambda: TwoSampleEvidence(method="asymptotic"),
+    "two samples, asymptotic": partial(TwoSampleEvidence, method="asymptotic"),
 }
 SHARES = {"50/50": (0.5,), "canary 1, 5, 25, 50 %": RAMP}
-PROMISED = ("paired", "paired, scale=0.2", "two samples")
+PROMISED = ("paired", UNCUT, "two samples")
 """Those whose error is promised at every sample size."""
 
 
@@ -101,6 +104,35 @@ def wrong_of_two_samples(runs: int, labels: int = LABELS) -> Iterator[dict[str, 
             yield _wrong_row(name, shown, runs, counts)
 
 
+def futile(improvement: float, runs: int) -> Iterator[dict[str, Any]]:
+    """How often a challenger is called futile that is exactly as good as asked for.
+
+    And the labels within which POWER of the runs have called equal models that.
+    """
+    equal, as_asked = sharper(0.0), sharper(improvement)
+    random = np.random.default_rng(6)
+    wrong = dict.fromkeys(PAIRED, 0)
+    needed: dict[str, list[float]] = {name: [] for name in PAIRED}
+    for _ in range(runs):
+        for model in (as_asked, equal):
+            losses = losses_of_both(random, LABELS, model)
+            for name, make in PAIRED.items():
+                evidence = make(min_effect=_effect(improvement))
+                evidence.update(*losses)
+                found = evidence.found_at(Finding.FUTILE)
+                if model == as_asked:
+                    wrong[name] += found is not None
+                else:
+                    needed[name].append(found or np.inf)
+    for name in PAIRED:
+        yield {
+            f"min_effect: {improvement:.0%}": name,
+            "runs": runs,
+            "wrongly futile": wrong[name] / runs,
+            "labels until equal models are": _quantile(needed[name]),
+        }
+
+
 def labels_of_paired(improvement: float, runs: int) -> dict[str, float]:
     """Labels within which POWER of the runs have promoted, by test; and of a fixed horizon."""
     challenger, random = sharper(improvement), np.random.default_rng(3)
@@ -141,22 +173,22 @@ def costs(rounds: int) -> Iterator[dict[str, Any]]:
     both = losses_of_both(random, labels, CHAMPION)
     arm = arms(random, labels, (0.5,))
     y = (random.random(labels) < 0.05).astype(float)
-    scores = (y + random.random(labels), y + random.random(labels))
-    effect = {"min_effect": 0.001}
-    tried: dict[str, tuple[Callable[[], Any], tuple[NDArray[Any], ...]]] = {
-        "paired": (lambda: PairedEvidence(**effect), both),
-        "paired, asymptotic": (lambda: PairedEvidence(method="asymptotic", **effect), both),
-        "two samples": (lambda: TwoSampleEvidence(**effect), (arm, both[0])),
-        "AUC on windows of 500": (lambda: AucEvidence(**effect), (y, *scores)),
+    scores = (y + 2.0 * random.random(labels), y + 2.0 * random.random(labels))
+    tried: dict[str, tuple[Callable[..., Any], tuple[NDArray[Any], ...]]] = {
+        "paired": (PairedEvidence, both),
+        "paired, asymptotic": (partial(PairedEvidence, method="asymptotic"), both),
+        "two samples": (TwoSampleEvidence, (arm, both[0])),
+        "AUC on windows of 500": (AucEvidence, (y, *scores)),
     }
     for name, (make, columns) in tried.items():
-        row: dict[str, Any] = {"cost, with min_effect": name}
-        for size, count in ((1000, labels), (1, 2000)):
-            took = min(_feed(make(), columns, count, size) for _ in range(rounds))
-            row[f"µs per label, {size} at once"] = took / count * 1e6
-        evidence = make()
+        evidence = make(min_effect=0.001)
         evidence.update(*columns)
-        row["µs per interval"] = min(_timed(lambda e=evidence: e.interval) for _ in range(5)) * 1e6
+        row: dict[str, Any] = {"cost, with min_effect": name}
+        for size, count in ((1000, 4000), (1, 200)):
+            took = min(_feed(evidence, columns, count, size) for _ in range(rounds))
+            row[f"µs per label, {size} at once"] = took / count * 1e6
+        interval = partial(getattr, evidence, "interval")
+        row["µs per interval"] = min(_timed(interval) for _ in range(rounds)) * 1e6
         yield row
 
 
@@ -170,6 +202,11 @@ def run(quick: bool) -> Report:
         if row["equal models"] in PROMISED:
             name = f"{row['equal models']}, {row['shares']}: wrong promotions"
             targets.append(Target(name, row["wrong promotions"], ALPHA))
+    for row in futile(0.10, power_runs // 2):
+        rows.append(row)
+        name = row["min_effect: 10%"]
+        if name == UNCUT:
+            targets.append(Target(f"{name}: wrongly futile", row["wrongly futile"], ALPHA))
     for improvement in IMPROVEMENTS:
         needed = labels_of_paired(improvement, power_runs)
         fixed = needed.pop("fixed")
@@ -180,7 +217,7 @@ def run(quick: bool) -> Report:
         needed = labels_of_two_samples(improvement, some)
         fixed, found = needed["fixed"], needed["two samples"]
         rows.append(_power_row(improvement, "two samples, 50/50", found, fixed))
-    for row in costs(3 if quick else 10):
+    for row in costs(30 if quick else 100):
         rows.append(row)
         name = f"{row['cost, with min_effect']}: µs per label"
         targets.append(Target(name, row["µs per label, 1000 at once"], 0.5))
@@ -190,6 +227,8 @@ def run(quick: bool) -> Report:
         "labels: within which 80 % of the runs have promoted; fixed horizon: of a z-test with 80 % "
         "power that knows effect and variance, and is looked at once",
         "asymptotic: right in the limit of many labels; nothing is promised of its errors here",
+        "wrongly futile: of challengers exactly as good as min_effect asks for; where no bound is "
+        "declared, the promise is about differences cut at 32 times their root mean square",
     ]
     return Report("evidence", rows, targets, notes)
 

@@ -157,6 +157,7 @@ def _checked(y_true: ArrayLike, champion: ArrayLike, challenger: ArrayLike) -> F
     shapes = [column.shape for column in columns]
     if columns[0].ndim != 1 or len(set(shapes)) > 1:
         raise ValueError(f"evidence needs three arrays (n,) of one length, not {shapes}")
-    if not np.isin(columns[0], (0.0, 1.0)).all():
+    y = columns[0]
+    if not ((y == 0.0) | (y == 1.0)).all():
         raise ValueError("a label is 0 or 1")
-    return np.column_stack(columns)
+    return np.array(columns).T
