@@ -52,6 +52,7 @@ bench: install
 	$(BIN)/python -m benchmarks recovery
 	$(BIN)/python -m benchmarks replay
 	$(BIN)/python -m benchmarks labels
+	$(BIN)/python -m benchmarks evidence
 
 clean:
 	rm -rf $(VENV) .kafka .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from models import evidence_kernels as k
 from models.evidence import F64, Advance, Crossing, Evidence, Finding, decode, every_crossing
+from state.compile import kernel
 from state.errors import DeclarationError, StateError
 
 
@@ -44,7 +45,7 @@ class AucEvidence(Evidence):
     ) -> None:
         if burn_in is None:
             burn_in = 20 if method == "betting" else 50
-        super().__init__(alpha, scale, min_effect, method, burn_in)
+        super().__init__(alpha, scale, min_effect, method, burn_in, bound=1.0)
         if window < 2:
             raise DeclarationError(f"window={window} in AucEvidence must be at least 2")
         # Rows that are waiting for their window to fill: truth, champion's score, challenger's.
@@ -131,12 +132,24 @@ def auc(truth: NDArray[np.bool_], scores: F64) -> float:
     """
     if not np.isfinite(scores).all():
         return float("nan")
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks = (last - 0.5 * (counts - 1))[inverse]
-    positives = int(truth.sum())
-    above = float(ranks[truth].sum()) - 0.5 * positives * (positives + 1)
-    return above / (positives * (truth.size - positives))
+    order = np.argsort(scores)
+    return float(_auc_in_order(truth[order], scores[order]))
+
+
+@kernel
+def _auc_in_order(truth: NDArray[np.bool_], scores: F64) -> float:
+    """Of rows whose scores rise: each 1 wins against the 0 below it, and half against its level."""
+    below, ones, won, i = 0, 0, 0.0, 0
+    while i < scores.size:
+        level_ones, start = 0, i
+        while i < scores.size and scores[i] == scores[start]:
+            level_ones += truth[i]
+            i += 1
+        level_zeros = i - start - level_ones
+        won += level_ones * (below + 0.5 * level_zeros)
+        below += level_zeros
+        ones += level_ones
+    return won / (ones * below)
 
 
 def _checked(y_true: ArrayLike, champion: ArrayLike, challenger: ArrayLike) -> F64:
@@ -144,6 +157,7 @@ def _checked(y_true: ArrayLike, champion: ArrayLike, challenger: ArrayLike) -> F
     shapes = [column.shape for column in columns]
     if columns[0].ndim != 1 or len(set(shapes)) > 1:
         raise ValueError(f"evidence needs three arrays (n,) of one length, not {shapes}")
-    if not np.isin(columns[0], (0.0, 1.0)).all():
+    y = columns[0]
+    if not ((y == 0.0) | (y == 1.0)).all():
         raise ValueError("a label is 0 or 1")
-    return np.column_stack(columns)
+    return np.array(columns).T

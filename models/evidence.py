@@ -65,17 +65,19 @@ class Crossing:
 class Evidence:
     """What paired losses, losses of two samples and windows of AUC have in common.
 
-    **What is tested.** The mean of the differences champion − challenger, each cut to ± `scale`.
-    Without that no test can be both quick and valid at every sample size: a loss that may be 1 and
-    that was never seen could outweigh thousands of small gains. So models that differ by rare large
-    losses are compared by how often more than by how much: `clipped` tells how many were cut, and
-    nothing is found against the sign of the mean of the differences as they are. `scale=1` for
-    losses in [0, 1] cuts nothing, and takes about three times as many labels.
+    **What is tested.** BETTER and WORSE, the sign: the mean of the differences champion −
+    challenger, each cut to ± `scale`. Uncut, no test can be both quick and valid at every sample
+    size: a loss that may be 1 and was never seen could outweigh thousands of small gains. So models
+    that differ by rare large losses are compared by how often more than by how much: `clipped`
+    tells how many were cut, and nothing is found against the sign of the mean of the differences as
+    they are. FUTILE, HARMLESS and `interval`, the size: differences are cut at four times the
+    scale, or at `bound` if that is less. That is slower and hardly ever cuts; at `bound` it never
+    does.
 
     **What is promised.** `method="betting"`: whatever the distribution of the losses, and at any
     sample size, a finding comes up at all with probability at most `alpha` if it is wrong at every
-    label, given the labels before. `method="asymptotic"` clips nothing and promises the same of the
-    plain mean in the limit of many labels only; before `burn_in` labels it says nothing.
+    label, given the labels before. `method="asymptotic"` cuts nothing and promises the same in the
+    limit of many labels only; before `burn_in` labels it says nothing.
 
     Args:
         alpha: the error allowed to each finding.
@@ -86,6 +88,8 @@ class Evidence:
         method: `"betting"` or `"asymptotic"`.
         burn_in: labels before the first e-value: 50 where a scale is learned, 100 for
             `"asymptotic"`, unless it says otherwise.
+        bound: the largest difference that losses can have, if there is one: 1 for error, Brier
+            score and the absolute error of a probability.
 
     Raises:
         DeclarationError: a parameter that makes no sense.
@@ -101,8 +105,9 @@ class Evidence:
         min_effect: float | None = None,
         method: str = "betting",
         burn_in: int | None = None,
+        bound: float | None = None,
     ) -> None:
-        _check(type(self).__name__, alpha, scale, min_effect, method, burn_in)
+        _check(type(self).__name__, alpha, scale, min_effect, method, burn_in, bound)
         state = np.zeros(k.LENGTH)
         betting = method == "betting"
         if burn_in is None:
@@ -111,7 +116,9 @@ class Evidence:
         state[k.METHOD] = k.BETTING if betting else k.ASYMPTOTIC
         state[k.ALPHA], state[k.MIN_EFFECT] = alpha, min_effect or 0.0
         state[k.BURN_IN] = burn_in
-        state[k.SCALE] = scale or 0.0
+        state[k.SCALE], state[k.BOUND] = scale or 0.0, bound or 0.0
+        if scale is not None:
+            k.fix_cuts(state)
         state[k.E_VALUE : k.E_VALUE + k.TESTS] = 1.0
         state[k.WEALTH : k.HISTOGRAM] = np.tile(k.BET_WEIGHTS, k.TESTS)
         self._state = state
@@ -163,6 +170,16 @@ class Evidence:
         return self._mean(k.MEAN, k.OBSERVED)
 
     @property
+    def clipped_difference(self) -> float:
+        """Mean of the differences as they were cut to ± `scale`, without those of the burn-in.
+
+        The plain mean with `method="asymptotic"`; NaN if there are none.
+        """
+        if self._state[k.METHOD] == k.ASYMPTOTIC:
+            return self.difference
+        return self._mean(k.CLIPPED_MEAN, k.USED)
+
+    @property
     def e_value(self) -> float:
         """Evidence now that the challenger is better: at 1 / alpha it is certain enough."""
         return self.e_value_of(Finding.BETTER)
@@ -190,25 +207,37 @@ class Evidence:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the mean difference lies, at level 1 − alpha at all times together.
+        """Where the mean difference lies, with probability 1 − alpha at all times together.
 
-        Of the differences as they were cut, if they were. It takes about a millisecond. With
-        betting it supposes that this mean stays the same; the asymptotic one is of the average so
-        far. Infinite, or ± scale, while nothing is known. Each side errs by alpha / 2: BETTER may
-        be found a little before the interval leaves zero.
+        It takes about a millisecond. With betting, differences are cut at four times the scale or
+        at `bound`, and their mean is supposed to stay the same; the asymptotic one is of the
+        average so far. Infinite, or as wide as the cut, while nothing is known. A sign can be known
+        before a size: BETTER may be found when zero is still inside.
         """
         s = self._state
         if s[k.METHOD] == k.ASYMPTOTIC:
-            count, squares = float(s[k.OBSERVED]), float(s[k.M2])
-            if count < s[k.BURN_IN] or squares <= 0.0:
+            count, deviation = float(s[k.OBSERVED]), float(k.spread(s))
+            if count < s[k.BURN_IN] or deviation == 0.0:
                 return -math.inf, math.inf
-            width = normal_half_width(count, math.sqrt(squares / count), self.alpha / 2)
+            width = normal_half_width(count, deviation, self.alpha / 2)
             return self.difference - width, self.difference + width
+        return self._interval_within(k.WIDE, k.WIDE_MEAN)
+
+    @property
+    def clipped_interval(self) -> tuple[float, float]:
+        """As `interval`, of the differences cut to ± `scale`, which BETTER and WORSE are about."""
+        if self._state[k.METHOD] == k.ASYMPTOTIC:
+            return self.interval
+        return self._interval_within(k.SCALE, k.CLIPPED_MEAN)
+
+    def _interval_within(self, cut: int, mean: int) -> tuple[float, float]:
+        s = self._state
         if s[k.SCALE] == 0.0:
             return -math.inf, math.inf
-        scale, mean = float(s[k.SCALE]), float(s[k.CLIPPED_MEAN] / s[k.SCALE])
-        low, high = (betting_bound(side, mean, self.alpha / 2, s) for side in (1.0, -1.0))
-        return low * scale, high * scale
+        low, high = (
+            float(betting_bound(side, s[mean], s[cut], self.alpha / 2, s)) for side in (1.0, -1.0)
+        )
+        return low, high
 
     def to_array(self) -> F64:
         """All of it, declaration included: `(n,) float64`, a copy."""
@@ -336,6 +365,7 @@ def _check(
     min_effect: float | None,
     method: str,
     burn_in: int | None,
+    bound: float | None,
 ) -> None:
     if not 0.0 < alpha < 1.0:
         raise DeclarationError(f"alpha={alpha} in {where} must lie between 0 and 1")
@@ -343,12 +373,14 @@ def _check(
         raise DeclarationError(
             f"unknown method {method!r} in {where}: there are betting, asymptotic"
         )
-    for name, value in (("scale", scale), ("min_effect", min_effect)):
+    for name, value in (("scale", scale), ("min_effect", min_effect), ("bound", bound)):
         if value is not None and not 1e-100 < value < 1e100:
             raise DeclarationError(f"{name}={value} in {where} must be a number above 0")
     if scale is not None and method == "asymptotic":
         raise DeclarationError(f"scale={scale} in {where}: the asymptotic method cuts nothing")
     if scale is not None and min_effect is not None and min_effect >= scale:
         raise DeclarationError(f"min_effect={min_effect} in {where} must be below scale={scale}")
+    if bound is not None and min_effect is not None and min_effect >= bound:
+        raise DeclarationError(f"min_effect={min_effect} in {where} must be below bound={bound}")
     if burn_in is not None and burn_in < 1:
         raise DeclarationError(f"burn_in={burn_in} in {where} must be at least 1")

@@ -32,13 +32,15 @@ CHAMPION_LOSS, CHAMPION_COUNT, CHALLENGER_LOSS, CHALLENGER_COUNT = 18, 19, 20, 2
 E_VALUE, CROSSED = 22, 26
 # The open block of two samples: of each arm the count, the sum, and how many were not finite.
 OPEN = 30
-HEAD = 36
+# The largest difference there can be, if it was declared; and where differences are cut for sizes.
+BOUND, WIDE, WIDE_MEAN = 36, 37, 38
+HEAD = 40
 
 BETTER, WORSE, FUTILE, HARMLESS = 0, 1, 2, 3
 TESTS = 4
 BETS = 16
 WEALTH = HEAD
-NODES = 65
+NODES, INNER = 65, 20
 HISTOGRAM = WEALTH + TESTS * BETS
 LENGTH = HISTOGRAM + NODES
 
@@ -50,6 +52,8 @@ BET_SIZES = np.geomspace(0.005, 0.9, BETS)
 BET_WEIGHTS = np.sqrt(BET_SIZES) / np.sqrt(BET_SIZES).sum()
 LEARNED_SCALE = 8.0
 """A scale that is learned is this many times the root mean square of the burn-in."""
+WIDER = 4.0
+"""For the size of a difference it is cut this much further out than for its sign."""
 
 _MOST_WEALTH, _LEAST_WEALTH = 1e100, 1e-300
 _LARGEST = 1e150  # its square is still a number
@@ -78,41 +82,56 @@ def _bet(x: float, test: int, state: F64) -> None:
 
 
 @inlined
-def _remember(x: float, state: F64) -> None:
-    """Add `x`, in [-1, 1], to the histogram, shared between its two nodes so that the mean is kept.
+def _remember(d: float, state: F64) -> None:
+    """Add `d` to the histogram, shared between two nodes so that the mean is kept.
 
     The logarithm of a wealth is concave in the difference: what is computed from the nodes is
     never more than what betting on the difference itself would have won.
     """
-    u = (1.0 + math.copysign(math.sqrt(abs(x)), x)) * (0.5 * (NODES - 1))
-    j = min(int(u), NODES - 2)
-    low, high = node(j), node(j + 1)
-    share = min(max((x - low) / (high - low), 0.0), 1.0)
-    state[HISTOGRAM + j] += 1.0 - share
-    state[HISTOGRAM + j + 1] += share
+    scale, wide, size = state[SCALE], state[WIDE], abs(d)
+    if size <= scale:
+        step = min(int(INNER * math.sqrt(size / scale)), INNER - 1)
+    else:
+        outer = NODES // 2 - INNER
+        step = INNER + min(int(outer * (size - scale) / (wide - scale)), outer - 1)
+    low, high = node(step, scale, wide), node(step + 1, scale, wide)
+    share = min(max((size - low) / (high - low), 0.0), 1.0)
+    sign = 1 if d > 0.0 else -1
+    middle = HISTOGRAM + NODES // 2
+    state[middle + sign * step] += 1.0 - share
+    state[middle + sign * (step + 1)] += share
 
 
 @inlined
-def node(j: int) -> float:
-    """Place of a node of the histogram, as a share of the scale: denser near zero."""
-    u = 2.0 * j / (NODES - 1) - 1.0
-    return u * abs(u)
+def node(j: int, scale: float, wide: float) -> float:
+    """Place of the node `j` steps from zero: dense there, one at `scale`, the last at `wide`."""
+    if j <= INNER:
+        return scale * j * j / (INNER * INNER)
+    return scale + (wide - scale) * (j - INNER) / (NODES // 2 - INNER)
 
 
 @inlined
 def _test_by_betting(d: float, state: F64) -> None:
-    scale, effect = state[SCALE], state[MIN_EFFECT]
+    scale, wide, effect = state[SCALE], state[WIDE], state[MIN_EFFECT]
     clipped = min(max(d, -scale), scale)
     state[USED] += 1.0
     state[CLIPPED] += 1.0 if clipped != d else 0.0
     state[CLIPPED_MEAN] += (clipped - state[CLIPPED_MEAN]) / state[USED]
-    x = clipped / scale
-    _bet(x, BETTER, state)
-    _bet(-x, WORSE, state)
+    _bet(clipped / scale, BETTER, state)
+    _bet(-clipped / scale, WORSE, state)
+    clipped = min(max(d, -wide), wide)
+    state[WIDE_MEAN] += (clipped - state[WIDE_MEAN]) / state[USED]
     if effect > 0.0:
-        _bet((effect - clipped) / (scale - effect), FUTILE, state)
-        _bet((effect + clipped) / (scale - effect), HARMLESS, state)
-    _remember(x, state)
+        _bet((effect - clipped) / (wide - effect), FUTILE, state)
+        _bet((effect + clipped) / (wide - effect), HARMLESS, state)
+    _remember(clipped, state)
+
+
+@kernel
+def spread(state: F64) -> float:
+    """Standard deviation of the differences; of ones all alike, what one unlike them would add."""
+    squares = state[M2] if state[M2] > 0.0 else state[LARGEST] ** 2
+    return math.sqrt(squares / max(state[OBSERVED], 1.0))
 
 
 @inlined
@@ -120,9 +139,9 @@ def _test_by_limit(state: F64) -> None:
     """The asymptotic e-values, from the mean and the variance so far."""
     count, effect = state[OBSERVED], state[MIN_EFFECT]
     state[USED] = count
-    if count < state[BURN_IN] or state[M2] <= 0.0:
+    deviation = spread(state)
+    if count < state[BURN_IN] or deviation == 0.0:
         return
-    deviation = math.sqrt(state[M2] / count)
     mean = state[MEAN]
     for test in range(TESTS if effect > 0.0 else 2):
         beyond = mean
@@ -168,12 +187,21 @@ def _learn_scale(count: float, mean_square: float, state: F64) -> None:
     if count < state[BURN_IN]:
         return
     if mean_square > 0.0:
-        state[SCALE] = max(LEARNED_SCALE * math.sqrt(mean_square), 2.0 * state[MIN_EFFECT])
+        state[SCALE] = max(LEARNED_SCALE * math.sqrt(mean_square), state[MIN_EFFECT])
     elif state[NOT_FINITE] > 0.0:
-        state[SCALE] = max(1.0, 2.0 * state[MIN_EFFECT])
+        state[SCALE] = max(1.0, state[MIN_EFFECT])
+    fix_cuts(state)
 
 
-@inlined
+@kernel
+def fix_cuts(state: F64) -> None:
+    """Both cuts, once the scale is known; neither beyond what is possible."""
+    bound = state[BOUND] if state[BOUND] > 0.0 else math.inf
+    state[SCALE] = min(state[SCALE], bound)
+    state[WIDE] = min(WIDER * state[SCALE], bound)
+
+
+@kernel
 def _observe(d: float, worst: int, state: F64) -> int:
     """Take one difference; returns the bits of the tests that it made cross.
 
@@ -182,7 +210,7 @@ def _observe(d: float, worst: int, state: F64) -> int:
     """
     betting = state[METHOD] == BETTING
     if worst != 0:
-        d = worst * (state[SCALE] if state[SCALE] > 0.0 else max(state[LARGEST], 1e-150))
+        d = worst * (state[WIDE] if state[WIDE] > 0.0 else max(state[LARGEST], 1e-150))
     d = min(max(d, -_LARGEST), _LARGEST)
     state[LARGEST] = max(state[LARGEST], abs(d))
     state[OBSERVED] += 1.0
@@ -208,7 +236,7 @@ def _count_loss(loss: float, challenger: bool, state: F64) -> None:
         mean, count = CHALLENGER_LOSS, CHALLENGER_COUNT
     if math.isfinite(loss):
         state[count] += 1.0
-        state[mean] += (loss - state[mean]) / state[count]
+        state[mean] += (min(max(loss, -_LARGEST), _LARGEST) - state[mean]) / state[count]
     else:
         state[NOT_FINITE] += 1.0
 

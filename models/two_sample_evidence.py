@@ -60,9 +60,11 @@ class TwoSampleEvidence(Evidence):
         min_effect: float | None = None,
         method: str = "betting",
         burn_in: int | None = None,
-        block: int = 8,
+        bound: float | None = None,
+        block: int = 4,
     ) -> None:
-        super().__init__(alpha, scale, min_effect, method, 100 if burn_in is None else burn_in)
+        burn_in = 100 if burn_in is None else burn_in
+        super().__init__(alpha, scale, min_effect, method, burn_in, bound)
         if block < 1:
             raise DeclarationError(f"block={block} in TwoSampleEvidence must be at least 1")
         self._state[k.BLOCK] = block
