@@ -19,12 +19,15 @@ if TYPE_CHECKING:
         hour_of_day,
         one_hot,
         since_last,
+        target,
         window,
     )
     from dataflows.messages import Delayed, Event, Label, Prediction, inline
     from dataflows.pipeline import Pipeline
     from models.drift import monitor
+    from models.imbalance import class_weights, oversample, undersample
     from models.policies import ABTest, Bandit, Canary, Guardrails, Shadow
+    from models.slices import slice_by
 
 __all__ = [
     "ABTest",
@@ -37,6 +40,7 @@ __all__ = [
     "Pipeline",
     "Prediction",
     "Shadow",
+    "class_weights",
     "day_of_week",
     "decayed",
     "distinct",
@@ -46,7 +50,11 @@ __all__ = [
     "inline",
     "monitor",
     "one_hot",
+    "oversample",
     "since_last",
+    "slice_by",
+    "target",
+    "undersample",
     "window",
 ]
 
@@ -61,8 +69,12 @@ _HOMES = {
     "Pipeline": "dataflows.pipeline",
     "Prediction": "dataflows.messages",
     "Shadow": "models.policies",
+    "class_weights": "models.imbalance",
     "inline": "dataflows.messages",
     "monitor": "models.drift",
+    "oversample": "models.imbalance",
+    "slice_by": "models.slices",
+    "undersample": "models.imbalance",
 }
 
 

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from river import base
 
-from dataflows.features import DayOfWeek, EntityFeature, Feature, HourOfDay
+from dataflows.features import DayOfWeek, Feature, HourOfDay, KeyedFeature
 from dataflows.messages import Delayed, Inline, Label
 from dataflows.schema import Schema
 from models.drift import LOSS
+from models.imbalance import check_imbalance
 from models.learner import Task
 from models.losses import check_loss
 from models.metrics import metric
 from models.river_adapter import check_fits
+from models.slices import SliceBy
 from state.durations import parse_duration_ms
 from state.errors import DeclarationError
 from state.extent import LARGEST
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 TIME_UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
 """What a number in a time field may count, in milliseconds."""
 
+_LABEL_TYPES: dict[str, type] = {"boolean": bool, "text": str}
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 
 
@@ -79,6 +82,8 @@ def check_label(pipeline: Pipeline) -> None:
         raise DeclarationError(
             f"label of pipeline {pipeline.name!r} must be a Label type's target(…) or inline(…)"
         )
+    for windows in pipeline.label_windows.values():
+        _check_label_window(pipeline, windows[0][0].label)
 
 
 def find_task(pipeline: Pipeline) -> Task:
@@ -111,6 +116,10 @@ def check_model(pipeline: Pipeline) -> None:
         )
     for name in pipeline.metric_names:
         metric(name, pipeline.task)
+    if pipeline.imbalance is not None:
+        label = _LABEL_TYPES.get(pipeline.target_kind or "", float)
+        where = f"pipeline {pipeline.name!r}"
+        check_imbalance(pipeline.imbalance, pipeline.model, pipeline.task, label, where)
 
 
 def check_monitors(pipeline: Pipeline) -> None:
@@ -130,6 +139,46 @@ def check_monitors(pipeline: Pipeline) -> None:
             check_loss(pipeline.task, monitor.loss)
 
 
+def check_slices(pipeline: Pipeline) -> None:
+    """Every slice is by something that is there, and there is a quality to tell apart."""
+    where, names = f"pipeline {pipeline.name!r}", set[str]()
+    for each in pipeline.slices:
+        if not isinstance(each, SliceBy):
+            raise DeclarationError(f"{each!r} in the slices of {where} is none: use slice_by(…)")
+        if not pipeline.metric_names:
+            raise DeclarationError(
+                f"{each} of {where} has no quality to tell apart: there are no metrics, which need "
+                "a label"
+            )
+        if each.name in names:
+            raise DeclarationError(
+                f"two slices of {where} are called {each.name!r}: say called= of one of them"
+            )
+        names.add(each.name)
+        _check_subject(pipeline, each, f"{each} of {where}")
+
+
+def _check_subject(pipeline: Pipeline, declared: SliceBy, where: str) -> None:
+    schema, subject = pipeline.schema, declared.subject
+    if declared.edges is not None and subject in pipeline.columns:
+        return
+    if subject == pipeline.time:
+        raise DeclarationError(f"{where} is by the event's time: slice by hour_of_day instead")
+    if subject not in schema.fields:
+        if subject in pipeline.columns:
+            raise DeclarationError(f"{where} is by a feature, a number: say where to cut, edges=")
+        raise DeclarationError(
+            f"{where} is by something unknown: {schema.type_name} has {', '.join(schema.fields)}; "
+            f"and with edges= there are the features {', '.join(pipeline.columns)}"
+        )
+    field = schema.fields[subject]
+    if field.kind == "number" and declared.edges is None:
+        raise DeclarationError(f"{where} is by a number: say where to cut, edges=")
+    schema.require(subject, ("text", "boolean") if declared.edges is None else ("number",), where)
+    if field.kind == "boolean" and not {*declared.names} <= {"true", "false"}:
+        raise DeclarationError(f"{where} is by a boolean: its values are True and False")
+
+
 def check_times(pipeline: Pipeline) -> None:
     """Durations are durations, and no event can make all others late."""
     lateness, ahead = parse_duration_ms(pipeline.lateness), parse_duration_ms(pipeline.ahead)
@@ -143,7 +192,7 @@ def check_times(pipeline: Pipeline) -> None:
 
 def _check_use_of_time(pipeline: Pipeline, feature: Feature) -> None:
     """The event's time may be text on the wire: it is for `hour_of_day` and `day_of_week` alone."""
-    value = feature.value if isinstance(feature, EntityFeature) else feature.field
+    value = feature.value if isinstance(feature, KeyedFeature) else feature.field
     of_time = isinstance(feature, HourOfDay | DayOfWeek)
     if of_time and value != pipeline.time and value in pipeline.schema.fields:
         raise DeclarationError(
@@ -161,12 +210,27 @@ def _check_inline(pipeline: Pipeline, label: Inline) -> None:
     kinds = ("number", "boolean", "text")
     pipeline.schema.require_present(label.field, kinds, f"inline({label.field!r})")  # type: ignore[arg-type]
     for feature in pipeline.features:
-        value = feature.value if isinstance(feature, EntityFeature) else feature.field
+        value = feature.value if isinstance(feature, KeyedFeature) else feature.field
         if label.field in (value, getattr(feature, "entity", None)):
             raise DeclarationError(
                 f"field {label.field!r} is the label of pipeline {pipeline.name!r}: a feature "
                 "made of it would give the answer away"
             )
+
+
+def _check_label_window(pipeline: Pipeline, window: str) -> None:
+    """There is a label, and it can be counted."""
+    kind = pipeline.target_kind
+    if kind is None:
+        raise DeclarationError(
+            f"{window} of target() in pipeline {pipeline.name!r} has no labels to be made of: give "
+            "label="
+        )
+    if kind not in ("number", "boolean"):
+        raise DeclarationError(
+            f"{window} of target() in pipeline {pipeline.name!r}: the label must be a number or a "
+            f"boolean, and it is {kind}"
+        )
 
 
 def _check_delayed(pipeline: Pipeline, label: Delayed) -> None:

@@ -107,7 +107,7 @@ class BatchDecoder:
         self._names = [
             pipeline.id,
             *([self._target] if self._target else []),
-            *pipeline.used_fields,
+            *pipeline.read_fields,
         ]
         self._read = column_reader(self._names)
         self._read_usual = column_reader([pipeline.time, *self._names])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from dataflows.sink.outgoing import Outgoing
 from models.outcome import ASSUMED_LABEL, Outcome
 from state.durations import parse_duration_ms
 from state.errors import AnabranchError
+
+if TYPE_CHECKING:
+    from models.sliced import Report
 
 _SECONDS = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0,
@@ -107,6 +110,14 @@ class WorkerMetrics:
         )
         self._quality = self._gauge(
             "anabranch_prequential", "Quality on labels so far", "model", "metric"
+        )
+        self._slice_quality = self._gauge(
+            "anabranch_slice_prequential",
+            "Quality on labels so far, by slice",
+            *("model", "metric", "slice", "value"),
+        )
+        self._slice_labels = self._gauge(
+            "anabranch_slice_labels", "Labels so far, by slice", "slice", "value"
         )
         self._waiting = self._gauge(
             "anabranch_waiting_predictions", "Predictions without label yet"
@@ -225,6 +236,18 @@ class WorkerMetrics:
         self._held.labels(self._pipeline).set(held)
         for (model, name), value in quality.items():
             self._quality.labels(self._pipeline, model, name).set(value)
+
+    def on_slices(self, report: Report) -> None:
+        """How good predictions are by slice."""
+        for name, values in report.items():
+            for value, told in values.items():
+                self._slice_labels.labels(self._pipeline, name, value).set(told["labels"])
+                for model, quality in told["quality"].items():
+                    for metric, number in quality.items():
+                        gauge = self._slice_quality.labels(
+                            self._pipeline, model, metric, name, value
+                        )
+                        gauge.set(number)
 
     def on_written(self, outgoing: Outgoing, now: float) -> None:
         """Messages were handed to the bus."""

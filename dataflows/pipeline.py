@@ -18,17 +18,20 @@ from dataflows.checks import (
     check_model,
     check_monitors,
     check_names,
+    check_slices,
     check_times,
     find_task,
 )
-from dataflows.features import EntityFeature, Feature, RowFeature
+from dataflows.features import EntityFeature, Feature, KeyedFeature, LabelWindow, RowFeature
 from dataflows.messages import Delayed, Event, Inline
 from dataflows.rollout_checks import check_rollout
 from dataflows.schema import Kind, Schema
 from models.compiled import learner_for
 from models.drift import Monitor
+from models.imbalance import Imbalance, with_imbalance
 from models.learner import Learner, Task
 from models.policies import Policy, Shadow
+from models.slices import SliceBy
 from state.errors import DeclarationError
 
 _DEFAULT_METRICS = {
@@ -94,6 +97,9 @@ class Pipeline:
             event, None for anomaly detectors that learn without.
         metrics: names of River metrics, scored on every label before it teaches.
         monitors: where to look for drift (`models.drift.monitor`).
+        slices: parts of the events for which the metrics are kept apart (`models.slices.slice_by`).
+        imbalance: what is done about a rare class: `undersample`, `oversample` or `class_weights`
+            (`models.imbalance`).
         id, time: the event's fields that hold its id and its time.
         time_unit: what a number in the time field counts: ms, s, us or ns since 1970. ISO-8601
             text is accepted as well (without an offset it is UTC).
@@ -123,6 +129,8 @@ class Pipeline:
     label: Delayed | Inline | None = None
     metrics: Sequence[str] | None = None
     monitors: Sequence[Monitor] = ()
+    slices: Sequence[SliceBy] = ()
+    imbalance: Imbalance | None = None
     id: str = "id"
     time: str = "ts"
     time_unit: str = "ms"
@@ -148,6 +156,7 @@ class Pipeline:
         self.task = find_task(self)
         check_model(self)
         check_monitors(self)
+        check_slices(self)
         check_times(self)
         if self.challengers and self.rollout is None:
             self.rollout = Shadow()
@@ -196,8 +205,7 @@ class Pipeline:
     @property
     def partition_field(self) -> str | None:
         """The field whose value decides an event's partition."""
-        entities = self.entities
-        return self.key or (next(iter(entities)) if entities else None)
+        return self.key or next(iter([*self.entities, *self.label_windows]), None)
 
     @property
     def traffic_field(self) -> str:
@@ -208,7 +216,7 @@ class Pipeline:
     def row_features(self) -> Iterator[tuple[RowFeature, slice]]:
         """Each row feature with the columns it fills."""
         for feature, place in self._places():
-            if not isinstance(feature, EntityFeature):
+            if not isinstance(feature, KeyedFeature):
                 yield feature, place
 
     @property
@@ -217,6 +225,15 @@ class Pipeline:
         entities: dict[str, list[tuple[EntityFeature, slice]]] = {}
         for feature, place in self._places():
             if isinstance(feature, EntityFeature):
+                entities.setdefault(feature.entity, []).append((feature, place))
+        return entities
+
+    @property
+    def label_windows(self) -> dict[str, list[tuple[LabelWindow, slice]]]:
+        """Entity field → its windows over labels with the columns they fill."""
+        entities: dict[str, list[tuple[LabelWindow, slice]]] = {}
+        for feature, place in self._places():
+            if isinstance(feature, LabelWindow):
                 entities.setdefault(feature.entity, []).append((feature, place))
         return entities
 
@@ -231,21 +248,33 @@ class Pipeline:
 
     @property
     def used_fields(self) -> list[str]:
-        """The event's fields that are looked at, entities included; not its time, nor its id.
-
-        They are what features are made of, and what rollouts go by.
-        """
+        """The event's fields that features are made of, entities included; not its time."""
         names: dict[str, None] = {}
         for feature in self.features:
-            if isinstance(feature, EntityFeature):
+            if isinstance(feature, KeyedFeature):
                 names[feature.entity] = None
                 if feature.value is not None:
                     names[feature.value] = None
             elif feature.field != self.time:
                 names[feature.field] = None
-        if self.controlled and self.traffic_field != self.id:
-            names[self.traffic_field] = None
         return list(names)
+
+    @property
+    def model_fields(self) -> list[str]:
+        """The event's fields that the models' step looks at itself."""
+        columns = set(self.columns)
+        subjects = [
+            each.subject
+            for each in self.slices
+            if each.edges is None or each.subject not in columns
+        ]
+        traffic = [self.traffic_field] if self.controlled and self.traffic_field != self.id else []
+        return list(dict.fromkeys([*self.label_windows, *subjects, *traffic]))
+
+    @property
+    def read_fields(self) -> list[str]:
+        """The event's fields that are read beside its id and time: of features and of models."""
+        return list(dict.fromkeys([*self.used_fields, *self.model_fields]))
 
     @property
     def number_fields(self) -> list[str]:
@@ -254,14 +283,15 @@ class Pipeline:
         An integer may be too large for a float. Floats are made into features first.
         """
         fields = self.schema.fields
-        names = [name for name in self.used_fields if fields[name].integer]
+        names = [name for name in self.read_fields if fields[name].integer]
         if isinstance(self.label, Inline) and fields[self.label.field].kind == "number":
             names.append(self.label.field)
         return names
 
     def learner(self) -> Learner:
         """A fresh learner of its model: compiled where that is possible, else River itself."""
-        return learner_for(self.model.clone(), self.columns, self.task)
+        learner = learner_for(self.model.clone(), self.columns, self.task)
+        return with_imbalance(learner, self.imbalance)
 
     def challenging(self) -> dict[str, Learner]:
         """A fresh learner of each challenger, by name, in the order of their declaration."""

@@ -20,7 +20,7 @@ def warm(pipeline: Pipeline) -> None:
 
     The first time on a machine this takes about half a minute, afterwards half a second.
     """
-    if pipeline.entities:
+    if pipeline.entities or pipeline.label_windows:
         state.entity.warm()
     RecentIds(1000).is_new(["0"], 0)
     if pipeline.task in (Task.BINARY, Task.REGRESSION):
@@ -43,6 +43,7 @@ def _warm_models(pipeline: Pipeline) -> None:
         metrics=pipeline.metric_names,
         rules=LabelRules(wait_ms=1000),
         inline=not apart,
+        slices=pipeline.slices,
     )
     prequential.run(
         ids=["0"],
@@ -52,4 +53,5 @@ def _warm_models(pipeline: Pipeline) -> None:
         label_values=np.zeros(1),
         label_times=one if apart else one[:0],
         order=np.arange(2 if apart else 1),
+        fields={name: [None] for name in pipeline.model_fields},
     )

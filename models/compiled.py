@@ -186,6 +186,14 @@ class CompiledLinear:
         self.version += len(target)
         return Predictions(out)
 
+    def weigh(self, positive: float, negative: float) -> None:
+        """Let rows of each class count so much, on top of the weights that the log loss has.
+
+        For a logistic regression. It is no part of the River object that `to_river` gives.
+        """
+        self._state[k.WEIGHT_POS] *= positive
+        self._state[k.WEIGHT_NEG] *= negative
+
     def _checked(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         width = features.shape[1]
         if width != self._width:

@@ -12,6 +12,7 @@ from river import base
 from models.compiled import CompiledLinear
 from models.learner import Learner
 from models.river_adapter import RiverLearner
+from models.sampled import Sampled
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _DEEPEST = 20
@@ -29,6 +30,8 @@ def parameters(model: base.Base) -> Iterator[tuple[str, Any]]:
 
 def described(learner: Learner) -> str:
     """The declaration of a learner's model."""
+    if isinstance(learner, Sampled):
+        return described(learner.learner)
     if isinstance(learner, CompiledLinear):
         return describe(learner.to_river())
     return describe(learner.model if isinstance(learner, RiverLearner) else type(learner))

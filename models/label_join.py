@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models import outcome as reasons
 from models.held_labels import HeldLabels
 from models.learner import Label, Targets, Task
-from models.outcome import HELD_LABEL, GivenUp
+from models.outcome import HELD_LABEL, Corrected, GivenUp
 from models.targets import as_targets, codes, select, usable
 from state.delta import Delta
 from state.label_rules import LabelRules
@@ -86,6 +86,17 @@ class Joined:
     confirmed: int
     held: int
 
+    def corrections(self, tags: NDArray[np.int32]) -> Corrected | None:
+        """The labels that corrected, with the store's `tags` by row; None where there is none."""
+        steps = self.corrected
+        if not steps.size:
+            return None
+        return Corrected(select(self.target, steps), self.time[steps], tags[self.row[steps]])
+
+
+Fill = Callable[[Joined], None]
+"""Adds to the features of events what only the steps of their batch tell."""
+
 
 class LabelJoin:
     """Predictions that wait, labels that are held, and the rules by which they meet.
@@ -95,9 +106,12 @@ class LabelJoin:
         task: decides what a label may be.
         rules: see there; `assumes` and `assumed_code` follow from `otherwise`.
         otherwise: the label to assume when a wait is over; None: nothing is assumed.
+        groups: as `PendingStore` takes them.
     """
 
-    def __init__(self, width: int, task: Task, rules: LabelRules, otherwise: Label) -> None:
+    def __init__(
+        self, width: int, task: Task, rules: LabelRules, otherwise: Label, groups: int = 0
+    ) -> None:
         self._otherwise, self._assumed = otherwise, 0.0
         if otherwise is not None:
             known: Targets = [otherwise]
@@ -105,7 +119,7 @@ class LabelJoin:
                 self._assumed = float(otherwise)  # type: ignore[arg-type]
                 known = np.array([self._assumed])
             rules = replace(rules, assumes=True, assumed_code=int(codes(known)[0]))
-        self.pending = PendingStore(width, 0, rules)
+        self.pending = PendingStore(width, 0, rules, groups)
         self.held = HeldLabels()
         self._task = task
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from state.compile import F64, U8, kernel
+from state.compile import F64, I64, U8, kernel
 
 
 @kernel
@@ -68,3 +68,55 @@ def update_thresholds(y_true: F64, score: F64, thresholds: F64, counts: F64, tru
             for t in range(thresholds.size):
                 if score[i] > thresholds[t]:
                     counts[t, column] += 1.0
+
+
+@kernel
+def update_log_loss_by(y_true: F64, probability: F64, group: U8, states: F64) -> None:
+    """Each row into the state of its group; one beyond `states` is passed over. So all below."""
+    for i in range(group.size):
+        if group[i] < len(states):
+            update_log_loss(y_true[i : i + 1], probability[i : i + 1], states[group[i]])
+
+
+@kernel
+def update_absolute_by(y_true: F64, predicted: F64, group: U8, states: F64) -> None:
+    """`update_absolute` by group."""
+    for i in range(group.size):
+        if group[i] < len(states):
+            update_absolute(y_true[i : i + 1], predicted[i : i + 1], states[group[i]])
+
+
+@kernel
+def update_squared_by(y_true: F64, predicted: F64, group: U8, states: F64) -> None:
+    """`update_squared` by group."""
+    for i in range(group.size):
+        if group[i] < len(states):
+            update_squared(y_true[i : i + 1], predicted[i : i + 1], states[group[i]])
+
+
+@kernel
+def update_confusion_by(y_true: F64, probability: F64, labels: U8, group: U8, counts: F64) -> None:
+    """`update_confusion` by group."""
+    for i in range(group.size):
+        if group[i] < len(counts):
+            one = slice(i, i + 1)
+            update_confusion(y_true[one], probability[one], labels[one], counts[group[i]])
+
+
+@kernel
+def update_thresholds_by(
+    y_true: F64, score: F64, thresholds: F64, group: U8, counts: F64, truths: F64
+) -> None:
+    """`update_thresholds` by group."""
+    for i in range(group.size):
+        if group[i] < len(counts):
+            at, one = group[i], slice(i, i + 1)
+            update_thresholds(y_true[one], score[one], thresholds, counts[at], truths[at])
+
+
+@kernel
+def count_by(group: U8, counts: I64) -> None:
+    """One more for the group of each row."""
+    for i in range(group.size):
+        if group[i] < len(counts):
+            counts[group[i]] += 1

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 from river import linear_model, naive_bayes
 from river import metrics as river_metrics
 from river.anomaly import HalfSpaceTrees
@@ -15,14 +16,20 @@ from river.anomaly import HalfSpaceTrees
 from models.learner import NO_LABEL, Predictions, Targets, Task
 from models.metric_kernels import (
     update_absolute,
+    update_absolute_by,
     update_confusion,
+    update_confusion_by,
     update_log_loss,
+    update_log_loss_by,
     update_squared,
+    update_squared_by,
     update_thresholds,
+    update_thresholds_by,
 )
 from state.errors import DeclarationError
 
 _NONE = np.empty(0, np.uint8)
+Arrays = tuple[NDArray[np.float64], ...]
 
 
 class Metric(Protocol):
@@ -46,6 +53,23 @@ class Metric(Protocol):
         ...
 
 
+@runtime_checkable
+class KernelMetric(Metric, Protocol):
+    """A metric that lives in arrays, so that many of its kind can be updated at once.
+
+    Attributes:
+        arrays: all that it knows.
+    """
+
+    arrays: Arrays
+
+    def update_by(
+        self, y_true: Targets, predictions: Predictions, group: NDArray[np.uint8], arrays: Arrays
+    ) -> None:
+        """`update_many` of another one for each row: ``arrays[…][group[row]]`` are that one's."""
+        ...
+
+
 class _Mean:
     """The mean of a loss, by the recurrence of `river.stats.Mean`."""
 
@@ -58,7 +82,22 @@ class _Mean:
 
     def update_many(self, y_true: Targets, predictions: Predictions) -> None:
         """See `Metric.update_many`."""
-        _MEANS[self.name](y_true, predictions.values, self._state)
+        _MEANS[self.name][0](y_true, predictions.values, self._state)
+
+    def update_by(
+        self, y_true: Targets, predictions: Predictions, group: NDArray[np.uint8], arrays: Arrays
+    ) -> None:
+        """See `KernelMetric.update_by`."""
+        _MEANS[self.name][1](y_true, predictions.values, group, *arrays)
+
+    @property
+    def arrays(self) -> Arrays:
+        """See `KernelMetric.arrays`."""
+        return (self._state,)
+
+    @arrays.setter
+    def arrays(self, arrays: Arrays) -> None:
+        (self._state,) = arrays
 
     @property
     def value(self) -> float:
@@ -80,6 +119,22 @@ class _Confusion:
         """See `Metric.update_many`."""
         labels = _NONE if predictions.labels is None else predictions.labels
         update_confusion(np.asarray(y_true), predictions.values, labels, self._counts)
+
+    def update_by(
+        self, y_true: Targets, predictions: Predictions, group: NDArray[np.uint8], arrays: Arrays
+    ) -> None:
+        """See `KernelMetric.update_by`."""
+        labels = _NONE if predictions.labels is None else predictions.labels
+        update_confusion_by(np.asarray(y_true), predictions.values, labels, group, *arrays)
+
+    @property
+    def arrays(self) -> Arrays:
+        """See `KernelMetric.arrays`."""
+        return (self._counts,)
+
+    @arrays.setter
+    def arrays(self, arrays: Arrays) -> None:
+        (self._counts,) = arrays
 
     @property
     def value(self) -> float:
@@ -108,6 +163,22 @@ class _Thresholds:
         """See `Metric.update_many`."""
         truths = np.asarray(y_true)
         update_thresholds(truths, predictions.values, self._thresholds, self._counts, self._truths)
+
+    def update_by(
+        self, y_true: Targets, predictions: Predictions, group: NDArray[np.uint8], arrays: Arrays
+    ) -> None:
+        """See `KernelMetric.update_by`."""
+        truths = np.asarray(y_true)
+        update_thresholds_by(truths, predictions.values, self._thresholds, group, *arrays)
+
+    @property
+    def arrays(self) -> Arrays:
+        """See `KernelMetric.arrays`."""
+        return self._counts, self._truths
+
+    @arrays.setter
+    def arrays(self, arrays: Arrays) -> None:
+        self._counts, self._truths = arrays
 
     @property
     def value(self) -> float:
@@ -176,11 +247,11 @@ class RiverMetric:
         return float(self.metric.get())
 
 
-_MEANS: dict[str, Callable[..., None]] = {
-    "LogLoss": update_log_loss,
-    "MAE": update_absolute,
-    "MSE": update_squared,
-    "RMSE": update_squared,
+_MEANS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
+    "LogLoss": (update_log_loss, update_log_loss_by),
+    "MAE": (update_absolute, update_absolute_by),
+    "MSE": (update_squared, update_squared_by),
+    "RMSE": (update_squared, update_squared_by),
 }
 _CONFUSION = ("Accuracy", "Precision", "Recall", "F1")
 _TYPICAL = {

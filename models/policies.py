@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from river.bandit.base import Policy as RiverPolicy
+from river.proba.base import BinaryDistribution
 
 from models.learner import Task
 from models.losses import check_loss
@@ -27,13 +28,10 @@ class Guardrails:
     """What a challenger must never do; a breach takes it out of service at once.
 
     They are looked at from its first event on, whether it serves or not, so that one that fails in
-    shadow never serves at all.
+    shadow never serves at all. One that is shown to be worse than the champion goes too.
 
     Attributes:
         errors: share of its last 1,000 predictions and lessons that may raise or be NaN; 0.0: none.
-        worse: how sure one must be that its loss is larger than the champion's, as an alpha: the
-            test may be looked at after every label, and takes out a challenger that is as good
-            with at most this probability.
         loss_ratio: its mean loss over the last 200 labels against the champion's on the same.
         shift: population stability index of its last 1,000 predictions against the champion's on
             the same events. Below 0.1 is usually called none, above 0.25 a large one; models that
@@ -43,7 +41,6 @@ class Guardrails:
     """
 
     errors: float = 0.0
-    worse: float = 0.01
     loss_ratio: float = 2.0
     shift: float | None = None
     latency_us: float | None = None
@@ -55,16 +52,18 @@ class _Judged:
 
     Attributes:
         loss: of `models.losses`, by which models are compared; None: the task's usual one for
-            rollouts (`default_loss`).
+            rollouts (`loss_of`).
         alpha: probability with which a challenger that is no better is promoted, at most, however
             often one looks.
         judge: `"paired"`: every label compares both models, which takes the fewest labels.
             `"served"`: each label judges the model that served the event alone. For predictions
             that decide what is labelled at all, or how (a payment refused, an offer made).
         scale: differences of two losses are clipped at this, in units of the loss; what is tested
-            is the mean of the clipped differences. None: the loss's usual one (`default_scale`).
+            is the mean of the clipped differences. None: learned from the first labels (see
+            `models.evidence`).
         min_effect: the smallest improvement of the loss that is worth a change, as a share of the
-            champion's. A challenger that can't reach it any more is given up (futility).
+            champion's. A challenger that can't have it any more is given up (futility); looked at
+            with every report. 0.0: never.
         guardrails: see there.
         report: labels between two reports on the way, published on the rollouts topic.
     """
@@ -118,7 +117,8 @@ class ABTest(_Judged):
 class Bandit(_Judged):
     """Each event is served by the arm that a River bandit policy pulls; nobody is promoted.
 
-    It is told the reward of each label, `1 - loss / bound`, of the arm that served.
+    It is told the reward of each label, `1 - loss / bound`, of the arm that served; one that counts
+    successes (`ThompsonSampling` with `proba.Beta`) whether that is 0.5 or more.
 
     Attributes:
         policy: of `river.bandit`: `EpsilonGreedy`, `UCB`, `ThompsonSampling`, `Exp3`, …
@@ -163,19 +163,16 @@ def bound_of(task: Task, loss: str) -> float | None:
     return _BOUNDS.get((task, loss))
 
 
-def scale_of(policy: Policy, task: Task) -> float | None:
-    """At what differences of the loss are clipped; None where it has to be declared.
+def reward_unit(policy: Policy, task: Task) -> float:
+    """The loss that is a bandit's reward of 0."""
+    bound = bound_of(task, loss_of(policy, task))
+    return policy.scale or bound or 1.0
 
-    >>> scale_of(Canary(), Task.BINARY), scale_of(Canary(loss="error"), Task.BINARY)
-    (0.1, 1.0)
-    """
-    if policy.scale is not None:
-        return policy.scale
-    loss = loss_of(policy, task)
-    bound = bound_of(task, loss)
-    if bound is None:
-        return None
-    return 1.0 if loss in ("error", "logloss") else 0.1 * bound
+
+def rewarded(policy: RiverPolicy, reward: float) -> float | bool:
+    """A reward in [0, 1], as a bandit takes it."""
+    binary = isinstance(policy.reward_obj, BinaryDistribution)
+    return reward >= 0.5 if binary else reward
 
 
 def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
@@ -191,14 +188,8 @@ def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
         )
     name = type(policy).__name__
     loss = loss_of(policy, task)
-    if scale_of(policy, task) is None:
-        raise DeclarationError(
-            f"{name} of {where} compares models by their {loss} loss, which has no bound: give "
-            "scale=, the difference of two losses beyond which it does not matter how large it is"
-        )
-    for what, value in (("alpha", policy.alpha), ("guardrails.worse", policy.guardrails.worse)):
-        if not _is_number(value) or not 0 < value < 0.5:
-            raise DeclarationError(f"{what}={value!r} of {name} of {where}: give one in (0, 0.5)")
+    if not _is_number(policy.alpha) or not 0 < policy.alpha < 0.5:
+        raise DeclarationError(f"alpha={policy.alpha!r} of {name} of {where}: give one in (0, 0.5)")
     if policy.judge not in ("paired", "served"):
         raise DeclarationError(
             f"judge={policy.judge!r} of {name} of {where}: give 'paired' or 'served'"
@@ -219,6 +210,8 @@ def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
         _check_test(policy, challengers, f"{name} of {where}")
     elif isinstance(policy, Bandit):
         _check_bandit(policy, bound_of(task, loss), f"{name} of {where}")
+        if policy.judge != "paired":
+            raise DeclarationError(f"judge='served' of {name} of {where}: a bandit compares paired")
 
 
 def _check_guardrails(rails: Guardrails, where: str) -> None:
@@ -265,6 +258,14 @@ def _check_bandit(policy: Bandit, bound: float | None, where: str) -> None:
             f"{type(policy.policy).__name__} in {where} has no seed, so that a replay would pull "
             "other arms: give seed="
         )
+    try:
+        trial = policy.policy.clone()
+        trial.update(trial.pull(["a", "b"]), rewarded(trial, 0.5))  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise DeclarationError(
+            f"{type(policy.policy).__name__} in {where} can't be used: {type(error).__name__}: "
+            f"{error}"
+        ) from error
     if bound is None and policy.scale is None:
         raise DeclarationError(f"{where} needs scale=, by which a loss becomes a reward")
 

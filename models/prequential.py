@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from models.answers import Answers
 from models.checkpoint import PARTS, Bounds, Checkpoint
 from models.declared import described
-from models.drift import LOSS, Alarm, Monitor, Watch
-from models.label_join import Joined, LabelJoin, Note
-from models.learner import LEARN, PREDICT, Label, Learner, Predictions, Targets, Task
-from models.losses import check_loss, losses
+from models.drift import Alarm, Monitor
+from models.inline_steps import inline_steps
+from models.label_join import Fill, Joined, LabelJoin, Note
+from models.learner import Label, Learner, Predictions, Targets, Task
 from models.metrics import Metric, metric
-from models.outcome import NO_VALUE, Corrected, Learned, Outcome
+from models.monitors import Monitors
+from models.outcome import Learned, Outcome
+from models.sliced import Fields, Slices
+from models.slices import SliceBy
 from models.step_record import StepRecord
 from models.step_record import part_of as _part
-from models.targets import as_targets, every_usable, select, usable
+from models.targets import as_targets, select
 from state.delta import Delta
 from state.errors import DeclarationError
 from state.label_rules import LabelRules
@@ -29,6 +32,7 @@ I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 
 _ANSWERS: Final = "answers"
+_SLICES: Final = "slices"
 
 
 class Prequential:
@@ -47,9 +51,12 @@ class Prequential:
         otherwise: the target to assume when the wait is over; None to drop the prediction.
         inline: targets come with the events, nothing waits.
         bounds: when a model is too large to be written whole in `changes`.
+        slices: parts of the events for which the metrics are kept apart, too.
 
     Attributes:
         metrics: `{model: {name: Metric}}`, running.
+        monitors: at work.
+        slices: those at work.
         pending: the predictions that wait; empty when `inline`.
 
     Raises:
@@ -79,6 +86,7 @@ class Prequential:
         inline: bool = False,
         otherwise: Label = None,
         bounds: Bounds | None = None,
+        slices: Sequence[SliceBy] = (),
     ) -> None:
         if not learners:
             raise DeclarationError("no model is given: a prequential step needs one at least")
@@ -88,7 +96,10 @@ class Prequential:
         self._metric_names = tuple(metrics)
         self.learners: dict[str, Learner] = {}
         self.metrics: dict[str, dict[str, Metric]] = {}
-        self._join = LabelJoin(len(self.names), self.task, rules or LabelRules(), otherwise)
+        self.slices = Slices(slices, self.names, self._metric_names, self.task)
+        self._join = LabelJoin(
+            len(self.names), self.task, rules or LabelRules(), otherwise, len(self.slices)
+        )
         self.pending = self._join.pending
         self._answers: dict[str, Answers] = {}
         self._kept: dict[str, Checkpoint] = {}
@@ -99,23 +110,10 @@ class Prequential:
         for name, learner in learners.items():
             self.add(name, learner)
         self.champion = next(iter(learners))
+        self.monitors = Monitors(monitors, self.task, self.names)
         # Views of these stand in every outcome; making them costs as much as some rows.
         self._ascending = np.zeros(0, np.int64)
         self._tags = np.zeros(0, np.int32)
-        self._watches = [Watch(declared) for declared in monitors]
-        self._subjects = [self._column(declared) for declared in monitors]
-
-    def _column(self, declared: Monitor) -> int:
-        """The feature that a monitor watches; -1 for the loss."""
-        if declared.subject == LOSS:
-            check_loss(self.task, declared.loss)
-            return -1
-        if declared.subject not in self.names:
-            raise DeclarationError(
-                f"unknown subject {declared.subject!r} of a monitor: there are {LOSS!r} and the "
-                f"features {', '.join(self.names)}"
-            )
-        return self.names.index(declared.subject)
 
     def add(self, name: str, learner: Learner) -> None:
         """A challenger from now on; what waits already, it has not predicted but will learn.
@@ -130,6 +128,7 @@ class Prequential:
                 f"model {name!r} has another task or other features than the champion"
             )
         self.metrics[name] = {m: metric(m, self.task) for m in self._metric_names}
+        self.slices.add(name)
         self.learners[name] = learner
         self.pending.add_model()
         self._answers[name] = Answers(self.pending)
@@ -160,6 +159,7 @@ class Prequential:
         for by_name in (self.learners, self.metrics, self._answers, self._kept, self._declared):
             by_name.pop(name)
         self.pending.drop_model(at)
+        self.slices.remove(name)
         self._cleared |= {f"{_part(name)}/{part}" for part in (*PARTS, _ANSWERS)}
 
     def lead(self, name: str) -> None:
@@ -180,6 +180,8 @@ class Prequential:
         order: I64,
         tags: NDArray[np.int32] | None = None,
         note: Note | None = None,
+        fill: Fill | None = None,
+        fields: Fields | None = None,
     ) -> Outcome:
         """Predict events and learn labels, in `order`.
 
@@ -194,6 +196,8 @@ class Prequential:
             order: `(events + labels,) int64`: event i as i, label j as `events + j`.
             tags: `(events,) int32`, handed back with the label.
             note: of a label that must be held, by its index; handed back should it be given up.
+            fill: is shown the steps before the first prediction, to add to `pending.features`.
+            fields: of the events, those that `slices` are by.
 
         When `inline`, it is `run_inline`: `label_values` belongs to the events, one each, and
         `ids`, `label_ids`, `label_times` and `order` are not looked at.
@@ -202,11 +206,14 @@ class Prequential:
             ModelError: a model failed; go on from a checkpoint.
         """
         if self.inline:
-            return self.run_inline(features, times, label_values, tags)
+            return self.run_inline(features, times, label_values, tags, fields)
         joined = self._join.join(
             ids, times, features, label_ids, label_values, label_times, order, tags, note
         )
-        return self._work(joined, len(times))
+        if fill is not None:
+            fill(joined)
+        groups = self.slices.groups_of(fields or {}, features, order) if self.slices else None
+        return self._work(joined, len(times), groups)
 
     def changes(self) -> Delta:
         """What changed since the last call of this or of `restore`; at first, everything.
@@ -228,6 +235,9 @@ class Prequential:
         told = self._record().dump()
         if told != self._told:
             delta.blobs["step"] = told
+        sliced = self.slices.changes() if self.slices else None
+        if sliced is not None:
+            delta.blobs[_SLICES] = sliced
         self._cleared, self._told = set(), told
         return delta
 
@@ -261,20 +271,23 @@ class Prequential:
             name: {m: record.metrics[name].get(m, fresh) for m, fresh in self.metrics[name].items()}
             for name in record.models
         }
-        for i, watch in enumerate(self._watches):
-            same = [old for old in record.watches if old.monitor == watch.monitor]
-            if same:
-                self._watches[i] = same[0]
-                record.watches.remove(same[0])
+        self.monitors.go_on(record.watches)
         self._join.restore(image.part("pending"))
+        stored = image.blobs.get(_SLICES)
+        places = [-1] * len(self.slices)
+        if self.slices and stored is not None:
+            places = self.slices.restore(stored, tuple(record.models))
+        elif stored is not None:
+            self._cleared.add(_SLICES)  # should they be declared again, they begin anew
+        self.pending.regroup(places)
 
     def _record(self) -> StepRecord:
         return StepRecord(
             self._declared, self.names, self.task, self.inline, self.champion, self.metrics,
-            self._watches,
+            self.monitors.watches,
         )  # fmt: skip
 
-    def _work(self, joined: Joined, events: int) -> Outcome:
+    def _work(self, joined: Joined, events: int, groups: U8 | None) -> Outcome:
         """Predict and learn the steps that were laid out."""
         pending, row, time = self.pending, joined.row, joined.time
         asked, taught = joined.asked, joined.taught
@@ -296,24 +309,28 @@ class Prequential:
             joined.source[taught], select(joined.target, taught), scored,
             pending.times[left], time[taught], pending.tags[left], joined.item[taught],
         )  # fmt: skip
-        self._score(learned)
-        alarms = self._watch(learned, taught, pending.features, row[asked], time[asked], asked)
+        if groups is not None:
+            pending.groups[row[asked]] = groups[joined.source[asked]]
+        self._score(learned, None if groups is None else pending.groups[left])
+        alarms: list[Alarm] = []
+        if self.monitors:
+            alarms = self.monitors.look(
+                learned, self.champion, taught, pending.features, row[asked], time[asked], asked
+            )
         learned_before = joined.op.cumsum(dtype=np.int64)[asked][turn]
         return Outcome(
             served, learned, alarms, joined.refused_labels, joined.refused_events,
-            len(joined.dropped), before, learned_before, joined.given_up, self._corrected(joined),
-            joined.confirmed, joined.held,
+            len(joined.dropped), before, learned_before, joined.given_up,
+            joined.corrections(pending.tags), joined.confirmed, joined.held,
         )  # fmt: skip
 
-    def _corrected(self, joined: Joined) -> Corrected | None:
-        steps = joined.corrected
-        if not steps.size:
-            return None
-        tags = self.pending.tags[joined.row[steps]]
-        return Corrected(select(joined.target, steps), joined.time[steps], tags)
-
     def run_inline(
-        self, features: F64, times: I64, values: Targets, tags: NDArray[np.int32] | None = None
+        self,
+        features: F64,
+        times: I64,
+        values: Targets,
+        tags: NDArray[np.int32] | None = None,
+        fields: Fields | None = None,
     ) -> Outcome:
         """Each event is predicted, then learned at once.
 
@@ -331,8 +348,8 @@ class Prequential:
         taught = self._ascending[:events]
         served = self._run_each(features, values)
         if served is None:
-            op, row, target, taught, refused = self._pairs(events, values)
-            served = {name: m.run(features, op, row, target) for name, m in self._kept.items()}
+            steps, taught, refused = inline_steps(values, self.task)
+            served = {name: kept.run(features, *steps) for name, kept in self._kept.items()}
         if len(taught) == events:
             learned = Learned(taught, values, served, times, times, tags)
         else:
@@ -340,11 +357,14 @@ class Prequential:
             known, when = select(values, taught), times[taught]
             learned = Learned(taught, known, scored, when, when, tags[taught])
             learned_before = np.searchsorted(taught, np.arange(events))
-        self._score(learned)
+        groups = self.slices.groups_of(fields or {}, features)[taught] if self.slices else None
+        self._score(learned, groups)
         alarms: list[Alarm] = []
-        if self._watches:
+        if self.monitors:
             rows = np.arange(events)
-            alarms = self._watch(learned, 2 * taught + 1, features, rows, times, 2 * rows)
+            alarms = self.monitors.look(
+                learned, self.champion, 2 * taught + 1, features, rows, times, 2 * rows
+            )
         return Outcome(served, learned, alarms, refused, [], 0, before, learned_before)
 
     def _run_each(self, features: F64, values: Targets) -> dict[str, Predictions] | None:
@@ -359,44 +379,10 @@ class Prequential:
             served[name] = answers
         return served
 
-    def _pairs(
-        self, events: int, values: Targets
-    ) -> tuple[U8, I64, Targets, I64, list[tuple[int, str]]]:
-        """The steps of an inline batch; which events are learned, and which can't be."""
-        row = np.repeat(np.arange(events), 2)
-        op = np.tile(np.array([PREDICT, LEARN], np.uint8), events)
-        taught = row[::2]
-        target: Targets
-        if isinstance(values, np.ndarray):
-            target = np.empty(2 * events)
-            target[1::2] = values
-        else:
-            target = [value for value in values for _ in (PREDICT, LEARN)]
-        if self.task is Task.ANOMALY or every_usable(values, self.task):
-            return op, row, target, taught, []
-        learnable = usable(values, self.task)
-        keep = np.ones(2 * events, np.bool_)
-        keep[1::2] = learnable
-        refused = [(event, NO_VALUE) for event in np.flatnonzero(learnable == 0).tolist()]
-        target = select(target, np.flatnonzero(keep))
-        return op[keep], row[keep], target, np.flatnonzero(learnable), refused
-
-    def _score(self, learned: Learned) -> None:
+    def _score(self, learned: Learned, groups: U8 | None) -> None:
+        """Bring labels into the metrics; ``groups`` are those of the events, where there are."""
         for name, answers in learned.predictions.items():
             for running in self.metrics[name].values():
                 running.update_many(learned.target, answers)
-
-    def _watch(
-        self, learned: Learned, taught: I64, features: F64, rows: I64, times: I64, asked: I64
-    ) -> list[Alarm]:
-        """All monitors; their alarms are merged by the step (`taught`, `asked`) that gave them."""
-        found: list[tuple[int, int, Alarm]] = []
-        for i, (watch, column) in enumerate(zip(self._watches, self._subjects, strict=True)):
-            if column < 0:
-                answers = learned.predictions[self.champion]
-                values = losses(self.task, learned.target, answers, watch.monitor.loss)
-                alarms, steps = watch.update_many(values, learned.times), taught
-            else:
-                alarms, steps = watch.update_many(features[rows, column], times), asked
-            found += [(int(steps[alarm.row]), i, alarm) for alarm in alarms]
-        return [alarm for *_, alarm in sorted(found, key=lambda entry: entry[:2])]
+        if groups is not None:
+            self.slices.score(groups, learned.target, learned.predictions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,9 @@ class RiverLearner:
         names: the columns of the feature rows; what River sees as keys.
         task: what it is asked.
 
+    Attributes:
+        class_weights: `w` of `learn_one`, by label, 1 where there is none; None: it is not given.
+
     Raises:
         DeclarationError: the model is of the wrong kind for the task.
 
@@ -95,6 +98,8 @@ class RiverLearner:
     >>> learner.run(np.array([[2.0]]), *steps).values.round(4)
     array([0.5   , 0.5062])
     """
+
+    class_weights: Mapping[Label, float] | None = None
 
     def __init__(self, model: Any, names: Iterable[str], task: Task) -> None:
         check_fits(model, task)
@@ -159,9 +164,11 @@ class RiverLearner:
         return lambda x: _most_probable(model.predict_proba_one(x))
 
     def _teacher(self) -> Callable[[dict[str, float], Any], Any]:
+        learn_one, weights = self.model.learn_one, self.class_weights
+        if weights is not None:
+            return lambda x, y: learn_one(x, y, w=weights.get(y, 1.0))
         if self._supervised:
-            return self.model.learn_one  # type: ignore[no-any-return]
-        learn_one = self.model.learn_one
+            return learn_one  # type: ignore[no-any-return]
         return lambda x, _: learn_one(x)
 
     def _gather(self, answers: list[Any]) -> Predictions:

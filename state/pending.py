@@ -59,6 +59,7 @@ from state.pending_walk import (
     PREDICT,
     TOO_OLD,
     UNKNOWN,
+    UNTIL,
     read_ahead,
     walk,
 )
@@ -85,6 +86,7 @@ __all__ = [
 
 _NEVER: Final = -(2**62)
 _STORED: Final = ("_keys", "_arrivals", "times", "tags", "features", "values", "labels")
+_GROUPS: Final = "groups"
 _NO_KEYS: Final = np.empty(0, np.uint64)
 _WAITS, _IS_KEPT = 1, 2  # what `changes` says of a row
 
@@ -136,9 +138,10 @@ class PendingStore:
     Args:
         width: features per row.
         models: predictions per row.
+        groups: small numbers per row that the caller wants back with the label.
         rules: how long a prediction waits, and what becomes of labels that find none. A prediction
             is let go by the first event or label whose time is later than `time + wait_ms`,
-            whatever the batches are; a label at exactly that time still counts.
+            whatever the batches are; a label at exactly that time still counts. See `hold`.
 
     Attributes:
         features: `(capacity, width) float64`.
@@ -146,6 +149,7 @@ class PendingStore:
         labels: `(capacity, models) uint8`.
         times: `(capacity,) int64` ms, of the event.
         tags: `(capacity,) int32`, whatever the caller gave along.
+        groups: `(capacity, groups) uint8`, for the caller to write after a walk.
         settled: ids that have their label, or whose wait is over.
         early: labels whose events have not come.
 
@@ -158,7 +162,9 @@ class PendingStore:
     1
     """
 
-    def __init__(self, width: int, models: int, rules: LabelRules | None = None) -> None:
+    def __init__(
+        self, width: int, models: int, rules: LabelRules | None = None, groups: int = 0
+    ) -> None:
         self.rules = rules or LabelRules()
         self._rules = self.rules.numbers
         self.settled, self.early = IdRing(), IdRing()
@@ -176,6 +182,7 @@ class PendingStore:
         self.features = np.empty((0, width))
         self.values = np.empty((0, models))
         self.labels = np.empty((0, models), np.uint8)
+        self.groups = np.empty((0, groups), np.uint8)
 
     def __len__(self) -> int:
         return int(self._counters[WAITING])
@@ -190,6 +197,14 @@ class PendingStore:
         """The latest time seen, ms; None before the first."""
         latest = int(self._counters[WATERMARK])
         return None if latest == _NEVER else latest
+
+    def hold(self, until: int) -> None:
+        """From now on no event or label moves time on beyond `until` (epoch ms).
+
+        For streams that come together here and are not aligned: `until` is the time of the slowest
+        of the others, so that no wait is over for a prediction whose label is only read late.
+        """
+        self._rules[UNTIL] = until
 
     @property
     def overhead_bytes(self) -> int:
@@ -276,7 +291,7 @@ class PendingStore:
         if needed <= capacity:
             return
         grown = max(needed, capacity + capacity // 4, 16)
-        for name in ("_links", *_STORED):
+        for name in ("_links", *self._columns):
             setattr(self, name, _longer(getattr(self, name), grown))
         self._flags = np.append(self._flags, np.zeros(grown - capacity, np.uint8))
         chain(np.arange(capacity, grown), self._counters, self._links)
@@ -296,6 +311,22 @@ class PendingStore:
         self.labels = np.delete(self.labels, model, axis=1)
         self._anew = True
 
+    def regroup(self, places: list[int]) -> None:
+        """Give each row the groups at `places` of those it has; 255 where that is -1."""
+        if not self._flags.size:
+            self.groups = np.empty((0, len(places)), np.uint8)
+        elif places != list(range(self.groups.shape[1])):
+            found = np.full((len(self._flags), len(places)), 255, np.uint8)
+            for column, place in enumerate(places):
+                if place >= 0:
+                    found[:, column] = self.groups[:, place]
+            self.groups, self._anew = found, True
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        """The arrays that are kept with a row."""
+        return (*_STORED, _GROUPS) if self.groups.shape[1] else _STORED
+
     def changes(self) -> Delta:
         """What changed since the last call; at first, everything.
 
@@ -312,7 +343,7 @@ class PendingStore:
             waits = np.where(flags & KEEPS, _IS_KEPT, np.where(flags & WAITS, _WAITS, 0))
             delta.rows["state"] = Rows(touched, {"waits": waits.astype(np.uint8)})
             new = touched[(waits > 0) & (flags & CAME > 0)]
-            delta.rows["waiting"] = Rows(new, {n: getattr(self, n)[new] for n in _STORED})
+            delta.rows["waiting"] = Rows(new, {n: getattr(self, n)[new] for n in self._columns})
             self._flags &= WAITS | KEEPS
         told = self._counters[ARRIVALS:].tobytes()
         if told != self._told:
@@ -334,9 +365,11 @@ class PendingStore:
         state, content = image.rows["state"], image.rows["waiting"]
         waits = state.columns["waits"]
         rows, waiting = state.index[waits > 0], state.index[waits == _WAITS]
+        stored = content.columns.get(_GROUPS)
+        self.groups = np.empty((0, 0 if stored is None else stored.shape[1]), np.uint8)
         self._make_room(int(rows.max(initial=-1)) + 1)
         at = np.searchsorted(content.index, rows)
-        for name in _STORED:
+        for name in self._columns:
             getattr(self, name)[rows] = content.columns[name][at]
         self._flags[rows] = np.array([0, WAITS, KEEPS], np.uint8)[waits[waits > 0]]
         self._counters[[WAITING, KEPT]] = len(waiting), len(rows) - len(waiting)

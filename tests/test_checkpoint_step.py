@@ -226,8 +226,8 @@ def test_new_metrics_and_monitors_begin_and_the_known_go_on() -> None:
     new.restore(through_the_disk([old.changes()]))
     assert new.metrics["m"]["LogLoss"].value == old.metrics["m"]["LogLoss"].value > 0
     assert new.metrics["m"]["F1"].value == 0
-    assert [watch.seen for watch in new._watches] == [60, 60, 0]
-    assert new._watches[0] is not new._watches[1]
+    assert [watch.seen for watch in new.monitors.watches] == [60, 60, 0]
+    assert new.monitors.watches[0] is not new.monitors.watches[1]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from state.errors import StateError
@@ -90,21 +91,41 @@ def _print_tables(report: StateReport, console: Console) -> None:
         at = "—" if place.resumes_at is None else f"{place.resumes_at:,}"
         places.add_row(place.name, at, _contents(place), _size(place.bytes))
     console.print(places)
+    for place in report.places:
+        if place.slices:
+            console.print(_slices_table(place))
+
+
+def _slices_table(place: PlaceReport) -> Table:
+    """A row for each value of each slice: how many labels, and how good the model that serves."""
+    metrics = list(place.models.get(place.champion, {}))
+    table = Table(title=f"quality of {place.champion} by slices", title_justify="left")
+    for name in ("slice", "value", "labels", *metrics):
+        table.add_column(name, justify="left" if name in ("slice", "value") else "right")
+    for name, values in place.slices.items():
+        for value, told in values.items():
+            quality = told["quality"].get(place.champion, {})
+            figures = [f"{quality[each]:.4f}" if each in quality else "—" for each in metrics]
+            table.add_row(escape(name), escape(value), f"{told['labels']:,}", *figures)
+    return table
 
 
 def _contents(place: PlaceReport) -> str:
-    if place.keys:
-        return "; ".join(
-            f"{entity}: {keys:,} keys, {place.events.get(entity, 0):,} events"
-            for entity, keys in place.keys.items()
-        )
+    kept = "labels" if place.models else "events"
+    windows = "; ".join(
+        f"{entity}: {keys:,} keys, {place.events.get(entity, 0):,} {kept}"
+        for entity, keys in place.keys.items()
+    )
     if place.models:
         quality = "; ".join(
             f"{model}{' (serves)' if model == place.champion else ''}: "
             + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             for model, metrics in place.models.items()
         )
-        return f"{quality}; {place.waiting:,} predictions wait for a label"
+        waiting = f"{place.waiting:,} predictions wait for a label"
+        return "; ".join(filter(None, (quality, waiting, windows)))
+    if windows:
+        return windows
     return f"{place.ids:,} ids seen" if place.ids else "nothing yet"
 
 

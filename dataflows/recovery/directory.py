@@ -48,6 +48,7 @@ from dataflows.recovery.resume_point import (
     resume_epoch,
 )
 from models.durable import why_not_durable
+from models.imbalance import with_imbalance
 from models.learner import Learner
 from models.registry import DIRECTORY, Registry
 from state.errors import StateError
@@ -227,7 +228,8 @@ class StateDirectory:
             return None
         registry = Registry.of(self.path)
         version = registry.find(self.identity.model)
-        return registry.learner(version, pipeline.columns, pipeline.task)
+        learner = registry.learner(version, pipeline.columns, pipeline.task)
+        return with_imbalance(learner, pipeline.imbalance)
 
     def step_id(self, step: str) -> str:
         """The id of a step in the engine: another one after each new layout, with new tokens."""

@@ -53,7 +53,7 @@ def describe(pipeline: Pipeline) -> dict[str, str]:
         "event fields": " ".join(f"{f.name}:{f.kind}{'?' * f.optional}" for f in fields.values()),
         "features": "; ".join(map(repr, pipeline.features)),
         "label": _label(pipeline),
-        "model": describe_model(pipeline.model),
+        "model": _model(pipeline),
         "times": f"{pipeline.id} {pipeline.time} lateness {pipeline.lateness} "
         f"duplicates {pipeline.duplicates}",
     }
@@ -129,6 +129,11 @@ def check(identity: Identity, pipeline: Pipeline, directory: Path, shards: int) 
             f"{directory} was made for {identity.shards} shards: run with --shards "
             f"{identity.shards}, or begin anew with another --state"
         )
+
+
+def _model(pipeline: Pipeline) -> str:
+    described = describe_model(pipeline.model)
+    return described if pipeline.imbalance is None else f"{described}, {pipeline.imbalance}"
 
 
 def _label(pipeline: Pipeline) -> str:

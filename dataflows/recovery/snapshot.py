@@ -21,6 +21,7 @@ from models.learner import Learner
 from models.pickled import library_versions
 from models.registry import Registry
 from models.river_adapter import RiverLearner
+from models.sampled import Sampled
 from models.step_record import StepRecord, part_of
 from models.version import Span, Version, finite
 from models.weights import final, weights
@@ -87,7 +88,9 @@ def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapsh
 
 
 def to_river(learner: Learner) -> Any:
-    """The River object of a learner."""
+    """The River object of a learner; of one whose rows are drawn, the one behind."""
+    if isinstance(learner, Sampled):
+        return to_river(learner.learner)
     if isinstance(learner, CompiledLinear):
         return learner.to_river()
     assert isinstance(learner, RiverLearner)

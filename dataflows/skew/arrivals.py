@@ -161,7 +161,7 @@ class _EventReader:
         self._ahead_ms = parse_duration_ms(pipeline.ahead)
         label = pipeline.label
         self._checked = [
-            name for name in pipeline.used_fields if pipeline.schema.fields[name].integer
+            name for name in pipeline.read_fields if pipeline.schema.fields[name].integer
         ]
         if isinstance(label, Inline) and pipeline.target_kind == "number":
             self._checked.append(label.field)

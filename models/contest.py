@@ -1,0 +1,214 @@
+"""One challenger against the champion: what is known, and the first step at which that decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import decision as d
+from models.decision import Evidence
+from models.judge import Judge
+from models.policies import ABTest, Bandit, Canary, Policy, Shadow
+from models.rails import LOSSES_OVER, SHIFT_OVER, Rails
+from models.rollout_rows import RolloutRows
+from state.durations import parse_duration_ms
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
+Add = Callable[[int | None, str, str], None]
+
+_ORDER: Final = (d.ROLLED_BACK, d.PROMOTED, d.GIVEN_UP, d.ENDED, d.STEPPED, d.PROGRESS)
+"""What goes first at one step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """Something is decided at a step; `time` is event time, ms."""
+
+    step: int
+    action: str
+    why: str
+    time: int
+
+    def __lt__(self, other: Trigger) -> bool:
+        mine, its = _ORDER.index(self.action), _ORDER.index(other.action)
+        return (self.step, mine) < (other.step, its)
+
+
+class Contest:
+    """A rollout at work.
+
+    `find` what is decided first, then `take` the rows up to there. Nothing depends on how the
+    stream is cut. It pickles, and the copy continues identically.
+
+    Args:
+        challenger: its name.
+        number: by which `RolloutRows.arms` knows it.
+        rollout: a name that no other one has had.
+        policy: in force.
+        time: when it begins, event time in ms.
+
+    Attributes:
+        share: of the keys that the challenger serves.
+        paused: nothing is decided but by guardrails.
+        shown: it was shown to be better; that stays, whatever comes later.
+    """
+
+    def __init__(
+        self, challenger: str, number: int, rollout: str, policy: Policy, time: int
+    ) -> None:
+        self.challenger, self.number, self.rollout = challenger, number, rollout
+        self.policy = policy
+        self.rails = Rails(policy.guardrails)
+        self.judge = Judge(policy)
+        self.began = self.since = time
+        self.paused = self.shown = False
+        self.labels = self.served = 0
+        self.held = 0  # labels of events that it served, since `since`
+        self.shares: list[float] = []
+        if isinstance(policy, Canary):
+            self.shares = [share for share in policy.steps if share < 1]
+        elif isinstance(policy, ABTest):
+            self.shares = [policy.split]
+        self.share = self.shares[0] if self.shares else 0.0
+
+    def find(self, rows: RolloutRows, champion: str, leads: int, first: int) -> Trigger | None:
+        """What is decided first; None: nothing.
+
+        Args:
+            rows: they begin at step `first`.
+            champion: its name.
+            leads: its number.
+        """
+        found = self._breaches(rows, champion, first)
+        judged = self._judged(rows, champion)
+        times, steps = rows.label_times[judged], rows.label_steps[judged]
+        ours, theirs = self._losses(rows, champion, judged)
+        arms = rows.arms[rows.label_rows[judged]]
+        look = self.judge.look(ours, theirs, arms, leads, self.number)
+
+        def add(at: int | None, action: str, why: str) -> None:
+            if at is not None:
+                found.append(Trigger(int(steps[at]), action, why, int(times[at])))
+
+        ratio = self.rails.ratio.find(ours, theirs)
+        add(ratio, d.ROLLED_BACK, f"its loss over the last {LOSSES_OVER} labels was more than "
+            f"{self.policy.guardrails.loss_ratio:g} times the champion's")  # fmt: skip
+        add(look.worse, d.ROLLED_BACK, "it was shown to be worse than the champion")
+        report = self.policy.report - 1 - self.labels % self.policy.report
+        add(report if report < len(steps) else None, d.PROGRESS, "still going on")
+        if not self.paused and not isinstance(self.policy, Shadow | Bandit):
+            better = 0 if self.shown and len(steps) else look.better
+            self._find_end(better, arms, times, add)
+            if isinstance(self.policy, ABTest):
+                end = self.began + parse_duration_ms(self.policy.horizon)
+                past = np.flatnonzero(rows.event_times >= end)
+                if past.size:
+                    at = int(past[0])
+                    found.append(Trigger(int(rows.event_steps[at]), d.ENDED, "the horizon of "
+                        f"{self.policy.horizon} has come", int(rows.event_times[at])))  # fmt: skip
+        return min(found, default=None)
+
+    def _find_end(self, better: int | None, arms: U8, times: I64, add: Add) -> None:
+        """The end of a canary's step, or that it may be promoted now."""
+        promoted = "it was shown to be better than the champion"
+        if not isinstance(self.policy, Canary):
+            add(better, d.PROMOTED, promoted)
+            return
+        served = self.held + np.cumsum(arms == self.number)
+        due = self.since + parse_duration_ms(self.policy.hold)
+        needed = self.policy.hold_labels if self.share else 0
+        over = np.flatnonzero((served >= needed) & (times >= due))
+        if not over.size:
+            return
+        at, nxt = int(over[0]), self.next_share()
+        if nxt is not None:
+            add(at, d.STEPPED, f"its share grows from {self.share:.1%} to {nxt:.1%}")
+        elif better is not None:
+            add(max(at, better), d.PROMOTED, promoted)
+
+    def next_share(self) -> float | None:
+        """The next larger one of the steps; None at the last."""
+        return min((share for share in self.shares if share > self.share), default=None)
+
+    def step_up(self, time: int) -> None:
+        """To the next share."""
+        self.set_share(self.next_share() or self.share, time)
+
+    def set_share(self, share: float, time: int) -> None:
+        """From now on."""
+        self.share, self.since, self.held = share, time, 0
+
+    def take(self, rows: RolloutRows, champion: str, leads: int, first: int) -> None:
+        """Keep what was seen; `rows` end where the next decision is made."""
+        silent = rows.event_steps[rows.silent[self.challenger]]
+        self.rails.errors.take(rows.raised[self.challenger], silent, first, rows.steps)
+        self.rails.shift.take(rows.scores[champion], rows.scores[self.challenger])
+        judged = self._judged(rows, champion)
+        ours, theirs = self._losses(rows, champion, judged)
+        arms = rows.arms[rows.label_rows[judged]]
+        self.rails.ratio.take(ours, theirs)
+        self.shown |= self.judge.take(ours, theirs, arms, leads, self.number)
+        by_it = int(np.count_nonzero(arms == self.number))
+        self.labels += len(judged)
+        self.served += by_it
+        self.held += by_it
+
+    def evidence(self) -> Evidence:
+        """All that is known so far."""
+        return self.judge.summary(self.labels, self.served)
+
+    def futile(self) -> bool:
+        """Whether it is to be given up because no improvement worth a change is left to be shown.
+
+        To be asked at the labels of a report, so that it does not matter when one looks.
+        """
+        decides = isinstance(self.policy, Canary | ABTest) and not self.paused
+        return decides and not self.shown and self.judge.futile()
+
+    def why_futile(self) -> str:
+        """In a sentence."""
+        return f"it is not better by {self.policy.min_effect:.1%} of the champion's loss: futile"
+
+    def _breaches(self, rows: RolloutRows, champion: str, first: int) -> list[Trigger]:
+        found = []
+        silent = rows.event_steps[rows.silent[self.challenger]]
+        raised = rows.raised[self.challenger]
+        step = self.rails.errors.find(raised, silent, first)
+        if step is not None:
+            what = "it raised an error" if step in raised else "it gave no answer, or NaN"
+            allowed = self.policy.guardrails.errors
+            why = what if not allowed else f"{what}, more often than at {allowed:.1%} of the rows"
+            found.append(Trigger(step, d.ROLLED_BACK, why, _time_at(rows, step)))
+        event = self.rails.shift.find(rows.scores[champion], rows.scores[self.challenger])
+        if event is not None:
+            why = f"its predictions over {SHIFT_OVER} events were too unlike the champion's"
+            at = int(rows.event_steps[event])
+            found.append(Trigger(at, d.ROLLED_BACK, why, int(rows.event_times[event])))
+        return found
+
+    def _judged(self, rows: RolloutRows, champion: str) -> I64:
+        """The labels of events that both had answered."""
+        both = np.isfinite(rows.losses[champion]) & np.isfinite(rows.losses[self.challenger])
+        return np.flatnonzero(both)
+
+    def _losses(self, rows: RolloutRows, champion: str, judged: I64) -> tuple[F64, F64]:
+        return rows.losses[champion][judged], rows.losses[self.challenger][judged]
+
+
+def _time_at(rows: RolloutRows, step: int) -> int:
+    """Event time of a step that is an event's or a label's; of the last before it, if neither."""
+    for steps, times in (
+        (rows.event_steps, rows.event_times),
+        (rows.label_steps, rows.label_times),
+    ):
+        at = int(np.searchsorted(steps, step))
+        if at < len(steps) and steps[at] == step:
+            return int(times[at])
+    before = rows.event_times[rows.event_steps <= step]
+    return int(before[-1]) if len(before) else 0

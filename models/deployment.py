@@ -1,0 +1,278 @@
+"""Who serves: the champion, the challengers that are tried, and what is decided about them.
+
+All models predict every event and learn every label. So a deployment works on what they answered,
+after the fact: it goes through events and labels in their order, up to the first step at which
+something is decided, and on from there with other shares or another champion. What comes out does
+not depend on how the stream is cut.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import decision as d
+from models.contest import Contest, Trigger
+from models.decision import Decision
+from models.learner import Task
+from models.policies import ABTest, Bandit, Canary, Policy, reward_unit
+from models.rollout_rows import RolloutRows
+from models.traffic import divide, pull_arms
+
+I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+NOBODY: Final = 255
+"""In place of a model's number: none answered, and what was declared for that case is served."""
+
+_QUIET_EVENTS = 1000  # between two decisions that tell of a failing champion
+
+
+@dataclass(slots=True)
+class Served:
+    """Who served the events of a batch, and what was decided in it.
+
+    Attributes:
+        by: `(events,) uint8`: number of the model whose answer goes out, or `NOBODY`.
+        meant: `(events,) uint8`: of the one that was to serve.
+        leads: `(labels,) uint8`: number of the champion when each label came.
+        decisions: in order.
+    """
+
+    by: U8
+    meant: U8
+    leads: U8
+    decisions: list[Decision] = field(default_factory=list)
+
+
+class Deployment:
+    """The models of a pipeline, and who of them serves.
+
+    It has one owner, and pickles: the copy continues identically.
+
+    Args:
+        champion: name of the model that leads at first.
+        challengers: names of those that want to.
+        policy: in force at first.
+        task: of the models.
+        pipeline: its name; rollouts are called after it.
+
+    Attributes:
+        champion: who leads now.
+        standby: the champion before; it serves where the present one can't, and is gone back to.
+        contests: the rollouts at work.
+        waiting: challengers whose turn has not come.
+        retired: challengers that were taken out.
+        leaving: models that are not needed any more, to be removed by whoever runs them.
+        numbers: of the models, by which `RolloutRows.arms` knows them.
+    """
+
+    def __init__(
+        self, champion: str, challengers: Sequence[str], policy: Policy, task: Task, pipeline: str
+    ) -> None:
+        self._task, self._pipeline = task, pipeline
+        self.policy = copy.deepcopy(policy)  # a bandit's learns
+        self.champion = champion
+        self.standby: str | None = None
+        self.contests: list[Contest] = []
+        self.waiting: list[str] = []
+        self.retired: set[str] = set()
+        self.leaving: list[str] = []
+        self.numbers = {champion: 0}
+        self._next_number = 1
+        self._rollouts = 0
+        self._events = 0
+        self._told_at: int | None = None  # the event at which a failing champion was told of
+        for name in challengers:
+            self.add(name)
+
+    def add(self, name: str) -> None:
+        """A challenger more; it waits for its turn."""
+        while self._next_number in self.numbers.values():
+            self._next_number = (self._next_number + 1) % NOBODY
+        self.numbers[name] = self._next_number
+        self._next_number = (self._next_number + 1) % NOBODY
+        self.retired.discard(name)
+        self.waiting.append(name)
+
+    def contest(self, name: str) -> Contest | None:
+        """The rollout of a challenger that is tried now."""
+        return next((each for each in self.contests if each.challenger == name), None)
+
+    def shares(self) -> dict[str, float]:
+        """Of the keys that each model serves; NaN under a bandit, who decides event by event."""
+        if isinstance(self.policy, Bandit) and self.contests:
+            return dict.fromkeys([self.champion, *(c.challenger for c in self.contests)], np.nan)
+        found = {contest.challenger: contest.share for contest in self.contests}
+        return {self.champion: 1.0 - sum(found.values()), **found}
+
+    def serve(self, rows: RolloutRows, time: int) -> Served:
+        """Say who serves the events of a batch, and decide what its labels decide.
+
+        Args:
+            rows: all of the batch; `rows.arms` is written for its events.
+            time: of its first row, ms.
+        """
+        events, labels = len(rows.event_steps), len(rows.label_steps)
+        served = Served(
+            np.empty(events, np.uint8), np.empty(events, np.uint8), np.empty(labels, np.uint8)
+        )
+        if rows.steps and self.waiting:
+            served.decisions += self.begin(time, -1)
+        first = event = label = 0
+        while first < rows.steps:
+            part, trigger, contest, meant = self._next(rows, first)
+            here, there = slice(event, event + len(meant)), len(part.label_steps)
+            served.meant[here] = meant
+            served.by[here] = part.arms[part.event_rows]
+            served.leads[label : label + there] = self.numbers[self.champion]
+            served.decisions += self._tell_of_failures(part, meant)
+            for each in self.contests:
+                each.take(part, self.champion, self.numbers[self.champion], first)
+            event, label, first = event + len(meant), label + there, first + part.steps
+            self._events += len(meant)
+            if trigger is not None and contest is not None:
+                served.decisions += self._decide(trigger, contest)
+        return served
+
+    def begin(self, time: int, step: int) -> list[Decision]:
+        """Try the challengers whose turn has come."""
+        begun: list[Decision] = []
+        for name in list(self.waiting):
+            if isinstance(self.policy, Canary) and self.contests:
+                break
+            if isinstance(self.policy, ABTest):
+                taken = sum(contest.share for contest in self.contests) + self.policy.split
+                if taken > 1:
+                    break
+            begun.append(self.start(name, time, step))
+        return begun
+
+    def start(self, name: str, time: int, step: int) -> Decision:
+        """Try a challenger that waits, from now on."""
+        self.waiting.remove(name)
+        self._rollouts += 1
+        rollout = f"{self._pipeline}-{self._rollouts}"
+        contest = Contest(name, self.numbers[name], rollout, self.policy, time)
+        self.contests.append(contest)
+        what = type(self.policy).__name__
+        return self.decision(d.STARTED, contest, f"{what} begins", time, step)
+
+    def promote(self, contest: Contest, why: str, time: int, step: int) -> list[Decision]:
+        """Let a challenger lead. Those that are still tried begin anew, against it."""
+        if self.standby is not None:
+            self._leave(self.standby)
+        self.standby, self.champion = self.champion, contest.challenger
+        self.contests.remove(contest)
+        contest.share = 1.0
+        decisions = [self.decision(d.PROMOTED, contest, why, time, step)]
+        self.waiting = [each.challenger for each in self.contests] + self.waiting
+        self.contests = []
+        return decisions + self.begin(time, step)
+
+    def go_back(self, why: str, time: int, step: int) -> Decision:
+        """Let the champion before lead again, and the present one go."""
+        assert self.standby is not None
+        gone, self.champion, self.standby = self.champion, self.standby, None
+        self.retire(gone)
+        return Decision(
+            d.ROLLED_BACK, "", gone, self.champion, 0.0, why, time, step, None, {},
+            type(self.policy).__name__,
+        )  # fmt: skip
+
+    def retire(self, name: str) -> None:
+        """Take a challenger out."""
+        self.contests = [each for each in self.contests if each.challenger != name]
+        self.waiting = [each for each in self.waiting if each != name]
+        self.retired.add(name)
+        self._leave(name)
+
+    def decision(self, action: str, contest: Contest, why: str, time: int, step: int) -> Decision:
+        """One about a rollout, with all that is known of it."""
+        return Decision(
+            action, contest.rollout, contest.challenger, self.champion, contest.share, why, time,
+            step, contest.evidence(), contest.rails.figures(), type(self.policy).__name__,
+        )  # fmt: skip
+
+    def _next(
+        self, rows: RolloutRows, first: int
+    ) -> tuple[RolloutRows, Trigger | None, Contest | None, U8]:
+        """The rows from `first` up to the next decision, assigned; and what is decided there.
+
+        The last is who was meant to serve; `arms` holds who does.
+        """
+        part = rows if first == 0 else rows.part(first, rows.steps)
+        leads = self.numbers[self.champion]
+        pulls = isinstance(self.policy, Bandit) and bool(self.contests)
+        if not pulls:
+            meant = divide(part.hashes, self.contests, leads)
+            part.arms[part.event_rows] = self._answering(part, meant)
+        found = [(each.find(part, self.champion, leads, first), each) for each in self.contests]
+        known = [(trigger, each) for trigger, each in found if trigger is not None]
+        trigger, contest = min(known, key=lambda pair: pair[0], default=(None, None))
+        if trigger is not None:
+            part = rows.part(first, trigger.step + 1)
+        if pulls:
+            assert isinstance(self.policy, Bandit)
+            pulled = [self.champion, *(each.challenger for each in self.contests)]
+            numbers = {name: self.numbers[name] for name in pulled}
+            pull_arms(part, self.policy.policy, numbers, reward_unit(self.policy, self._task))
+            meant = part.arms[part.event_rows]
+            part.arms[part.event_rows] = self._answering(part, meant)
+        return part, trigger, contest, meant[: len(part.event_steps)]
+
+    def _answering(self, part: RolloutRows, meant: U8) -> U8:
+        """Who answers in place of those that can't: the champion, or the one before it."""
+        by = meant.copy()
+        leads = self.numbers[self.champion]
+        for contest in self.contests:
+            by[(meant == contest.number) & np.isnan(part.scores[contest.challenger])] = leads
+        failed = (by == leads) & part.silent[self.champion]
+        if failed.any():
+            by[failed] = NOBODY
+            if self.standby is not None:
+                by[failed & np.isfinite(part.scores[self.standby])] = self.numbers[self.standby]
+        return by
+
+    def _tell_of_failures(self, part: RolloutRows, meant: U8) -> list[Decision]:
+        """That the champion could not answer, every thousand events at most."""
+        decisions = []
+        for event in np.flatnonzero(part.silent[self.champion]).tolist():
+            at = self._events + event
+            if self._told_at is not None and at < self._told_at + _QUIET_EVENTS:
+                continue
+            self._told_at = at
+            stands_in = int(part.arms[part.event_rows[event]])
+            name = {number: name for name, number in self.numbers.items()}.get(stands_in)
+            why = f"{name or 'nobody'} serves where it raises, or answers with NaN"
+            decisions.append(Decision(
+                d.CHAMPION_FAILED, "", "", self.champion, 0.0, why,
+                int(part.event_times[event]), int(part.event_steps[event]), None, {},
+                type(self.policy).__name__,
+            ))  # fmt: skip
+        return decisions
+
+    def _decide(self, trigger: Trigger, contest: Contest) -> list[Decision]:
+        action, why, time, step = trigger.action, trigger.why, trigger.time, trigger.step
+        if action == d.PROMOTED:
+            return self.promote(contest, why, time, step)
+        if action == d.STEPPED:
+            contest.step_up(time)
+            return [self.decision(action, contest, why, time, step)]
+        if action == d.PROGRESS:
+            if not contest.futile():
+                return [self.decision(action, contest, why, time, step)]
+            action, why = d.GIVEN_UP, contest.why_futile()
+        self.retire(contest.challenger)
+        contest.share = 0.0
+        return [self.decision(action, contest, why, time, step), *self.begin(time, step)]
+
+    def _leave(self, name: str) -> None:
+        self.numbers.pop(name)
+        self.leaving.append(name)

@@ -1,0 +1,98 @@
+"""What labels say of a challenger: paired, or of the models that served."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.decision import Evidence as Summary
+from models.evidence import Finding, PairedEvidence
+from models.policies import Policy
+from models.two_sample_evidence import TwoSampleEvidence
+
+F64 = NDArray[np.float64]
+U8 = NDArray[np.uint8]
+
+_CHAMPION, _CHALLENGER = 0, 1  # arms, as `TwoSampleEvidence` has them
+
+
+@dataclass(slots=True)
+class Look:
+    """The labels, by index, at which something would be shown for the first time; or None."""
+
+    better: int | None = None
+    worse: int | None = None
+
+
+class Judge:
+    """Keeps the evidence of one rollout.
+
+    Args:
+        policy: how it is to be judged.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        kind = PairedEvidence if policy.judge == "paired" else TwoSampleEvidence
+        self._evidence: PairedEvidence | TwoSampleEvidence = kind(policy.alpha, policy.scale)
+
+    def look(self, ours: F64, theirs: F64, arms: U8, champion: int, challenger: int) -> Look:
+        """What would be shown by these labels; nothing is kept.
+
+        Args:
+            ours, theirs: the losses of champion and challenger, `(labels,) float64`, finite.
+            arms: `(labels,) uint8`, the number of the model that served each.
+            champion, challenger: their numbers.
+        """
+        found = Look()
+        evidence = type(self._evidence).from_array(self._evidence.to_array())
+        known = evidence.found
+        for at, finding in self._update(evidence, ours, theirs, arms, champion, challenger):
+            if finding is Finding.BETTER and Finding.BETTER not in known:
+                found.better = at
+            if finding is Finding.WORSE and Finding.WORSE not in known:
+                found.worse = at
+        return found
+
+    def take(self, ours: F64, theirs: F64, arms: U8, champion: int, challenger: int) -> bool:
+        """Keep these labels. Whether it is shown, now or before, that the challenger is better."""
+        self._update(self._evidence, ours, theirs, arms, champion, challenger)
+        return Finding.BETTER in self._evidence.found
+
+    def futile(self) -> bool:
+        """Whether the improvement, whatever it is, is too small to be worth a change."""
+        evidence, least = self._evidence, self._policy.min_effect
+        if not least or math.isnan(evidence.champion_loss):
+            return False
+        return bool(evidence.interval[1] < least * evidence.champion_loss)
+
+    def summary(self, labels: int, served: int) -> Summary:
+        """All that is known, for people."""
+        evidence = self._evidence
+        low, high = evidence.interval
+        return Summary(
+            labels, served, evidence.champion_loss, evidence.challenger_loss, evidence.difference,
+            low, high, evidence.e_value, evidence.e_value_worse, evidence.alpha,
+        )  # fmt: skip
+
+    def _update(
+        self,
+        evidence: PairedEvidence | TwoSampleEvidence,
+        ours: F64,
+        theirs: F64,
+        arms: U8,
+        champion: int,
+        challenger: int,
+    ) -> list[tuple[int, Finding]]:
+        """Findings, and the index of the label of each."""
+        if isinstance(evidence, PairedEvidence):
+            return [(c.row, c.finding) for c in evidence.update(ours, theirs)]
+        theirs_served = arms == challenger
+        used = np.flatnonzero(theirs_served | (arms == champion))
+        by_challenger = theirs_served[used]
+        losses = np.where(by_challenger, theirs[used], ours[used])
+        arm = np.where(by_challenger, _CHALLENGER, _CHAMPION).astype(np.int8)
+        return [(int(used[c.row]), c.finding) for c in evidence.update(arm, losses)]
