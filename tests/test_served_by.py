@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 from prometheus_client import generate_latest
+from rich.console import Console
 
 from dataflows import Prediction
 from dataflows.batch import Batch
@@ -16,6 +18,7 @@ from dataflows.bus.memory import MemoryBus
 from dataflows.encode import Encoder, Results
 from dataflows.metrics import WorkerMetrics
 from dataflows.replay.rows import RowBuilder, RowColumns
+from dataflows.status import read_status, status_table
 from models.learner import Predictions
 from tests.test_control import batches, decisions, order, orders, publish, raw_of
 
@@ -83,6 +86,20 @@ def test_training_rows_name_the_model_that_served():
     ]
     builder.add(results(1))
     assert builder.take()["model"].to_list() == ["LogisticRegression"]
+
+
+def test_the_live_table_shows_the_quality_of_who_serves_most_and_every_share():
+    metrics = WorkerMetrics("p")
+    metrics.on_models(0, {("line", "Accuracy"): 0.8, ("tree", "Accuracy"): 0.9})
+    assert read_status(metrics.registry).quality == {"Accuracy": 0.8}
+    metrics.rollouts.on_traffic({"line": 0.25, "tree": 0.75})
+    status = read_status(metrics.registry)
+    assert status.quality == {"Accuracy": 0.9}
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(status_table("p", status, 0.0, {}, "now"))
+    text = console.export_text()
+    assert "0.9000" in text
+    assert text.split("share that tree serves")[1].split()[1] == "75.0%"
 
 
 def test_what_metrics_tell_of_rollouts(monkeypatch):
