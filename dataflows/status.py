@@ -14,8 +14,10 @@ Buckets = dict[float, float]
 
 @dataclass(slots=True)
 class Status:
-    """Counts since the start; ``quality`` by metric name; latencies in seconds.
+    """Counts since the start; latencies in seconds.
 
+    ``quality`` is by metric name, of the model that serves most; ``shares`` are by model what each
+    serves, where there are rollouts, and ``decisions`` by action what was decided about them.
     ``latency`` is from a message's time to its prediction, ``processing`` from when it was read.
     """
 
@@ -26,6 +28,8 @@ class Status:
     dead_letters: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
     quality: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    decisions: dict[str, float] = field(default_factory=dict)
     waiting: float = 0
     lag: float = 0
     keys: dict[str, float] = field(default_factory=dict)
@@ -44,7 +48,8 @@ _COUNTS = {
 _BY_LABEL = {
     "anabranch_dead_letters_total": ("dead_letters", "reason"),
     "anabranch_drift_signals_total": ("drift", "subject"),
-    "anabranch_prequential": ("quality", "metric"),
+    "anabranch_traffic_share": ("shares", "model"),
+    "anabranch_rollout_decisions_total": ("decisions", "action"),
     "anabranch_window_keys": ("keys", "entity"),
     "anabranch_latency_seconds_bucket": ("latency", "le"),
     "anabranch_processing_seconds_bucket": ("processing", "le"),
@@ -55,6 +60,7 @@ _TITLES = {"ROCAUC": "ROC AUC", "LogLoss": "log loss", "Accuracy": "accuracy"}
 def read_status(registry: CollectorRegistry) -> Status:
     """Sum up a registry, of one worker or of all."""
     status = Status()
+    by_model: dict[str, dict[str, float]] = {}
     for family in registry.collect():
         for sample in family.samples:
             if sample.name in _COUNTS:
@@ -66,6 +72,12 @@ def read_status(registry: CollectorRegistry) -> Status:
                 values = getattr(status, name)
                 place = float(key) if label == "le" else key
                 values[place] = values.get(place, 0) + sample.value
+            elif sample.name == "anabranch_prequential":
+                labels = sample.labels
+                by_model.setdefault(labels["model"], {})[labels["metric"]] = sample.value
+    if by_model:
+        shares = {model: status.shares.get(model, 0.0) for model in by_model}
+        status.quality = by_model[max(shares, key=lambda model: shares[model])]
     return status
 
 
@@ -109,6 +121,11 @@ def status_table(
     table.add_row("read to published, p50 / p99 (whole run)", latencies(status.processing))
     for name, value in status.quality.items():
         table.add_row(f"{quality_title(name)} (scored before learning)", f"{value:.4f}")
+    if len(status.shares) > 1:
+        for model, share in status.shares.items():
+            table.add_row(f"share that {model} serves", f"{share:.1%}")
+    for action, count in status.decisions.items():
+        table.add_row(f"rollouts: {action.replace('_', ' ')}", f"{count:,.0f}")
     labels = status.labels or status.events  # in events where they have no topic of their own
     table.add_row("labels learned", f"{status.learned:,.0f} of {labels:,.0f}")
     table.add_row("predictions waiting for their label", f"{status.waiting:,.0f}")
