@@ -16,6 +16,7 @@ How such a comparison misleads, and what is done about it:
 from __future__ import annotations
 
 import gc
+import math
 import time
 import tracemalloc
 from collections import deque
@@ -27,8 +28,10 @@ from numpy.typing import NDArray
 
 from benchmarks.report import Report, Target
 from models.label_join import LabelJoin
+from models.label_windows import LabelWindows
 from models.learner import Task
 from models.outcome import CONTRADICTS, DUPLICATE, LATE, UNKNOWN_ID
+from state.aggregates import WindowSpec
 from state.label_rules import MOST_SETTLED, LabelRules
 
 F64 = NDArray[np.float64]
@@ -90,6 +93,26 @@ class Ours:
         taught = zip(of.target[of.taught].tolist(), served, strict=True)
         found: Found = [(f"learns {target:g}", event) for target, event in taught]
         return found + [(why, label) for label, why in of.refused_labels]
+
+
+class OursWithWindows(Ours):
+    """The join, and windows over what the events of a merchant turned out to be."""
+
+    def __init__(self, wait_ms: int = WAIT_MS) -> None:
+        super().__init__(wait_ms)
+        spec = WindowSpec("target", (WAIT_MS // 7, WAIT_MS), ("count", "mean"))
+        self._windows = LabelWindows({"merchant": [(spec, slice(0, 4))]}, 600_000)
+        self._merchants = [f"merchant-{number * number % 1009}" for number in range(10_000)]
+
+    def events(self, ids: list[str], times: Any, features: F64) -> Any:
+        joined = super().events(ids, times, features)
+        self._windows.fill(joined, self.join.pending, [self._merchants[: len(ids)]], features)
+        return joined
+
+    def labels(self, ids: list[str], times: Any, values: Any) -> Any:
+        joined = super().labels(ids, times, values)
+        self._windows.fill(joined, self.join.pending, [], _NO_ROWS)
+        return joined
 
 
 class ByHand:
@@ -227,6 +250,7 @@ def run(quick: bool) -> Report:
         {"labels": name, "waiting": waiting, "batch": batch, "µs per label": cost}
         for (name, waiting, batch), cost in best.items()
     ]
+    rows += _windows_rows(labels)
     memory.append({"memory": "dicts by hand", "waiting": 20_000, beyond: _bytes_by_hand(20_000)})
     worst = max(row[beyond] for row in memory[:-1])
     targets = [
@@ -238,12 +262,27 @@ def run(quick: bool) -> Report:
     return Report("labels", [*rows, *ends, *memory], targets, _notes(labels))
 
 
+def _windows_rows(labels: int) -> list[dict[str, Any]]:
+    """What windows over labels add to the join."""
+    made = {"without": _Bench(Ours(), WAITING[1]), "with": _Bench(OursWithWindows(), WAITING[1])}
+    return [
+        {
+            "label windows": f"{name}, batch {batch}",
+            "µs per label": bench.labels_us(labels, batch),
+            "µs per event": bench.events_us(labels, batch),
+        }
+        for batch in (100, 1000)
+        for name, bench in made.items()
+    ]
+
+
 def _notes(labels: int) -> list[str]:
     return [
         f"best of {labels // _ROUND} rounds of {_ROUND:,} labels, each for any of those that wait; "
         f"{MOST_SETTLED:,} ids are remembered after their label; {WIDTH} features",
         "a label includes the hash of its id and the check of its value; it does not include what "
         "the model learns",
+        "label windows: of 1,009 merchants over 1 and 7 days, count and mean; 100,000 wait",
         "an end of a wait is one that nobody's label came for: its assumed label is handed out",
     ]
 
@@ -266,6 +305,17 @@ class _Bench:
         """Microseconds per label, of the best round."""
         return min(self._judge(_ROUND, batch) for _ in range(labels // _ROUND))
 
+    def events_us(self, events: int, batch: int) -> float:
+        """Microseconds per event that begins to wait, of the best round."""
+        best = math.inf
+        for _ in range(events // _ROUND):
+            ids, times = _events(self._next, _ROUND)
+            best = min(best, self._timed(lambda ids=ids, at=times: self._events(ids, at, batch)))  # type: ignore[misc]
+            self._waiting = np.append(self._waiting, np.arange(self._next, self._next + _ROUND))
+            self._next += _ROUND
+            self._judge(_ROUND, 1000, refill=False)
+        return best / _ROUND * 1e6
+
     def ends_us(self, events: int) -> float:
         """Microseconds per prediction whose wait is over; some end with each new event."""
         self._judge(2 * events, 1000, refill=False)  # rows enough, so that nothing grows
@@ -280,9 +330,9 @@ class _Bench:
         took = self._timed(lambda: self._events(ids, later))
         return (took - before) / (waiting + events - len(self.contestant)) * 1e6
 
-    def _events(self, ids: list[str], times: list[int]) -> None:
-        for start in range(0, len(ids), 1000):
-            cut = slice(start, start + 1000)
+    def _events(self, ids: list[str], times: list[int], batch: int = 1000) -> None:
+        for start in range(0, len(ids), batch):
+            cut = slice(start, start + batch)
             now = self.contestant.column(times[cut])
             self.contestant.events(ids[cut], now, self._features[: len(now)])
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from dataflows.admission import Admission
 from dataflows.alignment import AlignedReader
 from dataflows.batch import Batch
@@ -17,6 +19,7 @@ from dataflows.model_step import ModelStep
 from dataflows.pipeline import Pipeline
 from dataflows.windows import Keyed, Router, WindowStep
 from models.outcome import ASSUMED_LABEL
+from models.targets import select
 from tests.history import EVENTS, LABELS, Message
 
 WORKERS, SHARDS, PARTITIONS = 2, 3, 4
@@ -92,13 +95,10 @@ class Cluster:
             ids += results.batch.ids
             own = found[results.batch.origin]
             if (taught := results.learned) is not None:
-                rows = zip(
-                    taught.label.tolist(), taught.tags.tolist(), taught.target,
-                    taught.times.tolist(), strict=True,
-                )  # fmt: skip
-                own += [
-                    (ids[tag], float(y), at) for label, tag, y, at in rows if label != ASSUMED_LABEL
-                ]
+                given = np.flatnonzero(taught.label != ASSUMED_LABEL)
+                tags, times = taught.tags[given].tolist(), taught.times[given].tolist()
+                rows = zip(tags, select(taught.target, given), times, strict=True)
+                own += [(ids[tag], float(y), at) for tag, y, at in rows]
             if (again := results.corrected) is not None:
                 more = zip(again.tags.tolist(), again.target, again.times.tolist(), strict=True)
                 own += [(ids[tag], float(y), at) for tag, y, at in more]

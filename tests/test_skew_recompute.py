@@ -113,6 +113,44 @@ def test_it_equals_the_flow_on_long_streams_in_disorder(seed):
     assert found.late > 10
 
 
+EDGES = (30, 60, 300)
+"""Widths of windows, in seconds, into which an event can come late; none is beyond the lateness."""
+
+
+@pytest.mark.parametrize("users", [1, 2])
+def test_it_equals_the_flow_where_events_come_late_onto_the_very_edges_of_windows(users):
+    """All times are on a grid of half a minute, as are all widths: edges are met all the time."""
+    chance = random.Random(users)
+    steps = [
+        Step(
+            kind="good",
+            wait=chance.choice([0, 0, 30, 30, 60]),
+            behind=chance.choice([0, 0, 0, *EDGES]),
+            user=chance.randrange(users),
+            price=chance.uniform(-5, 5),
+            choice=chance.randrange(12),
+            delay=None,
+        )
+        for _ in range(400)
+    ]
+    assert min(late_onto_edges(steps)) > 10
+    found = check(steps, 1)
+    assert found is not None
+    assert found.served.all()
+
+
+def late_onto_edges(steps: list[Step]) -> list[int]:
+    """For each width, how many events come exactly at the left edge of the newest one's window."""
+    newest: dict[int, int] = {}
+    now, met = 0, dict.fromkeys(EDGES, 0)
+    for step in steps:
+        now += step.wait
+        ahead = newest.get(step.user, now) - (now - step.behind)
+        met |= {ahead: met[ahead] + 1} if ahead in met else {}
+        newest[step.user] = max(newest.get(step.user, 0), now - step.behind)
+    return list(met.values())
+
+
 def test_an_event_that_comes_late_is_not_in_the_features_of_those_before_it():
     def step(wait: int, behind: int = 0) -> Step:
         return Step("good", wait, behind, user=0, price=2.0, choice=1, delay=None)

@@ -34,7 +34,7 @@ def messages() -> list[Message]:
 
 def payments(rules: str) -> Pipeline:
     shipped = load_pipeline("payments")
-    of_labels = window("merchant", target(), over=("1d", "7d"), stats=("count", "sum"))
+    of_labels = window("merchant", target(), over=("1h", "1d"), stats=("count", "sum"))
     label = replace(shipped.label, **RULES[rules])
     return replace(shipped, features=[*shipped.features, of_labels], label=label)
 
