@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.decision import Evidence as Summary
 from models.evidence import Finding, PairedEvidence
 from models.learner import Task
-from models.policies import Policy, scale_of
+from models.policies import Policy, bound_of, loss_of, scale_of
 from models.two_sample_evidence import TwoSampleEvidence
 
 F64 = NDArray[np.float64]
@@ -40,7 +40,7 @@ class Judge:
         self._policy = policy
         kind = PairedEvidence if policy.judge == "paired" else TwoSampleEvidence
         self._evidence: PairedEvidence | TwoSampleEvidence = kind(
-            policy.alpha, scale_of(policy, task)
+            policy.alpha, scale_of(policy, task), bound=bound_of(task, loss_of(policy, task))
         )
 
     def look(self, ours: F64, theirs: F64, arms: U8, champion: int, challenger: int) -> Look:

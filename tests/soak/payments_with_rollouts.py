@@ -1,0 +1,19 @@
+"""The payments, with challengers that climb and fall in twenty thousand events."""
+
+from dataclasses import replace
+
+from river import linear_model, naive_bayes, optim, preprocessing
+
+from dataflows import Canary
+from dataflows.pipelines.payments import pipeline as shipped
+
+pipeline = replace(
+    shipped,
+    challengers={
+        "bayes": preprocessing.StandardScaler() | naive_bayes.GaussianNB(),
+        "adam": preprocessing.StandardScaler()
+        | linear_model.LogisticRegression(optimizer=optim.Adam(0.01)),
+    },
+    rollout=Canary(steps=(0.1, 0.3, 0.6, 1.0), hold_labels=100, report=1000),
+    with_features=True,
+)
