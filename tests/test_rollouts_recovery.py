@@ -53,9 +53,9 @@ def decisions(trial: Trial) -> list[dict[str, Any]]:
 def test_the_backlog_holds_a_fall_a_climb_and_answers(unharmed: Trial) -> None:
     told = [(each["action"], each["challenger"]) for each in decisions(unharmed)]
     assert [pair for pair in told if pair[0] != "progress"] == [
-        ("started", "bayes"), ("rolled_back", "bayes"), ("started", "adam"),
-        ("stepped", "adam"), ("stepped", "adam"), ("refused", "nobody"), ("refused", "x"),
-        ("promoted", "adam"),
+        ("started", "bayes"), ("rolled_back", "bayes"), ("started", "faster"),
+        ("stepped", "faster"), ("stepped", "faster"), ("refused", "nobody"), ("refused", "x"),
+        ("promoted", "faster"),
     ]  # fmt: skip
 
 
@@ -71,4 +71,4 @@ def test_killed_again_and_again_it_decides_the_same(unharmed: Trial, tmp_path: P
         for rows in messages(trial, "payments.predictions")
         for value in rows
     )
-    assert served["adam"] > 1000 < served["LogisticRegression"]
+    assert served["faster"] > 1000 < served["LogisticRegression"]

@@ -11,8 +11,8 @@ pipeline = replace(
     shipped,
     challengers={
         "bayes": preprocessing.StandardScaler() | naive_bayes.GaussianNB(),
-        "adam": preprocessing.StandardScaler()
-        | linear_model.LogisticRegression(optimizer=optim.Adam(0.01)),
+        "faster": preprocessing.StandardScaler()
+        | linear_model.LogisticRegression(optimizer=optim.SGD(0.02)),
     },
     rollout=Canary(steps=(0.1, 0.3, 0.6, 1.0), hold_labels=100, report=1000),
     with_features=True,
