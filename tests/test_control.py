@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from river import linear_model, preprocessing, tree
+from river import linear_model, preprocessing
 
 from dataflows import Event, Label, Pipeline, Shadow, field, inline, window
 from dataflows.alignment import AlignedReader
@@ -54,7 +54,7 @@ def orders(**changes: Any) -> Pipeline:
         "label": Return.target("odd", wait="1h"),
         "features": [field("amount"), window("shop", "amount", over="1h", stats=("count",))],
         "model": preprocessing.StandardScaler() | linear_model.LogisticRegression(),
-        "challengers": {"tree": tree.HoeffdingTreeClassifier()},
+        "rollout": Shadow(),
     }
     return Pipeline(**(declared | changes))
 
@@ -243,7 +243,7 @@ def test_a_dead_control_message_comes_behind_the_dead_letters_of_its_batch(monke
 
 
 def test_a_pipeline_without_rollouts_reads_and_writes_no_more_than_before():
-    pipeline = orders(challengers={})
+    pipeline = orders(rollout=None)
     bus = MemoryBus()
     bus.create_topics({"p.events": 1, "p.labels": 1})
     run_worker(pipeline, bus, IntakeOptions(until_end=True))
@@ -308,11 +308,11 @@ def test_a_command_alone_is_one_item_for_the_models():
         ({}, {"shop"}),
         ({"rollout_key": "shop", "features": [field("amount")]}, {"shop"}),
         ({"rollout_key": "id"}, set()),
-        ({"challengers": {}}, set()),
+        ({"rollout": None}, set()),
     ],
 )
 def test_the_field_by_which_traffic_is_divided_comes_to_the_models(changes, kept):
-    pipeline = orders(**({"rollout": Shadow()} if changes.get("challengers", 1) else {}) | changes)
+    pipeline = orders(**changes)
     (batch,) = raw_of(pipeline, [], events=4)
     assert kept <= set(batch.columns)
     Router(pipeline, 4, workers=2).route(batch, T0)

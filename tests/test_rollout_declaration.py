@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from river import anomaly, bandit, linear_model, tree
 
 import dataflows
-from dataflows import ABTest, Bandit, Canary, Guardrails, Shadow, field, inline, window
+from dataflows import ABTest, Bandit, Canary, Guardrails, Pipeline, Shadow, field, inline, window
 from state.errors import DeclarationError
-from tests.test_control import orders
+from tests import test_control
 
 TREE = tree.HoeffdingTreeClassifier()
 LINE = linear_model.LinearRegression()
 EGREEDY = bandit.EpsilonGreedy(epsilon=0.1, seed=1)
+
+
+def orders(**changes: Any) -> Pipeline:
+    return test_control.orders(**({"rollout": None, "challengers": {"tree": TREE}} | changes))
 
 
 def test_challengers_alone_are_in_shadow():
@@ -29,8 +35,8 @@ def test_without_challengers_and_rollout_there_is_neither_topic():
     assert not pipeline.controlled
     assert pipeline.inputs == ("p.events", "p.labels")
     assert "p.rollouts" not in pipeline.topics.outputs
-    assert "shop" in pipeline.used_fields
-    assert "shop" not in orders(challengers={}, features=[field("amount")]).used_fields
+    assert "shop" in pipeline.read_fields
+    assert "shop" not in orders(challengers={}, features=[field("amount")]).read_fields
 
 
 @pytest.mark.parametrize(
@@ -47,7 +53,7 @@ def test_traffic_goes_by_the_field_that_is_published_by_unless_another_is_named(
     assert orders(features=[field("amount")]).traffic_field == "id"
     assert orders(features=[field("amount")], key="shop").traffic_field == "shop"
     by_key = orders(features=[field("amount")], key="shop")
-    assert by_key.used_fields == ["amount", "shop"]
+    assert by_key.read_fields == ["amount", "shop"]
 
 
 def test_a_challenger_is_fresh_each_time():
