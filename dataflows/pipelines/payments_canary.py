@@ -4,9 +4,9 @@ It reads and writes the topics of `payments`, and is run as a module::
 
     anabranch run dataflows.pipelines.payments_canary
 
-``bayes`` is worse than the model that leads, and is found out before it serves anybody to speak of;
 ``faster`` takes larger steps while much is to be learned, climbs from 1 % of the cards to a half,
-and takes over.
+and takes over. Then it is the turn of ``bayes``, which is worse than the model that leads, and is
+found out before it serves anybody to speak of.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from models.policies import Canary
 pipeline = replace(
     payments,
     challengers={
-        "bayes": preprocessing.StandardScaler() | naive_bayes.GaussianNB(),  # type: ignore[no-untyped-call]
         "faster": preprocessing.StandardScaler()
         | linear_model.LogisticRegression(optimizer=optim.SGD(0.02)),
+        "bayes": preprocessing.StandardScaler() | naive_bayes.GaussianNB(),  # type: ignore[no-untyped-call]
     },
     rollout=Canary(steps=(0.01, 0.05, 0.25, 0.5, 1.0)),
 )

@@ -10,9 +10,9 @@ from dataflows.pipelines.payments import pipeline as shipped
 pipeline = replace(
     shipped,
     challengers={
-        "bayes": preprocessing.StandardScaler() | naive_bayes.GaussianNB(),
         "faster": preprocessing.StandardScaler()
         | linear_model.LogisticRegression(optimizer=optim.SGD(0.02)),
+        "bayes": preprocessing.StandardScaler() | naive_bayes.GaussianNB(),
     },
     rollout=Canary(steps=(0.1, 0.3, 0.6, 1.0), hold_labels=100, report=1000),
     with_features=True,
