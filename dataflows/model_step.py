@@ -21,6 +21,7 @@ from models.drift import LOSS, Alarm
 from models.learner import Task
 from models.outcome import Outcome
 from models.prequential import Prequential
+from models.segments import Segments
 from state.extent import LARGEST, all_usable
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         self._pipeline = pipeline
         self._metrics = metrics
         self._assembler = Assembler(pipeline)
-        label = pipeline.label
+        label, key = pipeline.label, pipeline.model_key
         self._target = _TargetReader(pipeline)
         self._inline = not isinstance(label, Delayed)
         self._labelled = isinstance(label, Inline)
@@ -108,6 +109,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             otherwise=label.otherwise if isinstance(label, Delayed) else None,
             inline=self._inline,
             slices=pipeline.slices,
+            segments=Segments(key, pipeline.max_segments) if key is not None else None,
         )
         self._labels = LabelTrouble(pipeline.topics)
         self._events = 0  # so many were predicted
@@ -182,6 +184,9 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         self._metrics.on_models(len(pending), self._quality(), len(pending.early))
         if self.prequential.slices:
             self._metrics.on_slices(self.prequential.slices.report())
+        if self.prequential.segments is not None:
+            learner = self.prequential.learners[self.prequential.champion]
+            self._metrics.on_segments(self.prequential.segments.report(learner))
 
     def _quality(self) -> dict[tuple[str, str], float]:
         return {

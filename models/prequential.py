@@ -18,7 +18,8 @@ from models.learner import Label, Learner, Predictions, Targets, Task
 from models.metrics import Metric, metric
 from models.monitors import Monitors
 from models.outcome import Learned, Outcome
-from models.sliced import Fields, Slices
+from models.segments import Segments
+from models.sliced import NO_FIELDS, Fields, Slices
 from models.slices import SliceBy
 from models.step_record import StepRecord
 from models.step_record import part_of as _part
@@ -33,6 +34,7 @@ U8 = NDArray[np.uint8]
 
 _ANSWERS: Final = "answers"
 _SLICES: Final = "slices"
+_SEGMENTS: Final = "segments"
 
 
 class Prequential:
@@ -52,11 +54,12 @@ class Prequential:
         inline: targets come with the events, nothing waits.
         bounds: when a model is too large to be written whole in `changes`.
         slices: parts of the events for which the metrics are kept apart, too.
+        segments: of the events, for learners that are `Segmented`.
 
     Attributes:
         metrics: `{model: {name: Metric}}`, running.
         monitors: at work.
-        slices: those at work.
+        slices, segments: those at work.
         pending: the predictions that wait; empty when `inline`.
 
     Raises:
@@ -87,6 +90,7 @@ class Prequential:
         otherwise: Label = None,
         bounds: Bounds | None = None,
         slices: Sequence[SliceBy] = (),
+        segments: Segments | None = None,
     ) -> None:
         if not learners:
             raise DeclarationError("no model is given: a prequential step needs one at least")
@@ -96,6 +100,7 @@ class Prequential:
         self._metric_names = tuple(metrics)
         self.learners: dict[str, Learner] = {}
         self.metrics: dict[str, dict[str, Metric]] = {}
+        self.segments = segments
         self.slices = Slices(slices, self.names, self._metric_names, self.task)
         self._join = LabelJoin(
             len(self.names), self.task, rules or LabelRules(), otherwise, len(self.slices)
@@ -180,7 +185,7 @@ class Prequential:
         order: I64,
         tags: NDArray[np.int32] | None = None,
         note: Note | None = None,
-        fields: Fields | None = None,
+        fields: Fields = NO_FIELDS,
     ) -> Outcome:
         """Predict events and learn labels, in `order`.
 
@@ -195,7 +200,7 @@ class Prequential:
             order: `(events + labels,) int64`: event i as i, label j as `events + j`.
             tags: `(events,) int32`, handed back with the label.
             note: of a label that must be held, by its index; handed back should it be given up.
-            fields: of the events, those that `slices` are by.
+            fields: of the events, those that `slices` and `segments` are by.
 
         When `inline`, it is `run_inline`: `label_values` belongs to the events, one each, and
         `ids`, `label_ids`, `label_times` and `order` are not looked at.
@@ -205,11 +210,12 @@ class Prequential:
         """
         if self.inline:
             return self.run_inline(features, times, label_values, tags, fields)
+        if self.segments is not None:
+            features = self.segments.add_to(features, fields, order)
         joined = self._join.join(
             ids, times, features, label_ids, label_values, label_times, order, tags, note
         )
-        groups = self.slices.groups_of(fields or {}, features, order) if self.slices else None
-        return self._work(joined, len(times), groups)
+        return self._work(joined, len(times), order, fields)
 
     def changes(self) -> Delta:
         """What changed since the last call of this or of `restore`; at first, everything.
@@ -232,8 +238,10 @@ class Prequential:
         if told != self._told:
             delta.blobs["step"] = told
         sliced = self.slices.changes() if self.slices else None
-        if sliced is not None:
-            delta.blobs[_SLICES] = sliced
+        segments = self.segments.changes(self.learners[self.champion]) if self.segments else None
+        for part, blob in ((_SLICES, sliced), (_SEGMENTS, segments)):
+            if blob is not None:
+                delta.blobs[part] = blob
         self._cleared, self._told = set(), told
         return delta
 
@@ -268,14 +276,13 @@ class Prequential:
             for name in record.models
         }
         self.monitors.go_on(record.watches)
+        if self.segments is not None and _SEGMENTS in image.blobs:
+            self.segments.restore(image.blobs[_SEGMENTS])
         self._join.restore(image.part("pending"))
         stored = image.blobs.get(_SLICES)
-        places = [-1] * len(self.slices)
-        if self.slices and stored is not None:
-            places = self.slices.restore(stored, tuple(record.models))
-        elif stored is not None:
+        if stored is not None and not self.slices:
             self._cleared.add(_SLICES)  # should they be declared again, they begin anew
-        self.pending.regroup(places)
+        self.pending.regroup(self.slices.restore(stored, tuple(record.models)))
 
     def _record(self) -> StepRecord:
         return StepRecord(
@@ -283,7 +290,7 @@ class Prequential:
             self.monitors.watches,
         )  # fmt: skip
 
-    def _work(self, joined: Joined, events: int, groups: U8 | None) -> Outcome:
+    def _work(self, joined: Joined, events: int, order: I64, fields: Fields) -> Outcome:
         """Predict and learn the steps that were laid out."""
         pending, row, time = self.pending, joined.row, joined.time
         asked, taught = joined.asked, joined.taught
@@ -305,9 +312,12 @@ class Prequential:
             joined.source[taught], select(joined.target, taught), scored,
             pending.times[left], time[taught], pending.tags[left], joined.item[taught],
         )  # fmt: skip
-        if groups is not None:
-            pending.groups[row[asked]] = groups[joined.source[asked]]
-        self._score(learned, None if groups is None else pending.groups[left])
+        groups = None
+        if self.slices:
+            rows = row[asked][turn]
+            pending.groups[rows] = self.slices.groups_of(fields, pending.features, rows, order)
+            groups = pending.groups[left]
+        self._score(learned, groups)
         alarms: list[Alarm] = []
         if self.monitors:
             alarms = self.monitors.look(
@@ -326,7 +336,7 @@ class Prequential:
         times: I64,
         values: Targets,
         tags: NDArray[np.int32] | None = None,
-        fields: Fields | None = None,
+        fields: Fields = NO_FIELDS,
     ) -> Outcome:
         """Each event is predicted, then learned at once.
 
@@ -334,6 +344,8 @@ class Prequential:
         the same). Arguments and errors are those of `run`.
         """
         events = len(times)
+        if self.segments is not None:
+            features = self.segments.add_to(features, fields)
         values = as_targets(values, self.task)
         before = {name: learner.version for name, learner in self.learners.items()}
         if len(self._ascending) < events:
@@ -353,7 +365,9 @@ class Prequential:
             known, when = select(values, taught), times[taught]
             learned = Learned(taught, known, scored, when, when, tags[taught])
             learned_before = np.searchsorted(taught, np.arange(events))
-        groups = self.slices.groups_of(fields or {}, features)[taught] if self.slices else None
+        groups = None
+        if self.slices:
+            groups = self.slices.groups_of(fields, features, self._ascending[:events])[taught]
         self._score(learned, groups)
         alarms: list[Alarm] = []
         if self.monitors:

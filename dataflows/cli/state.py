@@ -122,8 +122,20 @@ def _contents(place: PlaceReport) -> str:
             + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             for model, metrics in place.models.items()
         )
-        return f"{quality}; {place.waiting:,} predictions wait for a label"
+        return f"{quality}; {_segments(place)}{place.waiting:,} predictions wait for a label"
     return f"{place.ids:,} ids seen" if place.ids else "nothing yet"
+
+
+def _segments(place: PlaceReport) -> str:
+    """How many segments have a model, and those with the most labels."""
+    if not place.segments:
+        return ""
+    own = {name: told["labels"] for name, told in place.segments.items() if told["own"]}
+    first = sorted(own, key=lambda name: -own[name])[:5]
+    named = ", ".join(f"{name}: {own[name]:,}" for name in first)
+    more = ", …" if len(own) > len(first) else ""
+    labels = f" (labels of {escape(named)}{more})" if own else ""
+    return f"{len(own):,} segments have a model of their own{labels}; "
 
 
 def _size(count: int) -> str:
