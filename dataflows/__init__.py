@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         hour_of_day,
         one_hot,
         since_last,
+        target,
         window,
     )
     from dataflows.messages import Delayed, Event, Label, Prediction, inline
@@ -46,6 +47,7 @@ __all__ = [
     "oversample",
     "since_last",
     "slice_by",
+    "target",
     "undersample",
     "window",
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from river import base
 
-from dataflows.features import DayOfWeek, EntityFeature, Feature, HourOfDay
+from dataflows.features import DayOfWeek, Feature, HourOfDay, KeyedFeature
 from dataflows.messages import Delayed, Inline, Label
 from dataflows.schema import Schema
 from models.drift import LOSS
@@ -85,6 +85,8 @@ def check_label(pipeline: Pipeline) -> None:
         raise DeclarationError(
             f"label of pipeline {pipeline.name!r} must be a Label type's target(…) or inline(…)"
         )
+    for windows in pipeline.label_windows.values():
+        _check_label_window(pipeline, windows[0][0].label)
 
 
 def find_task(pipeline: Pipeline) -> Task:
@@ -215,7 +217,7 @@ def check_times(pipeline: Pipeline) -> None:
 
 def _check_use_of_time(pipeline: Pipeline, feature: Feature) -> None:
     """The event's time may be text on the wire: it is for `hour_of_day` and `day_of_week` alone."""
-    value = feature.value if isinstance(feature, EntityFeature) else feature.field
+    value = feature.value if isinstance(feature, KeyedFeature) else feature.field
     of_time = isinstance(feature, HourOfDay | DayOfWeek)
     if of_time and value != pipeline.time and value in pipeline.schema.fields:
         raise DeclarationError(
@@ -233,12 +235,27 @@ def _check_inline(pipeline: Pipeline, label: Inline) -> None:
     kinds = ("number", "boolean", "text")
     pipeline.schema.require_present(label.field, kinds, f"inline({label.field!r})")  # type: ignore[arg-type]
     for feature in pipeline.features:
-        value = feature.value if isinstance(feature, EntityFeature) else feature.field
+        value = feature.value if isinstance(feature, KeyedFeature) else feature.field
         if label.field in (value, getattr(feature, "entity", None)):
             raise DeclarationError(
                 f"field {label.field!r} is the label of pipeline {pipeline.name!r}: a feature "
                 "made of it would give the answer away"
             )
+
+
+def _check_label_window(pipeline: Pipeline, window: str) -> None:
+    """There is a label, and it can be counted."""
+    kind = pipeline.target_kind
+    if kind is None:
+        raise DeclarationError(
+            f"{window} of target() in pipeline {pipeline.name!r} has no labels to be made of: give "
+            "label="
+        )
+    if kind not in ("number", "boolean"):
+        raise DeclarationError(
+            f"{window} of target() in pipeline {pipeline.name!r}: the label must be a number or a "
+            f"boolean, and it is {kind}"
+        )
 
 
 def _check_delayed(pipeline: Pipeline, label: Delayed) -> None:

@@ -2,15 +2,16 @@
 
 Row features (`field`, `hour_of_day`, `day_of_week`, `one_hot`, `hashed`) are made of the event
 alone. Window features (`window`, `since_last`, `distinct`, `decayed`) are made of what happened to
-an entity before; their state is in `state.entity`. Every declaration names its columns, which are
-the names that the model, the predictions and the monitors know them by.
+an entity before; their state is in `state.entity`. A window of `target()` is made of the labels of
+an entity as they came (`models.label_windows`). Every declaration names its columns, which are the
+names that the model, the predictions and the monitors know them by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from state.hashing import hash64
 
 Columns = Mapping[str, list[Any]]
 """Field name → one Python value per row."""
+
+TARGET = "target"
+"""What columns of label windows call the label."""
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -169,12 +173,41 @@ class EntityFeature:
     def check(self, schema: Schema) -> None:
         """Raise DeclarationError unless the event type has what this needs."""
         schema.require_present(self.entity, ("text",), self.label)
+        if isinstance(self.value, Target):
+            raise DeclarationError(f"{self.label} can't be made of target(): only window can")
         if self.value is not None:
             kinds = ("text",) if self.text_value else ("number", "boolean")
             schema.require(self.value, kinds, self.label)  # type: ignore[arg-type]
 
 
-Feature = RowFeature | EntityFeature
+@dataclass(frozen=True, slots=True)
+class Target:
+    """See `target`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelWindow:
+    """A window over what an entity's events turned out to be; ``label`` is what errors call it."""
+
+    entity: str
+    spec: WindowSpec
+    label: str
+
+    @property
+    def value(self) -> None:
+        """No field of the event goes into it."""
+
+    def columns(self) -> list[str]:
+        """The names of its columns, the entity's name first."""
+        return [f"{self.entity}_{name}" for name in self.spec.columns()]
+
+    def check(self, schema: Schema) -> None:
+        """Raise DeclarationError unless the event type has what this needs."""
+        schema.require_present(self.entity, ("text",), self.label)
+
+
+KeyedFeature = EntityFeature | LabelWindow
+Feature = RowFeature | KeyedFeature
 
 
 def field(name: str, *, missing: float | None = None) -> NumberField:
@@ -202,6 +235,12 @@ def hashed(name: str, *, buckets: int = 16) -> Hashed:
     return Hashed(name, buckets)
 
 
+def target() -> Target:
+    """The label, as that of which a `window` is made: how often it was fraud at this merchant."""
+    return Target()
+
+
+@overload
 def window(
     entity: str,
     value: str | None = None,
@@ -209,12 +248,37 @@ def window(
     over: Sequence[str] | str,
     stats: Sequence[str] | str = ("count", "mean"),
     resolution: str | None = None,
-) -> EntityFeature:
+) -> EntityFeature: ...
+
+
+@overload
+def window(
+    entity: str,
+    value: Target,
+    *,
+    over: Sequence[str] | str,
+    stats: Sequence[str] | str = ("count", "mean"),
+    resolution: str | None = None,
+) -> LabelWindow: ...
+
+
+def window(
+    entity: str,
+    value: str | Target | None = None,
+    *,
+    over: Sequence[str] | str,
+    stats: Sequence[str] | str = ("count", "mean"),
+    resolution: str | None = None,
+) -> EntityFeature | LabelWindow:
     """Statistics of ``value`` over the events of the same entity in the last ``over``.
 
     Stats are count, sum, mean, std, var, min, max, first and last; without ``value`` only count.
     A null value is left out of the window, but the event still gets its features.
     ``resolution`` merges events into panes of that length, which bounds memory of long windows.
+
+    With `target()` they are of the labels of the entity's events, each at the time at which it
+    came: those that are in the last ``over`` before an event, and had arrived before it. Its own
+    is never among them.
     """
     label = f"window({entity})"
     stats = (stats,) if isinstance(stats, str) else tuple(stats)
@@ -222,13 +286,13 @@ def window(
         if stats != ("count", "mean"):
             raise DeclarationError(f"{label} without a value can only count: give stats='count'")
         stats = ("count",)
-    spec = WindowSpec(
-        value or "",
-        _widths_ms(over, label),
-        stats,
-        parse_duration_ms(resolution) if resolution else 0,
+    widths = _widths_ms(over, label)
+    pane_ms = parse_duration_ms(resolution) if resolution else 0
+    if isinstance(value, Target):
+        return LabelWindow(entity, WindowSpec(TARGET, widths, stats, pane_ms), label)
+    return EntityFeature(
+        entity, WindowSpec(value or "", widths, stats, pane_ms), value, False, label
     )
-    return EntityFeature(entity, spec, value, False, label)
 
 
 def since_last(entity: str, *, within: str = "1d") -> EntityFeature:

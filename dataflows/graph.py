@@ -21,7 +21,7 @@ import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
-from dataflows.batch import Progress, Wake
+from dataflows.batch import Wake
 from dataflows.bus import Bus, TopicPartition
 from dataflows.encode import Encoder, Results
 from dataflows.failure import Guard, watched
@@ -64,13 +64,13 @@ def build_graph(
     intake = Intake(pipeline, bus, options, router, metrics, state)
     partitions = len(intake.list_parts())
 
-    def fill(token: Token | None) -> StatefulBatchLogic[Item | Progress, Item, Token | None]:
+    def fill(token: Token | None) -> StatefulBatchLogic[Item, Item, Token | None]:
         return watched(lambda: WindowStep(pipeline, metrics, workers, state, token), guard)
 
     def model(token: Token | None) -> StatefulBatchLogic[Item, Results | Wake, Token | None]:
-        return watched(lambda: ModelStep(pipeline, metrics, state, token), guard)
+        return watched(lambda: ModelStep(pipeline, metrics, state, token, workers), guard)
 
-    def both(tokens: Tokens | None) -> StatefulBatchLogic[Item | Progress, Results | Wake, Tokens]:
+    def both(tokens: Tokens | None) -> StatefulBatchLogic[Item, Results | Wake, Tokens]:
         of_windows, of_models = tokens or (None, None)
 
         def make() -> WindowsAndModels:

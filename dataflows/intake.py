@@ -28,7 +28,7 @@ from dataflows.event_time import FIRST_MS
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token
-from dataflows.windows import Routed, Router
+from dataflows.windows import Keyed, Router
 from state.delta import Delta
 from state.errors import AnabranchError
 
@@ -80,7 +80,7 @@ class IntakeOptions:
     failure: AnabranchError | None = None
 
 
-class Intake(FixedPartitionedSource[Routed, PartitionState]):
+class Intake(FixedPartitionedSource[Keyed, PartitionState]):
     """All input topics of a pipeline as one aligned stream of admitted batches.
 
     ``router`` makes the keyed items of a batch that the next step works on.
@@ -103,7 +103,7 @@ class Intake(FixedPartitionedSource[Routed, PartitionState]):
 
     def build_part(
         self, step_id: str, for_part: str, resume_state: PartitionState | None
-    ) -> StatefulSourcePartition[Routed, PartitionState]:
+    ) -> StatefulSourcePartition[Keyed, PartitionState]:
         return _IntakePartition(int(for_part), self._shared, resume_state)
 
 
@@ -125,6 +125,7 @@ class _SharedReader:
         self.options = options
         self._router = router
         self._quiet_since: float | None = None
+        self._told_end = False
         self._metrics = metrics
         self._bus = bus
         self.reader = AlignedReader(
@@ -209,7 +210,7 @@ class _SharedReader:
                 return self.options.stop.is_set()
         return True
 
-    def read(self) -> list[Routed]:
+    def read(self) -> list[Keyed]:
         """The next batch, routed; nothing when none is there or an epoch is being closed."""
         if len(self.parts) > 1 and len({part.snapshots for part in self.parts}) > 1:
             return []
@@ -222,12 +223,12 @@ class _SharedReader:
         self._metrics.on_batch(raw, batch)
         return self._router.route(batch, self._admission.watermark_ms)
 
-    def wake(self) -> list[Routed]:
+    def wake(self) -> list[Keyed]:
         """Once, before all else: have every step tell its state in the first epoch."""
         self.asleep = False
         return self._router.wake()
 
-    def _nothing(self) -> list[Routed]:
+    def _nothing(self) -> list[Keyed]:
         """Nothing to read: after a while, say that nobody needs to wait for this worker."""
         self._metrics.flush_if_due()
         now = time.monotonic()
@@ -235,6 +236,13 @@ class _SharedReader:
         if now - self._quiet_since < _IDLE_AFTER_S or any(self.reader.lag().values()):
             return []
         return self._router.progress(self.options.origin, IDLE)
+
+    def end(self) -> list[Keyed]:
+        """Once, when all is read that was there: nobody needs to wait for this worker any more."""
+        if self._told_end or self.options.stop.is_set():
+            return []
+        self._told_end = True
+        return self._router.farewell(self.options.origin)
 
     def leave(self, part: _IntakePartition) -> None:
         """The last partition to leave closes the reader."""
@@ -256,7 +264,7 @@ class _SharedReader:
         return ask(topic)[partition]
 
 
-class _IntakePartition(StatefulSourcePartition[Routed, PartitionState]):
+class _IntakePartition(StatefulSourcePartition[Keyed, PartitionState]):
     def __init__(self, number: int, shared: _SharedReader, resume: PartitionState | None) -> None:
         self.number = number
         self.snapshots = 0
@@ -264,11 +272,13 @@ class _IntakePartition(StatefulSourcePartition[Routed, PartitionState]):
         self._token = None if resume is None else resume.token
         self._place = shared.join(self, resume)
 
-    def next_batch(self) -> list[Routed]:
+    def next_batch(self) -> list[Keyed]:
         shared = self._shared
         if shared.asleep and shared.leads(self):
             return shared.wake()
         if shared.finished():
+            if told := shared.end():
+                return told
             raise StopIteration
         if not shared.leads(self):
             return []

@@ -8,20 +8,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
 
-from dataflows.batch import Batch, EntityRows, Progress, Wake
+from dataflows.batch import IDLE, NO_SPAN, Batch, EntityRows, Progress, Wake
 from dataflows.decode import payload_fields
 from dataflows.encode import Results
 from dataflows.label_trouble import LabelTrouble
 from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline
 from dataflows.metrics import WorkerMetrics
+from dataflows.origins import Origins
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token
 from dataflows.windows import Item, WindowStep, entity_columns
 from models.drift import LOSS, Alarm
+from models.label_join import Fill
+from models.label_windows import LABEL_WINDOWS, LabelWindows
 from models.learner import Task
 from models.outcome import Outcome
 from models.prequential import Prequential
 from models.segments import Segments
+from state.delta import Delta
+from state.durations import parse_duration_ms
 from state.extent import LARGEST, all_usable
 
 if TYPE_CHECKING:
@@ -69,6 +74,10 @@ class Assembler:
         self._next[origin] = number
         return ready
 
+    def waits_for(self, origin: str) -> bool:
+        """Whether parts of its batches are still to come."""
+        return any(waiting == origin for waiting, _ in self._waiting)
+
     def _fill(self, assembly: _Assembly) -> Batch:
         batch = assembly.batch
         assert batch is not None
@@ -84,6 +93,9 @@ class Assembler:
 class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     """Predicts every event and learns every label of whole batches, in order.
 
+    With several workers, batches of all ``origins`` come together here, and a backlog is aligned
+    only within each. Waits for labels run out by the time of the slowest.
+
     With ``state`` it remembers, from ``token`` on.
     """
 
@@ -93,9 +105,12 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         metrics: WorkerMetrics,
         state: StateDirectory | None = None,
         token: Token | None = None,
+        origins: int = 1,
     ) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
+        self._origins = Origins(origins) if origins > 1 else None
+        self._leaving: set[str] = set()
         self._assembler = Assembler(pipeline)
         label, key = pipeline.label, pipeline.model_key
         self._target = _TargetReader(pipeline)
@@ -111,6 +126,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             slices=pipeline.slices,
             segments=Segments(key, pipeline.max_segments) if key is not None else None,
         )
+        self._windows = label_windows(pipeline)
         self._labels = LabelTrouble(pipeline.topics)
         self._events = 0  # so many were predicted
         metrics.ask(self._tell)
@@ -119,6 +135,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             self._place = state.models()
             image = self._place.open(token)
             self.prequential.restore(image)
+            if self._windows is not None:
+                self._windows.restore(image.part(LABEL_WINDOWS))
             if not image and (learner := state.first_learner(pipeline)) is not None:
                 self.prequential.take_up(pipeline.model_name, learner)
 
@@ -127,14 +145,50 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         for item in values:
             if isinstance(item, Wake):
                 made.append(item)
+            elif isinstance(item, Progress):
+                if item.watermark == IDLE:
+                    self._leaving.add(item.origin)
+                    self._let_go()
             else:
-                made += map(self.work, self._assembler.add(item))
+                if isinstance(item, Batch):
+                    self._leaving.discard(item.origin)
+                made += map(self._in_turn, self._assembler.add(item))
         return made, False
+
+    def _in_turn(self, batch: Batch) -> Results:
+        """`work`, by the time of the slowest worker."""
+        origins, origin = self._origins, batch.origin
+        if origins is None:
+            return self.work(batch)
+        self.prequential.pending.hold(origins.room(origin))
+        if self._windows is not None:
+            self._windows.hold(origins.slowest())
+        latest = [batch.span[1]] if batch.span != NO_SPAN else []
+        latest += [int(batch.labels.times.max())] if len(batch.labels) else []
+        done = self.work(batch)
+        if latest:
+            origins.advance(origin, max(latest))
+        self._let_go()
+        return done
+
+    def _let_go(self) -> None:
+        """Nobody waits for workers that have nothing to read, once all that they read is done."""
+        if self._origins is None:
+            return
+        for origin in [each for each in self._leaving if not self._assembler.waits_for(each)]:
+            self._origins.note(origin, IDLE)
 
     def snapshot(self) -> Token | None:
         if self._place is None:
             return None
-        return self._place.commit(self.prequential.changes())
+        return self._place.commit(self.changes())
+
+    def changes(self) -> Delta:
+        """What models, waiting labels and windows of labels came to know since the last call."""
+        delta = self.prequential.changes()
+        if self._windows is not None:
+            delta.put(LABEL_WINDOWS, self._windows.changes())
+        return delta
 
     def work(self, batch: Batch) -> Results:
         """What the models make of a batch that is whole."""
@@ -155,6 +209,11 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     def _learn_inline(self, batch: Batch) -> Outcome:
         targets = batch.targets if self._labelled else None
         values = self._target.read(targets or [], len(batch.ids))
+        if self._windows is not None and batch.ids:
+            keys = [batch.columns[entity] for entity in self._windows.entities]
+            self._windows.fill_inline(
+                keys, batch.times, values, self._pipeline.task, batch.features
+            )
         return self.prequential.run_inline(
             batch.features, batch.times, values, fields=batch.columns
         )
@@ -172,6 +231,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             order=batch.order,
             tags=np.arange(first, self._events).astype(np.int32),
             note=lambda row: self._labels.note(labels, row),
+            fill=self._filling(batch),
             fields=batch.columns,
         )
         dead += [self._refuse_twice(batch, row) for row in outcome.refused_events]
@@ -179,7 +239,20 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         self._metrics.on_labels(outcome)
         return outcome
 
+    def _filling(self, batch: Batch) -> Fill | None:
+        """Writes the label windows of a batch's events, when it is known what its labels judge."""
+        windows = self._windows
+        if windows is None:
+            return None
+        keys = [batch.columns[entity] for entity in windows.entities] if batch.ids else []
+        pending = self.prequential.pending
+        return lambda joined: windows.fill(joined, pending, keys, batch.features)
+
     def _tell(self) -> None:
+        if self._windows is not None:
+            for entity, state in self._windows.states.items():
+                name = f"{entity} labels"
+                self._metrics.on_windows(self, name, state.keys, state.nbytes, 0)
         pending = self.prequential.pending
         self._metrics.on_models(len(pending), self._quality(), len(pending.early))
         if self.prequential.slices:
@@ -257,14 +330,14 @@ Tokens = tuple[Token | None, Token | None]
 """Of the windows and of the models."""
 
 
-class WindowsAndModels(StatefulBatchLogic[Item | Progress, Results | Wake, Tokens]):
+class WindowsAndModels(StatefulBatchLogic[Item, Results | Wake, Tokens]):
     """Both steps in one operator, for a single worker: each operator costs as much as some rows."""
 
     def __init__(self, windows: WindowStep, models: ModelStep) -> None:
         self._windows = windows
         self._models = models
 
-    def on_batch(self, values: list[Item | Progress]) -> tuple[list[Results | Wake], bool]:
+    def on_batch(self, values: list[Item]) -> tuple[list[Results | Wake], bool]:
         fill, work = self._windows.fill, self._models.work
         made: list[Results | Wake] = []
         for item in values:  # of a single worker all batches are whole, and nobody tells progress
@@ -277,6 +350,15 @@ class WindowsAndModels(StatefulBatchLogic[Item | Progress, Results | Wake, Token
 
     def snapshot(self) -> Tokens:
         return self._windows.snapshot(), self._models.snapshot()
+
+
+def label_windows(pipeline: Pipeline) -> LabelWindows | None:
+    """The windows over labels that a pipeline declares."""
+    declared = {
+        entity: [(feature.spec, place) for feature, place in features]
+        for entity, features in pipeline.label_windows.items()
+    }
+    return LabelWindows(declared, parse_duration_ms(pipeline.lateness)) if declared else None
 
 
 class _TargetReader:

@@ -23,7 +23,7 @@ from dataflows.checks import (
     check_times,
     find_task,
 )
-from dataflows.features import EntityFeature, Feature, RowFeature
+from dataflows.features import EntityFeature, Feature, KeyedFeature, LabelWindow, RowFeature
 from dataflows.messages import Delayed, Event, Inline
 from dataflows.schema import Kind, Schema
 from models.compiled import learner_for
@@ -183,14 +183,13 @@ class Pipeline:
     @property
     def partition_field(self) -> str | None:
         """The field whose value decides an event's partition."""
-        entities = self.entities
-        return self.key or (next(iter(entities)) if entities else None)
+        return self.key or next(iter([*self.entities, *self.label_windows]), None)
 
     @property
     def row_features(self) -> Iterator[tuple[RowFeature, slice]]:
         """Each row feature with the columns it fills."""
         for feature, place in self._places():
-            if not isinstance(feature, EntityFeature):
+            if not isinstance(feature, KeyedFeature):
                 yield feature, place
 
     @property
@@ -199,6 +198,15 @@ class Pipeline:
         entities: dict[str, list[tuple[EntityFeature, slice]]] = {}
         for feature, place in self._places():
             if isinstance(feature, EntityFeature):
+                entities.setdefault(feature.entity, []).append((feature, place))
+        return entities
+
+    @property
+    def label_windows(self) -> dict[str, list[tuple[LabelWindow, slice]]]:
+        """Entity field → its windows over labels with the columns they fill."""
+        entities: dict[str, list[tuple[LabelWindow, slice]]] = {}
+        for feature, place in self._places():
+            if isinstance(feature, LabelWindow):
                 entities.setdefault(feature.entity, []).append((feature, place))
         return entities
 
@@ -216,7 +224,7 @@ class Pipeline:
         """The event's fields that features are made of, entities included; not its time."""
         names: dict[str, None] = {}
         for feature in self.features:
-            if isinstance(feature, EntityFeature):
+            if isinstance(feature, KeyedFeature):
                 names[feature.entity] = None
                 if feature.value is not None:
                     names[feature.value] = None
@@ -234,7 +242,7 @@ class Pipeline:
             if each.edges is None or each.subject not in columns
         ]
         keys = [self.model_key] if self.model_key is not None else []
-        return list(dict.fromkeys([*subjects, *keys]))
+        return list(dict.fromkeys([*self.label_windows, *subjects, *keys]))
 
     @property
     def read_fields(self) -> list[str]:

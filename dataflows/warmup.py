@@ -20,7 +20,7 @@ def warm(pipeline: Pipeline) -> None:
 
     The first time on a machine this takes about half a minute, afterwards half a second.
     """
-    if pipeline.entities:
+    if pipeline.entities or pipeline.label_windows:
         state.entity.warm()
     RecentIds(1000).is_new(["0"], 0)
     if pipeline.task in (Task.BINARY, Task.REGRESSION):

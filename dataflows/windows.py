@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dataflows.batch import IDLE, Batch, EntityRows, Progress, Wake
 from dataflows.features import EntityFeature
 from dataflows.metrics import WorkerMetrics
+from dataflows.origins import Origins
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token, windows_of
 from state.delta import Delta
@@ -36,16 +37,12 @@ MODELS = "0"
 if TYPE_CHECKING:
     from dataflows.recovery.directory import StateDirectory
 
-Item = Batch | EntityRows | Wake
+Item = Batch | EntityRows | Wake | Progress
 Keyed = tuple[str, Item]
-Routed = tuple[str, Item | Progress]
-"""What the intake hands over."""
+"""What the intake hands over, and the steps to each other."""
 
 TELL_EVERY_S = 1.0
 """How often a worker tells the shards how far it is."""
-
-STRANGERS_S = 60.0
-"""How long a shard waits to hear of a worker before it goes on without it."""
 
 
 class Router:
@@ -62,7 +59,7 @@ class Router:
             for entity, features in pipeline.entities.items()
         }
 
-    def route(self, batch: Batch, watermark: int) -> list[Routed]:
+    def route(self, batch: Batch, watermark: int) -> list[Keyed]:
         """Keyed items for the window step, all of the batch; it tells the batch how many parts.
 
         ``watermark`` is how far event time has come here (epoch ms): no shard may let go of events
@@ -78,16 +75,23 @@ class Router:
         batch.columns = {name: batch.columns[name] for name in self._model_fields}
         return [*parts, (MODELS, batch), *self.progress(batch.origin, watermark)]
 
-    def wake(self) -> list[Routed]:
+    def wake(self) -> list[Keyed]:
         """For every shard, and so for the models and the outputs: see `Wake`."""
         return [(str(shard), Wake(shard)) for shard in range(self._shards)]
 
-    def progress(self, origin: str, watermark: int) -> list[Routed]:
+    def progress(self, origin: str, watermark: int) -> list[Keyed]:
         """For every shard, once a second at most: how far this worker is."""
         now = time.monotonic()
         if self._workers == 1 or now < self._tell_at:
             return []
         self._tell_at = now + TELL_EVERY_S
+        return self._told(origin, watermark)
+
+    def farewell(self, origin: str) -> list[Keyed]:
+        """For every shard: nothing more comes from this worker."""
+        return [] if self._workers == 1 else self._told(origin, IDLE)
+
+    def _told(self, origin: str, watermark: int) -> list[Keyed]:
         return [(str(shard), Progress(origin, watermark, shard)) for shard in range(self._shards)]
 
     def _split(self, batch: Batch, entity: str, columns: dict[str, NDArray[Any]]) -> list[Keyed]:
@@ -190,7 +194,7 @@ class EntityWindows:
                 state.update(keys, times, filled, mode, features)
 
 
-class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
+class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
     """The window features of all entities, for one shard of their keys or for all.
 
     With several workers, rows of all ``origins`` come together here, and one may be far behind: a
@@ -209,9 +213,8 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
         state: StateDirectory | None = None,
         token: Token | None = None,
     ) -> None:
-        self._origins = origins
-        self._watermarks: dict[str, int] = {}
-        self._strangers_until = time.monotonic() + STRANGERS_S
+        self._together = origins > 1
+        self._origins = Origins(origins)
         self._pipeline = pipeline
         self._entities = list(pipeline.entities)
         self._metrics = metrics
@@ -223,16 +226,18 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
         self._place: Place | None = None
         if state is not None and token is not None:
             self._open(state.windows(token.place), token)
-        elif state is not None and origins == 1:
+        elif state is not None and not self._together:
             self._open(state.windows(windows_of(None)), None)
 
-    def on_batch(self, values: list[Item | Progress]) -> tuple[list[Item], bool]:
+    def on_batch(self, values: list[Item]) -> tuple[list[Item], bool]:
         if self._place is None and self._state is not None:
             self._open(self._state.windows(windows_of(_shard_of(values[0]))), None)
         filled: list[Item] = []
         for item in values:  # in order: an origin's progress is told after the rows behind it
             if isinstance(item, Progress):
                 self._note(item)
+                if item.shard == int(MODELS):
+                    filled.append(item)
             elif isinstance(item, EntityRows):
                 filled.append(self._answer(item))
             else:
@@ -261,32 +266,26 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
         self._place = place
         image = place.open(token)
         for entity in self._pipeline.entities:
-            windows = self.windows(entity, in_place=self._origins == 1)
+            windows = self.windows(entity, in_place=not self._together)
             windows.restore(image.part(entity))
             self._late_rows[entity] = sum(state.late_rows for _, state in windows.groups)
-            if self._origins > 1:
-                windows.hold(self._slowest())
+            if self._together:
+                windows.hold(self._origins.slowest())
 
     def windows(self, entity: str, in_place: bool) -> EntityWindows:
         """The windows of an entity, made when its first row comes."""
         found = self._windows.get(entity)
         if found is None:
             found = self._windows[entity] = EntityWindows(self._pipeline, entity, in_place)
-            if self._origins > 1:
-                found.hold(self._slowest())
+            if self._together:
+                found.hold(self._origins.slowest())
         return found
 
     def _note(self, progress: Progress) -> None:
-        self._watermarks[progress.origin] = progress.watermark
+        self._origins.note(progress.origin, progress.watermark)
+        slowest = self._origins.slowest()
         for windows in self._windows.values():
-            windows.hold(self._slowest())
-
-    def _slowest(self) -> int:
-        strangers = len(self._watermarks) < self._origins
-        if strangers and time.monotonic() < self._strangers_until:
-            return -IDLE
-        # When all are idle there is no news of time either.
-        return min((w for w in self._watermarks.values() if w < IDLE), default=-IDLE)
+            windows.hold(slowest)
 
     def _answer(self, rows: EntityRows) -> EntityRows:
         windows = self.windows(rows.entity, in_place=False)
@@ -310,7 +309,7 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
             self._late_rows[entity] = late_rows
 
 
-def _shard_of(item: Item | Progress) -> int:
+def _shard_of(item: Item) -> int:
     """The shard that an item is for; a batch on its way to the models passes the shard there."""
     return int(MODELS) if isinstance(item, Batch) else item.shard
 

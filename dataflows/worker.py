@@ -86,7 +86,7 @@ def run_worker(
         if cause is None and member.workers > 1 and tells_of_a_lost_worker(error):
             cause = LostWorkerError(f"worker {member.process} lost its connection to another one")
         if cause is None and state is not None:
-            cause = _inconsistent(error, state)
+            cause = _of_the_state(error, state)
         if cause is None:
             raise
         raise cause from None
@@ -117,10 +117,14 @@ def tells_of_a_lost_worker(error: BaseException) -> bool:
     return False
 
 
-def _inconsistent(error: BaseException, state: StateDirectory) -> StateError | None:
-    """What the engine says of recovery partitions on several hosts that don't fit together."""
+def _of_the_state(error: BaseException, state: StateDirectory) -> StateError | None:
+    """What the engine says of a full disk, and of recovery partitions that don't fit together."""
     seen: BaseException | None = error
     while seen is not None:
+        if "DiskFull" in str(seen):
+            return StateError(
+                f"the state at {state.path} can't be written, the disk is full; make room there"
+            )
         if isinstance(seen, (InconsistentPartitionsError, MissingPartitionsError)):
             return StateError(
                 f"the recovery partitions of this cluster don't fit together, of which {state.path}"

@@ -94,6 +94,10 @@ class Joined:
         return Corrected(select(self.target, steps), self.time[steps], tags[self.row[steps]])
 
 
+Fill = Callable[[Joined], None]
+"""Adds to the features of events what only the steps of their batch tell."""
+
+
 class LabelJoin:
     """Predictions that wait, labels that are held, and the rules by which they meet.
 

@@ -13,7 +13,7 @@ from models.checkpoint import PARTS, Bounds, Checkpoint
 from models.declared import described
 from models.drift import Alarm, Monitor
 from models.inline_steps import inline_steps
-from models.label_join import Joined, LabelJoin, Note
+from models.label_join import Fill, Joined, LabelJoin, Note
 from models.learner import Label, Learner, Predictions, Targets, Task
 from models.metrics import Metric, metric
 from models.monitors import Monitors
@@ -185,6 +185,7 @@ class Prequential:
         order: I64,
         tags: NDArray[np.int32] | None = None,
         note: Note | None = None,
+        fill: Fill | None = None,
         fields: Fields = NO_FIELDS,
     ) -> Outcome:
         """Predict events and learn labels, in `order`.
@@ -200,6 +201,7 @@ class Prequential:
             order: `(events + labels,) int64`: event i as i, label j as `events + j`.
             tags: `(events,) int32`, handed back with the label.
             note: of a label that must be held, by its index; handed back should it be given up.
+            fill: is shown the steps before the first prediction, to add to `pending.features`.
             fields: of the events, those that `slices` and `segments` are by.
 
         When `inline`, it is `run_inline`: `label_values` belongs to the events, one each, and
@@ -215,6 +217,8 @@ class Prequential:
         joined = self._join.join(
             ids, times, features, label_ids, label_values, label_times, order, tags, note
         )
+        if fill is not None:
+            fill(joined)
         return self._work(joined, len(times), order, fields)
 
     def changes(self) -> Delta:
@@ -235,13 +239,10 @@ class Prequential:
                 answers = self._answers[name].changes(touched.index, touched.columns["waits"])
                 delta.items[f"{_part(name)}/{_ANSWERS}"] = answers
         told = self._record().dump()
-        if told != self._told:
-            delta.blobs["step"] = told
         sliced = self.slices.changes() if self.slices else None
         segments = self.segments.changes(self.learners[self.champion]) if self.segments else None
-        for part, blob in ((_SLICES, sliced), (_SEGMENTS, segments)):
-            if blob is not None:
-                delta.blobs[part] = blob
+        blobs = {"step": None if told == self._told else told, _SLICES: sliced, _SEGMENTS: segments}
+        delta.blobs |= {part: blob for part, blob in blobs.items() if blob is not None}
         self._cleared, self._told = set(), told
         return delta
 

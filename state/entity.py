@@ -16,7 +16,19 @@ from state.delta import Delta
 from state.distinct import DistinctState
 from state.errors import DeclarationError
 from state.keys import KeySlots
-from state.log import COUNT, EMPTIED, HAND, HELD, LATE_ROWS, MAX_SEEN, QUERY_ONLY, RECORDS, larger
+from state.log import (
+    BY_LOOKS,
+    BY_OTHERS,
+    COUNT,
+    EMPTIED,
+    HAND,
+    HELD,
+    LATE_ROWS,
+    MAX_SEEN,
+    QUERY_ONLY,
+    RECORDS,
+    larger,
+)
 from state.log_changes import release_slots
 from state.since_last import SinceLastState
 from state.windows import WindowState
@@ -196,8 +208,17 @@ class EntityState:
         which is furthest behind. It never goes back.
         """
         for state in self._states:
-            state.log.meta[HELD] = 1
+            state.log.meta[HELD] = BY_OTHERS
             state.log.meta[MAX_SEEN] = max(int(state.log.meta[MAX_SEEN]), watermark)
+
+    def follow_looks(self) -> None:
+        """Let events go by the times of rows that only look, and never by those that insert.
+
+        For what is inserted at times of its own, ahead of those who ask or long behind them: a row
+        that looks is answered exactly if it is within the lateness of all that looked before.
+        """
+        for state in self._states:
+            state.log.meta[HELD] = BY_LOOKS
 
     def evict(self) -> None:
         """Sweep all keys now. It changes no feature, only `keys`, `events` and the free room."""

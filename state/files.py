@@ -1,4 +1,4 @@
-"""Small files that are either wholly there or not at all."""
+"""Small files that are either wholly there or not at all, and the room that a disk has left."""
 
 from __future__ import annotations
 
@@ -33,3 +33,22 @@ def sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_room(directory: Path, least: int) -> None:
+    """Raise if the disk that holds ``directory`` has not ``least`` bytes left.
+
+    Raises:
+        StateError: it has not.
+    """
+    try:
+        disk = os.statvfs(directory)
+    except OSError as error:
+        raise StateError(f"{directory} can't be read: {error.strerror}") from None
+    blocks = disk.f_bfree if os.geteuid() == 0 else disk.f_bavail
+    room = blocks * disk.f_frsize
+    if disk.f_blocks and room < least:  # without blocks, the file system does not tell
+        raise StateError(
+            f"the state at {directory} can't be written, the disk is full: {room:,} bytes are "
+            "left; make room there"
+        )

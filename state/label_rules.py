@@ -17,6 +17,7 @@ MOST_HELD: Final = 100_000
 
 _DAY_MS: Final = 86_400_000
 _UNBOUNDED: Final = (1 << 31) - 1
+_NO_LIMIT: Final = (1 << 62) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class LabelRules:
 
     @property
     def numbers(self) -> I64:
-        """`(8,) int64`, as `pending_walk` takes them."""
+        """`(9,) int64`, as `pending_walk` takes them."""
         corrects = self.correct_ms is not None
         keep = self.correct_ms
         if keep is None:
@@ -62,6 +63,7 @@ class LabelRules:
                 self.hold_ms,
                 self.most_held,
                 most,
+                _NO_LIMIT,
             ],
             np.int64,
         )

@@ -44,6 +44,10 @@ HAND, COLUMN, HELD = 8, 9, 10
 TOUCHED_SLOTS, TOUCHED_CHUNKS = 11, 12
 META = 13
 
+# Whose times say how far time has come (the cell HELD): of rows that insert, of none, as others
+# tell it, or of rows that only look.
+BY_INSERTS, BY_OTHERS, BY_LOOKS = 0, 1, 2
+
 # What a row does, in the `mode` array.
 INSERT, QUERY_ONLY, INSERT_ONLY = 0, 1, 2
 
@@ -180,10 +184,11 @@ def locate(time: int, s: int, slot: I32, ts: I64, link: I32) -> tuple[int, int]:
 def watch(time: int, mode: int, meta: I64) -> int:
     """Take note of a row's time, and return it clamped; counts rows beyond the lateness.
 
-    Where the log is held back, it is told by others how far time has come.
+    Where the log is held back, it is told by others how far time has come, or by rows that look.
     """
     time = min(max(time, -TIME_LIMIT), TIME_LIMIT)
-    if mode != QUERY_ONLY and meta[HELD] == 0 and time > meta[MAX_SEEN]:
+    tells = BY_LOOKS if mode == QUERY_ONLY else BY_INSERTS
+    if meta[HELD] == tells and time > meta[MAX_SEEN]:
         meta[MAX_SEEN] = time
     if time < meta[MAX_SEEN] - meta[LATENESS]:
         meta[LATE_ROWS] += 1

@@ -59,6 +59,7 @@ from state.pending_walk import (
     PREDICT,
     TOO_OLD,
     UNKNOWN,
+    UNTIL,
     read_ahead,
     walk,
 )
@@ -140,7 +141,7 @@ class PendingStore:
         groups: small numbers per row that the caller wants back with the label.
         rules: how long a prediction waits, and what becomes of labels that find none. A prediction
             is let go by the first event or label whose time is later than `time + wait_ms`,
-            whatever the batches are; a label at exactly that time still counts.
+            whatever the batches are; a label at exactly that time still counts. See `hold`.
 
     Attributes:
         features: `(capacity, width) float64`.
@@ -196,6 +197,14 @@ class PendingStore:
         """The latest time seen, ms; None before the first."""
         latest = int(self._counters[WATERMARK])
         return None if latest == _NEVER else latest
+
+    def hold(self, until: int) -> None:
+        """From now on no event or label moves time on beyond `until` (epoch ms).
+
+        For streams that come together here and are not aligned: `until` is the time of the slowest
+        of the others, so that no wait is over for a prediction whose label is only read late.
+        """
+        self._rules[UNTIL] = until
 
     @property
     def overhead_bytes(self) -> int:

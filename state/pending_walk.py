@@ -42,8 +42,8 @@ PREDICT, LEARN, DROPPED, ASSUMED, CORRECTED, EARLY, GIVEN_UP = 0, 1, 2, 3, 4, 5,
 NO_VALUE, UNKNOWN, DUPLICATE, CONTRADICTS, LATE, TOO_OLD, CONFIRMS = 1, 2, 3, 4, 5, 6, 7
 """Why a label teaches nothing; see `pending.Walk`."""
 
-WAIT, ASSUMES, ASSUMED_CODE, CORRECTS, KEEP_FOR, HOLD_FOR, MOST_HELD, MOST_SETTLED = range(8)
-"""Fields of the rules."""
+WAIT, ASSUMES, ASSUMED_CODE, CORRECTS, KEEP_FOR, HOLD_FOR, MOST_HELD, MOST_SETTLED, UNTIL = range(9)
+"""Fields of the rules; time moves on to `UNTIL` at most."""
 
 _LABELLED, _BY_DEFAULT, _UNLABELLED = 0, 1, 2
 _HOW: Final = 2  # bits
@@ -90,6 +90,21 @@ def _settle(row: int, how: int, code: int, pending: Any, settled: Any, rules: I6
     enter(key, pending[0][WATERMARK], code, (link << _HOW) | how, settled)
 
 
+@inlined
+def _end_wait(
+    row: int, item: int, step: int, pending: Any, settled: Any, rules: I64, steps: I64
+) -> int:
+    """Let go a row that has waited long enough."""
+    leave(row, pending)
+    if rules[ASSUMES]:
+        _settle(row, _BY_DEFAULT, rules[ASSUMED_CODE], pending, settled, rules)
+        kind = ASSUMED
+    else:
+        _settle(row, _UNLABELLED, 0, pending, settled, rules)
+        kind = DROPPED
+    return _put(steps, step, kind, row, -1, pending[3][row] + rules[WAIT], item)
+
+
 @kernel
 def _run_out(item: int, step: int, pending: Any, settled: Any, rules: I64, steps: I64) -> int:
     """Let go what has waited too long; the next step, or -1 - step where there is no room."""
@@ -106,14 +121,7 @@ def _run_out(item: int, step: int, pending: Any, settled: Any, rules: I64, steps
             marks[HEAD] - marks[TAIL] == keys.size and keys.size < rules[MOST_SETTLED]
         ):
             return -1 - step
-        leave(row, pending)
-        if rules[ASSUMES]:
-            _settle(row, _BY_DEFAULT, rules[ASSUMED_CODE], pending, settled, rules)
-            kind = ASSUMED
-        else:
-            _settle(row, _UNLABELLED, 0, pending, settled, rules)
-            kind = DROPPED
-        step = _put(steps, step, kind, row, -1, times[row] + wait, item)
+        step = _end_wait(row, item, step, pending, settled, rules, steps)
     return step
 
 
@@ -230,6 +238,10 @@ def _take_label(
         out[2][label] = NO_VALUE
         return step
     row = pending[1][find(key, pending[1], pending[2])]
+    if row != EMPTY and 0 <= rules[WAIT] < labels[1][label] - pending[3][row]:
+        # Time is held back (`UNTIL`), and so the row is still there; but the label is too late.
+        step = _end_wait(row, item, step, pending, settled, rules, out[0])
+        row = EMPTY
     if row != EMPTY:
         leave(row, pending)
         _settle(row, _LABELLED, labels[3][label], pending, settled, rules)
@@ -296,6 +308,7 @@ def walk(
     for position in range(start, order.size):
         item = order[position]
         moment = events[1][item] if item < count else labels[1][item - count]
+        moment = min(moment, rules[UNTIL])
         if moment > counters[WATERMARK]:
             counters[WATERMARK] = moment
         watermark = counters[WATERMARK]

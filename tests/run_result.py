@@ -15,10 +15,11 @@ from river.proba.base import Distribution
 
 from dataflows.bus import TopicPartition, open_bus
 from dataflows.metrics import WorkerMetrics
-from dataflows.model_step import ModelStep
+from dataflows.model_step import ModelStep, label_windows
 from dataflows.recovery.inspection import inspect
 from dataflows.recovery.place import DATABASE
 from dataflows.windows import EntityWindows
+from models.label_windows import LABEL_WINDOWS
 from state.store import look
 from tests.crash_trial import Trial
 from tests.window_fingerprint import fingerprint
@@ -63,6 +64,16 @@ def window_fingerprints(trial: Trial, state: str) -> dict[str, list[str]]:
         windows.restore(image.part(entity))
         found[entity] = [fingerprint(each) for _, each in windows.groups]
     return found
+
+
+def label_window_fingerprints(trial: Trial, state: str) -> dict[str, str]:
+    """By entity."""
+    windows = label_windows(trial.declared)
+    if windows is None:
+        return {}
+    image = look(trial.directory / state / "models" / DATABASE).image()
+    windows.restore(image.part(LABEL_WINDOWS))
+    return {entity: fingerprint(each) for entity, each in windows.states.items()}
 
 
 def model_digests(trial: Trial, state: str) -> dict[str, str]:
@@ -141,6 +152,8 @@ def check_same(trial: Trial, state: str, unharmed: Trial, its_state: str = "stat
     for topic in trial.declared.topics.outputs:
         assert messages(trial, topic) == messages(unharmed, topic), f"{topic} differs"
     assert window_fingerprints(trial, state) == window_fingerprints(unharmed, its_state)
+    of_labels = label_window_fingerprints(trial, state)
+    assert of_labels == label_window_fingerprints(unharmed, its_state)
     assert model_digests(trial, state) == model_digests(unharmed, its_state)
 
 

@@ -29,6 +29,7 @@ from dataflows import (
     monitor,
     one_hot,
     since_last,
+    target,
     window,
 )
 from dataflows.bus.memory import MemoryBus
@@ -79,6 +80,8 @@ FEATURES = (
     window("shop", over="5m"),
     window("shop", "price", over="5m", stats=("mean", "std")),
     decayed("shop", "tip", half_life="1m"),
+    window("shop", target(), over=("30s", "1h"), stats=STATS),
+    window("user", target(), over="20m", resolution="1m"),
 )
 MONITORS = (
     monitor("loss", "PageHinkley", cooldown="1s", min_instances=3, threshold=0.3, delta=0.01),

@@ -227,7 +227,7 @@ def test_new_metrics_and_monitors_begin_and_the_known_go_on() -> None:
     assert new.metrics["m"]["LogLoss"].value == old.metrics["m"]["LogLoss"].value > 0
     assert new.metrics["m"]["F1"].value == 0
     assert [watch.seen for watch in new.monitors.watches] == [60, 60, 0]
-    assert new.monitors.watches[0] is not new._watching.watches[1]
+    assert new.monitors.watches[0] is not new.monitors.watches[1]
 
 
 @pytest.mark.parametrize(

@@ -55,12 +55,13 @@ class Reference:
         self.entries: deque[tuple[int, int, str]] = deque()  # moment, number, id
         self.held: dict[str, tuple[int, int, int]] = {}
         self.watermark, self.arrivals, self.number = -(10**9), 0, 0
+        self.until = 2**60
         wait_ms = 86_400_000 if rules.wait_ms is None else rules.wait_ms
         self.keep_ms = wait_ms if rules.correct_ms is None else rules.correct_ms
 
     def step(self, item: Item) -> list[Entry]:
         what, name, time, code = item
-        self.watermark = max(self.watermark, time)
+        self.watermark = max(self.watermark, min(time, self.until))
         found = self._let_go()
         if what == "event":
             return found + self._event(name, time)
@@ -72,14 +73,18 @@ class Reference:
         if rules.wait_ms is not None:
             for old in sorted(self.waiting, key=self.waiting.__getitem__):
                 if self.waiting[old][0] + rules.wait_ms < self.watermark:
-                    due = self.waiting.pop(old)[0] + rules.wait_ms
-                    found.append((ASSUMED if rules.assumes else DROPPED, old, due))
-                    self._settle(old, "default" if rules.assumes else "none", rules.assumed_code)
+                    found += self._end_wait(old, rules.wait_ms)
         while self.entries and self.entries[0][0] + self.keep_ms < self.watermark:
             self._forget_oldest()
         for old in [n for n, h in self.held.items() if h[0] + rules.hold_ms < self.watermark]:
             found.append((GIVEN_UP, old, self.held.pop(old)[0]))
         return found
+
+    def _end_wait(self, name: str, wait_ms: int) -> list[Entry]:
+        assumes = self.rules.assumes
+        due = self.waiting.pop(name)[0] + wait_ms
+        self._settle(name, "default" if assumes else "none", self.rules.assumed_code)
+        return [(ASSUMED if assumes else DROPPED, name, due)]
 
     def _forget_oldest(self) -> None:
         _, number, name = self.entries.popleft()
@@ -108,13 +113,20 @@ class Reference:
     def _label(self, name: str, time: int, code: int) -> list[Entry]:
         if code < 0:
             return [("refused label", name, NO_VALUE)]
+        rules, ended = self.rules, []
         if name in self.waiting:
-            event_time, _ = self.waiting.pop(name)
-            self._settle(name, "label", code)
-            return [(LEARN, name, max(time, event_time))]
+            event_time, _ = self.waiting[name]
+            if rules.wait_ms is None or time <= event_time + rules.wait_ms:
+                del self.waiting[name]
+                self._settle(name, "label", code)
+                return [(LEARN, name, max(time, event_time))]
+            ended = self._end_wait(name, rules.wait_ms)  # time was held back
+        return ended + self._not_waited_for(name, time, code)
+
+    def _not_waited_for(self, name: str, time: int, code: int) -> list[Entry]:
+        rules = self.rules
         if name in self.settled:
             return self._again(name, time, code)
-        rules = self.rules
         if rules.wait_ms is not None and time + rules.wait_ms < self.watermark:
             return [("refused label", name, TOO_OLD)]
         if not rules.hold_ms or not rules.most_held:
@@ -219,14 +231,21 @@ def split(entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(items=items, rules=rules, cuts=st.lists(st.integers(0, 80), max_size=6))
-def test_like_a_dict_however_it_is_cut(
-    items: list[Item], rules: LabelRules, cuts: list[int]
+@given(
+    items=items,
+    rules=rules,
+    cuts=st.lists(st.integers(0, 80), max_size=6),
+    held_at=st.lists(st.sampled_from([2**60, -(2**60), 0, 8, 20, 33]), min_size=7, max_size=7),
+)
+def test_like_a_dict_however_it_is_cut_and_held_back(
+    items: list[Item], rules: LabelRules, cuts: list[int], held_at: list[int]
 ) -> None:
     store, reference = PendingStore(1, 1, rules), Reference(rules)
     bounds = [0, *sorted(cuts), 80]
-    for low, high in itertools.pairwise(bounds):
+    for (low, high), until in zip(itertools.pairwise(bounds), held_at, strict=False):
         piece = items[low:high]
+        store.hold(until)
+        reference.until = until
         got = walk(store, piece)
         want = [entry for item in piece for entry in reference.step(item)]
         assert split(got) == split(want)

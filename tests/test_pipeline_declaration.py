@@ -23,6 +23,7 @@ from dataflows import (
     monitor,
     one_hot,
     since_last,
+    target,
     window,
 )
 from models.learner import Task
@@ -238,6 +239,56 @@ def test_what_is_assumed_is_a_label_like_any_other(field, otherwise, fits):
         assert declare().label.otherwise == otherwise
     else:
         assert f"otherwise={otherwise!r}" in sentence(declare)
+
+
+@pytest.mark.parametrize(
+    ("declare", "parts"),
+    [
+        (
+            lambda: payments(features=[window("merchnt", target(), over="1d")]),
+            ("'merchnt'", "has id"),
+        ),
+        (lambda: payments(features=[window("amount", target(), over="1d")]), ("must be a text",)),
+        (
+            lambda: payments(
+                features=[window("card", target(), over="1d")],
+                label=Verdict.target("kind"),
+                model=BAYES,
+            ),
+            ("window(card) of target()", "a number or a boolean", "it is text"),
+        ),
+        (
+            lambda: payments(
+                features=[window("card", target(), over="1d")], label=None, model=TREES
+            ),
+            ("window(card) of target()", "no labels", "give label="),
+        ),
+        (
+            lambda: payments(features=[window("card", target(), over="1d")] * 2),
+            ("'card_target_1d_count' is declared twice",),
+        ),
+        (
+            lambda: payments(features=[distinct("card", target(), over="1d")]),
+            ("distinct(card) can't be made of target()",),
+        ),
+    ],
+)
+def test_a_window_over_labels_that_there_can_not_be(declare, parts):
+    told = sentence(declare)
+    for part in parts:
+        assert part in told
+
+
+def test_what_a_window_over_labels_is_called_and_needs():
+    pipeline = payments(
+        features=[window("merchant", target(), over=("1d", "7d"), stats=("count", "mean"))]
+    )
+    assert pipeline.columns == [
+        f"merchant_target_{width}_{stat}" for width in ("1d", "7d") for stat in ("count", "mean")
+    ]
+    assert pipeline.entities == {}
+    assert pipeline.used_fields == ["merchant"]
+    assert pipeline.partition_field == "merchant"
 
 
 def test_a_label_that_may_be_null():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from dataflows import target, window
 from dataflows.bus import TopicPartition, open_bus
 from dataflows.intake import IntakeOptions
 from dataflows.load import load_pipeline
@@ -50,10 +51,10 @@ def faulty() -> list[Message]:
 
 @pytest.fixture
 def pipeline() -> Pipeline:
-    """The payments, with features in their predictions."""
-    found = copy.copy(load_pipeline("payments"))
-    found.with_features = True
-    return found
+    """The payments, with one more feature, of labels; and with features in their predictions."""
+    shipped = load_pipeline("payments")
+    of_labels = window("merchant", target(), over=("1h", "1d"))
+    return replace(shipped, features=[*shipped.features, of_labels], with_features=True)
 
 
 def replayed(

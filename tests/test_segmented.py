@@ -423,8 +423,37 @@ def told_by(kept: Kept) -> Any:
     return {place["name"]: place for place in json.loads(done.out)["places"]}["models"]
 
 
-def test_a_run_that_stops_and_goes_on_is_one_that_did_not(tmp_path: Path, call: Call) -> None:
+def with_all(kept: Kept) -> None:
+    """Beside segments: drawn rows, slices, and windows of labels, by one of which is sliced."""
+    file = kept.directory / "flow.py"
+    text = file.read_text()
+    for old, new in [
+        ("import Event", "import slice_by, target, undersample, Event"),
+        (
+            "    model=",
+            """    imbalance=undersample({True: 0.5, False: 0.5}, seed=7),
+    slices=[slice_by("account", most=3), slice_by("account_target_1h_mean", edges=(0.5,))],
+    model=""",
+        ),
+        (
+            "        since_last(",
+            """        window("account", target(), over="1h", stats="mean"),
+        since_last(""",
+        ),
+    ]:
+        assert old in text
+        text = text.replace(old, new, 1)
+    file.write_text(text)
+
+
+@pytest.mark.parametrize("all_of_it", [False, True], ids=["segments", "all"])
+def test_a_run_that_stops_and_goes_on_is_one_that_did_not(
+    all_of_it: bool, tmp_path: Path, call: Call
+) -> None:
     whole, broken = segmented(tmp_path / "a", call), segmented(tmp_path / "b", call)
+    if all_of_it:
+        with_all(whole)
+        with_all(broken)
     assert not whole.run_until(10_000, batch=20)
     stops = 0
     while broken.run_until(9, batch=5):
@@ -436,7 +465,18 @@ def test_a_run_that_stops_and_goes_on_is_one_that_did_not(tmp_path: Path, call: 
         mine = sorted(json.dumps(row, sort_keys=True) for part in got[topic] for row in part)
         assert mine == rows, topic
     assert any(want["trades.predictions"])
-    assert told_by(broken)["segments"] == told_by(whole)["segments"]
+    told = told_by(whole)
+    assert told_by(broken) | {"bytes": 0, "generation": 0, "resumes_at": 0} == told | {
+        "bytes": 0,
+        "generation": 0,
+        "resumes_at": 0,
+    }
+    assert len(told["segments"]) == 6
+    if all_of_it:
+        assert set(told["slices"]["account_target_1h_mean"]) == {"<0.5", ">=0.5"}
+        for values in told["slices"].values():
+            counts = [each["labels"] for each in values.values()]
+            assert sum(counts) == sum(each["labels"] for each in told["segments"].values())
 
 
 def test_the_state_tells_of_segments_and_the_registry_keeps_the_shared_model(

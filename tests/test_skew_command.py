@@ -112,6 +112,30 @@ def test_files_and_topics_are_the_same(events: str, features: str, call: Call) -
     assert "served and recomputed agree: 31 features, 0 values differ" in done.out
 
 
+OF_LABELS = """
+from dataclasses import replace
+from dataflows import target, window
+from dataflows.pipelines.payments import pipeline as shipped
+pipeline = replace(shipped, features=[*shipped.features, window("merchant", target(), over="1d")])
+"""
+
+
+def test_features_of_labels_are_named_as_not_checked(place: Path, call: Call) -> None:
+    (place / "labelled.py").write_text(OF_LABELS)
+    replayed = call(
+        "replay", "labelled.py", "--from", "payments.events", "--to", "labelled.parquet"
+    )
+    assert replayed.code == 0, replayed
+    assert pl.read_parquet(place / "labelled.parquet")["merchant_target_1d_count"].max() > 3
+    names = ["merchant_target_1d_count", "merchant_target_1d_mean"]
+    done = call("skew", "labelled.py", "--features", "labelled.parquet", "--json")
+    assert done.code == 0, done
+    assert found(done)["not_checked"] == names
+    done = call("skew", "labelled.py", "--features", "labelled.parquet")
+    told = f"not recomputed, and so not checked: {', '.join(names)}"
+    assert told in " ".join(done.out.split())
+
+
 def test_the_order_of_the_log_does_not_matter(place: Path, call: Call) -> None:
     shuffled = pl.read_parquet(place / "served.parquet").sample(fraction=1, shuffle=True, seed=1)
     shuffled.write_parquet(place / "shuffled.parquet")

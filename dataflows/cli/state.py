@@ -111,18 +111,21 @@ def _slices_table(place: PlaceReport) -> Table:
 
 
 def _contents(place: PlaceReport) -> str:
-    if place.keys:
-        return "; ".join(
-            f"{entity}: {keys:,} keys, {place.events.get(entity, 0):,} events"
-            for entity, keys in place.keys.items()
-        )
+    kept = "labels" if place.models else "events"
+    windows = "; ".join(
+        f"{entity}: {keys:,} keys, {place.events.get(entity, 0):,} {kept}"
+        for entity, keys in place.keys.items()
+    )
     if place.models:
         quality = "; ".join(
             f"{model}{' (serves)' if model == place.champion else ''}: "
             + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             for model, metrics in place.models.items()
         )
-        return f"{quality}; {_segments(place)}{place.waiting:,} predictions wait for a label"
+        waiting = f"{place.waiting:,} predictions wait for a label"
+        return "; ".join(filter(None, (quality, _segments(place), waiting, windows)))
+    if windows:
+        return windows
     return f"{place.ids:,} ids seen" if place.ids else "nothing yet"
 
 
@@ -135,7 +138,7 @@ def _segments(place: PlaceReport) -> str:
     named = ", ".join(f"{name}: {own[name]:,}" for name in first)
     more = ", …" if len(own) > len(first) else ""
     labels = f" (labels of {escape(named)}{more})" if own else ""
-    return f"{len(own):,} segments have a model of their own{labels}; "
+    return f"{len(own):,} segments have a model of their own{labels}"
 
 
 def _size(count: int) -> str:

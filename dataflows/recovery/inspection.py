@@ -13,6 +13,7 @@ from dataflows.intake import PartitionState
 from dataflows.recovery.identity import Identity, read_identity
 from dataflows.recovery.place import DATABASE, Token, read_id
 from dataflows.recovery.resume_point import ResumePoint, read_resume_point
+from models.label_windows import LABEL_WINDOWS
 from models.segments import stored_segments
 from models.sliced import Report, stored_report
 from models.step_record import StepRecord
@@ -32,9 +33,9 @@ class PlaceReport:
     """One place: how far it is, and what it holds at the generation that a run would go on from.
 
     ``generation`` is the last written, ``resumes_at`` the one that the recovery store knows (None:
-    none yet). ``keys`` and ``events`` are by entity; ``ids`` and ``waiting`` are counts. ``bytes``
-    are of all that is stored, older generations included. ``slices`` is `models.sliced.Report`,
-    ``segments`` what `Segments.report` gives.
+    none yet). ``keys`` and ``events`` are by entity; of the models, they are of labels. ``ids`` and
+    ``waiting`` are counts. ``bytes`` are of all that is stored, older generations included.
+    ``slices`` is `models.sliced.Report`, ``segments`` what `Segments.report` gives.
     """
 
     name: str
@@ -202,6 +203,7 @@ def _count_windows(image: Delta, report: PlaceReport) -> None:
 
 
 def _describe_models(image: Delta, report: PlaceReport) -> None:
+    _count_windows(image.part(LABEL_WINDOWS), report)
     rows = image.rows.get("pending/state")
     # Rows that are kept for correction say 2.
     report.waiting = 0 if rows is None else int((rows.columns["waits"] == 1).sum())

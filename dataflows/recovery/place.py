@@ -18,10 +18,12 @@ from pathlib import Path
 from dataflows.failure import Guard
 from state.delta import Delta
 from state.errors import StateError
-from state.files import write_whole
+from state.files import check_room, write_whole
 from state.store import Store, look
 
 _NAME, DATABASE = "NAME", "db"
+# What a commit leaves to the engine, whose own failure to write its tokens would be a panic.
+_LEAST_ROOM = 1 << 20
 _AHEAD = 3  # generations that a place can be ahead of the engine's last commit
 _RETAINED = 8
 
@@ -122,6 +124,7 @@ class Place:
 
     def _commit(self, delta: Delta) -> Token:
         assert self._store is not None
+        check_room(self._directory, _LEAST_ROOM)
         began = time.perf_counter()
         token = Token(self.name, self._id, self._store.commit(delta))
         if self._on_commit is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from dataflows.features import EntityFeature, Feature
+from dataflows.features import EntityFeature, Feature, LabelWindow
 from dataflows.pipeline import Pipeline
 from dataflows.skew.admitted import admitted
 from dataflows.skew.arrivals import ID, LARGEST, OFFSET, PARTITION, Arrivals
@@ -84,6 +84,8 @@ def longest_look_back_ms(pipeline: Pipeline) -> int:
 def _columns(
     pipeline: Pipeline, feature: Feature, frame: pl.DataFrame, entities: dict[str, _Entity]
 ) -> Columns | None:
+    if isinstance(feature, LabelWindow):
+        return None  # made of labels, not of events
     if not isinstance(feature, EntityFeature):
         found = row_columns(feature, frame)
         return None if found is None else [(column.to_numpy(), None) for column in found]

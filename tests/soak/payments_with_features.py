@@ -1,7 +1,9 @@
-"""The shipped pipeline of payments, with its features in every prediction."""
+"""The shipped pipeline of payments, with its features in every prediction, and one of labels."""
 
 from dataclasses import replace
 
+from dataflows.features import target, window
 from dataflows.pipelines.payments import pipeline as shipped
 
-pipeline = replace(shipped, with_features=True)
+of_labels = window("merchant", target(), over=("1h", "1d"))
+pipeline = replace(shipped, features=[*shipped.features, of_labels], with_features=True)
