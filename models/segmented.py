@@ -55,7 +55,7 @@ class Segmented:
     >>> rows = np.array([[1.0, 0], [1.0, 1], [1.0, 1]])
     >>> steps = np.array([1, 0, 1, 0], np.uint8), np.array([0, 1, 1, 2]), np.array([1.0, 0, 5.0, 0])
     >>> learner.run(rows, *steps).values, sorted(learner.models)
-    (array([0.04  , 0.2352]), [0, 1])
+    (array([0.04  , 0.2384]), [0, 1])
     """
 
     def __init__(self, learner: Learner, most: int, after: int = 1) -> None:
