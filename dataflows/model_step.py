@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
+from numpy.typing import NDArray
 
 from dataflows.batch import Batch, EntityRows, Progress, Wake
 from dataflows.decode import payload_fields
@@ -136,7 +138,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     def work(self, batch: Batch) -> Results:
         """What the models make of a batch that is whole."""
         dead: list[DeadLetter] = []
-        if batch.ids and not all_usable(batch.features):
+        if len(batch) and not all_usable(batch.features):
             dead = self._refuse_huge(batch)
             batch = batch.keep(np.logical_and.reduce(np.abs(batch.features) <= LARGEST, axis=1))
         outcome = self._learn_inline(batch) if self._inline else self._learn_delayed(batch, dead)
@@ -150,13 +152,13 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         return results
 
     def _learn_inline(self, batch: Batch) -> Outcome:
-        targets = batch.targets if self._labelled else None
-        values = self._target.read(targets or [], len(batch.ids))
+        targets = batch.targets if self._labelled else []
+        values = self._target.read(targets, len(batch))
         return self.prequential.run_inline(batch.features, batch.times, values)
 
     def _learn_delayed(self, batch: Batch, dead: list[DeadLetter]) -> Outcome:
         labels, first = batch.labels, self._events
-        self._events = first + len(batch.ids)
+        self._events = first + len(batch)
         outcome = self.prequential.run(
             ids=batch.ids,
             features=batch.features,
@@ -274,10 +276,10 @@ class _TargetReader:
     def __init__(self, pipeline: Pipeline) -> None:
         self._task = pipeline.task
 
-    def read(self, values: list[Any], unlabelled: int | None) -> Any:
+    def read(self, values: Sequence[Any] | NDArray[Any], unlabelled: int | None) -> Any:
         """``unlabelled`` is how many rows there are when there may be no labels at all."""
         if self._task is Task.MULTICLASS:
-            return values
-        if not values and unlabelled:
+            return values.tolist() if isinstance(values, np.ndarray) else list(values)
+        if not len(values) and unlabelled:
             return np.full(unlabelled, np.nan)
         return np.array(values, _FLOAT64)

@@ -77,7 +77,7 @@ def replay(
     ] = None,
     batch: Annotated[
         int, typer.Option(min=1, metavar="N", help="Most messages in one batch.")
-    ] = 4096,
+    ] = 8192,
     shards: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Shards of the state: as those of its runs."),

@@ -60,7 +60,7 @@ class ReplaySettings:
     dead_letters: Path | None = None
     state: Path | None = None
     continue_at: ContinueAt | None = None
-    batch: int = 4096
+    batch: int = 8192
     shards: int = 8
 
 
