@@ -16,6 +16,7 @@ from dataflows.replay import file_rows
 from dataflows.replay.run import Replayed, ReplaySettings, replay
 from dataflows.replay.typed_frames import TypedFrames
 from dataflows.typed_rows import TypedRows
+from state.errors import InputError
 
 T0 = 1_736_121_600_000
 Row = dict[str, Any]
@@ -206,3 +207,13 @@ def test_labels_of_several_classes_come_along(
     frame = pl.DataFrame(rows(120), SCHEMA)
     found, _ = both(tmp_path, monkeypatch, frame, pipeline=several, batch=50)
     assert found["label"].to_list() == frame["place" if kind == "text" else "size"].to_list()
+
+
+def test_features_only_are_those_of_a_whole_replay_and_leave_no_state(tmp_path: Path) -> None:
+    frame = pl.DataFrame(rows(), SCHEMA)
+    whole, _, told = replayed(tmp_path / "whole", frame)
+    only, _, found = replayed(tmp_path / "only", frame, features_only=True)
+    assert_frame_equal(only, whole.drop("model", "version", "prediction", "score_"))
+    assert (found.rows, found.labelled) == (told.rows, told.labelled) == (400, 400)
+    with pytest.raises(InputError, match="leaves no state"):
+        replayed(tmp_path / "state", frame, features_only=True, state=tmp_path / "s")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dataflows.encode import Results
 from dataflows.messages import Delayed
 from dataflows.pipeline import Pipeline
+from dataflows.replay.features_only import FeaturesOnly
 from dataflows.schema import Schema
 from dataflows.taking import join_rows
 from dataflows.typed_rows import FrameTexts
@@ -34,11 +35,12 @@ class RowColumns:
     """Names and types of the columns of a pipeline's training rows.
 
     A feature has its own name, as it is served; where that is the name of another column, the other
-    one gets an underscore at its end.
+    one gets an underscore at its end. Where nothing was ``predicted`` there is no word of a model.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.features = pipeline.columns
+        self.predicted = not isinstance(pipeline, FeaturesOnly)
         taken = set(self.features)
         self._names = {}
         for name in FIXED:
@@ -225,10 +227,13 @@ class RowBuilder:
             pl.Series(name("partition"), array("partitions")),
             pl.Series(name("offset"), array("offsets")),
             *map(pl.Series, self._columns.features, features),
-            pl.repeat(self._model, len(times), eager=True).alias(name("model")),
-            pl.Series(name("version"), array("versions")),
-            *self._columns.answers([piece.predictions for piece in pieces]),
         ]
+        if self._columns.predicted:
+            columns += [
+                pl.repeat(self._model, len(times), eager=True).alias(name("model")),
+                pl.Series(name("version"), array("versions")),
+                *self._columns.answers([piece.predictions for piece in pieces]),
+            ]
         if pieces[0].targets is not None:
             labels = join_rows([piece.targets for piece in pieces])
             columns += self._columns.inline_labels(labels, times)
