@@ -17,6 +17,7 @@ from dataflows.replay.run import Replayed, ReplaySettings, replay
 from dataflows.replay.typed_frames import TypedFrames
 from dataflows.typed_rows import TypedRows
 from state.errors import InputError
+from tests.small_disk import mounted
 
 T0 = 1_736_121_600_000
 Row = dict[str, Any]
@@ -217,3 +218,19 @@ def test_features_only_are_those_of_a_whole_replay_and_leave_no_state(tmp_path: 
     assert (found.rows, found.labelled) == (told.rows, told.labelled) == (400, 400)
     with pytest.raises(InputError, match="leaves no state"):
         replayed(tmp_path / "state", frame, features_only=True, state=tmp_path / "s")
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path) -> None:
+    many = pl.concat([pl.DataFrame(rows(4000), SCHEMA)] * 20)
+    frame = many.with_columns(
+        pl.int_range(len(many)).cast(pl.String).alias("id"),
+        (T0 + pl.int_range(len(many), dtype=pl.Int64) * 60_000).alias("ts"),
+    )
+    frame.write_parquet(tmp_path / "e.parquet")
+    with mounted(tmp_path / "disk", 2) as disk:
+        settings = ReplaySettings(events=str(tmp_path / "e.parquet"), rows=disk / "rows.parquet")
+        settings.rows.write_text("of yesterday")
+        with pytest.raises(InputError, match="can't be written: No space left"):
+            replay(THINGS, settings)
+        assert [path.name for path in disk.iterdir()] == ["rows.parquet"]
+        assert settings.rows.read_text() == "of yesterday"

@@ -13,9 +13,11 @@ under the final name there is a whole file, or what was there before.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -32,6 +34,7 @@ from state.errors import InputError
 from state.files import sync_directory
 
 PART_ROWS = 131_072
+_LITTLE = 1 << 20  # bytes
 
 
 class Workspace:
@@ -197,4 +200,7 @@ def _move(source: Path, target: Path) -> None:
 
 def _unwritable(path: Path, error: Exception) -> InputError:
     reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+    with suppress(OSError):
+        if shutil.disk_usage(path.parent).free < _LITTLE:
+            reason = os.strerror(errno.ENOSPC)  # Polars speaks of anything else then
     return InputError(f"{path} can't be written: {reason}; nothing was kept of this replay")
