@@ -184,7 +184,7 @@ class WorkerMetrics:
         self._batch_rows.append(events + labels + len(raw.controls.values))
         for letter in batch.dead:
             self._dead_counts[letter.reason] += 1
-        if batch.ids:
+        if len(batch):
             newest = batch.span[1]
             self._newest_ms = newest if self._newest_ms is None else max(newest, self._newest_ms)
 

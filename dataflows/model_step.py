@@ -205,7 +205,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     def work(self, batch: Batch) -> Results:
         """What the models make of a batch that is whole."""
         dead: list[DeadLetter] = []
-        if batch.ids and not all_usable(batch.features):
+        if len(batch) and not all_usable(batch.features):
             dead = self._refuse_huge(batch)
             batch = batch.keep(np.logical_and.reduce(np.abs(batch.features) <= LARGEST, axis=1))
         outcome = self._learn_inline(batch) if self._inline else self._learn_delayed(batch, dead)
@@ -230,9 +230,9 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         return [rollout_message(name, decision, cause, control) for decision in decisions]
 
     def _learn_inline(self, batch: Batch) -> Outcome:
-        targets = batch.targets if self._labelled else None
-        values = self._target.read(targets or [], len(batch.ids))
-        if self._windows is not None and batch.ids:
+        targets = batch.targets if self._labelled else []
+        values = self._target.read([] if targets is None else targets, len(batch))
+        if self._windows is not None and len(batch):
             keys = [batch.columns[entity] for entity in self._windows.entities]
             self._windows.fill_inline(
                 keys, batch.times, values, self._pipeline.task, batch.features
@@ -246,7 +246,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
 
     def _learn_delayed(self, batch: Batch, dead: list[DeadLetter]) -> Outcome:
         labels, first = batch.labels, self._events
-        self._events = first + len(batch.ids)
+        self._events = first + len(batch)
         outcome = self.prequential.run(
             ids=batch.ids,
             features=batch.features,

@@ -184,7 +184,7 @@ class Prequential:
     def run(
         self,
         *,
-        ids: list[str],
+        ids: Sequence[str],
         features: F64,
         times: I64,
         label_ids: list[str],
