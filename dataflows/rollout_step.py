@@ -96,7 +96,10 @@ class RolloutStep:
             return declared
         if self._registry is None:
             raise InputError("this run keeps no state, and so has no registry to add from")
-        version = self._registry.find(command.model)
+        try:
+            version = self._registry.find(command.model)
+        except InputError:  # which names a directory of this machine
+            raise InputError(f"the registry has no model {command.model}") from None
         missing = sorted(set(version.columns) - set(pipeline.columns))
         if list(version.columns) != list(pipeline.columns):
             told = f" (it has {', '.join(missing[:5])})" if missing else ""

@@ -67,17 +67,16 @@ class Evidence:
 
     **What is tested.** BETTER and WORSE, the sign: the mean of the differences champion −
     challenger, each cut to ± `scale`. Uncut, no test can be both quick and valid at every sample
-    size: a loss that may be 1 and was never seen could outweigh thousands of small gains. So models
-    that differ by rare large losses are compared by how often more than by how much: `clipped`
-    tells how many were cut, and nothing is found against the sign of the mean of the differences as
-    they are. FUTILE, HARMLESS and `interval`, the size: differences are cut at four times the
-    scale, or at `bound` if that is less. That is slower and hardly ever cuts; at `bound` it never
-    does.
+    size: a loss that may be 1 and was never seen could outweigh thousands of small gains. `clipped`
+    tells how many were cut. FUTILE, HARMLESS and `interval`, the size: differences are cut at four
+    times the scale, or at `bound` if that is less. That is slower and hardly ever cuts; at `bound`
+    it never does.
 
     **What is promised.** `method="betting"`: whatever the distribution of the losses, and at any
     sample size, a finding comes up at all with probability at most `alpha` if it is wrong at every
-    label, given the labels before. `method="asymptotic"` cuts nothing and promises the same in the
-    limit of many labels only; before `burn_in` labels it says nothing.
+    label, given the labels before. A finding needs the asymptotic test of the uncut
+    differences to agree, so in the limit of many labels the promise is about the plain mean as
+    well. `method="asymptotic"` is that test alone, and says nothing before `burn_in` labels.
 
     Args:
         alpha: the error allowed to each finding.
@@ -181,7 +180,7 @@ class Evidence:
 
     @property
     def e_value(self) -> float:
-        """Evidence now that the challenger is better: at 1 / alpha it is certain enough."""
+        """Evidence now that the challenger is better; see `e_value_of`."""
         return self.e_value_of(Finding.BETTER)
 
     @property
@@ -191,6 +190,8 @@ class Evidence:
 
     def e_value_of(self, finding: Finding) -> float:
         """Evidence now for a finding; under what it denies, its mean is at most 1 at any time.
+
+        At 1 / alpha something is found, if the asymptotic test of the uncut differences agrees.
 
         Values past 1e100 are cut. FUTILE and HARMLESS stay at 1 without a `min_effect`.
         """

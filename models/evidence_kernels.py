@@ -135,23 +135,28 @@ def spread(state: F64) -> float:
 
 
 @inlined
+def _log_limit_e_value(test: int, deviation: float, state: F64) -> float:
+    """The asymptotic e-value of a test, from the mean of the differences as they are."""
+    beyond = state[MEAN]
+    if test == WORSE:
+        beyond = -beyond
+    elif test == FUTILE:
+        beyond = state[MIN_EFFECT] - beyond
+    elif test == HARMLESS:
+        beyond = state[MIN_EFFECT] + beyond
+    if deviation == 0.0:  # identical losses
+        return 230.0 if beyond > 0.0 else -230.0
+    return log_normal_e_value(beyond * state[OBSERVED] / deviation, state[OBSERVED])
+
+
+@inlined
 def _test_by_limit(state: F64) -> None:
-    """The asymptotic e-values, from the mean and the variance so far."""
-    count, effect = state[OBSERVED], state[MIN_EFFECT]
-    state[USED] = count
     deviation = spread(state)
-    if count < state[BURN_IN] or deviation == 0.0:
+    state[USED] = state[OBSERVED]
+    if state[OBSERVED] < state[BURN_IN] or deviation == 0.0:
         return
-    mean = state[MEAN]
-    for test in range(TESTS if effect > 0.0 else 2):
-        beyond = mean
-        if test == WORSE:
-            beyond = -mean
-        elif test == FUTILE:
-            beyond = effect - mean
-        elif test == HARMLESS:
-            beyond = effect + mean
-        log_e = log_normal_e_value(beyond * count / deviation, count)
+    for test in range(TESTS if state[MIN_EFFECT] > 0.0 else 2):
+        log_e = _log_limit_e_value(test, deviation, state)
         state[E_VALUE + test] = math.exp(min(log_e, 230.0))
 
 
@@ -159,25 +164,17 @@ def _test_by_limit(state: F64) -> None:
 def _new_crossings(state: F64) -> int:
     """Bits of the tests that have just crossed for the first time.
 
-    The mean of the differences as they are has to agree, unclipped: a veto can't make an error
-    likelier.
+    What bets on cut differences have won has to hold of the differences as they are, too, by the
+    asymptotic test. That can only take findings away, so it costs no error.
     """
     found = 0
-    mean, effect, threshold = state[MEAN], state[MIN_EFFECT], 1.0 / state[ALPHA]
-    for test in range(TESTS if effect > 0.0 else 2):
-        if state[E_VALUE + test] < threshold or state[CROSSED + test] != 0.0:
-            continue
-        if test == BETTER:
-            agrees = mean > 0.0
-        elif test == WORSE:
-            agrees = mean < 0.0
-        elif test == FUTILE:
-            agrees = mean < effect
-        else:
-            agrees = mean > -effect
-        if agrees:
-            state[CROSSED + test] = state[SAMPLES]
-            found |= 1 << test
+    threshold = 1.0 / state[ALPHA]
+    for test in range(TESTS if state[MIN_EFFECT] > 0.0 else 2):
+        if state[E_VALUE + test] >= threshold and state[CROSSED + test] == 0.0:
+            log_e = _log_limit_e_value(test, spread(state), state)
+            if log_e >= math.log(threshold):
+                state[CROSSED + test] = state[SAMPLES]
+                found |= 1 << test
     return found
 
 

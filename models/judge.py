@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.decision import Evidence as Summary
 from models.evidence import Finding, PairedEvidence
 from models.learner import Task
-from models.policies import Policy, scale_of
+from models.policies import Policy, bound_of, loss_of, scale_of
 from models.two_sample_evidence import TwoSampleEvidence
 
 F64 = NDArray[np.float64]
@@ -40,8 +40,10 @@ class Judge:
         self._policy = policy
         kind = PairedEvidence if policy.judge == "paired" else TwoSampleEvidence
         self._evidence: PairedEvidence | TwoSampleEvidence = kind(
-            policy.alpha, scale_of(policy, task)
+            policy.alpha, scale_of(policy, task), bound=bound_of(task, loss_of(policy, task))
         )
+        # What `look` made of so many labels: `take` has it, unless it is given fewer.
+        self._looked: tuple[int, PairedEvidence | TwoSampleEvidence] | None = None
 
     def look(self, ours: F64, theirs: F64, arms: U8, champion: int, challenger: int) -> Look:
         """What would be shown by these labels; nothing is kept.
@@ -59,11 +61,19 @@ class Judge:
                 found.better = at
             if finding is Finding.WORSE and Finding.WORSE not in known:
                 found.worse = at
+        self._looked = len(ours), evidence
         return found
 
     def take(self, ours: F64, theirs: F64, arms: U8, champion: int, challenger: int) -> bool:
-        """Keep these labels. Whether it is shown, now or before, that the challenger is better."""
-        self._update(self._evidence, ours, theirs, arms, champion, challenger)
+        """Keep these labels, the first of those that were looked at, or all.
+
+        Whether it is shown, now or before, that the challenger is better.
+        """
+        looked, self._looked = self._looked, None
+        if looked is not None and looked[0] == len(ours):
+            self._evidence = looked[1]
+        else:
+            self._update(self._evidence, ours, theirs, arms, champion, challenger)
         return Finding.BETTER in self._evidence.found
 
     def futile(self) -> bool:

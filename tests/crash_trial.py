@@ -63,7 +63,7 @@ class Trial:
         try:
             bus.create_topics(dict.fromkeys(self.declared.inputs, self.partitions))
             topics: dict[Kind, str] = dict(
-                zip(("events", "labels"), self.declared.inputs, strict=True)
+                zip(("events", "labels"), self.declared.inputs, strict=False)
             )
             publish(bus, backlog(events, self.seed, self.faulty), topics=topics)
         finally:

@@ -193,6 +193,30 @@ def test_nothing_is_found_against_the_mean_of_uncut_losses() -> None:
     assert Finding.WORSE not in evidence.found
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.one_of(st.none(), st.floats(0.005, 0.5)),
+    better=st.floats(-0.3, 0.3),
+)
+def test_a_finding_is_one_of_the_asymptotic_test_too(
+    seed: int, scale: float | None, better: float
+) -> None:
+    champion, challenger = losses(seed, 1500, better)
+    challenger[::97] += 0.5
+    evidence, row = PairedEvidence(scale=scale, min_effect=0.004), 0
+    if scale is not None and scale <= 0.01:
+        evidence = PairedEvidence(scale=scale)
+    limit = PairedEvidence(min_effect=0.004, method="asymptotic", burn_in=1)
+    while row < champion.size:
+        step = evidence.advance(champion[row:], challenger[row:])
+        limit.update(champion[row : row + step.rows], challenger[row : row + step.rows])
+        row += step.rows
+        for finding in step.found:
+            assert evidence.e_value_of(finding) >= 20
+            assert limit.e_value_of(finding) >= 20
+
+
 @pytest.mark.parametrize("declared", DECLARED)
 @pytest.mark.parametrize("bad", NOT_NUMBERS)
 def test_a_loss_that_is_no_number_is_worse_than_any(declared: dict[str, Any], bad: float) -> None:
@@ -227,7 +251,9 @@ def test_identical_models_prove_nothing_about_a_difference(declared: dict[str, A
     evidence = PairedEvidence(**declared)
     evidence.update(champion, champion)
     assert evidence.e_value == evidence.e_value_worse == 1.0
-    assert not evidence.found & {Finding.BETTER, Finding.WORSE}
+    # Nothing is learned of a scale, nor of a spread; with a scale, that there is no difference.
+    scaled = "scale" in declared
+    assert evidence.found == ({Finding.FUTILE, Finding.HARMLESS} if scaled else set())
     low, high = evidence.interval
     assert low < 0.0 < high
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import heavy_tails
 from benchmarks.calibrated_models import CHAMPION, losses_of_both, losses_of_one
 from benchmarks.usual_tests import peeked_paired
 from models.evidence import Finding, PairedEvidence
@@ -92,6 +93,17 @@ def test_equal_models_are_seldom_told_apart_at_any_label(declared: dict[str, Any
     assert (wrong / runs <= at_most(ALPHA, runs)).all()
     assert wrong.sum() > 0  # else a test that never finds anything would do
     assert peeked / runs > 3 * ALPHA
+
+
+def test_heavy_tails_of_equal_means_are_seldom_told_apart() -> None:
+    """Differences that are cut are for the challenger: only the uncut ones can hold it back."""
+    runs, wrong = 250, 0
+    random, factor = np.random.default_rng(6), heavy_tails.evened_out(count=1_000_000)
+    for _ in range(runs):
+        evidence = PairedEvidence(alpha=0.05)
+        evidence.update(*heavy_tails.losses_of_both(random, 20_000, factor))
+        wrong += Finding.BETTER in evidence.found
+    assert wrong / runs <= at_most(0.05, runs)
 
 
 @pytest.mark.parametrize("shares", [(0.5,), (0.02, 0.1, 0.5)])

@@ -56,11 +56,11 @@ def test_a_worker_that_is_a_week_behind_loses_no_label(messages, rules, first):
 
 def test_labels_in_windows_are_those_of_the_last_days_though_one_is_a_week_ahead(messages):
     """Its own events let nothing go that the other's will ask for."""
-    cluster = Cluster(payments("dropped"))
+    pipeline = payments("dropped")
+    cluster = Cluster(pipeline)
     cluster.publish(messages)
     cluster.one_after_the_other(0)
-    columns = cluster.models._pipeline.columns
-    at = columns.index("merchant_target_1d_count")
+    at = pipeline.columns.index("merchant_target_1d_count")
     known: list[tuple[str, int]] = []
     merchants: dict[str, str] = {}
     checked = 0

@@ -1,0 +1,212 @@
+"""Rollouts in a stream: what bad challengers do before they are stopped, and what shadows cost.
+
+How such a comparison misleads, and what is done about it:
+
+* A bad challenger that is bad from the start. These are as good as the champion until the middle of
+  the stream, when they are trusted: a copy of the champion's own model breaks there.
+* Labels that come at once. Here they come 500 events later, so that for so long nobody can know.
+* A shadow that costs little because it is cheap. What the shadow's own predicting and learning
+  takes is measured by itself, on the same rows in the same batches, and taken off.
+* A noisy machine. Costs are the best of many rounds, all contestants taking turns.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from river import linear_model, optim, preprocessing
+
+from benchmarks.report import Report, Target
+from models import decision as d
+from models.compiled import learner_for
+from models.deployment import Deployment
+from models.learner import Learner, Predictions, Task
+from models.policies import Canary, Guardrails, Policy, Shadow
+from models.prequential import Prequential
+from models.rollouts import Rollouts
+
+F64 = NDArray[np.float64]
+WIDTH = 12
+NAMES = tuple(f"f{i}" for i in range(WIDTH))
+DELAY = 500  # events
+BATCH = 1000
+_SLOW_US = 300.0
+
+
+def model() -> Any:
+    """What everybody runs: small steps, scaled features."""
+    return preprocessing.StandardScaler() | linear_model.LogisticRegression(
+        optimizer=optim.SGD(0.01)
+    )
+
+
+def learner() -> Learner:
+    return learner_for(model(), NAMES, Task.BINARY)
+
+
+class Breaks:
+    """A good learner, until it has learned so many rows; then `how` changes its answers."""
+
+    def __init__(self, after: int, how: Callable[[F64], F64]) -> None:
+        self._good = learner()
+        self._after, self._how = after, how
+        self.task, self.names, self.version = Task.BINARY, NAMES, 0
+
+    def run(self, features: F64, op: Any, row: Any, target: Any) -> Predictions:
+        learned = self.version + np.cumsum(op)[op == 0]
+        answers = self._good.run(features, op, row, target)
+        self.version = self._good.version
+        broken = learned >= self._after
+        if broken.any():
+            answers.values[broken] = self._how(answers.values[broken])
+        return answers
+
+
+def noise(values: F64) -> F64:
+    return np.random.default_rng(1).random(values.size)
+
+
+def nothing(values: F64) -> F64:
+    return np.full(values.size, math.nan)
+
+
+def slow(values: F64) -> F64:
+    time.sleep(values.size * 2 * _SLOW_US / 1e6)
+    return values
+
+
+def stream(events: int, seed: int = 1) -> tuple[F64, F64]:
+    """Features and outcomes, about one in twenty true."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(events, WIDTH))
+    odds = features[:, :4].sum(axis=1) - 4.5
+    return features, (rng.random(events) < 1 / (1 + np.exp(-odds))).astype(np.float64)
+
+
+def step(policy: Policy, **challengers: Any) -> Prequential:
+    deployment = Deployment("champion", list(challengers), policy, Task.BINARY, "benchmark")
+    learners = {"champion": learner(), **challengers}
+    return Prequential(learners, rollouts=Rollouts(deployment, Task.BINARY))
+
+
+def feed(to: Prequential, features: F64, values: F64, first: int, end: int) -> Any:
+    """Events `first` to before `end`, each followed by the label of one long before."""
+    ids = [f"e{i}" for i in range(first, end)]
+    judged = np.arange(max(first - DELAY, 0), end - DELAY) if end > DELAY else np.arange(0)
+    count = end - first
+    order = np.arange(count + judged.size)
+    if judged.size:
+        lead = count - judged.size
+        order[lead:] = np.stack(
+            [np.arange(lead, count), np.arange(count, count + judged.size)], axis=1
+        ).ravel()[: judged.size + count - lead]
+    return to.run(
+        ids=ids,
+        features=features[first:end],
+        times=np.arange(first, end) * 1000,
+        label_ids=[f"e{i}" for i in judged.tolist()],
+        label_values=values[judged],
+        label_times=(judged + DELAY) * 1000,
+        order=order,
+        keys=[f"user{i * 7919 % 100_003}" for i in range(first, end)],
+    ).answered
+
+
+def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[str, Any]:
+    """One challenger that breaks in the middle of its first step, at 1 % of the keys."""
+    features, values = stream(events)
+    rails = Guardrails(latency_us=_SLOW_US / 2) if name == "becomes slow" else Guardrails()
+    policy = Canary(steps=(0.01, 0.5, 1.0), hold="10d", guardrails=rails, min_effect=0.0)
+    breaks = events // 2
+    to = step(policy, bad=Breaks(breaks - DELAY, how))
+    served = before = 0
+    ended: int | None = None
+    for first in range(0, events, BATCH):
+        out = feed(to, features, values, first, min(first + BATCH, events))
+        by = np.array(out.models) == "bad"
+        served += int(by.sum())
+        before += int(by[: max(breaks - first, 0)].sum())
+        for decision, row in out.decisions:
+            if decision.action == d.ROLLED_BACK:
+                count = min(first + BATCH, events) - first
+                event = row if row < count else row - count + max(first - DELAY, 0) - first + DELAY
+                ended = first + event
+                why = decision.why
+    if ended is None:
+        return {"challenger": name, "events until rolled back": math.nan, "bad answers": 1.0}
+    bad = served - before
+    return {
+        "challenger": name,
+        "events until rolled back": ended - breaks + 1,
+        "bad answers served": bad,
+        "share of all traffic": bad / events,
+        "why": why,
+    }
+
+
+def cost(events: int, rounds: int) -> list[dict[str, Any]]:
+    """Microseconds per event (and its label) of each further shadow, beside its own work."""
+    features, values = stream(events)
+    alone = [math.inf, math.inf, math.inf]
+    own = math.inf
+    shadows = (0, 1, 4)
+    for _ in range(rounds):
+        for place, count in enumerate(shadows):
+            policy = Shadow(report=10**9, guardrails=Guardrails(loss_ratio=1e9), alpha=1e-6)
+            to = step(policy, **{f"s{i}": learner() for i in range(count)})
+            for first in range(0, 4 * BATCH, BATCH):
+                feed(to, features, values, first, first + BATCH)
+            gc.collect()
+            for first in range(4 * BATCH, events - BATCH + 1, BATCH):
+                began = time.perf_counter()
+                feed(to, features, values, first, first + BATCH)
+                alone[place] = min(alone[place], time.perf_counter() - began)
+        mine = learner()
+        op = np.tile(np.array([0, 1], np.uint8), BATCH)
+        rows = np.arange(BATCH).repeat(2)
+        target = values[:BATCH].repeat(2)
+        for _ in range(20):
+            began = time.perf_counter()
+            mine.run(features[:BATCH], op, rows, target)
+            own = min(own, time.perf_counter() - began)
+    us = [1e6 * seconds / BATCH for seconds in alone]
+    more = (us[2] - us[1]) / 3
+    return [
+        {"models": "champion alone", "us per event": us[0]},
+        {"models": "and one shadow", "us per event": us[1]},
+        {"models": "and four shadows", "us per event": us[2]},
+        {"models": "each further shadow", "us per event": more},
+        {"models": "of it, its own predicting and learning", "us per event": 1e6 * own / BATCH},
+        {"models": "beside", "us per event": more - 1e6 * own / BATCH},
+    ]
+
+
+def run(quick: bool) -> Report:
+    """All of it."""
+    events = 20_000 if quick else 100_000
+    rows = [
+        bad_challenger("becomes noise", noise, events),
+        bad_challenger("becomes NaN", nothing, events),
+        bad_challenger("becomes slow", slow, events),
+    ]
+    costs = cost(12_000, 2 if quick else 6)
+    worst = max(row["share of all traffic"] for row in rows)
+    until = rows[1]["events until rolled back"]
+    beside = costs[-1]["us per event"]
+    targets = [
+        Target("bad challenger at 1 %: share of all traffic that got a bad answer", worst, 0.002),
+        Target("becomes NaN: events until it is rolled back", until, 1),
+        Target("each further shadow beside its own work, us per event", beside, 0.5),
+    ]
+    notes = [
+        f"labels come {DELAY} events late, batches of {BATCH:,}, {events:,} events, and the "
+        "challenger breaks in the middle; in the first step of a canary it serves 1 % of the keys",
+        "one that becomes NaN, or raises, never serves such an answer: the champion's goes out",
+    ]
+    return Report("rollouts", [*rows, *costs], targets, notes)

@@ -1,0 +1,29 @@
+"""The payments, with two models that want to take over: to see how a model is changed safely.
+
+It reads and writes the topics of `payments`, and is run as a module::
+
+    anabranch run dataflows.pipelines.payments_canary
+
+``faster`` takes larger steps while much is to be learned, climbs from 1 % of the cards to a half,
+and takes over. Then it is the turn of ``bayes``, which is worse than the model that leads, and is
+found out before it serves anybody to speak of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from river import linear_model, naive_bayes, optim, preprocessing
+
+from dataflows.pipelines.payments import pipeline as payments
+from models.policies import Canary
+
+pipeline = replace(
+    payments,
+    challengers={
+        "faster": preprocessing.StandardScaler()
+        | linear_model.LogisticRegression(optimizer=optim.SGD(0.02)),
+        "bayes": preprocessing.StandardScaler() | naive_bayes.GaussianNB(),  # type: ignore[no-untyped-call]
+    },
+    rollout=Canary(steps=(0.01, 0.05, 0.25, 0.5, 1.0)),
+)
