@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from models import decision as d
@@ -12,7 +11,8 @@ from models.contest import Contest
 from models.decision import Decision
 from models.deployment import Deployment
 from models.learner import Learner
-from models.policies import ABTest, Canary, Shadow, check_policy
+from models.policies import ABTest, Canary, Policy, Shadow, check_policy
+from models.policy_changes import change
 from state.errors import AnabranchError, InputError
 
 if TYPE_CHECKING:
@@ -76,27 +76,24 @@ class Steering:
         if isinstance(deployment.policy, Canary) and deployment.contests:
             tried = deployment.contests[0].challenger
             raise InputError(f"{tried} is being tried, and a canary tries one at a time")
-        if command.policy:
-            self._change_policy(command)
+        policy = self._changed_policy(command)
+        if isinstance(policy, ABTest):
+            taken = sum(contest.share for contest in deployment.contests)
+            if taken + policy.split > 1:
+                raise InputError(f"{taken:.0%} of the keys are in tests already: too many for more")
         if name not in deployment.waiting:
             self._bring(name, command)
-        if isinstance(deployment.policy, ABTest):
-            taken = sum(contest.share for contest in deployment.contests)
-            if taken + deployment.policy.split > 1:
-                raise InputError(f"{taken:.0%} of the keys are in tests already: too many for more")
+        deployment.policy = policy  # only now can nothing be refused any more
         return [deployment.start(name, time, -1)]
 
-    def _change_policy(self, command: Command) -> None:
+    def _changed_policy(self, command: Command) -> Policy:
+        """The policy in force, with what the command changes."""
         deployment = self._deployment
-        try:
-            changed = replace(deployment.policy, **command.policy)
-        except TypeError:
-            known = ", ".join(deployment.policy.__dataclass_fields__)
-            raise InputError(
-                f"{type(deployment.policy).__name__} can't be changed so: it has {known}"
-            ) from None
+        if not command.policy:
+            return deployment.policy
+        changed = change(deployment.policy, command.policy)
         check_policy(changed, self._step.task, len(deployment.waiting) + 1, "the command")
-        deployment.policy = changed
+        return changed
 
     def _pause(self, command: Command, time: int) -> list[Decision]:
         contest = self._named(command)
