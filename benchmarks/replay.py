@@ -3,9 +3,11 @@
 How such a comparison misleads, and what is done about it:
 
 * Contestants that do different work. All read the same file and write the same 24 columns, in the
-  order of the events, with polars; the columns are compared before anything is timed. Beyond that
-  `anabranch replay` checks every event, predicts it and learns from it, as it would live. What its
-  windows alone take is told beside it.
+  order of the events, with polars; the columns are compared before anything is timed. What is
+  judged is `replay --features-only`; beyond what the others do it checks every event, turns away
+  what is late or repeated, writes labels, and has its file on the disk when it ends. The whole
+  `replay`, which also predicts and learns every event as it would live, and what the windows alone
+  take are told beside it.
 * A slow rival. pandas and polars are used as their manuals say, one `rolling` per entity and width;
   for pandas the rows are put back into their order once per entity, not once per feature.
 * Ties. pandas lets an event see those of the same moment that stand before it, as we do; polars all
@@ -19,6 +21,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +89,10 @@ def make_history(path: Path, events: int) -> None:
     frame.write_parquet(path)
 
 
-def by_anabranch(source: Path, to: Path) -> None:
+def by_anabranch(source: Path, to: Path, features_only: bool = False) -> None:
     """The whole command, but for its progress bar."""
-    replay(make_pipeline(), ReplaySettings(events=str(source), rows=to))
+    settings = ReplaySettings(events=str(source), rows=to, features_only=features_only)
+    replay(make_pipeline(), settings)
 
 
 def by_pandas(source: Path, to: Path) -> None:
@@ -136,8 +140,10 @@ def by_polars(source: Path, to: Path) -> None:
 
 
 Contestant = Callable[[Path, Path], None]
+OURS = "anabranch replay --features-only"
 CONTESTANTS: dict[str, Contestant] = {
-    "anabranch replay": by_anabranch,
+    OURS: partial(by_anabranch, features_only=True),
+    "anabranch replay, predicting and learning": by_anabranch,
     "pandas groupby().rolling()": by_pandas,
     "polars rolling": by_polars,
 }
@@ -192,7 +198,7 @@ def run(quick: bool) -> Report:
             for name, work in CONTESTANTS.items():
                 _keep_best(best, name, _timed(lambda work=work: work(source, to)))  # type: ignore[misc]
             _keep_best(best, "anabranch, windows alone", windows_alone_s(source))
-    ours = best["anabranch replay"]
+    ours = best[OURS]
     rows: list[dict[str, Any]] = [
         {
             "24 window features": name,
@@ -206,9 +212,10 @@ def run(quick: bool) -> Report:
     notes = [
         f"{events:,} events of {DAYS} days, {events // 30:,} cards, {events // 300:,} merchants; "
         f"windows of {', '.join(WIDTHS)}; best of {rounds} rounds, taken in turns",
-        "replay also checks, predicts and learns every event; windows alone: no file, no model",
+        "from Parquet to Parquet; replay also checks every event and writes labels and coordinates",
+        "windows alone: no file, no checks, in one thread",
     ]
-    return Report("replay", rows, [Target("pandas / anabranch replay", ratio, 10, ">=")], notes)
+    return Report("replay", rows, [Target(f"pandas / {OURS}", ratio, 10, ">=")], notes)
 
 
 def _keep_best(best: dict[str, float], name: str, seconds: float) -> None:

@@ -9,6 +9,7 @@ from dataflows.batch import Batch
 from dataflows.decode import payload_fields
 from dataflows.event_time import FIRST_MS
 from dataflows.messages import DeadLetter
+from dataflows.taking import take_rows
 from state.delta import Delta
 from state.durations import format_duration_ms, parse_duration_ms
 from state.recent_ids import RecentIds
@@ -53,7 +54,7 @@ class Admission:
 
     def admit(self, batch: Batch) -> Batch:
         """The batch without the rows that may not enter."""
-        if not batch.ids:
+        if not len(batch):
             return batch
         before = self._watermark
         earliest, latest = batch.span
@@ -102,7 +103,7 @@ class Admission:
         fresh = np.ones(len(batch), np.bool_)
         for partition in partitions:
             rows = np.flatnonzero(batch.partitions == partition)
-            ids = [batch.ids[row] for row in rows.tolist()]
+            ids = take_rows(batch.ids, rows)
             found = self._recent[partition].is_new(ids, watermarks[rows])
             if found is not None:
                 fresh[rows] = found

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from dataflows.batch import NO_ROWS, RawBatch, RawRows
 from dataflows.bus import Bus, Lost, Reader, Slice, TopicPartition
+from dataflows.taking import join_rows
 
 Taken = tuple[TopicPartition, list[tuple[Slice, NDArray[np.int64]]]]
 """A topic partition, and the pieces taken from it with their rising times."""
@@ -364,7 +365,7 @@ def _rows(topic: str, taken: list[Taken]) -> tuple[RawRows, NDArray[np.int64]]:
         return rows, rising
     rows = RawRows(
         topic,
-        [value for piece, _ in pieces for value in piece.values],
+        join_rows([piece.values for piece, _ in pieces]),
         np.concatenate([np.full(len(p.values), p.partition, np.int64) for p, _ in pieces]),
         np.concatenate([piece.offsets for piece, _ in pieces]),
         np.concatenate([piece.times for piece, _ in pieces]),

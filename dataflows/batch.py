@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from dataflows.control import Control
 from dataflows.messages import DeadLetter
+from dataflows.taking import take_rows
 from state.extent import extent
 
 
@@ -22,7 +24,7 @@ class RawRows:
     """
 
     topic: str
-    values: list[bytes]
+    values: Sequence[bytes]
     partitions: NDArray[np.int64]
     offsets: NDArray[np.int64]
     times: NDArray[np.int64]
@@ -33,10 +35,9 @@ class RawRows:
 
     def take(self, rows: NDArray[np.int64]) -> RawRows:
         """Only these rows, in this order."""
-        values = self.values
         return RawRows(
             self.topic,
-            [values[row] for row in rows.tolist()],
+            take_rows(self.values, rows),
             self.partitions[rows],
             self.offsets[rows],
             self.times[rows],
@@ -105,7 +106,7 @@ class LabelRows:
     times: NDArray[np.int64]
     partitions: NDArray[np.int64]
     offsets: NDArray[np.int64]
-    payloads: list[bytes]
+    payloads: Sequence[bytes]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -123,19 +124,20 @@ class Batch:
     least and the greatest event time, ``(0, -1)`` without events.
     ``features`` is ``(n, columns) float64``: the row features are there from the start, each window
     step adds its own. ``columns`` holds the event fields that are used, ``targets`` the inline
-    labels. ``order`` is as in `RawBatch`. ``expected`` counts the parts that went to other shards
-    and have to come back before the batch is whole. ``control`` is to be followed behind all rows,
-    at event time ``control_time`` (epoch ms); where it was read, `RawBatch.controls` says.
+    labels (None without): lists, or where rows came typed, what `TypedRows` has. ``order`` is as in
+    `RawBatch`. ``expected`` counts the parts that went to other shards and have to come back before
+    the batch is whole. ``control`` is to be followed behind all rows, at event time
+    ``control_time`` (epoch ms); where it was read, `RawBatch.controls` says.
     """
 
     raw: RawBatch
     rows: RawRows
-    ids: list[str]
+    ids: Sequence[str]
     times: NDArray[np.int64]
     span: tuple[int, int]
     features: NDArray[np.float64]
     columns: dict[str, Any]
-    targets: list[Any] | None
+    targets: Any
     labels: LabelRows
     order: NDArray[np.int64]
     dead: list[DeadLetter]
@@ -169,7 +171,7 @@ class Batch:
         return self.rows.offsets
 
     @property
-    def payloads(self) -> list[bytes]:
+    def payloads(self) -> Sequence[bytes]:
         """The events as they were read."""
         return self.rows.values
 
@@ -179,17 +181,14 @@ class Batch:
     def keep(self, keep: NDArray[np.bool_]) -> Batch:
         """This batch with only the events where ``keep`` is true; labels all stay."""
         rows = np.flatnonzero(keep)
-        places = rows.tolist()
         self.order = keep_rows(self.order, keep, np.ones(len(self.labels), np.bool_))
         self.rows = self.rows.take(rows)
-        self.ids = [self.ids[row] for row in places]
+        self.ids = take_rows(self.ids, rows)
         self.times, self.features = self.times[rows], self.features[rows]
-        self.span = extent(self.times) if places else NO_SPAN
-        self.columns = {
-            name: [values[row] for row in places] for name, values in self.columns.items()
-        }
+        self.span = extent(self.times) if len(rows) else NO_SPAN
+        self.columns = {name: take_rows(values, rows) for name, values in self.columns.items()}
         if self.targets is not None:
-            self.targets = [self.targets[row] for row in places]
+            self.targets = take_rows(self.targets, rows)
         return self
 
 

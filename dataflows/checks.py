@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 TIME_UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
 """What a number in a time field may count, in milliseconds."""
 
+MOST_SEGMENTS = 10_000
+"""So many can have a model, at most; each costs memory, and time in every commit."""
+
 _LABEL_TYPES: dict[str, type] = {"boolean": bool, "text": str}
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 
@@ -177,6 +180,28 @@ def _check_subject(pipeline: Pipeline, declared: SliceBy, where: str) -> None:
     schema.require(subject, ("text", "boolean") if declared.edges is None else ("number",), where)
     if field.kind == "boolean" and not {*declared.names} <= {"true", "false"}:
         raise DeclarationError(f"{where} is by a boolean: its values are True and False")
+
+
+def check_segments(pipeline: Pipeline) -> None:
+    """The field of `model_key` can be one, and the numbers beside it are numbers."""
+    key, where = pipeline.model_key, f"pipeline {pipeline.name!r}"
+    if key is None:
+        if (pipeline.max_segments, pipeline.segment_after) != (1000, 1):
+            raise DeclarationError(
+                f"max_segments= and segment_after= of {where} are for a model per segment: say by "
+                "which field, model_key="
+            )
+        return
+    where = f"model_key={key!r} of {where}"
+    pipeline.schema.require_present(key, ("text", "boolean"), where)
+    if isinstance(pipeline.label, Inline) and pipeline.label.field == key:
+        raise DeclarationError(f"{where} is the label: a model per label has nothing to predict")
+    for name, most in (("max_segments", MOST_SEGMENTS), ("segment_after", 2**31)):
+        value = getattr(pipeline, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise DeclarationError(
+                f"{name}={value!r} for {where} must be an integer from 1 to {most:,}"
+            )
 
 
 def check_times(pipeline: Pipeline) -> None:

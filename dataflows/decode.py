@@ -28,6 +28,7 @@ from dataflows.control import decode_control
 from dataflows.event_time import FIRST_MS, LAST_MS, parse_times_ms
 from dataflows.messages import DeadLetter, Delayed, Inline, field_types
 from dataflows.pipeline import Pipeline
+from dataflows.typed_rows import TypedRows
 from state.durations import format_duration_ms, parse_duration_ms
 from state.extent import LARGEST, extent, extents
 
@@ -49,14 +50,14 @@ class StructDecoder:
         self._decoder = msgspec.json.Decoder(_wire(message, time_field, int | float | str))
         self.decode_usual = msgspec.json.Decoder(_wire(message, time_field, int)).decode
 
-    def decode(self, values: list[bytes]) -> tuple[list[Any], dict[int, Fault]]:
+    def decode(self, values: Sequence[bytes]) -> tuple[list[Any], dict[int, Fault]]:
         """One struct per message, None where it is bad; and for each bad one its fault."""
         try:
             return list(map(self._decoder.decode, values)), {}
         except _UNREADABLE:
             return self._decode_each(values)
 
-    def _decode_each(self, values: list[bytes]) -> tuple[list[Any], dict[int, Fault]]:
+    def _decode_each(self, values: Sequence[bytes]) -> tuple[list[Any], dict[int, Fault]]:
         structs: list[Any] = []
         faults: dict[int, Fault] = {}
         decode = self._decoder.decode
@@ -128,15 +129,17 @@ class BatchDecoder:
         return batch
 
     def _decode(self, raw: RawBatch) -> Batch:
-        usual = self._decode_usual(raw.events)
         labels = self._decode_labels(raw.labels)
+        if isinstance(raw.events.values, TypedRows):
+            typed = self._take_typed(raw, raw.events.values, labels)
+            if typed is not None:
+                return typed
+        usual = self._decode_usual(raw.events)
         if usual is not None and labels.kept is None:
             rows = raw.events
             return self._batch(raw, rows, *usual, self._label_rows(labels), raw.order, [])
-        events = self._decode_rows(self._events, raw.events, self._read_time, self._check_numbers)
-        order = keep_rows(
-            raw.order, _mask(events.kept, len(raw.events)), _mask(labels.kept, len(raw.labels))
-        )
+        events = self._decode_events(raw.events)
+        order = _order(raw, events, labels)
         columns = dict(zip(self._names, self._read(events.structs), strict=True))
         return self._batch(
             raw, events.rows, events.times, events.span, columns, self._label_rows(labels), order,
@@ -165,6 +168,32 @@ class BatchDecoder:
         if self._number_fields and self._check_numbers(structs):
             return None
         return times, (earliest, latest), dict(zip(self._names, columns, strict=True))
+
+    def _take_typed(self, raw: RawBatch, values: TypedRows, labels: _Decoded) -> Batch | None:
+        """Events whose fields are typed already; those in doubt are decoded by themselves.
+
+        None where a field is missing or such an event turns out to be good: then all are decoded.
+        """
+        if not len(values) or not all(name in values.columns for name in self._names):
+            return None
+        rows, times, dead = raw.events, values.times, []
+        latest = np.minimum(rows.times, int(self._now() * 1000)) + self._ahead_ms
+        good, order = values.good & (times <= latest), raw.order
+        if not good.all() or labels.kept is not None:
+            doubtful, kept = np.flatnonzero(~good), np.flatnonzero(good)
+            strange = self._decode_events(rows.take(doubtful))
+            if len(strange.rows):
+                return None
+            order = _order(raw, strange, labels, kept)
+            rows, times, dead = rows.take(kept), times[kept], strange.dead + labels.dead
+        typed = rows.values
+        assert isinstance(typed, TypedRows)
+        columns = {name: typed.columns[name] for name in self._names}
+        span = extent(times) if len(times) else NO_SPAN
+        return self._batch(raw, rows, times, span, columns, self._label_rows(labels), order, dead)
+
+    def _decode_events(self, rows: RawRows) -> _Decoded:
+        return self._decode_rows(self._events, rows, self._read_time, self._check_numbers)
 
     def _batch(
         self,
@@ -325,6 +354,14 @@ def _drop(
     good = np.array([row for row in range(len(rows)) if row not in faults], np.int64)
     kept = good if kept is None else kept[good]
     return rows.take(good), [structs[row] for row in good.tolist()], kept
+
+
+def _order(
+    raw: RawBatch, events: _Decoded, labels: _Decoded, kept: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """The order of what is left; ``kept`` are events that were taken without being decoded."""
+    kept = events.kept if kept is None else kept
+    return keep_rows(raw.order, _mask(kept, len(raw.events)), _mask(labels.kept, len(raw.labels)))
 
 
 def _mask(kept: NDArray[np.int64] | None, count: int) -> NDArray[np.bool_]:

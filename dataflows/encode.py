@@ -96,7 +96,7 @@ class Encoder:
         batch = result.batch
         partition = batch.rows.partition
         outgoing: dict[int, Outgoing] = {}
-        if not batch.ids:
+        if not len(batch):
             pass
         elif partition is None:
             self._divide(result, outgoing)

@@ -21,9 +21,10 @@ from state.aggregates import DecayedSpec, DistinctSpec, SinceLastSpec, Spec, Win
 from state.durations import parse_duration_ms
 from state.errors import DeclarationError
 from state.hashing import hash64
+from state.text_dictionary import CodedTexts
 
-Columns = Mapping[str, list[Any]]
-"""Field name → one Python value per row."""
+Columns = Mapping[str, Any]
+"""Field name → one value per row: a list, or what `TypedRows` has."""
 
 TARGET = "target"
 """What columns of label windows call the label."""
@@ -70,7 +71,9 @@ class NumberField:
 
     def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
         values = columns[self.field]
-        if self.missing is not None:
+        if self.missing is not None and isinstance(values, np.ndarray):
+            values = np.where(np.isnan(values), self.missing, values)
+        elif self.missing is not None:
             values = [self.missing if value is None else value for value in values]
         out[:, 0] = values
 
@@ -132,7 +135,12 @@ class OneHot:
 
     def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
         place = {value: column for column, value in enumerate(self.values)}
-        codes = np.array([place.get(value, -1) for value in columns[self.field]])
+        values = columns[self.field]
+        if isinstance(values, CodedTexts):
+            distinct, which = values.distinct()
+            codes = np.array([place.get(value, -1) for value in distinct])[which]
+        else:
+            codes = np.array([place.get(value, -1) for value in values])
         out[:] = codes[:, None] == np.arange(len(self.values))
 
 

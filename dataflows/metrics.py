@@ -119,6 +119,12 @@ class WorkerMetrics:
         self._slice_labels = self._gauge(
             "anabranch_slice_labels", "Labels so far, by slice", "slice", "value"
         )
+        self._segments = self._gauge(
+            "anabranch_model_segments", "Segments with a model of their own"
+        )
+        self._shared = self._gauge(
+            "anabranch_shared_segment_labels", "Labels of segments without a model of their own"
+        )
         self._waiting = self._gauge(
             "anabranch_waiting_predictions", "Predictions without label yet"
         )
@@ -178,7 +184,7 @@ class WorkerMetrics:
         self._batch_rows.append(events + labels + len(raw.controls.values))
         for letter in batch.dead:
             self._dead_counts[letter.reason] += 1
-        if batch.ids:
+        if len(batch):
             newest = batch.span[1]
             self._newest_ms = newest if self._newest_ms is None else max(newest, self._newest_ms)
 
@@ -249,6 +255,13 @@ class WorkerMetrics:
                             self._pipeline, model, metric, name, value
                         )
                         gauge.set(number)
+
+    def on_segments(self, report: Mapping[str, Mapping[str, Any]]) -> None:
+        """How many segments have a model; see `models.segments`."""
+        told = report.values()
+        self._segments.labels(self._pipeline).set(sum(each["own"] for each in told))
+        shared = sum(each["labels"] for each in told if not each["own"])
+        self._shared.labels(self._pipeline).set(shared)
 
     def on_written(self, outgoing: Outgoing, now: float) -> None:
         """Messages were handed to the bus."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
@@ -15,6 +15,7 @@ from dataflows.decisions import cause_of_control, rollout_message
 from dataflows.decode import payload_fields
 from dataflows.encode import Results
 from dataflows.label_trouble import LabelTrouble
+from dataflows.label_values import TargetReader
 from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline, RolloutMessage
 from dataflows.metrics import WorkerMetrics
 from dataflows.origins import Origins
@@ -26,9 +27,9 @@ from models.command import Commanded
 from models.drift import LOSS, Alarm
 from models.label_join import Fill
 from models.label_windows import LABEL_WINDOWS, LabelWindows
-from models.learner import Task
 from models.outcome import Outcome
 from models.prequential import Prequential
+from models.segments import Segments
 from state.delta import Delta
 from state.durations import parse_duration_ms
 from state.extent import LARGEST, all_usable
@@ -116,8 +117,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         self._origins = Origins(origins) if origins > 1 else None
         self._leaving: set[str] = set()
         self._assembler = Assembler(pipeline)
-        label = pipeline.label
-        self._target = _TargetReader(pipeline)
+        label, key = pipeline.label, pipeline.model_key
+        self._target = TargetReader(pipeline)
         self._inline = not isinstance(label, Delayed)
         self._labelled = isinstance(label, Inline)
         rollouts = rollouts_of(pipeline)
@@ -130,6 +131,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             inline=self._inline,
             slices=pipeline.slices,
             rollouts=rollouts,
+            segments=Segments(key, pipeline.max_segments) if key is not None else None,
         )
         self._windows = label_windows(pipeline)
         self._rollouts: RolloutStep | None = None
@@ -203,7 +205,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     def work(self, batch: Batch) -> Results:
         """What the models make of a batch that is whole."""
         dead: list[DeadLetter] = []
-        if batch.ids and not all_usable(batch.features):
+        if len(batch) and not all_usable(batch.features):
             dead = self._refuse_huge(batch)
             batch = batch.keep(np.logical_and.reduce(np.abs(batch.features) <= LARGEST, axis=1))
         outcome = self._learn_inline(batch) if self._inline else self._learn_delayed(batch, dead)
@@ -228,9 +230,9 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         return [rollout_message(name, decision, cause, control) for decision in decisions]
 
     def _learn_inline(self, batch: Batch) -> Outcome:
-        targets = batch.targets if self._labelled else None
-        values = self._target.read(targets or [], len(batch.ids))
-        if self._windows is not None and batch.ids:
+        targets = batch.targets if self._labelled else []
+        values = self._target.read([] if targets is None else targets, len(batch))
+        if self._windows is not None and len(batch):
             keys = [batch.columns[entity] for entity in self._windows.entities]
             self._windows.fill_inline(
                 keys, batch.times, values, self._pipeline.task, batch.features
@@ -244,7 +246,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
 
     def _learn_delayed(self, batch: Batch, dead: list[DeadLetter]) -> Outcome:
         labels, first = batch.labels, self._events
-        self._events = first + len(batch.ids)
+        self._events = first + len(batch)
         outcome = self.prequential.run(
             ids=batch.ids,
             features=batch.features,
@@ -284,6 +286,9 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             self._rollouts.tell()
         if self.prequential.slices:
             self._metrics.on_slices(self.prequential.slices.report())
+        if self.prequential.segments is not None:
+            learner = self.prequential.learners[self.prequential.champion]
+            self._metrics.on_segments(self.prequential.segments.report(learner))
 
     def _quality(self) -> dict[tuple[str, str], float]:
         return {
@@ -383,18 +388,3 @@ def label_windows(pipeline: Pipeline) -> LabelWindows | None:
         for entity, features in pipeline.label_windows.items()
     }
     return LabelWindows(declared, parse_duration_ms(pipeline.lateness)) if declared else None
-
-
-class _TargetReader:
-    """Label values as the models take them: floats, or the labels themselves for multi-class."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._task = pipeline.task
-
-    def read(self, values: list[Any], unlabelled: int | None) -> Any:
-        """``unlabelled`` is how many rows there are when there may be no labels at all."""
-        if self._task is Task.MULTICLASS:
-            return values
-        if not values and unlabelled:
-            return np.full(unlabelled, np.nan)
-        return np.array(values, _FLOAT64)

@@ -18,6 +18,7 @@ from dataflows.checks import (
     check_model,
     check_monitors,
     check_names,
+    check_segments,
     check_slices,
     check_times,
     find_task,
@@ -31,6 +32,7 @@ from models.drift import Monitor
 from models.imbalance import Imbalance, with_imbalance
 from models.learner import Learner, Task
 from models.policies import Policy, Shadow
+from models.segmented import Segmented
 from models.slices import SliceBy
 from state.errors import DeclarationError
 
@@ -100,6 +102,10 @@ class Pipeline:
         slices: parts of the events for which the metrics are kept apart (`models.slices.slice_by`).
         imbalance: what is done about a rare class: `undersample`, `oversample` or `class_weights`
             (`models.imbalance`).
+        model_key: a field of the event; each of its values, a segment, has a model of its own,
+            which begins as a copy of the one that learns everything (`models.segmented`).
+        max_segments: so many segments have a model of their own, the first that come.
+        segment_after: the label of a segment at which its model is made, counted from 1.
         id, time: the event's fields that hold its id and its time.
         time_unit: what a number in the time field counts: ms, s, us or ns since 1970. ISO-8601
             text is accepted as well (without an offset it is UTC).
@@ -131,6 +137,9 @@ class Pipeline:
     monitors: Sequence[Monitor] = ()
     slices: Sequence[SliceBy] = ()
     imbalance: Imbalance | None = None
+    model_key: str | None = None
+    max_segments: int = 1000
+    segment_after: int = 1
     id: str = "id"
     time: str = "ts"
     time_unit: str = "ms"
@@ -157,6 +166,7 @@ class Pipeline:
         check_model(self)
         check_monitors(self)
         check_slices(self)
+        check_segments(self)
         check_times(self)
         if self.challengers and self.rollout is None:
             self.rollout = Shadow()
@@ -269,7 +279,8 @@ class Pipeline:
             if each.edges is None or each.subject not in columns
         ]
         traffic = [self.traffic_field] if self.controlled and self.traffic_field != self.id else []
-        return list(dict.fromkeys([*self.label_windows, *subjects, *traffic]))
+        keys = [self.model_key] if self.model_key is not None else []
+        return list(dict.fromkeys([*self.label_windows, *subjects, *keys, *traffic]))
 
     @property
     def read_fields(self) -> list[str]:
@@ -290,13 +301,23 @@ class Pipeline:
 
     def learner(self) -> Learner:
         """A fresh learner of its model: compiled where that is possible, else River itself."""
-        learner = learner_for(self.model.clone(), self.columns, self.task)
-        return with_imbalance(learner, self.imbalance)
+        return self.equipped(self.plain_learner())
+
+    def plain_learner(self) -> Learner:
+        """`learner` without what is declared around it."""
+        return learner_for(self.model.clone(), self.columns, self.task)
+
+    def equipped(self, learner: Learner) -> Learner:
+        """A plain learner with what is declared around it: for rare classes, and for segments."""
+        learner = with_imbalance(learner, self.imbalance)
+        if self.model_key is None:
+            return learner
+        return Segmented(learner, self.max_segments, self.segment_after)
 
     def challenging(self) -> dict[str, Learner]:
         """A fresh learner of each challenger, by name, in the order of their declaration."""
         return {
-            name: learner_for(model.clone(), self.columns, self.task)
+            name: self.equipped(learner_for(model.clone(), self.columns, self.task))
             for name, model in self.challengers.items()
         }
 

@@ -106,4 +106,5 @@ class RolloutStep:
             raise InputError(
                 f"{command.model} has other features than pipeline {pipeline.name!r}{told}"
             )
-        return self._registry.learner(version, pipeline.columns, pipeline.task)
+        learner = self._registry.learner(version, pipeline.columns, pipeline.task)
+        return pipeline.equipped(learner)

@@ -9,7 +9,8 @@ operator that a batch passes costs as much as several events do.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from dataflows.metrics import WorkerMetrics
 from dataflows.origins import Origins
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token, windows_of
+from dataflows.side_by_side import run_all
+from dataflows.taking import take_rows
 from state.delta import Delta
 from state.durations import parse_duration_ms
 from state.entity import EntityState
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
 Item = Batch | EntityRows | Wake | Progress
 Keyed = tuple[str, Item]
 """What the intake hands over, and the steps to each other."""
+
+SIDE_BY_SIDE = 2048
+"""From so many rows on, entities are worked on by a thread each: below it, that costs more."""
 
 TELL_EVERY_S = 1.0
 """How often a worker tells the shards how far it is."""
@@ -105,7 +111,7 @@ class Router:
                 batch.sequence,
                 entity,
                 rows,
-                [keys[row] for row in rows.tolist()],
+                take_rows(keys, rows),
                 batch.times[rows],
                 {name: values[rows] for name, values in columns.items()},
                 shard=shard,
@@ -180,7 +186,7 @@ class EntityWindows:
 
     def fill(
         self,
-        keys: list[str],
+        keys: Sequence[str],
         times: NDArray[np.int64],
         columns: dict[str, NDArray[Any]],
         features: NDArray[np.float64],
@@ -247,12 +253,18 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
     def fill(self, batch: Batch) -> None:
         """Write the features of all entities into the rows of a batch; for a single worker."""
         columns, times, features = batch.columns, batch.times, batch.features
-        if not batch.ids:
+        if not len(batch):
             return
         values = self._values.read(columns)
+        tasks = []
         for entity in self._entities:
             windows = self._windows.get(entity) or self.windows(entity, in_place=True)
-            windows.fill(columns[entity], times, values, features)
+            if len(times) < SIDE_BY_SIDE:
+                windows.fill(columns[entity], times, values, features)
+            else:
+                tasks.append(partial(windows.fill, columns[entity], times, values, features))
+        if tasks:
+            run_all(tasks)
 
     def snapshot(self) -> Token | None:
         if self._place is None:
@@ -337,11 +349,11 @@ def _without_nulls(
     return {**columns, value: filled}, mode
 
 
-def _numbers(values: list[Any]) -> NDArray[np.float64]:
+def _numbers(values: Sequence[Any]) -> NDArray[np.float64]:
     return np.array(values, _FLOAT64)
 
 
-def _codes(values: list[Any]) -> NDArray[np.int64]:
+def _codes(values: Sequence[Any]) -> NDArray[np.int64]:
     if None in values:
         codes = hash64(["" if value is None else value for value in values]).view(np.int64).copy()
         codes[[row for row, value in enumerate(values) if value is None]] = NULL_CODE

@@ -28,6 +28,7 @@ from models.learner import LEARN, Learner, Predictions, Targets
 from models.pickled import uncollected
 from models.river_adapter import RiverLearner
 from models.sampled import Sampled
+from models.segmented import Segmented
 from models.targets import select
 from state.delta import Delta, Items, Rows
 from state.errors import StateError
@@ -274,6 +275,8 @@ def _learns_only(learner: Learner) -> bool:
     """Whether predicting leaves the learner as it was; False for one that is not known."""
     if isinstance(learner, Sampled):
         return _learns_only(learner.learner)
+    if isinstance(learner, Segmented):
+        return _learns_only(learner.shared)
     if isinstance(learner, CompiledLinear):
         return True
     return isinstance(learner, RiverLearner) and unchanged_by_predicting(learner.model)

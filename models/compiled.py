@@ -194,6 +194,12 @@ class CompiledLinear:
         self._state[k.WEIGHT_POS] *= positive
         self._state[k.WEIGHT_NEG] *= negative
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledLinear:
+        """A copy that goes on by itself; what was declared is never changed, and shared."""
+        other = copy.copy(self)
+        other._state = self._state.copy()
+        return other
+
     def _checked(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         width = features.shape[1]
         if width != self._width:

@@ -13,6 +13,7 @@ from models.compiled import CompiledLinear
 from models.learner import Learner
 from models.river_adapter import RiverLearner
 from models.sampled import Sampled
+from models.segmented import Segmented
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _DEEPEST = 20
@@ -32,6 +33,8 @@ def described(learner: Learner) -> str:
     """The declaration of a learner's model."""
     if isinstance(learner, Sampled):
         return described(learner.learner)
+    if isinstance(learner, Segmented):
+        return described(learner.shared)
     if isinstance(learner, CompiledLinear):
         return describe(learner.to_river())
     return describe(learner.model if isinstance(learner, RiverLearner) else type(learner))

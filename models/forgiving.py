@@ -8,16 +8,23 @@ from numpy.typing import NDArray
 from models.learner import Learner
 from models.river_adapter import RiverLearner
 from models.sampled import Sampled
+from models.segmented import Segmented
 
 
 def forgive(learner: Learner) -> None:
     """From now on a row at which the model raises has no answer, or is not learned."""
     if isinstance(learner, Sampled):
         forgive(learner.learner)
+    elif isinstance(learner, Segmented):
+        for each in (learner.shared, *learner.models.values()):
+            forgive(each)
     elif isinstance(learner, RiverLearner):
         learner.forgiving = True
 
 
 def failed_steps(learner: Learner) -> NDArray[np.int64]:
-    """`(failures,) int64`: the steps of the last `run` at which it raised, ascending."""
+    """`(failures,) int64`: the steps of the last `run` at which it raised, ascending.
+
+    Of a model per segment they are not known: its missing answers are.
+    """
     return np.array(getattr(learner, "failures", ()), np.int64)

@@ -1,14 +1,19 @@
-"""The steps of a batch whose targets come with the events: predict each, then learn it."""
+"""A batch whose targets come with the events: each is predicted, then learned."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.learner import LEARN, PREDICT, Targets, Task
+from models.checkpoint import Checkpoint
+from models.learner import LEARN, PREDICT, Predictions, Targets, Task
 from models.outcome import NO_VALUE
+from models.rollouts import Spent
 from models.targets import every_usable, select, usable
 
+F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 Steps = tuple[NDArray[np.uint8], I64, Targets]
@@ -42,3 +47,20 @@ value')])
     refused = [(event, NO_VALUE) for event in np.flatnonzero(learnable == 0).tolist()]
     target = select(target, np.flatnonzero(keep))
     return (op[keep], row[keep], target), np.flatnonzero(learnable), refused
+
+
+def run_each(
+    kept: Mapping[str, Checkpoint], features: F64, values: Targets, spent: Spent | None
+) -> dict[str, Predictions] | None:
+    """What all models answer, where all can learn row by row and every target is usable."""
+    served: dict[str, Predictions] = {}
+    if any(each.run_each is None for each in kept.values()):
+        return None
+    for name, each in kept.items():
+        answers = None if each.run_each is None else each.run_each(features, values)
+        if answers is None:
+            return None  # the first says so, or none: the targets are the same
+        served[name] = answers
+        if spent is not None:
+            spent.note(name, each.learner)
+    return served

@@ -14,14 +14,15 @@ from models.checkpoint import PARTS, Bounds, Checkpoint
 from models.declared import described
 from models.drift import Alarm, Monitor
 from models.forgiving import forgive
-from models.inline_steps import inline_steps
+from models.inline_steps import inline_steps, run_each
 from models.label_join import Fill, Joined, LabelJoin, Note
 from models.learner import Label, Learner, Predictions, Targets
 from models.metrics import Metric, metric
 from models.monitors import Monitors
 from models.outcome import Learned, Outcome
 from models.rollouts import Rollouts, Spent, Worked
-from models.sliced import Fields, Slices
+from models.segments import Segments
+from models.sliced import NO_FIELDS, Fields, Slices
 from models.slices import SliceBy
 from models.step_record import part_of as _part
 from models.step_state import ANSWERS, restore_step, step_changes
@@ -53,11 +54,12 @@ class Prequential:
         bounds: when a model is too large to be written whole in `changes`.
         rollouts: who of the learners serves; None: the champion.
         slices: parts of the events for which the metrics are kept apart, too.
+        segments: of the events, for learners that are `Segmented`.
 
     Attributes:
         metrics: `{model: {name: Metric}}`, running.
         monitors: at work.
-        slices: those at work.
+        slices, segments: those at work.
         pending: the predictions that wait; empty when `inline`.
 
     Raises:
@@ -89,6 +91,7 @@ class Prequential:
         bounds: Bounds | None = None,
         rollouts: Rollouts | None = None,
         slices: Sequence[SliceBy] = (),
+        segments: Segments | None = None,
     ) -> None:
         if not learners:
             raise DeclarationError("no model is given: a prequential step needs one at least")
@@ -98,6 +101,7 @@ class Prequential:
         self._metric_names = tuple(metrics)
         self.learners: dict[str, Learner] = {}
         self.metrics: dict[str, dict[str, Metric]] = {}
+        self.segments = segments
         self.slices = Slices(slices, self.names, self._metric_names, self.task)
         self._join = LabelJoin(
             len(self.names), self.task, rules or LabelRules(), otherwise,
@@ -180,7 +184,7 @@ class Prequential:
     def run(
         self,
         *,
-        ids: list[str],
+        ids: Sequence[str],
         features: F64,
         times: I64,
         label_ids: list[str],
@@ -190,7 +194,7 @@ class Prequential:
         tags: NDArray[np.int32] | None = None,
         note: Note | None = None,
         fill: Fill | None = None,
-        fields: Fields | None = None,
+        fields: Fields = NO_FIELDS,
         keys: Sequence[str] = (),
     ) -> Outcome:
         """Predict events and learn labels, in `order`.
@@ -207,7 +211,7 @@ class Prequential:
             tags: `(events,) int32`, handed back with the label.
             note: of a label that must be held, by its index; handed back should it be given up.
             fill: is shown the steps before the first prediction, to add to `pending.features`.
-            fields: of the events, those that `slices` are by.
+            fields: of the events, those that `slices` and `segments` are by.
             keys: of the events, by which `rollouts` divides them.
 
         When `inline`, it is `run_inline`: `label_values` belongs to the events, one each, and
@@ -218,13 +222,14 @@ class Prequential:
         """
         if self.inline:
             return self.run_inline(features, times, label_values, tags, fields, keys)
+        if self.segments is not None:
+            features = self.segments.add_to(features, fields, order)
         joined = self._join.join(
             ids, times, features, label_ids, label_values, label_times, order, tags, note
         )
         if fill is not None:
             fill(joined)
-        groups = self.slices.groups_of(fields or {}, features, order) if self.slices else None
-        return self._work(joined, len(times), groups, keys)
+        return self._work(joined, len(times), order, fields, keys)
 
     def changes(self) -> Delta:
         """What changed since the last call of this or of `restore`; at first, everything.
@@ -252,7 +257,9 @@ class Prequential:
         """
         restore_step(self, image)
 
-    def _work(self, joined: Joined, events: int, groups: U8 | None, keys: Sequence[str]) -> Outcome:
+    def _work(
+        self, joined: Joined, events: int, order: I64, fields: Fields, keys: Sequence[str]
+    ) -> Outcome:
         """Predict and learn the steps that were laid out."""
         pending, row, time = self.pending, joined.row, joined.time
         asked, taught = joined.asked, joined.taught
@@ -263,11 +270,12 @@ class Prequential:
         served: dict[str, Predictions] = {}
         scored: dict[str, Predictions] = {}
         answered: dict[str, Predictions] = {}
-        spent = Spent()
+        spent = None if self.rollouts is None else Spent()
         for model, (name, kept) in enumerate(self._kept.items()):
             answers = kept.run(pending.features, joined.op, row, joined.target)
             answered[name] = answers
-            spent.note(name, kept.learner)
+            if spent is not None:
+                spent.note(name, kept.learner)
             waiting = self._answers[name]
             waiting.keep(model, row[asked], answers)
             scored[name] = waiting.recall(model, row[taught], answers)
@@ -278,14 +286,16 @@ class Prequential:
             joined.source[taught], select(joined.target, taught), scored,
             pending.times[left], time[taught], pending.tags[left], joined.item[taught],
         )  # fmt: skip
-        if groups is not None:
-            pending.groups[row[asked], : groups.shape[1]] = groups[joined.source[asked]]
-            groups = pending.groups[left, : groups.shape[1]]
+        groups = None
+        if self.slices:
+            rows, own = row[asked][turn], slice(len(self.slices))
+            pending.groups[rows, own] = self.slices.groups_of(fields, pending.features, rows, order)
+            groups = pending.groups[left, own]
         self._score(learned, groups)
         learned_before = joined.op.cumsum(dtype=np.int64)[asked]
         out: Answered | None = None
         led = scored[self.champion]
-        if self.rollouts is not None and joined.op.size:
+        if self.rollouts is not None and spent is not None and joined.op.size:
             hashes = key_hashes(keys)[joined.source[asked]]
             out, led = self.rollouts.serve(Worked(
                 joined.op.size, joined.item, asked, time[asked], row[asked], hashes, taught,
@@ -320,7 +330,7 @@ class Prequential:
         times: I64,
         values: Targets,
         tags: NDArray[np.int32] | None = None,
-        fields: Fields | None = None,
+        fields: Fields = NO_FIELDS,
         keys: Sequence[str] = (),
     ) -> Outcome:
         """Each event is predicted, then learned at once.
@@ -329,6 +339,8 @@ class Prequential:
         the same). Arguments and errors are those of `run`.
         """
         events = len(times)
+        if self.segments is not None:
+            features = self.segments.add_to(features, fields)
         values = as_targets(values, self.task)
         before = {name: learner.version for name, learner in self.learners.items()}
         if len(self._ascending) < events:
@@ -337,14 +349,15 @@ class Prequential:
         learned_before: I64 | range = range(events)
         refused: list[tuple[int, str]] = []
         taught = self._ascending[:events]
-        spent = Spent()
-        served = self._run_each(features, values, spent)
+        spent = None if self.rollouts is None else Spent()
+        served = run_each(self._kept, features, values, spent)
         if served is None:
             (op, row, target), taught, refused = inline_steps(values, self.task)
             served = {}
             for name, kept in self._kept.items():
                 served[name] = kept.run(features, op, row, target)
-                spent.note(name, kept.learner, 2 * row + op)
+                if spent is not None:
+                    spent.note(name, kept.learner, 2 * row + op)
         if len(taught) == events:
             learned = Learned(taught, values, served, times, times, tags)
         else:
@@ -352,12 +365,14 @@ class Prequential:
             known, when = select(values, taught), times[taught]
             learned = Learned(taught, known, scored, when, when, tags[taught])
             learned_before = np.searchsorted(taught, np.arange(events))
-        groups = self.slices.groups_of(fields or {}, features)[taught] if self.slices else None
+        groups = None
+        if self.slices:
+            groups = self.slices.groups_of(fields, features, self._ascending[:events])[taught]
         self._score(learned, groups)
         out: Answered | None = None
         led = learned.predictions[self.champion]
         rows = np.arange(events)
-        if self.rollouts is not None and events:
+        if self.rollouts is not None and spent is not None and events:
             arms = np.empty(events, np.uint8)
             out, led = self.rollouts.serve(Worked(
                 2 * events, rows.repeat(2), 2 * rows, times, rows, key_hashes(keys), 2 * taught + 1,
@@ -373,21 +388,6 @@ class Prequential:
         outcome = Outcome(served, learned, alarms, refused, [], 0, before, learned_before)
         outcome.answered = out
         return outcome
-
-    def _run_each(
-        self, features: F64, values: Targets, spent: Spent
-    ) -> dict[str, Predictions] | None:
-        """What all models answer, where all can learn row by row and every target is usable."""
-        served: dict[str, Predictions] = {}
-        if any(kept.run_each is None for kept in self._kept.values()):
-            return None
-        for name, kept in self._kept.items():
-            answers = None if kept.run_each is None else kept.run_each(features, values)
-            if answers is None:
-                return None  # the first says so, or none: the targets are the same
-            served[name] = answers
-            spent.note(name, kept.learner)
-        return served
 
     def _score(self, learned: Learned, groups: U8 | None) -> None:
         """Bring labels into the metrics; ``groups`` are those of the events, where there are."""

@@ -17,11 +17,13 @@ from models.vocabulary import Vocabulary
 from state.errors import DeclarationError, StateError
 
 U8 = NDArray[np.uint8]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
 Fields = Mapping[str, Sequence[Any]]
 """Field of the events → one value per event."""
 
-NOWHERE = 255
-"""The group of an event that was predicted before its slice was declared."""
+NO_FIELDS: Fields = {}
+"""For events of which no field is asked."""
 
 Report = dict[str, dict[str, dict[str, Any]]]
 """Slice → value → ``labels`` and, by model and metric, ``quality``."""
@@ -40,14 +42,12 @@ class _Slice:
         self._column = column
         self._edges = None if declared.edges is None else np.array(declared.edges)
 
-    def groups_of(
-        self, fields: Fields, features: NDArray[np.float64], order: NDArray[np.int64] | None
-    ) -> Any:
+    def groups_of(self, fields: Fields, features: F64, rows: I64, order: I64 | None) -> Any:
         edges = self._edges
         if edges is None:
             return self.values.codes(fields[self.declared.subject], order)
         if self._column is not None:
-            return np.searchsorted(edges, features[:, self._column], side="right")
+            return np.searchsorted(edges, features[rows, self._column], side="right")
         numbers = np.array(fields[self.declared.subject], np.float64)  # null is NaN
         found = np.searchsorted(edges, numbers, side="right")
         found[np.isnan(numbers)] = self.declared.most
@@ -75,7 +75,7 @@ class Slices:
     >>> from models.slices import slice_by
     >>> slices = Slices([slice_by("country")], ("amount",), ("Accuracy",), Task.BINARY)
     >>> slices.add("m")
-    >>> groups = slices.groups_of({"country": ["DE", "US", "DE"]}, np.zeros((3, 1)))
+    >>> groups = slices.groups_of({"country": ["DE", "US", "DE"]}, np.zeros((3, 1)), np.arange(3))
     >>> truths, answers = np.array([1.0, 1.0, 0.0]), Predictions(np.array([0.9, 0.1, 0.7]))
     >>> slices.score(groups, truths, {"m": answers})
     >>> slices.report()["country"]["DE"]
@@ -114,19 +114,21 @@ class Slices:
     def groups_of(
         self,
         fields: Fields,
-        features: NDArray[np.float64],
-        order: NDArray[np.int64] | None = None,
+        features: F64,
+        rows: I64,
+        order: I64 | None = None,
     ) -> U8:
         """The group of each event in each slice, `(events, slices) uint8`.
 
         Args:
             fields: of the events.
-            features: `(events, features) float64`.
+            features: `(capacity, features) float64`; those of the events are at `rows`.
+            rows: `(events,) int64`.
             order: see `Vocabulary.codes`.
         """
-        groups = np.empty((len(features), len(self._slices)), np.uint8)
+        groups = np.empty((len(rows), len(self._slices)), np.uint8)
         for place, each in enumerate(self._slices):
-            groups[:, place] = each.groups_of(fields, features, order)
+            groups[:, place] = each.groups_of(fields, features, rows, order)
         return groups
 
     def score(self, groups: U8, truths: Targets, predictions: Mapping[str, Predictions]) -> None:
@@ -151,11 +153,11 @@ class Slices:
         self._told = told
         return told
 
-    def restore(self, blob: bytes, models: Sequence[str]) -> list[int]:
+    def restore(self, blob: bytes | None, models: Sequence[str]) -> list[int]:
         """Take up what `changes` gave; a slice or a metric that is new begins now.
 
         Args:
-            blob: it is unpickled: give only what this program wrote.
+            blob: it is unpickled: give only what this program wrote. None: nothing was stored.
             models: in their order from now on.
 
         Returns:
@@ -164,6 +166,8 @@ class Slices:
         Raises:
             StateError: it can't be unpickled here.
         """
+        if blob is None:
+            return [-1] * len(self._slices)
         self._told = blob
         stored = _load(blob)
         declared = [each[0] for each in stored]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ANSWERS: Final = "answers"
 _SLICES: Final = "slices"
+_SEGMENTS: Final = "segments"
 
 
 def step_changes(step: Prequential) -> Delta:
@@ -33,8 +34,11 @@ def step_changes(step: Prequential) -> Delta:
     if told != step._told:
         delta.blobs["step"] = told
     sliced = step.slices.changes() if step.slices else None
-    if sliced is not None:
-        delta.blobs[_SLICES] = sliced
+    leads = step.learners[step.champion]
+    segments = step.segments.changes(leads) if step.segments is not None else None
+    for part, blob in ((_SLICES, sliced), (_SEGMENTS, segments)):
+        if blob is not None:
+            delta.blobs[part] = blob
     step._cleared, step._told = set(), told
     return delta
 
@@ -65,6 +69,8 @@ def restore_step(step: Prequential, image: Delta) -> None:
         for name in record.models
     }
     step.monitors.go_on(record.watches)
+    if step.segments is not None and _SEGMENTS in image.blobs:
+        step.segments.restore(image.blobs[_SEGMENTS])
     step._join.restore(image.part("pending"))
     _regroup(step, record, image)
     if record.deployment is not None or step.rollouts is not None:
@@ -94,10 +100,8 @@ def _shape(step: Prequential, record: StepRecord, image: Delta) -> None:
 def _regroup(step: Prequential, record: StepRecord, image: Delta) -> None:
     """Bring what rows are grouped by into the order of what is declared now."""
     stored = image.blobs.get(_SLICES)
-    places = [-1] * len(step.slices)
-    if step.slices and stored is not None:
-        places = step.slices.restore(stored, tuple(record.models))
-    elif stored is not None:
+    places = step.slices.restore(stored, tuple(record.models))
+    if stored is not None and not step.slices:
         step._cleared.add(_SLICES)  # should they be declared again, they begin anew
     if step.rollouts is not None:
         arms = step.pending.groups.shape[1] - 1

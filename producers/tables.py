@@ -18,7 +18,7 @@ from state.errors import InputError
 CSV_BLOCK_BYTES = 8 << 20
 """A CSV's column types are found from this much of it, and this much is read at a time."""
 
-PARQUET_ROWS = 65_536
+PARQUET_ROWS = 131_072
 _BOM = b"\xef\xbb\xbf"
 
 

@@ -122,7 +122,7 @@ class EntityState:
 
     def update(
         self,
-        keys: list[str],
+        keys: Sequence[str],
         times: I64,
         columns: Mapping[str, NDArray[Any]],
         mode: U8 | None = None,
@@ -169,7 +169,7 @@ class EntityState:
         return out
 
     def insert(
-        self, keys: list[str], times: I64, columns: Mapping[str, NDArray[Any]], out: F64
+        self, keys: Sequence[str], times: I64, columns: Mapping[str, NDArray[Any]], out: F64
     ) -> None:
         """`update` without a mode, for a caller whose arrays are all as they should be.
 

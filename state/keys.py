@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import repeat
 
 import numpy as np
 
+from state.code_slots import CodeSlots
 from state.compile import I64
 from state.delta import Delta, Items
+from state.text_dictionary import CodedTexts
 
 
 class KeySlots:
@@ -28,6 +30,7 @@ class KeySlots:
         self._key_of: list[str | None] = []
         self._free: list[int] = []
         self._changed: list[int] | None = None  # None before the first commit: all of them
+        self._coded: CodeSlots | None = None  # made by the first column that comes coded
 
     def __len__(self) -> int:
         return len(self._slot_of)
@@ -40,8 +43,11 @@ class KeySlots:
         """Slots ever handed out: every slot is below it."""
         return len(self._key_of)
 
-    def slots(self, keys: list[str]) -> I64:
+    def slots(self, keys: Sequence[str]) -> I64:
         """The slot of each key, `(rows,) int64`; a new key is given a slot, freed ones first."""
+        if type(keys) is not list and isinstance(keys, CodedTexts):
+            self._coded = self._coded or CodeSlots()
+            return self._coded.slots(keys, self.slots)
         try:
             return np.fromiter(map(self._slot_of.__getitem__, keys), np.int64, len(keys))
         except KeyError:
@@ -50,7 +56,7 @@ class KeySlots:
                     self._add(key)
             return np.fromiter(map(self._slot_of.__getitem__, keys), np.int64, len(keys))
 
-    def known(self, keys: list[str]) -> I64:
+    def known(self, keys: Sequence[str]) -> I64:
         """The slot of each key, `(rows,) int64`; -1 for a key that has none."""
         get = self._slot_of.get
         return np.fromiter((get(key, -1) for key in keys), np.int64, len(keys))
@@ -68,8 +74,10 @@ class KeySlots:
 
     def release(self, slots: Iterable[int]) -> None:
         """Forget the keys of `slots`; the slots are free for other keys."""
-        for slot in slots:
-            number = int(slot)
+        numbers = list(map(int, slots))
+        if self._coded is not None:
+            self._coded.forget(numbers)
+        for number in numbers:
             del self._slot_of[self.key_of(number)]
             self._key_of[number] = None
             self._free.append(number)

@@ -16,6 +16,7 @@ about n² / 3.7e19 (a million: 3 in 100 million).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -214,7 +215,7 @@ class PendingStore:
 
     def walk(
         self,
-        ids: list[str],
+        ids: Sequence[str],
         event_times: I64,
         features: F64,
         label_ids: list[str],
@@ -385,7 +386,7 @@ class PendingStore:
 
 
 def _label_columns(
-    ids: list[str], times: I64, usable: U8 | None, codes: I64 | None
+    ids: Sequence[str], times: I64, usable: U8 | None, codes: I64 | None
 ) -> tuple[Any, I64, U8, I64]:
     """Labels as `pending_walk` takes them."""
     labels = len(ids)

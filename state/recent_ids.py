@@ -8,6 +8,8 @@ probability of about n² / 4e19 for n ids remembered.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,7 +52,7 @@ class RecentIds:
         """Bytes of both tables."""
         return self._current.nbytes + self._previous.nbytes
 
-    def is_new(self, ids: list[str], watermarks: I64 | int) -> NDArray[np.bool_] | None:
+    def is_new(self, ids: Sequence[str], watermarks: I64 | int) -> NDArray[np.bool_] | None:
         """``(n,) bool``: False where an id was seen before; None when all are new.
 
         ``ids`` are remembered from now on. ``watermarks`` is the greatest event time (epoch ms) up

@@ -83,6 +83,7 @@ from state.running import (
     slide_call,
 )
 from state.statistic import CODES, S_EXTREME
+from state.window_ahead import look_ahead, sweep_ahead
 from state.window_answers import answer_cold, answer_edge, answer_late
 
 
@@ -169,6 +170,7 @@ def update_windows(
     while row < rows:
         if meta[CHUNKS_LEFT] < 1 or meta[HOTS_LEFT] < 1:
             return row
+        look_ahead(row, slots, slot, ts, val, link, hotf, hoti, meta)
         s = slots[row]
         time = watch(times[row], mode[row], meta)
         offset = 0
@@ -213,6 +215,7 @@ def sweep_windows(
     for _ in range(steps):
         if s >= slot.shape[0]:
             s = 0
+        sweep_ahead(s, slot, ts)
         if slot[s, COUNT] > 0:
             expire(s, slot, ts, val, link, agg, hotf, hoti, meta)
         if slot[s, COUNT] == EMPTIED:

@@ -15,7 +15,7 @@ from state.errors import DeclarationError
 from tests.test_evidence import NOT_NUMBERS, in_cuts
 
 DECLARED: list[dict[str, Any]] = [
-    {"alpha": 0.2},
+    {"alpha": 0.4},
     {"scale": 1.0, "min_effect": 0.05, "block": 1},
     {"burn_in": 20, "block": 3},
     {"method": "asymptotic", "burn_in": 10},
@@ -44,6 +44,7 @@ def test_no_cut_and_no_restart_changes_a_bit(
     evidence, crossed = in_cuts(TwoSampleEvidence(**declared), [arm, losses], cuts)
     assert evidence.to_array().tobytes() == whole.to_array().tobytes()
     assert crossed == at_once
+    assert all(evidence.found_at(finding) == row + 1 for row, finding in crossed)
 
 
 @pytest.mark.parametrize("declared", DECLARED)

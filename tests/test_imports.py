@@ -18,6 +18,7 @@ UNPICKLE = {
     "models/durable.py",
     "models/held_labels.py",
     "models/pickled.py",  # of the registry, and of a file that the user has named
+    "models/sliced.py",
     "models/step_record.py",
 }
 EVALUATE = {"eval", "exec", "compile", "__import__"}

@@ -370,7 +370,7 @@ def test_slices_are_exported() -> None:
     worker = WorkerMetrics("sales", registry)
     slices = Slices([slice_by("country", most=1)], NAMES, ("Accuracy",), Task.BINARY)
     slices.add("m")
-    groups = slices.groups_of({"country": ["US", "DE", "US"]}, np.zeros((3, 2)))
+    groups = slices.groups_of({"country": ["US", "DE", "US"]}, np.zeros((3, 2)), np.arange(3))
     learner = learner_for(linear_model.LogisticRegression(), NAMES, Task.BINARY)
     op, row, truths = np.zeros(3, np.uint8), np.arange(3), np.array([0.0, 1.0, 1.0])
     slices.score(groups, truths, {"m": learner.run(np.zeros((3, 2)), op, row, truths)})

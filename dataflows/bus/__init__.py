@@ -61,7 +61,7 @@ class Slice:
     partition: int
     offsets: NDArray[np.int64]
     times: NDArray[np.int64]
-    values: list[bytes]
+    values: Sequence[bytes]
     keys: list[bytes | None]
 
 

@@ -75,9 +75,17 @@ def replay(
             "files without partition and offset, and topics of another name.",
         ),
     ] = None,
+    features_only: Annotated[
+        bool,
+        typer.Option(
+            "--features-only",
+            help="Rows of features and labels alone: no model predicts or learns, and no state is "
+            "left. For models that are trained elsewhere.",
+        ),
+    ] = False,
     batch: Annotated[
         int, typer.Option(min=1, metavar="N", help="Most messages in one batch.")
-    ] = 4096,
+    ] = 8192,
     shards: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Shards of the state: as those of its runs."),
@@ -113,6 +121,7 @@ def replay(
         dead_letters=dead_letters,
         state=state,
         continue_at=None if continue_at is None else continue_at.value,
+        features_only=features_only,
         batch=batch,
         shards=shards,
     )

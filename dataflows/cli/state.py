@@ -123,10 +123,22 @@ def _contents(place: PlaceReport) -> str:
             for model, metrics in place.models.items()
         )
         waiting = f"{place.waiting:,} predictions wait for a label"
-        return "; ".join(filter(None, (quality, waiting, windows)))
+        return "; ".join(filter(None, (quality, _segments(place), waiting, windows)))
     if windows:
         return windows
     return f"{place.ids:,} ids seen" if place.ids else "nothing yet"
+
+
+def _segments(place: PlaceReport) -> str:
+    """How many segments have a model, and those with the most labels."""
+    if not place.segments:
+        return ""
+    own = {name: told["labels"] for name, told in place.segments.items() if told["own"]}
+    first = sorted(own, key=lambda name: -own[name])[:5]
+    named = ", ".join(f"{name}: {own[name]:,}" for name in first)
+    more = ", …" if len(own) > len(first) else ""
+    labels = f" (labels of {escape(named)}{more})" if own else ""
+    return f"{len(own):,} segments have a model of their own{labels}"
 
 
 def _size(count: int) -> str:

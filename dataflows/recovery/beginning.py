@@ -11,7 +11,6 @@ from dataflows.recovery.directory import StateDirectory
 from dataflows.recovery.identity import read_identity
 from models.declared import describe
 from models.fit import check_columns
-from models.imbalance import with_imbalance
 from models.registry import Registry
 from models.version import Version, parse_reference
 from state.errors import InputError
@@ -79,7 +78,7 @@ def _check_fits(pipeline: Pipeline, registry: Registry, version: Version) -> Non
         )
     check_columns(version.columns, pipeline.columns, what)
     learner = registry.learner(version, pipeline.columns, pipeline.task)
-    if type(with_imbalance(learner, pipeline.imbalance)) is not type(pipeline.learner()):
+    if type(learner) is not type(pipeline.plain_learner()):
         raise InputError(
             f"{what} can't go on as the kernel that pipeline {pipeline.name!r} runs: train it with "
             "learn_one alone"

@@ -48,7 +48,6 @@ from dataflows.recovery.resume_point import (
     resume_epoch,
 )
 from models.durable import why_not_durable
-from models.imbalance import with_imbalance
 from models.learner import Learner
 from models.registry import DIRECTORY, Registry
 from state.errors import StateError
@@ -228,8 +227,7 @@ class StateDirectory:
             return None
         registry = Registry.of(self.path)
         version = registry.find(self.identity.model)
-        learner = registry.learner(version, pipeline.columns, pipeline.task)
-        return with_imbalance(learner, pipeline.imbalance)
+        return pipeline.equipped(registry.learner(version, pipeline.columns, pipeline.task))
 
     def step_id(self, step: str) -> str:
         """The id of a step in the engine: another one after each new layout, with new tokens."""

@@ -133,7 +133,14 @@ def check(identity: Identity, pipeline: Pipeline, directory: Path, shards: int) 
 
 def _model(pipeline: Pipeline) -> str:
     described = describe_model(pipeline.model)
-    return described if pipeline.imbalance is None else f"{described}, {pipeline.imbalance}"
+    if pipeline.imbalance is not None:
+        described += f", {pipeline.imbalance}"
+    if pipeline.model_key is not None:
+        described += (
+            f", by {pipeline.model_key} after {pipeline.segment_after} labels, at most "
+            f"{pipeline.max_segments} times"
+        )
+    return described
 
 
 def _label(pipeline: Pipeline) -> str:

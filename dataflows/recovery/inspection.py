@@ -14,6 +14,7 @@ from dataflows.recovery.identity import Identity, read_identity
 from dataflows.recovery.place import DATABASE, Token, read_id
 from dataflows.recovery.resume_point import ResumePoint, read_resume_point
 from models.label_windows import LABEL_WINDOWS
+from models.segments import stored_segments
 from models.sliced import Report, stored_report
 from models.step_record import StepRecord
 from state.delta import Delta
@@ -34,7 +35,7 @@ class PlaceReport:
     ``generation`` is the last written, ``resumes_at`` the one that the recovery store knows (None:
     none yet). ``keys`` and ``events`` are by entity; of the models, they are of labels. ``ids`` and
     ``waiting`` are counts. ``bytes`` are of all that is stored, older generations included.
-    ``slices`` is `models.sliced.Report`.
+    ``slices`` is `models.sliced.Report`, ``segments`` what `Segments.report` gives.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PlaceReport:
     models: dict[str, dict[str, float]] = field(default_factory=dict)
     champion: str = ""
     slices: Report = field(default_factory=dict)
+    segments: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -212,5 +214,7 @@ def _describe_models(image: Delta, report: PlaceReport) -> None:
             model: {name: metric.value for name, metric in metrics.items()}
             for model, metrics in record.metrics.items()
         }
+    if "segments" in image.blobs:
+        report.segments = stored_segments(image.blobs["segments"])
     if "slices" in image.blobs:
         report.slices = stored_report(image.blobs["slices"])

@@ -22,6 +22,7 @@ from models.pickled import library_versions
 from models.registry import Registry
 from models.river_adapter import RiverLearner
 from models.sampled import Sampled
+from models.segmented import SEGMENT, Segmented
 from models.step_record import StepRecord, part_of
 from models.version import Span, Version, finite
 from models.weights import final, weights
@@ -72,7 +73,7 @@ def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapsh
         model=type(final(model)).__name__,
         declaration=record.models[record.champion],
         parameters=parameters_by_path(model),
-        columns=list(record.columns),
+        columns=[name for name in record.columns if name != SEGMENT],
         features=identity.declaration.get("features", ""),
         rows=learner.version,
         trained_on=_spans(path, point),
@@ -88,9 +89,11 @@ def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapsh
 
 
 def to_river(learner: Learner) -> Any:
-    """The River object of a learner; of one whose rows are drawn, the one behind."""
+    """The River object of a learner; of one around others, the one behind that learns all."""
     if isinstance(learner, Sampled):
         return to_river(learner.learner)
+    if isinstance(learner, Segmented):
+        return to_river(learner.shared)
     if isinstance(learner, CompiledLinear):
         return learner.to_river()
     assert isinstance(learner, RiverLearner)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from dataflows.replay.typed_frames import TypedFrames
 from dataflows.schema import Schema
+from dataflows.taking import take_rows
+from dataflows.typed_rows import as_json
 from producers.fields import FileFields
 from producers.files import format_of
 from producers.jsonl import jsonl_messages
@@ -42,12 +44,15 @@ _PLAIN = (pl.String, pl.Boolean, pl.Null)
 _LINES = 8192
 _LARGEST_INT = 2**53
 
+Piece = tuple[Sequence[bytes], I64, tuple[I64, I64] | None]
+"""Messages, their times (epoch ms), and where the file says so, their partitions and offsets."""
+
 
 @dataclass(slots=True)
 class FileRows:
     """A run of rows in the file's order; arrays are ``(n,) int64``, ``times`` epoch ms."""
 
-    values: list[bytes]
+    values: Sequence[bytes]
     times: I64
     partitions: I64
     offsets: I64
@@ -60,7 +65,7 @@ class FileRows:
         if keep.all():
             return self
         rows = np.flatnonzero(keep)
-        values = [self.values[row] for row in rows.tolist()]
+        values = take_rows(self.values, rows)
         return FileRows(values, self.times[rows], self.partitions[rows], self.offsets[rows])
 
 
@@ -75,6 +80,7 @@ class FileTable:
         kind: jsonl, csv or parquet.
         along: the columns that say where rows were, and are no part of the message; none when the
             file doesn't say.
+        typed: makes rows of frames that need no decoding.
     """
 
     path: Path
@@ -82,6 +88,7 @@ class FileTable:
     fields: FileFields
     kind: str
     along: tuple[str, ...]
+    typed: TypedFrames
 
     @classmethod
     def open(
@@ -104,7 +111,7 @@ class FileTable:
             along = tuple(n for n in (*PLACE, *_ALONG) if n in names and n not in declared)
         if kind != "jsonl":
             _check_names(path, message, [name for name in names if name not in along])
-        return cls(path, message, fields, kind, along)
+        return cls(path, message, fields, kind, along, TypedFrames(message, id, time))
 
     @property
     def placed(self) -> bool:
@@ -165,7 +172,7 @@ class FileTable:
         except (pl.exceptions.PolarsError, OSError):
             raise InputError(f"{self.path} is damaged behind row {start}: make it again") from None
 
-    def _pieces(self) -> Iterator[tuple[list[bytes], I64, tuple[I64, I64] | None]]:
+    def _pieces(self) -> Iterator[Piece]:
         if self.kind == "jsonl":
             yield from self._lines()
             return
@@ -177,9 +184,7 @@ class FileTable:
             yield self._frame(frame, done)
             done += len(frame)
 
-    def _frame(
-        self, frame: pl.DataFrame, done: int
-    ) -> tuple[list[bytes], I64, tuple[I64, I64] | None]:
+    def _frame(self, frame: pl.DataFrame, done: int) -> Piece:
         places, times = None, None
         if self.along:
             partitions, offsets = (self.whole_numbers(frame, name, done) for name in PLACE)
@@ -190,8 +195,8 @@ class FileTable:
         values, own = self._messages(frame)
         return values, own if times is None else times, places
 
-    def _messages(self, frame: pl.DataFrame) -> tuple[list[bytes], I64]:
-        """JSON of each row and its event time; fast where the columns are of plain kinds."""
+    def _messages(self, frame: pl.DataFrame) -> tuple[Sequence[bytes], I64]:
+        """Each row and its event time: typed or JSON; fast where the columns are of plain kinds."""
         frame = prepare_frame(self.path, frame, self.fields)
         times = _plain_times(frame, self.fields)
         if times is None:
@@ -199,9 +204,8 @@ class FileTable:
                 frame_messages(self.path, iter([frame]), self.fields, "events", len(frame))
             )
             return batches[0].values, batches[0].times
-        buffer = BytesIO()
-        frame.write_ndjson(buffer)
-        return buffer.getvalue().split(b"\n")[:-1], times
+        typed = self.typed.rows(frame, times)
+        return as_json(frame) if typed is None else typed, times
 
     def whole_numbers(self, frame: pl.DataFrame, name: str, done: int) -> I64:
         """A column that says where rows were, ``(n,) int64``; ``done`` rows came before it.
@@ -217,7 +221,7 @@ class FileTable:
             )
         return column.cast(pl.Int64).to_numpy()
 
-    def _lines(self) -> Iterator[tuple[list[bytes], I64, tuple[I64, I64] | None]]:
+    def _lines(self) -> Iterator[Piece]:
         done = 0
         for batch in jsonl_messages(self.path, self.fields, "events", _LINES):
             if not self.along:

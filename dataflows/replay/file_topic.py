@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dataflows.bus import Slice, TopicPartition
+from dataflows.replay.ahead import Ahead
 from dataflows.replay.file_rows import I64, PLACE, FileRows, FileTable
 from state.errors import InputError
 
@@ -125,6 +126,8 @@ class FileReader:
 
     def close(self) -> None:
         """Let go of the file."""
+        for stream in self._streams.values():
+            stream.close()
         self._streams.clear()
 
 
@@ -135,7 +138,7 @@ class _Stream:
         self._at = at
         self._path = topic.table.path
         self._alone = topic.counts[at.partition] == sum(topic.counts)
-        self._rows = topic.table.rows()
+        self._rows = Ahead(topic.table.rows())
         self._now: FileRows | None = None
         self._next = 0
         self.position = position
@@ -164,6 +167,10 @@ class _Stream:
             values,
             [None] * len(values),
         )
+
+    def close(self) -> None:
+        """Read no further."""
+        self._rows.close()
 
     def _own(self, rows: FileRows | None) -> FileRows:
         if rows is None:

@@ -1,4 +1,4 @@
-"""Training rows on their way to a Parquet file: parts on disk, then all of it with its labels.
+"""Training rows on their way to a Parquet file: at once, or by parts that wait for their labels.
 
 ::
 
@@ -7,14 +7,17 @@
                            /whole.parquet all of it, then moved to rows.parquet
                            /dead-letters  moved at the end, where they are wanted
 
-So under the final name there is a whole file, or what was there before.
+Parts are there only where labels come later; else the whole is written while its rows are made. So
+under the final name there is a whole file, or what was there before.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -23,12 +26,15 @@ import polars as pl
 from dataflows.encode import Results
 from dataflows.messages import Delayed
 from dataflows.pipeline import Pipeline
+from dataflows.replay.behind import Behind
 from dataflows.replay.labels import RowLabels
-from dataflows.replay.rows import RowBuilder, RowColumns
+from dataflows.replay.row_groups import write_frames
+from dataflows.replay.rows import RowBuilder, RowColumns, Rows
 from state.errors import InputError
 from state.files import sync_directory
 
 PART_ROWS = 131_072
+_LITTLE = 1 << 20  # bytes
 
 
 class Workspace:
@@ -66,7 +72,8 @@ class Workspace:
 class RowFile:
     """The training rows of one replay, and its dead letters.
 
-    ``part_rows`` are held in memory at a time. ``dead_letters`` says whether those are kept.
+    ``part_rows`` are a row group of the file, and held in memory a few times. ``dead_letters`` says
+    whether those are kept. Close it in the end.
 
     Attributes:
         rows, labelled: how many rows there are, and how many of them have a label.
@@ -81,18 +88,20 @@ class RowFile:
         part_rows: int | None = None,
     ) -> None:
         self._columns = RowColumns(pipeline)
-        self._builder = RowBuilder(pipeline, self._columns)
-        self._directory = directory
         self._part_rows = part_rows = part_rows or PART_ROWS
+        self._builder = RowBuilder(pipeline, self._columns, part_rows)
+        self._directory = directory
         self._labels: RowLabels | None = None
-        if isinstance(pipeline.label, Delayed):
-            self._labels = RowLabels(directory, self._columns, part_rows)
         self._parts: list[Path] = []
-        self._left: pl.DataFrame | None = None
         self._encoder = msgspec.json.Encoder()
         self._dead = (directory / "dead-letters").open("wb") if dead_letters else None
         self.rows = 0
         self.labelled = 0
+        if isinstance(pipeline.label, Delayed):
+            self._labels = RowLabels(directory, self._columns, part_rows)
+            self._writer: Behind[Rows] = Behind(self._keep_parts)
+        else:
+            self._writer = Behind(self._write_whole)
 
     def add(self, results: Results) -> None:
         """Take what was made of a batch.
@@ -114,18 +123,29 @@ class RowFile:
             InputError: the disk does not take it.
         """
         try:
-            whole = self._whole(check)
+            if (rest := self._builder.rest()) is not None:
+                self._writer.put(rest)
+            self._writer.finish()
+            if self._labels is not None:
+                self._labels.spill()
+                self._write_frames(self._labelled_parts(self._labels, check))
+            check()
             if dead_letters is not None and self._dead is not None:
                 self._dead.close()
                 _move(self._directory / "dead-letters", dead_letters)
-            _move(whole, target)
+            _move(self._whole, target)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise _unwritable(target, error) from None
 
     def close(self) -> None:
         """Let go of what is open; idempotent."""
+        self._writer.close()
         if self._dead is not None:
             self._dead.close()
+
+    @property
+    def _whole(self) -> Path:
+        return self._directory / "whole.parquet"
 
     def _add(self, results: Results) -> None:
         batch = results.batch
@@ -136,40 +156,33 @@ class RowFile:
             self.labelled += self._labels.add(results, self.rows + len(batch))
         elif batch.targets is not None:
             self.labelled += len(batch)
-        self._builder.add(results)
         self.rows += len(batch)
-        if self._builder.count >= self._part_rows:
-            self._write_parts(last=False)
+        for rows in self._builder.add(results):
+            self._writer.put(rows)
 
-    def _write_parts(self, *, last: bool) -> None:
-        """Write what makes full parts; the rest as well if it is the ``last`` one."""
-        frame = self._builder.take() if self._builder.count else None
-        if self._left is not None:
-            frame = self._left if frame is None else pl.concat([self._left, frame])
-        while frame is not None and (len(frame) >= self._part_rows or (last and len(frame))):
+    def _write_whole(self, parts: Iterator[Rows]) -> None:
+        """Write the file while its rows come."""
+        self._write_frames(self._builder.frame(rows) for rows in parts)
+
+    def _keep_parts(self, parts: Iterator[Rows]) -> None:
+        """Keep rows whose labels come later; `Behind` does this."""
+        for rows in parts:
             path = self._directory / f"part-{len(self._parts):06d}"
-            frame[: self._part_rows].write_ipc(path)
+            self._builder.frame(rows).write_ipc(path)
             self._parts.append(path)
-            frame = frame[self._part_rows :]
-        self._left = frame
 
-    def _whole(self, check: Callable[[], None]) -> Path:
-        """All rows with their labels in one Parquet file, a row group for each part."""
-        self._write_parts(last=True)
-        if self._labels is not None:
-            self._labels.spill()
-            for number, path in enumerate(self._parts):
-                check()
-                frame = pl.read_ipc(path)
-                labels = self._labels.columns(number, frame[self._columns.name("ts")])
-                self._parts[number] = path.with_suffix(".labelled")
-                frame.with_columns(labels).write_ipc(self._parts[number])
-                path.unlink()
-        check()
-        whole = self._directory / "whole.parquet"
-        rows = pl.scan_ipc(self._parts)
-        rows.sink_parquet(whole, compression="lz4", row_group_size=self._part_rows)
-        return whole
+    def _labelled_parts(
+        self, labels: RowLabels, check: Callable[[], None]
+    ) -> Iterator[pl.DataFrame]:
+        """All parts with their labels."""
+        for number, path in enumerate(self._parts):
+            check()
+            frame = pl.read_ipc(path)
+            yield frame.with_columns(labels.columns(number, frame[self._columns.name("ts")]))
+            path.unlink()
+
+    def _write_frames(self, frames: Iterator[pl.DataFrame]) -> None:
+        write_frames(self._whole, frames, self._part_rows)
 
 
 def _move(source: Path, target: Path) -> None:
@@ -187,4 +200,7 @@ def _move(source: Path, target: Path) -> None:
 
 def _unwritable(path: Path, error: Exception) -> InputError:
     reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+    with suppress(OSError):
+        if shutil.disk_usage(path.parent).free < _LITTLE:
+            reason = os.strerror(errno.ENOSPC)  # Polars speaks of anything else then
     return InputError(f"{path} can't be written: {reason}; nothing was kept of this replay")

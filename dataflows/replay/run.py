@@ -24,6 +24,7 @@ from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.directory import StateDirectory
 from dataflows.recovery.resume_point import read_resume_point
+from dataflows.replay.features_only import FeaturesOnly
 from dataflows.replay.origin import ContinueAt, Origin, open_origin
 from dataflows.replay.row_file import RowFile, Workspace
 from dataflows.sink.outlet import Outlet
@@ -51,6 +52,7 @@ class ReplaySettings:
         dead_letters: a JSONL file for what could not be used; None: only counted.
         state: a new directory for the state to go on from.
         continue_at: where a run goes on, of topics whose offsets are not known.
+        features_only: rows without predictions; no model runs, and none can go on from it.
         batch, shards: as those of a run.
     """
 
@@ -60,7 +62,8 @@ class ReplaySettings:
     dead_letters: Path | None = None
     state: Path | None = None
     continue_at: ContinueAt | None = None
-    batch: int = 4096
+    features_only: bool = False
+    batch: int = 8192
     shards: int = 8
 
 
@@ -107,6 +110,8 @@ def replay(
             raise InterruptedReplayError("interrupted: nothing was written")
 
     _check_targets(settings)
+    if settings.features_only:
+        pipeline = FeaturesOnly(pipeline)
     origin = open_origin(
         pipeline,
         settings.events,
@@ -137,6 +142,11 @@ def replay(
 
 def _check_targets(settings: ReplaySettings) -> None:
     """Raise now for what would only be found when everything is done."""
+    if settings.features_only and settings.state is not None:
+        raise InputError(
+            "--features-only leaves no state, for no model has learned: leave out one of "
+            "--features-only and --state"
+        )
     for path in (settings.rows, settings.dead_letters):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             why = "it is a directory" if path.is_dir() else "its directory does not exist"

@@ -8,7 +8,7 @@ partition, then by partition.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class _Piece:
     partition: int
     offsets: I64
     times: I64
-    values: list[bytes]
+    values: Sequence[bytes]
 
 
 def arrivals_of_topic(pipeline: Pipeline, bus: Bus, topic: str, watch: Watch) -> Arrivals:
@@ -205,7 +205,7 @@ class _EventReader:
         frame = frame.sort(RISING, PARTITION, OFFSET)
         return Arrivals(source, topic, frame, self.read, self.read - len(frame), from_start)
 
-    def _decoded(self, values: list[bytes]) -> tuple[list[Any], I64]:
+    def _decoded(self, values: Sequence[bytes]) -> tuple[list[Any], I64]:
         events: list[Any] = []
         rows: list[int] = []
         decode = self._decode

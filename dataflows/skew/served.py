@@ -109,7 +109,7 @@ class _JsonRows:
         self._features: list[F64] = []
         self.rows = 0
 
-    def add(self, values: list[bytes], unit: str, first: int) -> None:
+    def add(self, values: Sequence[bytes], unit: str, first: int) -> None:
         """Rows; where the first of them stands is for complaints."""
         where: list[tuple[Any, ...]] = []
         features: list[Any] = []
