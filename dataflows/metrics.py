@@ -215,7 +215,8 @@ class WorkerMetrics:
             self._dead_counts[letter.reason] += 1
         for signal in results.signals:
             self._drift.labels(self._pipeline, signal.subject).inc()
-        self.rollouts.on_decisions(results.decisions)
+        if results.decisions:
+            self.rollouts.on_decisions(results.decisions)
 
     def on_labels(self, outcome: Outcome) -> None:
         """What became of labels on a topic of their own, and of waits that are over."""
