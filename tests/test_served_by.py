@@ -75,17 +75,12 @@ def test_it_stays_so_when_a_batch_is_divided_by_partition():
 
 def test_training_rows_name_the_model_that_served():
     pipeline = orders()
-    builder = RowBuilder(pipeline, RowColumns(pipeline))
-    builder.add(results(2))
-    builder.add(results(3, models=["tree", "bush", "tree"]))
-    assert builder.take()["model"].to_list() == [
-        *["LogisticRegression"] * 2,
-        "tree",
-        "bush",
-        "tree",
-    ]
-    builder.add(results(1))
-    assert builder.take()["model"].to_list() == ["LogisticRegression"]
+    builder = RowBuilder(pipeline, RowColumns(pipeline), most=4)
+    found = [*builder.add(results(2)), *builder.add(results(3, models=["tree", "bush", "twig"]))]
+    last = builder.rest()
+    assert last is not None
+    models = [builder.frame(rows)["model"].to_list() for rows in (*found, last)]
+    assert models == [["LogisticRegression", "LogisticRegression", "tree", "bush"], ["twig"]]
 
 
 def test_the_live_table_shows_the_quality_of_who_serves_most_and_every_share():

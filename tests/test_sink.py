@@ -292,6 +292,16 @@ def test_the_embedded_bus_is_read_back_in_pieces_with_progress(tmp_path, monkeyp
     assert second.snapshot() == {PREDICTIONS: 20_000, DRIFT: 0, DEAD: 200, ROLLOUTS: 0}
 
 
+def test_where_an_output_ended_that_is_none_now_stays_in_the_state():
+    bus = make_bus()
+    first = new_part(bus, {"toy.before": 7})
+    first.write_batch([outgoing(ROWS[:2])])
+    assert first.snapshot()["toy.before"] == 7
+    again = new_part(bus, {"toy.before": 7})  # all is on the outputs, and comes once more
+    again.write_batch([outgoing(ROWS[:1])])
+    assert again.snapshot() == {"toy.before": 7, **dict.fromkeys(OUTPUTS, 0)}
+
+
 def test_what_goes_to_another_process_knows_how_far_its_rows_reach():
     events = RawRows(EVENTS, [b""] * 3, np.array([0, 1, 0]), np.array([7, 9, 8]), np.arange(3))
     labels = RawRows(LABELS, [b""], np.array([1]), np.array([3]), np.arange(1))
