@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,7 +111,7 @@ class LabelJoin:
 
     def join(
         self,
-        ids: list[str],
+        ids: Sequence[str],
         times: I64,
         features: F64,
         label_ids: list[str],

@@ -16,7 +16,7 @@ from state.delta import Delta
 from state.distinct import DistinctState
 from state.errors import DeclarationError
 from state.keys import KeySlots
-from state.log import COUNT, EMPTIED, HAND, HELD, LATE_ROWS, MAX_SEEN, QUERY_ONLY, RECORDS, larger
+from state.log import COUNT, EMPTIED, HAND, HELD, LATE_ROWS, MAX_SEEN, QUERY_ONLY, RECORDS
 from state.log_changes import release_slots
 from state.since_last import SinceLastState
 from state.windows import WindowState
@@ -96,8 +96,8 @@ class EntityState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated in arrays; the dictionary of keys is not counted."""
-        return sum(state.nbytes for state in self._states)
+        """Bytes allocated, the keys themselves included."""
+        return self._keys.nbytes + sum(state.nbytes for state in self._states)
 
     @property
     def aggregates(self) -> Sequence[AggregateState]:
@@ -110,7 +110,7 @@ class EntityState:
 
     def update(
         self,
-        keys: list[str],
+        keys: Sequence[str],
         times: I64,
         columns: Mapping[str, NDArray[Any]],
         mode: U8 | None = None,
@@ -157,7 +157,7 @@ class EntityState:
         return out
 
     def insert(
-        self, keys: list[str], times: I64, columns: Mapping[str, NDArray[Any]], out: F64
+        self, keys: Sequence[str], times: I64, columns: Mapping[str, NDArray[Any]], out: F64
     ) -> None:
         """`update` without a mode, for a caller whose arrays are all as they should be.
 
@@ -174,7 +174,7 @@ class EntityState:
         out: F64,
     ) -> None:
         rows = len(slots)
-        if self._keys.high_water > self._slots:
+        if self._keys.capacity > self._slots:
             self._reserve_slots()
         if len(self._insert) < rows:
             self._insert = np.zeros(2 * rows, _BYTE)
@@ -226,8 +226,7 @@ class EntityState:
             state.restore(image.part(str(number)))
 
     def _reserve_slots(self) -> None:
-        while self._keys.high_water > self._slots:
-            self._slots = larger(self._slots)
+        self._slots = self._keys.capacity
         for state in self._states:
             state.log.reserve_slots(self._slots)
 

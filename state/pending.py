@@ -16,6 +16,7 @@ about n² / 3.7e19 (a million: 3 in 100 million).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -199,7 +200,7 @@ class PendingStore:
 
     def walk(
         self,
-        ids: list[str],
+        ids: Sequence[str],
         event_times: I64,
         features: F64,
         label_ids: list[str],
