@@ -196,9 +196,6 @@ class _SharedReader:
         """The ids that came on a partition since the last call."""
         return self._admission.changes(part.number)
 
-    def leads(self, part: _IntakePartition) -> bool:
-        return self.parts[0] is part
-
     def finished(self) -> bool:
         """Whether this worker has read all that it should."""
         if self._ends is None:
@@ -266,11 +263,12 @@ class _IntakePartition(StatefulSourcePartition[Routed, PartitionState]):
 
     def next_batch(self) -> list[Routed]:
         shared = self._shared
-        if shared.asleep and shared.leads(self):
+        leads = shared.parts[0] is self
+        if shared.asleep and leads:
             return shared.wake()
         if shared.finished():
             raise StopIteration
-        if not shared.leads(self):
+        if not leads:
             return []
         try:
             return shared.read()
@@ -279,7 +277,8 @@ class _IntakePartition(StatefulSourcePartition[Routed, PartitionState]):
             raise AbortExecution from error
 
     def next_awake(self) -> datetime | None:
-        if self._shared.leads(self) or self._shared.options.stop.is_set():
+        shared = self._shared
+        if shared.parts[0] is self or shared.options.stop.is_set():
             return None
         return datetime.now(UTC) + _FOLLOWER_NAP
 

@@ -171,7 +171,7 @@ class Prequential:
     def run(
         self,
         *,
-        ids: list[str],
+        ids: Sequence[str],
         features: F64,
         times: I64,
         label_ids: list[str],
@@ -349,9 +349,10 @@ class Prequential:
 
     def _run_each(self, features: F64, values: Targets) -> dict[str, Predictions] | None:
         """What all models answer, where all can learn row by row and every target is usable."""
+        for kept in self._kept.values():
+            if kept.run_each is None:
+                return None
         served: dict[str, Predictions] = {}
-        if any(kept.run_each is None for kept in self._kept.values()):
-            return None
         for name, kept in self._kept.items():
             answers = None if kept.run_each is None else kept.run_each(features, values)
             if answers is None:

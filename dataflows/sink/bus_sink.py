@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
@@ -70,6 +71,7 @@ class BusSink(FixedPartitionedSink[Outgoing, Ends | None]):
         self._on_written = on_written
         self._since = since
         self._call = _plainly if guard is None else guard.call
+        self._guard = guard
         patience = patience or Patience()
         self._read_back: ReadBack | None = None
         if since is not None:
@@ -99,7 +101,9 @@ class BusSink(FixedPartitionedSink[Outgoing, Ends | None]):
                 made_at = self._since.get(TopicPartition(topic, number), 0)
                 start[topic] = (confirmed or {}).get(topic, made_at)
             published = self._read_back.published(number, start)
-        part = _SinkPartition(number, self._writer, self._on_written, published, start, self._call)
+        part = _SinkPartition(
+            number, self._writer, self._on_written, published, start, self._call, self._guard
+        )
         self._writer.open_parts += 1
         return part
 
@@ -108,6 +112,7 @@ def _plainly(function: Call, *args: Any) -> Any:
     return function(*args)
 
 
+@cache
 def part_name(number: int) -> str:
     """Sink partitions are ordered by name, so numbers are padded."""
     return f"{number:06d}"
@@ -198,6 +203,7 @@ class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
         published: Published | None,
         start: Ends,
         call: Call,
+        guard: Guard | None,
     ) -> None:
         self._number = number
         self._writer = writer
@@ -205,17 +211,20 @@ class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
         self._published = published or None  # empty: nothing to look at
         self._start = start
         self._call = call
+        self._guard = guard
 
     def write_batch(self, items: list[Outgoing]) -> None:
-        self._call(self._write, items)
-
-    def _write(self, items: list[Outgoing]) -> None:
-        for item in items:
-            if self._published is not None:
-                item = self._published.without(item)
-            self._writer.publish(item)
-            if self._on_written is not None:
-                self._on_written(item, time.time())
+        try:
+            for item in items:
+                if self._published is not None:
+                    item = self._published.without(item)
+                self._writer.publish(item)
+                if self._on_written is not None:
+                    self._on_written(item, time.time())
+        except BaseException as error:
+            if self._guard is not None:
+                self._guard.note(error)
+            raise
 
     def snapshot(self) -> Ends | None:
         ends: dict[str, list[int]] = self._call(self._writer.confirm)
