@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflows.batch import Batch
+from dataflows.columns import pick
 from dataflows.decode import payload_fields
 from dataflows.event_time import FIRST_MS
 from dataflows.messages import DeadLetter
@@ -53,7 +54,7 @@ class Admission:
 
     def admit(self, batch: Batch) -> Batch:
         """The batch without the rows that may not enter."""
-        if not batch.ids:
+        if not batch.rows.values:
             return batch
         before = self._watermark
         earliest, latest = batch.span
@@ -102,7 +103,7 @@ class Admission:
         fresh = np.ones(len(batch), np.bool_)
         for partition in partitions:
             rows = np.flatnonzero(batch.partitions == partition)
-            ids = [batch.ids[row] for row in rows.tolist()]
+            ids = pick(batch.ids, rows.tolist())
             found = self._recent[partition].is_new(ids, watermarks[rows])
             if found is not None:
                 fresh[rows] = found

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflows.columns import pick
 from dataflows.messages import DeadLetter
 from state.extent import extent
 
 
-@dataclass(slots=True)
-class RawRows:
+class RawRows(msgspec.Struct):
     """Messages of one kind as they were read, oldest first: ``n`` payloads with their coordinates.
 
     ``partitions``, ``offsets`` and ``times`` (epoch ms, as published) are ``(n,) int64``.
@@ -49,8 +51,7 @@ NO_ROWS = RawRows("", [], _NOTHING, _NOTHING, _NOTHING)
 """No messages."""
 
 
-@dataclass(slots=True)
-class RawBatch:
+class RawBatch(msgspec.Struct):
     """What a source read in one go.
 
     ``order`` is ``(events + labels,) int64``: the sequence in which the messages are to be worked
@@ -112,8 +113,7 @@ NO_LABELS = LabelRows([], [], _NOTHING, _NOTHING, _NOTHING, [])
 """No labels."""
 
 
-@dataclass(slots=True)
-class Batch:
+class Batch(msgspec.Struct):
     """Decoded rows: ``n`` events with ids and event times (epoch ms, ``(n,) int64``).
 
     ``raw`` is all that was read, ``rows`` those messages that are the events here. ``span`` is the
@@ -126,12 +126,12 @@ class Batch:
 
     raw: RawBatch
     rows: RawRows
-    ids: list[str]
+    ids: Sequence[str]
     times: NDArray[np.int64]
     span: tuple[int, int]
     features: NDArray[np.float64]
     columns: dict[str, Any]
-    targets: list[Any] | None
+    targets: Sequence[Any] | None
     labels: LabelRows
     order: NDArray[np.int64]
     dead: list[DeadLetter]
@@ -168,7 +168,7 @@ class Batch:
         return self.rows.values
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.rows.values)
 
     def keep(self, keep: NDArray[np.bool_]) -> Batch:
         """This batch with only the events where ``keep`` is true; labels all stay."""
@@ -176,14 +176,12 @@ class Batch:
         places = rows.tolist()
         self.order = keep_rows(self.order, keep, np.ones(len(self.labels), np.bool_))
         self.rows = self.rows.take(rows)
-        self.ids = [self.ids[row] for row in places]
+        self.ids = pick(self.ids, places)
         self.times, self.features = self.times[rows], self.features[rows]
         self.span = extent(self.times) if places else NO_SPAN
-        self.columns = {
-            name: [values[row] for row in places] for name, values in self.columns.items()
-        }
+        self.columns = {name: pick(values, places) for name, values in self.columns.items()}
         if self.targets is not None:
-            self.targets = [self.targets[row] for row in places]
+            self.targets = pick(self.targets, places)
         return self
 
 
@@ -200,7 +198,7 @@ class EntityRows:
     sequence: int
     entity: str
     rows: NDArray[np.int64]
-    keys: list[str]
+    keys: Sequence[str]
     times: NDArray[np.int64]
     columns: dict[str, Any]
     features: NDArray[np.float64] | None = None

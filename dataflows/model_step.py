@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from bytewax.operators import StatefulBatchLogic
 
 from dataflows.batch import Batch, EntityRows, Progress, Wake
+from dataflows.columns import Numbers
 from dataflows.decode import payload_fields
 from dataflows.encode import Results
 from dataflows.label_trouble import LabelTrouble
@@ -21,6 +23,7 @@ from models.drift import LOSS, Alarm
 from models.learner import Task
 from models.outcome import Outcome
 from models.prequential import Prequential
+from state.compile import entry
 from state.extent import LARGEST, all_usable
 
 if TYPE_CHECKING:
@@ -110,6 +113,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         )
         self._labels = LabelTrouble(pipeline.topics)
         self._events = 0  # so many were predicted
+        self._all_usable = entry(all_usable, np.zeros((0, 0)))
         metrics.ask(self._tell)
         self._place: Place | None = None
         if state is not None:
@@ -136,7 +140,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     def work(self, batch: Batch) -> Results:
         """What the models make of a batch that is whole."""
         dead: list[DeadLetter] = []
-        if batch.ids and not all_usable(batch.features):
+        if batch.rows.values and not self._all_usable(batch.features):
             dead = self._refuse_huge(batch)
             batch = batch.keep(np.logical_and.reduce(np.abs(batch.features) <= LARGEST, axis=1))
         outcome = self._learn_inline(batch) if self._inline else self._learn_delayed(batch, dead)
@@ -151,7 +155,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
 
     def _learn_inline(self, batch: Batch) -> Outcome:
         targets = batch.targets if self._labelled else None
-        values = self._target.read(targets or [], len(batch.ids))
+        values = self._target.read([] if targets is None else targets, len(batch.rows.values))
         return self.prequential.run_inline(batch.features, batch.times, values)
 
     def _learn_delayed(self, batch: Batch, dead: list[DeadLetter]) -> Outcome:
@@ -274,10 +278,12 @@ class _TargetReader:
     def __init__(self, pipeline: Pipeline) -> None:
         self._task = pipeline.task
 
-    def read(self, values: list[Any], unlabelled: int | None) -> Any:
+    def read(self, values: Sequence[Any], unlabelled: int | None) -> Any:
         """``unlabelled`` is how many rows there are when there may be no labels at all."""
         if self._task is Task.MULTICLASS:
-            return values
+            return list(values)
+        if type(values) is Numbers:
+            return values.floats()
         if not values and unlabelled:
             return np.full(unlabelled, np.nan)
         return np.array(values, _FLOAT64)

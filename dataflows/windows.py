@@ -9,7 +9,7 @@ operator that a batch passes costs as much as several events do.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from bytewax.operators import StatefulBatchLogic
 from numpy.typing import NDArray
 
 from dataflows.batch import IDLE, Batch, EntityRows, Progress, Wake
+from dataflows.columns import Numbers, pick
 from dataflows.features import EntityFeature
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
@@ -26,6 +27,7 @@ from state.delta import Delta
 from state.durations import parse_duration_ms
 from state.entity import EntityState
 from state.hashing import hash64
+from state.texts import Texts
 
 INSERT, LOOK = 0, 1  # modes of `EntityState.update`
 NULL_CODE = np.iinfo(np.int64).min
@@ -100,7 +102,7 @@ class Router:
                 batch.sequence,
                 entity,
                 rows,
-                [keys[row] for row in rows.tolist()],
+                pick(keys, rows.tolist()),
                 batch.times[rows],
                 {name: values[rows] for name, values in columns.items()},
                 shard=shard,
@@ -123,7 +125,12 @@ class ValueReader:
 
     def read(self, columns: dict[str, Any]) -> dict[str, NDArray[Any]]:
         """Value name → ``(rows,)`` float64 (null is NaN) or int64 codes (null is `NULL_CODE`)."""
-        return {name: make(columns[name]) for name, make in self._makers}
+        found: dict[str, NDArray[Any]] = {}
+        for name, make in self._makers:
+            values = columns[name]
+            known = type(values) is Numbers and values.array.dtype is _FLOAT64
+            found[name] = values.array if known else make(values)
+        return found
 
 
 class EntityWindows:
@@ -175,7 +182,7 @@ class EntityWindows:
 
     def fill(
         self,
-        keys: list[str],
+        keys: Sequence[str],
         times: NDArray[np.int64],
         columns: dict[str, NDArray[Any]],
         features: NDArray[np.float64],
@@ -241,7 +248,7 @@ class WindowStep(StatefulBatchLogic[Item | Progress, Item, Token | None]):
     def fill(self, batch: Batch) -> None:
         """Write the features of all entities into the rows of a batch; for a single worker."""
         columns, times, features = batch.columns, batch.times, batch.features
-        if not batch.ids:
+        if not batch.rows.values:
             return
         values = self._values.read(columns)
         for entity in self._entities:
@@ -337,12 +344,12 @@ def _without_nulls(
     return {**columns, value: filled}, mode
 
 
-def _numbers(values: list[Any]) -> NDArray[np.float64]:
-    return np.array(values, _FLOAT64)
+def _numbers(values: Sequence[Any]) -> NDArray[np.float64]:
+    return values.floats() if type(values) is Numbers else np.array(values, _FLOAT64)
 
 
-def _codes(values: list[Any]) -> NDArray[np.int64]:
-    if None in values:
+def _codes(values: Sequence[Any]) -> NDArray[np.int64]:
+    if type(values) is not Texts and None in values:
         codes = hash64(["" if value is None else value for value in values]).view(np.int64).copy()
         codes[[row for row, value in enumerate(values) if value is None]] = NULL_CODE
         return codes

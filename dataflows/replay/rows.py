@@ -138,12 +138,12 @@ class RowBuilder:
         if not batch.ids:
             return
         part = _Part(
-            batch.ids,
+            list(batch.ids),
             batch.times,
             batch.partitions,
             batch.offsets,
             batch.features,
-            batch.targets,
+            None if batch.targets is None else list(batch.targets),
             np.asarray(results.versions, np.int64),
             results.predictions,
         )
