@@ -54,7 +54,7 @@ class Admission:
 
     def admit(self, batch: Batch) -> Batch:
         """The batch without the rows that may not enter."""
-        if not len(batch):
+        if not batch.rows.values:
             return batch
         before = self._watermark
         earliest, latest = batch.span

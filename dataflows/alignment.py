@@ -120,6 +120,7 @@ class AlignedReader:
         # Views of these stand in every batch; making new arrays costs as much as some rows.
         self._ascending = np.arange(self._limit)
         self._same = np.zeros(self._limit, np.int64)
+        self._rows, self._views = 0, (self._same[:0], self._ascending[:0])
         self.positions: dict[TopicPartition, int] = {}
         self._latest: dict[TopicPartition, int] = {}
         self._unfolded: list[NDArray[np.int64]] = []  # times of `_only` that `_latest` lacks
@@ -206,11 +207,14 @@ class AlignedReader:
 
     def _alone(self, only: TopicPartition, piece: Slice) -> RawBatch:
         """The shortcut of a worker that reads a single partition: nothing is to be aligned."""
-        rows, partition = len(piece.values), piece.partition
-        same, order = self._same[:rows], self._ascending[:rows]
-        events = RawRows(piece.topic, piece.values, same, piece.offsets, piece.times, partition)
-        self.positions[only] = int(piece.offsets[-1]) + 1
-        self._unfolded.append(piece.times)  # their maximum would cost as much as a row
+        values, offsets, times = piece.values, piece.offsets, piece.times
+        rows = len(values)
+        if rows != self._rows:  # the same views again, as long as batches are of one size
+            self._rows, self._views = rows, (self._same[:rows], self._ascending[:rows])
+        same, order = self._views
+        events = RawRows(piece.topic, values, same, offsets, times, piece.partition)
+        self.positions[only] = int(offsets[-1]) + 1
+        self._unfolded.append(times)  # their maximum would cost as much as a row
         if len(self._unfolded) == _FOLD:
             self._fold()
         sequence = self._sequence
@@ -260,6 +264,7 @@ class AlignedReader:
         if len(self._buffers) == 1:
             self._only = next(iter(self._buffers))
             self._same = np.full(self._limit, self._only.partition, np.int64)
+            self._rows = 0
         self._paused = set()
         return self._reader
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,8 +16,7 @@ from dataflows.taking import take_rows
 from state.extent import extent
 
 
-@dataclass(slots=True)
-class RawRows:
+class RawRows(msgspec.Struct):
     """Messages of one kind as they were read, oldest first: ``n`` payloads with their coordinates.
 
     ``partitions``, ``offsets`` and ``times`` (epoch ms, as published) are ``(n,) int64``.
@@ -51,8 +51,7 @@ NO_ROWS = RawRows("", [], _NOTHING, _NOTHING, _NOTHING)
 """No messages."""
 
 
-@dataclass(slots=True)
-class RawBatch:
+class RawBatch(msgspec.Struct):
     """What a source read in one go.
 
     ``order`` is ``(events + labels,) int64``: the sequence in which the messages are to be worked
@@ -67,7 +66,7 @@ class RawBatch:
     labels: RawRows
     order: NDArray[np.int64]
     read_at: float
-    controls: RawRows = field(default_factory=lambda: NO_ROWS)
+    controls: RawRows = msgspec.field(default_factory=lambda: NO_ROWS)
 
     def sorted(self, letters: list[DeadLetter]) -> list[DeadLetter]:
         """Dead letters in the sequence of their causes, whichever step found them."""
@@ -116,8 +115,7 @@ NO_LABELS = LabelRows([], [], _NOTHING, _NOTHING, _NOTHING, [])
 """No labels."""
 
 
-@dataclass(slots=True)
-class Batch:
+class Batch(msgspec.Struct):
     """Decoded rows: ``n`` events with ids and event times (epoch ms, ``(n,) int64``).
 
     ``raw`` is all that was read, ``rows`` those messages that are the events here. ``span`` is the
@@ -176,7 +174,7 @@ class Batch:
         return self.rows.values
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.rows.values)
 
     def keep(self, keep: NDArray[np.bool_]) -> Batch:
         """This batch with only the events where ``keep`` is true; labels all stay."""
@@ -205,7 +203,7 @@ class EntityRows:
     sequence: int
     entity: str
     rows: NDArray[np.int64]
-    keys: list[str]
+    keys: Sequence[str]
     times: NDArray[np.int64]
     columns: dict[str, Any]
     features: NDArray[np.float64] | None = None

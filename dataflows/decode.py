@@ -26,6 +26,7 @@ from dataflows.batch import (
 from dataflows.columns import ColumnReader, column_reader
 from dataflows.control import decode_control
 from dataflows.event_time import FIRST_MS, LAST_MS, parse_times_ms
+from dataflows.json_columns import json_columns
 from dataflows.messages import DeadLetter, Delayed, Inline, field_types
 from dataflows.pipeline import Pipeline
 from dataflows.typed_rows import TypedRows
@@ -43,12 +44,13 @@ class StructDecoder:
     """Decodes messages of one type; the time field also takes numbers and ISO-8601 text.
 
     ``decode_usual`` takes one message whose time is an integer, as nearly all are; any other is
-    an error (one of `_UNREADABLE`), whatever is wrong with it.
+    an error (one of `_UNREADABLE`), whatever is wrong with it. ``usual`` is its type.
     """
 
     def __init__(self, message: type[msgspec.Struct], time_field: str) -> None:
         self._decoder = msgspec.json.Decoder(_wire(message, time_field, int | float | str))
-        self.decode_usual = msgspec.json.Decoder(_wire(message, time_field, int)).decode
+        self.usual = _wire(message, time_field, int)
+        self.decode_usual = msgspec.json.Decoder(self.usual).decode
 
     def decode(self, values: Sequence[bytes]) -> tuple[list[Any], dict[int, Fault]]:
         """One struct per message, None where it is bad; and for each bad one its fault."""
@@ -71,6 +73,9 @@ class StructDecoder:
                 structs.append(None)
                 faults[row] = ("not JSON", str(error))
         return structs, faults
+
+
+_Read = tuple[NDArray[np.int64], dict[str, Any], tuple[int, int, int]]
 
 
 @dataclass(slots=True)
@@ -112,6 +117,7 @@ class BatchDecoder:
         ]
         self._read = column_reader(self._names)
         self._read_usual = column_reader([pipeline.time, *self._names])
+        self._quick = json_columns(self._events.usual, pipeline.time, self._names)
         if self._label:
             self._read_label_time = column_reader([self._label.time])
             self._read_label = column_reader([self._label.id, self._label.field])
@@ -155,19 +161,31 @@ class BatchDecoder:
         """
         if not rows.values or self._time_scale != 1.0:
             return None
-        try:
-            structs = list(map(self._events.decode_usual, rows.values))
-            stamps, *columns = self._read_usual(structs)
-            times = np.array(stamps, np.int64)
-        except (*_UNREADABLE, OverflowError):
+        found = None
+        if self._quick is not None and type(rows.values) is list:
+            found = self._quick.read(rows.values, rows.times)
+        if found is None:
+            found = self._decode_structs(rows)
+        if found is None:
             return None
-        earliest, latest, published = extents(times, rows.times)
+        times, columns, (earliest, latest, published) = found
         newest = min(published, int(self._now() * 1000)) + self._ahead_ms
         if earliest < FIRST_MS or latest > newest or latest > LAST_MS:
             return None
+        return times, (earliest, latest), columns
+
+    def _decode_structs(self, rows: RawRows) -> _Read | None:
+        """As `JsonColumns.read`, by way of structs; None unless each message is well."""
+        try:
+            structs = list(map(self._events.decode_usual, rows.values))
+            stamps, *fields = self._read_usual(structs)
+            times = np.array(stamps, np.int64)
+        except (*_UNREADABLE, OverflowError):
+            return None
         if self._number_fields and self._check_numbers(structs):
             return None
-        return times, (earliest, latest), dict(zip(self._names, columns, strict=True))
+        columns = dict(zip(self._names, fields, strict=True))
+        return times, columns, extents(times, rows.times)
 
     def _take_typed(self, raw: RawBatch, values: TypedRows, labels: _Decoded) -> Batch | None:
         """Events whose fields are typed already; those in doubt are decoded by themselves.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
 
@@ -11,16 +10,17 @@ import msgspec
 import numpy as np
 
 from dataflows.batch import Batch, Wake
+from dataflows.json_lines import LineWriter
 from dataflows.messages import DeadLetter, DriftSignal, RolloutMessage
 from dataflows.pipeline import Pipeline
 from dataflows.sink.bus_sink import part_name
 from dataflows.sink.outgoing import Mark, Marking, Outgoing
 from models.learner import NO_LABEL, Predictions, Task
 from models.outcome import Corrected, Learned
+from state.texts import Texts
 
 
-@dataclass(slots=True)
-class Results:
+class Results(msgspec.Struct):
     """What the model step made of a batch.
 
     ``predictions`` and ``versions`` have one entry per event. ``learned`` and ``corrected`` are the
@@ -32,11 +32,11 @@ class Results:
     batch: Batch
     predictions: Predictions
     versions: Sequence[int]
-    dead: list[DeadLetter] = field(default_factory=list)
-    signals: list[DriftSignal] = field(default_factory=list)
+    dead: list[DeadLetter] = msgspec.field(default_factory=list)
+    signals: list[DriftSignal] = msgspec.field(default_factory=list)
     learned: Learned | None = None
     corrected: Corrected | None = None
-    decisions: list[RolloutMessage] = field(default_factory=list)
+    decisions: list[RolloutMessage] = msgspec.field(default_factory=list)
     models: Sequence[str] | None = None
     instead_of: Sequence[str | None] | None = None
 
@@ -77,6 +77,9 @@ class Encoder:
         fields = _COMMON + _EXTRA[pipeline.task]
         if self._names:
             fields = [*fields, ("features", dict)]
+        self._lines: LineWriter | None = None
+        if self._task is not Task.MULTICLASS and not self._names:
+            self._lines = LineWriter(self._task, self._events, self._model)
         self._row = msgspec.defstruct("Prediction", fields, gc=False)
         fields = [*fields, ("instead_of", str | None, None)]
         self._row_instead = msgspec.defstruct("Prediction", fields, gc=False, omit_defaults=True)
@@ -84,6 +87,8 @@ class Encoder:
 
     def __call__(self, results: list[tuple[str, Results | Wake]]) -> list[tuple[str, Outgoing]]:
         """Encode what the model step handed over, for `BusSink`."""
+        if len(results) == 1:
+            return self._encode(results[0][1])
         return [item for _, result in results for item in self._encode(result)]
 
     def _wake(self) -> list[tuple[str, Outgoing]]:
@@ -96,13 +101,13 @@ class Encoder:
         batch = result.batch
         partition = batch.rows.partition
         outgoing: dict[int, Outgoing] = {}
-        if not len(batch):
+        if not batch.rows.values:
             pass
         elif partition is None:
             self._divide(result, outgoing)
         else:
             times, offsets, read_at = batch.rows.times, batch.rows.offsets, batch.raw.read_at
-            topic, rows = self._predicted, self._predictions(result, repeat(partition))
+            topic, rows = self._predicted, self._lines_of(result, partition)
             item = Outgoing(partition, {topic: rows}, times, read_at, {topic: offsets}, batch.raw)
             if not (batch.dead or result.dead or result.signals or result.decisions):
                 return [(part_name(partition), item)]
@@ -149,6 +154,15 @@ class Encoder:
             marks.setdefault(partition, []).append(self._marking.mark(topic, message))
         for partition, own in marks.items():
             outgoing[partition].marks[topic] = own
+
+    def _lines_of(self, result: Results, partition: int) -> list[bytes]:
+        """The predictions on events of one partition."""
+        batch, ids = result.batch, result.batch.ids
+        lines = self._lines if result.models is None else None
+        if lines is None or type(ids) is not Texts or not ids.plain:
+            return self._predictions(result, repeat(partition))
+        offsets, versions = batch.rows.offsets, result.versions
+        return lines.write(ids, batch.times, offsets, partition, versions, result.predictions)
 
     def _predictions(self, result: Results, partitions: Iterable[int]) -> list[bytes]:
         batch = result.batch

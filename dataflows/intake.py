@@ -204,9 +204,6 @@ class _SharedReader:
         """The ids that came on a partition since the last call."""
         return self._admission.changes(part.number)
 
-    def leads(self, part: _IntakePartition) -> bool:
-        return self.parts[0] is part
-
     def finished(self) -> bool:
         """Whether this worker has read all that it should."""
         if self._ends is None:
@@ -287,13 +284,14 @@ class _IntakePartition(StatefulSourcePartition[Keyed, PartitionState]):
 
     def next_batch(self) -> list[Keyed]:
         shared = self._shared
-        if shared.asleep and shared.leads(self):
+        leads = shared.parts[0] is self
+        if shared.asleep and leads:
             return shared.wake()
         if shared.finished():
             if told := shared.end():
                 return told
             raise StopIteration
-        if not shared.leads(self):
+        if not leads:
             return []
         try:
             return shared.read()
@@ -302,7 +300,8 @@ class _IntakePartition(StatefulSourcePartition[Keyed, PartitionState]):
             raise AbortExecution from error
 
     def next_awake(self) -> datetime | None:
-        if self._shared.leads(self) or self._shared.options.stop.is_set():
+        shared = self._shared
+        if shared.parts[0] is self or shared.options.stop.is_set():
             return None
         return datetime.now(UTC) + _FOLLOWER_NAP
 

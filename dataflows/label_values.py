@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflows.columns import Numbers
 from dataflows.pipeline import Pipeline
 from models.learner import Task
 
@@ -24,6 +25,8 @@ class TargetReader:
         """``unlabelled`` is how many rows there are when there may be no labels at all."""
         if self._task is Task.MULTICLASS:
             return values.tolist() if isinstance(values, np.ndarray) else list(values)
+        if type(values) is Numbers:
+            return values.floats()
         if not len(values) and unlabelled:
             return np.full(unlabelled, np.nan)
         return np.array(values, _FLOAT64)

@@ -43,6 +43,7 @@ _DELAYS = tuple(
     )
 )  # fmt: skip
 FLUSH_EVERY_S = 0.5
+_NEVER_MS = -(2**62)
 _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -64,7 +65,7 @@ class WorkerMetrics:
         self._written: list[tuple[NDArray[np.int64], float, float]] = []
         self._delays_ms: list[NDArray[np.int64]] = []
         self._label_counts: Tally[str] = Tally()
-        self._newest_ms: int | None = None
+        self._newest_ms = _NEVER_MS
         self._tellers: list[Callable[[], None]] = []
         self._window_sizes: dict[str, dict[object, tuple[int, int]]] = {}
         self._make_counters()
@@ -149,10 +150,8 @@ class WorkerMetrics:
         for tell in self._tellers:
             tell()
         pipeline, counts = self._pipeline, self._counts
+        counts["events"] += sum(self._batch_rows) - counts["labels"]
         self._flush_at = self._clock() + FLUSH_EVERY_S
-        for name, counter in self._counters.items():
-            if counts[name]:
-                counter.labels(pipeline).inc(counts[name])
         for reason, count in self._dead_counts.items():
             self._dead.labels(pipeline, reason).inc(count)
         for outcome, count in self._label_counts.items():
@@ -163,30 +162,33 @@ class WorkerMetrics:
         if self._written:
             published, written_at, seconds = zip(*self._written, strict=True)
             rows = list(map(len, published))
+            counts["predictions"] += sum(rows)
             latencies = np.repeat(written_at, rows) - np.concatenate(published) / 1000
             observe_many(self._latency.labels(pipeline), latencies)
             observe_many(self._working.labels(pipeline), np.repeat(seconds, rows))
+        for name, counter in self._counters.items():
+            if counts[name]:
+                counter.labels(pipeline).inc(counts[name])
         self._batch_rows.clear()
         self._written.clear()
         self._delays_ms.clear()
         self._label_counts.clear()
-        if self._newest_ms is not None:
+        if self._newest_ms > _NEVER_MS:
             self._event_time.labels(pipeline).set(self._newest_ms / 1000)
         counts.clear()
         self._dead_counts.clear()
 
     def on_batch(self, raw: RawBatch, batch: Batch) -> None:
         """A batch was read, decoded and admitted."""
-        events, labels = len(raw.events.values), len(raw.labels.values)
-        self._counts["events"] += events
+        rows, labels = len(raw.events.values), raw.labels.values
         if labels:
-            self._counts["labels"] += labels
-        self._batch_rows.append(events + labels + len(raw.controls.values))
+            rows += len(labels)
+            self._counts["labels"] += len(labels)
+        self._batch_rows.append(rows + len(raw.controls.values))
         for letter in batch.dead:
             self._dead_counts[letter.reason] += 1
-        if len(batch):
-            newest = batch.span[1]
-            self._newest_ms = newest if self._newest_ms is None else max(newest, self._newest_ms)
+        if batch.rows.values and batch.span[1] > self._newest_ms:
+            self._newest_ms = batch.span[1]
 
     def on_commit(self, seconds: float) -> None:
         """A place has written what changed in an epoch."""
@@ -265,10 +267,9 @@ class WorkerMetrics:
 
     def on_written(self, outgoing: Outgoing, now: float) -> None:
         """Messages were handed to the bus."""
-        rows = len(outgoing.published)
-        if rows:
-            self._counts["predictions"] += rows
-            self._written.append((outgoing.published, now, now - outgoing.read_at))
+        published = outgoing.published
+        if len(published):
+            self._written.append((published, now, now - outgoing.read_at))
         self.flush_if_due()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

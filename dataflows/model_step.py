@@ -30,6 +30,7 @@ from models.label_windows import LABEL_WINDOWS, LabelWindows
 from models.outcome import Outcome
 from models.prequential import Prequential
 from models.segments import Segments
+from state.compile import entry
 from state.delta import Delta
 from state.durations import parse_duration_ms
 from state.extent import LARGEST, all_usable
@@ -141,6 +142,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             self.deployment = self._rollouts.steering
         self._labels = LabelTrouble(pipeline.topics)
         self._events = 0  # so many were predicted
+        self._all_usable = entry(all_usable, np.zeros((0, 0)))
         metrics.ask(self._tell)
         self._place: Place | None = None
         if state is not None:
@@ -205,7 +207,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     def work(self, batch: Batch) -> Results:
         """What the models make of a batch that is whole."""
         dead: list[DeadLetter] = []
-        if len(batch) and not all_usable(batch.features):
+        if batch.rows.values and not self._all_usable(batch.features):
             dead = self._refuse_huge(batch)
             batch = batch.keep(np.logical_and.reduce(np.abs(batch.features) <= LARGEST, axis=1))
         outcome = self._learn_inline(batch) if self._inline else self._learn_delayed(batch, dead)

@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflows.columns import pick
+
 
 @runtime_checkable
 class Takes(Protocol):
@@ -25,7 +27,7 @@ Column = TypeVar("Column", bound=Sequence[Any] | NDArray[Any])
 
 
 def take_rows(column: Column, rows: NDArray[np.int64]) -> Column:
-    """Only these rows, in this order, of the same kind.
+    """Only these rows, in this order, of the same kind; of one that can't be picked from, a list.
 
     >>> take_rows(["a", "b", "c"], np.array([2, 0]))
     ['c', 'a']
@@ -34,8 +36,9 @@ def take_rows(column: Column, rows: NDArray[np.int64]) -> Column:
         return cast(Column, [column[row] for row in rows.tolist()])
     if isinstance(column, np.ndarray):
         return cast(Column, column[rows])
-    assert isinstance(column, Takes)
-    return cast(Column, column.take(rows))
+    if isinstance(column, Takes):
+        return cast(Column, column.take(rows))
+    return cast(Column, pick(column, rows.tolist()))
 
 
 def join_rows(pieces: Sequence[Column]) -> Column:

@@ -19,6 +19,7 @@ from bytewax.operators import StatefulBatchLogic
 from numpy.typing import NDArray
 
 from dataflows.batch import IDLE, Batch, EntityRows, Progress, Wake
+from dataflows.columns import Numbers
 from dataflows.features import EntityFeature
 from dataflows.metrics import WorkerMetrics
 from dataflows.origins import Origins
@@ -30,6 +31,7 @@ from state.delta import Delta
 from state.durations import parse_duration_ms
 from state.entity import EntityState
 from state.hashing import hash64
+from state.texts import Texts
 
 INSERT, LOOK = 0, 1  # modes of `EntityState.update`
 NULL_CODE = np.iinfo(np.int64).min
@@ -134,7 +136,12 @@ class ValueReader:
 
     def read(self, columns: dict[str, Any]) -> dict[str, NDArray[Any]]:
         """Value name → ``(rows,)`` float64 (null is NaN) or int64 codes (null is `NULL_CODE`)."""
-        return {name: make(columns[name]) for name, make in self._makers}
+        found: dict[str, NDArray[Any]] = {}
+        for name, make in self._makers:
+            values = columns[name]
+            known = type(values) is Numbers and values.array.dtype is _FLOAT64
+            found[name] = values.array if known else make(values)
+        return found
 
 
 class EntityWindows:
@@ -253,7 +260,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
     def fill(self, batch: Batch) -> None:
         """Write the features of all entities into the rows of a batch; for a single worker."""
         columns, times, features = batch.columns, batch.times, batch.features
-        if not len(batch):
+        if not batch.rows.values:
             return
         values = self._values.read(columns)
         tasks = []
@@ -350,11 +357,11 @@ def _without_nulls(
 
 
 def _numbers(values: Sequence[Any]) -> NDArray[np.float64]:
-    return np.array(values, _FLOAT64)
+    return values.floats() if type(values) is Numbers else np.array(values, _FLOAT64)
 
 
 def _codes(values: Sequence[Any]) -> NDArray[np.int64]:
-    if None in values:
+    if type(values) is not Texts and None in values:
         codes = hash64(["" if value is None else value for value in values]).view(np.int64).copy()
         codes[[row for row, value in enumerate(values) if value is None]] = NULL_CODE
         return codes

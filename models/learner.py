@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,8 +39,7 @@ class Task(Enum):
     ANOMALY = "anomaly"
 
 
-@dataclass(slots=True)
-class Predictions:
+class Predictions(msgspec.Struct):
     """The answers of one model to a number of rows, in their order.
 
     Attributes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,8 +30,7 @@ ASSUMED_LABEL, HELD_LABEL = -1, -2
 earlier in this one."""
 
 
-@dataclass(slots=True)
-class Learned:
+class Learned(msgspec.Struct):
     """The labels that were learned for the first time, in order; assumed ones among them.
 
     Attributes:
@@ -91,8 +91,7 @@ class GivenUp:
     reason: str
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(msgspec.Struct):
     """What became of a batch.
 
     Attributes:
@@ -121,7 +120,7 @@ class Outcome:
     dropped: int
     versions_before: dict[str, int]
     learned_before: I64 | range
-    given_up: list[GivenUp] = field(default_factory=list)
+    given_up: list[GivenUp] = msgspec.field(default_factory=list)
     corrected: Corrected | None = None
     confirmed: int = 0
     held: int = 0

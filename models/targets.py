@@ -9,10 +9,12 @@ from models.learner import Targets, Task
 from state.extent import all_binary
 from state.hashing import hash64
 
+_FLOAT64 = np.dtype(np.float64)  # a dtype made of a type is dear
+
 
 def as_targets(values: Targets, task: Task) -> Targets:
     """`(rows,) float64`; for MULTICLASS, the sequence that was given."""
-    return values if task is Task.MULTICLASS else np.asarray(values, np.float64)
+    return values if task is Task.MULTICLASS else np.asarray(values, _FLOAT64)
 
 
 def every_usable(values: Targets, task: Task) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from numba import njit
+from numba import njit, typeof
 from numpy.typing import NDArray
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -24,14 +24,15 @@ F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 
 # Kernels allocate nothing. Without Numba's runtime an array is not counted in and out of each call,
-# which would take more time than the kernels do.
-_OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False, "no_cfunc_wrapper": True}
+# which would take more time than the kernels do. They keep the interpreter's lock: a worker is one
+# thread, and to hand the lock over and back takes as long as a row.
+_OPTIONS: dict[str, Any] = {"_nrt": False, "no_cfunc_wrapper": True}
 
 
 @cache
 def _fingerprint(folder: Path) -> str:
     """Digest of every source in `folder` that holds kernels."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=16)
     for path in sorted(folder.glob("*.py")):
         source = path.read_bytes()
         if b"state.compile" in source:
@@ -57,6 +58,20 @@ def kernel(function: Function) -> Function:
     if index is not None and hasattr(index, "_source_stamp"):
         index._source_stamp = _fingerprint(source.parent)
     return cast(Function, compiled)
+
+
+def entry(function: Function, *samples: Any) -> Function:
+    """The machine code of a kernel for arguments of the types of `samples`.
+
+    A call of the kernel itself looks up the types of its arguments first, which takes longer than
+    the work on a few rows. Here nothing looks: dtypes and layouts must be those of the samples.
+
+    >>> double = entry(kernel(lambda x: 2 * x), 0)
+    >>> double(21)
+    42
+    """
+    compiled: Any = function
+    return cast(Function, compiled.compile(tuple(map(typeof, samples))))
 
 
 def inlined(function: Function) -> Function:

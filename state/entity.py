@@ -27,7 +27,6 @@ from state.log import (
     MAX_SEEN,
     QUERY_ONLY,
     RECORDS,
-    larger,
 )
 from state.log_changes import release_slots
 from state.since_last import SinceLastState
@@ -108,8 +107,8 @@ class EntityState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated in arrays; the dictionary of keys is not counted."""
-        return sum(state.nbytes for state in self._states)
+        """Bytes allocated, the keys themselves included."""
+        return self._keys.nbytes + sum(state.nbytes for state in self._states)
 
     @property
     def aggregates(self) -> Sequence[AggregateState]:
@@ -186,7 +185,7 @@ class EntityState:
         out: F64,
     ) -> None:
         rows = len(slots)
-        if self._keys.high_water > self._slots:
+        if self._keys.capacity > self._slots:
             self._reserve_slots()
         if len(self._insert) < rows:
             self._insert = np.zeros(2 * rows, _BYTE)
@@ -247,8 +246,7 @@ class EntityState:
             state.restore(image.part(str(number)))
 
     def _reserve_slots(self) -> None:
-        while self._keys.high_water > self._slots:
-            self._slots = larger(self._slots)
+        self._slots = self._keys.capacity
         for state in self._states:
             state.log.reserve_slots(self._slots)
 

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from state.compile import I64, kernel
+from state.texts import Texts
 
 U64 = NDArray[np.uint64]
 
-_UINT64 = np.dtype(np.uint64)  # made once: it costs as much as a short array
+_UINT64, _INT64 = np.dtype(np.uint64), np.dtype(np.int64)  # a dtype made of a type is dear
 _P1: Final = np.uint64(0x9E3779B185EBCA87)
 _P2: Final = np.uint64(0xC2B2AE3D27D4EB4F)
 _P3: Final = np.uint64(0x165667B19E3779F9)
@@ -52,7 +53,7 @@ def _merge(digest: np.uint64, lane: np.uint64) -> np.uint64:
 
 
 @kernel
-def _xxh64(data: bytes, start: int, end: int) -> np.uint64:
+def xxh64(data: bytes, start: int, end: int) -> np.uint64:
     """XXH64 of `data[start:end]`, seed 0."""
     at = start
     if end - start >= 32:
@@ -83,21 +84,20 @@ def _xxh64(data: bytes, start: int, end: int) -> np.uint64:
 
 
 @kernel
-def _hash_all(data: bytes, lengths: I64, out: U64) -> None:
-    at = 0
-    for i in range(lengths.size):
-        out[i] = _xxh64(data, at, at + lengths[i])
-        at += lengths[i]
+def _hash_spans(data: bytes, spans: I64, out: U64) -> None:
+    for i in range(out.size):
+        out[i] = xxh64(data, spans[0, i], spans[1, i])
 
 
 @kernel
-def _hash_ended(data: bytes, out: U64) -> int:
+def _hash_ended(data: bytes, spans: I64, out: U64) -> int:
     """Hash the texts that each end with a zero byte; how many there are, `out` may have fewer."""
     found = at = 0
     for end in range(len(data)):
         if data[end] == 0:
             if found < out.size:
-                out[found] = _xxh64(data, at, end)
+                spans[0, found], spans[1, found] = at, end
+                out[found] = xxh64(data, at, end)
             found += 1
             at = end + 1
     return found
@@ -118,9 +118,43 @@ def hash_pieces(data: bytes, lengths: I64) -> U64:
     >>> [hex(h) for h in hash_pieces(b"aabc", np.array([1, 3])).tolist()]
     ['0xd24ec4f1a98c6e5b', '0x44bc2cf5ad770999']
     """
-    hashes = np.empty(len(lengths), _UINT64)
-    _hash_all(data or b"\0", lengths, hashes)
+    hashes, spans = np.empty(len(lengths), _UINT64), _side_by_side(lengths)
+    _hash_spans(data or b"\0", spans, hashes)
     return hashes
+
+
+def _side_by_side(sizes: I64) -> I64:
+    """`(2, texts) int64`: where each of these texts begins, and ends."""
+    spans = np.empty((2, len(sizes)), _INT64)
+    np.cumsum(sizes, out=spans[1])
+    np.subtract(spans[1], sizes, out=spans[0])
+    return spans
+
+
+def texts_of(texts: Sequence[str]) -> Texts:
+    """The same strings as a column of bytes, with their hashes; they are free to hold anything."""
+    if type(texts) is Texts:
+        return texts
+    hashes = np.empty(len(texts), _UINT64)
+    spans = np.empty((2, len(texts)), _INT64)
+    try:
+        ended = ("\0".join(texts) + "\0").encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        if _hash_ended(ended, spans, hashes) == len(texts):
+            return Texts(ended, spans, hashes)
+    # A zero byte or a lone surrogate is no text, but a key that has one must not stop the stream.
+    return texts_of_parts([text.encode("utf-8", "surrogatepass") for text in texts])
+
+
+def texts_of_parts(parts: list[bytes]) -> Texts:
+    """Texts that are given in UTF-8."""
+    hashes = np.empty(len(parts), _UINT64)
+    spans = _side_by_side(np.fromiter(map(len, parts), np.int64, len(parts)))
+    blob = b"".join(parts)
+    _hash_spans(blob, spans, hashes)
+    return Texts(blob, spans, hashes)
 
 
 def hash64(texts: Sequence[str]) -> U64:
@@ -134,14 +168,4 @@ def hash64(texts: Sequence[str]) -> U64:
     """
     if type(texts) is not list and isinstance(texts, HashedTexts):
         return texts.hashes
-    hashes = np.empty(len(texts), _UINT64)
-    try:
-        ended = ("\0".join(texts) + "\0").encode()
-    except UnicodeEncodeError:
-        pass
-    else:
-        if _hash_ended(ended, hashes) == len(texts):
-            return hashes
-    # A zero byte or a lone surrogate is no text, but a key that has one must not stop the stream.
-    parts = [text.encode("utf-8", "surrogatepass") for text in texts]
-    return hash_pieces(b"".join(parts), np.fromiter(map(len, parts), np.int64))
+    return texts_of(texts).hashes

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from state.compile import I64, kernel
+from state.compile import I64, entry, kernel
 from state.delta import Delta, Rows
 from state.hashing import hash64
+from state.texts import Texts
 
 U64 = NDArray[np.uint64]
 
@@ -44,6 +45,9 @@ class RecentIds:
         self._added: dict[str, list[NDArray[np.uint64]]] | None = None
         self._committed: dict[str, int] = {}
         self._forgotten: set[str] = set()
+        self._remember = entry(
+            _remember, self._current, self._previous, self._current, np.zeros(0, np.bool_)
+        )
         if watermark is not None:
             self._turn(watermark)
 
@@ -58,9 +62,9 @@ class RecentIds:
         ``ids`` are remembered from now on. ``watermarks`` is the greatest event time (epoch ms) up
         to and with each row, ``(n,) int64`` and rising, or one number when no row changes it.
         """
-        hashes = hash64(ids)
+        hashes = ids.hashes if type(ids) is Texts else hash64(ids)
         if isinstance(watermarks, int):
-            if self.turns_before(watermarks):
+            if self._turn_at is None or watermarks >= self._turn_at:
                 self._turn(watermarks)
             return self._look(hashes)
         fresh = np.ones(len(ids), np.bool_)
@@ -83,7 +87,7 @@ class RecentIds:
         if (self._count + rows) * 3 > self._current.size * 2:
             self._reserve(rows)
         fresh = np.empty(rows, _BOOL)
-        added = _remember(self._current, self._previous, hashes, fresh)
+        added = self._remember(self._current, self._previous, hashes, fresh)
         self._count += added
         if self._added is not None and added:
             table = _table(self._turn_at or 0)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from state.aggregates import WindowSpec
-from state.compile import F64, I32, I64, U8, inlined, kernel
+from state.compile import F64, I32, I64, U8, entry, inlined, kernel
 from state.delta import Delta
 from state.double_double import value_sums
 from state.extremes import LAST_SEQUENCE, renumber, seal_from
@@ -265,6 +265,8 @@ class WindowState:
         self._arrays = (
             log.slot, log.ts, log.val, log.link, self.agg, self.hotf, self.hoti, meta,
         )  # fmt: skip
+        rows = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.uint8)
+        self._update = entry(update_windows, 0, *rows, np.zeros((0, 0)), *self._arrays)
 
     @property
     def starts(self) -> range:
@@ -279,10 +281,10 @@ class WindowState:
     def update(self, slots: I64, times: I64, values: F64, mode: U8, out: F64) -> int:
         """Work through rows; returns how many emptied slots the sweep has seen."""
         rows = len(slots)
-        row = update_windows(0, slots, times, values, mode, out, *self._arrays)
+        row = self._update(0, slots, times, values, mode, out, *self._arrays)
         while row < rows:
             self._grow()
-            row = update_windows(row, slots, times, values, mode, out, *self._arrays)
+            row = self._update(row, slots, times, values, mode, out, *self._arrays)
         return row - rows
 
     def sweep(self, rows: int) -> int:

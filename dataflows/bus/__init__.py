@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,8 +49,7 @@ class TopicPartition(NamedTuple):
     partition: int
 
 
-@dataclass(slots=True)
-class Slice:
+class Slice(msgspec.Struct):
     """A run of messages of one topic partition, oldest first, as a reader hands them over.
 
     ``offsets`` and ``times`` are ``(n,) int64`` (times in epoch ms, as published), ``values`` the

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
@@ -70,6 +71,7 @@ class BusSink(FixedPartitionedSink[Outgoing, Ends | None]):
         self._on_written = on_written
         self._since = since
         self._call = _plainly if guard is None else guard.call
+        self._guard = guard
         patience = patience or Patience()
         self._read_back: ReadBack | None = None
         if since is not None:
@@ -102,7 +104,14 @@ class BusSink(FixedPartitionedSink[Outgoing, Ends | None]):
             published = self._read_back.published(number, start)
             aside = {t: end for t, end in (confirmed or {}).items() if t not in start}
         part = _SinkPartition(
-            number, self._writer, self._on_written, published, start, aside, self._call
+            number,
+            self._writer,
+            self._on_written,
+            published,
+            start,
+            aside,
+            self._call,
+            self._guard,
         )
         self._writer.open_parts += 1
         return part
@@ -112,6 +121,7 @@ def _plainly(function: Call, *args: Any) -> Any:
     return function(*args)
 
 
+@cache
 def part_name(number: int) -> str:
     """Sink partitions are ordered by name, so numbers are padded."""
     return f"{number:06d}"
@@ -203,6 +213,7 @@ class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
         start: Ends,
         aside: Ends,
         call: Call,
+        guard: Guard | None,
     ) -> None:
         self._number = number
         self._writer = writer
@@ -211,17 +222,20 @@ class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
         self._start = start
         self._aside = aside  # topics that are no outputs now, and may become ones again
         self._call = call
+        self._guard = guard
 
     def write_batch(self, items: list[Outgoing]) -> None:
-        self._call(self._write, items)
-
-    def _write(self, items: list[Outgoing]) -> None:
-        for item in items:
-            if self._published is not None:
-                item = self._published.without(item)
-            self._writer.publish(item)
-            if self._on_written is not None:
-                self._on_written(item, time.time())
+        try:
+            for item in items:
+                if self._published is not None:
+                    item = self._published.without(item)
+                self._writer.publish(item)
+                if self._on_written is not None:
+                    self._on_written(item, time.time())
+        except BaseException as error:
+            if self._guard is not None:
+                self._guard.note(error)
+            raise
 
     def snapshot(self) -> Ends | None:
         ends: dict[str, list[int]] = self._call(self._writer.confirm)

@@ -8,7 +8,7 @@ whatever the contents are, so that what was published before is known by its mar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -69,8 +69,7 @@ class Marking:
         return msgspec.json.Decoder(msgspec.defstruct("Marked", columns, gc=False))
 
 
-@dataclass(slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct):
     """Messages for one partition number: topic → payloads, in order.
 
     ``published`` and ``read_at`` are for the latency metrics: when the events were published (epoch
@@ -80,9 +79,9 @@ class Outgoing:
 
     partition: int
     messages: dict[str, list[bytes]]
-    published: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    published: I64 = msgspec.field(default_factory=lambda: np.zeros(0, np.int64))
     read_at: float = 0.0
-    marks: dict[str, Marks] = field(default_factory=dict)
+    marks: dict[str, Marks] = msgspec.field(default_factory=dict)
     sources: RawBatch | Mapping[str, int] | None = None
 
     def reached(self) -> Mapping[str, int]:
