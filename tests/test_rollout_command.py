@@ -217,7 +217,7 @@ def test_status_shows_each_challenger_as_it_stands(bus: Bus, call: Call) -> None
     went_well(done)
     for words in (
         "LogisticRegression is the champion", "stepped", "5.0%", "1,234 (56)", "0.2 | 0.25",
-        "0.05", "[-0.01, —]", "7.5 of 20", "2023-11-14 22:14:20", "errors 0", "shift —",
+        "0.05", "[-0.01, —]", "7.5 | 20", "2023-11-14 22:14:20", "errors 0", "shift —",
     ):  # fmt: skip
         assert words in done.out, done.out
     assert [line.split()[1] for line in done.out.splitlines() if "│ bush" in line] == ["bush"]

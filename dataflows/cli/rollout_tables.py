@@ -10,7 +10,7 @@ from dataflows.messages import RolloutMessage
 from dataflows.rollout_status import ChallengerStatus, RolloutStatus
 from models.decision import ACTIONS
 
-_COLUMNS = ("share", "labels (served)", "loss of it | champion", "champion's - its", "e-value of")
+_COLUMNS = ("share", "labels (served)", "loss of it | champion", "difference", "e-value | needed")
 
 
 def sentence(message: RolloutMessage) -> str:
@@ -47,7 +47,7 @@ def status_table(status: RolloutStatus) -> Table:
 
 def _row(each: ChallengerStatus) -> list[str]:
     if each.action is None:
-        return [each.name, "nothing heard yet", *[""] * len(_COLUMNS), "", ""]
+        return [each.name, "waits", *[""] * len(_COLUMNS), "", ""]
     figures = ["", "", "", ""]
     if (found := each.evidence) is not None:
         low, high = _number(found.low), _number(found.high)
@@ -55,7 +55,7 @@ def _row(each: ChallengerStatus) -> list[str]:
             f"{found.labels:,} ({found.served:,})",
             f"{_number(found.challenger_loss)} | {_number(found.champion_loss)}",
             f"{_number(found.difference)}\n[{low}, {high}]",
-            f"{_number(found.e_value)} of {1 / found.alpha:g}",
+            f"{_number(found.e_value)} | {1 / found.alpha:g}",
         ]
     return [
         each.name,
