@@ -53,6 +53,7 @@ bench: install
 	$(BIN)/python -m benchmarks replay
 	$(BIN)/python -m benchmarks labels
 	$(BIN)/python -m benchmarks evidence
+	$(BIN)/python -m benchmarks rollouts
 
 clean:
 	rm -rf $(VENV) .kafka .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -3,7 +3,8 @@
 How such a comparison misleads, and what is done about it:
 
 * A test that errs less often than it may, and therefore is slow, or the other way round. Both are
-  measured on the same tests with the same settings, those of a pipeline that declares nothing.
+  measured on the same tests with the same settings: those of the classes themselves, and nothing
+  cut, which is what a pipeline has for losses with a bound unless it declares a scale.
 * Models that are easy to tell apart. The two here are calibrated and share nearly all of their
   noise; equal ones still differ at every event.
 * A rival of straw. The test of a fixed horizon knows beforehand the effect and the variance, and

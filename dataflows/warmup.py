@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from river import linear_model, preprocessing
 
@@ -9,8 +11,10 @@ import state.entity
 from dataflows.messages import Delayed
 from dataflows.pipeline import Pipeline
 from models.compiled import learner_for
+from models.deployment import Deployment
 from models.learner import Task
 from models.prequential import Prequential
+from models.rollouts import Rollouts
 from state.label_rules import LabelRules
 from state.recent_ids import RecentIds
 
@@ -38,12 +42,20 @@ def _warm_models(pipeline: Pipeline) -> None:
     learner = learner_for(model, pipeline.columns, pipeline.task)
     apart = isinstance(pipeline.label, Delayed)
     one = np.zeros(1, np.int64)
+    learners, rollouts = {"warm": learner}, None
+    if pipeline.rollout is not None:
+        # A report of its one label, so that the interval is computed as well.
+        policy = replace(pipeline.rollout, report=1)
+        deployment = Deployment("warm", ["other"], policy, pipeline.task, pipeline.name)
+        rollouts = Rollouts(deployment, pipeline.task)
+        learners["other"] = learner_for(model.clone(), pipeline.columns, pipeline.task)
     prequential = Prequential(
-        {"warm": learner},
+        learners,
         metrics=pipeline.metric_names,
         rules=LabelRules(wait_ms=1000),
         inline=not apart,
         slices=pipeline.slices,
+        rollouts=rollouts,
     )
     prequential.run(
         ids=["0"],
@@ -54,4 +66,5 @@ def _warm_models(pipeline: Pipeline) -> None:
         label_times=one if apart else one[:0],
         order=np.arange(2 if apart else 1),
         fields={name: [None] for name in pipeline.model_fields},
+        keys=["0"],
     )

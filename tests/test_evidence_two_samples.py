@@ -115,3 +115,10 @@ def test_wrong_input_is_one_clear_sentence() -> None:
     for arm in ([0, 2], [0, 256], [0.5, 1]):
         with pytest.raises(ValueError, match="an arm is 0"):
             TwoSampleEvidence().advance(arm, [0.1, 0.2])
+
+
+def test_a_learned_scale_is_that_of_a_block() -> None:
+    losses = np.random.default_rng(5).random(60)
+    evidence = TwoSampleEvidence(burn_in=60, block=9)
+    evidence.update(np.zeros(60, np.int8), losses)
+    assert evidence.scale == pytest.approx(8.0 * losses.std() * np.sqrt(2 / 9))

@@ -197,3 +197,16 @@ def test_a_better_model_is_found_in_a_few_times_the_labels_of_a_fixed_test(
         found.append(evidence.found_at(Finding.BETTER) or math.inf)
     fixed = 6.18 * 25  # of a test with 80 % power
     assert np.quantile(found, 0.8, method="higher") < 2.8 * fixed
+
+
+@pytest.mark.parametrize("d", [0.0007, 0.013, 0.0972, 0.13, 0.39])
+def test_the_interval_closes_on_equal_differences_from_both_sides(d: float) -> None:
+    """Between two nodes of the histogram as well: what is kept there has the mean of what came."""
+    evidence = PairedEvidence(scale=0.1)
+    evidence.update(np.full(200_000, d), np.zeros(200_000))
+    low, high = evidence.interval
+    assert 1e-6 < d - low < 2e-4
+    assert 1e-6 < high - d < 2e-4
+    low, high = evidence.clipped_interval
+    assert low <= min(d, 0.1) <= high
+    assert high - low < 2e-4

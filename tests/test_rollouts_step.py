@@ -337,7 +337,7 @@ def test_one_that_was_taken_out_is_started_anew() -> None:
     assert say(steering, "start", "new") == [("refused", "new is being tried already")]
     assert say(steering, "rollback", "new")[0][0] == d.ROLLED_BACK
     assert say(steering, "start", "new", policy={"alpha": 2}) == [
-        ("refused", "alpha=2 of Canary of the command: give one in (0, 0.5)")
+        ("refused", "alpha=2.0 of Canary of the command: give one in (0, 0.5)")
     ]
     assert say(steering, "start", "new", policy={"colour": 2})[0][0] == d.REFUSED
     assert say(steering, "start", "new", policy={"hold_labels": 2})[0][0] == d.STARTED

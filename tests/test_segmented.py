@@ -192,6 +192,16 @@ def test_a_checkpoint_brings_all_models_back(
         assert list(found.models) == list(whole.models)
 
 
+def test_predicting_leaves_nothing_to_be_kept() -> None:
+    features, op, row, target = steps(Task.BINARY, 3, kinds=4)
+    kept = Checkpoint("m", learner("compiled", 4))
+    kept.run(features, op, row, target)
+    assert kept.changes().blobs
+    kept.run(features, op[:0], row[:0], target[:0])
+    kept.run(features, np.zeros_like(op), row, target)
+    assert kept.changes().blobs == {}
+
+
 def test_models_that_are_compiled_share_what_they_were_declared_as() -> None:
     """A thousand of them are pickled at every epoch."""
     found = learner("compiled", 1000)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from dataflows.messages import RolloutMessage
 from dataflows.rollout_status import ChallengerStatus, RolloutStatus
 from models.decision import ACTIONS
 
-_COLUMNS = ("share", "labels (served)", "loss of it | champion", "difference", "e-value | needed")
+_COLUMNS = ("serves", "labels", "loss", "gain", "evidence")
 
 
 def sentence(message: RolloutMessage) -> str:
@@ -28,47 +29,51 @@ def timed_sentence(message: RolloutMessage) -> str:
 
 
 def status_table(status: RolloutStatus) -> Table:
-    """The champion in the title, and a row for each challenger."""
-    title = (
-        f"rollouts of {status.pipeline}: {status.champion} is the champion, "
-        f"policy {status.policy}, {status.messages:,} messages"
-    )
-    table = Table(title=title, title_justify="left")
+    """The champion in the title, and a row for each challenger; it fits eighty columns."""
+    title = f"{status.pipeline}: {status.champion} leads, {status.policy}"
+    table = Table(
+        title=title, title_justify="left", caption=_LEGEND, caption_justify="left",
+        box=SIMPLE, padding=(0, 1), pad_edge=False, show_lines=True,
+    )  # fmt: skip
     table.add_column("challenger", no_wrap=True)
-    table.add_column("state")
     for name in _COLUMNS:
-        table.add_column(name, justify="right")
-    table.add_column("since")
-    table.add_column("guardrails")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("guardrails", no_wrap=True)
     for each in status.challengers.values():
         table.add_row(*_row(each))
     return table
 
 
+_LEGEND = (
+    "loss: its mean, and the champion's on the same labels. gain: the champion's less its own, and "
+    "the interval of that. evidence: an e-value; at the figure below it the challenger is better."
+)
+
+
 def _row(each: ChallengerStatus) -> list[str]:
     if each.action is None:
-        return [each.name, "waits", *[""] * len(_COLUMNS), "", ""]
+        return [f"{each.name}\nwaits", *[""] * len(_COLUMNS), ""]
     figures = ["", "", "", ""]
     if (found := each.evidence) is not None:
-        low, high = _number(found.low), _number(found.high)
         figures = [
-            f"{found.labels:,} ({found.served:,})",
-            f"{_number(found.challenger_loss)} | {_number(found.champion_loss)}",
-            f"{_number(found.difference)}\n[{low}, {high}]",
-            f"{_number(found.e_value)} | {1 / found.alpha:g}",
+            f"{found.labels:,}\n{found.served:,} served",
+            f"{_number(found.challenger_loss)}\nvs {_number(found.champion_loss)}",
+            f"{_number(found.difference)}\n> {_number(found.low)}\n< {_number(found.high)}",
+            f"{_number(found.e_value)}\nof {1 / found.alpha:g}",
         ]
+    since = "" if each.since is None else f"\n{_time(each.since)[5:16]}"
     return [
-        each.name,
-        each.action.replace("_", " "),
+        f"{each.name}\n{each.action.replace('_', ' ')}{since}",
         "—" if each.share is None else f"{each.share:.1%}",
         *figures,
-        "" if each.since is None else _time(each.since),
-        "\n".join(f"{name} {_number(value)}" for name, value in each.guardrails.items()),
+        "\n".join(
+            f"{name.split('_')[0]} {_number(value)}" for name, value in each.guardrails.items()
+        ),
     ]
 
 
 def _number(value: float | None) -> str:
-    return "—" if value is None else f"{value:.3g}"
+    return "—" if value is None else f"{value:.2g}" if abs(value) < 1 else f"{value:.3g}"
 
 
 def _time(ms: int) -> str:

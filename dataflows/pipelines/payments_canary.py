@@ -1,12 +1,11 @@
-"""The payments, with two models that want to take over: to see how a model is changed safely.
+"""The payments, where the model that leads learns too timidly: to see how one is changed safely.
 
 It reads and writes the topics of `payments`, and is run as a module::
 
     anabranch run dataflows.pipelines.payments_canary
 
-``faster`` takes larger steps while much is to be learned, climbs from 1 % of the cards to a half,
-and takes over. Then it is the turn of ``bayes``, which is worse than the model that leads, and is
-found out before it serves anybody to speak of.
+``bolder``, the model of `payments`, climbs from 1 % of the cards to a half, and takes over. Then it
+is the turn of ``bayes``, which is worse, and is found out before it serves anybody to speak of.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ from models.policies import Canary
 
 pipeline = replace(
     payments,
+    model=preprocessing.StandardScaler()
+    | linear_model.LogisticRegression(optimizer=optim.SGD(0.0005)),
     challengers={
-        "faster": preprocessing.StandardScaler()
-        | linear_model.LogisticRegression(optimizer=optim.SGD(0.02)),
+        "bolder": payments.model,
         "bayes": preprocessing.StandardScaler() | naive_bayes.GaussianNB(),  # type: ignore[no-untyped-call]
     },
-    rollout=Canary(steps=(0.01, 0.05, 0.25, 0.5, 1.0)),
+    rollout=Canary(steps=(0.01, 0.05, 0.25, 0.5, 1.0), hold_labels=20),
 )
