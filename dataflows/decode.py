@@ -24,7 +24,7 @@ from dataflows.batch import (
     keep_rows,
 )
 from dataflows.columns import ColumnReader, column_reader
-from dataflows.control import decode_control
+from dataflows.control import Control, decode_control
 from dataflows.event_time import FIRST_MS, LAST_MS, parse_times_ms
 from dataflows.json_columns import json_columns
 from dataflows.messages import DeadLetter, Delayed, Inline, field_types
@@ -129,12 +129,6 @@ class BatchDecoder:
 
     def decode(self, raw: RawBatch) -> Batch:
         """Decode everything that can be; what can't be is in the batch's ``dead``."""
-        batch = self._decode(raw)
-        if raw.controls.values:
-            _read_control(batch)
-        return batch
-
-    def _decode(self, raw: RawBatch) -> Batch:
         labels = self._decode_labels(raw.labels)
         if isinstance(raw.events.values, TypedRows):
             typed = self._take_typed(raw, raw.events.values, labels)
@@ -229,7 +223,11 @@ class BatchDecoder:
             feature.fill(features[:, place], times, columns)
         targets = columns[self._target] if self._target else None
         ids = columns[self._id]
-        return Batch(raw, rows, ids, times, span, features, columns, targets, labels, order, dead)
+        control = _read_control(raw.controls, dead) if raw.controls.values else None
+        return Batch(
+            raw, rows, ids, times, span, features, columns, targets, labels, order, dead,
+            control=control,
+        )  # fmt: skip
 
     def _decode_rows(
         self,
@@ -336,13 +334,13 @@ def dead_letter(rows: RawRows, row: int, reason: str, detail: str) -> DeadLetter
     )
 
 
-def _read_control(batch: Batch) -> None:
-    """Read what the batch ends with."""
-    controls = batch.raw.controls
+def _read_control(controls: RawRows, dead: list[DeadLetter]) -> Control | None:
+    """What a batch ends with; None where it is a dead letter."""
     try:
-        batch.control = decode_control(controls.values[0])
+        return decode_control(controls.values[0])
     except ValueError as error:
-        batch.dead.append(dead_letter(controls, 0, "not a control message", str(error)))
+        dead.append(dead_letter(controls, 0, "not a control message", str(error)))
+        return None
 
 
 class PayloadFields(TypedDict, total=False):

@@ -178,6 +178,12 @@ def test_commands_are_followed_between_two_rows_however_the_stream_is_cut(monkey
     assert found[1].by is msgspec.UNSET
 
 
+def test_before_the_first_event_a_decision_has_the_time_of_its_message(monkeypatch):
+    obey(monkeypatch)
+    bus = run(orders(), limit=9, commands=[(-5, COMMANDS[0][1])])
+    assert [each.ts for each in decisions(bus)] == [T0 - 5 * MINUTE]
+
+
 def test_figures_that_are_none_are_null(monkeypatch):
     obey(monkeypatch)
     bus = run(orders(), limit=9, commands=COMMANDS)

@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 
 from dataflows.bus.memory import MemoryBus
+from dataflows.intake import IntakeOptions
 from dataflows.load import load_pipeline
 from dataflows.pipeline import Pipeline
+from dataflows.recovery.directory import StateDirectory
 from dataflows.recovery.resume_point import read_resume_point
 from dataflows.replay.origin import open_origin
 from dataflows.replay.run import ReplaySettings, replay
+from dataflows.worker import run_worker
 from tests.kept_trades import MINUTE, PARTITIONS, PIPELINE, T0, publish, trades
 from tests.obedient import obey
 from tests.test_intake_resume import run
@@ -161,14 +164,22 @@ def test_a_state_goes_on_when_rollouts_are_added_and_taken_away_and_added_again(
 
 
 def test_a_new_state_that_begins_at_the_end_follows_no_old_command(tmp_path):
-    from dataflows.intake import IntakeOptions
-    from dataflows.recovery.directory import StateDirectory
-    from dataflows.worker import run_worker
-
     pipeline, bus = declared(tmp_path), bus_with(COMMANDS)
-    with StateDirectory.open(tmp_path / "state", pipeline, bus) as state:
-        run_worker(pipeline, bus, IntakeOptions(until_end=True, begin="latest"), state=state)
+    run_from_the_end(pipeline, bus, tmp_path / "state")
     assert answers(bus) == []
+
+
+def test_a_state_that_is_there_follows_what_was_said_first_wherever_new_ones_begin(tmp_path):
+    plain, with_rollout = declared(tmp_path, ""), declared(tmp_path)
+    bus = bus_with(COMMANDS[:2])
+    run(plain, bus, tmp_path / "state")
+    run_from_the_end(with_rollout, bus, tmp_path / "state")
+    assert answers(bus) == ["0/0", "1/2"]
+
+
+def run_from_the_end(pipeline: Pipeline, bus: MemoryBus, path: Path) -> None:
+    with StateDirectory.open(path, pipeline, bus) as state:
+        run_worker(pipeline, bus, IntakeOptions(until_end=True, begin="latest"), state=state)
 
 
 # Replay.

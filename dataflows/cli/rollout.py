@@ -89,8 +89,9 @@ def status(
 ) -> None:
     """Show the champion and each challenger: share, losses, evidence, guardrails.
 
-    The e-value is the evidence that a challenger is better; once it reaches what stands behind it,
-    1 / alpha, a policy that promotes by evidence does so. Losses are compared on the same labels.
+    Losses are means on the same labels; a difference above 0 means that the challenger is better,
+    and stands with its interval. The e-value is the evidence for that: once it reaches what is
+    needed, 1 / alpha, a policy that promotes by evidence does so.
 
     Examples:
 

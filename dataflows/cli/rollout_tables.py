@@ -52,7 +52,7 @@ _LEGEND = (
 
 def _row(each: ChallengerStatus) -> list[str]:
     if each.action is None:
-        return [f"{each.name}\nnothing heard yet", *[""] * len(_COLUMNS), ""]
+        return [f"{each.name}\nwaits", *[""] * len(_COLUMNS), ""]
     figures = ["", "", "", ""]
     if (found := each.evidence) is not None:
         figures = [
