@@ -325,7 +325,7 @@ def test_the_field_by_which_traffic_is_divided_comes_to_the_models(changes, kept
     if pipeline.entities:
         assert set(batch.columns) == kept
     for name in kept:
-        assert batch.columns[name] == ["s0", "s1", "s2", "s0"]
+        assert list(batch.columns[name]) == ["s0", "s1", "s2", "s0"]
 
 
 def test_batches_count_control_messages_as_rows(monkeypatch):
