@@ -79,10 +79,13 @@ class Registry:
             StateError: it can't be read.
         """
         wanted = version
-        for number in [wanted] if wanted else reversed(self._numbers(name)):
-            found = self._read(name, number)
-            if found is not None:
-                return found
+        looked: Sequence[int] | None = None
+        while (numbers := [wanted] if wanted else self._numbers(name)) != looked:
+            looked = numbers  # a writer may take all of them away while they are read
+            for number in reversed(numbers):
+                found = self._read(name, number)
+                if found is not None:
+                    return found
         have = ", ".join(f"{each}@{number}" for each, number in self._all())
         what = name if version is None else f"{name}@{version}"
         raise InputError(

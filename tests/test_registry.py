@@ -132,6 +132,23 @@ def test_a_reader_beside_a_writer_finds_whole_versions(registry: Registry) -> No
     assert refusals <= {"was removed meanwhile"}
 
 
+def test_versions_that_all_go_while_they_are_read_are_looked_for_again(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(registry)
+    read = registry._read
+
+    def read_late(name: str, number: int) -> Version | None:
+        if number == 1:
+            add(registry, keep=1)  # which removes what is about to be read
+        return read(name, number)
+
+    monkeypatch.setattr(registry, "_read", read_late)
+    assert registry.get("m").version == 2
+    with pytest.raises(InputError, match="there is no model 'n'"):
+        registry.get("n")
+
+
 def test_what_a_killed_writer_left_is_no_version_and_goes_away(registry: Registry) -> None:
     add(registry)
     home = registry.path / "m"
