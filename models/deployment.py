@@ -105,6 +105,13 @@ class Deployment:
         self.known.add(name)
         self.waiting.append(name)
 
+    def forget(self, name: str) -> None:
+        """A challenger is not there any more, and its name is free."""
+        self.contests = [each for each in self.contests if each.challenger != name]
+        self.waiting = [each for each in self.waiting if each != name]
+        self.numbers.pop(name, None)
+        self.known.discard(name)
+
     def declare(self, policy: Policy) -> None:
         """The policy that is declared now. If it is another one, what is tried begins anew."""
         if described(policy) == described(self._declared):

@@ -7,6 +7,7 @@ of answers and pickle to up to 220 KB in 0.6 ms.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -86,8 +87,13 @@ class StepRecord:
             )
         elif self.deployment is not None and not declared.models.keys() & self.deployment.known:
             self._check_names(declared)
+        kept = {self.champion}
+        if self.deployment is None or declared.deployment is None:
+            kept.update(self.models)
+        elif self.deployment.standby is not None:
+            kept.add(self.deployment.standby)
         for name, written in self.models.items():
-            if written != declared.models.get(name, written):
+            if name in kept and written != declared.models.get(name, written):
                 raise StateError(
                     f"model {name!r} is {written} in the state, but declared as "
                     f"{declared.models[name]}: {_ADVICE}"
@@ -102,6 +108,10 @@ class StepRecord:
                 f"the state is of a {self.task.value} task{_how(self.inline)}, declared is a "
                 f"{declared.task.value} task{_how(declared.inline)}: {_ADVICE}"
             )
+
+    def changed(self, declared: Mapping[str, str]) -> set[str]:
+        """The models of the record that are declared otherwise now."""
+        return {name for name, said in self.models.items() if said != declared.get(name, said)}
 
     def _check_names(self, declared: StepRecord) -> None:
         if self.models.keys() != declared.models.keys():

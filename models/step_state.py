@@ -51,8 +51,9 @@ def restore_step(step: Prequential, image: Delta) -> None:
     record.check(_record(step))
     step._told = image.blobs["step"]
     fresh = dict(step.learners)
+    changed = record.changed(step._declared)
     if step.rollouts is not None or record.deployment is not None:
-        _shape(step, record, image)
+        _shape(step, record, image, changed)
     step.champion = record.champion
     step._kept = {name: step._kept[name] for name in record.models}
     for name, kept in step._kept.items():
@@ -74,7 +75,7 @@ def restore_step(step: Prequential, image: Delta) -> None:
     step._join.restore(image.part("pending"))
     _regroup(step, record, image)
     if record.deployment is not None or step.rollouts is not None:
-        _go_on(step, record, fresh)
+        _go_on(step, record, fresh, changed)
 
 
 def _record(step: Prequential) -> StepRecord:
@@ -84,14 +85,15 @@ def _record(step: Prequential) -> StepRecord:
     )  # fmt: skip
 
 
-def _shape(step: Prequential, record: StepRecord, image: Delta) -> None:
+def _shape(step: Prequential, record: StepRecord, image: Delta, changed: set[str]) -> None:
     """Give the step the models of the record, in its order, in place of those declared."""
     fresh = step.learners
     for name in list(fresh):
         step._forget(name)
     step._cleared.clear()
     for name in record.models:
-        learner = fresh.get(name) or restored(name, image.part(part_of(name)))
+        learner = None if name in changed else fresh.get(name)
+        learner = learner or restored(name, image.part(part_of(name)))
         if learner is None:
             raise StateError(f"model {name!r} is named in the state, and not there: it is damaged")
         step.add(name, learner)
@@ -109,8 +111,10 @@ def _regroup(step: Prequential, record: StepRecord, image: Delta) -> None:
     step.pending.regroup(places)
 
 
-def _go_on(step: Prequential, record: StepRecord, fresh: dict[str, Learner]) -> None:
-    """Let rollouts go on, with challengers that were declared since; or end them."""
+def _go_on(
+    step: Prequential, record: StepRecord, fresh: dict[str, Learner], changed: set[str]
+) -> None:
+    """Let rollouts go on, with challengers that were declared since, or otherwise; or end them."""
     if step.rollouts is None:
         for name in [name for name in step.learners if name != step.champion]:
             step.remove(name)
@@ -119,6 +123,9 @@ def _go_on(step: Prequential, record: StepRecord, fresh: dict[str, Learner]) -> 
     if stored is not None:
         stored.declare(declared.policy)
         step.rollouts.deployment = stored
+        for name in changed:
+            stored.forget(name)
+            step.remove(name)
     for name, learner in fresh.items():
         if name in step.learners or (stored is not None and name in stored.known):
             continue

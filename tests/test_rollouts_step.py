@@ -397,7 +397,24 @@ def test_rollouts_are_declared_no_more() -> None:
         Prequential({"old": learner(Mistaken())}, ["LogLoss"], inline=True).restore(image)
 
 
-def test_a_challenger_of_the_same_name_must_be_the_same() -> None:
-    image = stored(make(Shadow(), {"new": linear()}))
+def test_a_challenger_that_is_declared_otherwise_begins_anew() -> None:
+    image = stored(make(Shadow(), {"bayes": naive_bayes.GaussianNB(), "new": linear()}))
+    step = make(Shadow(), {"bayes": naive_bayes.GaussianNB(), "new": Raises(10**9)})
+    step.restore(image)
+    assert list(step.learners) == ["old", "bayes", "new"]
+    assert step.learners["new"].version == 0 < step.learners["bayes"].version
+    assert actions(feed(step, stream(1), 400, 600)) == [(d.STARTED, "new")]
+    again = make(Shadow(), {"bayes": naive_bayes.GaussianNB(), "new": Raises(10**9)})
+    again.restore(through_the_disk([decode(encode(image)), step.changes()]))
+    assert feed(again, stream(1), 600, 900) == feed(step, stream(1), 600, 900)
+
+
+def test_one_that_leads_or_stands_by_must_be_as_it_was() -> None:
+    led = make(QUICK, {"new": linear()}, inline=True)
+    feed(led, stream(1))
+    assert (led.champion, list(led.learners)) == ("new", ["old", "new"])
+    image = through_the_disk([led.changes()])
     with pytest.raises(StateError, match="model 'new' is Pipeline"):
-        make(Shadow(), {"new": naive_bayes.GaussianNB()}).restore(image)
+        make(QUICK, {"new": naive_bayes.GaussianNB()}, inline=True).restore(image)
+    with pytest.raises(StateError, match="model 'old' is Mistaken"):
+        make(QUICK, {"new": linear()}, champion=Raises(), inline=True).restore(image)
