@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
 
-from dataflows.batch import IDLE, NO_SPAN, Batch, EntityRows, Progress, Wake
+from dataflows.batch import IDLE, Batch, EntityRows, Progress, Wake
 from dataflows.control import Control
 from dataflows.decisions import cause_of_control, rollout_message
 from dataflows.decode import payload_fields
@@ -18,7 +18,7 @@ from dataflows.label_trouble import LabelTrouble
 from dataflows.label_values import TargetReader
 from dataflows.messages import DeadLetter, Delayed, DriftSignal, Inline, RolloutMessage
 from dataflows.metrics import WorkerMetrics
-from dataflows.origins import Origins
+from dataflows.origins import Origins, extent_of
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token
 from dataflows.rollout_step import RolloutStep, rollouts_of
@@ -174,14 +174,15 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         origins, origin = self._origins, batch.origin
         if origins is None:
             return self.work(batch)
-        self.prequential.pending.hold(origins.room(origin))
+        span, pending = extent_of(batch), self.prequential.pending
+        # Where nobody has said yet how far time may move on, it stands still.
+        floor = pending.watermark if pending.watermark is not None else span[0]
+        pending.hold(max(origins.room(origin), floor))
         if self._windows is not None:
             self._windows.hold(origins.slowest())
-        latest = [batch.span[1]] if batch.span != NO_SPAN else []
-        latest += [int(batch.labels.times.max())] if len(batch.labels) else []
         done = self.work(batch)
-        if latest:
-            origins.advance(origin, max(latest))
+        if span[0] <= span[1]:
+            origins.advance(origin, span[1])
         self._let_go()
         return done
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from dataflows.batch import IDLE
+from dataflows.batch import IDLE, NO_SPAN, Batch
 
 STRANGERS_S = 60.0
 """How long it is waited to hear of a worker before the others go on without it."""
@@ -58,3 +58,13 @@ class Origins:
 
     def _strangers(self) -> bool:
         return len(self._watermarks) < self._workers and time.monotonic() < self._strangers_until
+
+
+def extent_of(batch: Batch) -> tuple[int, int]:
+    """The least and the greatest time of its rows (epoch ms); `(IDLE, -IDLE)` if there is none."""
+    spans = [batch.span] if batch.span != NO_SPAN else []
+    if len(batch.labels):
+        spans.append((int(batch.labels.times.min()), int(batch.labels.times.max())))
+    return min((low for low, _ in spans), default=IDLE), max(
+        (high for _, high in spans), default=-IDLE
+    )

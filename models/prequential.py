@@ -67,6 +67,7 @@ class Prequential:
 
     >>> from river import linear_model
     >>> from models.compiled import learner_for
+    >>> from models.learner import Task
     >>> model = learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION)
     >>> step = Prequential({"champion": model}, metrics=["MAE"])
     >>> outcome = step.run(

@@ -79,8 +79,8 @@ class LossRatio:
     """The mean of a challenger's last 1,000 losses, over that of the champion's on the same labels.
 
     >>> ratio = LossRatio(2.0)
-    >>> ratio.find(np.full(1500, 0.1), np.repeat([0.1, 0.5], 750))
-    1000
+    >>> ratio.find(np.full(1500, 0.1), np.repeat([0.1, 0.6], [1000, 500]))
+    1199
     """
 
     def __init__(self, most: float) -> None:

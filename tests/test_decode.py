@@ -112,7 +112,7 @@ def row(batch: Batch, at: int) -> tuple[Any, ...]:
         int(batch.rows.times[at]),
         batch.payloads[at],
         batch.features[at].tobytes(),
-        *((name, repr(values[at])) for name, values in batch.columns.items()),
+        *sorted((name, repr(values[at])) for name, values in batch.columns.items()),
     )
 
 
