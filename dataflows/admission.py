@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflows.batch import Batch
-from dataflows.decode import payload_fields
+from dataflows.dead_letters import payload_fields
 from dataflows.event_time import FIRST_MS
 from dataflows.messages import DeadLetter
 from dataflows.taking import take_rows

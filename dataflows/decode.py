@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import time
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -25,6 +24,7 @@ from dataflows.batch import (
 )
 from dataflows.columns import ColumnReader, column_reader
 from dataflows.control import Control, decode_control
+from dataflows.dead_letters import dead_letter
 from dataflows.event_time import FIRST_MS, LAST_MS, parse_times_ms
 from dataflows.json_columns import json_columns
 from dataflows.messages import DeadLetter, Delayed, Inline, field_types
@@ -322,18 +322,6 @@ def _wire(message: type[msgspec.Struct], time_field: str, time_type: Any) -> typ
     )
 
 
-def dead_letter(rows: RawRows, row: int, reason: str, detail: str) -> DeadLetter:
-    """The dead letter of one row as it was read."""
-    return DeadLetter(
-        topic=rows.topic,
-        partition=int(rows.partitions[row]),
-        offset=int(rows.offsets[row]),
-        reason=reason,
-        detail=detail,
-        **payload_fields(rows.values[row]),
-    )
-
-
 def _read_control(controls: RawRows, dead: list[DeadLetter]) -> Control | None:
     """What a batch ends with; None where it is a dead letter."""
     try:
@@ -341,21 +329,6 @@ def _read_control(controls: RawRows, dead: list[DeadLetter]) -> Control | None:
     except ValueError as error:
         dead.append(dead_letter(controls, 0, "not a control message", str(error)))
         return None
-
-
-class PayloadFields(TypedDict, total=False):
-    """The fields of a `DeadLetter` that hold what was read; one of them."""
-
-    payload: str
-    payload_base64: str
-
-
-def payload_fields(payload: bytes) -> PayloadFields:
-    """The payload as text where it is UTF-8, else as base64."""
-    try:
-        return {"payload": payload.decode()}
-    except UnicodeDecodeError:
-        return {"payload_base64": base64.b64encode(payload).decode()}
 
 
 def _drop(

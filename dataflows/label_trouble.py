@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from dataflows.batch import Batch, LabelRows
-from dataflows.decode import payload_fields
+from dataflows.dead_letters import payload_fields
 from dataflows.messages import Cause, DeadLetter
 from dataflows.pipeline import Topics
 from models import outcome as reasons

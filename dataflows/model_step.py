@@ -11,8 +11,8 @@ from bytewax.operators import StatefulBatchLogic
 
 from dataflows.batch import IDLE, Batch, EntityRows, Progress, Wake
 from dataflows.control import Control
+from dataflows.dead_letters import payload_fields
 from dataflows.decisions import cause_of_control, rollout_message
-from dataflows.decode import payload_fields
 from dataflows.encode import Results
 from dataflows.label_trouble import LabelTrouble
 from dataflows.label_values import TargetReader

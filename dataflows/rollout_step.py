@@ -14,6 +14,7 @@ from dataflows.pipeline import Pipeline
 from models.answered import Answered
 from models.command import Command
 from models.deployment import Deployment
+from models.fit import check_columns
 from models.learner import Learner
 from models.prequential import Prequential
 from models.registry import Registry
@@ -100,11 +101,6 @@ class RolloutStep:
             version = self._registry.find(command.model)
         except InputError:  # which names a directory of this machine
             raise InputError(f"the registry has no model {command.model}") from None
-        missing = sorted(set(version.columns) - set(pipeline.columns))
-        if list(version.columns) != list(pipeline.columns):
-            told = f" (it has {', '.join(missing[:5])})" if missing else ""
-            raise InputError(
-                f"{command.model} has other features than pipeline {pipeline.name!r}{told}"
-            )
+        check_columns(version.columns, pipeline.columns, f"model {version.reference}")
         learner = self._registry.learner(version, pipeline.columns, pipeline.task)
         return pipeline.equipped(learner)

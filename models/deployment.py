@@ -117,10 +117,6 @@ class Deployment:
         if described(policy) == described(self._declared):
             return
         self._declared = copy.deepcopy(policy)
-        self.follow(policy)
-
-    def follow(self, policy: Policy) -> None:
-        """From now on this is the policy, and what is tried begins anew under it."""
         self.policy = copy.deepcopy(policy)
         self.waiting = [each.challenger for each in self.contests] + self.waiting
         self.contests = []

@@ -57,6 +57,7 @@ class Prequential:
         segments: of the events, for learners that are `Segmented`.
 
     Attributes:
+        champion: who leads; monitors on the loss go by its loss.
         metrics: `{model: {name: Metric}}`, running.
         monitors: at work.
         slices, segments: those at work.
@@ -175,12 +176,6 @@ class Prequential:
         self.pending.drop_model(at)
         self.slices.remove(name)
         self._cleared |= {f"{_part(name)}/{part}" for part in (*PARTS, ANSWERS)}
-
-    def lead(self, name: str) -> None:
-        """Make a challenger the champion; monitors on the loss go on with its loss."""
-        if name not in self.learners:
-            raise DeclarationError(f"model {name!r} can't lead: there is none of that name")
-        self.champion = name
 
     def run(
         self,
@@ -372,7 +367,7 @@ class Prequential:
         self._score(learned, groups)
         out: Answered | None = None
         led = learned.predictions[self.champion]
-        rows = np.arange(events)
+        rows = self._ascending[:events]
         if self.rollouts is not None and spent is not None and events:
             arms = np.empty(events, np.uint8)
             out, led = self.rollouts.serve(Worked(

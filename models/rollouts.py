@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,5 +174,5 @@ class Rollouts:
             contest.share = 0.0
             deployment.retire(contest.challenger)
             gone = deployment.decision(d.ROLLED_BACK, contest, why, max(times), last)
-            decisions += [replace(gone, share=0.0), *deployment.begin(max(times), last)]
+            decisions += [gone, *deployment.begin(max(times), last)]
         return decisions

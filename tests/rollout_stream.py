@@ -71,7 +71,6 @@ class Stream:
         self.steps = [(j % n, j >= n) for j in order if kinds[j][0] < n]
         self.hashes = key_hashes(self.key)
         self.arms = np.full(n, 255, np.uint8)
-        self.hash = self.hashes
 
     def rows(self, first: int, end: int) -> RolloutRows:
         """The steps from `first` to before `end`, counted from `first`."""

@@ -175,7 +175,7 @@ def test_models_that_come_lead_and_go_are_restored() -> None:
     deltas = [whole.changes()]
     feed(whole, data, 0, 40)
     deltas.append(whole.changes())
-    whole.lead("a/b")
+    whole.champion = "a/b"
     whole.remove("champion")
     feed(whole, data, 40, 60)
     deltas.append(whole.changes())

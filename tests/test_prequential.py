@@ -547,7 +547,7 @@ def test_models_come_lead_and_go() -> None:
     outcome = feed(step, "c", "ac", [1.0, 0.0], [1, 2, 3])
     assert np.isnan(outcome.learned.predictions["new"].values[0])
     assert step.learners["new"].version == 2
-    step.lead("new")
+    step.champion = "new"
     with pytest.raises(DeclarationError, match="is the champion"):
         step.remove("new")
     step.remove("champion")
