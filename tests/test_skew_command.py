@@ -120,20 +120,38 @@ pipeline = replace(shipped, features=[*shipped.features, window("merchant", targ
 """
 
 
-def test_features_of_labels_are_named_as_not_checked(place: Path, call: Call) -> None:
+@pytest.mark.parametrize("labels", ["payments.labels", "labels.jsonl"])
+def test_features_of_labels_are_checked(labels: str, place: Path, call: Call) -> None:
     (place / "labelled.py").write_text(OF_LABELS)
     replayed = call(
         "replay", "labelled.py", "--from", "payments.events", "--to", "labelled.parquet"
     )
     assert replayed.code == 0, replayed
-    assert pl.read_parquet(place / "labelled.parquet")["merchant_target_1d_count"].max() > 3
+    rows = pl.read_parquet(place / "labelled.parquet")
+    assert rows["merchant_target_1d_count"].max() > 3
+    if labels.endswith("jsonl"):
+        bus = open_bus(f"sqlite:{place}/data/bus")
+        (place / labels).write_bytes(b"\n".join(all_messages(bus, "payments.labels")))
+        bus.close()
     names = ["merchant_target_1d_count", "merchant_target_1d_mean"]
-    done = call("skew", "labelled.py", "--features", "labelled.parquet", "--json")
+    check = ("skew", "labelled.py", "--labels", labels, "--order-slack", "0s", "--json")
+    done = call(*check, "--features", "labelled.parquet")
     assert done.code == 0, done
-    assert found(done)["not_checked"] == names
-    done = call("skew", "labelled.py", "--features", "labelled.parquet")
-    told = f"not recomputed, and so not checked: {', '.join(names)}"
-    assert told in " ".join(done.out.split())
+    assert found(done)["not_checked"] == []
+    assert {of_feature(found(done), name)["differing"] for name in names} == {0}
+    # One label too many, in every fiftieth row: as if it had been known before it came.
+    leaky = rows.with_columns(pl.col(names[0]) + (pl.int_range(pl.len()) % 50 == 0))
+    leaky.write_parquet(place / "leaky.parquet")
+    done = call(*check, "--features", "leaky.parquet")
+    assert done.code == 1, done
+    assert found(done)["features"][0]["name"] == names[0]
+    assert of_feature(found(done), names[0])["differing"] == -(-len(rows) // 50)
+
+
+def test_labels_are_taken_only_where_features_are_made_of_them(call: Call) -> None:
+    done = call("skew", "pay.py", "--labels", "payments.labels")
+    assert done.code == 2, done
+    assert "has no features of labels" in done.err
 
 
 def test_the_order_of_the_log_does_not_matter(place: Path, call: Call) -> None:

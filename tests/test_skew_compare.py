@@ -12,15 +12,9 @@ import pytest
 
 from dataflows.bus import TopicPartition
 from dataflows.bus.memory import MemoryBus
-from dataflows.skew.arrivals import (
-    ID,
-    OFFSET,
-    PARTITION,
-    Arrivals,
-    arrivals_of_file,
-    arrivals_of_topic,
-)
+from dataflows.skew.arrivals import Arrivals, arrivals_of_file, arrivals_of_topic
 from dataflows.skew.compare import SkewReport, compare
+from dataflows.skew.reading import ID, OFFSET, PARTITION
 from dataflows.skew.recompute import Recomputed, longest_look_back_ms, recompute
 from dataflows.skew.row_features import TIME
 from dataflows.skew.served import Served, served_on_topic

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import random
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from dataflows.bus.memory import MemoryBus
 from dataflows.bus.partitioner import partition_of_key
 from dataflows.features import OneHot, window
 from dataflows.intake import IntakeOptions
-from dataflows.skew.arrivals import OFFSET, PARTITION, arrivals_of_topic
+from dataflows.skew.arrivals import arrivals_of_topic, labels_of_topic
 from dataflows.skew.doubling import add, fold, greatest, moment_leaves, pool, sum_leaves
+from dataflows.skew.reading import OFFSET, PARTITION
 from dataflows.skew.recompute import Recomputed, recompute
 from dataflows.skew.row_features import TIME, row_columns
 from dataflows.skew.timeline import Timeline
@@ -32,45 +34,62 @@ from dataflows.skew.xxh64 import xxh64
 from dataflows.worker import run_worker
 from state.errors import InputError
 from state.hashing import hash64
-from tests.test_batch_cuts import ODD, STREAMS, Step, pipeline, published
+from tests.test_batch_cuts import ODD, STREAMS, Returned, Step, pipeline, published
 
 ORDERS = pipeline("compiled", False)
+DELAYED = {
+    rules: replace(pipeline("compiled", True), label=Returned.target("returned", **how))
+    for rules, how in {
+        "dropped": {"wait": "30m"},
+        "assumed": {"wait": "5m", "otherwise": False},
+        "corrected": {
+            "wait": "1m", "otherwise": False, "late": "correct", "correct_within": "5m",
+            "early": "1m",
+        },
+        "not held": {"wait": "30m", "early": "0s"},
+    }.items()
+}  # fmt: skip
 Place = tuple[int, int]
 
 
-def on_bus(steps: list[Step], partitions: int) -> MemoryBus:
+def on_bus(steps: list[Step], partitions: int, orders: Pipeline = ORDERS) -> MemoryBus:
     bus = MemoryBus()
-    bus.create_topics(dict.fromkeys(ORDERS.inputs, partitions))
+    bus.create_topics(dict.fromkeys(orders.inputs, partitions))
     publisher = bus.publisher()
     for topic, time, key, value in published(steps):
-        if topic in ORDERS.inputs:
+        if topic in orders.inputs:
             place = partition_of_key(key.encode(), partitions)
             publisher.append(topic, [value], partitions=place, times=[time])
     return bus
 
 
-def served(bus: MemoryBus, limit: int = 50) -> dict[Place, dict[str, float]]:
+def served(
+    bus: MemoryBus, limit: int = 50, orders: Pipeline = ORDERS
+) -> dict[Place, dict[str, float]]:
     """What the real flow makes: place of the event → its features."""
-    run_worker(ORDERS, bus, IntakeOptions(limit=limit, until_end=True))
-    found = map(json.loads, bus.values(ORDERS.topics.predictions))
+    run_worker(orders, bus, IntakeOptions(limit=limit, until_end=True))
+    found = map(json.loads, bus.values(orders.topics.predictions))
     return {(each["partition"], each["offset"]): each["features"] for each in found}
 
 
-def recomputed(bus: MemoryBus) -> Recomputed:
-    return recompute(ORDERS, arrivals_of_topic(ORDERS, bus, ORDERS.topics.events, unwatched))
+def recomputed(bus: MemoryBus, orders: Pipeline = ORDERS) -> Recomputed:
+    arrivals = arrivals_of_topic(orders, bus, orders.topics.events, unwatched)
+    if orders.labels_apart:
+        arrivals.labels = labels_of_topic(orders, bus, orders.topics.labels, unwatched)
+    return recompute(orders, arrivals, unwatched)
 
 
-def check(steps: list[Step], partitions: int) -> Recomputed | None:
+def check(steps: list[Step], partitions: int, orders: Pipeline = ORDERS) -> Recomputed | None:
     """Every served row is recomputed, no other, and all values agree; None: nothing to read."""
-    bus = on_bus(steps, partitions)
-    expected = served(bus)
+    bus = on_bus(steps, partitions, orders)
+    expected = served(bus, orders=orders)
     try:
-        found = recomputed(bus)
+        found = recomputed(bus, orders)
     except InputError:
         assert not expected
         return None
-    assert found.not_checked == [name for name in ORDERS.columns if "_target_" in name] != []
-    assert [*found.features, *found.not_checked] == ORDERS.columns
+    assert not found.not_checked
+    assert sorted(found.features) == sorted(orders.columns)
     places = list(zip(found.places[PARTITION], found.places[OFFSET], strict=True))
     rows = {place: row for row, place in enumerate(places) if found.served[row]}
     assert set(rows) == set(expected)
@@ -89,9 +108,17 @@ def test_it_equals_the_flow_on_any_stream(steps, partitions):
     check(steps, partitions)
 
 
+@pytest.mark.parametrize("rules", DELAYED)
+@given(steps=STREAMS, partitions=st.sampled_from([1, 1, 3]))
+@settings(max_examples=20, deadline=None)
+def test_it_equals_the_flow_with_labels_of_their_own(rules, steps, partitions):
+    check(steps, partitions, DELAYED[rules])
+
+
+@pytest.mark.parametrize("orders", [ORDERS, *DELAYED.values()], ids=["inline", *DELAYED])
 @given(seed=st.integers(0, 10**9))
-@settings(max_examples=6, deadline=None)
-def test_it_equals_the_flow_on_long_streams_in_disorder(seed):
+@settings(max_examples=4, deadline=None)
+def test_it_equals_the_flow_on_long_streams_in_disorder(orders, seed):
     """Late, repeated, malformed and null, with few or many rows to a key and to a window."""
     chance = random.Random(seed)
     users, wait = chance.choice([1, 4, 30]), chance.choice([1, 10, 60, 400])
@@ -103,11 +130,11 @@ def test_it_equals_the_flow_on_long_streams_in_disorder(seed):
             user=chance.randrange(users),
             price=chance.choice([float(chance.randrange(-3, 4)), chance.uniform(-1e6, 1e6), 0.1]),
             choice=chance.randrange(12),
-            delay=None,
+            delay=chance.choice([None, 0, 0, 1, 30, 59, 400, 1900]),
         )
         for _ in range(300)
     ]
-    found = check(steps, chance.choice([1, 3]))
+    found = check(steps, chance.choice([1, 3]), orders)
     assert found is not None
     assert found.served.all()
     assert found.late > 10
@@ -277,7 +304,7 @@ def test_hashes_are_those_of_the_flow(texts):
 
 def test_no_kernel_of_the_flow_has_a_part_in_it():
     """Of `state` only declarations, durations and errors; of the flow's steps nothing."""
-    allowed = {"state.aggregates", "state.durations", "state.errors"}
+    allowed = {"state.aggregates", "state.durations", "state.errors", "state.label_rules"}
     refused = {f"dataflows.{step}" for step in ("admission", "decode", "windows", "model_step")}
     for path in Path(skew.__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +13,13 @@ import typer
 from dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, PipelineName, opened_bus
 from dataflows.cli.sentence import print_error
 from dataflows.cli.watching import watching
-from state.errors import AnabranchError
+from state.errors import AnabranchError, InputError
 
 if TYPE_CHECKING:
     from dataflows.bus import Bus
     from dataflows.pipeline import Pipeline
     from dataflows.skew.arrivals import Arrivals
+    from dataflows.skew.reading import Messages
     from dataflows.skew.served import Served
     from dataflows.skew.watch import Watch
 
@@ -44,6 +46,15 @@ def skew(
             metavar="FILE|TOPIC",
             help="The features that were served: predictions that have them (a topic, or JSONL), "
             "or what `replay` wrote (Parquet). Default: the pipeline's predictions.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="FILE|TOPIC",
+            help="The labels, as they arrived, where windows are made of them. Default: the "
+            "pipeline's own topic.",
         ),
     ] = None,
     training: Annotated[
@@ -83,6 +94,15 @@ def skew(
             "retention has removed the first events, the longest window.",
         ),
     ] = None,
+    order_slack: Annotated[
+        str,
+        typer.Option(
+            "--order-slack",
+            metavar="DURATION",
+            help="An event and a label of its key that were published less than this apart may "
+            "have been read in either order. What was replayed has one order: give 0s.",
+        ),
+    ] = "1s",
     psi: Annotated[
         float,
         typer.Option(
@@ -114,19 +134,26 @@ def skew(
 
         anabranch skew fraud.py --training training.parquet --features fraud.predictions
     """
-    if training is not None and events is not None:
-        raise typer.BadParameter("--training compares distributions, and takes no --events")
+    if training is not None and (events or labels):
+        raise typer.BadParameter(
+            "--training compares distributions, and takes no --events or --labels"
+        )
     with _mistakes():
         from dataflows.load import load_pipeline
 
         declared = load_pipeline(pipeline)
         events = events or declared.topics.events
         features = features or declared.topics.predictions
-        names = [features] if training else [events, features]
+        if declared.labels_apart and declared.label_windows:
+            labels = labels or declared.topics.labels
+        elif labels is not None:
+            raise InputError(f"pipeline {declared.name!r} has no features of labels from a topic")
+        names = [features] if training else [events, features, *([labels] if labels else [])]
         with _bus_of(names, bus, bus_set) as opened:
             check = _Check(declared, opened)
             if training is None:
-                agree = check.rows(events, features, tolerance, allow, warm_up, json)
+                limits = _Limits(tolerance, allow, warm_up, order_slack)
+                agree = check.rows(events, labels, features, limits, json)
             else:
                 agree = check.distributions(training, features, psi, bins, json)
     if not agree:
@@ -155,6 +182,16 @@ def _bus_of(names: Sequence[str], url: str, settings: Sequence[str] | None) -> I
         yield opened
 
 
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What may differ, and where nothing is known; durations as they were given."""
+
+    tolerance: float
+    allow: float
+    warm_up: str | None
+    order_slack: str
+
+
 class _Check:
     """One pipeline, and where its events and features are."""
 
@@ -163,13 +200,7 @@ class _Check:
         self._bus = bus
 
     def rows(
-        self,
-        events: str,
-        features: str,
-        tolerance: float,
-        allow: float,
-        warm_up: str | None,
-        json: bool,
+        self, events: str, labels: str | None, features: str, limits: _Limits, json: bool
     ) -> bool:
         """Recompute, compare row by row, and print; whether no more differs than is allowed."""
         from dataflows.cli.skew_tables import print_rows
@@ -178,18 +209,27 @@ class _Check:
         from state.durations import parse_duration_ms
 
         pipeline = self._pipeline
-        warm_up_ms = None if warm_up is None else parse_duration_ms(warm_up)
+        warm_up_ms = None if limits.warm_up is None else parse_duration_ms(limits.warm_up)
+        order_ms = parse_duration_ms(limits.order_slack)
         with watching() as watch:
             served = self._served(features, watch)  # first: what is read later has its events
             arrivals = self._arrivals(events, watch)
+            if labels is not None:
+                arrivals.labels = self._labels(labels, watch)
             if warm_up_ms is None:
-                warm_up_ms = 0 if arrivals.from_start else longest_look_back_ms(pipeline)
+                warm_up_ms = 0 if arrivals.all_from_start else longest_look_back_ms(pipeline)
             recomputed = recompute(pipeline, arrivals, watch)
         report = compare(
-            pipeline.name, arrivals, recomputed, served, tolerance=tolerance, warm_up_ms=warm_up_ms
+            pipeline.name,
+            arrivals,
+            recomputed,
+            served,
+            tolerance=limits.tolerance,
+            warm_up_ms=warm_up_ms,
+            order_ms=order_ms,
         )
-        print_rows(report, allow, json)
-        return report.worst_share() <= allow
+        print_rows(report, limits.allow, json)
+        return report.worst_share() <= limits.allow
 
     def distributions(
         self, training: Path, features: str, psi: float, bins: int, json: bool
@@ -226,3 +266,13 @@ class _Check:
             return arrivals_of_file(self._pipeline, path, watch)
         assert self._bus is not None
         return arrivals_of_topic(self._pipeline, self._bus, name, watch)
+
+    def _labels(self, name: str, watch: Watch) -> Messages:
+        from dataflows.skew.arrivals import labels_of_file, labels_of_topic
+        from dataflows.skew.sources import file_of
+
+        path = file_of(name)
+        if path is not None:
+            return labels_of_file(self._pipeline, path, watch)
+        assert self._bus is not None
+        return labels_of_topic(self._pipeline, self._bus, name, watch)

@@ -131,6 +131,12 @@ def _sentences(report: SkewReport, allow: float) -> list[str]:
         lines.append(f"missing, for example: {', '.join(report.missing)}")
     if report.not_checked:
         lines.append(f"not recomputed, and so not checked: {', '.join(report.not_checked)}")
+    undecided = sum(each.undecided for each in report.features)
+    if undecided:
+        lines.append(
+            f"{undecided:,} values of features of labels differ where an event and a label of its "
+            "key came too close together to say which was read first (--order-slack)"
+        )
     lines += [_examples(each) for each in report.features[:FEATURES_SHOWN] if each.examples]
     lines.append(_verdict(report, allow))
     return lines

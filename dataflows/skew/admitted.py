@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 
 from dataflows.pipeline import Pipeline
-from dataflows.skew.arrivals import ID, PARTITION, Arrivals
+from dataflows.skew.arrivals import Arrivals
+from dataflows.skew.reading import ID, PARTITION
 from dataflows.skew.row_features import TIME
 from state.durations import parse_duration_ms
 

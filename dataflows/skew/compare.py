@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from dataflows.skew.arrivals import ID, OFFSET, PARTITION, Arrivals
+from dataflows.skew.arrivals import Arrivals
+from dataflows.skew.reading import ID, OFFSET, PARTITION
 from dataflows.skew.recompute import Recomputed
 from dataflows.skew.row_features import TIME
 from dataflows.skew.served import Served
@@ -33,7 +34,8 @@ class FeatureSkew:
     """One feature: of ``rows`` compared, ``differing`` are beyond the tolerance.
 
     ``largest`` is the largest difference of all rows, NaN beside a number being infinite;
-    ``examples`` are the worst.
+    ``examples`` are the worst. ``undecided`` rows differ too, but a label came so close to the
+    event that it is not known which was read first; they are not counted otherwise.
     """
 
     name: str
@@ -41,6 +43,7 @@ class FeatureSkew:
     differing: int
     largest: float
     examples: list[Example]
+    undecided: int = 0
 
     @property
     def share(self) -> float:
@@ -100,11 +103,14 @@ def compare(
     *,
     tolerance: float,
     warm_up_ms: int = 0,
+    order_ms: int = 0,
 ) -> SkewReport:
     """Compare what was served with what should have been, row by row.
 
     Two values agree when they differ by ``tolerance * (1 + |recomputed|)`` at most, and what
     rounding alone can make of it. Rows less than ``warm_up_ms`` after the first are left out.
+    A feature of labels may differ where a label of the key and the event were published less than
+    ``order_ms`` apart: those of different topics are read in one order or the other.
 
     Raises:
         InputError: no row of the log is about an event that was read.
@@ -130,7 +136,11 @@ def compare(
     for name, values in recomputed.features.items():
         slack = recomputed.slack[name][rows] if name in recomputed.slack else 0.0
         of_log = served.features[name][theirs]
-        report.features.append(_compared(name, of_log, values[rows], slack, tolerance, ids))
+        near = recomputed.near.get(name)
+        open_order = None if near is None else near[rows] < order_ms
+        report.features.append(
+            _compared(name, of_log, values[rows], slack, tolerance, ids, open_order)
+        )
     report.features.sort(key=lambda each: (-each.share, -each.largest))
     return report
 
@@ -164,17 +174,30 @@ def _counted(
 
 
 def _compared(
-    name: str, served: F64, recomputed: F64, slack: F64 | float, tolerance: float, ids: pl.Series
+    name: str,
+    served: F64,
+    recomputed: F64,
+    slack: F64 | float,
+    tolerance: float,
+    ids: pl.Series,
+    open_order: NDArray[np.bool_] | None,
 ) -> FeatureSkew:
     same = (served == recomputed) | (np.isnan(served) & np.isnan(recomputed))
     with np.errstate(invalid="ignore"):
         apart = np.where(same, 0.0, np.abs(served - recomputed))
         apart[np.isnan(apart)] = np.inf
         close = apart <= tolerance * (1 + np.abs(recomputed)) + slack
-    differing = np.flatnonzero(~same & (~close | np.isinf(apart)))
+    differs = ~same & (~close | np.isinf(apart))
+    undecided = 0
+    if open_order is not None:
+        undecided = int(np.count_nonzero(differs & open_order))
+        apart[open_order] = 0.0
+        differs &= ~open_order
+    differing = np.flatnonzero(differs)
     worst = differing[np.argsort(-apart[differing], kind="stable")[:EXAMPLES]].tolist()
     examples = [Example(ids[row], float(served[row]), float(recomputed[row])) for row in worst]
-    return FeatureSkew(name, len(served), len(differing), float(apart.max()), examples)
+    largest = float(apart.max())
+    return FeatureSkew(name, len(served), len(differing), largest, examples, undecided)
 
 
 def _matched(arrivals: Arrivals, places: pl.DataFrame, served: Served) -> tuple[I64, I64]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from dataflows.features import EntityFeature, Feature, LabelWindow
+from dataflows.features import EntityFeature, Feature, KeyedFeature, LabelWindow
+from dataflows.messages import Delayed
 from dataflows.pipeline import Pipeline
 from dataflows.skew.admitted import admitted
-from dataflows.skew.arrivals import ID, LARGEST, OFFSET, PARTITION, Arrivals
+from dataflows.skew.arrivals import Arrivals
+from dataflows.skew.label_steps import LabelSteps, inline_steps, joined_steps
+from dataflows.skew.reading import ID, LABEL, LARGEST, OFFSET, PARTITION
 from dataflows.skew.row_features import TIME, row_columns
 from dataflows.skew.timeline import Timeline
 from dataflows.skew.watch import Watch, unwatched
@@ -34,7 +38,11 @@ class Recomputed:
         places: `ID`, `PARTITION`, `OFFSET` and `TIME` of each row.
         features: name → ``(n,) float64``.
         slack: name → ``(n,) float64``, what rounding alone may make of a difference.
-        not_checked: features of kinds that are not recomputed here.
+        not_checked: features of kinds that are not recomputed here, or of labels that are not
+            known.
+        near: feature of labels → ``(n,) int64``, by how many ms the nearest label of the same key
+            was published before or after the event: so close together, they may have been read in
+            the other order.
         served: ``(n,) bool``: False where a feature is too large for any model, so that the
             pipeline gives a dead letter and no prediction.
         late, repeated: how many events did not enter.
@@ -45,8 +53,19 @@ class Recomputed:
     slack: dict[str, F64] = field(default_factory=dict)
     not_checked: list[str] = field(default_factory=list)
     served: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    near: dict[str, I64] = field(default_factory=dict)
     late: int = 0
     repeated: int = 0
+
+    def take(self, feature: Feature, columns: Columns | None) -> None:
+        """The columns of a feature; None where it can't be recomputed."""
+        if columns is None:
+            self.not_checked += feature.columns()
+            return
+        for name, (values, slack) in zip(feature.columns(), columns, strict=True):
+            self.features[name] = values
+            if slack is not None:
+                self.slack[name] = slack
 
 
 def recompute(pipeline: Pipeline, arrivals: Arrivals, watch: Watch = unwatched) -> Recomputed:
@@ -58,34 +77,39 @@ def recompute(pipeline: Pipeline, arrivals: Arrivals, watch: Watch = unwatched) 
     )
     entities: dict[str, _Entity] = {}
     total = len(pipeline.features)
+    of_labels = [each for each in pipeline.features if isinstance(each, LabelWindow)]
     for done, feature in enumerate(pipeline.features):
         watch("recomputing features", done, total)
+        if isinstance(feature, LabelWindow):
+            continue  # only what is predicted gets labels: see below
         columns = _columns(pipeline, feature, frame, entities)
-        if columns is None:
-            found.not_checked += feature.columns()
-            continue
-        for name, (values, slack) in zip(feature.columns(), columns, strict=True):
-            found.features[name] = values
-            if slack is not None:
-                found.slack[name] = slack
-    watch("recomputing features", total, total)
+        found.take(feature, columns)
     found.served = np.ones(len(frame), np.bool_)
     for values in found.features.values():
         found.served &= np.abs(values) <= LARGEST  # NaN compares as false
+    if of_labels:
+        _add_windows_of_labels(pipeline, of_labels, frame, arrivals, found)
+    watch("recomputing features", total, total)
     return found
 
 
 def longest_look_back_ms(pipeline: Pipeline) -> int:
-    """How far back the features of an event reach, in ms."""
-    specs = [feature.spec for feature in pipeline.features if isinstance(feature, EntityFeature)]
-    return max((spec.retention_ms for spec in specs), default=0)
+    """How far back the features of an event reach, in ms: of labels, to the events they judge."""
+    keyed = [feature for feature in pipeline.features if isinstance(feature, KeyedFeature)]
+    label = pipeline.label
+    wait_ms = parse_duration_ms(label.wait) if isinstance(label, Delayed) else 0
+    return max(
+        (
+            each.spec.retention_ms + (wait_ms if isinstance(each, LabelWindow) else 0)
+            for each in keyed
+        ),
+        default=0,
+    )
 
 
 def _columns(
     pipeline: Pipeline, feature: Feature, frame: pl.DataFrame, entities: dict[str, _Entity]
 ) -> Columns | None:
-    if isinstance(feature, LabelWindow):
-        return None  # made of labels, not of events
     if not isinstance(feature, EntityFeature):
         found = row_columns(feature, frame)
         return None if found is None else [(column.to_numpy(), None) for column in found]
@@ -96,6 +120,72 @@ def _columns(
         lateness_ms = parse_duration_ms(pipeline.lateness)
         entity = entities[feature.entity] = _Entity(frame, feature.entity, lateness_ms)
     return entity.columns(feature)
+
+
+def _add_windows_of_labels(
+    pipeline: Pipeline,
+    features: list[LabelWindow],
+    frame: pl.DataFrame,
+    arrivals: Arrivals,
+    found: Recomputed,
+) -> None:
+    """The windows over labels, for the events that are predicted; of the others, 0."""
+    events = frame.filter(pl.Series(found.served))
+    if LABEL in events.columns:
+        steps = inline_steps(events, pipeline.task)
+    elif arrivals.labels is not None:
+        steps = joined_steps(pipeline, events, arrivals.labels.frame)
+    else:
+        for feature in features:
+            found.take(feature, None)
+        return
+    # Labels may come in any order of their times; all of them can be ahead of one that comes.
+    reach = int((np.maximum.accumulate(steps.time) - steps.time).max(initial=0))
+    entities: dict[str, tuple[_Entity, I64]] = {}
+    for feature in features:
+        if feature.entity not in entities:
+            keys = events[feature.entity].gather(steps.row)
+            rows = pl.DataFrame({feature.entity: keys, TIME: steps.time, LABEL: steps.value})
+            entity = _Entity(rows, feature.entity, reach)
+            entities[feature.entity] = entity, _nearest_ms(steps, _codes(keys))
+        entity, near = entities[feature.entity]
+        columns = entity.columns(EntityFeature(feature.entity, feature.spec, LABEL, False, ""))
+        assert columns is not None
+        found.take(
+            feature,
+            [
+                (
+                    _spread(np.clip(values[steps.asks], -LARGEST, LARGEST), found.served),
+                    None if slack is None else _spread(slack[steps.asks], found.served),
+                )
+                for values, slack in columns
+            ],
+        )
+        if arrivals.labels is not None:
+            found.near |= dict.fromkeys(feature.columns(), _spread(near, found.served))
+
+
+def _nearest_ms(steps: LabelSteps, keys: I64) -> I64:
+    """For each step that asks: how far away in publishing time the key's nearest label is."""
+    far = np.int64(2**62)
+    enters = ~np.isnan(steps.value)
+    order = np.lexsort((steps.came, keys))
+    nearest = np.full(len(keys), far)
+    for backwards in (False, True):
+        turn = order[::-1] if backwards else order
+        places = np.where(enters[turn], np.arange(len(turn)), -1)
+        last = np.maximum.accumulate(places) if len(turn) else places
+        known = (last >= 0) & (keys[turn] == keys[turn[last]])
+        apart = np.abs(steps.came[turn] - steps.came[turn[last]])
+        nearest[turn] = np.minimum(nearest[turn], np.where(known, apart, far))
+    return nearest[steps.asks]
+
+
+def _spread(values: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[Any]:
+    """Those of the rows ``where``; 0 in the others."""
+    found = np.zeros(len(where), values.dtype)
+    found[where] = values
+    return found
 
 
 class _Entity:

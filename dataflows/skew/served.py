@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dataflows.bus import Bus
-from dataflows.skew.arrivals import topic_pieces
+from dataflows.skew.reading import topic_pieces
 from dataflows.skew.sources import format_of, offsets_of
 from dataflows.skew.watch import Watch
 from state.errors import InputError

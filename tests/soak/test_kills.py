@@ -34,7 +34,7 @@ PIPELINES = Path(__file__).parent
 FEATURES = str(PIPELINES / "payments_with_features.py")
 FOREST = str(PIPELINES / "payments_forest.py")
 STOP = Event()
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @dataclass
