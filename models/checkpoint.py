@@ -30,6 +30,7 @@ from models.river_adapter import RiverLearner
 from models.sampled import Sampled
 from models.segmented import Segmented
 from models.targets import select
+from models.thinned import Thinned
 from state.delta import Delta, Items, Rows
 from state.errors import StateError
 
@@ -273,7 +274,7 @@ def restored(name: str, image: Delta) -> Learner | None:
 
 def _learns_only(learner: Learner) -> bool:
     """Whether predicting leaves the learner as it was; False for one that is not known."""
-    if isinstance(learner, Sampled):
+    if isinstance(learner, Sampled | Thinned):
         return _learns_only(learner.learner)
     if isinstance(learner, Segmented):
         return _learns_only(learner.shared)

@@ -54,6 +54,8 @@ class Contest:
         policy: in force.
         task: of the models.
         time: when it begins, event time in ms.
+        in_shadow: it serves nobody, whatever the policy's shares are, until it is promoted.
+        grace: labels that it learns before it is judged.
 
     Attributes:
         share: of the keys that the challenger serves.
@@ -62,7 +64,15 @@ class Contest:
     """
 
     def __init__(
-        self, challenger: str, number: int, rollout: str, policy: Policy, task: Task, time: int
+        self,
+        challenger: str,
+        number: int,
+        rollout: str,
+        policy: Policy,
+        task: Task,
+        time: int,
+        in_shadow: bool = False,
+        grace: int = 0,
     ) -> None:
         self.challenger, self.number, self.rollout = challenger, number, rollout
         self.policy = policy
@@ -72,8 +82,11 @@ class Contest:
         self.paused = self.shown = False
         self.labels = self.served = 0
         self.held = 0  # labels of events that it served, since `since`
+        self.in_shadow, self._grace = in_shadow, grace
         self.shares: list[float] = []
-        if isinstance(policy, Canary):
+        if in_shadow:
+            pass
+        elif isinstance(policy, Canary):
             self.shares = [share for share in policy.steps if share < 1]
         elif isinstance(policy, ABTest):
             self.shares = [policy.split]
@@ -119,7 +132,7 @@ class Contest:
     def _find_end(self, better: int | None, arms: U8, times: I64, add: Add) -> None:
         """The end of a canary's step, or that it may be promoted now."""
         promoted = "it was shown to be better than the champion"
-        if not isinstance(self.policy, Canary):
+        if not isinstance(self.policy, Canary) or self.in_shadow:
             add(better, d.PROMOTED, promoted)
             return
         served = self.held + np.cumsum(arms == self.number)
@@ -152,6 +165,7 @@ class Contest:
         self.rails.errors.take(rows.raised[self.challenger], silent, first, rows.steps)
         self.rails.shift.take(rows.scores[champion], rows.scores[self.challenger])
         judged = self._judged(rows, champion)
+        self._grace -= min(self._grace, self._both(rows, champion).size)
         ours, theirs = self._losses(rows, champion, judged)
         arms = rows.arms[rows.label_rows[judged]]
         self.rails.ratio.take(ours, theirs)
@@ -195,6 +209,10 @@ class Contest:
         return found
 
     def _judged(self, rows: RolloutRows, champion: str) -> I64:
+        """The labels by which they are compared."""
+        return self._both(rows, champion)[self._grace :]
+
+    def _both(self, rows: RolloutRows, champion: str) -> I64:
         """The labels of events that both had answered."""
         both = np.isfinite(rows.losses[champion]) & np.isfinite(rows.losses[self.challenger])
         return np.flatnonzero(both)

@@ -14,6 +14,7 @@ from models.learner import Learner
 from models.river_adapter import RiverLearner
 from models.sampled import Sampled
 from models.segmented import Segmented
+from models.thinned import Thinned
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _DEEPEST = 20
@@ -35,6 +36,8 @@ def described(learner: Learner) -> str:
         return described(learner.learner)
     if isinstance(learner, Segmented):
         return described(learner.shared)
+    if isinstance(learner, Thinned):
+        return f"{described(learner.learner)} learning {learner.share:g}"
     if isinstance(learner, CompiledLinear):
         return describe(learner.to_river())
     return describe(learner.model if isinstance(learner, RiverLearner) else type(learner))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from models import decision as d
 from models.contest import Contest, Trigger
 from models.decision import Decision
+from models.drift import Alarm
 from models.learner import Task
 from models.policies import ABTest, Bandit, Canary, Policy, described, reward_unit
 from models.rollout_rows import RolloutRows
@@ -51,6 +52,24 @@ class Served:
     decisions: list[Decision] = field(default_factory=list)
 
 
+class DriftWatch(Protocol):
+    """Looks at the loss of whoever leads, in the batch that is served.
+
+    Attributes:
+        grace: labels that a model learns before it is judged.
+    """
+
+    grace: int
+
+    def look(self, champion: str, until: int, may_bear: bool) -> tuple[int, Alarm] | None:
+        """Look at the labels up to a step; the step and the drift at which a model is started."""
+        ...
+
+    def bear(self, name: str, step: int) -> int:
+        """Make a fresh model that begins after a step; the rows that it has learned already."""
+        ...
+
+
 class Deployment:
     """The models of a pipeline, and who of them serves.
 
@@ -72,6 +91,7 @@ class Deployment:
         leaving: models that are not needed any more, to be removed by whoever runs them.
         numbers: of the models, by which `RolloutRows.arms` knows them.
         known: all models there ever were.
+        born: those that drift has started, each with the labels of grace that it has.
     """
 
     def __init__(
@@ -87,6 +107,7 @@ class Deployment:
         self.leaving: list[str] = []
         self.numbers = {champion: 0}
         self.known = {champion}
+        self.born: dict[str, int] = {}
         self._declared = copy.deepcopy(policy)
         self._next_number = 1
         self._rollouts = 0
@@ -132,12 +153,13 @@ class Deployment:
         found = {contest.challenger: contest.share for contest in self.contests}
         return {self.champion: 1.0 - sum(found.values()), **found}
 
-    def serve(self, rows: RolloutRows, time: int) -> Served:
+    def serve(self, rows: RolloutRows, time: int, drift: DriftWatch | None = None) -> Served:
         """Say who serves the events of a batch, and decide what its labels decide.
 
         Args:
             rows: all of the batch; `rows.arms` is written for its events.
             time: of its first row, ms.
+            drift: looks at the champion's loss, and starts models where that drifts.
         """
         events, labels = len(rows.event_steps), len(rows.label_steps)
         served = Served(
@@ -147,7 +169,7 @@ class Deployment:
             served.decisions += self.begin(time, -1)
         first = event = label = 0
         while first < rows.steps:
-            part, trigger, contest, meant = self._next(rows, first)
+            part, trigger, contest, meant, alarm = self._next(rows, first, drift)
             here, there = slice(event, event + len(meant)), len(part.label_steps)
             served.meant[here] = meant
             served.by[here] = part.arms[part.event_rows]
@@ -159,13 +181,32 @@ class Deployment:
             self._events += len(meant)
             if trigger is not None and contest is not None:
                 served.decisions += self._decide(trigger, contest)
+            if alarm is not None and drift is not None:
+                served.decisions.append(self._bear(*alarm, drift))
         return served
+
+    def _bear(self, step: int, alarm: Alarm, drift: DriftWatch) -> Decision:
+        """Start a fresh model, in shadow where it can be judged there."""
+        count = 1
+        while (name := f"fresh-{count}") in self.known:
+            count += 1
+        self.born[name] = drift.grace
+        warm = drift.bear(name, step)
+        self.add(name)
+        why = (
+            f"the loss of {self.champion} has drifted ({alarm.detector}: from {alarm.before:.3g} "
+            f"to {alarm.after:.3g}): a fresh model begins, warmed with {warm:,} labelled rows"
+        )
+        return self.start(name, alarm.time, step, why)
 
     def begin(self, time: int, step: int) -> list[Decision]:
         """Try the challengers whose turn has come."""
         begun: list[Decision] = []
-        for name in list(self.waiting):
-            if isinstance(self.policy, Canary) and self.contests:
+        for name in sorted(self.waiting, key=lambda each: not self._stays_in_shadow(each)):
+            if self._stays_in_shadow(name):
+                begun.append(self.start(name, time, step))
+                continue
+            if isinstance(self.policy, Canary) and not all(c.in_shadow for c in self.contests):
                 break
             if isinstance(self.policy, ABTest):
                 taken = sum(contest.share for contest in self.contests) + self.policy.split
@@ -174,15 +215,26 @@ class Deployment:
             begun.append(self.start(name, time, step))
         return begun
 
-    def start(self, name: str, time: int, step: int) -> Decision:
+    def start(self, name: str, time: int, step: int, why: str = "") -> Decision:
         """Try a challenger that waits, from now on."""
         self.waiting.remove(name)
         self._rollouts += 1
         rollout = f"{self._pipeline}-{self._rollouts}"
-        contest = Contest(name, self.numbers[name], rollout, self.policy, self._task, time)
+        contest = Contest(
+            name, self.numbers[name], rollout, self.policy, self._task, time,
+            self._stays_in_shadow(name), self.born.get(name, 0),
+        )  # fmt: skip
         self.contests.append(contest)
-        what = type(self.policy).__name__
-        return self.decision(d.STARTED, contest, f"{what} begins", time, step)
+        why = why or f"{type(self.policy).__name__} begins"
+        return self.decision(d.STARTED, contest, why, time, step)
+
+    def _stays_in_shadow(self, name: str) -> bool:
+        """Whether a challenger serves nobody before it is promoted: one that drift has started.
+
+        Where a label judges the model that served alone, it has to serve.
+        """
+        decides = isinstance(self.policy, Canary | ABTest) and self.policy.judge == "paired"
+        return decides and name in self.born
 
     def promote(self, contest: Contest, why: str, time: int, step: int) -> list[Decision]:
         """Let a challenger lead. Those that are still tried begin anew, against it."""
@@ -221,11 +273,12 @@ class Deployment:
         )  # fmt: skip
 
     def _next(
-        self, rows: RolloutRows, first: int
-    ) -> tuple[RolloutRows, Trigger | None, Contest | None, U8]:
+        self, rows: RolloutRows, first: int, drift: DriftWatch | None
+    ) -> tuple[RolloutRows, Trigger | None, Contest | None, U8, tuple[int, Alarm] | None]:
         """The rows from `first` up to the next decision, assigned; and what is decided there.
 
-        The last is who was meant to serve; `arms` holds who does.
+        The last two are who was meant to serve (`arms` holds who does), and the step and the drift
+        for which a fresh model is to be started, after anything else that is decided there.
         """
         part = rows if first == 0 else rows.part(first, rows.steps)
         leads = self.numbers[self.champion]
@@ -236,8 +289,17 @@ class Deployment:
         found = [(each.find(part, self.champion, leads, first), each) for each in self.contests]
         known = [(trigger, each) for trigger, each in found if trigger is not None]
         trigger, contest = min(known, key=lambda pair: pair[0], default=(None, None))
+        alarm = None
+        if drift is not None:
+            last = rows.steps - 1 if trigger is None else trigger.step
+            tried = {*self.waiting, *(each.challenger for each in self.contests)}
+            alarm = drift.look(self.champion, last, not tried & self.born.keys())
+            if alarm is not None and alarm[0] < last:
+                trigger, contest = None, None
         if trigger is not None:
             part = rows.part(first, trigger.step + 1)
+        elif alarm is not None:
+            part = rows.part(first, alarm[0] + 1)
         if pulls:
             assert isinstance(self.policy, Bandit)
             pulled = [self.champion, *(each.challenger for each in self.contests)]
@@ -245,7 +307,7 @@ class Deployment:
             pull_arms(part, self.policy.policy, numbers, reward_unit(self.policy, self._task))
             meant = part.arms[part.event_rows]
             part.arms[part.event_rows] = self._answering(part, meant)
-        return part, trigger, contest, meant[: len(part.event_steps)]
+        return part, trigger, contest, meant[: len(part.event_steps)], alarm
 
     def _answering(self, part: RolloutRows, meant: U8) -> U8:
         """Who answers in place of those that can't: the champion, or the one before it."""

@@ -119,12 +119,21 @@ class Alarm:
     seen: int
     row: int = field(compare=False)
 
+    @property
+    def rises(self) -> bool:
+        """Whether the values have grown: of a loss, the model has become worse."""
+        return self.after > self.before
+
 
 class Watch:
     """A monitor at work. NaN and infinity are passed over: one would leave a detector deaf.
 
     The same values give the same alarms, however they are cut into calls. It pickles, and the copy
     continues identically.
+
+    Args:
+        declared: what it watches, and how.
+        model: whose loss that is, where there are several.
 
     >>> watch = Watch(monitor("loss"))
     >>> values = np.repeat([0.0, 1.0], 500)
@@ -133,8 +142,9 @@ class Watch:
     [(511, 0.0, 0.38)]
     """
 
-    def __init__(self, declared: Monitor) -> None:
+    def __init__(self, declared: Monitor, model: str = "") -> None:
         self.monitor = declared
+        self.model = model
         self.seen = 0
         self._detector = _DETECTORS[declared.detector](**declared.parameters)
         self._quiet_until: int | None = None
@@ -143,14 +153,18 @@ class Watch:
         self._total = 0.0
         self._newest: deque[float] = deque(maxlen=32)
 
-    def update_many(self, values: NDArray[np.float64], times: NDArray[np.int64]) -> list[Alarm]:
+    def update_many(
+        self, values: NDArray[np.float64], times: NDArray[np.int64], stop: bool = False
+    ) -> list[Alarm]:
         """Look at values in order.
 
         Args:
             values: `(n,) float64`.
             times: `(n,) int64`, event time in ms; the cool-down runs by it.
+            stop: look no further behind an alarm of values that have grown.
         """
         alarms: list[Alarm] = []
+        stopped = False
         detector = self._detector
         update, keep = detector.update, self._newest.append
         for row, value in enumerate(values.tolist()):
@@ -166,9 +180,12 @@ class Watch:
                 if self._quiet_until is None or time >= self._quiet_until:
                     self._quiet_until = time + self.monitor.cooldown_ms
                     alarms.append(self._alarm(time, row))
+                    stopped = stop and alarms[-1].rises
                 # River's detectors begin anew at the value after a detection.
                 self._count, self._total = 0, 0.0
                 self._newest.clear()
+                if stopped:
+                    break
         return alarms
 
     def _alarm(self, time: int, row: int) -> Alarm:

@@ -9,11 +9,12 @@ from models.learner import Learner
 from models.river_adapter import RiverLearner
 from models.sampled import Sampled
 from models.segmented import Segmented
+from models.thinned import Thinned
 
 
 def forgive(learner: Learner) -> None:
     """From now on a row at which the model raises has no answer, or is not learned."""
-    if isinstance(learner, Sampled):
+    if isinstance(learner, Sampled | Thinned):
         forgive(learner.learner)
     elif isinstance(learner, Segmented):
         for each in (learner.shared, *learner.models.values()):

@@ -42,6 +42,20 @@ class Monitors:
     def __bool__(self) -> bool:
         return bool(self.watches)
 
+    def of_loss(self, model: str) -> list[tuple[int, Watch]]:
+        """Those on the loss, by their place: that of this model, which begin anew if it is another.
+
+        One of no model in particular becomes this one's.
+        """
+        found = []
+        for i, (watch, column) in enumerate(zip(self.watches, self._columns, strict=True)):
+            if column == _OF_LOSS:
+                if watch.model not in ("", model):
+                    watch = self.watches[i] = Watch(watch.monitor)
+                watch.model = model
+                found.append((i, watch))
+        return found
+
     def go_on(self, stored: Sequence[Watch]) -> None:
         """Take up what equal monitors have seen before; the others begin now."""
         left = list(stored)
@@ -60,6 +74,7 @@ class Monitors:
         rows: I64,
         times: I64,
         asked: I64,
+        of_loss: list[tuple[int, int, Alarm]] | None = None,
     ) -> list[Alarm]:
         """Alarms, merged by the step that gave them, then in the order of declaration.
 
@@ -68,10 +83,13 @@ class Monitors:
             led: what the champion of the time had answered to each event; whose loss is watched.
             features: `(…, features) float64`, of which `rows` are the events, at `times` (ms),
                 predicted in the steps `asked`.
+            of_loss: what was found of the loss, if that was looked at (`ChampionWatch`).
         """
-        found: list[tuple[int, int, Alarm]] = []
+        found: list[tuple[int, int, Alarm]] = [] if of_loss is None else list(of_loss)
         for i, (watch, column) in enumerate(zip(self.watches, self._columns, strict=True)):
             if column == _OF_LOSS:
+                if of_loss is not None:
+                    continue
                 values = losses(self._task, learned.target, led, watch.monitor.loss)
                 alarms, steps = watch.update_many(values, learned.times), taught
             else:

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from models.answered import Answered
 from models.answers import Answers
 from models.assignment import key_hashes
+from models.births import Births, Found, Lessons, serve_batch
+from models.challenger import OnDrift
 from models.checkpoint import PARTS, Bounds, Checkpoint
 from models.declared import described
 from models.drift import Alarm, Monitor
 from models.forgiving import forgive
-from models.inline_steps import inline_steps, run_each
+from models.inline_run import run_inline
 from models.label_join import Fill, Joined, LabelJoin, Note
 from models.learner import Label, Learner, Predictions, Targets
 from models.metrics import Metric, metric
@@ -26,7 +28,7 @@ from models.sliced import NO_FIELDS, Fields, Slices
 from models.slices import SliceBy
 from models.step_record import part_of as _part
 from models.step_state import ANSWERS, restore_step, step_changes
-from models.targets import as_targets, select
+from models.targets import select
 from state.delta import Delta
 from state.errors import DeclarationError
 from state.label_rules import LabelRules
@@ -55,6 +57,7 @@ class Prequential:
         rollouts: who of the learners serves; None: the champion.
         slices: parts of the events for which the metrics are kept apart, too.
         segments: of the events, for learners that are `Segmented`.
+        on_drift: what a rise of the champion's loss starts; needs `rollouts`.
 
     Attributes:
         champion: who leads; monitors on the loss go by its loss.
@@ -94,6 +97,7 @@ class Prequential:
         rollouts: Rollouts | None = None,
         slices: Sequence[SliceBy] = (),
         segments: Segments | None = None,
+        on_drift: OnDrift | None = None,
     ) -> None:
         if not learners:
             raise DeclarationError("no model is given: a prequential step needs one at least")
@@ -121,6 +125,7 @@ class Prequential:
             self.add(name, learner)
         self.champion = next(iter(learners))
         self.monitors = Monitors(monitors, self.task, self.names)
+        self.births = Births.of(on_drift, len(self.names), self.task)
         # Views of these stand in every outcome; making them costs as much as some rows.
         self._ascending = np.zeros(0, np.int64)
         self._tags = np.zeros(0, np.int32)
@@ -287,22 +292,30 @@ class Prequential:
             rows, own = row[asked][turn], slice(len(self.slices))
             pending.groups[rows, own] = self.slices.groups_of(fields, pending.features, rows, order)
             groups = pending.groups[left, own]
-        self._score(learned, groups)
         learned_before = joined.op.cumsum(dtype=np.int64)[asked]
         out: Answered | None = None
+        found: Found = None
         led = scored[self.champion]
         if self.rollouts is not None and spent is not None and joined.op.size:
             hashes = key_hashes(keys)[joined.source[asked]]
-            out, led = self.rollouts.serve(Worked(
+            worked = Worked(
                 joined.op.size, joined.item, asked, time[asked], row[asked], hashes, taught,
                 time[taught], left, pending.groups[:, -1], answered, scored, learned.target,
                 before, learned_before, spent.failed, spent.seconds,
-            ), turn)  # fmt: skip
+            )  # fmt: skip
+            lessons = Lessons(
+                pending.features, joined.op, row, joined.target, np.arange(joined.op.size),
+                joined.dropped,
+            )  # fmt: skip
+            out, led, found = serve_batch(self, worked, lessons, turn)
+            for name in answered.keys() - served.keys():  # begun in the middle
+                served[name] = answered[name].take(turn)
+        self.score(learned, groups, pending.features[left] if self.births else None)
         alarms: list[Alarm] = []
         if self.monitors:
             alarms = self.monitors.look(
-                learned, led, taught, pending.features, row[asked], time[asked], asked
-            )
+                learned, led, taught, pending.features, row[asked], time[asked], asked, found
+            )  # fmt: skip
         self.settle()
         return Outcome(
             served, learned, alarms, joined.refused_labels, joined.refused_events,
@@ -334,59 +347,22 @@ class Prequential:
         One without a usable target is predicted and not learned (an anomaly detector learns it all
         the same). Arguments and errors are those of `run`.
         """
-        events = len(times)
         if self.segments is not None:
             features = self.segments.add_to(features, fields)
-        values = as_targets(values, self.task)
-        before = {name: learner.version for name, learner in self.learners.items()}
+        events = len(times)
         if len(self._ascending) < events:
             self._ascending, self._tags = np.arange(2 * events), np.zeros(2 * events, np.int32)
         tags = self._tags[:events] if tags is None else tags
-        learned_before: I64 | range = range(events)
-        refused: list[tuple[int, str]] = []
-        taught = self._ascending[:events]
-        spent = None if self.rollouts is None else Spent()
-        served = run_each(self._kept, features, values, spent)
-        if served is None:
-            (op, row, target), taught, refused = inline_steps(values, self.task)
-            served = {}
-            for name, kept in self._kept.items():
-                served[name] = kept.run(features, op, row, target)
-                if spent is not None:
-                    spent.note(name, kept.learner, 2 * row + op)
-        if len(taught) == events:
-            learned = Learned(taught, values, served, times, times, tags)
-        else:
-            scored = {name: answers.take(taught) for name, answers in served.items()}
-            known, when = select(values, taught), times[taught]
-            learned = Learned(taught, known, scored, when, when, tags[taught])
-            learned_before = np.searchsorted(taught, np.arange(events))
-        groups = None
-        if self.slices:
-            groups = self.slices.groups_of(fields, features, self._ascending[:events])[taught]
-        self._score(learned, groups)
-        out: Answered | None = None
-        led = learned.predictions[self.champion]
         rows = self._ascending[:events]
-        if self.rollouts is not None and spent is not None and events:
-            arms = np.empty(events, np.uint8)
-            out, led = self.rollouts.serve(Worked(
-                2 * events, rows.repeat(2), 2 * rows, times, rows, key_hashes(keys), 2 * taught + 1,
-                times[taught], taught, arms, served, learned.predictions, learned.target,
-                before, np.asarray(learned_before), spent.failed, spent.seconds,
-            ), rows)  # fmt: skip
-        alarms: list[Alarm] = []
-        if self.monitors:
-            alarms = self.monitors.look(
-                learned, led, 2 * taught + 1, features, rows, times, 2 * rows
-            )
-        self.settle()
-        outcome = Outcome(served, learned, alarms, refused, [], 0, before, learned_before)
-        outcome.answered = out
-        return outcome
+        return run_inline(self, features, times, values, tags, fields, keys, rows)
 
-    def _score(self, learned: Learned, groups: U8 | None) -> None:
-        """Bring labels into the metrics; ``groups`` are those of the events, where there are."""
+    def score(self, learned: Learned, groups: U8 | None, features: F64 | None) -> None:
+        """Bring labels into the metrics; ``groups`` are those of the events, where there are.
+
+        ``features`` are kept with the labels for models that drift starts.
+        """
+        if self.births is not None and features is not None:
+            self.births.rows.add(features, learned.target)
         for name, answers in learned.predictions.items():
             for running in self.metrics[name].values():
                 running.update_many(learned.target, answers)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models import decision as d
 from models.answered import FALLBACK, Answered, as_scores, choose
 from models.decision import Decision
-from models.deployment import Deployment, Served
+from models.deployment import Deployment, DriftWatch, Served
 from models.forgiving import failed_steps
 from models.learner import Label, Learner, Predictions, Targets, Task
 from models.losses import losses
@@ -55,13 +55,13 @@ class Worked:
     taught_times: I64
     taught_rows: I64
     arms: U8
-    answers: Mapping[str, Predictions]
-    scored: Mapping[str, Predictions]
+    answers: dict[str, Predictions]
+    scored: dict[str, Predictions]
     target: Targets
-    before: Mapping[str, int]
+    before: dict[str, int]
     learned: I64
-    failed: Mapping[str, I64]
-    seconds: Mapping[str, float]
+    failed: dict[str, I64]
+    seconds: dict[str, float]
 
 
 class Spent:
@@ -78,6 +78,22 @@ class Spent:
         self.seconds[model], self._since = now - self._since, now
         failed = failed_steps(learner)
         self.failed[model] = failed if steps is None else steps[failed]
+
+
+class _Enrolling:
+    """A drift watch whose fresh models are brought into the rows of the batch as well."""
+
+    def __init__(
+        self, drift: DriftWatch, rollouts: Rollouts, worked: Worked, rows: RolloutRows
+    ) -> None:
+        self.grace, self.look = drift.grace, drift.look
+        self._drift, self._rollouts, self._worked, self._rows = drift, rollouts, worked, rows
+
+    def bear(self, name: str, step: int) -> int:
+        """See `DriftWatch`."""
+        warm = self._drift.bear(name, step)
+        self._rollouts.enroll(name, self._worked, self._rows, step)
+        return warm
 
 
 class Rollouts:
@@ -97,18 +113,23 @@ class Rollouts:
         self._task = task
         self._fallback = fallback
 
-    def serve(self, worked: Worked, turn: I64) -> tuple[Answered, Predictions]:
+    def serve(
+        self, worked: Worked, turn: I64, drift: DriftWatch | None = None
+    ) -> tuple[Answered, Predictions]:
         """What goes out, by event; and what those who led had answered, by label.
 
         Args:
             worked: see there.
             turn: `(events,) int64`: the place in `worked.asked` of each event.
+            drift: looks at the loss of those who lead; models that it starts are in `worked` then.
         """
         names = {number: name for name, number in self.deployment.numbers.items()}
         rows = self._rows(worked)
         pairs = ((worked.asked, worked.asked_times), (worked.taught, worked.taught_times))
         first = [(int(steps[0]), int(times[0])) for steps, times in pairs if len(steps)]
-        served = self.deployment.serve(rows, min(first, default=(0, 0))[1])
+        enrolling = None if drift is None else _Enrolling(drift, self, worked, rows)
+        served = self.deployment.serve(rows, min(first, default=(0, 0))[1], enrolling)
+        names |= {number: name for name, number in self.deployment.numbers.items()}
         answered = self._answered(worked, served, names, turn)
         for name, steps in rows.raised.items():
             silent = rows.event_steps[rows.silent[name]]
@@ -122,19 +143,24 @@ class Rollouts:
         return answered, choose(self._task, led, served.leads, None)
 
     def _rows(self, worked: Worked) -> RolloutRows:
-        kind = loss_of(self.deployment.policy, self._task)
-        scores, silent, raised, lost = {}, {}, {}, {}
-        for name, answers in worked.answers.items():
-            found = scores[name] = as_scores(self._task, answers)
-            failed = raised[name] = worked.failed[name]
-            had_learned = worked.before[name] + worked.learned > 0
-            silent[name] = np.isnan(found) & (had_learned | np.isin(worked.asked, failed))
-            lost[name] = losses(self._task, worked.target, worked.scored[name], kind)
-        return RolloutRows(
+        rows = RolloutRows(
             worked.steps, worked.asked, worked.asked_times, worked.asked_rows, worked.hashes,
-            worked.taught, worked.taught_times, worked.taught_rows, worked.arms,
-            scores, silent, raised, lost,
+            worked.taught, worked.taught_times, worked.taught_rows, worked.arms, {}, {}, {}, {},
         )  # fmt: skip
+        for name in worked.answers:
+            self.enroll(name, worked, rows)
+        return rows
+
+    def enroll(self, name: str, worked: Worked, rows: RolloutRows, after: int = -1) -> None:
+        """Add what a model made of a batch to its rows; it was not there up to a step."""
+        kind = loss_of(self.deployment.policy, self._task)
+        found = rows.scores[name] = as_scores(self._task, worked.answers[name])
+        failed = rows.raised[name] = worked.failed[name]
+        had_learned = worked.before[name] + worked.learned > 0
+        there = worked.asked > after
+        silent = np.isnan(found) & (had_learned | np.isin(worked.asked, failed))
+        rows.silent[name] = silent & there
+        rows.losses[name] = losses(self._task, worked.target, worked.scored[name], kind)
 
     def _answered(
         self, worked: Worked, served: Served, names: Mapping[int, str], turn: I64

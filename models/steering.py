@@ -73,8 +73,9 @@ class Steering:
             raise InputError(f"{name} is being tried already")
         if name == deployment.champion or name == deployment.standby:
             raise InputError(f"{name} leads, or stands by: it can't be tried against itself")
-        if isinstance(deployment.policy, Canary) and deployment.contests:
-            tried = deployment.contests[0].challenger
+        ramped = [each.challenger for each in deployment.contests if not each.in_shadow]
+        if isinstance(deployment.policy, Canary) and ramped:
+            tried = ramped[0]
             raise InputError(f"{tried} is being tried, and a canary tries one at a time")
         policy = self._changed_policy(command)
         if isinstance(policy, ABTest):

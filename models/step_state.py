@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ANSWERS: Final = "answers"
 _SLICES: Final = "slices"
 _SEGMENTS: Final = "segments"
+_WARM: Final = "warm"
 
 
 def step_changes(step: Prequential) -> Delta:
@@ -39,6 +40,8 @@ def step_changes(step: Prequential) -> Delta:
     for part, blob in ((_SLICES, sliced), (_SEGMENTS, segments)):
         if blob is not None:
             delta.blobs[part] = blob
+    if step.births is not None:
+        delta.put(_WARM, step.births.rows.changes())
     step._cleared, step._told = set(), told
     return delta
 
@@ -73,6 +76,10 @@ def restore_step(step: Prequential, image: Delta) -> None:
     if step.segments is not None and _SEGMENTS in image.blobs:
         step.segments.restore(image.blobs[_SEGMENTS])
     step._join.restore(image.part("pending"))
+    if step.births is not None:
+        step.births.rows.restore(image.part(_WARM))
+    elif image.part(_WARM):  # should it be declared again, it begins anew
+        step._cleared |= {f"{_WARM}/{part}" for part in ("rows", "labels", "count")}
     _regroup(step, record, image)
     if record.deployment is not None or step.rollouts is not None:
         _go_on(step, record, fresh, changed)

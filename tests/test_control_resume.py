@@ -109,7 +109,7 @@ def test_a_crash_after_publishing_publishes_no_decision_twice(tmp_path):
     assert run(pipeline, bus, tmp_path / "state", reads=40, batch=3)
     shutil.copytree(tmp_path / "state", tmp_path / "before")
     known = len(answers(bus))
-    assert run(pipeline, bus, tmp_path / "state", reads=60, batch=3)
+    assert run(pipeline, bus, tmp_path / "state", reads=15, batch=3)
     published = len(answers(bus))
     assert 0 < known < published < 35
     run(pipeline, bus, tmp_path / "before", batch=5)

@@ -1,0 +1,89 @@
+"""A batch whose targets come with the events, worked through by all models of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.answered import Answered
+from models.assignment import key_hashes
+from models.births import Found, Lessons, serve_batch
+from models.drift import Alarm
+from models.inline_steps import inline_steps, run_each
+from models.learner import Targets
+from models.outcome import Learned, Outcome
+from models.rollouts import Spent, Worked
+from models.sliced import Fields
+from models.targets import as_targets, select
+
+if TYPE_CHECKING:
+    from models.prequential import Prequential
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+def run_inline(
+    step: Prequential,
+    features: F64,
+    times: I64,
+    values: Targets,
+    tags: NDArray[np.int32],
+    fields: Fields,
+    keys: Sequence[str],
+    rows: I64,
+) -> Outcome:
+    """See `Prequential.run_inline`; ``rows`` are the numbers of the events."""
+    events = len(times)
+    values = as_targets(values, step.task)
+    before = {name: learner.version for name, learner in step.learners.items()}
+    learned_before: I64 | range = range(events)
+    refused: list[tuple[int, str]] = []
+    taught = rows
+    spent = None if step.rollouts is None else Spent()
+    served = run_each(step._kept, features, values, spent)
+    if served is None:
+        (op, row, target), taught, refused = inline_steps(values, step.task)
+        served = {}
+        for name, kept in step._kept.items():
+            served[name] = kept.run(features, op, row, target)
+            if spent is not None:
+                spent.note(name, kept.learner, 2 * row + op)
+    if len(taught) == events:
+        learned = Learned(taught, values, served, times, times, tags)
+    else:
+        scored = {name: answers.take(taught) for name, answers in served.items()}
+        known, when = select(values, taught), times[taught]
+        learned = Learned(taught, known, scored, when, when, tags[taught])
+        learned_before = np.searchsorted(taught, np.arange(events))
+    groups = None
+    if step.slices:
+        groups = step.slices.groups_of(fields, features, rows)[taught]
+    out: Answered | None = None
+    found: Found = None
+    led = learned.predictions[step.champion]
+    if step.rollouts is not None and spent is not None and events:
+        arms = np.empty(events, np.uint8)
+        worked = Worked(
+            2 * events, rows.repeat(2), 2 * rows, times, rows, key_hashes(keys), 2 * taught + 1,
+            times[taught], taught, arms, served, learned.predictions, learned.target,
+            before, np.asarray(learned_before), spent.failed, spent.seconds,
+        )  # fmt: skip
+        lessons = None
+        if step.births is not None:
+            (op, row, target), _, _ = inline_steps(values, step.task)
+            lessons = Lessons(features, op, row, target, 2 * row + op, None)
+        out, led, found = serve_batch(step, worked, lessons, rows)
+    step.score(learned, groups, features[taught] if step.births else None)
+    alarms: list[Alarm] = []
+    if step.monitors:
+        alarms = step.monitors.look(
+            learned, led, 2 * taught + 1, features, rows, times, 2 * rows, found
+        )  # fmt: skip
+    step.settle()
+    outcome = Outcome(served, learned, alarms, refused, [], 0, before, learned_before)
+    outcome.answered = out
+    return outcome
