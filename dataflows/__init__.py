@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from dataflows.messages import Delayed, Event, Label, Prediction, inline
     from dataflows.pipeline import Pipeline
+    from models.challenger import Challenger
     from models.drift import monitor
     from models.imbalance import class_weights, oversample, undersample
     from models.policies import ABTest, Bandit, Canary, Guardrails, Shadow
@@ -33,6 +34,7 @@ __all__ = [
     "ABTest",
     "Bandit",
     "Canary",
+    "Challenger",
     "Delayed",
     "Event",
     "Guardrails",
@@ -62,6 +64,7 @@ _HOMES = {
     "ABTest": "models.policies",
     "Bandit": "models.policies",
     "Canary": "models.policies",
+    "Challenger": "models.challenger",
     "Delayed": "dataflows.messages",
     "Event": "dataflows.messages",
     "Guardrails": "models.policies",

@@ -133,6 +133,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             slices=pipeline.slices,
             rollouts=rollouts,
             segments=Segments(key, pipeline.max_segments) if key is not None else None,
+            on_drift=pipeline.starts_on_drift,
         )
         self._windows = label_windows(pipeline)
         self._rollouts: RolloutStep | None = None

@@ -27,13 +27,15 @@ from dataflows.features import EntityFeature, Feature, KeyedFeature, LabelWindow
 from dataflows.messages import Delayed, Event, Inline
 from dataflows.rollout_checks import check_rollout
 from dataflows.schema import Kind, Schema
+from models.challenger import Challenger, OnDrift
 from models.compiled import learner_for
 from models.drift import Monitor
 from models.imbalance import Imbalance, with_imbalance
 from models.learner import Learner, Task
-from models.policies import Policy, Shadow
+from models.policies import Canary, Policy, Shadow
 from models.segmented import Segmented
 from models.slices import SliceBy
+from models.thinned import Thinned
 from state.errors import DeclarationError
 
 _DEFAULT_METRICS = {
@@ -115,9 +117,13 @@ class Pipeline:
         duplicates: for how long (event time) an id is remembered; a second event with it is a
             dead letter.
         key: the field that publishers partition by; by default the first window's entity.
-        challengers: models that want to serve instead, by name; they predict and learn all as well.
+        challengers: models that want to serve instead, by name, or a `Challenger` each; they
+            predict every event as well, and learn every label, or a share.
+        on_drift: the fresh model that is tried when a monitor on the loss signals that the champion
+            has become worse (`models.challenger`).
         rollout: how one of them gets to serve (`models.policies`); with challengers alone it is
-            `Shadow()`. With a policy the pipeline has the topics ``control`` and ``rollouts``.
+            `Shadow()`, with `on_drift` it is `Canary()`. With a policy the pipeline has the topics
+            ``control`` and ``rollouts``.
         rollout_key: the text field by whose value an event is assigned to a model; by default the
             one that publishers partition by, or the id.
         fallback: what is served when the champion fails and no model can stand in: binary, the
@@ -149,6 +155,7 @@ class Pipeline:
     key: str | None = None
     with_features: bool = False
     challengers: Mapping[str, Any] = dataclass_field(default_factory=dict)
+    on_drift: Challenger | None = None
     rollout: Policy | None = None
     rollout_key: str | None = None
     fallback: bool | int | float | str | None = None
@@ -168,7 +175,9 @@ class Pipeline:
         check_slices(self)
         check_segments(self)
         check_times(self)
-        if self.challengers and self.rollout is None:
+        if self.rollout is None and self.on_drift is not None:
+            self.rollout = Canary()
+        elif self.rollout is None and self.challengers:
             self.rollout = Shadow()
         check_rollout(self)
 
@@ -307,19 +316,36 @@ class Pipeline:
         """`learner` without what is declared around it."""
         return learner_for(self.model.clone(), self.columns, self.task)
 
-    def equipped(self, learner: Learner) -> Learner:
-        """A plain learner with what is declared around it: for rare classes, and for segments."""
+    def equipped(self, learner: Learner, share: float = 1.0) -> Learner:
+        """A plain learner with what is declared around it: for rare classes, and for segments.
+
+        ``share`` is that of the labels which it learns.
+        """
         learner = with_imbalance(learner, self.imbalance)
+        if share < 1:
+            learner = Thinned(learner, share)
         if self.model_key is None:
             return learner
         return Segmented(learner, self.max_segments, self.segment_after)
 
     def challenging(self) -> dict[str, Learner]:
         """A fresh learner of each challenger, by name, in the order of their declaration."""
-        return {
-            name: self.equipped(learner_for(model.clone(), self.columns, self.task))
-            for name, model in self.challengers.items()
-        }
+        return {name: self._challenging(each) for name, each in self.challengers.items()}
+
+    @property
+    def starts_on_drift(self) -> OnDrift | None:
+        """What drift starts."""
+        declared = self.on_drift
+        if declared is None:
+            return None
+        return OnDrift(declared, lambda: self._challenging(declared))
+
+    def _challenging(self, declared: Any) -> Learner:
+        """A fresh learner of a challenger, a River model or one with what is declared around it."""
+        model, share = declared, 1.0
+        if isinstance(declared, Challenger):
+            model, share = declared.fresh, declared.learn
+        return self.equipped(learner_for(model.clone(), self.columns, self.task), share)
 
     @property
     def time_scale(self) -> float:

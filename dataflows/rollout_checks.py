@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from river import base
 
+from models.challenger import Challenger
+from models.drift import LOSS
 from models.learner import Task
 from models.policies import check_policy
 from models.river_adapter import check_fits
@@ -43,14 +45,31 @@ def check_rollout(pipeline: Pipeline) -> None:
             "label=, or leave out challengers= and rollout="
         )
     for name, model in pipeline.challengers.items():
-        _check_challenger(pipeline, name, model, where)
+        _check_name(pipeline, name, where)
+        _check_challenger(pipeline, model, f"challenger {name!r} of {where}")
+    if pipeline.on_drift is not None:
+        _check_on_drift(pipeline, f"on_drift= of {where}")
     check_policy(pipeline.rollout, pipeline.task, len(pipeline.challengers), where)
     pipeline.schema.require_present(pipeline.traffic_field, ("text",), f"{where} (rollout_key=)")
     if pipeline.fallback is not None:
         _check_fallback(pipeline, where)
 
 
-def _check_challenger(pipeline: Pipeline, name: object, model: object, where: str) -> None:
+def _check_on_drift(pipeline: Pipeline, where: str) -> None:
+    if not isinstance(pipeline.on_drift, Challenger):
+        raise DeclarationError(
+            f"{where} is {pipeline.on_drift!r}: give Challenger(fresh=…, warm=…), with a River "
+            "model as fresh="
+        )
+    if not any(monitor.subject == LOSS for monitor in pipeline.monitors):
+        raise DeclarationError(
+            f"{where} is for a loss that has drifted, and nothing watches it: give "
+            "monitors=[monitor('loss')] as well"
+        )
+    _check_challenger(pipeline, pipeline.on_drift, where)
+
+
+def _check_name(pipeline: Pipeline, name: object, where: str) -> None:
     try:
         if not isinstance(name, str):
             raise InputError(f"model name {name!r} is no text")
@@ -62,15 +81,23 @@ def _check_challenger(pipeline: Pipeline, name: object, model: object, where: st
             f"challenger {name!r} of {where} has the name of the model that it challenges: give "
             "it another one"
         )
+
+
+def _check_challenger(pipeline: Pipeline, model: object, where: str) -> None:
+    if isinstance(model, Challenger):
+        fault = model.fault()
+        if fault is not None:
+            raise DeclarationError(f"{where}: {fault}")
+        model = model.fresh
     if not isinstance(model, base.Estimator):
         raise DeclarationError(
-            f"challenger {name!r} of {where} is {model!r}, and no River model: give an object, "
-            "such as tree.HoeffdingTreeClassifier()"
+            f"{where} is {model!r}, and no River model: give an object, such as "
+            "tree.HoeffdingTreeClassifier()"
         )
     try:
         check_fits(model, pipeline.task)
     except DeclarationError as error:
-        raise DeclarationError(f"challenger {name!r} of {where}: {error}") from None
+        raise DeclarationError(f"{where}: {error}") from None
 
 
 def _check_fallback(pipeline: Pipeline, where: str) -> None:

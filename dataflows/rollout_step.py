@@ -12,6 +12,7 @@ from dataflows.encode import Results
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
 from models.answered import Answered
+from models.challenger import Challenger
 from models.command import Command
 from models.deployment import Deployment
 from models.fit import check_columns
@@ -33,6 +34,7 @@ def rollouts_of(pipeline: Pipeline) -> Rollouts | None:
     deployment = Deployment(
         pipeline.model_name, list(pipeline.challengers), pipeline.rollout, pipeline.task,
         pipeline.name,
+        {n: each.grace for n, each in pipeline.challengers.items() if isinstance(each, Challenger)},
     )  # fmt: skip
     return Rollouts(deployment, pipeline.task, pipeline.fallback)
 

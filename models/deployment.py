@@ -9,7 +9,7 @@ not depend on how the stream is cut.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -81,6 +81,7 @@ class Deployment:
         policy: in force at first.
         task: of the models.
         pipeline: its name; rollouts are called after it.
+        grace: see below.
 
     Attributes:
         champion: who leads now.
@@ -91,11 +92,18 @@ class Deployment:
         leaving: models that are not needed any more, to be removed by whoever runs them.
         numbers: of the models, by which `RolloutRows.arms` knows them.
         known: all models there ever were.
-        born: those that drift has started, each with the labels of grace that it has.
+        born: those that drift has started.
+        grace: labels that challengers learn before they are judged; 0 of those that are not here.
     """
 
     def __init__(
-        self, champion: str, challengers: Sequence[str], policy: Policy, task: Task, pipeline: str
+        self,
+        champion: str,
+        challengers: Sequence[str],
+        policy: Policy,
+        task: Task,
+        pipeline: str,
+        grace: Mapping[str, int] | None = None,
     ) -> None:
         self._task, self._pipeline = task, pipeline
         self.policy = copy.deepcopy(policy)  # a bandit's learns
@@ -107,7 +115,8 @@ class Deployment:
         self.leaving: list[str] = []
         self.numbers = {champion: 0}
         self.known = {champion}
-        self.born: dict[str, int] = {}
+        self.born: set[str] = set()
+        self.grace = dict(grace or {})
         self._declared = copy.deepcopy(policy)
         self._next_number = 1
         self._rollouts = 0
@@ -190,7 +199,8 @@ class Deployment:
         count = 1
         while (name := f"fresh-{count}") in self.known:
             count += 1
-        self.born[name] = drift.grace
+        self.born.add(name)
+        self.grace[name] = drift.grace
         warm = drift.bear(name, step)
         self.add(name)
         why = (
@@ -222,7 +232,7 @@ class Deployment:
         rollout = f"{self._pipeline}-{self._rollouts}"
         contest = Contest(
             name, self.numbers[name], rollout, self.policy, self._task, time,
-            self._stays_in_shadow(name), self.born.get(name, 0),
+            self._stays_in_shadow(name), self.grace.get(name, 0),
         )  # fmt: skip
         self.contests.append(contest)
         why = why or f"{type(self.policy).__name__} begins"
@@ -293,7 +303,7 @@ class Deployment:
         if drift is not None:
             last = rows.steps - 1 if trigger is None else trigger.step
             tried = {*self.waiting, *(each.challenger for each in self.contests)}
-            alarm = drift.look(self.champion, last, not tried & self.born.keys())
+            alarm = drift.look(self.champion, last, not tried & self.born)
             if alarm is not None and alarm[0] < last:
                 trigger, contest = None, None
         if trigger is not None:

@@ -33,7 +33,7 @@ class LabelledRows:
 
     def __init__(self, most: int, width: int, numbers: bool) -> None:
         self.most = most
-        self.count = 0  # rows that ever came
+        self.count = self._since = 0  # rows that ever came; the first of those known
         self._features = np.zeros((most, width))
         self._targets: F64 | list[Any] = np.zeros(most) if numbers else [None] * most
         self._told = 0
@@ -55,7 +55,7 @@ class LabelledRows:
         self, features: F64 | None = None, targets: Targets | None = None
     ) -> tuple[F64, Targets]:
         """The rows that are kept, oldest first, as if these had come as well."""
-        held = min(self.count, self.most)
+        held = min(self.count - self._since, self.most)
         places = np.arange(self.count - held, self.count) % max(self.most, 1)
         rows, known = self._features[places], select(self._targets, places)
         if features is not None and targets is not None:
@@ -81,7 +81,7 @@ class LabelledRows:
             labels = [pickle.dumps(self._targets[at], protocol=5) for at in places.tolist()]
             delta.items["labels"] = Items(places, list(labels))
         delta.rows["rows"] = Rows(places, columns)
-        delta.blobs["count"] = b"%d %d" % (self.count, self.most)
+        delta.blobs["count"] = b"%d %d %d" % (self.count, self.most, self._since)
         self._told = self.count
         return delta
 
@@ -92,9 +92,9 @@ class LabelledRows:
         """
         if "count" not in image.blobs:
             return
-        count, most = map(int, image.blobs["count"].split())
+        count, most, since = map(int, image.blobs["count"].split())
         stored = image.rows["rows"]
-        held = min(count, most)
+        held = min(count - since, most)
         order = np.searchsorted(stored.index, np.arange(count - held, count) % most)
         features = stored.columns["features"][order]
         targets: Targets
@@ -103,6 +103,6 @@ class LabelledRows:
         else:
             labels = image.items["labels"].values
             targets = [pickle.loads(labels[at] or b"") for at in order.tolist()]
-        self.count = count - held
+        self.count = self._since = count - held
         self.add(features, targets)
         self._told = self.count if most == self.most else 0

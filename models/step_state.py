@@ -129,6 +129,7 @@ def _go_on(
     declared, stored = step.rollouts.deployment, record.deployment
     if stored is not None:
         stored.declare(declared.policy)
+        stored.grace |= declared.grace
         step.rollouts.deployment = stored
         for name in changed:
             stored.forget(name)

@@ -47,6 +47,7 @@ from dataflows.recovery.resume_point import (
     recovery_files,
     resume_epoch,
 )
+from models.challenger import Challenger
 from models.durable import why_not_durable
 from models.learner import Learner
 from models.registry import DIRECTORY, Registry
@@ -295,8 +296,10 @@ def _check_durable(pipeline: Pipeline) -> None:
     """Raise unless all models can be written down and taken up again."""
     models = {"the model": pipeline.model}
     models |= {f"challenger {name!r}": model for name, model in pipeline.challengers.items()}
+    if pipeline.on_drift is not None:
+        models["the model of on_drift="] = pipeline.on_drift
     for what, model in models.items():
-        reason = why_not_durable(model)
+        reason = why_not_durable(model.fresh if isinstance(model, Challenger) else model)
         if reason is not None:
             raise StateError(
                 f"{what} of pipeline {pipeline.name!r} can't be kept: {reason}; change it, or "

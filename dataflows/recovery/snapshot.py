@@ -24,6 +24,7 @@ from models.river_adapter import RiverLearner
 from models.sampled import Sampled
 from models.segmented import SEGMENT, Segmented
 from models.step_record import StepRecord, part_of
+from models.thinned import Thinned
 from models.version import Span, Version, finite
 from models.weights import final, weights
 from state.delta import Delta
@@ -90,7 +91,7 @@ def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapsh
 
 def to_river(learner: Learner) -> Any:
     """The River object of a learner; of one around others, the one behind that learns all."""
-    if isinstance(learner, Sampled):
+    if isinstance(learner, Sampled | Thinned):
         return to_river(learner.learner)
     if isinstance(learner, Segmented):
         return to_river(learner.shared)
