@@ -1,10 +1,10 @@
-"""The payments, with challengers that climb and fall in twenty thousand events."""
+"""The payments, with challengers that climb and fall, declared and started by drift."""
 
 from dataclasses import replace
 
 from river import linear_model, naive_bayes, optim, preprocessing
 
-from dataflows import Canary
+from dataflows import Canary, Challenger, monitor
 from dataflows.pipelines.payments import pipeline as shipped
 
 pipeline = replace(
@@ -14,6 +14,8 @@ pipeline = replace(
         | linear_model.LogisticRegression(optimizer=optim.SGD(0.02)),
         "bayes": preprocessing.StandardScaler() | naive_bayes.GaussianNB(),
     },
+    monitors=[monitor("loss", "PageHinkley", loss="brier", threshold=4.0, delta=0.001)],
+    on_drift=Challenger(fresh=naive_bayes.GaussianNB(), warm=300, learn=0.5),
     rollout=Canary(steps=(0.1, 0.3, 0.6, 1.0), hold_labels=100, report=1000),
     with_features=True,
 )
