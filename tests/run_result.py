@@ -95,7 +95,8 @@ def model_digests(trial: Trial, state: str) -> dict[str, str]:
 class _Values(pickle.Pickler):
     """Values alone: without the memory of which objects were the same one.
 
-    River's distributions hold a generator that is seeded by chance, for samples that nobody draws.
+    River's distributions hold a generator that is seeded by chance, for samples that nobody draws,
+    and its detectors hold methods of their own.
     """
 
     def __init__(self, file: io.BytesIO) -> None:
@@ -103,6 +104,8 @@ class _Values(pickle.Pickler):
         self.fast = True
 
     def reducer_override(self, found: Any) -> Any:
+        if isinstance(found, MethodType):
+            return str, (found.__name__,)
         if not isinstance(found, Distribution) or "_rng" not in vars(found):
             return NotImplemented
         rest = {name: value for name, value in vars(found).items() if name != "_rng"}

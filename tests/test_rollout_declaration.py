@@ -8,7 +8,20 @@ import pytest
 from river import anomaly, bandit, linear_model, tree
 
 import dataflows
-from dataflows import ABTest, Bandit, Canary, Guardrails, Pipeline, Shadow, field, inline, window
+from dataflows import (
+    ABTest,
+    Bandit,
+    Canary,
+    Challenger,
+    Guardrails,
+    Pipeline,
+    Shadow,
+    field,
+    inline,
+    window,
+)
+from dataflows.rollout_step import rollouts_of
+from models.thinned import Thinned
 from state.errors import DeclarationError
 from tests import test_control
 
@@ -56,6 +69,32 @@ def test_traffic_goes_by_the_field_that_is_published_by_unless_another_is_named(
     assert by_key.read_fields == ["amount", "shop"]
 
 
+def test_what_drift_starts_is_declared_with_a_monitor_and_climbs_by_evidence():
+    watched = [dataflows.monitor("loss")]
+    pipeline = orders(
+        challengers={}, monitors=watched, on_drift=Challenger(fresh=TREE, warm=7, learn=0.5)
+    )
+    assert isinstance(pipeline.rollout, Canary)
+    assert pipeline.controlled
+    starts = pipeline.starts_on_drift
+    assert starts is not None
+    one, other = starts.make(), starts.make()
+    assert one is not other
+    assert isinstance(one, Thinned)
+    assert one.share == 0.5
+    assert orders().starts_on_drift is None
+
+
+def test_a_challenger_may_learn_a_share_of_the_labels():
+    some = {"all": TREE, "some": Challenger(fresh=TREE, learn=0.1, grace=50)}
+    made = orders(challengers=some).challenging()
+    assert isinstance(made["some"], Thinned)
+    assert not isinstance(made["all"], Thinned)
+    rollouts = rollouts_of(orders(challengers=some))
+    assert rollouts is not None
+    assert rollouts.deployment.grace == {"some": 50}
+
+
 def test_a_challenger_is_fresh_each_time():
     pipeline = orders()
     one, other = pipeline.challenging()["tree"], pipeline.challenging()["tree"]
@@ -80,6 +119,20 @@ WRONG = {
     "fallback=1.5 of pipeline 'p' must be the probability": {"fallback": 1.5},
     "fallback='no' of pipeline 'p' must be the probability": {"fallback": "no"},
     "fallback=nan of pipeline 'p' must be the probability": {"fallback": float("nan")},
+    "on_drift= of pipeline 'p' is 'tree': give Challenger": {"on_drift": "tree"},
+    "on_drift= of pipeline 'p' is for a loss": {"on_drift": Challenger(fresh=TREE)},
+    "on_drift= of pipeline 'p' is 5, and no River model": {
+        "on_drift": Challenger(fresh=5), "monitors": [dataflows.monitor("loss")],
+    },
+    "on_drift= of pipeline 'p': warm=-1": {
+        "on_drift": Challenger(fresh=TREE, warm=-1), "monitors": [dataflows.monitor("loss")],
+    },
+    "challenger 'x' of pipeline 'p': learn=2": {
+        "challengers": {"x": Challenger(fresh=TREE, learn=2)}
+    },
+    "challenger 'x' of pipeline 'p': LinearRegression": {
+        "challengers": {"x": Challenger(fresh=LINE)}
+    },
     "has no label, and models are compared": {
         "label": None,
         "model": anomaly.HalfSpaceTrees(seed=1),

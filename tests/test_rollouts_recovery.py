@@ -54,8 +54,12 @@ def test_the_backlog_holds_a_fall_a_climb_and_answers(unharmed: Trial) -> None:
     told = [(each["action"], each["challenger"]) for each in decisions(unharmed)]
     assert [pair for pair in told if pair[0] != "progress"] == [
         ("started", "faster"), ("stepped", "faster"), ("stepped", "faster"),
-        ("promoted", "faster"), ("started", "bayes"), ("rolled_back", "bayes"),
+        ("promoted", "faster"), ("started", "bayes"), ("started", "fresh-1"),
+        ("rolled_back", "bayes"), ("rolled_back", "fresh-1"),
+        ("started", "fresh-2"), ("rolled_back", "fresh-2"),
         ("refused", "nobody"), ("refused", "x"),
+        ("started", "fresh-3"), ("rolled_back", "fresh-3"),
+        ("started", "fresh-4"), ("rolled_back", "fresh-4"),
     ]  # fmt: skip
 
 

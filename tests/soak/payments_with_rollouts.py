@@ -14,8 +14,8 @@ pipeline = replace(
         | linear_model.LogisticRegression(optimizer=optim.SGD(0.02)),
         "bayes": preprocessing.StandardScaler() | naive_bayes.GaussianNB(),
     },
-    monitors=[monitor("loss", "PageHinkley", loss="brier", threshold=4.0, delta=0.001)],
-    on_drift=Challenger(fresh=naive_bayes.GaussianNB(), warm=300, learn=0.5),
+    monitors=[monitor("loss", "PageHinkley", loss="brier", cooldown="2h", threshold=4.0)],
+    on_drift=Challenger(fresh=shipped.model, warm=300, learn=0.5),
     rollout=Canary(steps=(0.1, 0.3, 0.6, 1.0), hold_labels=100, report=1000),
     with_features=True,
 )
