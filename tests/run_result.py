@@ -8,6 +8,7 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any
 
 import numpy as np
