@@ -91,7 +91,7 @@ class KeySlots:
 
     def slots(self, keys: Sequence[str]) -> I64:
         """The slot of each key, `(rows,) int64`; a new key is given a slot, freed ones first."""
-        if type(keys) is not list and isinstance(keys, CodedTexts):
+        if type(keys) is CodedTexts:  # of a sequence of Python's, isinstance is dear
             self._coded = self._coded or CodeSlots()
             return self._coded.slots(keys, self.slots)
         texts = keys if type(keys) is Texts else texts_of(keys)
