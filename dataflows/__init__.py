@@ -22,12 +22,12 @@ if TYPE_CHECKING:
         target,
         window,
     )
-    from dataflows.messages import Delayed, Event, Label, Prediction, inline
+    from dataflows.messages import Delayed, Event, Label, Prediction, Ranking, inline
     from dataflows.pipeline import Pipeline
     from models.challenger import Challenger
     from models.drift import monitor
     from models.imbalance import class_weights, oversample, undersample
-    from models.policies import ABTest, Bandit, Canary, Guardrails, Shadow
+    from models.policies import ABTest, Bandit, Canary, Guardrails, Interleave, Shadow
     from models.slices import slice_by
 
 __all__ = [
@@ -38,9 +38,11 @@ __all__ = [
     "Delayed",
     "Event",
     "Guardrails",
+    "Interleave",
     "Label",
     "Pipeline",
     "Prediction",
+    "Ranking",
     "Shadow",
     "class_weights",
     "day_of_week",
@@ -68,9 +70,11 @@ _HOMES = {
     "Delayed": "dataflows.messages",
     "Event": "dataflows.messages",
     "Guardrails": "models.policies",
+    "Interleave": "models.policies",
     "Label": "dataflows.messages",
     "Pipeline": "dataflows.pipeline",
     "Prediction": "dataflows.messages",
+    "Ranking": "dataflows.messages",
     "Shadow": "models.policies",
     "class_weights": "models.imbalance",
     "inline": "dataflows.messages",

@@ -16,6 +16,7 @@ from models.learner import Task
 from models.losses import check_loss
 from models.metrics import metric
 from models.river_adapter import check_fits
+from models.rollout_rows import MOST_CANDIDATES
 from models.slices import SliceBy
 from state.durations import parse_duration_ms
 from state.errors import DeclarationError
@@ -51,6 +52,34 @@ def check_names(pipeline: Pipeline) -> None:
         )
     if pipeline.key is not None:
         schema.require_present(pipeline.key, ("text",), f"{where} (key=)")
+
+
+def check_candidates(pipeline: Pipeline) -> None:
+    """What is ranked is a list of texts, and a label can name one of them."""
+    name, where = pipeline.candidates, f"pipeline {pipeline.name!r}"
+    if name is None:
+        return
+    schema = pipeline.schema
+    found = schema.require_present(name, ("text",), f"{where} (candidates=)")
+    if not found.several:
+        raise DeclarationError(
+            f"candidates={name!r} of {where} must be a list of texts, such as list[str]: "
+            f"{schema.type_name}.{name} is one text"
+        )
+    for what in ("id", "time", "key", "rollout_key"):
+        field = getattr(pipeline, what)
+        if field is not None and field in schema.fields and schema.fields[field].several:
+            raise DeclarationError(f"{what}={field!r} of {where} must be one value, not a list")
+    most = pipeline.max_candidates
+    if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= MOST_CANDIDATES - 1:
+        raise DeclarationError(
+            f"max_candidates={most!r} of {where} must be from 1 to {MOST_CANDIDATES - 1:,}"
+        )
+    if not isinstance(pipeline.label, Delayed):
+        raise DeclarationError(
+            f"{where} ranks candidates, and its label comes later: give label=Choice.target(…), "
+            "with the field that names the candidate that was chosen"
+        )
 
 
 def check_features(pipeline: Pipeline) -> None:
@@ -268,7 +297,16 @@ def _check_delayed(pipeline: Pipeline, label: Delayed) -> None:
     _check_time(schema, label.time, where)
     for duration in (label.wait, label.correct_within, label.early):
         parse_duration_ms(duration)
-    _check_otherwise(label, schema.fields[label.field].kind, where)
+    kind = schema.fields[label.field].kind
+    if pipeline.candidates is not None:
+        schema.require_present(label.field, ("text",), f"{where}, which names a candidate,")
+        kind = "boolean"
+        if label.otherwise not in (None, False):
+            raise DeclarationError(
+                f"otherwise={label.otherwise!r} of {where}: a candidate that nobody chose was not "
+                "chosen; leave it out"
+            )
+    _check_otherwise(label, kind, where)
 
 
 _KINDS: dict[str, tuple[type, ...]] = {"boolean": (bool,), "number": (int, float), "text": (str,)}

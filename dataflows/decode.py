@@ -29,6 +29,7 @@ from dataflows.event_time import FIRST_MS, LAST_MS, parse_times_ms
 from dataflows.json_columns import json_columns
 from dataflows.messages import DeadLetter, Delayed, Inline, field_types
 from dataflows.pipeline import Pipeline
+from dataflows.row_ids import row_id
 from dataflows.typed_rows import TypedRows
 from state.durations import format_duration_ms, parse_duration_ms
 from state.extent import LARGEST, extent, extents
@@ -122,7 +123,8 @@ class BatchDecoder:
             self._read_label_time = column_reader([self._label.time])
             self._read_label = column_reader([self._label.id, self._label.field])
         self._time_scale = pipeline.time_scale
-        self._row_features = list(pipeline.row_features)
+        self._ranks = pipeline.candidates is not None  # then row features come with the candidates
+        self._row_features = [] if self._ranks else list(pipeline.row_features)
         self._width = len(pipeline.columns)
         self._number_fields = list(pipeline.number_fields)
         self._read_numbers = column_reader(self._number_fields)
@@ -301,6 +303,8 @@ class BatchDecoder:
         if label is None or not structs:
             return NO_LABELS
         ids, values = self._read_label(structs)
+        if self._ranks:
+            ids, values = list(map(row_id, ids, values)), [True] * len(ids)
         return LabelRows(
             ids=ids,
             values=values,

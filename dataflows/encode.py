@@ -8,15 +8,18 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from dataflows.batch import Batch, Wake
 from dataflows.json_lines import LineWriter
-from dataflows.messages import DeadLetter, DriftSignal, RolloutMessage
+from dataflows.messages import DeadLetter, DriftSignal, Ranked, Ranking, RolloutMessage
 from dataflows.pipeline import Pipeline
+from dataflows.row_ids import event_id
 from dataflows.sink.bus_sink import part_name
 from dataflows.sink.outgoing import Mark, Marking, Outgoing
 from models.learner import NO_LABEL, Predictions, Task
 from models.outcome import Corrected, Learned
+from models.ranking import EVENT
 from state.texts import Texts
 
 
@@ -27,6 +30,7 @@ class Results(msgspec.Struct):
     labels of a topic of their own that were used; their tags say which event they are of, counted
     from the start of the process. ``models`` has who served each event, None where all were served
     by the pipeline's own model; ``instead_of`` whom it stood in for, None where nobody failed.
+    ``ranks`` has where each candidate of a ranking stands, from 1.
     """
 
     batch: Batch
@@ -39,6 +43,7 @@ class Results(msgspec.Struct):
     decisions: list[RolloutMessage] = msgspec.field(default_factory=list)
     models: Sequence[str] | None = None
     instead_of: Sequence[str | None] | None = None
+    ranks: NDArray[np.int64] | None = None
 
 
 _COMMON = [
@@ -73,12 +78,13 @@ class Encoder:
         self._marking = Marking.of(pipeline)
         self._task = pipeline.task
         self._model = pipeline.model_name
+        self._candidates = pipeline.candidates or ""
         self._names = pipeline.columns if pipeline.with_features else None
         fields = _COMMON + _EXTRA[pipeline.task]
         if self._names:
             fields = [*fields, ("features", dict)]
         self._lines: LineWriter | None = None
-        if self._task is not Task.MULTICLASS and not self._names:
+        if self._task is not Task.MULTICLASS and not self._names and not self._candidates:
             self._lines = LineWriter(self._task, self._events, self._model)
         self._row = msgspec.defstruct("Prediction", fields, gc=False)
         fields = [*fields, ("instead_of", str | None, None)]
@@ -106,8 +112,11 @@ class Encoder:
         elif partition is None:
             self._divide(result, outgoing)
         else:
-            times, offsets, read_at = batch.rows.times, batch.rows.offsets, batch.raw.read_at
             topic, rows = self._predicted, self._lines_of(result, partition)
+            sources, read_at = batch.rows, batch.raw.read_at
+            if result.ranks is not None:
+                sources = sources.take(first_rows(batch))
+            times, offsets = sources.times, sources.offsets
             item = Outgoing(partition, {topic: rows}, times, read_at, {topic: offsets}, batch.raw)
             if not (batch.dead or result.dead or result.signals or result.decisions):
                 return [(part_name(partition), item)]
@@ -124,16 +133,19 @@ class Encoder:
     def _divide(self, result: Results, outgoing: dict[int, Outgoing]) -> None:
         """The predictions of a batch whose events are from several partitions."""
         batch, topic = result.batch, self._predicted
-        partitions = batch.partitions
-        rows = self._predictions(result, partitions.tolist())
+        sources = batch.rows
+        if result.ranks is not None:
+            sources = sources.take(first_rows(batch))
+        partitions = sources.partitions
+        rows = self._predictions(result, batch.partitions.tolist())
         for partition in np.unique(partitions).tolist():
             places = np.flatnonzero(partitions == partition)
             outgoing[partition] = Outgoing(
                 partition,
                 {topic: [rows[place] for place in places.tolist()]},
-                batch.rows.times[places],
+                sources.times[places],
                 batch.raw.read_at,
-                {topic: batch.offsets[places]},
+                {topic: sources.offsets[places]},
                 batch.raw,
             )
 
@@ -165,6 +177,8 @@ class Encoder:
         return lines.write(ids, batch.times, offsets, partition, versions, result.predictions)
 
     def _predictions(self, result: Results, partitions: Iterable[int]) -> list[bytes]:
+        if result.ranks is not None:
+            return self._rankings(result)
         batch = result.batch
         columns: list[Iterable[Any]] = [
             batch.ids,
@@ -187,6 +201,46 @@ class Encoder:
         lines = self._encoder.encode_lines(list(map(row, *columns))).split(b"\n")
         lines.pop()  # what stands behind the last line's end
         return lines
+
+    def _rankings(self, result: Results) -> list[bytes]:
+        """A line per event, with its candidates in the order of their ranks."""
+        batch, ranks = result.batch, result.ranks
+        assert ranks is not None
+        first = first_rows(batch)
+        order = np.lexsort((ranks, batch.columns[EVENT])).tolist()
+        items = batch.columns[self._candidates]
+        scores = _answers(self._task, result.predictions)[-1]
+        models, names = result.models, self._names
+        features = batch.features.tolist() if names else []
+        entries = [
+            Ranked(
+                items[row],
+                scores[row],
+                self._model if models is None else models[row],
+                dict(zip(names, features[row], strict=True)) if names else None,
+            )
+            for row in order
+        ]
+        ends = [*first[1:].tolist(), len(batch)]
+        versions = result.versions
+        rankings = [
+            Ranking(
+                event_id(batch.ids[start]), int(batch.times[start]), self._events,
+                int(batch.partitions[start]), int(batch.offsets[start]),
+                "+".join(dict.fromkeys(each.ranker for each in entries[start:end])),
+                versions[start], entries[start:end],
+            )
+            for start, end in zip(first.tolist(), ends, strict=True)
+        ]  # fmt: skip
+        lines = self._encoder.encode_lines(rankings).split(b"\n")
+        lines.pop()
+        return lines
+
+
+def first_rows(batch: Batch) -> NDArray[np.int64]:
+    """`(events,) int64`: of a ranking, the first row of each event that has one."""
+    events = batch.columns[EVENT]
+    return np.flatnonzero(np.r_[True, events[1:] != events[:-1]][: len(events)])
 
 
 def _answers(task: Task, predictions: Predictions) -> list[list[Any]]:

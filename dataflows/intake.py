@@ -23,6 +23,7 @@ from dataflows.admission import Admission
 from dataflows.alignment import AlignedReader
 from dataflows.batch import IDLE, Batch
 from dataflows.bus import Bus, BusError, Lost, TopicPartition
+from dataflows.candidates import Candidates
 from dataflows.decode import BatchDecoder
 from dataflows.event_time import FIRST_MS
 from dataflows.metrics import WorkerMetrics
@@ -140,6 +141,7 @@ class _SharedReader:
             patience_s=options.patience_s,
         )
         self._decoder = BatchDecoder(pipeline)
+        self._candidates = None if pipeline.candidates is None else Candidates(pipeline)
         self._admission = Admission(pipeline.topics.events, pipeline.lateness, pipeline.duplicates)
         self._ends: dict[TopicPartition, int] | None = None
         self._aside: dict[int, dict[str, int]] = {}
@@ -224,6 +226,8 @@ class _SharedReader:
             return self._nothing()
         self._quiet_since = None
         batch = self._admission.admit(self._decoder.decode(raw))
+        if self._candidates is not None:
+            batch = self._candidates.spread(batch)
         if batch.control is not None:
             batch.control_time = self._time_of_control(batch)
         self._metrics.on_batch(raw, batch)

@@ -8,6 +8,7 @@ from dataflows.batch import Batch, LabelRows
 from dataflows.dead_letters import payload_fields
 from dataflows.messages import Cause, DeadLetter
 from dataflows.pipeline import Topics
+from dataflows.row_ids import told
 from models import outcome as reasons
 from models.outcome import GivenUp, Outcome
 
@@ -68,7 +69,7 @@ class LabelTrouble:
             partition=note.partition,
             offset=note.offset,
             reason=SHORT[reason],
-            detail=f"id {note.id!r}: {reason}",
+            detail=f"id {told(note.id)!r}: {reason}",
             **payload_fields(note.payload),
         )
 

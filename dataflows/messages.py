@@ -167,6 +167,31 @@ class Prediction(_FromSource, msgspec.Struct, kw_only=True, omit_defaults=True):
     instead_of: str | None = None
 
 
+class Ranked(msgspec.Struct, omit_defaults=True):
+    """A candidate in a `Ranking`: its score, and the model that placed it where it stands."""
+
+    item: str
+    score: float | None
+    ranker: str
+    features: dict[str, float] | None = None
+
+
+class Ranking(msgspec.Struct):
+    """One prediction of a pipeline with candidates: what to show, the best first.
+
+    As `Prediction`; ``model`` has all rankers, joined by ``+`` where a list was interleaved.
+    """
+
+    id: str
+    ts: int
+    topic: str
+    partition: int
+    offset: int
+    model: str
+    version: int
+    ranking: list[Ranked]
+
+
 class DeadLetter(_FromSource, msgspec.Struct, kw_only=True):
     """A message that could not be used, on ``<pipeline>.dead-letters``.
 

@@ -134,6 +134,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             rollouts=rollouts,
             segments=Segments(key, pipeline.max_segments) if key is not None else None,
             on_drift=pipeline.starts_on_drift,
+            ranking=pipeline.candidates is not None,
         )
         self._windows = label_windows(pipeline)
         self._rollouts: RolloutStep | None = None
@@ -217,6 +218,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         signals = [self._signal(alarm, batch, outcome) for alarm in outcome.alarms]
         predictions, versions = outcome.predictions[champion], outcome.versions(champion)
         results = Results(batch, predictions, versions, dead, signals)
+        results.ranks = outcome.ranks
         if not self._inline:
             results.learned, results.corrected = outcome.learned, outcome.corrected
         if self._rollouts is not None:
@@ -249,7 +251,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         return () if self._rollouts is None else self._rollouts.keys(batch)
 
     def _learn_delayed(self, batch: Batch, dead: list[DeadLetter]) -> Outcome:
-        labels, first = batch.labels, self._events
+        labels, first, ranks = batch.labels, self._events, self.prequential.ranking is not None
         self._events = first + len(batch)
         outcome = self.prequential.run(
             ids=batch.ids,
@@ -259,7 +261,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             label_values=self._target.read(labels.values, None),
             label_times=labels.times,
             order=batch.order,
-            tags=np.arange(first, self._events).astype(np.int32),
+            tags=None if ranks else np.arange(first, self._events).astype(np.int32),
             note=lambda row: self._labels.note(labels, row),
             fill=self._filling(batch),
             fields=batch.columns,
@@ -295,11 +297,17 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             self._metrics.on_segments(self.prequential.segments.report(learner))
 
     def _quality(self) -> dict[tuple[str, str], float]:
-        return {
+        found = {
             (model, name): metric.value
             for model, metrics in self.prequential.metrics.items()
             for name, metric in metrics.items()
         }
+        ranked = self.prequential.ranking
+        return (
+            found
+            if ranked is None
+            else found | {("served", name): value for name, value in ranked.values().items()}
+        )
 
     def _refuse_huge(self, batch: Batch) -> list[DeadLetter]:
         """Events with a feature whose square a model could not hold."""

@@ -7,12 +7,13 @@ Nothing here knows the engine that runs it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from typing import Any
 
 from dataflows.checks import (
     TIME_UNITS_MS,
+    check_candidates,
     check_features,
     check_label,
     check_model,
@@ -129,6 +130,11 @@ class Pipeline:
         fallback: what is served when the champion fails and no model can stand in: binary, the
             probability of true; multi-class, a class; else a number. None: no answer.
         with_features: put the features into every prediction.
+        candidates: a list of texts of the event: the pipeline ranks them. Each is a row of its own
+            (`dataflows.candidates`): the field stands for the candidate in features, another list
+            of the event for what it has of it. The label names the one that was chosen; the others
+            were not when its wait is over.
+        max_candidates: of an event; one with more is a dead letter.
 
     Raises:
         DeclarationError: when something in it cannot work.
@@ -159,16 +165,21 @@ class Pipeline:
     rollout: Policy | None = None
     rollout_key: str | None = None
     fallback: bool | int | float | str | None = None
+    candidates: str | None = None
+    max_candidates: int = 100
     schema: Schema = dataclass_field(init=False, repr=False)
     task: Task = dataclass_field(init=False)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.event, type) and issubclass(self.event, Event)):
             raise DeclarationError(f"event of pipeline {self.name!r} must be a subclass of Event")
-        self.schema = Schema.of(self.event)
+        self.schema = Schema.of(self.event, lists=self.candidates is not None)
         check_names(self)
+        check_candidates(self)
         check_features(self)
         check_label(self)
+        if self.candidates is not None and isinstance(self.label, Delayed):
+            self.label = replace(self.label, otherwise=False)
         self.task = find_task(self)
         check_model(self)
         check_monitors(self)
@@ -224,7 +235,9 @@ class Pipeline:
     @property
     def partition_field(self) -> str | None:
         """The field whose value decides an event's partition."""
-        return self.key or next(iter([*self.entities, *self.label_windows]), None)
+        entities = [*self.entities, *self.label_windows]
+        alone = (name for name in entities if not self.schema.fields[name].several)
+        return self.key or next(alone, None)
 
     @property
     def traffic_field(self) -> str:
@@ -258,7 +271,9 @@ class Pipeline:
 
     @property
     def target_kind(self) -> Kind | None:
-        """Of what kind the label's value is; None without a label."""
+        """Of what kind the label's value is; None without a label. A candidate is chosen or not."""
+        if self.candidates is not None:
+            return "boolean"
         if isinstance(self.label, Inline):
             return self.schema.fields[self.label.field].kind
         if isinstance(self.label, Delayed):
@@ -276,6 +291,8 @@ class Pipeline:
                     names[feature.value] = None
             elif feature.field != self.time:
                 names[feature.field] = None
+        if self.candidates is not None:
+            names[self.candidates] = None
         return list(names)
 
     @property
@@ -289,7 +306,8 @@ class Pipeline:
         ]
         traffic = [self.traffic_field] if self.controlled and self.traffic_field != self.id else []
         keys = [self.model_key] if self.model_key is not None else []
-        return list(dict.fromkeys([*self.label_windows, *subjects, *keys, *traffic]))
+        ranked = [] if self.candidates is None else [self.candidates]
+        return list(dict.fromkeys([*self.label_windows, *subjects, *keys, *traffic, *ranked]))
 
     @property
     def read_fields(self) -> list[str]:
@@ -303,7 +321,7 @@ class Pipeline:
         An integer may be too large for a float. Floats are made into features first.
         """
         fields = self.schema.fields
-        names = [name for name in self.read_fields if fields[name].integer]
+        names = [n for n in self.read_fields if fields[n].integer and not fields[n].several]
         if isinstance(self.label, Inline) and fields[self.label.field].kind == "number":
             names.append(self.label.field)
         return names

@@ -11,7 +11,7 @@ from river import base
 from models.challenger import Challenger
 from models.drift import LOSS
 from models.learner import Task
-from models.policies import check_policy
+from models.policies import Interleave, check_policy
 from models.river_adapter import check_fits
 from models.version import check_name
 from state.errors import DeclarationError, InputError
@@ -50,6 +50,10 @@ def check_rollout(pipeline: Pipeline) -> None:
     if pipeline.on_drift is not None:
         _check_on_drift(pipeline, f"on_drift= of {where}")
     check_policy(pipeline.rollout, pipeline.task, len(pipeline.challengers), where)
+    if isinstance(pipeline.rollout, Interleave) and pipeline.candidates is None:
+        raise DeclarationError(
+            f"Interleave of {where} is for rankings: name the event's list of candidates= as well"
+        )
     pipeline.schema.require_present(pipeline.traffic_field, ("text",), f"{where} (rollout_key=)")
     if pipeline.fallback is not None:
         _check_fallback(pipeline, where)

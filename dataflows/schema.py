@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
@@ -16,12 +16,16 @@ Kind = Literal["number", "boolean", "text", "other"]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a message: its kind, and whether null, or an integer, is allowed."""
+    """One field of a message: its kind, and whether null, or an integer, is allowed.
+
+    ``several``: it is a list of such, one for each candidate of a ranking.
+    """
 
     name: str
     kind: Kind
     optional: bool
     integer: bool = False
+    several: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,10 @@ class Schema:
     fields: dict[str, Field]
 
     @classmethod
-    def of(cls, message: type[msgspec.Struct]) -> Schema:
-        """Read the annotations of ``message``."""
-        fields = {name: _field(name, kind) for name, kind in field_types(message).items()}
+    def of(cls, message: type[msgspec.Struct], lists: bool = False) -> Schema:
+        """Read the annotations of ``message``; with ``lists``, lists are of their entries' kind."""
+        read = _list_or_field if lists else _field
+        fields = {name: read(name, kind) for name, kind in field_types(message).items()}
         return cls(message.__name__, fields)
 
     def require(self, name: str, kinds: tuple[Kind, ...], where: str) -> Field:
@@ -72,6 +77,13 @@ _A = {
     "text": "text",
     "other": "neither a number nor text",
 }
+
+
+def _list_or_field(name: str, annotation: Any) -> Field:
+    bare = annotation.__origin__ if hasattr(annotation, "__metadata__") else annotation
+    if get_origin(bare) is not list:
+        return _field(name, annotation)
+    return replace(_field(name, get_args(bare)[0]), several=True)
 
 
 def _field(name: str, annotation: Any) -> Field:

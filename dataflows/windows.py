@@ -19,6 +19,7 @@ from bytewax.operators import StatefulBatchLogic
 from numpy.typing import NDArray
 
 from dataflows.batch import IDLE, Batch, EntityRows, Progress, Wake
+from dataflows.candidates import FIRST
 from dataflows.columns import Numbers
 from dataflows.features import EntityFeature
 from dataflows.metrics import WorkerMetrics
@@ -27,6 +28,7 @@ from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token, windows_of
 from dataflows.side_by_side import run_all
 from dataflows.taking import take_rows
+from models.ranking import EVENT
 from state.delta import Delta
 from state.durations import parse_duration_ms
 from state.entity import EntityState
@@ -66,6 +68,10 @@ class Router:
             entity: {feature.value for feature, _ in features if feature.value is not None}
             for entity, features in pipeline.entities.items()
         }
+        if pipeline.candidates is not None:
+            self._model_fields.append(EVENT)
+            for names in self._needed.values():
+                names.add(FIRST)
 
     def route(self, batch: Batch, watermark: int) -> list[Keyed]:
         """Keyed items for the window step, all of the batch; it tells the batch how many parts.
@@ -133,6 +139,7 @@ class ValueReader:
             if feature.value is not None
         }
         self._makers = [(name, _codes if text else _numbers) for name, text in named.items()]
+        self._ranks = pipeline.candidates is not None
 
     def read(self, columns: dict[str, Any]) -> dict[str, NDArray[Any]]:
         """Value name → ``(rows,)`` float64 (null is NaN) or int64 codes (null is `NULL_CODE`)."""
@@ -141,6 +148,8 @@ class ValueReader:
             values = columns[name]
             known = type(values) is Numbers and values.array.dtype is _FLOAT64
             found[name] = values.array if known else make(values)
+        if self._ranks:
+            found[FIRST] = columns[FIRST]
         return found
 
 
@@ -156,12 +165,18 @@ class EntityWindows:
         lateness_ms = parse_duration_ms(pipeline.lateness)
         groups: dict[str | None, list[tuple[int, EntityFeature]]] = {}
         self.width = 0
+        # The columns that all candidates of an event share.
+        self._shared: NDArray[np.int64] | None = None
+        shared: list[int] = []
         for feature, columns in pipeline.entities[entity]:
             value = feature.value
             nullable = value is not None and pipeline.schema.fields[value].optional
             place = columns.start if in_place else self.width
             groups.setdefault(value if nullable else None, []).append((place, feature))
+            shared += range(place, place + columns.stop - columns.start)
             self.width += columns.stop - columns.start
+        if pipeline.candidates is not None and not pipeline.schema.fields[entity].several:
+            self._shared = np.array(shared)
         self.groups = [
             (
                 value,
@@ -199,12 +214,33 @@ class EntityWindows:
         features: NDArray[np.float64],
     ) -> None:
         """Write the features of rows into ``features``, in order."""
+        if self._shared is not None:
+            self._fill_shared(self._shared, keys, times, columns, features)
+            return
         for value, state in self.groups:
             if value is None:
                 state.insert(keys, times, columns, features)
             else:
                 filled, mode = _without_nulls(columns, value)
                 state.update(keys, times, filled, mode, features)
+
+    def _fill_shared(
+        self,
+        place: NDArray[np.int64],
+        keys: Sequence[str],
+        times: NDArray[np.int64],
+        columns: dict[str, NDArray[Any]],
+        features: NDArray[np.float64],
+    ) -> None:
+        """Only the first row of each event enters; the others have its features."""
+        first = columns[FIRST] != 0
+        rows = np.flatnonzero(first)
+        found = features[rows]
+        own = {name: values[rows] for name, values in columns.items()}
+        self._shared = None
+        self.fill(take_rows(keys, rows), times[rows], own, found)
+        self._shared = place
+        features[:, place] = found[np.cumsum(first) - 1][:, place]
 
 
 class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):

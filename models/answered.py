@@ -27,6 +27,7 @@ class Answered:
         instead_of: per event, the model that was to serve and could not, or None; None: nowhere.
         decisions: with the event, or events + label, that brought each about.
         failures: predictions and lessons that failed, by model.
+        ranks: of rankings, `(events,) int64`, see `Served`.
     """
 
     predictions: Predictions
@@ -35,6 +36,7 @@ class Answered:
     instead_of: list[str | None] | None = None
     decisions: list[tuple[Decision, int]] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
+    ranks: NDArray[np.int64] | None = None
 
 
 FALLBACK = "fallback"

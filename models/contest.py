@@ -13,9 +13,9 @@ from models import decision as d
 from models.decision import Evidence
 from models.judge import Judge
 from models.learner import Task
-from models.policies import ABTest, Bandit, Canary, Policy, Shadow
+from models.policies import ABTest, Bandit, Canary, Interleave, Policy, Shadow
 from models.rails import LOSSES_OVER, SHIFT_OVER, Rails
-from models.rollout_rows import RolloutRows
+from models.rollout_rows import RANK_BITS, RolloutRows
 from state.durations import parse_duration_ms
 
 F64 = NDArray[np.float64]
@@ -56,6 +56,7 @@ class Contest:
         time: when it begins, event time in ms.
         in_shadow: it serves nobody, whatever the policy's shares are, until it is promoted.
         grace: labels that it learns before it is judged.
+        draft: its number, by which `RolloutRows.drafts` knows it.
 
     Attributes:
         share: of the keys that the challenger serves.
@@ -73,8 +74,10 @@ class Contest:
         time: int,
         in_shadow: bool = False,
         grace: int = 0,
+        draft: int = 0,
     ) -> None:
         self.challenger, self.number, self.rollout = challenger, number, rollout
+        self.draft = draft
         self.policy = policy
         self.rails = Rails(policy.guardrails)
         self.judge = Judge(policy, task)
@@ -88,7 +91,7 @@ class Contest:
             pass
         elif isinstance(policy, Canary):
             self.shares = [share for share in policy.steps if share < 1]
-        elif isinstance(policy, ABTest):
+        elif isinstance(policy, ABTest | Interleave):
             self.shares = [policy.split]
         self.share = self.shares[0] if self.shares else 0.0
 
@@ -120,7 +123,7 @@ class Contest:
         if not self.paused and not isinstance(self.policy, Shadow | Bandit):
             better = 0 if self.shown and len(steps) else look.better
             self._find_end(better, arms, times, add)
-            if isinstance(self.policy, ABTest):
+            if isinstance(self.policy, ABTest | Interleave):
                 end = self.began + parse_duration_ms(self.policy.horizon)
                 past = np.flatnonzero(rows.event_times >= end)
                 if past.size:
@@ -184,7 +187,7 @@ class Contest:
 
         To be asked at the labels of a report, so that it does not matter when one looks.
         """
-        decides = isinstance(self.policy, Canary | ABTest) and not self.paused
+        decides = isinstance(self.policy, Canary | ABTest | Interleave) and not self.paused
         return decides and not self.shown and self.judge.futile()
 
     def why_futile(self) -> str:
@@ -210,7 +213,18 @@ class Contest:
 
     def _judged(self, rows: RolloutRows, champion: str) -> I64:
         """The labels by which they are compared."""
-        return self._both(rows, champion)[self._grace :]
+        judged = self._both(rows, champion)[self._grace :]
+        if not isinstance(self.policy, Interleave):
+            return judged
+        assert rows.chosen is not None
+        ours = self._drafts(rows, judged) >> 1 == self.draft
+        return judged[np.flatnonzero(rows.chosen[judged] & ours)]
+
+    def _drafts(self, rows: RolloutRows, judged: I64) -> I64:
+        """In which rollout each was drafted, and by whom: an odd number, by the challenger."""
+        assert rows.drafts is not None
+        drafts: I64 = rows.drafts[rows.label_rows[judged]].astype(np.int64) >> RANK_BITS
+        return drafts
 
     def _both(self, rows: RolloutRows, champion: str) -> I64:
         """The labels of events that both had answered."""
@@ -218,6 +232,10 @@ class Contest:
         return np.flatnonzero(both)
 
     def _losses(self, rows: RolloutRows, champion: str, judged: I64) -> tuple[F64, F64]:
+        """Of champion and challenger; of an interleaved list, whose entry was not chosen has 1."""
+        if isinstance(self.policy, Interleave):
+            by_it = (self._drafts(rows, judged) & 1).astype(np.float64)
+            return by_it, 1.0 - by_it
         return rows.losses[champion][judged], rows.losses[self.challenger][judged]
 
 

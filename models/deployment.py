@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -20,8 +20,9 @@ from models import decision as d
 from models.contest import Contest, Trigger
 from models.decision import Decision
 from models.drift import Alarm
+from models.interleaving import draft
 from models.learner import Task
-from models.policies import ABTest, Bandit, Canary, Policy, described, reward_unit
+from models.policies import ABTest, Bandit, Canary, Interleave, Policy, described, reward_unit
 from models.rollout_rows import RolloutRows
 from models.traffic import divide, pull_arms
 
@@ -43,12 +44,15 @@ class Served:
         by: `(events,) uint8`: number of the model whose answer goes out, or `NOBODY`.
         meant: `(events,) uint8`: of the one that was to serve.
         leads: `(labels,) uint8`: number of the champion when each label came.
+        ranks: of rankings, `(events,) int64`: where an interleaved row stands, from 1; 0: the rows
+            of its event stand by what was answered.
         decisions: in order.
     """
 
     by: U8
     meant: U8
     leads: U8
+    ranks: I64 | None = None
     decisions: list[Decision] = field(default_factory=list)
 
 
@@ -172,16 +176,19 @@ class Deployment:
         """
         events, labels = len(rows.event_steps), len(rows.label_steps)
         served = Served(
-            np.empty(events, np.uint8), np.empty(events, np.uint8), np.empty(labels, np.uint8)
-        )
+            np.empty(events, np.uint8), np.empty(events, np.uint8), np.empty(labels, np.uint8),
+            None if rows.groups is None else np.zeros(events, np.int64),
+        )  # fmt: skip
         if rows.steps and self.waiting:
             served.decisions += self.begin(time, -1)
         first = event = label = 0
         while first < rows.steps:
-            part, trigger, contest, meant, alarm = self._next(rows, first, drift)
+            part, trigger, contest, meant, ranks, alarm = self._next(rows, first, drift)
             here, there = slice(event, event + len(meant)), len(part.label_steps)
             served.meant[here] = meant
             served.by[here] = part.arms[part.event_rows]
+            if served.ranks is not None and ranks.size:
+                served.ranks[here] = ranks
             served.leads[label : label + there] = self.numbers[self.champion]
             served.decisions += self._tell_of_failures(part, meant)
             for each in self.contests:
@@ -216,7 +223,8 @@ class Deployment:
             if self._stays_in_shadow(name):
                 begun.append(self.start(name, time, step))
                 continue
-            if isinstance(self.policy, Canary) and not all(c.in_shadow for c in self.contests):
+            one_at_a_time = isinstance(self.policy, Canary | Interleave)
+            if one_at_a_time and not all(c.in_shadow for c in self.contests):
                 break
             if isinstance(self.policy, ABTest):
                 taken = sum(contest.share for contest in self.contests) + self.policy.split
@@ -232,7 +240,7 @@ class Deployment:
         rollout = f"{self._pipeline}-{self._rollouts}"
         contest = Contest(
             name, self.numbers[name], rollout, self.policy, self._task, time,
-            self._stays_in_shadow(name), self.grace.get(name, 0),
+            self._stays_in_shadow(name), self.grace.get(name, 0), self._rollouts,
         )  # fmt: skip
         self.contests.append(contest)
         why = why or f"{type(self.policy).__name__} begins"
@@ -284,28 +292,36 @@ class Deployment:
 
     def _next(
         self, rows: RolloutRows, first: int, drift: DriftWatch | None
-    ) -> tuple[RolloutRows, Trigger | None, Contest | None, U8, tuple[int, Alarm] | None]:
+    ) -> tuple[RolloutRows, Trigger | None, Contest | None, U8, I64, tuple[int, Alarm] | None]:
         """The rows from `first` up to the next decision, assigned; and what is decided there.
 
-        The last two are who was meant to serve (`arms` holds who does), and the step and the drift
-        for which a fresh model is to be started, after anything else that is decided there.
+        The last three are who was meant to serve (`arms` holds who does), see `Served.ranks`, and
+        the step and the drift for which a fresh model is to be started, after anything else that is
+        decided there. Nothing is decided in the middle of an event's candidates.
         """
         part = rows if first == 0 else rows.part(first, rows.steps)
         leads = self.numbers[self.champion]
         pulls = isinstance(self.policy, Bandit) and bool(self.contests)
+        ranks = np.zeros(0, np.int64)
         if not pulls:
             meant = divide(part.hashes, self.contests, leads)
+            if isinstance(self.policy, Interleave):
+                ranks = draft(part, self.contests, (self.champion, leads), meant)
             part.arms[part.event_rows] = self._answering(part, meant)
         found = [(each.find(part, self.champion, leads, first), each) for each in self.contests]
         known = [(trigger, each) for trigger, each in found if trigger is not None]
         trigger, contest = min(known, key=lambda pair: pair[0], default=(None, None))
         alarm = None
+        if trigger is not None:
+            trigger = replace(trigger, step=rows.whole(trigger.step))
         if drift is not None:
             last = rows.steps - 1 if trigger is None else trigger.step
             tried = {*self.waiting, *(each.challenger for each in self.contests)}
             alarm = drift.look(self.champion, last, not tried & self.born)
-            if alarm is not None and alarm[0] < last:
-                trigger, contest = None, None
+            if alarm is not None:
+                alarm = rows.whole(alarm[0]), alarm[1]
+                if alarm[0] < last:
+                    trigger, contest = None, None
         if trigger is not None:
             part = rows.part(first, trigger.step + 1)
         elif alarm is not None:
@@ -317,7 +333,8 @@ class Deployment:
             pull_arms(part, self.policy.policy, numbers, reward_unit(self.policy, self._task))
             meant = part.arms[part.event_rows]
             part.arms[part.event_rows] = self._answering(part, meant)
-        return part, trigger, contest, meant[: len(part.event_steps)], alarm
+        events = len(part.event_steps)
+        return part, trigger, contest, meant[:events], ranks[:events], alarm
 
     def _answering(self, part: RolloutRows, meant: U8) -> U8:
         """Who answers in place of those that can't: the champion, or the one before it."""

@@ -110,6 +110,7 @@ class Outcome(msgspec.Struct):
         confirmed: labels that came after their wait and say what was assumed.
         held: labels that are kept from now on because their events have not come.
         answered: what is served; None: what the champion predicted.
+        ranks: of rankings, `(events,) int64`: where each candidate stands in its list, from 1.
     """
 
     predictions: dict[str, Predictions]
@@ -125,6 +126,7 @@ class Outcome(msgspec.Struct):
     confirmed: int = 0
     held: int = 0
     answered: Answered | None = None
+    ranks: I64 | None = None
 
     def versions(self, model: str) -> Sequence[int]:
         """How many rows the model had learned when it predicted each event."""

@@ -118,6 +118,24 @@ class ABTest(_Judged):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interleave(_Judged):
+    """For rankings: lists are drafted from those of both models, and choices are counted.
+
+    Every choice on an interleaved list compares both models, and neither has the better places
+    (`models.interleaving`): it takes far fewer choices than to compare lists of different visitors.
+    ``loss``, ``judge`` and ``scale`` are not looked at: the loss of a choice is 1 for the model
+    whose entry was not chosen. One challenger at a time, in the order of their declaration.
+
+    Attributes:
+        split: share of the keys whose lists are interleaved; the others have the champion's.
+        horizon: event time after which the champion stays, if the challenger was not shown better.
+    """
+
+    split: float = 1.0
+    horizon: str = "14d"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bandit(_Judged):
     """Each event is served by the arm that a River bandit policy pulls; nobody is promoted.
 
@@ -131,7 +149,7 @@ class Bandit(_Judged):
     policy: RiverPolicy
 
 
-Policy = Shadow | Canary | ABTest | Bandit
+Policy = Shadow | Canary | ABTest | Interleave | Bandit
 
 _DEFAULT_LOSS: Final = {
     Task.BINARY: "brier",
@@ -202,10 +220,10 @@ def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
     Raises:
         DeclarationError: in one sentence.
     """
-    if not isinstance(policy, Shadow | Canary | ABTest | Bandit):
+    if not isinstance(policy, Policy):
         raise DeclarationError(
-            f"rollout={policy!r} of {where} is none: use Shadow(), Canary(…), ABTest(…) or "
-            "Bandit(…)"
+            f"rollout={policy!r} of {where} is none: use Shadow(), Canary(…), ABTest(…), "
+            "Interleave(…) or Bandit(…)"
         )
     name = type(policy).__name__
     loss = loss_of(policy, task)
@@ -229,6 +247,8 @@ def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
         _check_canary(policy, f"{name} of {where}")
     elif isinstance(policy, ABTest):
         _check_test(policy, challengers, f"{name} of {where}")
+    elif isinstance(policy, Interleave):
+        _check_interleave(policy, f"{name} of {where}")
     elif isinstance(policy, Bandit):
         _check_bandit(policy, bound_of(task, loss), f"{name} of {where}")
         if policy.judge != "paired":
@@ -263,6 +283,14 @@ def _check_test(policy: ABTest, challengers: int, where: str) -> None:
         raise DeclarationError(
             f"split={policy.split!r} of {where}: each challenger takes that share of the keys, so "
             f"with {challengers} of them it must be above 0 and at most {most:.3g}, and below 1"
+        )
+    parse_duration_ms(policy.horizon)
+
+
+def _check_interleave(policy: Interleave, where: str) -> None:
+    if not (_is_number(policy.split) and 0 < policy.split <= 1):
+        raise DeclarationError(
+            f"split={policy.split!r} of {where} must be a share of the keys, above 0 and up to 1"
         )
     parse_duration_ms(policy.horizon)
 

@@ -22,6 +22,8 @@ from models.learner import Label, Learner, Predictions, Targets
 from models.metrics import Metric, metric
 from models.monitors import Monitors
 from models.outcome import Learned, Outcome
+from models.ranking import EVENT, RankQuality, final_ranks, numbered
+from models.rollout_rows import RANK_BITS
 from models.rollouts import Rollouts, Spent, Worked
 from models.segments import Segments
 from models.sliced import NO_FIELDS, Fields, Slices
@@ -58,6 +60,7 @@ class Prequential:
         slices: parts of the events for which the metrics are kept apart, too.
         segments: of the events, for learners that are `Segmented`.
         on_drift: what a rise of the champion's loss starts; needs `rollouts`.
+        ranking: whether events come as candidates, a row each (`models.ranking`).
 
     Attributes:
         champion: who leads; monitors on the loss go by its loss.
@@ -98,6 +101,7 @@ class Prequential:
         slices: Sequence[SliceBy] = (),
         segments: Segments | None = None,
         on_drift: OnDrift | None = None,
+        ranking: bool = False,
     ) -> None:
         if not learners:
             raise DeclarationError("no model is given: a prequential step needs one at least")
@@ -121,6 +125,7 @@ class Prequential:
         self._cleared: set[str] = set()
         self._told = b""
         self.rollouts = rollouts
+        self.ranking = RankQuality() if ranking else None
         for name, learner in learners.items():
             self.add(name, learner)
         self.champion = next(iter(learners))
@@ -302,6 +307,7 @@ class Prequential:
                 joined.op.size, joined.item, asked, time[asked], row[asked], hashes, taught,
                 time[taught], left, pending.groups[:, -1], answered, scored, learned.target,
                 before, learned_before, spent.failed, spent.seconds,
+                *self._grouped(fields, joined.source[asked]),
             )  # fmt: skip
             lessons = Lessons(
                 pending.features, joined.op, row, joined.target, np.arange(joined.op.size),
@@ -316,12 +322,34 @@ class Prequential:
             alarms = self.monitors.look(
                 learned, led, taught, pending.features, row[asked], time[asked], asked, found
             )  # fmt: skip
+        ranks = None
+        if self.ranking is not None:
+            answers = served[self.champion] if out is None else out.predictions
+            drafted = None if out is None else out.ranks
+            ranks = final_ranks(np.asarray(fields[EVENT]), answers.values, drafted)
+            self._place(ranks, row[asked][turn], learned, left)
         self.settle()
         return Outcome(
             served, learned, alarms, joined.refused_labels, joined.refused_events,
             len(joined.dropped), before, learned_before[turn], joined.given_up,
             joined.corrections(pending.tags), joined.confirmed, joined.held, out,
+            ranks,
         )  # fmt: skip
+
+    def _grouped(self, fields: Fields, asked: I64) -> tuple[I64 | None, NDArray[np.int32] | None]:
+        """See `Worked.groups` and `drafts`; ``asked`` are the events in the order of steps."""
+        if self.ranking is None:
+            return None, None
+        return numbered(np.asarray(fields[EVENT])[asked]), self.pending.tags
+
+    def _place(self, ranks: I64, rows: I64, learned: Learned, left: I64) -> None:
+        """Keep where candidates stand, and count where those had stood that were chosen."""
+        assert self.ranking is not None
+        tags = self.pending.tags
+        tags[rows] = tags[rows] >> RANK_BITS << RANK_BITS | ranks
+        learned.tags = tags[left]
+        chosen = np.asarray(learned.target) == 1.0
+        self.ranking.update(learned.tags[chosen] & (1 << RANK_BITS) - 1)
 
     def settle(self) -> None:
         """Follow what was decided: who leads, and who is not needed any more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,21 @@ I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
+
+
+MOST_CANDIDATES: Final = 1000
+"""Rows that one event can have: their ranks stand in the lower bits of a draft's code."""
+
+RANK_BITS: Final = 10
+
+
+def draft_code(rollout: int, challenger: Mask) -> NDArray[np.int32]:
+    """`(rows,) int32`: that rows were drafted in this rollout, and by whom.
+
+    Rollouts are numbered from 1. There is room for a rank in the lower bits; without a draft the
+    others are 0.
+    """
+    return ((2 * rollout + challenger) << RANK_BITS).astype(np.int32)
 
 
 @dataclass(slots=True)
@@ -32,6 +47,10 @@ class RolloutRows:
         silent: per model, `(events,) bool`: it had learned, and gave no answer all the same.
         raised: per model, the steps at which it raised, `(failures,) int64`, ascending.
         losses: per model, `(labels,) float64`, NaN where it had not answered.
+        groups: of rankings, `(events,) int64`: the event that each row is a candidate of.
+        chosen: of rankings, `(labels,) bool`: that a candidate was chosen.
+        drafts: of rankings, `(rows,) int32`: in which rollout a row was drafted, and by whom; see
+            `draft_code`. Written for events and read for labels, as `arms`.
     """
 
     steps: int
@@ -47,6 +66,19 @@ class RolloutRows:
     silent: dict[str, Mask]
     raised: dict[str, I64]
     losses: dict[str, F64]
+    groups: I64 | None = None
+    chosen: Mask | None = None
+    drafts: NDArray[np.int32] | None = None
+
+    def whole(self, step: int) -> int:
+        """The step at which the event is done that this one is in the middle of; else itself."""
+        if self.groups is None or not len(self.groups):
+            return step
+        at = int(np.searchsorted(self.event_steps, step, side="right")) - 1
+        if at < 0:
+            return step
+        last = int(np.searchsorted(self.groups, self.groups[at], side="right")) - 1
+        return max(step, int(self.event_steps[last]))
 
     def part(self, first: int, end: int) -> RolloutRows:
         """Only what is of the steps from `first` to before `end`; `arms` is shared."""
@@ -65,4 +97,7 @@ class RolloutRows:
             self.event_steps[e], self.event_times[e], self.event_rows[e], self.hashes[e],
             self.label_steps[n], self.label_times[n], self.label_rows[n], self.arms,
             of(self.scores, e), of(self.silent, e), raised, of(self.losses, n),
+            None if self.groups is None else self.groups[e],
+            None if self.chosen is None else self.chosen[n],
+            self.drafts,
         )  # fmt: skip

@@ -43,6 +43,8 @@ class Worked:
         learned: `(events,) int64`: lessons of this batch before each of `asked`.
         failed: per model, the steps at which it raised.
         seconds: per model, how long it took.
+        groups: of rankings, `(events,) int64`: the event that each row is a candidate of.
+        drafts: of rankings, `(rows,) int32`, see `RolloutRows`.
     """
 
     steps: int
@@ -62,6 +64,8 @@ class Worked:
     learned: I64
     failed: dict[str, I64]
     seconds: dict[str, float]
+    groups: I64 | None = None
+    drafts: NDArray[np.int32] | None = None
 
 
 class Spent:
@@ -146,6 +150,8 @@ class Rollouts:
         rows = RolloutRows(
             worked.steps, worked.asked, worked.asked_times, worked.asked_rows, worked.hashes,
             worked.taught, worked.taught_times, worked.taught_rows, worked.arms, {}, {}, {}, {},
+            worked.groups, None if worked.groups is None else np.asarray(worked.target) == 1.0,
+            worked.drafts,
         )  # fmt: skip
         for name in worked.answers:
             self.enroll(name, worked, rows)
@@ -181,7 +187,8 @@ class Rollouts:
         if not np.array_equal(by, meant):
             pairs = zip(by.tolist(), meant.tolist(), strict=True)
             instead = [None if one == other else names[other] for one, other in pairs]
-        return Answered(predictions, models, versions, instead)
+        ranks = None if served.ranks is None else served.ranks[turn]
+        return Answered(predictions, models, versions, instead, ranks=ranks)
 
     def _too_slow(self, worked: Worked) -> list[Decision]:
         """Challengers that took longer than they may; found by the clock, at the batch's end."""

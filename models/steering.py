@@ -11,7 +11,7 @@ from models.contest import Contest
 from models.decision import Decision
 from models.deployment import Deployment
 from models.learner import Learner
-from models.policies import ABTest, Canary, Policy, Shadow, check_policy
+from models.policies import ABTest, Bandit, Canary, Interleave, Policy, check_policy
 from models.policy_changes import change
 from state.errors import AnabranchError, InputError
 
@@ -74,9 +74,9 @@ class Steering:
         if name == deployment.champion or name == deployment.standby:
             raise InputError(f"{name} leads, or stands by: it can't be tried against itself")
         ramped = [each.challenger for each in deployment.contests if not each.in_shadow]
-        if isinstance(deployment.policy, Canary) and ramped:
-            tried = ramped[0]
-            raise InputError(f"{tried} is being tried, and a canary tries one at a time")
+        if isinstance(deployment.policy, Canary | Interleave) and ramped:
+            what = "a canary" if isinstance(deployment.policy, Canary) else "interleaving"
+            raise InputError(f"{ramped[0]} is being tried, and {what} tries one at a time")
         policy = self._changed_policy(command)
         if isinstance(policy, ABTest):
             taken = sum(contest.share for contest in deployment.contests)
@@ -131,7 +131,7 @@ class Steering:
     def _set_traffic(self, command: Command, time: int) -> list[Decision]:
         contest, deployment = self._named(command), self._deployment
         share = command.share or 0.0
-        if not isinstance(deployment.policy, Canary | ABTest | Shadow):
+        if isinstance(deployment.policy, Bandit):
             raise InputError("a bandit divides the traffic by itself")
         others = sum(each.share for each in deployment.contests if each is not contest)
         if others + share > 1:

@@ -15,6 +15,7 @@ from models.deployment import Deployment
 from models.drift import Watch
 from models.learner import Task
 from models.metrics import Metric
+from models.ranking import RankQuality
 from state.errors import StateError
 
 _ADVICE = "declare what the state was written with, or begin a new state directory"
@@ -38,6 +39,7 @@ class StepRecord:
         metrics: per model, by name.
         watches: the monitors at work.
         deployment: who serves, where there are rollouts.
+        ranking: how good the rankings were, where events are candidates.
     """
 
     models: dict[str, str]
@@ -48,6 +50,7 @@ class StepRecord:
     metrics: dict[str, dict[str, Metric]]
     watches: list[Watch]
     deployment: Deployment | None = None
+    ranking: RankQuality | None = None
 
     def dump(self) -> bytes:
         """A pickle; give it to `load` only."""

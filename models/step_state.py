@@ -73,6 +73,8 @@ def restore_step(step: Prequential, image: Delta) -> None:
         for name in record.models
     }
     step.monitors.go_on(record.watches)
+    if step.ranking is not None:
+        step.ranking = record.ranking or step.ranking
     if step.segments is not None and _SEGMENTS in image.blobs:
         step.segments.restore(image.blobs[_SEGMENTS])
     step._join.restore(image.part("pending"))
@@ -89,6 +91,7 @@ def _record(step: Prequential) -> StepRecord:
     return StepRecord(
         step._declared, step.names, step.task, step.inline, step.champion, step.metrics,
         step.monitors.watches, None if step.rollouts is None else step.rollouts.deployment,
+        step.ranking,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # They read what this program wrote into its state directory; nothing of them sees a topic.
 UNPICKLE = {
+    "models/labelled_rows.py",
     "dataflows/recovery/resume_point.py",
     "models/answers.py",
     "models/checkpoint.py",

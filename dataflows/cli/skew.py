@@ -144,6 +144,10 @@ def skew(
         declared = load_pipeline(pipeline)
         events = events or declared.topics.events
         features = features or declared.topics.predictions
+        if declared.candidates is not None:
+            raise InputError(
+                f"pipeline {declared.name!r} ranks candidates, whose features are not recomputed"
+            )
         if declared.labels_apart and declared.label_windows:
             labels = labels or declared.topics.labels
         elif labels is not None:

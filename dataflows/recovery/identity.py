@@ -140,6 +140,8 @@ def _model(pipeline: Pipeline) -> str:
             f", by {pipeline.model_key} after {pipeline.segment_after} labels, at most "
             f"{pipeline.max_segments} times"
         )
+    if pipeline.candidates is not None:
+        described += f", ranks {pipeline.candidates}"
     return described
 
 

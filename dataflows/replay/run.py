@@ -110,6 +110,11 @@ def replay(
             raise InterruptedReplayError("interrupted: nothing was written")
 
     _check_targets(settings)
+    if pipeline.candidates is not None:
+        raise InputError(
+            f"pipeline {pipeline.name!r} ranks candidates, and a replay has a row per event: run "
+            "it over its topics instead, with --from earliest --until-end"
+        )
     if settings.features_only:
         pipeline = FeaturesOnly(pipeline)
     origin = open_origin(
