@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflows.batch import Batch
-from dataflows.dead_letters import payload_fields
-from dataflows.messages import DeadLetter
+from dataflows.dead_letters import dead_letter
 from dataflows.pipeline import Pipeline
 from dataflows.row_ids import row_id
 from models.ranking import EVENT
@@ -43,7 +42,6 @@ class Candidates:
         assert pipeline.candidates is not None
         self._field = pipeline.candidates
         self._most = pipeline.max_candidates
-        self._topic = pipeline.topics.events
         fields = pipeline.schema.fields
         self._numbers = [
             name
@@ -61,7 +59,7 @@ class Candidates:
         faults = [self._fault(lists, row) for row in range(len(batch))]
         if any(faults):
             batch.dead += [
-                self._refuse(batch, row, fault) for row, fault in enumerate(faults) if fault
+                dead_letter(batch.rows, row, *fault) for row, fault in enumerate(faults) if fault
             ]
             good = np.array([fault is None for fault in faults], np.bool_)
             batch = batch.keep(good)
@@ -118,16 +116,6 @@ class Candidates:
             if any(value is not None and not abs(value) <= LARGEST for value in lists[other][row]):
                 return "number too large", f"{other} holds a number beyond ±{LARGEST:g}"
         return None
-
-    def _refuse(self, batch: Batch, row: int, fault: tuple[str, str]) -> DeadLetter:
-        return DeadLetter(
-            topic=self._topic,
-            partition=int(batch.partitions[row]),
-            offset=int(batch.offsets[row]),
-            reason=fault[0],
-            detail=fault[1],
-            **payload_fields(batch.payloads[row]),
-        )
 
 
 def _repeated(column: Sequence[Any] | NDArray[Any], rows: NDArray[np.int64]) -> Any:

@@ -11,7 +11,7 @@ from bytewax.operators import StatefulBatchLogic
 
 from dataflows.batch import IDLE, Batch, EntityRows, Progress, Wake
 from dataflows.control import Control
-from dataflows.dead_letters import payload_fields
+from dataflows.dead_letters import dead_letter
 from dataflows.decisions import cause_of_control, rollout_message
 from dataflows.encode import Results
 from dataflows.label_trouble import LabelTrouble
@@ -22,6 +22,7 @@ from dataflows.origins import Origins, extent_of
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token
 from dataflows.rollout_step import RolloutStep, rollouts_of
+from dataflows.row_ids import told
 from dataflows.windows import Item, WindowStep, entity_columns
 from models.command import Commanded
 from models.drift import LOSS, Alarm
@@ -315,30 +316,18 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         bad = ~(np.abs(batch.features) <= LARGEST)  # NaN compares as false
         for row in np.flatnonzero(bad.any(axis=1)).tolist():
             column = int(np.argmax(bad[row]))
-            dead.append(
-                DeadLetter(
-                    topic=self._pipeline.topics.events,
-                    partition=int(batch.partitions[row]),
-                    offset=int(batch.offsets[row]),
-                    reason="feature too large",
-                    detail=f"feature {self._pipeline.columns[column]} is beyond ±{LARGEST:g}, "
-                    "which no model can square",
-                    **payload_fields(batch.payloads[row]),
-                )
-            )
+            name = self._pipeline.columns[column]
+            what = f"feature {name} is beyond ±{LARGEST:g}, which no model can square"
+            dead.append(dead_letter(batch.rows, row, "feature too large", what))
         return dead
 
     def _refuse_twice(self, batch: Batch, row: int) -> DeadLetter:
         """An id that came again after it was forgotten as a duplicate, but still waits."""
-        return DeadLetter(
-            topic=self._pipeline.topics.events,
-            partition=int(batch.partitions[row]),
-            offset=int(batch.offsets[row]),
-            reason="duplicate id",
-            detail=f"an event with id {batch.ids[row]!r} still waits for its label: this one was "
-            "predicted, but will not be learned",
-            **payload_fields(batch.payloads[row]),
+        what = (
+            f"an event with id {told(batch.ids[row])!r} still waits for its label: this one was "
+            "predicted, but will not be learned"
         )
+        return dead_letter(batch.rows, row, "duplicate id", what)
 
     def _signal(self, alarm: Alarm, batch: Batch, outcome: Outcome) -> DriftSignal:
         """Where: the label or the event that gave the alarm."""

@@ -1,18 +1,17 @@
-"""Simulates impressions shown to visitors in sessions, and which of them are clicked.
+"""Simulates a shop that shows items to visitors in sessions, and which of them are clicked.
 
-A visitor comes, is shown one item after another, stays with a few categories or wanders, and goes.
-Whether an impression is clicked is drawn from a probability that is a formula of what a stream
-processor can know of the session::
+A visitor comes, is shown one page of items after another, and goes. A session is about one
+category, its pages hold items of all, in an order drawn by chance. One item of a page is clicked,
+or none; which is drawn by a multinomial logit, against a utility of 0 of clicking none::
 
-    logit = -3.4 + 0.14 · (impressions of the session before this one, at most 10)
-                 - 0.35 · (categories of the session so far, this one's included, less 1)
-                 + 1.6 · (time since the session's last impression, at most 60 s, in minutes)
-                 - 0.5 · log(position) - 0.6 · (log price, standardised)
-                 + 0.6 · (log popularity of the item, standardised)
+    utility(item) = -5.0 + 0.14 · (pages of the session before this one, at most 10)
+                         + 1.6 · (the item is of the session's category)
+                         - 0.6 · (log price, standardised) + 0.6 · (log popularity, standardised)
+                         - 0.5 · log(position)
 
-A session's first impression counts as 60 s after nothing. A click is published when it happens,
-within ten minutes; that there was none is told by nothing. The best log loss and ROC AUC that any
-model could have are known (`Impressions.probability`).
+What the shop knows of the second line is a relevance: 1 or 0 and normal noise of 0.5. A click is
+published when it happens, within ten minutes; that there was none is told by nothing. How likely
+each item was to be clicked is known, and so the best order (`Pages.probability`, `Pages.utility`).
 """
 
 from __future__ import annotations
@@ -47,17 +46,15 @@ TIMEOUT_MS = 600_000
 """After how long an impression counts as not clicked."""
 
 _LONGEST_SESSION = 40
-_LONGEST_DWELL_S = 60.0
-_POSITIONS = 10
+SHOWN = 8
+"""Items of a page."""
+
 _ROWS = np.dtype(
     [
         ("ts", np.int64),
         ("visitor", np.int64),
-        ("item", np.int64),
-        ("position", np.int64),
+        ("category", np.int64),
         ("before", np.int64),
-        ("categories", np.int64),
-        ("dwell_s", np.float64),
     ]
 )
 
@@ -68,10 +65,10 @@ class ClickSettings:
 
     Attributes:
         visitors, items: how many there are.
-        rate: mean impressions per second of event time.
-        session_mean: mean impressions of a session (geometric, at most 40).
+        rate: mean pages per second of event time.
+        session_mean: mean pages of a session (geometric, at most 40).
         start_ms: when the first session may begin, epoch ms.
-        chunk: impressions that are simulated at once, about.
+        chunk: pages that are simulated at once, about.
     """
 
     visitors: int = 5000
@@ -83,22 +80,24 @@ class ClickSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Impressions:
-    """Some impressions in order of time, column by column, with the truth about them.
+class Pages:
+    """Some pages in order of time, with the truth about them.
 
-    ``first`` is the number of the first; ``ts`` epoch ms, ``visitor`` and ``item`` are indices,
-    ``position`` counts from 1. ``probability`` is that of a click, ``clicked`` what was drawn and
-    ``label_ms`` when that is known. All are ``(n,)``.
+    ``first`` is the number of the first; ``ts`` epoch ms and ``visitor``, an index, are ``(n,)``.
+    ``items``, ``relevance``, ``utility`` (without its position's part) and ``probability`` (of
+    being clicked) are ``(n, SHOWN)``, in the order of the page. ``clicked`` is the place of what
+    was clicked, -1 for nothing, and ``label_ms`` when that is known.
     """
 
     first: int
     until_ms: int
     ts: NDArray[np.int64]
     visitor: NDArray[np.int64]
-    item: NDArray[np.int64]
-    position: NDArray[np.int64]
+    items: NDArray[np.int64]
+    relevance: NDArray[np.float64]
+    utility: NDArray[np.float64]
     probability: NDArray[np.float64]
-    clicked: NDArray[np.bool_]
+    clicked: NDArray[np.int64]
     label_ms: NDArray[np.int64]
 
 
@@ -121,13 +120,10 @@ class ClickWorld:
         self._appeal = 0.6 * _standardised(np.log(self._item_shares)) - 0.6 * _standardised(
             log_price
         )
-        # (categories, items): how likely each item is, given the category
-        inside = self.category == np.arange(len(CATEGORIES))[:, None]
-        self._within = np.where(inside, self._item_shares, 0.0)
         self._ahead = np.empty(0, _ROWS)
 
-    def impressions(self, events: int | None = None) -> Iterator[Impressions]:
-        """The first ``events`` impressions, or impressions without end."""
+    def pages(self, events: int | None = None) -> Iterator[Pages]:
+        """The first ``events`` pages, or pages without end."""
         settings, number, now = self._settings, 0, self._settings.start_ms
         step = max(1000, round(settings.chunk / settings.rate * 1000))
         while events is None or number < events:
@@ -140,7 +136,7 @@ class ClickWorld:
             number, now = number + due, until
 
     def _sessions(self, start_ms: int, until_ms: int) -> NDArray[np.void]:
-        """All impressions of the sessions that begin in this time, some of them after its end."""
+        """All pages of the sessions that begin in this time, some of them after its end."""
         random = self._random
         begun = self._rhythm.arrivals(random, start_ms, until_ms)
         count, width = len(begun), _LONGEST_SESSION
@@ -148,62 +144,41 @@ class ClickWorld:
         shown = np.arange(width) < sizes[:, None]
         gaps = np.maximum(12.0 * np.exp(random.normal(0.0, 1.0, (count, width))), 0.5)
         gaps[:, 0] = 0.0
-        items, categories = self._walk(count)
         rows = np.empty((count, width), _ROWS)
         rows["ts"] = begun[:, None] + (np.cumsum(gaps, axis=1) * 1000).astype(np.int64)
         rows["visitor"] = draw(random, self._visitor_shares, count)[:, None]
-        rows["item"] = items
-        rows["position"] = random.integers(1, _POSITIONS + 1, (count, width))
+        rows["category"] = random.integers(0, len(CATEGORIES), count)[:, None]
         rows["before"] = np.arange(width)
-        rows["categories"] = categories
-        rows["dwell_s"] = np.minimum(gaps, _LONGEST_DWELL_S)
-        rows["dwell_s"][:, 0] = _LONGEST_DWELL_S
         return np.asarray(rows[shown])
 
-    def _walk(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Items of ``count`` sessions and categories seen so far, both ``(count, 40) int64``."""
-        random, shape = self._random, (count, _LONGEST_SESSION)
-        favourite = random.integers(0, len(CATEGORIES), count)
-        faithful = random.beta(2.0, 1.5, count)
-        stays = random.random(shape) < faithful[:, None]
-        wanders = random.integers(0, len(CATEGORIES), shape)
-        category = np.where(stays, favourite[:, None], wanders)
-        items = np.empty(shape, np.int64)
-        seen = np.zeros(shape, np.int64)
-        for index in range(len(CATEGORIES)):
-            here = category == index
-            items[here] = draw(random, self._within[index], int(here.sum()))
-            seen += np.logical_or.accumulate(here, axis=1)
-        return items, seen
-
-    def _judge(
-        self, rows: NDArray[np.void], first: int, until_ms: int, limit: int | None
-    ) -> Impressions:
-        """Draw what became of the impressions ``rows``, of which at most ``limit`` are kept."""
-        random = self._random
-        logit = (
-            -3.4
-            + 0.14 * np.minimum(rows["before"], 10)
-            - 0.35 * (rows["categories"] - 1)
-            + 1.6 * rows["dwell_s"] / 60
-            - 0.5 * np.log(rows["position"])
-            + self._appeal[rows["item"]]
-        )
-        probability = 1 / (1 + np.exp(-logit))
-        clicked = random.random(len(rows)) < probability
-        delays = 8.0 * np.exp(random.normal(0.0, 1.0, len(rows)))
+    def _judge(self, rows: NDArray[np.void], first: int, until_ms: int, limit: int | None) -> Pages:
+        """Draw the items of the pages ``rows``, and what became of them; at most ``limit`` stay."""
+        random, count = self._random, len(rows)
+        # The largest of keys drawn so are a sample without replacement by the shares.
+        keys = random.exponential(1.0, (count, len(self._item_shares))) / self._item_shares
+        items = random.permuted(np.argpartition(keys, SHOWN, axis=1)[:, :SHOWN], axis=1)
+        fits = self.category[items] == rows["category"][:, None]
+        warmth = 0.14 * np.minimum(rows["before"], 10)[:, None]
+        utility = -5.0 + warmth + 1.6 * fits + self._appeal[items]
+        weight = np.exp(utility - 0.5 * np.log(np.arange(1, SHOWN + 1)))
+        probability = weight / (1.0 + weight.sum(axis=1, keepdims=True))
+        place = (random.random((count, 1)) >= np.cumsum(probability, axis=1)).sum(axis=1)
+        clicked = np.where(place < SHOWN, place, -1)
+        delays = 8.0 * np.exp(random.normal(0.0, 1.0, count))
         delays_ms = np.minimum((delays * 1000).astype(np.int64) + 1, TIMEOUT_MS - 1)
+        relevance = np.round(fits + random.normal(0.0, 0.5, (count, SHOWN)), 3)
         cut = slice(0, limit)
-        return Impressions(
+        return Pages(
             first=first,
             until_ms=until_ms,
             ts=rows["ts"][cut],
             visitor=rows["visitor"][cut],
-            item=rows["item"][cut],
-            position=rows["position"][cut],
+            items=items[cut],
+            relevance=relevance[cut],
+            utility=utility[cut],
             probability=probability[cut],
             clicked=clicked[cut],
-            label_ms=(rows["ts"] + np.where(clicked, delays_ms, TIMEOUT_MS))[cut],
+            label_ms=(rows["ts"] + np.where(clicked >= 0, delays_ms, TIMEOUT_MS))[cut],
         )
 
 
@@ -211,20 +186,20 @@ def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((values - values.mean()) / values.std())
 
 
-class _Impression(msgspec.Struct, gc=False):
+class _Page(msgspec.Struct, gc=False):
     id: str
     ts: int
     visitor: str
-    item: str
-    position: int
-    category: str
-    price: float
+    items: list[str]
+    categories: list[str]
+    prices: list[float]
+    relevance: list[float]
 
 
 class _Click(msgspec.Struct, gc=False):
     id: str
     ts: int
-    clicked: bool
+    item: str
 
 
 def simulate_clicks(
@@ -234,14 +209,14 @@ def simulate_clicks(
     settings: ClickSettings | None = None,
     faults: Faults | None = None,
 ) -> Iterator[Batch]:
-    """Impressions and clicks as messages, keyed by visitor; the same bytes for the same arguments.
+    """Pages and clicks as messages, keyed by visitor; the same bytes for the same arguments.
 
-    ``events`` is how many impressions there are, None for no end.
+    ``events`` is how many pages there are, None for no end.
     """
     settings = settings or ClickSettings()
     world = ClickWorld(seed, settings)
     encode = _ClickEncoder(settings, world)
-    chunks = (encode(impressions) for impressions in world.impressions(events))
+    chunks = (encode(pages) for pages in world.pages(events))
     return timeline(chunks, faults or Faults(), seed)
 
 
@@ -254,30 +229,32 @@ class _ClickEncoder:
         self._price = world.price
         self._encoder = msgspec.json.Encoder()
 
-    def __call__(self, impressions: Impressions) -> Chunk:
-        first, item = impressions.first, impressions.item
-        ids = [f"i{n:08d}" for n in range(first, first + len(impressions.ts))]
+    def __call__(self, pages: Pages) -> Chunk:
+        first = pages.first
+        ids = [f"p{n:08d}" for n in range(first, first + len(pages.ts))]
+        names = self._items[pages.items]
         rows = map(
-            _Impression,
+            _Page,
             ids,
-            impressions.ts.tolist(),
-            self._visitors[impressions.visitor].tolist(),
-            self._items[item].tolist(),
-            impressions.position.tolist(),
-            self._categories[item].tolist(),
-            self._price[item].tolist(),
+            pages.ts.tolist(),
+            self._visitors[pages.visitor].tolist(),
+            names.tolist(),
+            self._categories[pages.items].tolist(),
+            self._price[pages.items].tolist(),
+            pages.relevance.tolist(),
         )
-        keys = self._visitor_keys[impressions.visitor].tolist()
-        events = Batch.of("events", self._lines(list(rows)), keys, impressions.ts)
-        judged = np.flatnonzero(impressions.clicked)
-        when = impressions.label_ms[judged]
+        keys = self._visitor_keys[pages.visitor].tolist()
+        events = Batch.of("events", self._lines(list(rows)), keys, pages.ts)
+        judged = np.flatnonzero(pages.clicked >= 0)
+        when = pages.label_ms[judged]
+        chosen = names[judged, pages.clicked[judged]].tolist()
         clicks = [
-            _Click(ids[row], time, True)
-            for row, time in zip(judged.tolist(), when.tolist(), strict=True)
+            _Click(ids[row], time, item)
+            for row, time, item in zip(judged.tolist(), when.tolist(), chosen, strict=True)
         ]
-        keys_of_clicks = self._visitor_keys[impressions.visitor[judged]].tolist()
+        keys_of_clicks = self._visitor_keys[pages.visitor[judged]].tolist()
         labels = Batch.of("labels", self._lines(clicks), keys_of_clicks, when)
-        return Chunk(impressions.until_ms, events, labels, judged)
+        return Chunk(pages.until_ms, events, labels, judged)
 
-    def _lines(self, rows: list[_Impression] | list[_Click]) -> list[bytes]:
+    def _lines(self, rows: list[_Page] | list[_Click]) -> list[bytes]:
         return self._encoder.encode_lines(rows).split(b"\n")[:-1]

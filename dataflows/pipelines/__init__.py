@@ -20,7 +20,7 @@ SHIPPED: dict[str, Shipped] = {
     ),
     "clicks": Shipped(
         "dataflows.pipelines.clicks",
-        "will this impression be clicked? Known after seconds, or after ten minutes without",
+        "which of these items will be clicked? Known after seconds, or after ten minutes without",
     ),
     "trips": Shipped(
         "dataflows.pipelines.trips",

@@ -1,50 +1,54 @@
-"""Will this impression be clicked? Learned from a click, or after ten minutes without one."""
+"""Which of these items will the visitor click? A click says so, or ten minutes without one."""
 
 from __future__ import annotations
 
 from river import linear_model, optim, preprocessing
 
-from dataflows.features import distinct, field, since_last, window
+from dataflows.features import field, since_last, target, window
 from dataflows.messages import Event, Label
 from dataflows.pipeline import Pipeline
 from models.drift import monitor
 
 
-class Impression(Event):
-    """An item is shown to a visitor at a position from 1; ``ts`` is epoch ms."""
+class Page(Event):
+    """Items that can be shown to a visitor in mid-session; ``ts`` is epoch ms.
+
+    Of each item there is its category, its price, and how relevant the search takes it to be.
+    """
 
     id: str
     ts: int
     visitor: str
-    item: str
-    position: int
-    category: str
-    price: float
+    items: list[str]
+    categories: list[str]
+    prices: list[float]
+    relevance: list[float]
 
 
 class Click(Label):
-    """The impression ``id`` was clicked at ``ts``; nothing is published of one that was not."""
+    """Of the page ``id`` this item was clicked at ``ts``; nothing is published without a click."""
 
     id: str
     ts: int
-    clicked: bool
+    item: str
 
 
 pipeline = Pipeline(
     name="clicks",
-    event=Impression,
-    label=Click.target("clicked", wait="10m", otherwise=False),
+    event=Page,
+    candidates="items",
+    label=Click.target("item", wait="10m"),
     features=[
-        field("position"),
-        field("price"),
-        window("visitor", "price", over=("1m", "30m"), stats=("count", "mean", "std")),
+        field("relevance"),
+        field("prices"),
+        window("visitor", over=("1m", "30m")),
         since_last("visitor", within="1m"),
-        distinct("visitor", "category", over=("1m", "30m")),
-        distinct("visitor", "item", over="30m"),
-        window("item", "position", over="1h", stats="count"),
+        window("items", over="1h"),
+        window("items", target(), over=("1h", "1d")),
+        window("categories", target(), over="1d"),
     ],
     model=preprocessing.StandardScaler()
     | linear_model.LogisticRegression(optimizer=optim.SGD(0.005)),
-    metrics=("ROCAUC", "LogLoss", "Accuracy"),
+    metrics=("ROCAUC", "LogLoss"),
     monitors=[monitor("loss", loss="brier", delta=1e-4)],
 )
