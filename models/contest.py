@@ -108,7 +108,7 @@ class Contest:
         times, steps = rows.label_times[judged], rows.label_steps[judged]
         ours, theirs = self._losses(rows, champion, judged)
         arms = rows.arms[rows.label_rows[judged]]
-        look = self.judge.look(ours, theirs, arms, leads, self.number)
+        look = self.judge.look(*self._evidence(rows, champion, judged), arms, leads, self.number)
 
         def add(at: int | None, action: str, why: str) -> None:
             if at is not None:
@@ -172,7 +172,8 @@ class Contest:
         ours, theirs = self._losses(rows, champion, judged)
         arms = rows.arms[rows.label_rows[judged]]
         self.rails.ratio.take(ours, theirs)
-        self.shown |= self.judge.take(ours, theirs, arms, leads, self.number)
+        known = self._evidence(rows, champion, judged)
+        self.shown |= self.judge.take(*known, arms, leads, self.number)
         by_it = int(np.count_nonzero(arms == self.number))
         self.labels += len(judged)
         self.served += by_it
@@ -237,6 +238,14 @@ class Contest:
             by_it = (self._drafts(rows, judged) & 1).astype(np.float64)
             return by_it, 1.0 - by_it
         return rows.losses[champion][judged], rows.losses[self.challenger][judged]
+
+    def _evidence(self, rows: RolloutRows, champion: str, judged: I64) -> tuple[F64, F64, F64]:
+        """What is judged: losses, or scores and what was true."""
+        if not self.judge.by_scores:
+            return (*self._losses(rows, champion, judged), np.zeros(0))
+        assert rows.truths is not None
+        ours, theirs = rows.scored[champion], rows.scored[self.challenger]
+        return ours[judged], theirs[judged], rows.truths[judged]
 
 
 def _time_at(rows: RolloutRows, step: int) -> int:

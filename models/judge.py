@@ -8,16 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.auc_evidence import AucEvidence
 from models.decision import Evidence as Summary
 from models.evidence import Finding, PairedEvidence
 from models.learner import Task
-from models.policies import Policy, bound_of, loss_of, scale_of
+from models.policies import AUC, Policy, bound_of, loss_of, scale_of
 from models.two_sample_evidence import TwoSampleEvidence
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 
 _CHAMPION, _CHALLENGER = 0, 1  # arms, as `TwoSampleEvidence` has them
+
+
+_Evidence = PairedEvidence | TwoSampleEvidence | AucEvidence
 
 
 @dataclass(slots=True)
@@ -38,25 +42,37 @@ class Judge:
 
     def __init__(self, policy: Policy, task: Task) -> None:
         self._policy = policy
-        kind = PairedEvidence if policy.judge == "paired" else TwoSampleEvidence
-        self._evidence: PairedEvidence | TwoSampleEvidence = kind(
-            policy.alpha, scale_of(policy, task), bound=bound_of(task, loss_of(policy, task))
-        )
+        self._evidence: _Evidence
+        if policy.loss == AUC:
+            self._evidence = AucEvidence(policy.alpha, policy.scale, window=policy.window)
+        else:
+            kind = PairedEvidence if policy.judge == "paired" else TwoSampleEvidence
+            bound = bound_of(task, loss_of(policy, task))
+            self._evidence = kind(policy.alpha, scale_of(policy, task), bound=bound)
         # What `look` made of so many labels: `take` has it, unless it is given fewer.
-        self._looked: tuple[int, PairedEvidence | TwoSampleEvidence] | None = None
+        self._looked: tuple[int, _Evidence] | None = None
 
-    def look(self, ours: F64, theirs: F64, arms: U8, champion: int, challenger: int) -> Look:
+    @property
+    def by_scores(self) -> bool:
+        """Whether it judges scores, beside what was true, and not losses."""
+        return isinstance(self._evidence, AucEvidence)
+
+    def look(
+        self, ours: F64, theirs: F64, truth: F64, arms: U8, champion: int, challenger: int
+    ) -> Look:
         """What would be shown by these labels; nothing is kept.
 
         Args:
-            ours, theirs: the losses of champion and challenger, `(labels,) float64`, finite.
+            ours, theirs: the losses of champion and challenger, or their scores (`by_scores`);
+                `(labels,) float64`, finite.
+            truth: `(labels,) float64`, only looked at with scores.
             arms: `(labels,) uint8`, the number of the model that served each.
             champion, challenger: their numbers.
         """
         found = Look()
         evidence = type(self._evidence).from_array(self._evidence.to_array())
         known = evidence.found
-        for at, finding in self._update(evidence, ours, theirs, arms, champion, challenger):
+        for at, finding in self._update(evidence, ours, theirs, truth, arms, champion, challenger):
             if finding is Finding.BETTER and Finding.BETTER not in known:
                 found.better = at
             if finding is Finding.WORSE and Finding.WORSE not in known:
@@ -64,7 +80,9 @@ class Judge:
         self._looked = len(ours), evidence
         return found
 
-    def take(self, ours: F64, theirs: F64, arms: U8, champion: int, challenger: int) -> bool:
+    def take(
+        self, ours: F64, theirs: F64, truth: F64, arms: U8, champion: int, challenger: int
+    ) -> bool:
         """Keep these labels, the first of those that were looked at, or all.
 
         Whether it is shown, now or before, that the challenger is better.
@@ -73,7 +91,7 @@ class Judge:
         if looked is not None and looked[0] == len(ours):
             self._evidence = looked[1]
         else:
-            self._update(self._evidence, ours, theirs, arms, champion, challenger)
+            self._update(self._evidence, ours, theirs, truth, arms, champion, challenger)
         return Finding.BETTER in self._evidence.found
 
     def futile(self) -> bool:
@@ -94,14 +112,17 @@ class Judge:
 
     def _update(
         self,
-        evidence: PairedEvidence | TwoSampleEvidence,
+        evidence: _Evidence,
         ours: F64,
         theirs: F64,
+        truth: F64,
         arms: U8,
         champion: int,
         challenger: int,
     ) -> list[tuple[int, Finding]]:
         """Findings, and the index of the label of each."""
+        if isinstance(evidence, AucEvidence):
+            return [(c.row, c.finding) for c in evidence.update(truth, ours, theirs)]
         if isinstance(evidence, PairedEvidence):
             return [(c.row, c.finding) for c in evidence.update(ours, theirs)]
         theirs_served = arms == challenger

@@ -54,7 +54,9 @@ class _Judged:
 
     Attributes:
         loss: of `models.losses`, by which models are compared; None: the task's usual one for
-            rollouts (`loss_of`).
+            rollouts (`loss_of`). `"auc"` (binary): 1 − the area under the ROC curve, on windows of
+            labels (`models.auc_evidence`); `loss_ratio` of the guardrails goes by the usual loss.
+        window: labels of a window of `"auc"`; ten or more of them should be true.
         alpha: probability with which a challenger that is no better is promoted, at most, however
             often one looks.
         judge: `"paired"`: every label compares both models, which takes the fewest labels.
@@ -79,6 +81,7 @@ class _Judged:
     min_effect: float = 0.01
     guardrails: Guardrails = field(default_factory=Guardrails)
     report: int = 1000
+    window: int = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +154,9 @@ class Bandit(_Judged):
 
 Policy = Shadow | Canary | ABTest | Interleave | Bandit
 
+AUC: Final = "auc"
+"""In place of a loss: no mean over labels, but over windows of them."""
+
 _DEFAULT_LOSS: Final = {
     Task.BINARY: "brier",
     Task.MULTICLASS: "brier",
@@ -169,7 +175,7 @@ _BOUNDS: Final = {
 
 
 def loss_of(policy: Policy, task: Task) -> str:
-    """The loss by which models are compared.
+    """The loss of each label by which models are compared, or that guardrails look at.
 
     Raises:
         DeclarationError: the task has no such loss.
@@ -177,7 +183,8 @@ def loss_of(policy: Policy, task: Task) -> str:
     >>> loss_of(Shadow(), Task.BINARY), loss_of(Shadow(loss="logloss"), Task.BINARY)
     ('brier', 'logloss')
     """
-    return check_loss(task, policy.loss or _DEFAULT_LOSS[task])
+    named = None if policy.loss == AUC else policy.loss
+    return check_loss(task, named or _DEFAULT_LOSS[task])
 
 
 def bound_of(task: Task, loss: str) -> float | None:
@@ -227,6 +234,8 @@ def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
         )
     name = type(policy).__name__
     loss = loss_of(policy, task)
+    if policy.loss == AUC:
+        _check_auc(policy, task, f"{name} of {where}")
     if not _is_number(policy.alpha) or not 0 < policy.alpha < 0.5:
         raise DeclarationError(f"alpha={policy.alpha!r} of {name} of {where}: give one in (0, 0.5)")
     if policy.judge not in ("paired", "served"):
@@ -253,6 +262,18 @@ def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
         _check_bandit(policy, bound_of(task, loss), f"{name} of {where}")
         if policy.judge != "paired":
             raise DeclarationError(f"judge='served' of {name} of {where}: a bandit compares paired")
+
+
+def _check_auc(policy: Policy, task: Task, where: str) -> None:
+    if task is not Task.BINARY:
+        raise DeclarationError(f"loss='auc' of {where} is for labels that are true or false")
+    if policy.judge != "paired" or isinstance(policy, Interleave | Bandit):
+        raise DeclarationError(
+            f"loss='auc' of {where} compares both models on the same labels: leave out judge=, and "
+            "use Shadow, Canary or ABTest"
+        )
+    if isinstance(policy.window, bool) or not isinstance(policy.window, int) or policy.window < 2:
+        raise DeclarationError(f"window={policy.window!r} of {where} must be 2 or more labels")
 
 
 def _check_guardrails(rails: Guardrails, where: str) -> None:

@@ -47,6 +47,8 @@ class RolloutRows:
         silent: per model, `(events,) bool`: it had learned, and gave no answer all the same.
         raised: per model, the steps at which it raised, `(failures,) int64`, ascending.
         losses: per model, `(labels,) float64`, NaN where it had not answered.
+        scored: per model, `(labels,) float64`: the answers that the losses are of.
+        truths: `(labels,) float64`: what was true; None of several classes.
         groups: of rankings, `(events,) int64`: the event that each row is a candidate of.
         chosen: of rankings, `(labels,) bool`: that a candidate was chosen.
         drafts: of rankings, `(rows,) int32`: in which rollout a row was drafted, and by whom; see
@@ -66,6 +68,8 @@ class RolloutRows:
     silent: dict[str, Mask]
     raised: dict[str, I64]
     losses: dict[str, F64]
+    scored: dict[str, F64]
+    truths: F64 | None = None
     groups: I64 | None = None
     chosen: Mask | None = None
     drafts: NDArray[np.int32] | None = None
@@ -97,6 +101,7 @@ class RolloutRows:
             self.event_steps[e], self.event_times[e], self.event_rows[e], self.hashes[e],
             self.label_steps[n], self.label_times[n], self.label_rows[n], self.arms,
             of(self.scores, e), of(self.silent, e), raised, of(self.losses, n),
+            of(self.scored, n), None if self.truths is None else self.truths[n],
             None if self.groups is None else self.groups[e],
             None if self.chosen is None else self.chosen[n],
             self.drafts,

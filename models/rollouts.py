@@ -147,11 +147,12 @@ class Rollouts:
         return answered, choose(self._task, led, served.leads, None)
 
     def _rows(self, worked: Worked) -> RolloutRows:
+        truths = worked.target if isinstance(worked.target, np.ndarray) else None
+        chosen = None if worked.groups is None or truths is None else truths == 1.0
         rows = RolloutRows(
             worked.steps, worked.asked, worked.asked_times, worked.asked_rows, worked.hashes,
             worked.taught, worked.taught_times, worked.taught_rows, worked.arms, {}, {}, {}, {},
-            worked.groups, None if worked.groups is None else np.asarray(worked.target) == 1.0,
-            worked.drafts,
+            {}, truths, worked.groups, chosen, worked.drafts,
         )  # fmt: skip
         for name in worked.answers:
             self.enroll(name, worked, rows)
@@ -166,6 +167,7 @@ class Rollouts:
         there = worked.asked > after
         silent = np.isnan(found) & (had_learned | np.isin(worked.asked, failed))
         rows.silent[name] = silent & there
+        rows.scored[name] = as_scores(self._task, worked.scored[name])
         rows.losses[name] = losses(self._task, worked.target, worked.scored[name], kind)
 
     def _answered(

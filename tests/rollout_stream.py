@@ -88,6 +88,7 @@ class Stream:
             {name: np.isnan(scores[e]) for name, scores in self.scores.items()},
             raised,
             {name: losses[n] for name, losses in self.losses.items()},
+            {name: scores[n] for name, scores in self.scores.items()},
         )  # fmt: skip
 
 

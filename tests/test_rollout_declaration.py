@@ -119,6 +119,13 @@ WRONG = {
     "fallback=1.5 of pipeline 'p' must be the probability": {"fallback": 1.5},
     "fallback='no' of pipeline 'p' must be the probability": {"fallback": "no"},
     "fallback=nan of pipeline 'p' must be the probability": {"fallback": float("nan")},
+    "loss='auc' of Canary of pipeline 'p' compares both models": {
+        "rollout": Canary(loss="auc", judge="served"),
+    },
+    "loss='auc' of Bandit of pipeline 'p' compares": {
+        "rollout": Bandit(policy=EGREEDY, loss="auc"),
+    },
+    "window=1 of Canary": {"rollout": Canary(loss="auc", window=1)},
     "on_drift= of pipeline 'p' is 'tree': give Challenger": {"on_drift": "tree"},
     "on_drift= of pipeline 'p' is for a loss": {"on_drift": Challenger(fresh=TREE)},
     "on_drift= of pipeline 'p' is 5, and no River model": {

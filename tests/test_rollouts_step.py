@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -143,6 +144,11 @@ CASES: dict[str, Any] = {
         slices=[slice_by("kind")],
         **a,
     ),
+    "auc": lambda **a: make(
+        Canary(steps=(0.3, 1.0), hold_labels=4, alpha=0.3, loss="auc", window=8, min_effect=0.0),
+        {"new": linear()},
+        **a,
+    ),
     "failing champion": lambda **a: make(
         QUICK, {"new": linear()}, champion=Raises(150), fallback=0.1, **a
     ),
@@ -185,6 +191,15 @@ def test_cut_and_restored_anywhere_it_serves_and_decides_the_same(case: str, dat
         n: repr(of["LogLoss"].value) for n, of in whole.metrics.items()
     }
     assert broken.slices.report() == whole.slices.report()
+
+
+def test_a_canary_that_is_judged_by_the_area_under_the_curve() -> None:
+    step = CASES["auc"](inline=True)
+    fed = feed(step, stream(1))
+    assert (d.PROMOTED, "new") in actions(fed)
+    evidence = next(entry[6] for entry in fed["decisions"] if entry[0] == d.PROMOTED)
+    found = dict(re.findall(r"(\w+_loss)=([0-9.]+)", evidence))
+    assert float(found["challenger_loss"]) < 0.1 < float(found["champion_loss"])  # of 1 - AUC
 
 
 @pytest.mark.parametrize("inline", [False, True])
