@@ -24,6 +24,7 @@ from dataflows.alignment import AlignedReader
 from dataflows.batch import Batch, RawBatch
 from dataflows.encode import Results
 from dataflows.rollout_metrics import RolloutMetrics
+from dataflows.shift_metrics import ShiftMetrics
 from dataflows.sink.outgoing import Outgoing
 from models.outcome import ASSUMED_LABEL, Outcome
 from state.durations import parse_duration_ms
@@ -50,12 +51,13 @@ _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 class WorkerMetrics:
     """What one worker tells of itself. ``registry`` is for tests; by default a new one.
 
-    What it tells of rollouts is in `rollouts`.
+    What it tells of rollouts is in `rollouts`, of distributions in `shifts`.
     """
 
     def __init__(self, pipeline: str, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self.rollouts = RolloutMetrics(pipeline, self.registry)
+        self.shifts = ShiftMetrics(pipeline, self.registry)
         self._pipeline = pipeline
         self._clock = time.monotonic
         self._flush_at = 0.0
