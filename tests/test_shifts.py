@@ -24,9 +24,12 @@ from dataflows.metrics import WorkerMetrics
 from dataflows.pipelines.payments import pipeline as payments
 from dataflows.worker import run_worker
 from models.shifts import SAMPLE, Shift, Shifts, edges_of
+from producers.batch import Kind
+from producers.publish import publish
 from producers.simulators import simulate
+from producers.upstream import UPSTREAM, broken
 from state.delta import decode, encode, merge
-from state.errors import DeclarationError
+from state.errors import DeclarationError, InputError
 from tests.test_intake_resume import run
 
 F64 = NDArray[np.float64]
@@ -151,54 +154,34 @@ def test_no_cut_shows_and_no_restart(seed, cuts, kept):
 AT, ALL = 26_000, 34_000
 
 
-def cents(payment: dict[str, Any]) -> dict[str, Any]:
-    return payment | {"amount": payment["amount"] * 100}
-
-
-def nowhere(payment: dict[str, Any]) -> dict[str, Any]:
-    return payment | {"country": "??"} if payment["country"] == "DE" else payment
-
-
-def stopped(payment: dict[str, Any]) -> dict[str, Any] | None:
-    return None if int(payment["merchant"][1:]) % 3 == 0 else payment
-
-
-def broken(payment: dict[str, Any]) -> dict[str, Any]:
-    return payment | {"amount": "?"} if int(payment["id"][1:]) % 7 == 0 else payment
-
-
-Fault = Callable[[dict[str, Any]], dict[str, Any] | None]
-FAULTS: dict[str, tuple[Fault, str, str]] = {
-    "amounts in cents": (cents, "feature", "amount"),
-    "a country code that disappears": (nowhere, "feature", "country=DE"),
-    "a merchant feed that stops": (stopped, "keys", "merchant keys"),
-    "a field of another type": (broken, "invalid", "invalid events"),
+FAULTS: dict[str, tuple[str, str]] = {
+    "cents": ("feature", "amount"),
+    "country": ("feature", "country=DE"),
+    "feed": ("keys", "merchant keys"),
+    "type": ("invalid", "invalid events"),
 }
 
 
-def signals(fault: Fault | None) -> list[dict[str, Any]]:
+def signals(fault: str | None) -> list[dict[str, Any]]:
     """Those of simulated payments, of which the later have a fault."""
     watched = replace(payments, distributions=Distributions(), monitors=[])
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(watched.inputs, 1))
-    publisher, number = bus.publisher(), 0
-    for batch in simulate("payments", seed=3, events=ALL, event_rate=0.2):
-        rows = zip(batch.values, batch.times.tolist(), batch.labels.tolist(), strict=True)
-        for value, time, is_label in rows:
-            if is_label:
-                publisher.append("payments.labels", [value], partitions=0, times=[time])
-                continue
-            number += 1
-            said: dict[str, Any] | None = json.loads(value)
-            if fault is not None and said is not None and number > AT:
-                said = fault(said)
-            if said is not None:
-                value = json.dumps(said).encode()
-                publisher.append("payments.events", [value], partitions=0, times=[time])
+    batches = simulate("payments", seed=3, events=ALL, event_rate=0.2)
+    if fault is not None:
+        batches = broken(batches, fault, AT)
+    topics: dict[Kind, str] = {"events": "payments.events", "labels": "payments.labels"}
+    publish(bus, batches, topics=topics)
     run_worker(watched, bus, IntakeOptions(limit=1000, until_end=True))
     found = map(json.loads, bus.values("payments.drift"))
     # Labels that trickle in when nothing more happens are as late as they say.
     return [each for each in found if each["subject"] != "label delay"]
+
+
+def test_every_fault_that_can_be_simulated_is_tried():
+    assert FAULTS.keys() == UPSTREAM.keys()
+    with pytest.raises(InputError, match="choose one of cents, country, feed, type"):
+        next(broken([], "another", 0))
 
 
 def test_payments_as_ever_give_no_signal():
@@ -207,8 +190,8 @@ def test_payments_as_ever_give_no_signal():
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_right_signal_names_the_right_subject(name):
-    fault, kind, subject = FAULTS[name]
-    found = signals(fault)
+    kind, subject = FAULTS[name]
+    found = signals(name)
     first = [each for each in found if each["offset"] == found[0]["offset"]]
     assert (kind, subject) in {(each["kind"], each["subject"]) for each in first}
     assert AT <= first[0]["offset"] < AT + 2000

@@ -120,10 +120,9 @@ def supervise(
     pipeline: Pipeline, bus: Bus, member: Member, members: Sequence[int], settings: RunSettings
 ) -> None:
     """The local members of a cluster, each a process of its own."""
-    from prometheus_client import Counter
-
     from dataflows.cli.live import Watch
     from dataflows.metrics import shared_registry
+    from dataflows.supervised_metrics import restarts_counter
 
     console = Console(stderr=True)
     say = partial(console.print, highlight=False, soft_wrap=True)
@@ -135,8 +134,7 @@ def supervise(
         LocalCluster(command, members, member.addresses, environment=known) as cluster,
     ):
         registry = shared_registry(cluster.metrics_directory)
-        text = "Times that all workers of this host were started again"
-        restarts = Counter("anabranch_restarts", text, ("pipeline",), registry=registry)
+        restarts = restarts_counter(registry)
         stop = _stop_on_signals(console)
         _serve(registry, settings.metrics_port, console)
         _warm(pipeline, console)

@@ -61,6 +61,19 @@ def simulate(
             help="Fraud moves elsewhere at this event (payments only).",
         ),
     ] = None,
+    fault: Annotated[
+        str | None,
+        typer.Option(
+            "--fault",
+            metavar="NAME",
+            help="Break what is sent from --fault-at on (payments only): cents, country, feed or "
+            "type. The monitors of distributions should find it.",
+        ),
+    ] = None,
+    fault_at: Annotated[
+        int,
+        typer.Option("--fault-at", min=0, metavar="N", help="The first event that is broken."),
+    ] = 0,
     malformed: Annotated[
         float,
         typer.Option(
@@ -92,9 +105,12 @@ def simulate(
         anabranch simulate payments --rate 1000
 
         anabranch simulate trips --events 50000 --seed 7 --malformed 0.01
+
+        anabranch simulate payments --events 120000 --fault cents --fault-at 100000
     """
     from producers.faults import Faults
     from producers.simulators import simulate as simulated
+    from producers.upstream import broken
 
     faults = Faults(
         malformed=malformed, duplicates=duplicates, out_of_order=out_of_order, delay_s=delay
@@ -102,6 +118,10 @@ def simulate(
     batches = simulated(
         pipeline, seed=seed, events=events, event_rate=event_rate, drift_at=drift_at, faults=faults
     )
+    if fault is not None:
+        if pipeline != "payments":
+            raise InputError(f"--fault is for payments, and has no meaning for {pipeline}")
+        batches = broken(batches, fault, fault_at)
     pacing = check_pacing(rate, speedup)
     topics: dict[Kind, str] = {"events": f"{pipeline}.events", "labels": f"{pipeline}.labels"}
     with opened_bus(bus, bus_set) as opened:
