@@ -53,6 +53,7 @@ class DistributionStep:
     * feature: every column of the features, but hours and days;
     * prediction: what was served, as one number;
     * label: what was learned, where that is a number, and how long it took to come;
+    * calibration: the label less the prediction, where one model serves alone;
     * keys: of each entity, by tenths of the places of their hashes; that a shop or a whole feed is
       gone shows there, though nothing else has changed;
     * missing: whether a field is null that may be;
@@ -80,6 +81,7 @@ class DistributionStep:
             "prediction": ["prediction"],
             "label": (["label"] if self._judged else [])
             + (["label delay"] if isinstance(pipeline.label, Delayed) else []),
+            "calibration": ["residual"] if self._judged and pipeline.rollout is None else [],
             "missing": [f"missing {name}" for name in self._nullable],
             "invalid": ["invalid events"],
         }
@@ -120,8 +122,8 @@ class DistributionStep:
             family.shifts.restore(image.part(family.kind))
 
     def _rows(self, kind: str, batch: Batch, outcome: Outcome, results: Results) -> _Rows | None:
-        if kind == "label":
-            return self._labels(batch, outcome)
+        if kind in ("label", "calibration"):
+            return self._labels(batch, outcome, kind == "calibration")
         if kind == "invalid":
             return self._invalid(batch)
         if not batch.rows.values:
@@ -143,12 +145,15 @@ class DistributionStep:
     def _of_event(self, batch: Batch) -> Callable[[int], Cause]:
         return lambda row: cause_of_row(self._pipeline, batch, row)
 
-    def _labels(self, batch: Batch, outcome: Outcome) -> _Rows | None:
-        learned = outcome.learned
+    def _labels(self, batch: Batch, outcome: Outcome, residuals: bool) -> _Rows | None:
+        learned, task = outcome.learned, self._pipeline.task
         if not len(learned.times):
             return None
         columns = [np.asarray(learned.target, np.float64)] if self._judged else []
-        if isinstance(self._pipeline.label, Delayed):
+        if residuals:
+            said = learned.predictions[self._pipeline.model_name]
+            columns = [columns[0] - as_scores(task, said)]
+        elif isinstance(self._pipeline.label, Delayed):
             columns.append(learned.delays / 1000.0)
         items = learned.label if learned.items is None else learned.items
         return (

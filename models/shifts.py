@@ -363,7 +363,10 @@ def _names(edges: list[float]) -> list[str]:
     if not edges:
         return ["any"]
     middle = [f"{a:.4g} to {b:.4g}" for a, b in pairwise(edges)]
-    return [f"below {edges[0]:.4g}", *middle, f"{edges[-1]:.4g} or more"]
+    last, before = f"{edges[-1]:.4g} or more", float(np.nextafter(edges[-1], -np.inf))
+    if len(repr(before)) < len(repr(edges[-1])):  # the next number behind a value
+        last = f"above {before:.4g}"
+    return [f"below {edges[0]:.4g}", *middle, last]
 
 
 def told(declared: Distributions) -> str:

@@ -280,7 +280,7 @@ def test_every_kind_is_watched_and_no_cut_into_batches_shows():
     }
     assert drifted >= {
         ("feature", "value"), ("feature", "load"), ("feature", "sensor_value_10m_mean"),
-        ("label", "label"), ("missing", "missing load"), ("invalid", "invalid events"),
+        ("label", "label"), ("calibration", "residual"), ("missing", "missing load"), ("invalid", "invalid events"),
     }  # fmt: skip
     assert not {subject for _, subject in drifted} & {"hour", "mode=a", "sensor keys"}
     assert [sorted(told(pipeline, limit)) for limit in (7, 200)] == [sorted(whole)] * 2
