@@ -15,8 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from river import linear_model, optim
 
-from dataflows import Distributions, Event, Label, Pipeline, field, hour_of_day, one_hot, window
+from dataflows import (
+    Distributions,
+    Event,
+    Label,
+    Pipeline,
+    Shadow,
+    field,
+    hour_of_day,
+    one_hot,
+    window,
+)
 from dataflows.bus.memory import MemoryBus
 from dataflows.intake import IntakeOptions
 from dataflows.load import load_pipeline
@@ -228,8 +239,6 @@ class Check(Label):
 
 
 def sensors(**changes: Any) -> Pipeline:
-    from river import linear_model
-
     declared: dict[str, Any] = {
         "name": "sensors",
         "event": Reading,
@@ -280,13 +289,21 @@ def test_every_kind_is_watched_and_no_cut_into_batches_shows():
     }
     assert drifted >= {
         ("feature", "value"), ("feature", "load"), ("feature", "sensor_value_10m_mean"),
-        ("label", "label"), ("calibration", "residual"), ("missing", "missing load"), ("invalid", "invalid events"),
+        ("label", "label"), ("missing", "missing load"), ("invalid", "invalid events"),
     }  # fmt: skip
     assert not {subject for _, subject in drifted} & {"hour", "mode=a", "sensor keys"}
     assert [sorted(told(pipeline, limit)) for limit in (7, 200)] == [sorted(whole)] * 2
     labels = {"pipeline": "sensors", "kind": "feature", "subject": "value"}
     assert metrics.registry.get_sample_value("anabranch_drifting", labels) == 2.0
     assert metrics.registry.get_sample_value("anabranch_population_stability_index", labels) > 0.1
+
+
+def test_a_model_that_learns_too_little_is_found_by_what_is_left_over():
+    stiff = linear_model.LogisticRegression(optimizer=optim.SGD(1e-9))
+    found = [json.loads(value) for value in told(sensors(model=stiff), 1000)]
+    assert ("calibration", "drift") in {(each["kind"], each["severity"]) for each in found}
+    with_rollout = sensors(model=stiff, rollout=Shadow())  # who served is another matter there
+    assert "calibration" not in {json.loads(value)["kind"] for value in told(with_rollout, 1000)}
 
 
 def test_a_run_that_is_stopped_anywhere_gives_the_same_signals(tmp_path: Path):
