@@ -59,6 +59,7 @@ bench: install
 	$(BIN)/python -m benchmarks labels
 	$(BIN)/python -m benchmarks evidence
 	$(BIN)/python -m benchmarks rollouts
+	$(BIN)/python -m benchmarks drift
 
 clean:
 	rm -rf $(VENV) .kafka .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from models.drift import monitor
     from models.imbalance import class_weights, oversample, undersample
     from models.policies import ABTest, Bandit, Canary, Guardrails, Interleave, Shadow
+    from models.shifts import Distributions
     from models.slices import slice_by
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Canary",
     "Challenger",
     "Delayed",
+    "Distributions",
     "Event",
     "Guardrails",
     "Interleave",
@@ -68,6 +70,7 @@ _HOMES = {
     "Canary": "models.policies",
     "Challenger": "models.challenger",
     "Delayed": "dataflows.messages",
+    "Distributions": "models.shifts",
     "Event": "dataflows.messages",
     "Guardrails": "models.policies",
     "Interleave": "models.policies",

@@ -17,6 +17,7 @@ from models.losses import check_loss
 from models.metrics import metric
 from models.river_adapter import check_fits
 from models.rollout_rows import MOST_CANDIDATES
+from models.shifts import Distributions
 from models.slices import SliceBy
 from state.durations import parse_duration_ms
 from state.errors import DeclarationError
@@ -157,6 +158,8 @@ def check_model(pipeline: Pipeline) -> None:
 def check_monitors(pipeline: Pipeline) -> None:
     """Every monitor watches something that is there."""
     known = [LOSS, *pipeline.columns]
+    if pipeline.distributions is not None:
+        _check_distributions(pipeline)
     for monitor in pipeline.monitors:
         if monitor.subject not in known:
             raise DeclarationError(
@@ -169,6 +172,16 @@ def check_monitors(pipeline: Pipeline) -> None:
                     f"pipeline {pipeline.name!r} has no label, so there is no loss to monitor"
                 )
             check_loss(pipeline.task, monitor.loss)
+
+
+def _check_distributions(pipeline: Pipeline) -> None:
+    declared, where = pipeline.distributions, f"distributions= of pipeline {pipeline.name!r}"
+    if not isinstance(declared, Distributions):
+        raise DeclarationError(f"{where} is {declared!r}: give Distributions(…)")
+    declared.check(where)
+    for name in declared.ignore:
+        if name not in pipeline.columns:
+            raise DeclarationError(f"{where} ignores {name!r}, and there is no such feature")
 
 
 def check_slices(pipeline: Pipeline) -> None:

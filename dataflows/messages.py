@@ -218,11 +218,22 @@ class DeadLetter(_FromSource, msgspec.Struct, kw_only=True):
         return given_up
 
 
+class Moved(msgspec.Struct):
+    """A bin of a distribution: its share of the reference, and now."""
+
+    bin: str
+    expected: float
+    observed: float
+
+
 class DriftSignal(_FromSource, msgspec.Struct, kw_only=True):
     """A change that a monitor saw, on ``<pipeline>.drift``.
 
-    ``subject`` is what changed (``loss`` or a feature), ``ts`` when in event time, ``statistic``
-    the detector's figures then; the source coordinates are those of the message it saw last.
+    ``subject`` is what changed, of the ``kind`` loss, feature, keys, prediction, label, missing
+    or invalid; ``ts`` when in event time, ``statistic`` the detector's figures then; the source
+    coordinates are those of the message it saw last. Of a distribution, ``severity`` is warning,
+    drift or resolved, ``began`` when it began to be shifted (epoch ms), ``reference`` what it is
+    compared with, and ``top`` the bins that moved the most.
     """
 
     pipeline: str
@@ -233,6 +244,11 @@ class DriftSignal(_FromSource, msgspec.Struct, kw_only=True):
     topic: str
     partition: int
     offset: int
+    kind: str = "loss"
+    severity: str = "drift"
+    began: int | None = None
+    reference: str | None = None
+    top: list[Moved] = []
 
 
 class ComparedModels(msgspec.Struct, kw_only=True):

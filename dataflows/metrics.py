@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from dataflows.alignment import AlignedReader
 from dataflows.batch import Batch, RawBatch
 from dataflows.encode import Results
+from dataflows.health import HEARTBEAT
 from dataflows.rollout_metrics import RolloutMetrics
+from dataflows.shift_metrics import ShiftMetrics
 from dataflows.sink.outgoing import Outgoing
 from models.outcome import ASSUMED_LABEL, Outcome
 from state.durations import parse_duration_ms
-from state.errors import AnabranchError
 
 if TYPE_CHECKING:
     from models.sliced import Report
@@ -50,12 +51,13 @@ _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 class WorkerMetrics:
     """What one worker tells of itself. ``registry`` is for tests; by default a new one.
 
-    What it tells of rollouts is in `rollouts`.
+    What it tells of rollouts is in `rollouts`, of distributions in `shifts`.
     """
 
     def __init__(self, pipeline: str, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self.rollouts = RolloutMetrics(pipeline, self.registry)
+        self.shifts = ShiftMetrics(pipeline, self.registry)
         self._pipeline = pipeline
         self._clock = time.monotonic
         self._flush_at = 0.0
@@ -132,6 +134,10 @@ class WorkerMetrics:
         self._held = self._gauge("anabranch_held_labels", "Labels that came before their events")
         self._keys = self._gauge("anabranch_window_keys", "Keys with events in windows", "entity")
         self._bytes = self._gauge("anabranch_window_bytes", "Bytes of window state", "entity")
+        self._heartbeat = Gauge(
+            HEARTBEAT, "When the worker reported that is silent for the longest, since 1970",
+            ("pipeline",), registry=self.registry, multiprocess_mode="livemin",
+        )  # fmt: skip
         self._event_time = self._gauge(
             "anabranch_event_time_seconds", "Greatest event time admitted, seconds since 1970"
         )
@@ -149,6 +155,7 @@ class WorkerMetrics:
         """Bring what was counted since the last time into the metrics."""
         for tell in self._tellers:
             tell()
+        self._heartbeat.labels(self._pipeline).set(time.time())
         pipeline, counts = self._pipeline, self._counts
         counts["events"] += sum(self._batch_rows) - counts["labels"]
         self._flush_at = self._clock() + FLUSH_EVERY_S
@@ -303,19 +310,3 @@ def shared_registry(directory: str) -> CollectorRegistry:
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=directory)  # type: ignore[no-untyped-call]
     return registry
-
-
-def serve(registry: CollectorRegistry, port: int, host: str = "0.0.0.0") -> int:
-    """Serve ``/metrics`` on ``port`` (0 picks a free one); returns the port.
-
-    Raises:
-        AnabranchError: the port is taken.
-    """
-    try:
-        server, _ = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise AnabranchError(
-            f"metrics port {port} can't be opened ({error.strerror}): choose another with "
-            "--metrics-port, or 0 for any free one"
-        ) from error
-    return int(server.server_port)

@@ -15,6 +15,7 @@ from dataflows.candidates import one_each, whole_events
 from dataflows.control import Control
 from dataflows.dead_letters import dead_letter
 from dataflows.decisions import cause_of_control, rollout_message
+from dataflows.distributions import DISTRIBUTIONS, DistributionStep
 from dataflows.encode import Results
 from dataflows.label_trouble import LabelTrouble
 from dataflows.label_values import TargetReader
@@ -40,8 +41,6 @@ from state.extent import LARGEST, all_usable
 
 if TYPE_CHECKING:
     from dataflows.recovery.directory import StateDirectory
-
-_FLOAT64 = np.dtype(np.float64)
 
 
 @dataclass(slots=True)
@@ -147,6 +146,9 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             self.deployment = self._rollouts.steering
         self._labels = LabelTrouble(pipeline.topics)
         self._events = 0  # so many were predicted
+        self._distributions: DistributionStep | None = None
+        if pipeline.distributions is not None:
+            self._distributions = DistributionStep(pipeline, pipeline.distributions, metrics)
         self._all_usable = entry(all_usable, np.zeros((0, 0)))
         metrics.ask(self._tell)
         self._place: Place | None = None
@@ -156,6 +158,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             self.prequential.restore(image)
             if self._windows is not None:
                 self._windows.restore(image.part(LABEL_WINDOWS))
+            if self._distributions is not None:
+                self._distributions.restore(image.part(DISTRIBUTIONS))
             if not image and (learner := state.first_learner(pipeline)) is not None:
                 self.prequential.take_up(pipeline.model_name, learner)
 
@@ -208,6 +212,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         delta = self.prequential.changes()
         if self._windows is not None:
             delta.put(LABEL_WINDOWS, self._windows.changes())
+        if self._distributions is not None:
+            delta.put(DISTRIBUTIONS, self._distributions.changes())
         return delta
 
     def work(self, batch: Batch) -> Results:
@@ -226,6 +232,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             results.learned, results.corrected = outcome.learned, outcome.corrected
         if self._rollouts is not None:
             self._rollouts.bring_in(outcome.answered, results)
+        if self._distributions is not None:
+            results.signals += self._distributions.look(batch, outcome, results)
         if batch.control is not None:
             results.decisions += self._follow(batch, batch.control)
         self._metrics.on_results(results, len(outcome.learned.times))

@@ -35,6 +35,7 @@ from models.imbalance import Imbalance, with_imbalance
 from models.learner import Learner, Task
 from models.policies import Canary, Policy, Shadow
 from models.segmented import Segmented
+from models.shifts import Distributions
 from models.slices import SliceBy
 from models.thinned import Thinned
 from state.errors import DeclarationError
@@ -102,6 +103,8 @@ class Pipeline:
             event, None for anomaly detectors that learn without.
         metrics: names of River metrics, scored on every label before it teaches.
         monitors: where to look for drift (`models.drift.monitor`).
+        distributions: watch those of features, predictions, labels, nulls and dead letters
+            (`models.shifts.Distributions`); None: not watched.
         slices: parts of the events for which the metrics are kept apart (`models.slices.slice_by`).
         imbalance: what is done about a rare class: `undersample`, `oversample` or `class_weights`
             (`models.imbalance`).
@@ -147,6 +150,7 @@ class Pipeline:
     label: Delayed | Inline | None = None
     metrics: Sequence[str] | None = None
     monitors: Sequence[Monitor] = ()
+    distributions: Distributions | None = None
     slices: Sequence[SliceBy] = ()
     imbalance: Imbalance | None = None
     model_key: str | None = None
@@ -306,8 +310,11 @@ class Pipeline:
         ]
         traffic = [self.traffic_field] if self.controlled and self.traffic_field != self.id else []
         keys = [self.model_key] if self.model_key is not None else []
-        ranked = [] if self.candidates is None else [self.candidates]
-        return list(dict.fromkeys([*self.label_windows, *subjects, *keys, *traffic, *ranked]))
+        watched = [] if self.candidates is None else [self.candidates]
+        if self.distributions is not None:
+            fields = self.schema.fields
+            watched += [*self.entities, *(n for n in self.used_fields if fields[n].optional)]
+        return list(dict.fromkeys([*self.label_windows, *subjects, *keys, *traffic, *watched]))
 
     @property
     def read_fields(self) -> list[str]:

@@ -16,7 +16,9 @@ from benchmarks.stages import STAGES, stage_costs
 
 
 def test_every_benchmark_is_found_by_its_name():
-    assert names() == ["bus", "evidence", "hotpath", "labels", "recovery", "replay", "rollouts"]
+    assert names() == [
+        "bus", "drift", "evidence", "hotpath", "labels", "recovery", "replay", "rollouts",
+    ]  # fmt: skip
 
 
 def test_the_version_by_hand_predicts_what_the_pipeline_predicts():

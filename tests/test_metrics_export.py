@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections import Counter
 from pathlib import Path
@@ -22,8 +23,9 @@ from river import datasets, evaluate, linear_model, metrics, preprocessing
 from dataflows import Event, Label, Pipeline, field, inline, monitor, window
 from dataflows.bus.memory import MemoryBus
 from dataflows.bus.partitioner import partition_of_key
+from dataflows.health import HEARTBEAT, serve
 from dataflows.intake import IntakeOptions
-from dataflows.metrics import WorkerMetrics, observe_many, serve, shared_registry
+from dataflows.metrics import WorkerMetrics, observe_many, shared_registry
 from dataflows.pipelines.datasets import dataset_pipeline
 from dataflows.worker import run_worker
 from producers.datasets import dataset_messages
@@ -281,6 +283,29 @@ def test_metrics_are_served_on_a_free_port():
         text = answer.read().decode()
     assert 'anabranch_predictions_total{pipeline="orders"} 50.0' in text
     assert 'anabranch_dead_letters_total{pipeline="orders",reason="late"} 1.0' in text
+
+
+def asked(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_a_run_is_live_while_it_starts_ready_when_it_has_reported_and_neither_when_silent():
+    now = [1000.0]
+    registry = CollectorRegistry()
+    port = serve(registry, 0, host="127.0.0.1", clock=lambda: now[0])
+    assert asked(port, "/healthz/live") == (200, "starting: no worker has come round yet\n")
+    assert asked(port, "/healthz/ready") == (503, "not ready: no worker has come round yet\n")
+    WorkerMetrics("orders", registry).flush()
+    now[0] = value(registry, HEARTBEAT) + 59
+    assert asked(port, "/healthz/live") == asked(port, "/healthz/ready") == (200, "ok\n")
+    now[0] += 5
+    silent = (503, "a worker has not come round for 64 s\n")
+    assert asked(port, "/healthz/live") == asked(port, "/healthz/ready") == silent
+    assert asked(port, "/elsewhere")[0] == 404
 
 
 def test_a_port_that_is_taken_is_one_sentence():

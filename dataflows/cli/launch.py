@@ -273,7 +273,7 @@ def _end_at_once(console: Console) -> None:
 
 def _serve(registry: CollectorRegistry, port: int | None, console: Console) -> None:
     if port is not None:
-        from dataflows.metrics import serve
+        from dataflows.health import serve
 
         address = f"http://127.0.0.1:{serve(registry, port)}/metrics"
         console.print(f"metrics on {address}", highlight=False, soft_wrap=True)

@@ -21,6 +21,7 @@ from dataflows.features import (
 from dataflows.messages import Event, Label
 from dataflows.pipeline import Pipeline
 from models.drift import monitor
+from models.shifts import Distributions
 
 
 class Payment(Event):
@@ -62,4 +63,5 @@ pipeline = Pipeline(
     | linear_model.LogisticRegression(optimizer=optim.SGD(0.005)),
     metrics=("ROCAUC", "LogLoss", "Accuracy"),
     monitors=[monitor("loss", loss="brier", delta=1e-4)],
+    distributions=Distributions(),
 )
