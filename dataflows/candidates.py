@@ -23,9 +23,12 @@ from numpy.typing import NDArray
 from dataflows.batch import Batch
 from dataflows.dead_letters import dead_letter
 from dataflows.pipeline import Pipeline
-from dataflows.row_ids import row_id
-from models.ranking import EVENT
+from dataflows.row_ids import parts_ids, row_id
+from models.ranking import EVENT, LIST
 from state.extent import LARGEST
+from state.hashing import hash64
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 FIRST = "(first)"
 """Among the columns: `(rows,) uint8`, 1 for the first row of each event."""
@@ -52,18 +55,25 @@ class Candidates:
         self._lists.add(self._field)
         self._row_features = list(pipeline.row_features)
         self._width = len(pipeline.columns)
+        self._controlled = pipeline.controlled
 
-    def spread(self, batch: Batch) -> Batch:
-        """The batch with a row per candidate; an event that can't be ranked is a dead letter."""
+    def check(self, batch: Batch) -> Batch:
+        """The batch without events that can't be ranked, which are dead letters.
+
+        Before they are admitted, so that one may come again, put right, under the same id.
+        """
         lists = {name: list(batch.columns[name]) for name in self._lists}
-        faults = [self._fault(lists, row) for row in range(len(batch))]
+        faults = [self._fault(lists, row, each) for row, each in enumerate(batch.ids)]
         if any(faults):
             batch.dead += [
                 dead_letter(batch.rows, row, *fault) for row, fault in enumerate(faults) if fault
             ]
-            good = np.array([fault is None for fault in faults], np.bool_)
-            batch = batch.keep(good)
-            lists = {name: list(batch.columns[name]) for name in self._lists}
+            batch = batch.keep(np.array([fault is None for fault in faults], np.bool_))
+        return batch
+
+    def spread(self, batch: Batch) -> Batch:
+        """The batch with a row per candidate, of events that were checked and admitted."""
+        lists = {name: list(batch.columns[name]) for name in self._lists}
         counts = np.array(list(map(len, lists[self._field])), np.int64)
         events = np.repeat(np.arange(len(batch)), counts)
         self._reorder(batch, counts)
@@ -77,6 +87,9 @@ class Candidates:
         first = np.ones(len(events), np.bool_)
         first[1:] = events[1:] != events[:-1]
         columns[EVENT], columns[FIRST] = events, first.astype(np.uint8)
+        if self._controlled:
+            moments = batch.times.astype(np.uint64) * _GOLDEN
+            columns[LIST] = (hash64(batch.ids) ^ moments)[events]
         batch.rows, batch.ids, batch.times = batch.rows.take(events), ids, batch.times[events]
         batch.columns = columns
         batch.features = np.zeros((len(events), self._width))
@@ -95,7 +108,7 @@ class Candidates:
         batch.order = begins + np.arange(int(size.sum()))
         assert events == len(batch)
 
-    def _fault(self, lists: dict[str, list[Any]], row: int) -> tuple[str, str] | None:
+    def _fault(self, lists: dict[str, list[Any]], row: int, own: str) -> tuple[str, str] | None:
         """Why an event can't be ranked; None where it can."""
         name = self._field
         candidates = lists[name][row]
@@ -106,6 +119,8 @@ class Candidates:
             return "too many candidates", f"{name} has {len(candidates):,} of them, and {most}"
         if len(set(candidates)) < len(candidates):
             return "repeated candidate", f"{name} holds the same candidate more than once"
+        if parts_ids(own) or parts_ids("".join(candidates)):
+            return "control character", f"its id, or one of {name}, holds the character U+001F"
         for other, values in lists.items():
             if len(values[row]) != len(candidates):
                 return (
@@ -116,6 +131,21 @@ class Candidates:
             if any(value is not None and not abs(value) <= LARGEST for value in lists[other][row]):
                 return "number too large", f"{other} holds a number beyond ±{LARGEST:g}"
         return None
+
+
+def whole_events(batch: Batch, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """These rows, and in a ranking all other candidates of their events: `(rows,) bool`."""
+    events = batch.columns.get(EVENT)
+    return rows if events is None else np.isin(events, events[rows])
+
+
+def one_each(batch: Batch, rows: list[int]) -> list[int]:
+    """These rows; in a ranking the first of them of each event, which is told of once."""
+    events = batch.columns.get(EVENT)
+    if events is None or not rows:
+        return rows
+    first = np.unique(events[rows], return_index=True)[1]
+    return [rows[at] for at in sorted(first.tolist())]
 
 
 def _repeated(column: Sequence[Any] | NDArray[Any], rows: NDArray[np.int64]) -> Any:

@@ -225,9 +225,11 @@ class _SharedReader:
         if raw is None:
             return self._nothing()
         self._quiet_since = None
-        batch = self._admission.admit(self._decoder.decode(raw))
-        if self._candidates is not None:
-            batch = self._candidates.spread(batch)
+        if self._candidates is None:
+            batch = self._admission.admit(self._decoder.decode(raw))
+        else:
+            batch = self._candidates.check(self._decoder.decode(raw))
+            batch = self._candidates.spread(self._admission.admit(batch))
         if batch.control is not None:
             batch.control_time = self._time_of_control(batch)
         self._metrics.on_batch(raw, batch)

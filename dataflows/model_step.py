@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
+from numpy.typing import NDArray
 
 from dataflows.batch import IDLE, Batch, EntityRows, Progress, Wake
+from dataflows.candidates import one_each, whole_events
 from dataflows.control import Control
 from dataflows.dead_letters import dead_letter
 from dataflows.decisions import cause_of_control, rollout_message
@@ -23,7 +25,7 @@ from dataflows.origins import Origins, extent_of
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token
 from dataflows.rollout_step import RolloutStep, rollouts_of
-from dataflows.row_ids import told
+from dataflows.row_ids import event_id
 from dataflows.windows import Item, WindowStep, entity_columns
 from models.command import Commanded
 from models.drift import LOSS, Alarm
@@ -218,8 +220,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         """What the models make of a batch that is whole."""
         dead: list[DeadLetter] = []
         if batch.rows.values and not self._all_usable(batch.features):
-            dead = self._refuse_huge(batch)
-            batch = batch.keep(np.logical_and.reduce(np.abs(batch.features) <= LARGEST, axis=1))
+            dead, good = self._refuse_huge(batch)
+            batch = batch.keep(good)
         outcome = self._learn_inline(batch) if self._inline else self._learn_delayed(batch, dead)
         champion = self.prequential.champion
         signals = [self._signal(alarm, batch, outcome) for alarm in outcome.alarms]
@@ -276,7 +278,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             fields=batch.columns,
             keys=self._keys(batch),
         )
-        dead += [self._refuse_twice(batch, row) for row in outcome.refused_events]
+        dead += [self._refuse_twice(batch, row) for row in one_each(batch, outcome.refused_events)]
         dead += self._labels.letters(batch, outcome)
         self._metrics.on_labels(outcome)
         return outcome
@@ -318,21 +320,23 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             else found | {("served", name): value for name, value in ranked.values().items()}
         )
 
-    def _refuse_huge(self, batch: Batch) -> list[DeadLetter]:
-        """Events with a feature whose square a model could not hold."""
+    def _refuse_huge(self, batch: Batch) -> tuple[list[DeadLetter], NDArray[np.bool_]]:
+        """Events with a feature whose square a model could not hold; and what is left."""
         dead = []
         bad = ~(np.abs(batch.features) <= LARGEST)  # NaN compares as false
-        for row in np.flatnonzero(bad.any(axis=1)).tolist():
+        rows: NDArray[np.bool_] = np.any(bad, axis=1)
+        for row in one_each(batch, np.flatnonzero(rows).tolist()):
             column = int(np.argmax(bad[row]))
             name = self._pipeline.columns[column]
             what = f"feature {name} is beyond ±{LARGEST:g}, which no model can square"
             dead.append(dead_letter(batch.rows, row, "feature too large", what))
-        return dead
+        return dead, ~whole_events(batch, rows)
 
     def _refuse_twice(self, batch: Batch, row: int) -> DeadLetter:
         """An id that came again after it was forgotten as a duplicate, but still waits."""
+        own = batch.ids[row] if self.prequential.ranking is None else event_id(batch.ids[row])
         what = (
-            f"an event with id {told(batch.ids[row])!r} still waits for its label: this one was "
+            f"an event with id {own!r} still waits for its label: this one was "
             "predicted, but will not be learned"
         )
         return dead_letter(batch.rows, row, "duplicate id", what)

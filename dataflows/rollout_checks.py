@@ -11,7 +11,7 @@ from river import base
 from models.challenger import Challenger
 from models.drift import LOSS
 from models.learner import Task
-from models.policies import Interleave, check_policy
+from models.policies import Bandit, Interleave, check_policy
 from models.river_adapter import check_fits
 from models.version import check_name
 from state.errors import DeclarationError, InputError
@@ -53,6 +53,11 @@ def check_rollout(pipeline: Pipeline) -> None:
     if isinstance(pipeline.rollout, Interleave) and pipeline.candidates is None:
         raise DeclarationError(
             f"Interleave of {where} is for rankings: name the event's list of candidates= as well"
+        )
+    if isinstance(pipeline.rollout, Bandit) and pipeline.candidates is not None:
+        raise DeclarationError(
+            f"Bandit of {where} pulls an arm for each candidate, and scores of different models "
+            "make no list: use Interleave(…), or one that divides the keys"
         )
     pipeline.schema.require_present(pipeline.traffic_field, ("text",), f"{where} (rollout_key=)")
     if pipeline.fallback is not None:

@@ -11,6 +11,7 @@ from dataflows.decisions import cause_of_row, rollout_message
 from dataflows.encode import Results
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
+from dataflows.row_ids import event_id
 from models.answered import Answered
 from models.challenger import Challenger
 from models.command import Command
@@ -63,6 +64,8 @@ class RolloutStep:
     def keys(self, batch: Batch) -> Sequence[str]:
         """By which traffic is divided, one per event."""
         field = self._pipeline.traffic_field
+        if field == self._pipeline.id and self._pipeline.candidates is not None:
+            return list(map(event_id, batch.ids))  # an event's candidates stay together
         return batch.ids if field == self._pipeline.id else batch.columns.get(field, [])
 
     def bring_in(self, answered: Answered | None, results: Results) -> None:

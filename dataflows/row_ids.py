@@ -7,6 +7,11 @@ from typing import Final
 _BETWEEN: Final = "\x1f"
 
 
+def parts_ids(text: str) -> bool:
+    """Whether neither an id nor a candidate can be this: it holds what stands between them."""
+    return _BETWEEN in text
+
+
 def row_id(event: str, candidate: str) -> str:
     """By which a candidate of an event waits for its label."""
     return f"{event}{_BETWEEN}{candidate}"

@@ -28,7 +28,7 @@ from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token, windows_of
 from dataflows.side_by_side import run_all
 from dataflows.taking import take_rows
-from models.ranking import EVENT
+from models.ranking import EVENT, LIST
 from state.delta import Delta
 from state.durations import parse_duration_ms
 from state.entity import EntityState
@@ -69,7 +69,7 @@ class Router:
             for entity, features in pipeline.entities.items()
         }
         if pipeline.candidates is not None:
-            self._model_fields.append(EVENT)
+            self._model_fields += [EVENT, LIST] if pipeline.controlled else [EVENT]
             for names in self._needed.values():
                 names.add(FIRST)
 

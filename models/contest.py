@@ -26,6 +26,9 @@ Add = Callable[[int | None, str, str], None]
 _ORDER: Final = (d.ROLLED_BACK, d.PROMOTED, d.GIVEN_UP, d.ENDED, d.STEPPED, d.PROGRESS)
 """What goes first at one step."""
 
+_LISTS: Final = 1024
+"""Lists that have given their point, before those are looked for that can be forgotten."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
@@ -85,6 +88,8 @@ class Contest:
         self.paused = self.shown = False
         self.labels = self.served = 0
         self.held = 0  # labels of events that it served, since `since`
+        self._counted: dict[int, None] = {}  # lists that have given their point
+        self._room = _LISTS
         self.in_shadow, self._grace = in_shadow, grace
         self.shares: list[float] = []
         if in_shadow:
@@ -172,6 +177,8 @@ class Contest:
         ours, theirs = self._losses(rows, champion, judged)
         arms = rows.arms[rows.label_rows[judged]]
         self.rails.ratio.take(ours, theirs)
+        if isinstance(self.policy, Interleave):
+            self._count_lists(rows, judged)
         known = self._evidence(rows, champion, judged)
         self.shown |= self.judge.take(*known, arms, leads, self.number)
         by_it = int(np.count_nonzero(arms == self.number))
@@ -219,7 +226,26 @@ class Contest:
             return judged
         assert rows.chosen is not None
         ours = self._drafts(rows, judged) >> 1 == self.draft
-        return judged[np.flatnonzero(rows.chosen[judged] & ours)]
+        choices = judged[np.flatnonzero(rows.chosen[judged] & ours)]
+        seen: set[int] = set()
+        first = []
+        for at, number in enumerate(_lists(rows, choices)):
+            if number not in self._counted and number not in seen:
+                seen.add(number)
+                first.append(at)
+        return choices[first]
+
+    def _count_lists(self, rows: RolloutRows, judged: I64) -> None:
+        """Lists that have given their point, and give no other."""
+        assert rows.listed is not None
+        self._counted.update(dict.fromkeys(_lists(rows, judged)))
+        if len(self._counted) > max(self._room, len(rows.listed) // 8):
+            # None of a list waits any more: nothing of it can be chosen.
+            known = np.array(list(self._counted), np.uint64)
+            waits = np.isin(known, rows.listed).tolist()
+            kept = zip(self._counted, waits, strict=True)
+            self._counted = {number: None for number, is_there in kept if is_there}
+            self._room = max(_LISTS, 2 * len(self._counted))
 
     def _drafts(self, rows: RolloutRows, judged: I64) -> I64:
         """In which rollout each was drafted, and by whom: an odd number, by the challenger."""
@@ -246,6 +272,13 @@ class Contest:
         assert rows.truths is not None
         ours, theirs = rows.scored[champion], rows.scored[self.challenger]
         return ours[judged], theirs[judged], rows.truths[judged]
+
+
+def _lists(rows: RolloutRows, labels: I64) -> list[int]:
+    """The number of the list on which each was chosen."""
+    assert rows.listed is not None
+    numbers: list[int] = rows.listed[rows.label_rows[labels]].tolist()
+    return numbers
 
 
 def _time_at(rows: RolloutRows, step: int) -> int:

@@ -5,6 +5,9 @@ is left on its list; who goes first in a turn is drawn (Radlinski, Kurup, Joachi
 clickthrough data reflect retrieval quality?*, CIKM 2008). A click is a point for the team of what
 was clicked: since both have the same chances of every place, equal rankers win equally often,
 however much people prefer what stands first.
+
+A list gives one point, by the first choice on it. Further ones are of the same taste: were each a
+point, a few visitors who click a lot would look like evidence, and equals would be promoted.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ def draft(
     """Interleave the lists of the events that a challenger is to serve.
 
     Args:
-        part: of rankings; its `drafts` are written.
+        part: of rankings; its `drafts` and `listed` are written.
         contests: those at work.
         champion: its name and number.
         meant: `(events,) uint8`: who is to serve; it becomes who places each row.
@@ -40,16 +43,15 @@ def draft(
         See `Served.ranks`.
     """
     ranks = np.zeros(meant.size, np.int64)
-    if part.groups is None or part.drafts is None:
+    if part.groups is None or part.drafts is None or part.lists is None or part.listed is None:
         return ranks
     for contest in contests:
         rows = np.flatnonzero(meant == contest.number)
         both = part.scores[champion[0]][rows], part.scores[contest.challenger][rows]
-        ranks[rows], by_it = interleave(
-            part.groups[rows], both, part.hashes[rows], part.event_times[rows], contest.rollout
-        )
+        ranks[rows], by_it = interleave(part.groups[rows], both, part.lists[rows], contest.rollout)
         meant[rows[~by_it]] = champion[1]
         part.drafts[part.event_rows[rows]] = draft_code(contest.draft, by_it)
+        part.listed[part.event_rows[rows]] = part.lists[rows]
     return ranks
 
 
@@ -88,15 +90,14 @@ def team_draft(ours: I64, theirs: I64, coins: int) -> tuple[list[int], list[bool
 
 
 def interleave(
-    groups: I64, scores: tuple[F64, F64], hashes: U64, times: I64, salt: str
+    groups: I64, scores: tuple[F64, F64], lists: U64, salt: str
 ) -> tuple[I64, NDArray[np.bool_]]:
     """Interleaves every event.
 
     Args:
         groups: `(rows,) int64`, the number of each row's event; its rows are neighbours.
         scores: of both rankers, `(rows,) float64`.
-        hashes: `(rows,) uint64`, of the events' keys.
-        times: `(rows,) int64` ms, of the events. With key and salt they draw who goes first.
+        lists: `(rows,) uint64`, another for each event. With the salt it draws who goes first.
         salt: other for every rollout.
 
     Returns:
@@ -108,8 +109,7 @@ def interleave(
         return ranks, placed_by
     both = [ranks_of(groups, each) for each in scores]
     starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
-    moments = times[starts].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    draws = (places(hashes[starts] ^ moments, salt) * 2.0**53).astype(np.int64).tolist()
+    draws = (places(lists[starts], salt) * 2.0**53).astype(np.int64).tolist()
     for start, end, coins in zip(
         starts.tolist(), [*starts[1:].tolist(), len(groups)], draws, strict=True
     ):

@@ -106,11 +106,17 @@ class LabelJoin:
         task: decides what a label may be.
         rules: see there; `assumes` and `assumed_code` follow from `otherwise`.
         otherwise: the label to assume when a wait is over; None: nothing is assumed.
-        groups: as `PendingStore` takes them.
+        groups, lists: as `PendingStore` takes them.
     """
 
     def __init__(
-        self, width: int, task: Task, rules: LabelRules, otherwise: Label, groups: int = 0
+        self,
+        width: int,
+        task: Task,
+        rules: LabelRules,
+        otherwise: Label,
+        groups: int = 0,
+        lists: bool = False,
     ) -> None:
         self._otherwise, self._assumed = otherwise, 0.0
         if otherwise is not None:
@@ -119,7 +125,7 @@ class LabelJoin:
                 self._assumed = float(otherwise)  # type: ignore[arg-type]
                 known = np.array([self._assumed])
             rules = replace(rules, assumes=True, assumed_code=int(codes(known)[0]))
-        self.pending = PendingStore(width, 0, rules, groups)
+        self.pending = PendingStore(width, 0, rules, groups, lists)
         self.held = HeldLabels()
         self._task = task
 

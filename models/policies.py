@@ -126,8 +126,9 @@ class Interleave(_Judged):
 
     Every choice on an interleaved list compares both models, and neither has the better places
     (`models.interleaving`): it takes far fewer choices than to compare lists of different visitors.
-    ``loss``, ``judge`` and ``scale`` are not looked at: the loss of a choice is 1 for the model
-    whose entry was not chosen. One challenger at a time, in the order of their declaration.
+    The loss of a list is 1 for the model whose entry was not chosen first, so that there is no
+    ``loss``, ``judge`` or ``scale`` to declare. One challenger at a time, in the order of their
+    declaration.
 
     Attributes:
         split: share of the keys whose lists are interleaved; the others have the champion's.
@@ -309,6 +310,12 @@ def _check_test(policy: ABTest, challengers: int, where: str) -> None:
 
 
 def _check_interleave(policy: Interleave, where: str) -> None:
+    for name, usual in (("loss", None), ("judge", "paired"), ("scale", None)):
+        if (given := getattr(policy, name)) != usual:
+            raise DeclarationError(
+                f"{name}={given!r} of {where}: interleaved lists are judged by what was chosen; "
+                "leave it out"
+            )
     if not (_is_number(policy.split) and 0 < policy.split <= 1):
         raise DeclarationError(
             f"split={policy.split!r} of {where} must be a share of the keys, above 0 and up to 1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from models.learner import Label, Learner, Predictions, Targets
 from models.metrics import Metric, metric
 from models.monitors import Monitors
 from models.outcome import Learned, Outcome
-from models.ranking import EVENT, RankQuality, final_ranks, numbered
+from models.ranking import EVENT, LIST, RankQuality, final_ranks, numbered
 from models.rollout_rows import RANK_BITS
 from models.rollouts import Rollouts, Spent, Worked
 from models.segments import Segments
@@ -115,7 +116,7 @@ class Prequential:
         self.slices = Slices(slices, self.names, self._metric_names, self.task)
         self._join = LabelJoin(
             len(self.names), self.task, rules or LabelRules(), otherwise,
-            len(self.slices) + (rollouts is not None),
+            len(self.slices) + (rollouts is not None), ranking and rollouts is not None,
         )  # fmt: skip
         self.pending = self._join.pending
         self._answers: dict[str, Answers] = {}
@@ -336,11 +337,12 @@ class Prequential:
             ranks,
         )  # fmt: skip
 
-    def _grouped(self, fields: Fields, asked: I64) -> tuple[I64 | None, NDArray[np.int32] | None]:
-        """See `Worked.groups` and `drafts`; ``asked`` are the events in the order of steps."""
+    def _grouped(self, fields: Fields, asked: I64) -> tuple[Any, ...]:
+        """`groups`, `drafts`, `lists` and `listed` of `Worked`; ``asked`` are events by step."""
         if self.ranking is None:
-            return None, None
-        return numbered(np.asarray(fields[EVENT])[asked]), self.pending.tags
+            return ()
+        lists, pending = np.asarray(fields[LIST])[asked], self.pending
+        return numbered(np.asarray(fields[EVENT])[asked]), pending.tags, lists, pending.lists
 
     def _place(self, ranks: I64, rows: I64, learned: Learned, left: I64) -> None:
         """Keep where candidates stand, and count where those had stood that were chosen."""

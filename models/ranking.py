@@ -19,6 +19,9 @@ HITS: Final = (1, 3, 10)
 EVENT: Final = "(event)"
 """Among the fields of rows that are candidates: `(rows,) int64`, the number of each one's event."""
 
+LIST: Final = "(list)"
+"""With rollouts: `(rows,) uint64`, a number that no other event has, and the same in any replay."""
+
 
 def ranks_of(groups: I64, scores: F64) -> I64:
     """`(rows,) int64`: the rank of each row in its event, from 1; the best score is first.

@@ -53,6 +53,8 @@ class RolloutRows:
         chosen: of rankings, `(labels,) bool`: that a candidate was chosen.
         drafts: of rankings, `(rows,) int32`: in which rollout a row was drafted, and by whom; see
             `draft_code`. Written for events and read for labels, as `arms`.
+        lists: of rankings, `(events,) uint64`: the list of each row, as `models.ranking.LIST`.
+        listed: of rankings, `(rows,) uint64`: the list in which a row was drafted; as `drafts`.
     """
 
     steps: int
@@ -73,6 +75,8 @@ class RolloutRows:
     groups: I64 | None = None
     chosen: Mask | None = None
     drafts: NDArray[np.int32] | None = None
+    lists: U64 | None = None
+    listed: U64 | None = None
 
     def whole(self, step: int) -> int:
         """The step at which the event is done that this one is in the middle of; else itself."""
@@ -105,4 +109,6 @@ class RolloutRows:
             None if self.groups is None else self.groups[e],
             None if self.chosen is None else self.chosen[n],
             self.drafts,
+            None if self.lists is None else self.lists[e],
+            self.listed,
         )  # fmt: skip

@@ -44,7 +44,7 @@ class Worked:
         failed: per model, the steps at which it raised.
         seconds: per model, how long it took.
         groups: of rankings, `(events,) int64`: the event that each row is a candidate of.
-        drafts: of rankings, `(rows,) int32`, see `RolloutRows`.
+        drafts, lists, listed: of rankings, see `RolloutRows`.
     """
 
     steps: int
@@ -66,6 +66,8 @@ class Worked:
     seconds: dict[str, float]
     groups: I64 | None = None
     drafts: NDArray[np.int32] | None = None
+    lists: U64 | None = None
+    listed: U64 | None = None
 
 
 class Spent:
@@ -152,7 +154,7 @@ class Rollouts:
         rows = RolloutRows(
             worked.steps, worked.asked, worked.asked_times, worked.asked_rows, worked.hashes,
             worked.taught, worked.taught_times, worked.taught_rows, worked.arms, {}, {}, {}, {},
-            {}, truths, worked.groups, chosen, worked.drafts,
+            {}, truths, worked.groups, chosen, worked.drafts, worked.lists, worked.listed,
         )  # fmt: skip
         for name in worked.answers:
             self.enroll(name, worked, rows)

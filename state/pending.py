@@ -88,6 +88,7 @@ __all__ = [
 _NEVER: Final = -(2**62)
 _STORED: Final = ("_keys", "_arrivals", "times", "tags", "features", "values", "labels")
 _GROUPS: Final = "groups"
+_LISTS: Final = "lists"
 _NO_KEYS: Final = np.empty(0, np.uint64)
 _WAITS, _IS_KEPT = 1, 2  # what `changes` says of a row
 
@@ -99,6 +100,7 @@ class PendingStore:
         width: features per row.
         models: predictions per row.
         groups: small numbers per row that the caller wants back with the label.
+        lists: whether there is a large number per row as well.
         rules: how long a prediction waits, and what becomes of labels that find none. A prediction
             is let go by the first event or label whose time is later than `time + wait_ms`,
             whatever the batches are; a label at exactly that time still counts. See `hold`.
@@ -110,6 +112,7 @@ class PendingStore:
         times: `(capacity,) int64` ms, of the event.
         tags: `(capacity,) int32`, whatever the caller gave along.
         groups: `(capacity, groups) uint8`, for the caller to write after a walk.
+        lists: `(capacity,) uint64`, the same; 0 at first. Without `lists`, always empty.
         settled: ids that have their label, or whose wait is over.
         early: labels whose events have not come.
 
@@ -123,7 +126,12 @@ class PendingStore:
     """
 
     def __init__(
-        self, width: int, models: int, rules: LabelRules | None = None, groups: int = 0
+        self,
+        width: int,
+        models: int,
+        rules: LabelRules | None = None,
+        groups: int = 0,
+        lists: bool = False,
     ) -> None:
         self.rules = rules or LabelRules()
         self._rules = self.rules.numbers
@@ -143,6 +151,7 @@ class PendingStore:
         self.values = np.empty((0, models))
         self.labels = np.empty((0, models), np.uint8)
         self.groups = np.empty((0, groups), np.uint8)
+        self.lists, self._has_lists = np.empty(0, np.uint64), lists
 
     def __len__(self) -> int:
         return int(self._counters[WAITING])
@@ -253,6 +262,7 @@ class PendingStore:
         grown = max(needed, capacity + capacity // 4, 16)
         for name in ("_links", *self._columns):
             setattr(self, name, _longer(getattr(self, name), grown))
+        self.lists[capacity:] = 0
         self._flags = np.append(self._flags, np.zeros(grown - capacity, np.uint8))
         chain(np.arange(capacity, grown), self._counters, self._links)
         self._table = make_table(grown)
@@ -285,7 +295,8 @@ class PendingStore:
     @property
     def _columns(self) -> tuple[str, ...]:
         """The arrays that are kept with a row."""
-        return (*_STORED, _GROUPS) if self.groups.shape[1] else _STORED
+        groups = (_GROUPS,) if self.groups.shape[1] else ()
+        return (*_STORED, *groups, *((_LISTS,) if self._has_lists else ()))
 
     def changes(self) -> Delta:
         """What changed since the last call; at first, everything.
@@ -330,7 +341,9 @@ class PendingStore:
         self._make_room(int(rows.max(initial=-1)) + 1)
         at = np.searchsorted(content.index, rows)
         for name in self._columns:
-            getattr(self, name)[rows] = content.columns[name][at]
+            if name in content.columns:
+                getattr(self, name)[rows] = content.columns[name][at]
+        self._anew = len(content.index) > 0 and set(self._columns) != set(content.columns)
         self._flags[rows] = np.array([0, WAITS, KEEPS], np.uint8)[waits[waits > 0]]
         self._counters[[WAITING, KEPT]] = len(waiting), len(rows) - len(waiting)
         self._counters[[FREE, LEFT]] = NONE

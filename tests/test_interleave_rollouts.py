@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models import contest
 from models import decision as d
 from models.deployment import Deployment
 from models.learner import Predictions, Task
 from models.policies import Interleave
 from models.prequential import Prequential
-from models.ranking import EVENT
+from models.ranking import EVENT, LIST
 from models.rollouts import Rollouts
 from state.label_rules import LabelRules
 
@@ -59,7 +60,8 @@ def visits(step: Prequential, pages: int, seed: int) -> list[d.Decision]:
             label_ids=labels, label_values=np.ones(len(labels)),
             label_times=np.full(len(labels), page * 1000 - 500),
             order=np.r_[np.arange(SHOWN, SHOWN + len(labels)), np.arange(SHOWN)],
-            fields={EVENT: np.zeros(SHOWN, np.int64)}, keys=[f"v{page % 97}"] * SHOWN,
+            fields={EVENT: np.zeros(SHOWN, np.int64), LIST: np.full(SHOWN, page, np.uint64)},
+            keys=[f"v{page % 97}"] * SHOWN,
         )  # fmt: skip
         assert outcome.answered is not None
         assert outcome.ranks is not None
@@ -71,6 +73,87 @@ def visits(step: Prequential, pages: int, seed: int) -> list[d.Decision]:
                 clicked = str(page), item
                 break
     return decisions
+
+
+def likings(
+    step: Prequential,
+    pages: int,
+    seed: int,
+    cut: int = 1,
+    shown: int = SHOWN,
+    most: int = 3,
+    later: int = 0,
+) -> list[d.Decision]:
+    """Visitors of two tastes, equally many, who click on the items that suit theirs most.
+
+    On all of them at once, or ``later`` pages after the first one.
+    """
+    rng, chance = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    decisions: list[d.Decision] = []
+    waiting: list[tuple[int, str]] = []
+    for first in range(0, pages, cut):
+        size = min(cut, pages - first)
+        events = np.repeat(np.arange(size), shown)
+        ids = [f"{first + event}/{item}" for event in range(size) for item in range(shown)]
+        rows = rng.normal(size=(size, shown, 2))
+        clicks: list[tuple[int, str]] = []
+        order: list[int] = []
+        for event in range(size):
+            page = first + event
+            suits = np.argsort(-rows[event, :, chance.integers(0, 2)])[:most].tolist()
+            due = [page] + [page + later] * (most - 1)
+            waiting += [(at, f"{page}/{item}") for at, item in zip(due, suits, strict=True)]
+            now = [(page, item) for at, item in waiting if at == page]
+            waiting = [(at, item) for at, item in waiting if at != page]
+            order += range(event * shown, (event + 1) * shown)
+            order += [len(ids) + len(clicks) + at for at in range(len(now))]
+            clicks += now
+        outcome = step.run(
+            ids=ids, features=rows.reshape(-1, 2), times=(first + events) * 1000,
+            label_ids=[item for _, item in clicks], label_values=np.ones(len(clicks)),
+            label_times=np.array([page * 1000 + 500 for page, _ in clicks], np.int64),
+            order=np.array(order), keys=[f"v{first + event}" for event in events.tolist()],
+            fields={EVENT: events, LIST: (first + events).astype(np.uint64)},
+        )  # fmt: skip
+        assert outcome.answered is not None
+        decisions += [decision for decision, _ in outcome.answered.decisions]
+    return decisions
+
+
+def tastes(**policy: Any) -> Prequential:
+    """A ranker for either taste: they are equally good."""
+    return rollout(Fixed(3.0, 0.0), Interleave(min_effect=0.0, **policy), Fixed(0.0, 3.0))
+
+
+def test_visitors_who_click_a_lot_are_no_evidence_each_time():
+    # Were each click a point, a fifth of these were promoted: on long lists, all that suits a taste
+    # is drafted by the ranker of that taste.
+    found = [ends(likings(tastes(), 200, seed, 20, shown=24, most=6)) for seed in range(60)]
+    assert found.count(d.PROMOTED) <= 0.05 * 60
+
+
+@pytest.mark.parametrize("later", [0, 2, 150])
+@pytest.mark.parametrize("cut", [1, 3, 100])
+def test_a_list_gives_one_point_however_the_stream_is_cut(cut, later):
+    step, other = tastes(alpha=1e-6, report=10), tastes(alpha=1e-6, report=10)
+    told = [(e.action, e.time, e.evidence) for e in likings(step, 200, 7, cut, later=later)]
+    assert step.rollouts is not None
+    assert step.ranking is not None
+    assert step.ranking.chosen == 200 + 2 * (200 - later)
+    assert step.rollouts.deployment.contests[0].labels == 200
+    assert told == [(e.action, e.time, e.evidence) for e in likings(other, 200, 7, 17, later=later)]
+
+
+def test_lists_are_forgotten_when_nothing_of_them_waits_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(contest, "_LISTS", 4)
+    step = tastes(alpha=1e-6)
+    likings(step, 3000, 8, later=500)  # a wait is over after 600 of them
+    assert step.rollouts is not None
+    at_work = step.rollouts.deployment.contests[0]
+    assert at_work.labels == 3000
+    assert len(at_work._counted) < 1500
 
 
 def ends(decisions: list[d.Decision]) -> str:
@@ -109,7 +192,7 @@ def test_a_worse_ranker_goes():
 
 
 def test_half_of_the_keys_see_the_champions_list_and_do_not_count():
-    step = rollout(Fixed(1.0, 0.0), Interleave(split=0.5, min_effect=0.0, alpha=1e-6))
+    step = rollout(Fixed(1.0, 0.0), Interleave(split=0.5, min_effect=0.0, alpha=1e-40))
     visits(step, 600, seed=3)
     assert step.rollouts is not None
     contest = step.rollouts.deployment.contests[0]

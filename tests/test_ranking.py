@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from river import linear_model, naive_bayes, preprocessing
+from river import bandit, linear_model, naive_bayes, preprocessing
 
 from dataflows import (
+    ABTest,
+    Bandit,
     Event,
     Interleave,
     Label,
@@ -136,6 +138,9 @@ def traffic(seed: int, pages: int = 120, odd: bool = True) -> list[Message]:
             item = chance.choice([*items, "nothing of it"])
             said = {"id": page["id"], "ts": now + delay, "item": item}
             found.append(("shop.labels", now + delay, visitor, said))
+            if chance.random() < 0.4:  # and another one
+                other = said | {"item": chance.choice(ITEMS), "ts": said["ts"] + 2000}
+                found.append(("shop.labels", other["ts"], visitor, other))
     return sorted(
         found, key=lambda message: (message[1], message[0])
     )  # on equal times, events first
@@ -343,7 +348,7 @@ def test_two_workers_give_the_features_of_one():
     shards = {str(n): WindowStep(pipeline, metrics, 2) for n in range(3)}
     made = []
     while (raw := reader.read()) is not None:
-        batch = spread.spread(admission.admit(decoder.decode(raw)))
+        batch = spread.spread(admission.admit(spread.check(decoder.decode(raw))))
         for key, item in router.route(batch, batch.span[1]):
             for filled in shards[key].on_batch([item])[0]:
                 made += models.on_batch([filled])[0]
@@ -415,17 +420,74 @@ def test_who_goes_first_is_drawn_evenly_and_again_for_each_rollout():
     events = 4000
     groups = np.repeat(np.arange(events), 2)
     scores = np.tile([0.9, 0.1], events), np.tile([0.1, 0.9], events)
-    hashes = np.repeat(np.arange(events, dtype=np.uint64) % 7, 2)
-    times = np.repeat(np.arange(events) * 1000, 2)
-    ranks, by_it = interleave(groups, scores, hashes, times, "shop-1")
+    lists = np.repeat(np.arange(events, dtype=np.uint64), 2)
+    ranks, by_it = interleave(groups, scores, lists, "shop-1")
     assert (by_it[1::2]).all()  # its favourite is the second row
     share = float(np.mean(ranks[1::2] == 1))
     assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(events)
-    other, _ = interleave(groups, scores, hashes, times, "shop-2")
+    other, _ = interleave(groups, scores, lists, "shop-2")
     assert 0.4 < float(np.mean(other[1::2] == ranks[1::2])) < 0.6
 
 
+def rows_of(*pages: dict[str, Any]) -> list[Message]:
+    """Pages of two items, a minute after another, with what each says otherwise."""
+    found: list[Message] = []
+    for at, said in enumerate(pages):
+        time = T0 + MINUTE * at
+        usual = {"id": f"e{at}", "ts": time, "visitor": "v1", "items": ["x", "y"], "prices": [1, 2]}
+        found.append(("shop.events", time, "v1", usual | said))
+    return found
+
+
+@pytest.mark.parametrize("policy", [ABTest(alpha=1e-6), Canary(steps=(0.5,), alpha=1e-6)])
+def test_a_list_is_of_one_model_though_its_key_is_its_own_id(policy):
+    plain = [field("prices", missing=0.0), window("items", over="1h")]  # nothing of a visitor
+    linear = preprocessing.StandardScaler() | linear_model.LogisticRegression()
+    pipeline = shop(features=plain, challengers={"linear": linear}, rollout=policy)
+    lists = told(ranked(pipeline, traffic(4, odd=False)), "shop.predictions")
+    rankers = [{entry["ranker"] for entry in each["ranking"]} for each in lists]
+    assert all(len(each) == 1 for each in rankers)
+    assert {name for each in rankers for name in each} == {"GaussianNB", "linear"}
+
+
+def test_an_id_that_could_be_taken_for_another_is_refused():
+    messages = rows_of({"id": "a\x1fb"}, {"id": "a", "items": ["b\x1fx", "y"]}, {"id": "a"})
+    for said in ({"id": "a\x1fb", "item": "x"}, {"id": "a", "item": "b\x1fx"}):
+        time = T0 + 3 * MINUTE
+        messages.append(("shop.labels", time, "v1", said | {"ts": time}))
+    found = ranked(shop(), messages)
+    assert [each["id"] for each in told(found, "shop.predictions")] == ["a"]
+    letters = told(found, "shop.dead-letters")
+    assert [each["offset"] for each in letters if each["reason"] == "control character"] == [0, 1]
+
+
+def test_an_event_is_a_list_or_one_dead_letter_and_not_both():
+    summed = [field("hour"), window("items", "prices", over="1h", stats="sum")]
+    large = {"prices": [9e99, 9e99]}
+    pages: list[dict[str, Any]] = [large, large, {"items": ["x", "z"]}, {"items": ["u", "z"]}]
+    found = ranked(shop(features=summed), rows_of(*pages))
+    lists = {each["offset"]: each["ranking"] for each in told(found, "shop.predictions")}
+    letters = [(each["offset"], each["reason"]) for each in told(found, "shop.dead-letters")]
+    assert letters == [(1, "feature too large"), (2, "feature too large")]
+    assert lists.keys() == {0, 3}
+    assert all(len(each) == 2 for each in lists.values())
+
+
+def test_an_event_that_still_waits_is_told_of_once():
+    pipeline = shop(label=Choice.target("item", wait="1h"), duplicates="1m")
+    pages: list[dict[str, Any]] = [{"id": "e"}, {}, {}, {}, {"id": "e"}]
+    letters = told(ranked(pipeline, rows_of(*pages)), "shop.dead-letters")
+    assert [(each["offset"], each["reason"]) for each in letters] == [(4, "duplicate id")]
+    assert "id 'e' still waits" in letters[0]["detail"]
+
+
 WRONG: dict[str, dict[str, Any]] = {
+    "judge='served' of Interleave": {"rollout": Interleave(judge="served")},
+    "loss='auc' of Interleave": {"rollout": Interleave(loss="auc")},
+    "scale=0.1 of Interleave": {"rollout": Interleave(scale=0.1)},
+    "Bandit of pipeline 'shop' pulls an arm for each candidate": {
+        "rollout": Bandit(policy=bandit.EpsilonGreedy(epsilon=0.1, seed=1))
+    },
     "unknown field 'things'": {"candidates": "things"},
     "must be a list of texts": {"candidates": "visitor"},
     "must be a text": {"candidates": "prices"},
