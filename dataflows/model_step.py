@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
 from numpy.typing import NDArray
 
-from dataflows.batch import IDLE, Batch, EntityRows, Progress, Wake
+from dataflows.assembler import Assembler
+from dataflows.batch import IDLE, Batch, Progress, Wake
 from dataflows.candidates import one_each, whole_events
 from dataflows.control import Control
 from dataflows.dead_letters import dead_letter
@@ -26,7 +26,7 @@ from dataflows.pipeline import Pipeline
 from dataflows.recovery.place import Place, Token
 from dataflows.rollout_step import RolloutStep, rollouts_of
 from dataflows.row_ids import event_id
-from dataflows.windows import Item, WindowStep, entity_columns
+from dataflows.windows import Item, WindowStep
 from models.command import Commanded
 from models.drift import LOSS, Alarm
 from models.label_join import Fill
@@ -41,61 +41,6 @@ from state.extent import LARGEST, all_usable
 
 if TYPE_CHECKING:
     from dataflows.recovery.directory import StateDirectory
-
-
-@dataclass(slots=True)
-class _Assembly:
-    batch: Batch | None = None
-    parts: list[EntityRows] = field(default_factory=list)
-
-    def whole(self) -> bool:
-        return self.batch is not None and len(self.parts) >= self.batch.expected
-
-
-class Assembler:
-    """Collects the parts of batches, and gives back whole ones in the order of their origin."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._places = {
-            entity: entity_columns(features) for entity, features in pipeline.entities.items()
-        }
-        self._waiting: dict[tuple[str, int], _Assembly] = {}
-        self._next: dict[str, int] = {}
-
-    def add(self, item: Batch | EntityRows) -> list[Batch]:
-        """Take in a batch or a part; the batches that are whole now, oldest first."""
-        origin = item.origin
-        if isinstance(item, Batch) and item.expected == 0 and not self._waiting:
-            self._next[origin] = item.sequence + 1
-            return [item]
-        assembly = self._waiting.setdefault((origin, item.sequence), _Assembly())
-        if isinstance(item, Batch):
-            assembly.batch = item
-        else:
-            assembly.parts.append(item)
-        ready: list[Batch] = []
-        number = self._next.get(origin, 0)
-        while (found := self._waiting.get((origin, number))) is not None and found.whole():
-            del self._waiting[origin, number]
-            ready.append(self._fill(found))
-            number += 1
-        self._next[origin] = number
-        return ready
-
-    def waits_for(self, origin: str) -> bool:
-        """Whether parts of its batches are still to come."""
-        return any(waiting == origin for waiting, _ in self._waiting)
-
-    def _fill(self, assembly: _Assembly) -> Batch:
-        batch = assembly.batch
-        assert batch is not None
-        for part in assembly.parts:
-            columns = self._places[part.entity]
-            if isinstance(columns, slice):
-                batch.features[part.rows, columns] = part.features
-            else:
-                batch.features[np.ix_(part.rows, columns)] = part.features
-        return batch
 
 
 class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):

@@ -15,11 +15,11 @@ import numpy as np
 from river.proba.base import Distribution
 
 from dataflows.bus import TopicPartition, open_bus
+from dataflows.entity_windows import EntityWindows
 from dataflows.metrics import WorkerMetrics
 from dataflows.model_step import ModelStep, label_windows
 from dataflows.recovery.inspection import inspect
 from dataflows.recovery.place import DATABASE
-from dataflows.windows import EntityWindows
 from models.label_windows import LABEL_WINDOWS
 from state.store import look
 from tests.crash_trial import Trial

@@ -12,11 +12,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from dataflows.entity_windows import EntityWindows
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.identity import Identity, write_identity
 from dataflows.recovery.place import Place, Token, windows_of
 from dataflows.recovery.resume_point import ResumePoint, read_resume_point
-from dataflows.windows import MODELS, EntityWindows
+from dataflows.windows import MODELS
 from state.assemble import assemble
 from state.delta import Delta
 from state.hashing import hash64
