@@ -19,7 +19,16 @@ from state.errors import DeclarationError
 LOSS: Final = "loss"
 """The subject of a monitor that watches the loss of the served model, label by label."""
 
-_DETECTORS: dict[str, type] = {"ADWIN": drift.ADWIN, "PageHinkley": drift.PageHinkley}
+_OF_NUMBERS: dict[str, type] = {
+    "ADWIN": drift.ADWIN, "PageHinkley": drift.PageHinkley, "KSWIN": drift.KSWIN,
+}  # fmt: skip
+_OF_ERRORS: dict[str, type] = {
+    "DDM": drift.binary.DDM, "EDDM": drift.binary.EDDM,
+    "HDDM_A": drift.binary.HDDMA, "HDDM_W": drift.binary.HDDMW,
+}  # fmt: skip
+_DETECTORS = _OF_NUMBERS | _OF_ERRORS
+_RIVERS = {"HDDMA": "HDDM_A", "HDDMW": "HDDM_W"}
+_SEED = 1  # a detector that draws must draw the same after a restart
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Monitor:
 
     Attributes:
         subject: `"loss"` or the name of a feature.
-        detector: `"ADWIN"` or `"PageHinkley"`.
+        detector: its name.
         parameters: of the detector, by River's names.
         cooldown_ms: after an alarm, this much event time passes before the next one.
         loss: which loss, for the subject `"loss"`; None for the task's default.
@@ -53,10 +62,18 @@ def monitor(
     ADWIN (Bifet & Gavaldà 2007) asks nothing of the scale and knows both directions. PageHinkley
     (Page 1954) is smaller, but its `threshold` is in units of the value: on errors at a steady rate
     of 20 %, its default of 50 gives about 60 false alarms per million, 150 about 2, ADWIN none.
+    KSWIN (Raab et al. 2020) sees changes of shape, by a Kolmogorov–Smirnov test of the newest
+    values.
+
+    DDM (Gama et al. 2004), EDDM (Baena-García et al. 2006), HDDM_A and HDDM_W (Frías-Blanco et al.
+    2015) look at whether answers were wrong, so at the loss `"error"` only. EDDM is for errors that
+    are rare and grow slowly. False alarms per million labels at steady error rates of 20 % and 2 %,
+    without a cool-down: ADWIN, DDM and HDDM_A none, EDDM 15 and 108, KSWIN 25 and none, HDDM_W 76
+    and none.
 
     Args:
         subject: `"loss"` or the name of a feature.
-        detector: its name in `river.drift`.
+        detector: its name, as in `river.drift` and `river.drift.binary`.
         cooldown: event time for which one change stays one alarm.
         loss: see `losses.losses`; for the subject `"loss"` only.
         parameters: of the detector: `delta=0.002`, `threshold=50`, and so on.
@@ -70,9 +87,10 @@ def monitor(
     Traceback (most recent call last):
     ...
     state.errors.DeclarationError: unknown detector 'Adwin' in monitor('amount'): there are ADWIN, \
-PageHinkley
+PageHinkley, KSWIN, DDM, EDDM, HDDM_A, HDDM_W
     """
     where = f"in monitor({subject!r})"
+    detector = _RIVERS.get(detector, detector)
     kind = _DETECTORS.get(detector)
     if kind is None:
         raise DeclarationError(
@@ -86,11 +104,24 @@ PageHinkley
             )
     if loss is not None and subject != LOSS:
         raise DeclarationError(f"loss={loss!r} {where} has no meaning: its subject is a feature")
+    if detector in _OF_ERRORS and (subject != LOSS or loss not in (None, "error")):
+        numbers = ", ".join(_OF_NUMBERS)
+        raise DeclarationError(
+            f"{detector} {where} looks at right and wrong, so at the loss 'error' only: take "
+            f"{numbers} for other numbers"
+        )
+    if detector == "KSWIN":
+        parameters = {"seed": _SEED, **parameters}
     try:
         kind(**parameters)
     except (TypeError, ValueError) as error:
         raise DeclarationError(f"{detector} {where} can't be made: {error}") from error
     return Monitor(subject, detector, parameters, parse_duration_ms(cooldown), loss)
+
+
+def of_errors(declared: Monitor) -> bool:
+    """Whether it looks at right and wrong alone."""
+    return declared.detector in _OF_ERRORS
 
 
 @dataclass(frozen=True)
@@ -101,8 +132,8 @@ class Alarm:
         subject: what was watched.
         detector: by what.
         time: event time of the value that gave the alarm, ms.
-        statistic: ADWIN: the change of the mean, `after - before`. PageHinkley: the cumulative sum
-            that passed the threshold.
+        statistic: the change of the mean, `after - before`. PageHinkley: the cumulative sum that
+            passed the threshold; KSWIN: the p-value.
         before: mean of the values since the detector last began anew, without the newest 32.
         after: mean of the newest 32 values. A detector is often quicker than that, so part of them
             may be from before the change: the true step is at least this large.
@@ -193,9 +224,10 @@ class Watch:
         after = newest / len(self._newest)
         older = self._count - len(self._newest)
         before = (self._total - newest) / older if older else after
-        if isinstance(detector, drift.ADWIN):
-            statistic = after - before
-        else:
+        statistic = after - before
+        if isinstance(detector, drift.KSWIN):
+            statistic = float(detector.p_value)
+        elif isinstance(detector, drift.PageHinkley):
             statistic = max(
                 detector._sum_increase - detector._min_increase,
                 detector._max_decrease - detector._sum_decrease,

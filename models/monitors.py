@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.drift import LOSS, Alarm, Monitor, Watch
+from models.drift import LOSS, Alarm, Monitor, Watch, of_errors
 from models.learner import Predictions, Task
 from models.losses import check_loss, losses
 from models.outcome import Learned
@@ -101,7 +101,12 @@ class Monitors:
 def _column(monitor: Monitor, task: Task, names: tuple[str, ...]) -> int:
     """The feature that a monitor watches, or `_OF_LOSS`."""
     if monitor.subject == LOSS:
-        check_loss(task, monitor.loss)
+        kind = check_loss(task, monitor.loss)
+        if of_errors(monitor) and kind != "error":
+            raise DeclarationError(
+                f"{monitor.detector} looks at right and wrong, which a {task.value} task has not: "
+                "take ADWIN or PageHinkley"
+            )
         return _OF_LOSS
     if monitor.subject not in names:
         raise DeclarationError(

@@ -17,7 +17,7 @@ a day or more, and what has a rhythm is watched less closely than what has none.
 What is signalled must be both certain and large: a p-value so small that all columns together give
 the false alarms that are allowed, and a population stability index of `psi`. The first such window
 is a warning; a second one in a row is drift, once, until two in a row are without: then it is
-resolved.
+resolved. A warning that nothing follows is resolved by the next window.
 """
 
 from __future__ import annotations
@@ -271,8 +271,9 @@ class Shifts:
         streak = self._state.streaks[column]
         drifting = bool(streak[0])
         if shifted == drifting:
+            warned = not drifting and streak[1] == 1
             streak[1] = 0
-            return None
+            return "resolved" if warned else None
         streak[1] += 1
         if not drifting and streak[1] == 1:
             streak[2] = time

@@ -21,7 +21,11 @@ MONITORS = [
     monitor("loss", delta=0.1, clock=1, cooldown="30s"),
     monitor("loss", "PageHinkley", threshold=3.0, cooldown="10s"),
     monitor("loss", "PageHinkley", threshold=2.0, mode="up", min_instances=5, cooldown="0s"),
+    monitor("loss", "KSWIN", alpha=0.001, window_size=80, stat_size=25, cooldown="0s"),
+    *(monitor("loss", name, cooldown="0s") for name in ("DDM", "EDDM", "HDDM_A")),
+    monitor("loss", "HDDMW", cooldown="0s"),  # River's spelling
 ]
+RIVERS = {"HDDM_A": "HDDMA", "HDDM_W": "HDDMW"}
 
 
 def errors(rates: list[float], length: int, seed: int = 0) -> Any:
@@ -58,10 +62,12 @@ def test_alarms_do_not_depend_on_the_cut_nor_on_holes(
     assert Watch(declared).update_many(values[clean], times[clean]) == whole
 
 
-@pytest.mark.parametrize("declared", [MONITORS[0], MONITORS[3]])
+@pytest.mark.parametrize("declared", [MONITORS[0], *MONITORS[3:]])
 def test_detections_are_those_of_river(declared: Monitor) -> None:
     values, times = errors([0.1, 0.7, 0.1, 0.7], 400)
-    river = getattr(drift, declared.detector)(**declared.parameters)
+    name = RIVERS.get(declared.detector, declared.detector)
+    river = getattr(drift, name, None) or getattr(drift.binary, name)
+    river = river(**declared.parameters)
     want = []
     for i, value in enumerate(values.tolist()):
         river.update(value)
@@ -127,6 +133,9 @@ def test_one_nan_does_not_leave_it_deaf() -> None:
         (lambda: monitor("x", "adwin"), "unknown detector 'adwin' in monitor.*: there are ADWIN"),
         (lambda: monitor("x", epsilon=1), "unknown parameter 'epsilon' .* ADWIN has delta, clock"),
         (lambda: monitor("x", "PageHinkley", mode="left"), "can't be made: Invalid 'mode'"),
+        (lambda: monitor("x", "DDM"), "DDM .* looks at right and wrong"),
+        (lambda: monitor("loss", "EDDM", loss="brier"), "looks at right and wrong"),
+        (lambda: monitor("loss", "HDDM_A", alpha=1), "HDDM_A has drift_confidence"),
         (lambda: monitor("x", cooldown="soon"), "'soon' is not a duration"),
         (lambda: monitor("x", loss="brier"), "its subject is a feature"),
     ],
@@ -134,3 +143,15 @@ def test_one_nan_does_not_leave_it_deaf() -> None:
 def test_a_wrong_declaration_is_one_clear_sentence(make: Any, message: str) -> None:
     with pytest.raises(DeclarationError, match=message):
         make()
+
+
+@pytest.mark.parametrize("detector", ["KSWIN", "DDM", "HDDM_A", "HDDM_W"])
+def test_what_became_worse_is_found_by_every_detector(detector: str) -> None:
+    values, times = errors([0.1, 0.6], 2_000)
+    first = Watch(monitor("loss", detector)).update_many(values, times)[0]
+    if detector == "KSWIN":  # one test for every value: some come by chance
+        alarms = Watch(monitor("loss", detector, cooldown="0s")).update_many(values, times)
+        assert any(2_000 < alarm.row < 2_200 and alarm.rises for alarm in alarms)
+    else:
+        assert 2_000 < first.row < 2_200
+        assert first.rises
