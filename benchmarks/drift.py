@@ -24,7 +24,8 @@ from river import drift as river_drift
 from scipy import stats
 
 from benchmarks.report import Report, Target
-from models.shifts import Distributions, Shifts
+from models.shift_declarations import Distributions
+from models.shifts import Shifts
 
 F64 = NDArray[np.float64]
 COLUMNS = 20

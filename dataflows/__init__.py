@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from models.drift import monitor
     from models.imbalance import class_weights, oversample, undersample
     from models.policies import ABTest, Bandit, Canary, Guardrails, Interleave, Shadow
-    from models.shifts import Distributions
+    from models.shift_declarations import Distributions, Seasonal, Sliding
     from models.slices import slice_by
 
 __all__ = [
@@ -45,7 +45,9 @@ __all__ = [
     "Pipeline",
     "Prediction",
     "Ranking",
+    "Seasonal",
     "Shadow",
+    "Sliding",
     "class_weights",
     "day_of_week",
     "decayed",
@@ -70,7 +72,7 @@ _HOMES = {
     "Canary": "models.policies",
     "Challenger": "models.challenger",
     "Delayed": "dataflows.messages",
-    "Distributions": "models.shifts",
+    "Distributions": "models.shift_declarations",
     "Event": "dataflows.messages",
     "Guardrails": "models.policies",
     "Interleave": "models.policies",
@@ -78,7 +80,9 @@ _HOMES = {
     "Pipeline": "dataflows.pipeline",
     "Prediction": "dataflows.messages",
     "Ranking": "dataflows.messages",
+    "Seasonal": "models.shift_declarations",
     "Shadow": "models.policies",
+    "Sliding": "models.shift_declarations",
     "class_weights": "models.imbalance",
     "inline": "dataflows.messages",
     "monitor": "models.drift",

@@ -17,7 +17,7 @@ from models.losses import check_loss
 from models.metrics import metric
 from models.river_adapter import check_fits
 from models.rollout_rows import MOST_CANDIDATES
-from models.shifts import Distributions
+from models.shift_declarations import Distributions
 from models.slices import SliceBy
 from state.durations import parse_duration_ms
 from state.errors import DeclarationError

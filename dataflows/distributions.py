@@ -18,7 +18,8 @@ from dataflows.pipeline import Pipeline
 from models.answered import as_scores
 from models.learner import Task
 from models.outcome import Outcome
-from models.shifts import Distributions, Shift, Shifts, told
+from models.shift_declarations import Distributions, told
+from models.shifts import Shift, Shifts
 from state.delta import Delta
 from state.hashing import hash64
 

@@ -35,7 +35,7 @@ from models.imbalance import Imbalance, with_imbalance
 from models.learner import Learner, Task
 from models.policies import Canary, Policy, Shadow
 from models.segmented import Segmented
-from models.shifts import Distributions
+from models.shift_declarations import Distributions
 from models.slices import SliceBy
 from models.thinned import Thinned
 from state.errors import DeclarationError
@@ -104,7 +104,7 @@ class Pipeline:
         metrics: names of River metrics, scored on every label before it teaches.
         monitors: where to look for drift (`models.drift.monitor`).
         distributions: watch those of features, predictions, labels, nulls and dead letters
-            (`models.shifts.Distributions`); None: not watched.
+            (`models.shift_declarations`); None: not watched.
         slices: parts of the events for which the metrics are kept apart (`models.slices.slice_by`).
         imbalance: what is done about a rare class: `undersample`, `oversample` or `class_weights`
             (`models.imbalance`).

@@ -22,9 +22,7 @@ resolved. A warning that nothing follows is resolved by the next window.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Final, Literal
 
 import msgspec
@@ -32,54 +30,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import fdtrc
 
+from models.shift_bins import BINS, bin_names, edges_of
+from models.shift_declarations import Distributions, told
 from models.shift_kernels import count_rows
-from state.delta import Delta, Rows
-from state.durations import format_duration_ms, parse_duration_ms
-from state.errors import DeclarationError, StateError
+from models.shift_references import Known, reference_of
+from state.delta import Delta
+from state.errors import StateError
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 Severity = Literal["warning", "drift", "resolved"]
 SAMPLE: Final = 1000
-BINS: Final = 10
-_LEAST_WINDOWS: Final = 10
 _TOP: Final = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distributions:
-    """Watch the distributions of features, predictions, labels and what is missing.
-
-    Attributes:
-        window: rows that are compared with the reference at a time.
-        reference: the first so much event time is the reference, and ten windows at least.
-        psi: the least population stability index that is signalled. Below 0.1 is usually called
-            none, above 0.25 a large one.
-        false_alarms: those that are allowed per million rows, of all columns together.
-        ignore: features that are not watched. Those of the hour and the day never are: they always
-            move.
-    """
-
-    window: int = 1000
-    reference: str = "1d"
-    psi: float = 0.1
-    false_alarms: float = 1.0
-    ignore: Sequence[str] = ()
-
-    def check(self, where: str) -> None:
-        """Refuse what can't be.
-
-        Raises:
-            DeclarationError: in one sentence.
-        """
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 100:
-            raise DeclarationError(f"window={self.window!r} of {where} must be 100 rows or more")
-        for what in ("psi", "false_alarms"):
-            value = getattr(self, what)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise DeclarationError(f"{what}={value!r} of {where} must be above 0")
-        parse_duration_ms(self.reference)
+_OF_REFERENCE: Final = "reference "
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +75,23 @@ class Shift:
 
 
 class _Stored(msgspec.Struct):
-    """All but the sample and the counts."""
+    """All but the sample, the counts and the reference.
+
+    ``declared`` is what the counts depend on; ``first_ms`` the time of the window's first row, or
+    of the sample's, ``ends_ms`` when its slot ends. ``sampled`` rows are in the sample, one in
+    ``stride``; it ``counts`` once that is done.
+    """
 
     rows: int
-    windows: int
-    first_ms: int
     filled: int
     cuts: list[int]
     streaks: list[list[int]]
-    scatter: list[tuple[float, float]]
+    declared: str = ""
+    first_ms: int = 0
+    ends_ms: int = 0
+    sampled: int = 0
+    stride: int = 1
+    counts: bool = False
 
 
 class Shifts:
@@ -141,27 +114,20 @@ class Shifts:
 
     def __init__(self, declared: Distributions, columns: int, together: int) -> None:
         self._window, self._psi = declared.window, declared.psi
-        self._reference_ms = parse_duration_ms(declared.reference)
         self._threshold = declared.false_alarms * 1e-6 * self._window / max(together, 1)
         self._columns = columns
         self._sample = np.zeros((SAMPLE, columns))
         self._edges = np.zeros((columns, BINS - 1))
-        self._counts = np.zeros((2, columns, BINS + 1))  # reference, window
-        # Of the reference's windows: the sum of all products of two bins.
-        self._products = np.zeros((columns, BINS + 1, BINS + 1))
-        self._new_samples = 0  # of the sample's rows, since the last `changes`
+        self._counts = np.zeros((columns, BINS + 1))  # of the window
+        self._reference = reference_of(declared.reference, columns, BINS + 1)
         self._touched = False
-        self._state = _Stored(0, 0, 0, 0, [0] * columns, [[0, 0, 0] for _ in range(columns)], [])
+        streaks = [[0, 0, 0] for _ in range(columns)]
+        self._state = _Stored(0, 0, [0] * columns, streaks, f"{self._window} {told(declared)}")
 
     @property
     def rows(self) -> int:
         """Rows seen."""
         return self._state.rows
-
-    @property
-    def referenced(self) -> bool:
-        """Whether the reference is complete."""
-        return bool(self._state.scatter)
 
     def look(self, values: F64, times: I64) -> list[Shift]:
         """Look at rows, in order.
@@ -172,74 +138,95 @@ class Shifts:
         """
         found: list[Shift] = []
         state, done = self._state, 0
-        self._touched |= len(values) > 0
-        while done < len(values):
+        if len(values):
+            self._touched = True
             if state.rows == 0:
                 state.first_ms = int(times[0])
-            if state.rows < SAMPLE:
-                done = self._collect(values, done)
+        while done < len(values):
+            if not state.counts:
+                done = self._collect(values, times, done)
                 continue
+            if state.filled == 0:
+                self._begin(int(times[done]))
             end = min(done + self._window - state.filled, len(values))
+            beyond = self._end_of_slot(times, done, end)
+            if beyond is not None:
+                end = beyond
             cuts = np.array(state.cuts, np.int64)
-            count_rows(values, done, end, self._edges, cuts, self._counts[1])
+            count_rows(values, done, end, self._edges, cuts, self._counts)
             state.filled += end - done
             state.rows += end - done
             done = end
             if state.filled == self._window:
                 found += self._close(done - 1, int(times[done - 1]))
+            elif beyond is not None:
+                found += self._close(done, int(times[done]))
         return found
 
-    def _collect(self, values: F64, first: int) -> int:
-        """Keep rows for the edges, up to the sample's size; how many rows are done."""
+    def _begin(self, time: int) -> None:
+        """A window begins."""
+        slot, state = self._reference.slot_ms, self._state
+        state.first_ms = time
+        if slot:
+            state.ends_ms = (time // slot + 1) * slot
+
+    def _end_of_slot(self, times: I64, done: int, end: int) -> int | None:
+        """The row with which another slot begins, where the window is to end before it."""
+        slot, state = self._reference.slot_ms, self._state
+        if not slot:
+            return None
+        while done < end:
+            later = times[done:end] >= state.ends_ms
+            row = done + int(np.argmax(later))
+            if not later[row - done]:
+                return None
+            if (state.filled + row - done) * 4 >= self._window:
+                return row
+            state.ends_ms = (int(times[row]) // slot + 1) * slot  # too few: it goes on
+        return None
+
+    def _collect(self, values: F64, times: I64, first: int) -> int:
+        """Sample rows for the edges, for as long as the reference asks; how many rows are done.
+
+        Whenever the sample is full and more is to come, every second row of it is dropped, and of
+        what comes only one in twice as many is taken.
+        """
+        state, begins = self._state, self._state.first_ms + self._reference.sample_ms
+        for row in range(first, len(values)):
+            if state.sampled == SAMPLE and times[row] >= begins:
+                return self._lay_out(row)
+            if state.rows % state.stride == 0:
+                if state.sampled == SAMPLE:
+                    self._sample[: SAMPLE // 2] = self._sample[::2]
+                    state.sampled, state.stride = SAMPLE // 2, state.stride * 2
+                if state.rows % state.stride == 0:
+                    self._sample[state.sampled] = values[row]
+                    state.sampled += 1
+            state.rows += 1
+        return len(values)
+
+    def _lay_out(self, row: int) -> int:
         state = self._state
-        end = min(first + SAMPLE - state.rows, len(values))
-        self._sample[state.rows : state.rows + end - first] = values[first:end]
-        state.rows += end - first
-        if state.rows == SAMPLE:
-            for column in range(self._columns):
-                edges = edges_of(self._sample[:, column])
-                self._edges[column, : len(edges)] = edges
-                state.cuts[column] = len(edges)
-        return end
+        for column in range(self._columns):
+            edges = edges_of(self._sample[: state.sampled, column])
+            self._edges[column, : len(edges)] = edges
+            state.cuts[column] = len(edges)
+        state.counts, self._sample = True, np.zeros((0, self._columns))
+        return row
 
     def _close(self, row: int, time: int) -> list[Shift]:
         state, counts = self._state, self._counts
-        found: list[Shift] = []
-        if state.scatter:
-            found = self._test(row, time)
-        else:
-            counts[0] += counts[1]
-            self._products += counts[1][:, :, None] * counts[1][:, None, :]
-            state.windows += 1
-            long_enough = time - state.first_ms >= self._reference_ms
-            if long_enough and state.windows >= _LEAST_WINDOWS:
-                self._measure_scatter()
-        counts[1] = 0.0
+        usual = self._reference.known(state.first_ms)
+        found, calm = ([], None) if usual is None else self._test(usual, row, time)
+        self._reference.add(counts, state.filled, state.first_ms, time, calm)
+        self._counts = np.zeros_like(counts)
         state.filled = 0
         return found
 
-    def _measure_scatter(self) -> None:
-        """How the windows of the reference scatter: the trace, and in how many directions.
-
-        Of independent rows both are the degrees of freedom.
-        """
-        state, size = self._state, self._window
-        share = self._counts[0] / self._counts[0].sum(axis=1, keepdims=True)
-        mean = size * share
-        root = np.sqrt(np.where(share > 0, mean, np.inf))
-        products = self._products - state.windows * mean[:, :, None] * mean[:, None, :]
-        covariance = products / ((state.windows - 1) * root[:, :, None] * root[:, None, :])
-        for column in range(self._columns):
-            freedom = max(float((share[column] > 0).sum() - 1), 1.0)
-            trace = float(np.trace(covariance[column]))
-            directions = trace**2 / max(float(np.square(covariance[column]).sum()), 1e-300)
-            if trace < freedom:  # never less than chance alone
-                trace, directions = freedom, freedom
-            state.scatter.append((trace, min(max(directions, 1.0), freedom)))
-
-    def _test(self, row: int, time: int) -> list[Shift]:
-        state, size = self._state, self._window
-        reference, window = self._counts
+    def _test(self, usual: Known, row: int, time: int) -> tuple[list[Shift], Mask]:
+        """What one more window tells; and which columns are as usual."""
+        state, size = self._state, self._state.filled
+        reference, window = usual.counts, self._counts
         total = reference.sum(axis=1, keepdims=True)
         # Half a row in every bin: one that the reference never met is rare, not impossible.
         bins = np.array(state.cuts)[:, None] + 1
@@ -250,9 +237,8 @@ class Shifts:
         with np.errstate(all="ignore"):
             parts = np.where(used, np.square(window - size * share) / (size * share), 0.0)
             moved = np.where(used, (now - share) * np.log(now / share), 0.0)
-        trace, directions = np.array(state.scatter).T
-        statistic = parts.sum(axis=1) / (1 + size / total[:, 0]) / trace
-        p = fdtrc(directions, (state.windows - 1) * directions, statistic)
+        statistic = parts.sum(axis=1) / (1 + size / total[:, 0]) / usual.trace
+        p = fdtrc(usual.directions, usual.freedom * usual.directions, statistic)
         psi = moved.sum(axis=1)
         shifted = (p < self._threshold) & (psi >= self._psi)
         found = []
@@ -264,7 +250,7 @@ class Shifts:
                     float(p[column]), self._threshold, float(psi[column]),
                     self._top(column, moved[column], share[column], now[column]),
                 ))  # fmt: skip
-        return found
+        return found, ~shifted
 
     def _turn(self, column: int, shifted: bool, time: int) -> Severity | None:
         """What one more window makes of a column: [drifting, windows in a row, began]."""
@@ -285,7 +271,7 @@ class Shifts:
 
     def _top(self, column: int, moved: F64, share: F64, now: F64) -> list[tuple[str, float, float]]:
         edges = self._edges[column, : self._state.cuts[column]].tolist()
-        names = _names(edges)
+        names = bin_names(edges)
         order = np.argsort(-moved, kind="stable")[:_TOP].tolist()
         return [
             (names[at] if at < len(names) else "missing", float(share[at]), float(now[at]))
@@ -299,20 +285,17 @@ class Shifts:
         if not self._touched:
             return delta
         state = self._state
-        sampled = min(state.rows, SAMPLE)
-        if sampled < SAMPLE or self._new_samples < SAMPLE:
-            rows = np.arange(self._new_samples, sampled)
-            delta.rows["sample"] = Rows(rows, {"values": self._sample[rows]})
-            self._new_samples = sampled
+        delta.blobs["sample"] = self._sample[: state.sampled].tobytes()
         delta.blobs["state"] = msgspec.json.encode(state)
         delta.blobs["counts"] = self._counts.tobytes()
-        delta.blobs["products"] = b"" if state.scatter else self._products.tobytes()
         delta.blobs["edges"] = self._edges.tobytes()
+        for name, blob in self._reference.changes().items():
+            delta.blobs[_OF_REFERENCE + name] = blob
         self._touched = False
         return delta
 
     def restore(self, image: Delta) -> None:
-        """Take up what `changes` gave; of other columns, it begins anew.
+        """Take up what `changes` gave; of other columns, or another reference, it begins anew.
 
         Raises:
             StateError: it is damaged.
@@ -323,57 +306,17 @@ class Shifts:
             state = msgspec.json.decode(image.blobs["state"], type=_Stored)
         except msgspec.MsgspecError as error:
             raise StateError(f"monitors can't be read from the state: {error}") from None
-        if len(state.cuts) != self._columns:
+        if len(state.cuts) != self._columns or state.declared != self._state.declared:
             return
         self._state = state
         self._counts[:] = np.frombuffer(image.blobs["counts"]).reshape(self._counts.shape)
-        if image.blobs["products"]:
-            products = np.frombuffer(image.blobs["products"])
-            self._products[:] = products.reshape(self._products.shape)
+        own = len(_OF_REFERENCE)
+        self._reference.restore(
+            {n[own:]: b for n, b in image.blobs.items() if n.startswith(_OF_REFERENCE)}
+        )
         self._edges[:] = np.frombuffer(image.blobs["edges"]).reshape(self._edges.shape)
-        if "sample" in image.rows:
-            sample = image.rows["sample"]
-            self._sample[sample.index] = sample.columns["values"]
-        self._new_samples = min(state.rows, SAMPLE)
-
-
-def edges_of(values: F64) -> F64:
-    """Where the bins of a column begin, ascending; the first bin is below all.
-
-    Of few values each has a bin, and what is below or above all of them too.
-
-    >>> edges_of(np.array([0.0, 1.0, 1.0, 0.0]))
-    array([0. , 0.5, 1. ])
-    >>> edges_of(np.arange(101.0))
-    array([10., 20., 30., 40., 50., 60., 70., 80., 90.])
-    """
-    known = np.unique(values[~np.isnan(values)])
-    if 0 < len(known) <= BINS - 2:
-        between = (known[1:] + known[:-1]) / 2
-        return np.array([known[0], *between, np.nextafter(known[-1], np.inf)])
-    if not len(known):
-        return known
-    deciles = np.quantile(values[~np.isnan(values)], np.arange(1, BINS) / BINS)
-    edges: F64 = np.unique(deciles)
-    # A value that fills whole deciles has a bin of its own: the next begins behind it.
-    above: F64 = edges[edges > known[0]]
-    return above
-
-
-def _names(edges: list[float]) -> list[str]:
-    if not edges:
-        return ["any"]
-    middle = [f"{a:.4g} to {b:.4g}" for a, b in pairwise(edges)]
-    last, before = f"{edges[-1]:.4g} or more", float(np.nextafter(edges[-1], -np.inf))
-    if len(repr(before)) < len(repr(edges[-1])):  # the next number behind a value
-        last = f"above {before:.4g}"
-    return [f"below {edges[0]:.4g}", *middle, last]
-
-
-def told(declared: Distributions) -> str:
-    """The reference, for people.
-
-    >>> told(Distributions())
-    'the first 1d'
-    """
-    return f"the first {format_duration_ms(parse_duration_ms(declared.reference))}"
+        if state.counts:
+            self._sample = np.zeros((0, self._columns))
+        else:
+            sample = np.frombuffer(image.blobs["sample"])
+            self._sample[: state.sampled] = sample.reshape(-1, self._columns)

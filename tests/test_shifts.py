@@ -34,7 +34,8 @@ from dataflows.load import load_pipeline
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipelines.payments import pipeline as payments
 from dataflows.worker import run_worker
-from models.shifts import SAMPLE, Shift, Shifts, edges_of
+from models.shift_bins import edges_of
+from models.shifts import SAMPLE, Shift, Shifts
 from producers.batch import Kind
 from producers.publish import publish
 from producers.simulators import simulate

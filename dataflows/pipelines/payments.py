@@ -21,7 +21,7 @@ from dataflows.features import (
 from dataflows.messages import Event, Label
 from dataflows.pipeline import Pipeline
 from models.drift import monitor
-from models.shifts import Distributions
+from models.shift_declarations import Distributions
 
 
 class Payment(Event):

@@ -1,0 +1,46 @@
+"""Bins for the values of a column: where they begin, and what people call them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+BINS: Final = 10
+
+
+def edges_of(values: F64) -> F64:
+    """Where the bins of a column begin, ascending; the first bin is below all.
+
+    Of few values each has a bin, and what is below or above all of them too.
+
+    >>> edges_of(np.array([0.0, 1.0, 1.0, 0.0]))
+    array([0. , 0.5, 1. ])
+    >>> edges_of(np.arange(101.0))
+    array([10., 20., 30., 40., 50., 60., 70., 80., 90.])
+    """
+    known = np.unique(values[~np.isnan(values)])
+    if 0 < len(known) <= BINS - 2:
+        between = (known[1:] + known[:-1]) / 2
+        return np.array([known[0], *between, np.nextafter(known[-1], np.inf)])
+    if not len(known):
+        return known
+    deciles = np.quantile(values[~np.isnan(values)], np.arange(1, BINS) / BINS)
+    edges: F64 = np.unique(deciles)
+    # A value that fills whole deciles has a bin of its own: the next begins behind it.
+    above: F64 = edges[edges > known[0]]
+    return above
+
+
+def bin_names(edges: list[float]) -> list[str]:
+    """One for each bin of those edges."""
+    if not edges:
+        return ["any"]
+    middle = [f"{a:.4g} to {b:.4g}" for a, b in pairwise(edges)]
+    last, before = f"{edges[-1]:.4g} or more", float(np.nextafter(edges[-1], -np.inf))
+    if len(repr(before)) < len(repr(edges[-1])):  # the next number behind a value
+        last = f"above {before:.4g}"
+    return [f"below {edges[0]:.4g}", *middle, last]

@@ -1,0 +1,370 @@
+"""What a window is compared with: the first while of a stream, the last while, or the same hour.
+
+::
+
+    "1d"                ├── reference ──┤                         ├ window ┤
+    Sliding("7d")                   ├──────── reference ────────┤··├ window ┤   moves on, by 24ths
+    Seasonal("7d")      ├ Mo ┤ Tu ┤ … ├ Su ┤ Mo ┤ Tu ┤ … ├ Su ┤   ├ Mo, 9 to 10 ┤
+                        └── 9 to 10 ──────────┴── 9 to 10
+
+Each also says how its own windows scatter around it, which is more than chance where rows depend on
+each other: see `models.shifts`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.shift_declarations import PIECES, Seasonal, Sliding
+from state.durations import parse_duration_ms
+
+F64 = NDArray[np.float64]
+Calm = NDArray[np.bool_] | None
+LOG = logging.getLogger(__name__)
+
+LEAST_WINDOWS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is usual.
+
+    Attributes:
+        counts: `(columns, bins) float64`: rows.
+        trace: `(columns,) float64`: by how much a window's bins scatter, of independent rows the
+            degrees of freedom; ``directions`` in how many directions.
+        freedom: of that estimate; a number, or one for each column.
+    """
+
+    counts: F64
+    trace: F64
+    directions: F64
+    freedom: F64
+
+
+class Reference(Protocol):
+    """A reference at work, of so many columns with so many bins."""
+
+    slot_ms: int
+    """How long a window is of one slot; 0: always."""
+    sample_ms: int
+    """For how long rows are sampled, before any are counted."""
+
+    def add(self, counts: F64, rows: int, first_ms: int, last_ms: int, calm: Calm) -> None:
+        """A window is over: `(columns, bins)` counts of its rows, and the times of two of them.
+
+        How much is usual to scatter is learned of the columns that are ``calm``; None: of all.
+        """
+        ...
+
+    def known(self, first_ms: int) -> Known | None:
+        """What is usual at this time; None: not known yet."""
+        ...
+
+    def changes(self) -> dict[str, bytes]:
+        """What changed since the last call, by name; at first, everything."""
+        ...
+
+    def restore(self, blobs: Mapping[str, bytes]) -> None:
+        """Take up what all calls of `changes` gave."""
+        ...
+
+
+def reference_of(declared: str | Sliding | Seasonal, columns: int, bins: int) -> Reference:
+    """A fresh one."""
+    if isinstance(declared, Sliding):
+        return _Last(parse_duration_ms(declared.span), columns, bins)
+    if isinstance(declared, Seasonal):
+        return _BySlot(declared, columns, bins)
+    return _First(parse_duration_ms(declared), columns, bins)
+
+
+class _Sums:
+    """Windows, added up: their rows by bin, and of the calm ones ``products`` of each two bins."""
+
+    def __init__(self, columns: int, bins: int) -> None:
+        self.counts, self.calm = np.zeros((2, columns, bins))
+        self.products = np.zeros((columns, bins, bins))
+        self.windows = np.zeros(columns)
+
+    def add(self, counts: F64, rows: int, calm: Calm) -> None:
+        self.counts += counts
+        if calm is not None:
+            counts = counts * calm[:, None]
+        self.calm += counts
+        self.products += counts[:, :, None] * counts[:, None, :] / rows
+        self.windows += 1 if calm is None else calm
+
+    def __iadd__(self, other: _Sums) -> _Sums:
+        for own, more in zip(self._arrays(), other._arrays(), strict=True):
+            own += more
+        return self
+
+    @property
+    def enough(self) -> bool:
+        """Whether scatter can be told."""
+        return bool(self.windows.min(initial=LEAST_WINDOWS) >= LEAST_WINDOWS)
+
+    def known(self) -> Known:
+        """Of independent rows the trace and the directions are the degrees of freedom."""
+        rows = self.calm.sum(axis=1)
+        share = self.calm / rows[:, None]
+        left = self.products - rows[:, None, None] * share[:, :, None] * share[:, None, :]
+        covariance = _standardised(left, share) / (self.windows - 1)[:, None, None]
+        trace = np.trace(covariance, axis1=1, axis2=2)
+        directions = trace**2 / np.maximum(np.square(covariance).sum(axis=(1, 2)), 1e-300)
+        return _known(self.counts, trace, directions, self.windows - 1, share)
+
+    def dump(self) -> bytes:
+        return b"".join(each.tobytes() for each in self._arrays())
+
+    def load(self, blob: bytes) -> None:
+        _fill(self._arrays(), blob)
+
+    def _arrays(self) -> tuple[F64, ...]:
+        return self.counts, self.calm, self.products, self.windows
+
+
+class _First:
+    """The first so much event time, and `LEAST_WINDOWS` at least."""
+
+    slot_ms = sample_ms = 0
+
+    def __init__(self, span_ms: int, columns: int, bins: int) -> None:
+        self._span_ms = span_ms
+        self._sums = _Sums(columns, bins)
+        self._first_ms: int | None = None
+        self._known: Known | None = None
+        self._touched = True
+
+    def add(self, counts: F64, rows: int, first_ms: int, last_ms: int, calm: Calm) -> None:
+        if self._known is not None:
+            return
+        self._touched = True
+        if self._first_ms is None:
+            self._first_ms = first_ms
+        self._sums.add(counts, rows, None)
+        if last_ms - self._first_ms >= self._span_ms and self._sums.enough:
+            self._known = self._sums.known()
+
+    def known(self, first_ms: int) -> Known | None:
+        return self._known
+
+    def changes(self) -> dict[str, bytes]:
+        if not self._touched:
+            return {}
+        self._touched = False
+        head = msgspec.json.encode((self._first_ms, self._known is not None))
+        return {"head": head, "sums": self._sums.dump()}
+
+    def restore(self, blobs: Mapping[str, bytes]) -> None:
+        self._first_ms, whole = msgspec.json.decode(blobs["head"], type=tuple[int | None, bool])
+        self._sums.load(blobs["sums"])
+        self._known = self._sums.known() if whole else None
+        self._touched = False
+
+
+class _Last:
+    """The last so much event time, in `PIECES`; the newest one, not whole yet, is no part of it."""
+
+    slot_ms = sample_ms = 0
+
+    def __init__(self, span_ms: int, columns: int, bins: int) -> None:
+        self._piece_ms = span_ms // PIECES
+        self._shape = columns, bins
+        self._pieces: dict[int, _Sums] = {}
+        self._first: int | None = None
+        self._known: Known | None = None
+        self._touched: set[int] = set()
+        self._written = False
+
+    def add(self, counts: F64, rows: int, first_ms: int, last_ms: int, calm: Calm) -> None:
+        newest = max(self._pieces, default=None)
+        piece = last_ms // self._piece_ms
+        if self._first is None:
+            self._first = piece
+        if newest is not None and piece <= newest:
+            piece = newest  # late, or as before
+        else:
+            self._pieces[piece] = _Sums(*self._shape)
+            self._move_on(piece)
+        self._pieces[piece].add(counts, rows, calm)
+        self._touched.add(piece)
+
+    def _move_on(self, newest: int) -> None:
+        for old in [each for each in self._pieces if each < newest - PIECES]:
+            del self._pieces[old]
+        self._touched &= self._pieces.keys()
+        assert self._first is not None
+        sums = _Sums(*self._shape)
+        for piece, each in sorted(self._pieces.items()):
+            if piece < newest:
+                sums += each
+        if newest - self._first >= PIECES and sums.enough:
+            self._known = sums.known()
+
+    def known(self, first_ms: int) -> Known | None:
+        return self._known
+
+    def changes(self) -> dict[str, bytes]:
+        if not self._touched and self._written:
+            return {}
+        self._written = True
+        blobs = {f"piece {p % (PIECES + 1)}": self._pieces[p].dump() for p in self._touched}
+        self._touched.clear()
+        return {**blobs, "head": msgspec.json.encode((self._first, sorted(self._pieces)))}
+
+    def restore(self, blobs: Mapping[str, bytes]) -> None:
+        self._written = True
+        kind = tuple[int | None, list[int]]
+        self._first, pieces = msgspec.json.decode(blobs["head"], type=kind)
+        for piece in pieces:
+            self._pieces[piece] = _Sums(*self._shape)
+            self._pieces[piece].load(blobs[f"piece {piece % (PIECES + 1)}"])
+        if pieces:
+            self._move_on(pieces[-1])
+
+
+class _Slotted(msgspec.Struct):
+    """Where a seasonal reference stands: the visit of a slot that goes on, and whether it grows."""
+
+    first_ms: int | None = None
+    visit: int | None = None
+    windows: int = 0
+    visits: int = 0
+    whole: bool = False
+
+
+class _BySlot:
+    """The same slot of the first periods.
+
+    Windows of one visit to a slot are alike, and those of another week less so. So it is measured
+    by how much windows scatter in a visit and how much visits do in a slot; what a window of a new
+    visit will scatter follows from both (an analysis of variance with random effects).
+    """
+
+    def __init__(self, declared: Seasonal, columns: int, bins: int) -> None:
+        self.slot_ms = parse_duration_ms(declared.slot)
+        self.sample_ms = period_ms = parse_duration_ms(declared.period)
+        self._span_ms = declared.periods * period_ms
+        slots = period_ms // self.slot_ms
+        self._state = _Slotted()
+        self._counts = np.zeros((slots, columns, bins))
+        # Sums of squares by rows: of windows, in their visit; of visits.
+        self._in_visits, self._of_visits = np.zeros((2, slots, columns, bins))
+        self._freedom = np.zeros((2, slots))  # in visits, and the number of visits
+        self._pooled = _Sums(columns, bins)
+        self._visit = np.zeros((2, columns, bins))  # counts, and squares by rows
+        self._known: dict[int, Known] = {}
+        self._touched = True
+
+    def add(self, counts: F64, rows: int, first_ms: int, last_ms: int, calm: Calm) -> None:
+        state = self._state
+        if state.whole:
+            return
+        self._touched = True
+        if state.first_ms is None:
+            state.first_ms = first_ms
+        visit = first_ms // self.slot_ms
+        if state.visit is not None and visit != state.visit:
+            self._end_visit(state.visit)
+            state.windows = 0
+        if first_ms - state.first_ms >= self._span_ms:
+            state.whole = True
+            self._learn_all()
+            return
+        state.visit = visit
+        state.windows += 1
+        self._visit += counts, np.square(counts) / rows
+        self._pooled.add(counts, rows, None)
+
+    def _end_visit(self, visit: int) -> None:
+        slot = visit % len(self._counts)
+        counts, squares = self._visit
+        whole = np.square(counts) / counts.sum(axis=1, keepdims=True)
+        self._counts[slot] += counts
+        self._in_visits[slot] += squares - whole
+        self._of_visits[slot] += whole
+        self._freedom[:, slot] += self._state.windows - 1, 1
+        self._visit[:] = 0.0
+
+    def _learn_all(self) -> None:
+        """What is usual in each slot that was visited twice or more."""
+        usual, visited = np.flatnonzero(self._freedom[1] >= 2), np.count_nonzero(self._freedom[1])
+        if len(usual) * 2 < visited:
+            LOG.warning(
+                "of %d slots only %d were visited twice: the others are not watched; choose a "
+                "longer slot= in Seasonal(…), or a smaller window=", visited, len(usual),
+            )  # fmt: skip
+        if not len(usual):
+            return
+        counts = self._counts[usual]
+        rows = counts.sum(axis=2, keepdims=True)
+        share = counts / rows
+        seen = share > 0
+        weight = np.divide(1.0, share, out=np.zeros_like(share), where=seen)
+        within = (self._in_visits[usual] * weight).sum(axis=(0, 2))
+        between = ((self._of_visits[usual] - rows * np.square(share)) * weight).sum(axis=(0, 2))
+        of_windows, of_visits = self._freedom[0, usual].sum(), (self._freedom[1, usual] - 1).sum()
+        # Per window of one visit; and what a visit adds, whose rows are so many windows.
+        between /= of_visits
+        within = between if not of_windows else within / of_windows
+        windows = 1 + self._freedom[0, usual].sum() / self._freedom[1, usual].sum()
+        repeats = 1 + 1 / self._freedom[1, usual].mean()
+        trace = within + np.maximum(between - within, 0.0) / windows * repeats
+        pooled = self._pooled.known()
+        for place, slot in enumerate(usual.tolist()):
+            self._known[slot] = _known(
+                counts[place], trace, pooled.directions, of_visits, share[place]
+            )
+
+    def known(self, first_ms: int) -> Known | None:
+        return self._known.get(first_ms // self.slot_ms % len(self._counts))
+
+    def changes(self) -> dict[str, bytes]:
+        if not self._touched:
+            return {}
+        self._touched = False
+        numbers = b"".join(each.tobytes() for each in self._arrays())
+        state = msgspec.json.encode(self._state)
+        return {"head": state, "slots": numbers, "pooled": self._pooled.dump()}
+
+    def restore(self, blobs: Mapping[str, bytes]) -> None:
+        self._state = msgspec.json.decode(blobs["head"], type=_Slotted)
+        _fill(self._arrays(), blobs["slots"])
+        self._pooled.load(blobs["pooled"])
+        if self._state.whole:
+            self._learn_all()
+        self._touched = False
+
+    def _arrays(self) -> tuple[F64, ...]:
+        return self._counts, self._in_visits, self._of_visits, self._freedom, self._visit
+
+
+def _standardised(products: F64, share: F64) -> F64:
+    root = np.sqrt(np.where(share > 0, share, np.inf))
+    found: F64 = products / (root[:, :, None] * root[:, None, :])
+    return found
+
+
+def _fill(arrays: tuple[F64, ...], blob: bytes) -> None:
+    numbers, start = np.frombuffer(blob), 0
+    for array in arrays:
+        array[:] = numbers[start : start + array.size].reshape(array.shape)
+        start += array.size
+
+
+def _known(counts: F64, trace: F64, directions: F64, freedom: F64, share: F64) -> Known:
+    """Never less than chance alone would scatter."""
+    least = np.maximum((share > 0).sum(axis=1) - 1.0, 1.0)
+    calm = trace < least
+    trace = np.where(calm, least, trace)
+    directions = np.where(calm, least, np.clip(directions, 1.0, least))
+    return Known(counts.copy(), trace, directions, np.maximum(freedom, 1.0))
