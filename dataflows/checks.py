@@ -15,6 +15,7 @@ from models.imbalance import check_imbalance
 from models.learner import Task
 from models.losses import check_loss
 from models.metrics import metric
+from models.monitors import Monitors
 from models.river_adapter import check_fits
 from models.rollout_rows import MOST_CANDIDATES
 from models.shift_declarations import Distributions
@@ -172,6 +173,7 @@ def check_monitors(pipeline: Pipeline) -> None:
                     f"pipeline {pipeline.name!r} has no label, so there is no loss to monitor"
                 )
             check_loss(pipeline.task, monitor.loss)
+    Monitors(pipeline.monitors, pipeline.task, tuple(pipeline.columns), pipeline.slices)
 
 
 def _check_distributions(pipeline: Pipeline) -> None:

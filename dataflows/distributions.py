@@ -1,30 +1,24 @@
-"""What the monitors of distributions look at in a batch, and the signals that they give."""
+"""The monitors of distributions at work: signals, and what is to be done about what they found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dataflows.batch import Batch
-from dataflows.decisions import cause_of_row
 from dataflows.encode import Results
-from dataflows.features import DayOfWeek, HourOfDay
-from dataflows.messages import Cause, Delayed, DriftSignal, Moved
+from dataflows.messages import Cause, DriftSignal, Moved
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
-from models.answered import as_scores
-from models.learner import Task
-from models.outcome import Outcome
+from dataflows.watched_values import BEFORE, Subjects, Watched, WatchedValues
+from models.drift import Alarm
+from models.outcome import Learned, Outcome
+from models.outside import Outside
 from models.shift_declarations import Distributions, told
 from models.shifts import Shift, Shifts
 from state.delta import Delta
-from state.hashing import hash64
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 DISTRIBUTIONS = "distributions"
 """What they are called among the parts of a pipeline's models."""
@@ -32,154 +26,124 @@ DISTRIBUTIONS = "distributions"
 DETECTOR = "distribution"
 """What a signal calls them."""
 
-_Rows = tuple[F64, I64, Callable[[int], Cause]]
-"""Values by column, their times (ms), and where a row was read."""
+_VALUES = "values"
 
 
 @dataclass(slots=True)
 class _Family:
-    """Columns whose rows come together.
+    """Columns whose rows come together, at work."""
 
-    ``kind`` is what they are of, ``subjects`` their names.
-    """
-
-    kind: str
-    subjects: list[str]
+    of: Subjects
     shifts: Shifts
 
 
 class DistributionStep:
-    """Monitors of all distributions of a pipeline.
+    """Monitors of all distributions of a pipeline: see `WatchedValues`.
 
-    * feature: every column of the features, but hours and days;
-    * prediction: what was served, as one number;
-    * label: what was learned, where that is a number, and how long it took to come;
-    * calibration: the label less the prediction, where one model serves alone;
-    * keys: of each entity, by tenths of the places of their hashes; that a shop or a whole feed is
-      gone shows there, though nothing else has changed;
-    * missing: whether a field is null that may be;
-    * invalid: whether an event became a dead letter instead of a row.
+    Of each batch it is asked twice: what its events tell before it is worked through, and then what
+    became of it.
     """
 
     def __init__(self, pipeline: Pipeline, declared: Distributions, metrics: WorkerMetrics) -> None:
         self._pipeline, self._metrics = pipeline, metrics
-        self._reference = told(declared)
-        clocks = {
-            name
-            for feature in pipeline.features
-            if isinstance(feature, HourOfDay | DayOfWeek)
-            for name in feature.columns()
-        }
-        ignored = clocks | set(declared.ignore)
-        self._kept = [at for at, name in enumerate(pipeline.columns) if name not in ignored]
-        self._entities = list(pipeline.entities)
-        fields = pipeline.schema.fields
-        self._nullable = [name for name in pipeline.used_fields if fields[name].optional]
-        self._judged = pipeline.task in (Task.BINARY, Task.REGRESSION)
-        subjects = {
-            "feature": [pipeline.columns[at] for at in self._kept],
-            "keys": [f"{entity} keys" for entity in self._entities],
-            "prediction": ["prediction"],
-            "label": (["label"] if self._judged else [])
-            + (["label delay"] if isinstance(pipeline.label, Delayed) else []),
-            "calibration": ["residual"] if self._judged and pipeline.rollout is None else [],
-            "missing": [f"missing {name}" for name in self._nullable],
-            "invalid": ["invalid events"],
-        }
-        together = sum(map(len, subjects.values()))
+        self._reference, self._quarantine = told(declared), set(declared.quarantine)
+        self._values = WatchedValues(pipeline, declared.ignore)
+        subjects = self._values.subjects
+        together = sum(len(each.names) for each in subjects)
         self._families = [
-            _Family(kind, names, Shifts(declared, len(names), together))
-            for kind, names in subjects.items()
-            if names
+            _Family(each, Shifts(declared, len(each.names), together)) for each in subjects
         ]
-        metrics.shifts.on_families({each.kind: each.subjects for each in self._families})
+        self._signals: list[DriftSignal] = []
+        self._labels_seen = False
+        metrics.shifts.on_families([(each.kind, each.names) for each in subjects])
+
+    def foresee(self, batch: Batch) -> Outside:
+        """What the events of a batch tell that is yet to be worked through."""
+        self._signals, self._labels_seen = [], False
+        suspect = np.zeros(len(batch), np.bool_) if self._quarantine else None
+        calls: list[tuple[int, Alarm]] = []
+        for family in self._families:
+            source = family.of.source
+            if source not in BEFORE:
+                continue
+            watched = self._values.of_events(source, batch)
+            if watched is not None:
+                marks = suspect if family.of.kind in self._quarantine else None
+                found = family.shifts.look(watched.values, watched.times, marks)
+                calling = self._tell(family, watched, found)
+                if source != "invalid":  # its rows are not those of the batch
+                    calls += calling
+        if suspect is not None and not suspect.any():
+            suspect = None
+        return Outside(calls, suspect, lambda learned: self._look_at_labels(batch, learned))
 
     def look(self, batch: Batch, outcome: Outcome, results: Results) -> list[DriftSignal]:
-        """Look at a batch that was worked through; the signals, in the order of the families."""
-        signals: list[DriftSignal] = []
+        """All that was found in a batch, in the order of the families."""
         for family in self._families:
-            rows = self._rows(family.kind, batch, outcome, results)
-            if rows is None:
-                continue
-            values, times, cause = rows
-            found = family.shifts.look(values, times)
-            if found:
-                signals += [self._signal(family, each, cause(each.row)) for each in found]
-                self._metrics.shifts.on_shifts(
-                    [(family.subjects[each.column], each.severity, each.psi) for each in found]
+            source = family.of.source
+            if source in ("prediction", "first"):
+                watched = self._values.of_predictions(
+                    source, batch, results.predictions, outcome.ranks
                 )
-        return signals
+                self._look(family, watched)
+            elif source not in BEFORE and (source != "label" or not self._labels_seen):
+                self._look(family, self._values.of_labels(source, batch, outcome.learned))
+        return self._signals
 
     def changes(self) -> Delta:
         """What changed since the last call; at first, everything."""
         delta = Delta()
         for family in self._families:
-            delta.put(family.kind, family.shifts.changes())
+            delta.put(family.of.source, family.shifts.changes())
+        delta.put(_VALUES, self._values.changes())
         return delta
 
     def restore(self, image: Delta) -> None:
         """Take up what `changes` gave."""
         for family in self._families:
-            family.shifts.restore(image.part(family.kind))
+            family.shifts.restore(image.part(family.of.source))
+        self._values.restore(image.part(_VALUES))
 
-    def _rows(self, kind: str, batch: Batch, outcome: Outcome, results: Results) -> _Rows | None:
-        if kind in ("label", "calibration"):
-            return self._labels(batch, outcome, kind == "calibration")
-        if kind == "invalid":
-            return self._invalid(batch)
-        if not batch.rows.values:
-            return None
-        if kind == "feature":
-            values = batch.features
-            if len(self._kept) < values.shape[1]:
-                values = values[:, self._kept]
-        elif kind == "keys":
-            hashes = [hash64(batch.columns[entity]) for entity in self._entities]
-            values = np.array(hashes, np.float64).T * 2.0**-64
-        elif kind == "prediction":
-            values = as_scores(self._pipeline.task, results.predictions)[:, None]
-        else:
-            columns = [[v is None for v in batch.columns[name]] for name in self._nullable]
-            values = np.array(columns, np.float64).T
-        return np.ascontiguousarray(values), batch.times, self._of_event(batch)
+    def _look_at_labels(self, batch: Batch, learned: Learned) -> list[tuple[int, Alarm]]:
+        """Before anything is decided by them; calls."""
+        self._labels_seen = True
+        calls: list[tuple[int, Alarm]] = []
+        for family in self._families:
+            if family.of.source == "label":
+                calls += self._look(family, self._values.of_labels("label", batch, learned))
+        return calls
 
-    def _of_event(self, batch: Batch) -> Callable[[int], Cause]:
-        return lambda row: cause_of_row(self._pipeline, batch, row)
+    def _look(self, family: _Family, watched: Watched | None) -> list[tuple[int, Alarm]]:
+        if watched is None:
+            return []
+        found = family.shifts.look(watched.values, watched.times)
+        return self._tell(family, watched, found)
 
-    def _labels(self, batch: Batch, outcome: Outcome, residuals: bool) -> _Rows | None:
-        learned, task = outcome.learned, self._pipeline.task
-        if not len(learned.times):
-            return None
-        columns = [np.asarray(learned.target, np.float64)] if self._judged else []
-        if residuals:
-            said = learned.predictions[self._pipeline.model_name]
-            columns = [columns[0] - as_scores(task, said)]
-        elif isinstance(self._pipeline.label, Delayed):
-            columns.append(learned.delays / 1000.0)
-        items = learned.label if learned.items is None else learned.items
-        return (
-            np.ascontiguousarray(np.array(columns).T),
-            learned.times,
-            lambda row: cause_of_row(self._pipeline, batch, int(items[row])),
-        )
-
-    def _invalid(self, batch: Batch) -> _Rows | None:
-        raw = batch.raw.events
-        if not len(raw):
-            return None
-        here, kept = raw.partitions << 48 | raw.offsets, batch.partitions << 48 | batch.offsets
-        invalid = ~np.isin(here, kept) if len(here) != len(kept) else np.zeros(len(here), np.bool_)
-        topic = self._pipeline.topics.events
-        return (
-            invalid.astype(np.float64)[:, None],
-            raw.times,
-            lambda row: Cause(topic, int(raw.partitions[row]), int(raw.offsets[row])),
-        )
+    def _tell(
+        self, family: _Family, watched: Watched, found: list[Shift]
+    ) -> list[tuple[int, Alarm]]:
+        """Keep the signals of what was found; and what calls for a fresh model, by its row."""
+        if not found:
+            return []
+        names = family.of.names
+        shifts = [(names[each.column], each.severity, each.psi) for each in found]
+        self._metrics.shifts.on_shifts(shifts)
+        calls = []
+        for each in found:
+            row = each.row if watched.places is None else int(watched.places[each.row])
+            self._signals.append(self._signal(family, each, watched.cause(row)))
+            if each.severity == "drift":
+                alarm = Alarm(
+                    f"the distribution of {names[each.column]}", DETECTOR, each.time, each.psi,
+                    math.nan, math.nan, family.shifts.rows, row, family.of.kind,
+                )  # fmt: skip
+                calls.append((row, alarm))
+        return calls
 
     def _signal(self, family: _Family, shift: Shift, cause: Cause) -> DriftSignal:
         return DriftSignal(
             pipeline=self._pipeline.name,
-            subject=family.subjects[shift.column],
+            subject=family.of.names[shift.column],
             detector=DETECTOR,
             ts=shift.time,
             statistic={
@@ -191,9 +155,9 @@ class DistributionStep:
             topic=cause.topic,
             partition=cause.partition,
             offset=cause.offset,
-            kind=family.kind,
+            kind=family.of.kind,
             severity=shift.severity,
             began=shift.began,
             reference=self._reference,
-            top=[] if family.kind == "keys" else [Moved(*each) for each in shift.top],
+            top=[] if family.of.kind == "keys" else [Moved(*each) for each in shift.top],
         )

@@ -230,10 +230,10 @@ class DriftSignal(_FromSource, msgspec.Struct, kw_only=True):
     """A change that a monitor saw, on ``<pipeline>.drift``.
 
     ``subject`` is what changed, of the ``kind`` loss, feature, keys, prediction, label,
-    calibration, missing or invalid; ``ts`` when in event time, ``statistic`` the detector's figures
-    then; the source coordinates are those of the message it saw last. Of a distribution,
-    ``severity`` is warning, drift or resolved, ``began`` when it began to be shifted (epoch ms),
-    ``reference`` what it is compared with, and ``top`` the bins that moved the most.
+    calibration, feedback, missing or invalid; ``ts`` when in event time, ``statistic`` the
+    detector's figures then; the source coordinates are those of the message it saw last. Of a
+    distribution, ``severity`` is warning, drift or resolved, ``began`` when it began to be shifted
+    (epoch ms), ``reference`` what it is compared with, and ``top`` the bins that moved the most.
     """
 
     pipeline: str

@@ -80,6 +80,10 @@ class WorkerMetrics:
             "labels": self._counter("anabranch_labels", "Labels read, good and bad"),
             "predictions": self._counter("anabranch_predictions", "Predictions published"),
             "learned": self._counter("anabranch_learned", "Labels that a model has learned"),
+            "suspect": self._counter(
+                "anabranch_quarantined_labels",
+                "Labels that were scored, not learned: suspect",
+            ),
         }
         self._dead = self._counter("anabranch_dead_letters", "Unusable messages", "reason")
         self._outcomes = self._counter(
@@ -217,9 +221,14 @@ class WorkerMetrics:
         if late_rows:
             self._late.labels(self._pipeline, entity).inc(late_rows)
 
-    def on_results(self, results: Results, learned: int) -> None:
-        """The model step has worked through a batch and learned so many labels."""
-        self._counts["learned"] += learned
+    def on_results(self, results: Results, learned: int, suspect: int = 0) -> None:
+        """The model step has worked through a batch and scored so many labels.
+
+        Those that are ``suspect`` were not learned.
+        """
+        self._counts["learned"] += learned - suspect
+        if suspect:
+            self._counts["suspect"] += suspect
         for letter in results.dead:
             self._dead_counts[letter.reason] += 1
         for signal in results.signals:

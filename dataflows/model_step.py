@@ -32,6 +32,7 @@ from models.drift import LOSS, Alarm
 from models.label_join import Fill
 from models.label_windows import LABEL_WINDOWS, LabelWindows
 from models.outcome import Outcome
+from models.outside import NOTHING, Outside
 from models.prequential import Prequential
 from models.segments import Segments
 from state.compile import entry
@@ -82,6 +83,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             segments=Segments(key, pipeline.max_segments) if key is not None else None,
             on_drift=pipeline.starts_on_drift,
             ranking=pipeline.candidates is not None,
+            quarantine=pipeline.distributions is not None
+            and bool(pipeline.distributions.quarantine),
         )
         self._windows = label_windows(pipeline)
         self._rollouts: RolloutStep | None = None
@@ -167,7 +170,13 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         if batch.rows.values and not self._all_usable(batch.features):
             dead, good = self._refuse_huge(batch)
             batch = batch.keep(good)
-        outcome = self._learn_inline(batch) if self._inline else self._learn_delayed(batch, dead)
+        outside = NOTHING
+        if self._distributions is not None:
+            outside = self._distributions.foresee(batch)
+        if self._inline:
+            outcome = self._learn_inline(batch, outside)
+        else:
+            outcome = self._learn_delayed(batch, dead, outside)
         champion = self.prequential.champion
         signals = [self._signal(alarm, batch, outcome) for alarm in outcome.alarms]
         predictions, versions = outcome.predictions[champion], outcome.versions(champion)
@@ -181,7 +190,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             results.signals += self._distributions.look(batch, outcome, results)
         if batch.control is not None:
             results.decisions += self._follow(batch, batch.control)
-        self._metrics.on_results(results, len(outcome.learned.times))
+        self._metrics.on_results(results, len(outcome.learned.times), outcome.suspect)
         return results
 
     def _follow(self, batch: Batch, control: Control) -> list[RolloutMessage]:
@@ -191,7 +200,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         cause, name = cause_of_control(batch.raw.controls), self._pipeline.name
         return [rollout_message(name, decision, cause, control) for decision in decisions]
 
-    def _learn_inline(self, batch: Batch) -> Outcome:
+    def _learn_inline(self, batch: Batch, outside: Outside) -> Outcome:
         targets = batch.targets if self._labelled else []
         values = self._target.read([] if targets is None else targets, len(batch))
         if self._windows is not None and len(batch):
@@ -200,13 +209,14 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
                 keys, batch.times, values, self._pipeline.task, batch.features
             )
         return self.prequential.run_inline(
-            batch.features, batch.times, values, fields=batch.columns, keys=self._keys(batch)
-        )
+            batch.features, batch.times, values, fields=batch.columns, keys=self._keys(batch),
+            outside=outside,
+        )  # fmt: skip
 
     def _keys(self, batch: Batch) -> Sequence[str]:
         return () if self._rollouts is None else self._rollouts.keys(batch)
 
-    def _learn_delayed(self, batch: Batch, dead: list[DeadLetter]) -> Outcome:
+    def _learn_delayed(self, batch: Batch, dead: list[DeadLetter], outside: Outside) -> Outcome:
         labels, first, ranks = batch.labels, self._events, self.prequential.ranking is not None
         self._events = first + len(batch)
         outcome = self.prequential.run(
@@ -222,6 +232,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             fill=self._filling(batch),
             fields=batch.columns,
             keys=self._keys(batch),
+            outside=outside,
         )
         dead += [self._refuse_twice(batch, row) for row in one_each(batch, outcome.refused_events)]
         dead += self._labels.letters(batch, outcome)
@@ -291,7 +302,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         topics = self._pipeline.topics
         topic, row = topics.events, min(alarm.row, len(batch) - 1)
         partitions, offsets = batch.partitions, batch.offsets
-        if alarm.subject == LOSS and outcome.learned.items is not None:
+        if alarm.kind == LOSS and outcome.learned.items is not None:
             row = int(outcome.learned.items[alarm.row])
             if row >= len(batch):
                 topic, row = topics.labels, row - len(batch)
@@ -310,6 +321,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             topic=topic,
             partition=int(partitions[row]),
             offset=int(offsets[row]),
+            kind=alarm.kind,
         )
 
 

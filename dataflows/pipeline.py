@@ -123,8 +123,8 @@ class Pipeline:
         key: the field that publishers partition by; by default the first window's entity.
         challengers: models that want to serve instead, by name, or a `Challenger` each; they
             predict every event as well, and learn every label, or a share.
-        on_drift: the fresh model that is tried when a monitor on the loss signals that the champion
-            has become worse (`models.challenger`).
+        on_drift: the fresh model that is tried when a monitor signals drift, by default when one on
+            the loss says that the champion has become worse (`models.challenger`).
         rollout: how one of them gets to serve (`models.policies`); with challengers alone it is
             `Shadow()`, with `on_drift` it is `Canary()`. With a policy the pipeline has the topics
             ``control`` and ``rollouts``.
@@ -212,6 +212,11 @@ class Pipeline:
     def controlled(self) -> bool:
         """Whether it has rollouts, and listens to control messages."""
         return self.rollout is not None
+
+    @property
+    def quarantines(self) -> bool:
+        """Whether it may learn nothing of some events (`Distributions.quarantine`)."""
+        return self.distributions is not None and bool(self.distributions.quarantine)
 
     @property
     def labels_apart(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from river import base
 
-from models.challenger import Challenger
+from models.challenger import STARTING, Challenger
 from models.drift import LOSS
 from models.learner import Task
 from models.policies import Bandit, Interleave, check_policy
@@ -70,11 +70,23 @@ def _check_on_drift(pipeline: Pipeline, where: str) -> None:
             f"{where} is {pipeline.on_drift!r}: give Challenger(fresh=…, warm=…), with a River "
             "model as fresh="
         )
-    if not any(monitor.subject == LOSS for monitor in pipeline.monitors):
-        raise DeclarationError(
-            f"{where} is for a loss that has drifted, and nothing watches it: give "
-            "monitors=[monitor('loss')] as well"
-        )
+    fault = pipeline.on_drift.fault()
+    if fault is not None:
+        raise DeclarationError(f"{where}: {fault}")
+    watched = {
+        LOSS if monitor.subject == LOSS else "feature"
+        for monitor in pipeline.monitors
+        if monitor.by is None
+    }
+    if pipeline.distributions is not None:
+        watched |= {*STARTING} - {LOSS}
+    for kind in pipeline.on_drift.after:
+        if kind not in watched:
+            what = "monitors=[monitor('loss')]" if kind == LOSS else "distributions=Distributions()"
+            raise DeclarationError(
+                f"{where} is for a {kind} that has drifted, and nothing watches it: give {what} "
+                "as well"
+            )
     _check_challenger(pipeline, pipeline.on_drift, where)
 
 

@@ -26,6 +26,15 @@ def event_id(row: str) -> str:
     return row.partition(_BETWEEN)[0]
 
 
+def candidate(row: str) -> str:
+    """The candidate's.
+
+    >>> candidate(row_id("e1", "a"))
+    'a'
+    """
+    return row.partition(_BETWEEN)[2]
+
+
 def told(row: str) -> str:
     """The same, for people.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Gauge
 
@@ -25,9 +25,9 @@ class ShiftMetrics:
         )
         self._kinds: dict[str, str] = {}
 
-    def on_families(self, subjects: Mapping[str, Sequence[str]]) -> None:
+    def on_families(self, subjects: Iterable[tuple[str, Sequence[str]]]) -> None:
         """All that is watched, by kind: nothing has moved yet."""
-        for kind, names in subjects.items():
+        for kind, names in subjects:
             for name in names:
                 self._kinds[name] = kind
                 self._drifting.labels(self._pipeline, kind, name).set(0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.answered import Answered
 from models.challenger import OnDrift
 from models.champion_watch import ChampionWatch
-from models.drift import Alarm
+from models.drift import LOSS, Alarm
 from models.forgiving import failed_steps
 from models.labelled_rows import LabelledRows
 from models.learner import LEARN, NO_LABEL, Predictions, Targets, Task
@@ -57,6 +57,8 @@ class Lessons:
         op, row, target: as `Learner.run` takes them.
         numbers: `(len(op),) int64`: the step that each is, as `Worked` counts them.
         dropped: rows whose wait is over; None where labels come with the events.
+        calm: `(labels,) bool`, of those that are scored: which are learned too; None: all.
+        calls: drift that was found elsewhere, by step: see `Outside`.
     """
 
     features: F64
@@ -65,6 +67,8 @@ class Lessons:
     target: Targets
     numbers: I64
     dropped: list[int] | None
+    calm: Mask | None = None
+    calls: list[tuple[int, Alarm]] = field(default_factory=list)
 
 
 class BirthWatch:
@@ -87,11 +91,26 @@ class BirthWatch:
             worked.taught_times,
         )  # fmt: skip
         self.found = self._watch.found
-        self.grace = 0 if step.births is None else step.births.what.declared.grace
+        declared = None if step.births is None else step.births.what.declared
+        self.grace = 0 if declared is None else declared.grace
+        self._after = () if declared is None else declared.after
+        calls = [] if lessons is None else lessons.calls
+        heard = [call for call in calls if call[1].kind in self._after]
+        self._calls = sorted(heard, key=lambda call: call[0])
 
     def look(self, champion: str, until: int, may_bear: bool) -> tuple[int, Alarm] | None:
         """See `DriftWatch`."""
-        return self._watch.look(champion, until, may_bear and self._births is not None)
+        bears = may_bear and self._births is not None
+        calls = self._calls
+        while calls and not bears and calls[0][0] <= until:
+            calls.pop(0)  # one is tried already
+        call = calls[0] if calls and calls[0][0] <= until else None
+        if call is not None:  # behind it, who leads may be another
+            until = call[0]
+        found = self._watch.look(champion, until, bears and LOSS in self._after)
+        if found is None and call is not None:
+            return calls.pop(0)
+        return found
 
     def bear(self, name: str, step: int) -> int:
         """See `DriftWatch`; its answers are NaN for what came before."""
@@ -101,6 +120,8 @@ class BirthWatch:
         learner = births.what.make()
         self._step.add(name, learner)
         known = worked.taught <= step
+        if lessons.calm is not None:
+            known &= lessons.calm
         features = lessons.features[worked.taught_rows[known]]
         features, target = births.rows.last(features, select(worked.target, _places(known)))
         rows = np.arange(len(features))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from models.learner import Learner
 from state.errors import DeclarationError
+
+STARTING = ("loss", "feature", "keys", "missing", "label")
+"""Kinds of drift that can start a model."""
 
 MOST_WARM = 100_000
 """Labelled rows that can be kept for warming a fresh model."""
@@ -17,10 +20,10 @@ MOST_WARM = 100_000
 class Challenger:
     """A model that wants to serve, or that drift calls for.
 
-    As `on_drift` of a pipeline: whenever a monitor on the loss signals that the champion has become
-    worse, a copy of ``fresh`` that knows nothing learns the last ``warm`` labelled rows, and is
-    tried in shadow from then on, as every challenger is; the ordinary evidence promotes it. While
-    one is tried, no other is started.
+    As `on_drift` of a pipeline: whenever a monitor signals drift, by default one on the loss, that
+    the champion has become worse, a copy of ``fresh`` that knows nothing learns the last ``warm``
+    labelled rows, and is tried in shadow from then on, as every challenger is; the ordinary
+    evidence promotes it. While one is tried, no other is started.
 
     Attributes:
         fresh: a River model; each start takes a clone of it.
@@ -29,6 +32,8 @@ class Challenger:
         grace: so many labels it learns before it is judged: one that knows little is soon shown to
             be worse.
         learn: share of the labels that it learns, for a model that is dear to teach.
+        after: the kinds of drift that start it: "loss"; "feature", of monitors or of
+            `distributions=`; of the latter "keys", "missing" and "label" too.
 
     >>> from river import linear_model
     >>> Challenger(fresh=linear_model.LogisticRegression(), warm=200).learn
@@ -39,6 +44,7 @@ class Challenger:
     warm: int = 500
     grace: int = 0
     learn: float = 1.0
+    after: Sequence[str] = ("loss",)
 
     def fault(self) -> str | None:
         """What is wrong with it, the model aside, as a sentence's beginning; None: nothing."""
@@ -47,6 +53,8 @@ class Challenger:
                 return f"{what}={count!r} must be 0 or more labels"
         if self.warm > MOST_WARM:
             return f"warm={self.warm:,} is more than the {MOST_WARM:,} rows that can be kept"
+        if isinstance(self.after, str) or not self.after or not set(self.after) <= set(STARTING):
+            return f"after={self.after!r} must name some of {', '.join(STARTING)}"
         is_number = isinstance(self.learn, int | float) and not isinstance(self.learn, bool)
         if not is_number or not 0 < self.learn <= 1:
             return f"learn={self.learn!r} must be a share of the labels, above 0 and up to 1"

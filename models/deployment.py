@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from models import decision as d
 from models.contest import Contest, Trigger
 from models.decision import Decision
-from models.drift import Alarm
+from models.drift import LOSS, Alarm
 from models.interleaving import draft
 from models.learner import Task
 from models.policies import ABTest, Bandit, Canary, Interleave, Policy, described, reward_unit
@@ -210,9 +210,10 @@ class Deployment:
         self.grace[name] = drift.grace
         warm = drift.bear(name, step)
         self.add(name)
+        what = f"the loss of {self.champion}" if alarm.kind == LOSS else alarm.subject
         why = (
-            f"the loss of {self.champion} has drifted ({alarm.detector}: from {alarm.before:.3g} "
-            f"to {alarm.after:.3g}): a fresh model begins, warmed with {warm:,} labelled rows"
+            f"{what} has drifted ({alarm.detector}: {alarm.told}): a fresh model begins, warmed "
+            f"with {warm:,} labelled rows"
         )
         return self.start(name, alarm.time, step, why)
 

@@ -41,6 +41,7 @@ class Monitor:
         parameters: of the detector, by River's names.
         cooldown_ms: after an alarm, this much event time passes before the next one.
         loss: which loss, for the subject `"loss"`; None for the task's default.
+        by: the slice whose parts are watched apart.
     """
 
     subject: str
@@ -48,6 +49,7 @@ class Monitor:
     parameters: Mapping[str, Any]
     cooldown_ms: int
     loss: str | None = None
+    by: str | None = None
 
 
 def monitor(
@@ -55,6 +57,7 @@ def monitor(
     detector: str = "ADWIN",
     cooldown: str = "1h",
     loss: str | None = None,
+    by: str | None = None,
     **parameters: Any,
 ) -> Monitor:
     """Declare a watch over `"loss"` or over a feature.
@@ -76,6 +79,8 @@ def monitor(
         detector: its name, as in `river.drift` and `river.drift.binary`.
         cooldown: event time for which one change stays one alarm.
         loss: see `losses.losses`; for the subject `"loss"` only.
+        by: the name of a slice (`slices.slice_by`): each of its parts has a detector of its own,
+            which tells when the loss there has grown; for the subject `"loss"` only.
         parameters: of the detector: `delta=0.002`, `threshold=50`, and so on.
 
     Raises:
@@ -102,8 +107,11 @@ PageHinkley, KSWIN, DDM, EDDM, HDDM_A, HDDM_W
             raise DeclarationError(
                 f"unknown parameter {name!r} {where}: {detector} has {', '.join(known)}"
             )
-    if loss is not None and subject != LOSS:
-        raise DeclarationError(f"loss={loss!r} {where} has no meaning: its subject is a feature")
+    for what, value in (("loss", loss), ("by", by)):
+        if value is not None and subject != LOSS:
+            raise DeclarationError(
+                f"{what}={value!r} {where} has no meaning: its subject is a feature"
+            )
     if detector in _OF_ERRORS and (subject != LOSS or loss not in (None, "error")):
         numbers = ", ".join(_OF_NUMBERS)
         raise DeclarationError(
@@ -116,7 +124,7 @@ PageHinkley, KSWIN, DDM, EDDM, HDDM_A, HDDM_W
         kind(**parameters)
     except (TypeError, ValueError) as error:
         raise DeclarationError(f"{detector} {where} can't be made: {error}") from error
-    return Monitor(subject, detector, parameters, parse_duration_ms(cooldown), loss)
+    return Monitor(subject, detector, parameters, parse_duration_ms(cooldown), loss, by)
 
 
 def of_errors(declared: Monitor) -> bool:
@@ -139,6 +147,7 @@ class Alarm:
             may be from before the change: the true step is at least this large.
         seen: values that the detector has been given so far.
         row: index of the value in the call that found it; no part of equality.
+        kind: of the subject, as in a `DriftSignal`.
     """
 
     subject: str
@@ -149,6 +158,14 @@ class Alarm:
     after: float
     seen: int
     row: int = field(compare=False)
+    kind: str = "loss"
+
+    @property
+    def told(self) -> str:
+        """What has changed, for people."""
+        if math.isnan(self.before):
+            return f"{self.statistic:.3g}"
+        return f"from {self.before:.3g} to {self.after:.3g}"
 
     @property
     def rises(self) -> bool:
@@ -233,4 +250,7 @@ class Watch:
                 detector._max_decrease - detector._sum_decrease,
             )
         name = self.monitor.detector
-        return Alarm(self.monitor.subject, name, time, statistic, before, after, self.seen, row)
+        kind = LOSS if self.monitor.subject == LOSS else "feature"
+        return Alarm(
+            self.monitor.subject, name, time, statistic, before, after, self.seen, row, kind
+        )  # fmt: skip

@@ -12,9 +12,11 @@ from models.answered import Answered
 from models.assignment import key_hashes
 from models.births import Found, Lessons, serve_batch
 from models.drift import Alarm
-from models.inline_steps import inline_steps, run_each
-from models.learner import Targets
+from models.inline_steps import Steps, inline_steps, run_each
+from models.learner import LEARN, Targets, Task
+from models.monitors import AlarmsAt
 from models.outcome import Learned, Outcome
+from models.outside import Outside
 from models.rollouts import Spent, Worked
 from models.sliced import Fields
 from models.targets import as_targets, select
@@ -35,6 +37,7 @@ def run_inline(
     fields: Fields,
     keys: Sequence[str],
     rows: I64,
+    outside: Outside,
 ) -> Outcome:
     """See `Prequential.run_inline`; ``rows`` are the numbers of the events."""
     events = len(times)
@@ -44,9 +47,10 @@ def run_inline(
     refused: list[tuple[int, str]] = []
     taught = rows
     spent = None if step.rollouts is None else Spent()
-    served = run_each(step._kept, features, values, spent)
+    suspect = outside.suspect
+    served = run_each(step._kept, features, values, spent) if suspect is None else None
     if served is None:
-        (op, row, target), taught, refused = inline_steps(values, step.task)
+        (op, row, target), taught, refused = _calm_steps(values, step.task, suspect)
         served = {}
         for name, kept in step._kept.items():
             served[name] = kept.run(features, op, row, target)
@@ -59,12 +63,19 @@ def run_inline(
         known, when = select(values, taught), times[taught]
         learned = Learned(taught, known, scored, when, when, tags[taught])
         learned_before = np.searchsorted(taught, np.arange(events))
+    calm: NDArray[np.bool_] | None = None
+    if suspect is not None:
+        calm = ~suspect[taught]
+        learned_before = np.searchsorted(taught[calm], np.arange(events))
     groups = None
     if step.slices:
         groups = step.slices.groups_of(fields, features, rows)[taught]
     out: Answered | None = None
     found: Found = None
     led = learned.predictions[step.champion]
+    of_features: AlarmsAt = []
+    if step.monitors:
+        of_features = step.monitors.look_at_features(features, rows, times, 2 * rows)
     if step.rollouts is not None and spent is not None and events:
         arms = np.empty(events, np.uint8)
         worked = Worked(
@@ -74,16 +85,33 @@ def run_inline(
         )  # fmt: skip
         lessons = None
         if step.births is not None:
-            (op, row, target), _, _ = inline_steps(values, step.task)
-            lessons = Lessons(features, op, row, target, 2 * row + op, None)
+            (op, row, target), _, _ = _calm_steps(values, step.task, suspect)
+            calls = [(2 * event, alarm) for event, alarm in outside.calls]
+            calls += [(at, alarm) for at, _, alarm in of_features]
+            if outside.labels is not None:
+                calls += [(2 * int(taught[at]) + 1, a) for at, a in outside.labels(learned)]
+            lessons = Lessons(features, op, row, target, 2 * row + op, None, calm, calls)
         out, led, found = serve_batch(step, worked, lessons, rows)
-    step.score(learned, groups, features[taught] if step.births else None)
+    step.score(learned, groups, features[taught] if step.births else None, calm)
     alarms: list[Alarm] = []
     if step.monitors:
         alarms = step.monitors.look(
-            learned, led, 2 * taught + 1, features, rows, times, 2 * rows, found
+            learned, led, 2 * taught + 1, of_features, groups, step.slices, found
         )  # fmt: skip
     step.settle()
     outcome = Outcome(served, learned, alarms, refused, [], 0, before, learned_before)
     outcome.answered = out
+    if calm is not None:
+        outcome.suspect = int(np.count_nonzero(~calm))
     return outcome
+
+
+def _calm_steps(
+    values: Targets, task: Task, suspect: NDArray[np.bool_] | None
+) -> tuple[Steps, I64, list[tuple[int, str]]]:
+    """`inline_steps` without lessons of what is suspect; those are scored all the same."""
+    (op, row, target), taught, refused = inline_steps(values, task)
+    if suspect is None:
+        return (op, row, target), taught, refused
+    kept = np.flatnonzero((op != LEARN) | ~suspect[row])
+    return (op[kept], row[kept], select(target, kept)), taught, refused

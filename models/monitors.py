@@ -1,8 +1,9 @@
-"""What the monitors of a prequential step look at: the champion's loss, and features of events."""
+"""What the monitors of a prequential step look at: features, and losses, by slices too."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +12,45 @@ from models.drift import LOSS, Alarm, Monitor, Watch, of_errors
 from models.learner import Predictions, Task
 from models.losses import check_loss, losses
 from models.outcome import Learned
+from models.sliced import Slices
+from models.slices import SliceBy
 from state.errors import DeclarationError
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
 
-_OF_LOSS = -1
+_OF_LOSS, _OF_SLICES = -1, -2
+AlarmsAt = list[tuple[int, int, Alarm]]
+"""Step, place among the monitors, and alarm."""
+
+
+class SliceWatch:
+    """A monitor on the loss of each part of a slice, at work. It tells what has become worse alone.
+
+    It goes on when another model leads: one that is better is told of by nobody.
+    """
+
+    model = ""
+
+    def __init__(self, declared: Monitor) -> None:
+        self.monitor = declared
+        self._watches: dict[int, Watch] = {}
+
+    def look(self, values: F64, times: I64, groups: U8, slices: Slices) -> list[Alarm]:
+        """Alarms in losses `(labels,) float64` at `times`, of the `groups` of the slices."""
+        place = slices.place(str(self.monitor.by))
+        found: list[Alarm] = []
+        for group in np.unique(groups[:, place]).tolist():
+            if not slices.known(place, group):
+                continue
+            rows = np.flatnonzero(groups[:, place] == group)
+            watch = self._watches.setdefault(group, Watch(self.monitor))
+            for alarm in watch.update_many(values[rows], times[rows]):
+                if alarm.rises:
+                    subject = f"loss where {self.monitor.by}={slices.name(place, group)}"
+                    found.append(replace(alarm, subject=subject, row=int(rows[alarm.row])))
+        return sorted(found, key=lambda alarm: alarm.row)
 
 
 class Monitors:
@@ -26,18 +60,27 @@ class Monitors:
         declared: on the loss, or on one of the features.
         task: of the models.
         names: of the features.
+        slices: those by which a loss can be watched.
 
     Attributes:
         watches: the monitors, as they were declared.
 
     Raises:
-        DeclarationError: no such feature, or a loss that the task does not have.
+        DeclarationError: no such feature or slice, or a loss that the task does not have.
     """
 
-    def __init__(self, declared: Sequence[Monitor], task: Task, names: tuple[str, ...]) -> None:
-        self.watches = [Watch(monitor) for monitor in declared]
+    def __init__(
+        self,
+        declared: Sequence[Monitor],
+        task: Task,
+        names: tuple[str, ...],
+        slices: Sequence[SliceBy] = (),
+    ) -> None:
         self._task = task
-        self._columns = [_column(monitor, task, names) for monitor in declared]
+        self._columns = [_column(monitor, task, names, slices) for monitor in declared]
+        self.watches: list[Watch | SliceWatch] = [
+            Watch(monitor) if monitor.by is None else SliceWatch(monitor) for monitor in declared
+        ]
 
     def __bool__(self) -> bool:
         return bool(self.watches)
@@ -49,14 +92,14 @@ class Monitors:
         """
         found = []
         for i, (watch, column) in enumerate(zip(self.watches, self._columns, strict=True)):
-            if column == _OF_LOSS:
+            if column == _OF_LOSS and isinstance(watch, Watch):
                 if watch.model not in ("", model):
                     watch = self.watches[i] = Watch(watch.monitor)
                 watch.model = model
                 found.append((i, watch))
         return found
 
-    def go_on(self, stored: Sequence[Watch]) -> None:
+    def go_on(self, stored: Sequence[Watch | SliceWatch]) -> None:
         """Take up what equal monitors have seen before; the others begin now."""
         left = list(stored)
         for i, watch in enumerate(self.watches):
@@ -65,41 +108,55 @@ class Monitors:
                 self.watches[i] = same[0]
                 left.remove(same[0])
 
+    def look_at_features(self, features: F64, rows: I64, times: I64, asked: I64) -> AlarmsAt:
+        """What is found in features.
+
+        Args:
+            features: `(…, features) float64`, of which `rows` are the events, at `times` (ms),
+                predicted in the steps `asked`.
+        """
+        found: AlarmsAt = []
+        for i, (watch, column) in enumerate(zip(self.watches, self._columns, strict=True)):
+            if column >= 0 and isinstance(watch, Watch):
+                alarms = watch.update_many(features[rows, column], times)
+                found += [(int(asked[alarm.row]), i, alarm) for alarm in alarms]
+        return found
+
     def look(
         self,
         learned: Learned,
         led: Predictions,
         taught: I64,
-        features: F64,
-        rows: I64,
-        times: I64,
-        asked: I64,
-        of_loss: list[tuple[int, int, Alarm]] | None = None,
+        of_features: AlarmsAt,
+        groups: U8 | None,
+        slices: Slices,
+        of_loss: AlarmsAt | None = None,
     ) -> list[Alarm]:
         """Alarms, merged by the step that gave them, then in the order of declaration.
 
         Args:
             learned: what was scored, in the steps `taught`.
             led: what the champion of the time had answered to each event; whose loss is watched.
-            features: `(…, features) float64`, of which `rows` are the events, at `times` (ms),
-                predicted in the steps `asked`.
+            of_features: what `look_at_features` found.
+            groups: those of the labels in the `slices`.
             of_loss: what was found of the loss, if that was looked at (`ChampionWatch`).
         """
-        found: list[tuple[int, int, Alarm]] = [] if of_loss is None else list(of_loss)
+        found = of_features + (of_loss or [])
         for i, (watch, column) in enumerate(zip(self.watches, self._columns, strict=True)):
-            if column == _OF_LOSS:
-                if of_loss is not None:
-                    continue
-                values = losses(self._task, learned.target, led, watch.monitor.loss)
-                alarms, steps = watch.update_many(values, learned.times), taught
+            if column >= 0 or (column == _OF_LOSS and of_loss is not None):
+                continue
+            values = losses(self._task, learned.target, led, watch.monitor.loss)
+            if isinstance(watch, Watch):
+                alarms = watch.update_many(values, learned.times)
             else:
-                alarms, steps = watch.update_many(features[rows, column], times), asked
-            found += [(int(steps[alarm.row]), i, alarm) for alarm in alarms]
+                assert groups is not None
+                alarms = watch.look(values, learned.times, groups, slices)
+            found += [(int(taught[alarm.row]), i, alarm) for alarm in alarms]
         return [alarm for *_, alarm in sorted(found, key=lambda entry: entry[:2])]
 
 
-def _column(monitor: Monitor, task: Task, names: tuple[str, ...]) -> int:
-    """The feature that a monitor watches, or `_OF_LOSS`."""
+def _column(monitor: Monitor, task: Task, names: tuple[str, ...], slices: Sequence[SliceBy]) -> int:
+    """The feature that a monitor watches, or `_OF_LOSS`, `_OF_SLICES`."""
     if monitor.subject == LOSS:
         kind = check_loss(task, monitor.loss)
         if of_errors(monitor) and kind != "error":
@@ -107,7 +164,15 @@ def _column(monitor: Monitor, task: Task, names: tuple[str, ...]) -> int:
                 f"{monitor.detector} looks at right and wrong, which a {task.value} task has not: "
                 "take ADWIN or PageHinkley"
             )
-        return _OF_LOSS
+        if monitor.by is None:
+            return _OF_LOSS
+        declared = [each.name for each in slices]
+        if monitor.by not in declared:
+            raise DeclarationError(
+                f"by={monitor.by!r} of a monitor is no slice: declared are "
+                f"{', '.join(declared) or 'none'}; add slice_by({monitor.by!r}) to slices="
+            )
+        return _OF_SLICES
     if monitor.subject not in names:
         raise DeclarationError(
             f"unknown subject {monitor.subject!r} of a monitor: there are {LOSS!r} and the "

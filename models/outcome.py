@@ -111,6 +111,7 @@ class Outcome(msgspec.Struct):
         held: labels that are kept from now on because their events have not come.
         answered: what is served; None: what the champion predicted.
         ranks: of rankings, `(events,) int64`: where each candidate stands in its list, from 1.
+        suspect: so many of `learned` were scored only, their events being in quarantine.
     """
 
     predictions: dict[str, Predictions]
@@ -127,6 +128,7 @@ class Outcome(msgspec.Struct):
     held: int = 0
     answered: Answered | None = None
     ranks: I64 | None = None
+    suspect: int = 0
 
     def versions(self, model: str) -> Sequence[int]:
         """How many rows the model had learned when it predicted each event."""

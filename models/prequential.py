@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.answered import Answered
 from models.answers import Answers
-from models.assignment import key_hashes
-from models.births import Births, Found, Lessons, serve_batch
+from models.births import Births
 from models.challenger import OnDrift
 from models.checkpoint import PARTS, Bounds, Checkpoint
 from models.declared import described
-from models.drift import Alarm, Monitor
+from models.delayed_run import run_delayed
+from models.drift import Monitor
 from models.forgiving import forgive
 from models.inline_run import run_inline
-from models.label_join import Fill, Joined, LabelJoin, Note
-from models.learner import Label, Learner, Predictions, Targets
+from models.label_join import Fill, LabelJoin, Note
+from models.learner import Label, Learner, Targets
 from models.metrics import Metric, metric
 from models.monitors import Monitors
 from models.outcome import Learned, Outcome
-from models.ranking import EVENT, LIST, RankQuality, final_ranks, numbered
-from models.rollout_rows import RANK_BITS
-from models.rollouts import Rollouts, Spent, Worked
+from models.outside import NOTHING, Outside
+from models.ranking import RankQuality
+from models.rollouts import Rollouts
 from models.segments import Segments
 from models.sliced import NO_FIELDS, Fields, Slices
 from models.slices import SliceBy
@@ -62,6 +60,7 @@ class Prequential:
         segments: of the events, for learners that are `Segmented`.
         on_drift: what a rise of the champion's loss starts; needs `rollouts`.
         ranking: whether events come as candidates, a row each (`models.ranking`).
+        quarantine: whether some events may be suspect (`Outside`): nothing is learned of those.
 
     Attributes:
         champion: who leads; monitors on the loss go by its loss.
@@ -103,6 +102,7 @@ class Prequential:
         segments: Segments | None = None,
         on_drift: OnDrift | None = None,
         ranking: bool = False,
+        quarantine: bool = False,
     ) -> None:
         if not learners:
             raise DeclarationError("no model is given: a prequential step needs one at least")
@@ -116,7 +116,8 @@ class Prequential:
         self.slices = Slices(slices, self.names, self._metric_names, self.task)
         self._join = LabelJoin(
             len(self.names), self.task, rules or LabelRules(), otherwise,
-            len(self.slices) + (rollouts is not None), ranking and rollouts is not None,
+            len(self.slices) + quarantine + (rollouts is not None),
+            ranking and rollouts is not None,
         )  # fmt: skip
         self.pending = self._join.pending
         self._answers: dict[str, Answers] = {}
@@ -125,12 +126,12 @@ class Prequential:
         self._bounds = bounds
         self._cleared: set[str] = set()
         self._told = b""
-        self.rollouts = rollouts
+        self.rollouts, self.quarantine = rollouts, quarantine
         self.ranking = RankQuality() if ranking else None
         for name, learner in learners.items():
             self.add(name, learner)
         self.champion = next(iter(learners))
-        self.monitors = Monitors(monitors, self.task, self.names)
+        self.monitors = Monitors(monitors, self.task, self.names, slices)
         self.births = Births.of(on_drift, len(self.names), self.task)
         # Views of these stand in every outcome; making them costs as much as some rows.
         self._ascending = np.zeros(0, np.int64)
@@ -203,6 +204,7 @@ class Prequential:
         fill: Fill | None = None,
         fields: Fields = NO_FIELDS,
         keys: Sequence[str] = (),
+        outside: Outside = NOTHING,
     ) -> Outcome:
         """Predict events and learn labels, in `order`.
 
@@ -220,6 +222,7 @@ class Prequential:
             fill: is shown the steps before the first prediction, to add to `pending.features`.
             fields: of the events, those that `slices` and `segments` are by.
             keys: of the events, by which `rollouts` divides them.
+            outside: what is known of the batch already.
 
         When `inline`, it is `run_inline`: `label_values` belongs to the events, one each, and
         `ids`, `label_ids`, `label_times` and `order` are not looked at.
@@ -228,7 +231,7 @@ class Prequential:
             ModelError: a model failed; go on from a checkpoint.
         """
         if self.inline:
-            return self.run_inline(features, times, label_values, tags, fields, keys)
+            return self.run_inline(features, times, label_values, tags, fields, keys, outside)
         if self.segments is not None:
             features = self.segments.add_to(features, fields, order)
         joined = self._join.join(
@@ -236,7 +239,7 @@ class Prequential:
         )
         if fill is not None:
             fill(joined)
-        return self._work(joined, len(times), order, fields, keys)
+        return run_delayed(self, joined, len(times), order, fields, keys, outside)
 
     def changes(self) -> Delta:
         """What changed since the last call of this or of `restore`; at first, everything.
@@ -264,95 +267,6 @@ class Prequential:
         """
         restore_step(self, image)
 
-    def _work(
-        self, joined: Joined, events: int, order: I64, fields: Fields, keys: Sequence[str]
-    ) -> Outcome:
-        """Predict and learn the steps that were laid out."""
-        pending, row, time = self.pending, joined.row, joined.time
-        asked, taught = joined.asked, joined.taught
-        # Events are predicted in `order`, but the caller counts them by index.
-        turn = np.empty(events, np.int64)
-        turn[joined.source[asked]] = np.arange(asked.size)
-        before = {name: learner.version for name, learner in self.learners.items()}
-        served: dict[str, Predictions] = {}
-        scored: dict[str, Predictions] = {}
-        answered: dict[str, Predictions] = {}
-        spent = None if self.rollouts is None else Spent()
-        for model, (name, kept) in enumerate(self._kept.items()):
-            answers = kept.run(pending.features, joined.op, row, joined.target)
-            answered[name] = answers
-            if spent is not None:
-                spent.note(name, kept.learner)
-            waiting = self._answers[name]
-            waiting.keep(model, row[asked], answers)
-            scored[name] = waiting.recall(model, row[taught], answers)
-            served[name] = answers.take(turn)
-            waiting.forget(joined.dropped)
-        left = row[taught]
-        learned = Learned(
-            joined.source[taught], select(joined.target, taught), scored,
-            pending.times[left], time[taught], pending.tags[left], joined.item[taught],
-        )  # fmt: skip
-        groups = None
-        if self.slices:
-            rows, own = row[asked][turn], slice(len(self.slices))
-            pending.groups[rows, own] = self.slices.groups_of(fields, pending.features, rows, order)
-            groups = pending.groups[left, own]
-        learned_before = joined.op.cumsum(dtype=np.int64)[asked]
-        out: Answered | None = None
-        found: Found = None
-        led = scored[self.champion]
-        if self.rollouts is not None and spent is not None and joined.op.size:
-            hashes = key_hashes(keys)[joined.source[asked]]
-            worked = Worked(
-                joined.op.size, joined.item, asked, time[asked], row[asked], hashes, taught,
-                time[taught], left, pending.groups[:, -1], answered, scored, learned.target,
-                before, learned_before, spent.failed, spent.seconds,
-                *self._grouped(fields, joined.source[asked]),
-            )  # fmt: skip
-            lessons = Lessons(
-                pending.features, joined.op, row, joined.target, np.arange(joined.op.size),
-                joined.dropped,
-            )  # fmt: skip
-            out, led, found = serve_batch(self, worked, lessons, turn)
-            for name in answered.keys() - served.keys():  # begun in the middle
-                served[name] = answered[name].take(turn)
-        self.score(learned, groups, pending.features[left] if self.births else None)
-        alarms: list[Alarm] = []
-        if self.monitors:
-            alarms = self.monitors.look(
-                learned, led, taught, pending.features, row[asked], time[asked], asked, found
-            )  # fmt: skip
-        ranks = None
-        if self.ranking is not None:
-            answers = served[self.champion] if out is None else out.predictions
-            drafted = None if out is None else out.ranks
-            ranks = final_ranks(np.asarray(fields[EVENT]), answers.values, drafted)
-            self._place(ranks, row[asked][turn], learned, left)
-        self.settle()
-        return Outcome(
-            served, learned, alarms, joined.refused_labels, joined.refused_events,
-            len(joined.dropped), before, learned_before[turn], joined.given_up,
-            joined.corrections(pending.tags), joined.confirmed, joined.held, out,
-            ranks,
-        )  # fmt: skip
-
-    def _grouped(self, fields: Fields, asked: I64) -> tuple[Any, ...]:
-        """`groups`, `drafts`, `lists` and `listed` of `Worked`; ``asked`` are events by step."""
-        if self.ranking is None:
-            return ()
-        lists, pending = np.asarray(fields[LIST])[asked], self.pending
-        return numbered(np.asarray(fields[EVENT])[asked]), pending.tags, lists, pending.lists
-
-    def _place(self, ranks: I64, rows: I64, learned: Learned, left: I64) -> None:
-        """Keep where candidates stand, and count where those had stood that were chosen."""
-        assert self.ranking is not None
-        tags = self.pending.tags
-        tags[rows] = tags[rows] >> RANK_BITS << RANK_BITS | ranks
-        learned.tags = tags[left]
-        chosen = np.asarray(learned.target) == 1.0
-        self.ranking.update(learned.tags[chosen] & (1 << RANK_BITS) - 1)
-
     def settle(self) -> None:
         """Follow what was decided: who leads, and who is not needed any more."""
         if self.rollouts is None:
@@ -371,6 +285,7 @@ class Prequential:
         tags: NDArray[np.int32] | None = None,
         fields: Fields = NO_FIELDS,
         keys: Sequence[str] = (),
+        outside: Outside = NOTHING,
     ) -> Outcome:
         """Each event is predicted, then learned at once.
 
@@ -384,15 +299,24 @@ class Prequential:
             self._ascending, self._tags = np.arange(2 * events), np.zeros(2 * events, np.int32)
         tags = self._tags[:events] if tags is None else tags
         rows = self._ascending[:events]
-        return run_inline(self, features, times, values, tags, fields, keys, rows)
+        return run_inline(self, features, times, values, tags, fields, keys, rows, outside)
 
-    def score(self, learned: Learned, groups: U8 | None, features: F64 | None) -> None:
+    def score(
+        self,
+        learned: Learned,
+        groups: U8 | None,
+        features: F64 | None,
+        calm: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Bring labels into the metrics; ``groups`` are those of the events, where there are.
 
-        ``features`` are kept with the labels for models that drift starts.
+        ``features`` are kept with the labels for models that drift starts, if they are ``calm``.
         """
         if self.births is not None and features is not None:
-            self.births.rows.add(features, learned.target)
+            target = learned.target
+            if calm is not None:
+                features, target = features[calm], select(target, np.flatnonzero(calm))
+            self.births.rows.add(features, target)
         for name, answers in learned.predictions.items():
             for running in self.metrics[name].values():
                 running.update_many(learned.target, answers)

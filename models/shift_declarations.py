@@ -10,6 +10,9 @@ from state.durations import format_duration_ms, parse_duration_ms
 from state.errors import DeclarationError
 
 PIECES: Final = 24
+OF_EVENTS: Final = ("feature", "keys", "missing")
+"""Kinds that are known of an event before it is predicted."""
+
 _MOST_SLOTS: Final = 2000
 
 
@@ -76,6 +79,10 @@ class Distributions:
         false_alarms: those that are allowed per million rows, of all columns together.
         ignore: features that are not watched. Those of the hour and the day never are: they always
             move.
+        quarantine: kinds ("feature", "keys", "missing"): from the first window on in which one of
+            them has shifted, until that is resolved, events are predicted and their labels scored,
+            and nothing is learned of them. With a reference that stays, what has changed for good
+            is never learned.
     """
 
     window: int = 1000
@@ -83,6 +90,7 @@ class Distributions:
     psi: float = 0.1
     false_alarms: float = 1.0
     ignore: Sequence[str] = ()
+    quarantine: Sequence[str] = ()
 
     def check(self, where: str) -> None:
         """Refuse what can't be.
@@ -96,6 +104,12 @@ class Distributions:
             value = getattr(self, what)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise DeclarationError(f"{what}={value!r} of {where} must be above 0")
+        kinds = self.quarantine
+        if isinstance(kinds, str) or not set(kinds) <= set(OF_EVENTS):
+            raise DeclarationError(
+                f"quarantine={kinds!r} of {where} must name kinds of what events tell: "
+                f"{', '.join(OF_EVENTS)}"
+            )
         if isinstance(self.reference, str):
             parse_duration_ms(self.reference)
         elif isinstance(self.reference, Sliding | Seasonal):

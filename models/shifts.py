@@ -129,15 +129,22 @@ class Shifts:
         """Rows seen."""
         return self._state.rows
 
-    def look(self, values: F64, times: I64) -> list[Shift]:
+    @property
+    def shifted(self) -> bool:
+        """Whether a column is in drift, or in warning of it."""
+        return any(drifting or windows == 1 for drifting, windows, _ in self._state.streaks)
+
+    def look(self, values: F64, times: I64, suspect: Mask | None = None) -> list[Shift]:
         """Look at rows, in order.
 
         Args:
             values: `(rows, columns) float64`, C-contiguous; NaN: missing, a bin of its own.
             times: `(rows,) int64`, event time in ms.
+            suspect: `(rows,) bool`; set where the window before was `shifted`.
         """
         found: list[Shift] = []
-        state, done = self._state, 0
+        state, done, since = self._state, 0, 0
+        shifted = suspect is not None and self.shifted
         if len(values):
             self._touched = True
             if state.rows == 0:
@@ -157,10 +164,15 @@ class Shifts:
             state.filled += end - done
             state.rows += end - done
             done = end
-            if state.filled == self._window:
-                found += self._close(done - 1, int(times[done - 1]))
-            elif beyond is not None:
-                found += self._close(done, int(times[done]))
+            if state.filled < self._window and beyond is None:
+                continue
+            last = done - 1 if state.filled == self._window else done
+            found += self._close(last, int(times[last]))
+            if suspect is not None:
+                suspect[since:done] |= shifted
+                since, shifted = done, self.shifted
+        if suspect is not None:
+            suspect[since:] |= shifted
         return found
 
     def _begin(self, time: int) -> None:

@@ -99,6 +99,18 @@ class Slices:
     def __len__(self) -> int:
         return len(self._slices)
 
+    def place(self, name: str) -> int:
+        """That of the slice of this name."""
+        return [each.declared.name for each in self._slices].index(name)
+
+    def known(self, place: int, group: int) -> bool:
+        """Whether a slice has such a group; not that of a row from before it was declared."""
+        return group < self._slices[place].groups
+
+    def name(self, place: int, group: int) -> str:
+        """What a group of a slice is called."""
+        return self._slices[place].name(group)
+
     def add(self, model: str) -> None:
         """A model from now on."""
         for each in self._slices:

@@ -15,6 +15,7 @@ from models.deployment import Deployment
 from models.drift import Watch
 from models.learner import Task
 from models.metrics import Metric
+from models.monitors import SliceWatch
 from models.ranking import RankQuality
 from state.errors import StateError
 
@@ -40,6 +41,7 @@ class StepRecord:
         watches: the monitors at work.
         deployment: who serves, where there are rollouts.
         ranking: how good the rankings were, where events are candidates.
+        quarantine: whether what waits is marked as suspect or not.
     """
 
     models: dict[str, str]
@@ -48,9 +50,10 @@ class StepRecord:
     inline: bool
     champion: str
     metrics: dict[str, dict[str, Metric]]
-    watches: list[Watch]
+    watches: list[Watch | SliceWatch]
     deployment: Deployment | None = None
     ranking: RankQuality | None = None
+    quarantine: bool = False
 
     def dump(self) -> bytes:
         """A pickle; give it to `load` only."""

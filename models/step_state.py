@@ -91,7 +91,7 @@ def _record(step: Prequential) -> StepRecord:
     return StepRecord(
         step._declared, step.names, step.task, step.inline, step.champion, step.metrics,
         step.monitors.watches, None if step.rollouts is None else step.rollouts.deployment,
-        step.ranking,
+        step.ranking, step.quarantine,
     )  # fmt: skip
 
 
@@ -115,9 +115,12 @@ def _regroup(step: Prequential, record: StepRecord, image: Delta) -> None:
     places = step.slices.restore(stored, tuple(record.models))
     if stored is not None and not step.slices:
         step._cleared.add(_SLICES)  # should they be declared again, they begin anew
+    last = step.pending.groups.shape[1] - 1  # behind the slices: suspect, and the arms
+    if step.quarantine:
+        suspect = last - (record.deployment is not None)
+        places.append(suspect if record.quarantine else -1)
     if step.rollouts is not None:
-        arms = step.pending.groups.shape[1] - 1
-        places.append(arms if record.deployment is not None else -1)
+        places.append(last if record.deployment is not None else -1)
     step.pending.regroup(places)
 
 
