@@ -47,7 +47,7 @@ class DistributionStep:
     def __init__(self, pipeline: Pipeline, declared: Distributions, metrics: WorkerMetrics) -> None:
         self._pipeline, self._metrics = pipeline, metrics
         self._reference, self._quarantine = told(declared), set(declared.quarantine)
-        self._values = WatchedValues(pipeline, declared.ignore)
+        self._values = WatchedValues(pipeline, declared.ignore, metrics.shifts.feedback)
         subjects = self._values.subjects
         together = sum(len(each.names) for each in subjects)
         self._families = [
@@ -56,6 +56,7 @@ class DistributionStep:
         self._signals: list[DriftSignal] = []
         self._labels_seen = False
         metrics.shifts.on_families([(each.kind, each.names) for each in subjects])
+        metrics.ask(self._tell_metrics)
 
     def foresee(self, batch: Batch) -> Outside:
         """What the events of a batch tell that is yet to be worked through."""
@@ -89,6 +90,12 @@ class DistributionStep:
             elif source not in BEFORE and (source != "label" or not self._labels_seen):
                 self._look(family, self._values.of_labels(source, batch, outcome.learned))
         return self._signals
+
+    def _tell_metrics(self) -> None:
+        for family in self._families:
+            if family.shifts.psi is not None:
+                self._metrics.shifts.on_window(family.of.names, family.shifts.psi)
+        self._metrics.shifts.flush()
 
     def changes(self) -> Delta:
         """What changed since the last call; at first, everything."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from dataflows.batch import Batch, Wake
 from dataflows.json_lines import LineWriter
+from dataflows.latency_metrics import LatencyMetrics
 from dataflows.messages import DeadLetter, DriftSignal, Ranked, Ranking, RolloutMessage
 from dataflows.pipeline import Pipeline
 from dataflows.row_ids import event_id
@@ -67,9 +69,13 @@ class Encoder:
     """Makes `Outgoing` items of `Results`: predictions, drift signals, dead letters, decisions.
 
     A message goes to the partition number that its cause was read from; there are ``partitions``.
+    ``latency`` is told how long it took.
     """
 
-    def __init__(self, pipeline: Pipeline, partitions: int = 1) -> None:
+    def __init__(
+        self, pipeline: Pipeline, partitions: int = 1, latency: LatencyMetrics | None = None
+    ) -> None:
+        self._latency = latency
         topics = pipeline.topics
         self._partitions = partitions
         self._events, self._predicted = topics.events, topics.predictions
@@ -93,6 +99,15 @@ class Encoder:
 
     def __call__(self, results: list[tuple[str, Results | Wake]]) -> list[tuple[str, Outgoing]]:
         """Encode what the model step handed over, for `BusSink`."""
+        latency = self._latency
+        if latency is None or not latency.timed:
+            return self._encode_all(results)
+        began = time.perf_counter()
+        made = self._encode_all(results)
+        latency.encode.append(time.perf_counter() - began)
+        return made
+
+    def _encode_all(self, results: list[tuple[str, Results | Wake]]) -> list[tuple[str, Outgoing]]:
         if len(results) == 1:
             return self._encode(results[0][1])
         return [item for _, result in results for item in self._encode(result)]
@@ -114,10 +129,14 @@ class Encoder:
         else:
             topic, rows = self._predicted, self._lines_of(result, partition)
             sources, read_at = batch.rows, batch.raw.read_at
+            event_times = batch.times
             if result.ranks is not None:
-                sources = sources.take(first_rows(batch))
+                first = first_rows(batch)
+                sources, event_times = sources.take(first), event_times[first]
             times, offsets = sources.times, sources.offsets
-            item = Outgoing(partition, {topic: rows}, times, read_at, {topic: offsets}, batch.raw)
+            item = Outgoing(
+                partition, {topic: rows}, times, read_at, {topic: offsets}, batch.raw, event_times
+            )
             if not (batch.dead or result.dead or result.signals or result.decisions):
                 return [(part_name(partition), item)]
             outgoing[partition] = item
@@ -133,9 +152,10 @@ class Encoder:
     def _divide(self, result: Results, outgoing: dict[int, Outgoing]) -> None:
         """The predictions of a batch whose events are from several partitions."""
         batch, topic = result.batch, self._predicted
-        sources = batch.rows
+        sources, event_times = batch.rows, batch.times
         if result.ranks is not None:
-            sources = sources.take(first_rows(batch))
+            first = first_rows(batch)
+            sources, event_times = sources.take(first), event_times[first]
         partitions = sources.partitions
         rows = self._predictions(result, batch.partitions.tolist())
         for partition in np.unique(partitions).tolist():
@@ -147,6 +167,7 @@ class Encoder:
                 batch.raw.read_at,
                 {topic: sources.offsets[places]},
                 batch.raw,
+                event_times[places],
             )
 
     def _add(

@@ -96,7 +96,7 @@ def build_graph(
         op.output("outlet", results, OutletSink(outlet, guard))
         return flow
     bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
-    outgoing = op.flat_map_batch("encode", results, Encoder(pipeline, partitions))
+    outgoing = op.flat_map_batch("encode", results, Encoder(pipeline, partitions, metrics.latency))
     since = None if state is None else state.since()
     op.output("sink", outgoing, _sink(pipeline, bus, options, partitions, metrics, guard, since))
     return flow
@@ -120,4 +120,5 @@ def _sink(
         patience=Patience(options.stop),
         accept_loss=options.lost == "earliest",
         guard=guard,
+        latency=metrics.latency,
     )

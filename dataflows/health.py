@@ -2,7 +2,8 @@
 
 ``/metrics`` are the metrics. ``/healthz/live`` says whether the workers still come round: it fails
 where one has not for a minute, and the run should be started again. ``/healthz/ready`` says whether
-they have come round at all: it fails while state is restored, and between a crash and the restart.
+all of them have taken up their state and read: it fails while state is restored, and between a
+crash and the restart.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from state.errors import AnabranchError
 HEARTBEAT = "anabranch_heartbeat_seconds"
 """The gauge that workers set when they report: seconds since 1970, the least of all workers."""
 
+READY = "anabranch_ready_workers"
+"""The gauge of workers that have come round since they were started."""
+
 SILENT_AFTER_S = 60.0
 """Workers report twice a second, also when there is nothing to read and while a broker is away."""
 
@@ -32,8 +36,11 @@ def serve(
     port: int,
     host: str = "0.0.0.0",
     clock: Callable[[], float] = time.time,
+    workers: int = 1,
 ) -> int:
     """Serve all of them on ``port`` (0 picks a free one), in a thread; returns the port.
+
+    It is ready when ``workers`` of this host are.
 
     Raises:
         AnabranchError: the port is taken.
@@ -45,7 +52,7 @@ def serve(
         if path == "/metrics" or path == "/":
             found: Iterable[bytes] = metrics(environ, start)
             return found
-        status, told = _health(path, registry, clock())
+        status, told = _health(path, registry, clock(), workers)
         start(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{told}\n".encode()]
 
@@ -60,30 +67,31 @@ def serve(
     return int(server.server_port)
 
 
-def _health(path: str, registry: CollectorRegistry, now: float) -> tuple[str, str]:
+def _health(path: str, registry: CollectorRegistry, now: float, workers: int) -> tuple[str, str]:
     if path not in ("/healthz/live", "/healthz/ready"):
         return "404 Not Found", "there are /metrics, /healthz/live and /healthz/ready"
-    reported = last_heartbeat(registry)
-    if reported is None:
-        if path == "/healthz/live":
-            return _OK, "starting: no worker has come round yet"
-        return _NOT, "not ready: no worker has come round yet"
-    silent = now - reported
+    beats = _values(registry, HEARTBEAT)
+    if path == "/healthz/ready":
+        ready = sum(_values(registry, READY))
+        if ready < workers:
+            return _NOT, f"not ready: {ready:.0f} of {workers} workers have taken up their state"
+    elif not beats:
+        return _OK, "starting: no worker has come round yet"
+    silent = now - min(beats, default=0.0)
     if silent > SILENT_AFTER_S:
         return _NOT, f"a worker has not come round for {silent:.0f} s"
     return _OK, "ok"
 
 
-def last_heartbeat(registry: CollectorRegistry) -> float | None:
-    """When the worker reported that is silent for the longest; None before the first."""
-    beats = [
+def _values(registry: CollectorRegistry, name: str) -> list[float]:
+    """Those of a gauge that were set."""
+    return [
         sample.value
         for metric in registry.collect()
-        if metric.name == HEARTBEAT
+        if metric.name == name
         for sample in metric.samples
         if sample.value > 0
     ]
-    return min(beats, default=None)
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -145,7 +145,7 @@ class _SharedReader:
         self._admission = Admission(pipeline.topics.events, pipeline.lateness, pipeline.duplicates)
         self._ends: dict[TopicPartition, int] | None = None
         self._aside: dict[int, dict[str, int]] = {}
-        self._committed_at = time.monotonic()
+        self._committed_at = time.perf_counter()
         self.parts: list[_IntakePartition] = []
         metrics.ask(lambda: metrics.on_lag(self.reader))
 
@@ -220,10 +220,13 @@ class _SharedReader:
         """The next batch, routed; nothing when none is there or an epoch is being closed."""
         if len(self.parts) > 1 and len({part.snapshots for part in self.parts}) > 1:
             return []
+        began = time.perf_counter()
         raw = self.reader.read()
-        self._commit_sometimes()
+        read = self._commit_sometimes()
         if raw is None:
             return self._nothing()
+        latency = self._metrics.latency
+        latency.next_batch()
         self._quiet_since = None
         if self._candidates is None:
             batch = self._admission.admit(self._decoder.decode(raw))
@@ -233,6 +236,9 @@ class _SharedReader:
         if batch.control is not None:
             batch.control_time = self._time_of_control(batch)
         self._metrics.on_batch(raw, batch)
+        if latency.timed:
+            latency.read.append(read - began)
+            latency.decode.append(time.perf_counter() - read)
         return self._router.route(batch, self._admission.watermark_ms)
 
     def _time_of_control(self, batch: Batch) -> int:
@@ -269,11 +275,13 @@ class _SharedReader:
                 self._metrics.on_lag(self.reader)
                 self.reader.close()
 
-    def _commit_sometimes(self) -> None:
-        now = time.monotonic()
+    def _commit_sometimes(self) -> float:
+        """Returns the time."""
+        now = time.perf_counter()
         if now - self._committed_at >= _COMMIT_EVERY_S:
             self._committed_at = now
             self.reader.commit()
+        return now
 
     def _beginning(self, topic: str, partition: int, begin: str) -> int:
         ask = self._bus.end_offsets if begin == "latest" else self._bus.start_offsets

@@ -16,33 +16,23 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from dataflows.alignment import AlignedReader
 from dataflows.batch import Batch, RawBatch
 from dataflows.encode import Results
-from dataflows.health import HEARTBEAT
+from dataflows.health import HEARTBEAT, READY
+from dataflows.latency_metrics import LatencyMetrics, observe_many
 from dataflows.rollout_metrics import RolloutMetrics
 from dataflows.shift_metrics import ShiftMetrics
 from dataflows.sink.outgoing import Outgoing
+from dataflows.state_metrics import StateMetrics
 from models.outcome import ASSUMED_LABEL, Outcome
-from state.durations import parse_duration_ms
 
 if TYPE_CHECKING:
     from models.sliced import Report
 
-_SECONDS = (
-    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0,
-)  # fmt: skip
-_DELAYS = tuple(
-    parse_duration_ms(each) / 1000
-    for each in (
-        "1s", "10s", "1m", "5m", "10m", "30m", "1h", "3h", "6h", "12h", "1d", "2d", "4d", "7d",
-        "14d", "30d",
-    )
-)  # fmt: skip
 FLUSH_EVERY_S = 0.5
 _NEVER_MS = -(2**62)
 _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -51,27 +41,31 @@ _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 class WorkerMetrics:
     """What one worker tells of itself. ``registry`` is for tests; by default a new one.
 
-    What it tells of rollouts is in `rollouts`, of distributions in `shifts`.
+    What it tells of rollouts is in `rollouts`, of distributions in `shifts`, of time in `latency`,
+    of what is remembered in `state`.
     """
 
     def __init__(self, pipeline: str, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self.rollouts = RolloutMetrics(pipeline, self.registry)
         self.shifts = ShiftMetrics(pipeline, self.registry)
+        self.latency = LatencyMetrics(pipeline, self.registry)
+        self.state = StateMetrics(pipeline, self.registry)
         self._pipeline = pipeline
         self._clock = time.monotonic
         self._flush_at = 0.0
         self._counts: Tally[str] = Tally()
         self._dead_counts: Tally[str] = Tally()
         self._batch_rows: list[int] = []
-        self._written: list[tuple[NDArray[np.int64], float, float]] = []
-        self._delays_ms: list[NDArray[np.int64]] = []
         self._label_counts: Tally[str] = Tally()
         self._newest_ms = _NEVER_MS
         self._tellers: list[Callable[[], None]] = []
         self._window_sizes: dict[str, dict[object, tuple[int, int]]] = {}
         self._make_counters()
-        self._make_histograms()
+        self._rows = Histogram(
+            "anabranch_batch_rows", "Messages in a batch", ("pipeline",), registry=self.registry,
+            buckets=_ROWS,
+        )  # fmt: skip
         self._make_gauges()
 
     def _make_counters(self) -> None:
@@ -92,23 +86,6 @@ class WorkerMetrics:
         self._drift = self._counter("anabranch_drift_signals", "Changes seen", "subject")
         self._late = self._counter(
             "anabranch_inexact_rows", "Rows later than what their windows still remember", "entity"
-        )
-
-    def _make_histograms(self) -> None:
-        self._latency = self._histogram(
-            "anabranch_latency_seconds",
-            "From a message's time to its prediction published",
-            _SECONDS,
-        )
-        self._working = self._histogram(
-            "anabranch_processing_seconds", "From read to prediction published", _SECONDS
-        )
-        self._delay = self._histogram(
-            "anabranch_label_delay_seconds", "From an event's time to its label's", _DELAYS
-        )
-        self._rows = self._histogram("anabranch_batch_rows", "Messages in a batch", _ROWS)
-        self._commits = self._histogram(
-            "anabranch_commit_seconds", "To write what changed in an epoch, one place", _SECONDS
         )
 
     def _make_gauges(self) -> None:
@@ -132,15 +109,15 @@ class WorkerMetrics:
         self._shared = self._gauge(
             "anabranch_shared_segment_labels", "Labels of segments without a model of their own"
         )
-        self._waiting = self._gauge(
-            "anabranch_waiting_predictions", "Predictions without label yet"
-        )
-        self._held = self._gauge("anabranch_held_labels", "Labels that came before their events")
         self._keys = self._gauge("anabranch_window_keys", "Keys with events in windows", "entity")
         self._bytes = self._gauge("anabranch_window_bytes", "Bytes of window state", "entity")
         self._heartbeat = Gauge(
             HEARTBEAT, "When the worker reported that is silent for the longest, since 1970",
             ("pipeline",), registry=self.registry, multiprocess_mode="livemin",
+        )  # fmt: skip
+        self._ready = Gauge(
+            READY, "Workers that have taken up their state and read", ("pipeline",),
+            registry=self.registry, multiprocess_mode="livesum",
         )  # fmt: skip
         self._event_time = self._gauge(
             "anabranch_event_time_seconds", "Greatest event time admitted, seconds since 1970"
@@ -160,6 +137,7 @@ class WorkerMetrics:
         for tell in self._tellers:
             tell()
         self._heartbeat.labels(self._pipeline).set(time.time())
+        self._ready.labels(self._pipeline).set(1)
         pipeline, counts = self._pipeline, self._counts
         counts["events"] += sum(self._batch_rows) - counts["labels"]
         self._flush_at = self._clock() + FLUSH_EVERY_S
@@ -167,22 +145,12 @@ class WorkerMetrics:
             self._dead.labels(pipeline, reason).inc(count)
         for outcome, count in self._label_counts.items():
             self._outcomes.labels(pipeline, outcome).inc(count)
-        if self._delays_ms:
-            observe_many(self._delay.labels(pipeline), np.concatenate(self._delays_ms) / 1000)
         observe_many(self._rows.labels(pipeline), np.array(self._batch_rows, np.float64))
-        if self._written:
-            published, written_at, seconds = zip(*self._written, strict=True)
-            rows = list(map(len, published))
-            counts["predictions"] += sum(rows)
-            latencies = np.repeat(written_at, rows) - np.concatenate(published) / 1000
-            observe_many(self._latency.labels(pipeline), latencies)
-            observe_many(self._working.labels(pipeline), np.repeat(seconds, rows))
+        counts["predictions"] += self.latency.flush()
         for name, counter in self._counters.items():
             if counts[name]:
                 counter.labels(pipeline).inc(counts[name])
         self._batch_rows.clear()
-        self._written.clear()
-        self._delays_ms.clear()
         self._label_counts.clear()
         if self._newest_ms > _NEVER_MS:
             self._event_time.labels(pipeline).set(self._newest_ms / 1000)
@@ -198,12 +166,10 @@ class WorkerMetrics:
         self._batch_rows.append(rows + len(raw.controls.values))
         for letter in batch.dead:
             self._dead_counts[letter.reason] += 1
-        if batch.rows.values and batch.span[1] > self._newest_ms:
-            self._newest_ms = batch.span[1]
-
-    def on_commit(self, seconds: float) -> None:
-        """A place has written what changed in an epoch."""
-        self._commits.labels(self._pipeline).observe(seconds)
+        if batch.rows.values:
+            self.latency.on_admitted(batch.times)
+            if batch.span[1] > self._newest_ms:
+                self._newest_ms = batch.span[1]
 
     def on_lag(self, reader: AlignedReader) -> None:
         """Tell how many messages are waiting, by topic partition."""
@@ -240,7 +206,7 @@ class WorkerMetrics:
         """What became of labels on a topic of their own, and of waits that are over."""
         learned, counts = outcome.learned, self._label_counts
         came = learned.label != ASSUMED_LABEL
-        self._delays_ms.append(learned.delays[came])
+        self.latency.on_delays(learned.delays[came])
         found = {
             "label": int(came.sum()),
             "assumed": int(len(came) - came.sum()),
@@ -253,12 +219,8 @@ class WorkerMetrics:
             if count:
                 counts[what] += count
 
-    def on_models(
-        self, waiting: int, quality: Mapping[tuple[str, str], float], held: int = 0
-    ) -> None:
-        """How the models stand; ``quality`` is by model and metric name."""
-        self._waiting.labels(self._pipeline).set(waiting)
-        self._held.labels(self._pipeline).set(held)
+    def on_quality(self, quality: Mapping[tuple[str, str], float]) -> None:
+        """How good the models are, by model and metric name."""
         for (model, name), value in quality.items():
             self._quality.labels(self._pipeline, model, name).set(value)
 
@@ -283,9 +245,8 @@ class WorkerMetrics:
 
     def on_written(self, outgoing: Outgoing, now: float) -> None:
         """Messages were handed to the bus."""
-        published = outgoing.published
-        if len(published):
-            self._written.append((published, now, now - outgoing.read_at))
+        if len(outgoing.published):
+            self.latency.on_written(outgoing, now)
         self.flush_if_due()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -297,21 +258,8 @@ class WorkerMetrics:
             name, text, ("pipeline", *labels), registry=self.registry, multiprocess_mode=mode
         )
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, ("pipeline",), registry=self.registry, buckets=buckets)
-
 
 _SUMMED = {"anabranch_lag_messages", "anabranch_window_keys", "anabranch_window_bytes"}
-
-
-def observe_many(histogram: Histogram, values: NDArray[np.float64]) -> None:
-    """Observe every value, at the cost of one observation per bucket that is hit."""
-    bounds = np.array(histogram._upper_bounds)
-    places = np.minimum(np.searchsorted(bounds, values), len(bounds) - 1)
-    for bucket, count in enumerate(np.bincount(places, minlength=len(bounds)).tolist()):
-        if count:
-            histogram._buckets[bucket].inc(count)
-    histogram._sum.inc(float(values.sum()))
 
 
 def shared_registry(directory: str) -> CollectorRegistry:

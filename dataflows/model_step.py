@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -130,14 +131,14 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         """`work`, by the time of the slowest worker."""
         origins, origin = self._origins, batch.origin
         if origins is None:
-            return self.work(batch)
+            return self.work_timed(batch)
         span, pending = extent_of(batch), self.prequential.pending
         # Where nobody has said yet how far time may move on, it stands still.
         floor = pending.watermark if pending.watermark is not None else span[0]
         pending.hold(max(origins.room(origin), floor))
         if self._windows is not None:
             self._windows.hold(origins.slowest())
-        done = self.work(batch)
+        done = self.work_timed(batch)
         if span[0] <= span[1]:
             origins.advance(origin, span[1])
         self._let_go()
@@ -163,6 +164,16 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         if self._distributions is not None:
             delta.put(DISTRIBUTIONS, self._distributions.changes())
         return delta
+
+    def work_timed(self, batch: Batch) -> Results:
+        """`work`, and the metrics are told how long it took."""
+        latency = self._metrics.latency
+        if not latency.timed:
+            return self.work(batch)
+        began = time.perf_counter()
+        results = self.work(batch)
+        latency.models.append(time.perf_counter() - began)
+        return results
 
     def work(self, batch: Batch) -> Results:
         """What the models make of a batch that is whole."""
@@ -254,7 +265,10 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
                 name = f"{entity} labels"
                 self._metrics.on_windows(self, name, state.keys, state.nbytes, 0)
         pending = self.prequential.pending
-        self._metrics.on_models(len(pending), self._quality(), len(pending.early))
+        self._metrics.state.on_waiting(len(pending), len(pending.early), pending.nbytes)
+        self._metrics.on_quality(self._quality())
+        self._metrics.shifts.on_monitors(self.prequential.monitors.newest)
+        self._metrics.state.on_models(self.prequential.versions, self.prequential.sizes)
         if self._rollouts is not None:
             self._rollouts.tell()
         if self.prequential.slices:
@@ -337,12 +351,11 @@ class WindowsAndModels(StatefulBatchLogic[Item, Results | Wake, Tokens]):
         self._models = models
 
     def on_batch(self, values: list[Item]) -> tuple[list[Results | Wake], bool]:
-        fill, work = self._windows.fill, self._models.work
         made: list[Results | Wake] = []
         for item in values:  # of a single worker all batches are whole, and nobody tells progress
             if isinstance(item, Batch):
-                fill(item)
-                made.append(work(item))
+                self._windows.fill_timed(item)
+                made.append(self._models.work_timed(item))
             elif isinstance(item, Wake):
                 made.append(item)
         return made, False

@@ -70,10 +70,15 @@ class WatchedValues:
     * calibration: the label less the prediction, where one model serves alone;
     * feedback: the scores of what labels come for, where one model serves alone; of rankings, how
       popular the candidate is that is put first, and the one that is chosen.
+
+    ``feedback`` has lists to which values are appended that are counted as a metric.
     """
 
-    def __init__(self, pipeline: Pipeline, ignore: Sequence[str]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, ignore: Sequence[str], feedback: dict[str, list[F64]]
+    ) -> None:
         self._pipeline = pipeline
+        self._counted = feedback
         clocks = {
             name
             for feature in pipeline.features
@@ -137,12 +142,16 @@ class WatchedValues:
         if not batch.rows.values:
             return None
         if source == "prediction":
-            scores = as_scores(self._pipeline.task, predictions)[:, None]
-            return Watched(np.ascontiguousarray(scores), batch.times, self._cause(batch))
+            scores = as_scores(self._pipeline.task, predictions)
+            if self._pipeline.task is Task.BINARY:
+                self._count("predictions", scores)
+            values = np.ascontiguousarray(scores[:, None])
+            return Watched(values, batch.times, self._cause(batch))
         assert ranks is not None
         assert self._ranks is not None
         rows, items = np.flatnonzero(ranks == 1), batch.columns[self._ranks]
         first = self._items["first"].of(hash64([items[row] for row in rows.tolist()]))
+        self._count("first", first)
         return Watched(first[:, None], batch.times[rows], self._cause(batch), rows)
 
     def of_labels(self, source: str, batch: Batch, learned: Learned) -> Watched | None:
@@ -155,7 +164,9 @@ class WatchedValues:
             places = np.flatnonzero(said & (learned.label >= 0))
             ids = [batch.labels.ids[at] for at in learned.label[places].tolist()]
             columns = [self._items["chosen"].of(hash64(list(map(candidate, ids))))]
+            self._count("chosen", columns[0])
         elif source == "label":
+            self._count_labels(learned)
             columns = [np.asarray(learned.target, np.float64)] if self._judged else []
             if self._apart:
                 columns.append(learned.delays / 1000.0)
@@ -174,6 +185,19 @@ class WatchedValues:
             lambda row: cause(self._pipeline, batch, int(items[row])),
             places,
         )
+
+    def _count(self, what: str, values: F64) -> None:
+        self._counted.setdefault(what, []).append(values)
+
+    def _count_labels(self, learned: Learned) -> None:
+        """By the score of the model that the pipeline declares, of labels that came."""
+        said = learned.predictions.get(self._pipeline.model_name)
+        if said is None or self._pipeline.task is not Task.BINARY:
+            return
+        came = learned.label != ASSUMED_LABEL
+        scores = as_scores(Task.BINARY, said)[came]
+        self._count("labels", scores)
+        self._count("true labels", scores[np.asarray(learned.target)[came] == 1.0])
 
     def changes(self) -> Delta:
         """What changed since the last call, of what is remembered from batch to batch."""

@@ -169,6 +169,16 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
                 filled.append(item)
         return filled, False
 
+    def fill_timed(self, batch: Batch) -> None:
+        """`fill`, and the metrics are told how long it took."""
+        latency = self._metrics.latency
+        if not latency.timed:
+            self.fill(batch)
+            return
+        began = time.perf_counter()
+        self.fill(batch)
+        latency.windows.append(time.perf_counter() - began)
+
     def fill(self, batch: Batch) -> None:
         """Write the features of all entities into the rows of a batch; for a single worker."""
         columns, times, features = batch.columns, batch.times, batch.features
@@ -219,9 +229,11 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
             windows.hold(slowest)
 
     def _answer(self, rows: EntityRows) -> EntityRows:
+        began = time.perf_counter()
         windows = self.windows(rows.entity, in_place=False)
         features = np.empty((len(rows.keys), windows.width))
         windows.fill(rows.keys, rows.times, rows.columns, features)
+        self._metrics.latency.windows.append(time.perf_counter() - began)
         return EntityRows(
             rows.origin, rows.sequence, rows.entity, rows.rows, [], rows.times, {}, features
         )

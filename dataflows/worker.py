@@ -60,7 +60,7 @@ def run_worker(
     metrics = metrics or WorkerMetrics(pipeline.name)
     guard = Guard()
     if state is not None:
-        state.guard, state.on_commit = guard, metrics.on_commit
+        state.guard, state.on_commit = guard, metrics.state.on_commit
     flow = build_graph(
         pipeline,
         WatchedBus(bus, guard),

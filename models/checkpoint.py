@@ -114,6 +114,7 @@ class Checkpoint:
 
     Attributes:
         learner: the one that is kept.
+        full_bytes: of the last full pickle; 0: there was none.
         run: see `Learner.run`.
         run_each: see `CompiledLinear.run_each`; None where only `run` will do.
 
@@ -143,7 +144,7 @@ class Checkpoint:
         self._clock = clock
         self._pure = _learns_only(learner)
         # Of the last full pickle: when, how long, how large, and the version then.
-        self._full_at, self._full_s, self._full_bytes = 0.0, 0.0, 0
+        self._full_at, self._full_s, self.full_bytes = 0.0, 0.0, 0
         self._full_version = -1
         self._log: _Log | None = None
 
@@ -173,7 +174,7 @@ class Checkpoint:
     def _go_on_from(self, learner: Learner, image: Delta) -> None:
         """Take up the full pickle of an image, and learn the rows behind it."""
         self._full_s, large = _COST.unpack(image.blobs["cost"])
-        self._full_bytes = len(image.blobs["full"])
+        self.full_bytes = len(image.blobs["full"])
         self._take(learner)
         self._full_version = self.learner.version
         self._full_at = self._clock()
@@ -184,7 +185,7 @@ class Checkpoint:
 
     def _too_long(self, log: _Log) -> bool:
         bounds = self._bounds
-        size = max(bounds.log_bytes, self._full_bytes)
+        size = max(bounds.log_bytes, self.full_bytes)
         if log.seconds <= bounds.replay_s and log.bytes <= size:
             return False
         return self._clock() - self._full_at >= self._full_s / bounds.share
@@ -192,7 +193,7 @@ class Checkpoint:
     def _pickle(self) -> Delta:
         start = self._clock()
         blob = _dump(self._name, self.learner)
-        self._full_at, self._full_bytes = self._clock(), len(blob)
+        self._full_at, self.full_bytes = self._clock(), len(blob)
         self._full_s = self._full_at - start
         self._full_version = self.learner.version
         bounds = self._bounds

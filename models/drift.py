@@ -201,6 +201,11 @@ class Watch:
         self._total = 0.0
         self._newest: deque[float] = deque(maxlen=32)
 
+    @property
+    def newest(self) -> float:
+        """Mean of the newest 32 values; NaN before the first."""
+        return sum(self._newest) / len(self._newest) if self._newest else math.nan
+
     def update_many(
         self, values: NDArray[np.float64], times: NDArray[np.int64], stop: bool = False
     ) -> list[Alarm]:

@@ -85,6 +85,15 @@ class Monitors:
     def __bool__(self) -> bool:
         return bool(self.watches)
 
+    @property
+    def newest(self) -> list[tuple[str, str, float]]:
+        """Subject, detector and mean of the newest values, of monitors that are of no slice."""
+        return [
+            (watch.monitor.subject, watch.monitor.detector, watch.newest)
+            for watch in self.watches
+            if isinstance(watch, Watch)
+        ]
+
     def of_loss(self, model: str) -> list[tuple[int, Watch]]:
         """Those on the loss, by their place: that of this model, which begin anew if it is another.
 

@@ -241,6 +241,16 @@ class Prequential:
             fill(joined)
         return run_delayed(self, joined, len(times), order, fields, keys, outside)
 
+    @property
+    def versions(self) -> dict[str, int]:
+        """By model, rows that it has learned."""
+        return {name: learner.version for name, learner in self.learners.items()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """By model, bytes as it was last written whole; 0: never."""
+        return {name: kept.full_bytes for name, kept in self._kept.items()}
+
     def changes(self) -> Delta:
         """What changed since the last call of this or of `restore`; at first, everything.
 

@@ -104,6 +104,10 @@ class Shifts:
         columns: how many.
         together: columns that are watched in all, among which false alarms are divided.
 
+    Attributes:
+        psi: `(columns,) float64`: of the last window that was compared; None: none was since this
+            object was made.
+
     >>> shifts = Shifts(Distributions(window=200, reference="0s"), columns=1, together=1)
     >>> values = np.random.default_rng(1).normal(size=(4000, 1))
     >>> values[3000:] += 1
@@ -121,6 +125,7 @@ class Shifts:
         self._counts = np.zeros((columns, BINS + 1))  # of the window
         self._reference = reference_of(declared.reference, columns, BINS + 1)
         self._touched = False
+        self.psi: F64 | None = None
         streaks = [[0, 0, 0] for _ in range(columns)]
         self._state = _Stored(0, 0, [0] * columns, streaks, f"{self._window} {told(declared)}")
 
@@ -251,7 +256,7 @@ class Shifts:
             moved = np.where(used, (now - share) * np.log(now / share), 0.0)
         statistic = parts.sum(axis=1) / (1 + size / total[:, 0]) / usual.trace
         p = fdtrc(usual.directions, usual.freedom * usual.directions, statistic)
-        psi = moved.sum(axis=1)
+        psi = self.psi = moved.sum(axis=1)
         shifted = (p < self._threshold) & (psi >= self._psi)
         found = []
         for column, is_shifted in enumerate(shifted.tolist()):

@@ -181,6 +181,12 @@ class PendingStore:
         held = (self._table, self._keys, self._arrivals, self._links, self._flags)
         return sum(array.nbytes for array in (*held, self.times, self.tags))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held for rows, free ones too, without rings."""
+        rows = (self.features, self.values, self.labels, self.groups)
+        return self.overhead_bytes + sum(array.nbytes for array in rows)
+
     def walk(
         self,
         ids: Sequence[str],

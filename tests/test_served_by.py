@@ -85,7 +85,7 @@ def test_training_rows_name_the_model_that_served():
 
 def test_the_live_table_shows_the_quality_of_who_serves_most_and_every_share():
     metrics = WorkerMetrics("p")
-    metrics.on_models(0, {("line", "Accuracy"): 0.8, ("tree", "Accuracy"): 0.9})
+    metrics.on_quality({("line", "Accuracy"): 0.8, ("tree", "Accuracy"): 0.9})
     assert read_status(metrics.registry).quality == {"Accuracy": 0.8}
     metrics.rollouts.on_traffic({"line": 0.25, "tree": 0.75})
     status = read_status(metrics.registry)

@@ -136,7 +136,7 @@ def supervise(
         registry = shared_registry(cluster.metrics_directory)
         restarts = restarts_counter(registry)
         stop = _stop_on_signals(console)
-        _serve(registry, settings.metrics_port, console)
+        _serve(registry, settings.metrics_port, console, len(members))
         _warm(pipeline, console)
         how = f" in {workers} processes" if workers == len(members) else f" as {member}"
         _say_running(pipeline, bus, settings, state, how, console)
@@ -269,11 +269,13 @@ def _end_at_once(console: Console) -> None:
     os._exit(EXIT_INTERRUPTED)
 
 
-def _serve(registry: CollectorRegistry, port: int | None, console: Console) -> None:
+def _serve(
+    registry: CollectorRegistry, port: int | None, console: Console, workers: int = 1
+) -> None:
     if port is not None:
         from dataflows.health import serve
 
-        address = f"http://127.0.0.1:{serve(registry, port)}/metrics"
+        address = f"http://127.0.0.1:{serve(registry, port, workers=workers)}/metrics"
         console.print(f"metrics on {address}", highlight=False, soft_wrap=True)
 
 

@@ -37,7 +37,7 @@ from dataflows.recovery.identity import (
     write_identity,
 )
 from dataflows.recovery.inspection import place_directories, tokens_by_place
-from dataflows.recovery.place import WINDOWS, Place, check_place
+from dataflows.recovery.place import WINDOWS, Committed, Place, check_place
 from dataflows.recovery.rescale import lay_out_anew
 from dataflows.recovery.resume_point import (
     check_alone,
@@ -77,7 +77,7 @@ class StateDirectory:
         self.path = path
         self.identity = identity
         self.guard: Guard | None = None
-        self.on_commit: Callable[[float], None] | None = None
+        self.on_commit: Callable[[Committed], None] | None = None
         self._places: dict[str, Place] = {}
         self._stack = ExitStack()
         self._stack.push(lock)

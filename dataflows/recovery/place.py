@@ -9,6 +9,7 @@ shard can be moved to another host by moving its directory::
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -46,17 +47,26 @@ class Token:
     generation: int
 
 
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A commit of a place: how long it took, and the bytes that its files take now."""
+
+    place: str
+    seconds: float
+    disk_bytes: int
+
+
 class Place:
     """A directory with the state of one step; opened at a token, then committed to.
 
-    ``guard`` keeps errors for the user, ``on_commit`` is told how long each commit took (seconds).
+    ``guard`` keeps errors for the user, ``on_commit`` is told of each commit.
     """
 
     def __init__(
         self,
         directory: Path,
         guard: Guard | None = None,
-        on_commit: Callable[[float], None] | None = None,
+        on_commit: Callable[[Committed], None] | None = None,
     ) -> None:
         self.name = directory.name
         self._directory = directory
@@ -128,7 +138,8 @@ class Place:
         began = time.perf_counter()
         token = Token(self.name, self._id, self._store.commit(delta))
         if self._on_commit is not None:
-            self._on_commit(time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self._on_commit(Committed(self.name, seconds, size_of(self._directory)))
         return token
 
 
@@ -202,3 +213,19 @@ def _make(directory: Path, found: str) -> None:
     except OSError as error:
         raise StateError(f"{directory} can't be made: {error.strerror}") from None
     write_whole(directory / _NAME, found.encode())
+
+
+def size_of(directory: Path) -> int:
+    """Bytes of all files in it; what is gone meanwhile does not count."""
+    total, left = 0, [str(directory)]
+    while left:
+        try:
+            with os.scandir(left.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
+        except OSError:
+            continue
+    return total

@@ -26,6 +26,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from dataflows.bus import Bus, BusError, Publisher, TopicPartition, UnreachableError
 from dataflows.failure import Guard
+from dataflows.latency_metrics import LatencyMetrics
 from dataflows.sink.outgoing import Marking, Outgoing
 from dataflows.sink.patience import Patience
 from dataflows.sink.published import Published
@@ -51,7 +52,8 @@ class BusSink(FixedPartitionedSink[Outgoing, Ends | None]):
     With ``since``, recovery is on: the ends of the outputs when the state was made (a topic that is
     not there did not exist). A partition without state may have written all that lies behind. Then
     ``marking`` says how to read the outputs back; ``progress`` and ``accept_loss`` are those of
-    `ReadBack`. ``guard`` watches for errors that the user should see alone.
+    `ReadBack`. ``guard`` watches for errors that the user should see alone. ``latency`` is
+    told how long items took to be handed over.
     """
 
     def __init__(
@@ -66,7 +68,9 @@ class BusSink(FixedPartitionedSink[Outgoing, Ends | None]):
         progress: Callable[[str], None] = LOG.info,
         accept_loss: bool = False,
         guard: Guard | None = None,
+        latency: LatencyMetrics | None = None,
     ) -> None:
+        self._latency = latency
         self._partitions = partitions
         self._on_written = on_written
         self._since = since
@@ -112,6 +116,7 @@ class BusSink(FixedPartitionedSink[Outgoing, Ends | None]):
             aside,
             self._call,
             self._guard,
+            self._latency,
         )
         self._writer.open_parts += 1
         return part
@@ -214,7 +219,9 @@ class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
         aside: Ends,
         call: Call,
         guard: Guard | None,
+        latency: LatencyMetrics | None,
     ) -> None:
+        self._latency = latency
         self._number = number
         self._writer = writer
         self._on_written = on_written
@@ -225,11 +232,17 @@ class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
         self._guard = guard
 
     def write_batch(self, items: list[Outgoing]) -> None:
+        latency = self._latency
         try:
             for item in items:
                 if self._published is not None:
                     item = self._published.without(item)
-                self._writer.publish(item)
+                if latency is None or not latency.timed:
+                    self._writer.publish(item)
+                else:
+                    began = time.perf_counter()
+                    self._writer.publish(item)
+                    latency.publish.append(time.perf_counter() - began)
                 if self._on_written is not None:
                     self._on_written(item, time.time())
         except BaseException as error:

@@ -69,20 +69,25 @@ class Marking:
         return msgspec.json.Decoder(msgspec.defstruct("Marked", columns, gc=False))
 
 
+_NONE = np.zeros(0, np.int64)
+
+
 class Outgoing(msgspec.Struct):
     """Messages for one partition number: topic → payloads, in order.
 
-    ``published`` and ``read_at`` are for the latency metrics: when the events were published (epoch
-    ms, ``(n,) int64``) and when they were read (seconds). ``marks`` has the marks of each topic's
-    messages. ``sources`` are the rows that were read for them, good and bad.
+    ``published``, ``event_times`` and ``read_at`` are for the latency metrics: when the events were
+    published, and their own times (epoch ms, ``(n,) int64``), and when they were read (seconds).
+    ``marks`` has the marks of each topic's messages. ``sources`` are the rows that were read for
+    them, good and bad.
     """
 
     partition: int
     messages: dict[str, list[bytes]]
-    published: I64 = msgspec.field(default_factory=lambda: np.zeros(0, np.int64))
+    published: I64 = msgspec.field(default_factory=lambda: _NONE)
     read_at: float = 0.0
     marks: dict[str, Marks] = msgspec.field(default_factory=dict)
     sources: RawBatch | Mapping[str, int] | None = None
+    event_times: I64 = msgspec.field(default_factory=lambda: _NONE)
 
     def reached(self) -> Mapping[str, int]:
         """By source topic, the greatest offset that was read of its partition.
@@ -96,5 +101,8 @@ class Outgoing(msgspec.Struct):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process only what `reached` needs of the sources goes along."""
-        kept = self.messages, self.published, self.read_at, self.marks, self.reached()
+        kept = (
+            self.messages, self.published, self.read_at, self.marks, self.reached(),
+            self.event_times,
+        )  # fmt: skip
         return Outgoing, (self.partition, *kept)
