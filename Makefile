@@ -60,6 +60,7 @@ bench: install
 	$(BIN)/python -m benchmarks evidence
 	$(BIN)/python -m benchmarks rollouts
 	$(BIN)/python -m benchmarks drift
+	$(BIN)/python -m benchmarks metrics
 
 clean:
 	rm -rf $(VENV) .kafka .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

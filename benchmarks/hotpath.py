@@ -105,7 +105,7 @@ def anabranch_s(
 ) -> float:
     """Seconds that the pipeline takes over ``messages`` in batches; predictions go to ``out``."""
     bus = PreparedBus(pipeline, messages, Discard() if out is None else None)
-    seconds = _timed(lambda: run_worker(pipeline, bus, IntakeOptions(limit=batch, until_end=True)))
+    seconds = timed(lambda: run_worker(pipeline, bus, IntakeOptions(limit=batch, until_end=True)))
     if out is not None:
         out.extend(bus.values(pipeline.topics.predictions))
     return seconds
@@ -119,7 +119,7 @@ def by_hand_s(messages: list[bytes], batch: int, out: list[bytes] | None = None)
     def run_all() -> None:
         run_main(flow_by_hand(messages, batch, work, kept))  # type: ignore[no-untyped-call]
 
-    return _timed(run_all)
+    return timed(run_all)
 
 
 def river_s(rows: list[tuple[dict[str, float], bool]]) -> float:
@@ -131,7 +131,7 @@ def river_s(rows: list[tuple[dict[str, float], bool]]) -> float:
             model.predict_proba_one(x)
             model.learn_one(x, y)
 
-    return _timed(loop)
+    return timed(loop)
 
 
 def river_rows(messages: list[bytes]) -> list[tuple[dict[str, float], bool]]:
@@ -266,7 +266,7 @@ def _steady_us(widths: tuple[str, ...], cards: int, count: int, warm: int = 0) -
         sink = Discard(mark=len(messages) - count)
         bus = PreparedBus(pipeline, messages, sink)
         options = IntakeOptions(until_end=True)
-        _timed(lambda bus=bus, options=options: run_worker(pipeline, bus, options))  # type: ignore[misc]
+        timed(lambda bus=bus, options=options: run_worker(pipeline, bus, options))  # type: ignore[misc]
         best.append((time.perf_counter() - sink.marked_at) / count * 1e6)
     return min(best)
 
@@ -300,7 +300,8 @@ def _keep_best(best: dict[int, float], batch: int, us: float) -> None:
     best[batch] = min(best.get(batch, us), us)
 
 
-def _timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that it takes."""
     gc.collect()
     gc.freeze()  # the messages are nobody's garbage: no contestant is to be held up by them
     start = time.perf_counter()

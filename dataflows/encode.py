@@ -104,7 +104,7 @@ class Encoder:
             return self._encode_all(results)
         began = time.perf_counter()
         made = self._encode_all(results)
-        latency.encode.append(time.perf_counter() - began)
+        latency.spent("encode", began)
         return made
 
     def _encode_all(self, results: list[tuple[str, Results | Wake]]) -> list[tuple[str, Outgoing]]:

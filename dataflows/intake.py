@@ -227,6 +227,9 @@ class _SharedReader:
             return self._nothing()
         latency = self._metrics.latency
         latency.next_batch()
+        if latency.timed:
+            latency.spent("read", began)
+            read = time.perf_counter()
         self._quiet_since = None
         if self._candidates is None:
             batch = self._admission.admit(self._decoder.decode(raw))
@@ -237,8 +240,7 @@ class _SharedReader:
             batch.control_time = self._time_of_control(batch)
         self._metrics.on_batch(raw, batch)
         if latency.timed:
-            latency.read.append(read - began)
-            latency.decode.append(time.perf_counter() - read)
+            latency.spent("decode", read)
         return self._router.route(batch, self._admission.watermark_ms)
 
     def _time_of_control(self, batch: Batch) -> int:

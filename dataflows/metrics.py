@@ -23,7 +23,7 @@ from dataflows.alignment import AlignedReader
 from dataflows.batch import Batch, RawBatch
 from dataflows.encode import Results
 from dataflows.health import HEARTBEAT, READY
-from dataflows.latency_metrics import LatencyMetrics, observe_many
+from dataflows.latency_metrics import UNDER_LOAD, LatencyMetrics, observe_many
 from dataflows.rollout_metrics import RolloutMetrics
 from dataflows.shift_metrics import ShiftMetrics
 from dataflows.sink.outgoing import Outgoing
@@ -57,14 +57,16 @@ class WorkerMetrics:
         self._counts: Tally[str] = Tally()
         self._dead_counts: Tally[str] = Tally()
         self._batch_rows: list[int] = []
+        # Of every batch, so plain numbers.
+        self._events = self._published = self._learned = 0
         self._label_counts: Tally[str] = Tally()
         self._newest_ms = _NEVER_MS
         self._tellers: list[Callable[[], None]] = []
         self._window_sizes: dict[str, dict[object, tuple[int, int]]] = {}
         self._make_counters()
         self._rows = Histogram(
-            "anabranch_batch_rows", "Messages in a batch", ("pipeline",), registry=self.registry,
-            buckets=_ROWS,
+            "anabranch_batch_rows", "Messages in a batch" + UNDER_LOAD, ("pipeline",),
+            registry=self.registry, buckets=_ROWS,
         )  # fmt: skip
         self._make_gauges()
 
@@ -139,14 +141,16 @@ class WorkerMetrics:
         self._heartbeat.labels(self._pipeline).set(time.time())
         self._ready.labels(self._pipeline).set(1)
         pipeline, counts = self._pipeline, self._counts
-        counts["events"] += sum(self._batch_rows) - counts["labels"]
+        counts["events"], counts["learned"] = self._events, self._learned
+        counts["predictions"] = self._published
+        self._events = self._learned = self._published = 0
         self._flush_at = self._clock() + FLUSH_EVERY_S
         for reason, count in self._dead_counts.items():
             self._dead.labels(pipeline, reason).inc(count)
         for outcome, count in self._label_counts.items():
             self._outcomes.labels(pipeline, outcome).inc(count)
         observe_many(self._rows.labels(pipeline), np.array(self._batch_rows, np.float64))
-        counts["predictions"] += self.latency.flush()
+        self.latency.flush()
         for name, counter in self._counters.items():
             if counts[name]:
                 counter.labels(pipeline).inc(counts[name])
@@ -159,17 +163,17 @@ class WorkerMetrics:
 
     def on_batch(self, raw: RawBatch, batch: Batch) -> None:
         """A batch was read, decoded and admitted."""
-        rows, labels = len(raw.events.values), raw.labels.values
-        if labels:
-            rows += len(labels)
-            self._counts["labels"] += len(labels)
-        self._batch_rows.append(rows + len(raw.controls.values))
+        self._events += len(raw.events.values)
+        if raw.labels.values:
+            self._counts["labels"] += len(raw.labels.values)
         for letter in batch.dead:
             self._dead_counts[letter.reason] += 1
-        if batch.rows.values:
-            self.latency.on_admitted(batch.times)
-            if batch.span[1] > self._newest_ms:
-                self._newest_ms = batch.span[1]
+        if self.latency.timed:
+            rows = len(raw.events.values) + len(raw.labels.values) + len(raw.controls.values)
+            self._batch_rows.append(rows)
+            self.latency.on_admitted(batch.times, self._newest_ms)
+        if batch.rows.values and batch.span[1] > self._newest_ms:
+            self._newest_ms = batch.span[1]
 
     def on_lag(self, reader: AlignedReader) -> None:
         """Tell how many messages are waiting, by topic partition."""
@@ -192,7 +196,7 @@ class WorkerMetrics:
 
         Those that are ``suspect`` were not learned.
         """
-        self._counts["learned"] += learned - suspect
+        self._learned += learned - suspect
         if suspect:
             self._counts["suspect"] += suspect
         for letter in results.dead:
@@ -245,9 +249,13 @@ class WorkerMetrics:
 
     def on_written(self, outgoing: Outgoing, now: float) -> None:
         """Messages were handed to the bus."""
-        if len(outgoing.published):
-            self.latency.on_written(outgoing, now)
-        self.flush_if_due()
+        published = len(outgoing.published)
+        if published:
+            self._published += published
+            if self.latency.timed:
+                self.latency.on_written(outgoing, now)
+        if self._clock() >= self._flush_at:
+            self.flush()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, ("pipeline", *labels), registry=self.registry)

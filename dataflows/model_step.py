@@ -172,7 +172,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             return self.work(batch)
         began = time.perf_counter()
         results = self.work(batch)
-        latency.models.append(time.perf_counter() - began)
+        latency.spent("models", began)
         return results
 
     def work(self, batch: Batch) -> Results:

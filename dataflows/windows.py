@@ -177,7 +177,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
             return
         began = time.perf_counter()
         self.fill(batch)
-        latency.windows.append(time.perf_counter() - began)
+        latency.spent("windows", began)
 
     def fill(self, batch: Batch) -> None:
         """Write the features of all entities into the rows of a batch; for a single worker."""
@@ -233,7 +233,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
         windows = self.windows(rows.entity, in_place=False)
         features = np.empty((len(rows.keys), windows.width))
         windows.fill(rows.keys, rows.times, rows.columns, features)
-        self._metrics.latency.windows.append(time.perf_counter() - began)
+        self._metrics.latency.spent("windows", began)
         return EntityRows(
             rows.origin, rows.sequence, rows.entity, rows.rows, [], rows.times, {}, features
         )

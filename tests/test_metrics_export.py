@@ -298,7 +298,8 @@ def test_a_run_is_live_while_it_starts_ready_when_it_has_reported_and_neither_wh
     registry = CollectorRegistry()
     port = serve(registry, 0, host="127.0.0.1", clock=lambda: now[0])
     assert asked(port, "/healthz/live") == (200, "starting: no worker has come round yet\n")
-    assert asked(port, "/healthz/ready") == (503, "not ready: no worker has come round yet\n")
+    not_yet = "not ready: 0 of 1 workers have taken up their state\n"
+    assert asked(port, "/healthz/ready") == (503, not_yet)
     WorkerMetrics("orders", registry).flush()
     now[0] = value(registry, HEARTBEAT) + 59
     assert asked(port, "/healthz/live") == asked(port, "/healthz/ready") == (200, "ok\n")
@@ -306,6 +307,15 @@ def test_a_run_is_live_while_it_starts_ready_when_it_has_reported_and_neither_wh
     silent = (503, "a worker has not come round for 64 s\n")
     assert asked(port, "/healthz/live") == asked(port, "/healthz/ready") == silent
     assert asked(port, "/elsewhere")[0] == 404
+
+
+def test_it_is_ready_when_all_workers_are():
+    registry = CollectorRegistry()
+    port = serve(registry, 0, host="127.0.0.1", workers=2)
+    WorkerMetrics("orders", registry).flush()
+    one = "not ready: 1 of 2 workers have taken up their state\n"
+    assert asked(port, "/healthz/ready") == (503, one)
+    assert asked(port, "/healthz/live") == (200, "ok\n")
 
 
 def test_a_port_that_is_taken_is_one_sentence():

@@ -242,7 +242,7 @@ class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
                 else:
                     began = time.perf_counter()
                     self._writer.publish(item)
-                    latency.publish.append(time.perf_counter() - began)
+                    latency.spent("publish", began)
                 if self._on_written is not None:
                     self._on_written(item, time.time())
         except BaseException as error:
