@@ -92,6 +92,6 @@ def run(quick: bool) -> Report:
     targets = [Target(f"with / without, batch {b}", shares[b], 1.03) for b in BATCHES[1:]]
     notes = [
         f"best of {rounds} rounds, in turns; scraped every {_SCRAPE_S:.0f} s",
-        f"batch 10, at some 20,000 batches a second: {shares[10]:.3f}; under load batches are larger",
+        f"batch 10, some 20,000 batches a second: {shares[10]:.3f}; under load they are larger",
     ]
     return Report("metrics", rows, targets, notes)

@@ -231,7 +231,8 @@ class DriftSignal(_FromSource, msgspec.Struct, kw_only=True):
 
     ``subject`` is what changed, of the ``kind`` loss, feature, keys, prediction, label,
     calibration, feedback, missing or invalid; ``ts`` when in event time, ``statistic`` the
-    detector's figures then; the source coordinates are those of the message it saw last. Of a
+    detector's figures then; the source coordinates are those of the message it saw last. The
+    ``severity`` of a loss is drift where it has grown, and resolved where it has fallen. Of a
     distribution, ``severity`` is warning, drift or resolved, ``began`` when it began to be shifted
     (epoch ms), ``reference`` what it is compared with, and ``top`` the bins that moved the most.
     """

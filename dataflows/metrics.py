@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,7 +85,11 @@ class WorkerMetrics:
         self._outcomes = self._counter(
             "anabranch_label_outcomes", "What became of predictions' labels", "outcome"
         )
-        self._drift = self._counter("anabranch_drift_signals", "Changes seen", "subject")
+        for counter in self._counters.values():
+            counter.labels(self._pipeline)  # 0: the first one is an increase
+        self._drift = self._counter(
+            "anabranch_drift_signals", "Changes seen", "subject", "severity"
+        )
         self._late = self._counter(
             "anabranch_inexact_rows", "Rows later than what their windows still remember", "entity"
         )
@@ -202,9 +206,14 @@ class WorkerMetrics:
         for letter in results.dead:
             self._dead_counts[letter.reason] += 1
         for signal in results.signals:
-            self._drift.labels(self._pipeline, signal.subject).inc()
+            self._drift.labels(self._pipeline, signal.subject, signal.severity).inc()
         if results.decisions:
             self.rollouts.on_decisions(results.decisions)
+
+    def on_monitors(self, subjects: Iterable[str]) -> None:
+        """These are watched, and nothing was seen yet."""
+        for subject in subjects:
+            self._drift.labels(self._pipeline, subject, "drift")
 
     def on_labels(self, outcome: Outcome) -> None:
         """What became of labels on a topic of their own, and of waits that are over."""

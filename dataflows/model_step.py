@@ -267,7 +267,9 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         pending = self.prequential.pending
         self._metrics.state.on_waiting(len(pending), len(pending.early), pending.nbytes)
         self._metrics.on_quality(self._quality())
-        self._metrics.shifts.on_monitors(self.prequential.monitors.newest)
+        monitors = self.prequential.monitors
+        self._metrics.shifts.on_monitors(monitors.newest)
+        self._metrics.on_monitors(monitors.subjects(self.prequential.slices))
         self._metrics.state.on_models(self.prequential.versions, self.prequential.sizes)
         if self._rollouts is not None:
             self._rollouts.tell()
@@ -336,6 +338,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             partition=int(partitions[row]),
             offset=int(offsets[row]),
             kind=alarm.kind,
+            severity="drift" if alarm.rises or alarm.kind != LOSS else "resolved",
         )
 
 

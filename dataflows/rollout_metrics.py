@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from dataflows.messages import RolloutMessage
+from models.decision import ROLLED_BACK
 
 
 class RolloutMetrics:
@@ -31,6 +32,12 @@ class RolloutMetrics:
         self._failures = counter(
             "anabranch_model_failures", "Predictions and lessons that failed", "model"
         )
+
+    def on_models(self, models: Iterable[str]) -> None:
+        """These are there, and nothing of what an alert waits for has happened yet."""
+        self._decisions.labels(self._pipeline, ROLLED_BACK)
+        for model in models:
+            self._failures.labels(self._pipeline, model)
 
     def on_traffic(self, shares: Mapping[str, float]) -> None:
         """The share of the keys that each model serves from now on; one that is gone has none."""

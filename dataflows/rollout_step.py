@@ -87,6 +87,7 @@ class RolloutStep:
         """The shares, for the metrics."""
         rollouts = self._step.rollouts
         if rollouts is not None:
+            self._metrics.rollouts.on_models(self._step.learners)
             shares = rollouts.deployment.shares()
             self._metrics.rollouts.on_traffic(dict.fromkeys(self._step.learners, 0.0) | shares)
 

@@ -37,6 +37,15 @@ class SliceWatch:
         self.monitor = declared
         self._watches: dict[int, Watch] = {}
 
+    def subject(self, group: int, slices: Slices) -> str:
+        """What alarms call a group."""
+        name = slices.name(slices.place(str(self.monitor.by)), group)
+        return f"loss where {self.monitor.by}={name}"
+
+    def subjects(self, slices: Slices) -> list[str]:
+        """All that have had a label."""
+        return [self.subject(group, slices) for group in self._watches]
+
     def look(self, values: F64, times: I64, groups: U8, slices: Slices) -> list[Alarm]:
         """Alarms in losses `(labels,) float64` at `times`, of the `groups` of the slices."""
         place = slices.place(str(self.monitor.by))
@@ -48,8 +57,8 @@ class SliceWatch:
             watch = self._watches.setdefault(group, Watch(self.monitor))
             for alarm in watch.update_many(values[rows], times[rows]):
                 if alarm.rises:
-                    subject = f"loss where {self.monitor.by}={slices.name(place, group)}"
-                    found.append(replace(alarm, subject=subject, row=int(rows[alarm.row])))
+                    subject, row = self.subject(group, slices), int(rows[alarm.row])
+                    found.append(replace(alarm, subject=subject, row=row))
         return sorted(found, key=lambda alarm: alarm.row)
 
 
@@ -93,6 +102,16 @@ class Monitors:
             for watch in self.watches
             if isinstance(watch, Watch)
         ]
+
+    def subjects(self, slices: Slices) -> list[str]:
+        """All that can give an alarm now."""
+        found: list[str] = []
+        for watch in self.watches:
+            if isinstance(watch, SliceWatch):
+                found += watch.subjects(slices)
+            else:
+                found.append(watch.monitor.subject)
+        return found
 
     def of_loss(self, model: str) -> list[tuple[int, Watch]]:
         """Those on the loss, by their place: that of this model, which begin anew if it is another.

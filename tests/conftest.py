@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -12,6 +15,30 @@ from tests.kafka_broker import KafkaBroker, missing_tools
 # The first example of a test may wait for a compiler, and any for a machine that is busy.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+INSTALL = {
+    "promtool": "apt-get install prometheus",
+    "prometheus": "apt-get install prometheus",
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that `needs` a program is skipped where there is none, and the run ends by saying so."""
+    for mark in item.iter_markers("needs"):
+        for program in mark.args:
+            if shutil.which(program) is None:
+                pytest.skip(f"NOT TRIED: {program} is not installed (Debian: {INSTALL[program]})")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was not tried for want of a program, in red at the end: a skip is no pass."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"{count} tests skipped: {reason}", red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

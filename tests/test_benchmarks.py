@@ -17,7 +17,8 @@ from benchmarks.stages import STAGES, stage_costs
 
 def test_every_benchmark_is_found_by_its_name():
     assert names() == [
-        "bus", "drift", "evidence", "hotpath", "labels", "recovery", "replay", "rollouts",
+        "bus", "drift", "evidence", "hotpath", "labels", "metrics", "recovery", "replay",
+        "rollouts",
     ]  # fmt: skip
 
 

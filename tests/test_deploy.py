@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -97,6 +96,15 @@ def test_the_readme_of_deploy_tells_of_every_alert() -> None:
     assert not [name for name in rules() if f"`{name}`" not in told]
 
 
+def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_must_not() -> None:
+    """What the cases are worth, promtool says (`test_promtool_agrees`)."""
+    told = (DEPLOY / "prometheus/alerts_test.yml").read_text()
+    fires = set(re.findall(r'alertname="(\w+)", alertstate="firing"}\n +eval_time', told))
+    fires |= set(re.findall(r"alertname: (\w+)\n +exp_alerts:", told))
+    quiet = set(re.findall(r"alertname: (\w+)\n(?! +exp_alerts)", told))
+    assert fires == quiet == set(rules())
+
+
 def test_names_and_labels_are_as_prometheus_wants_them() -> None:
     for metric in metrics():
         name = str(metric._name)
@@ -111,7 +119,7 @@ def test_the_table_of_metrics_is_that_of_the_registry() -> None:
     assert (ROOT / "docs/metrics.md").read_text() == table(), message
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.needs("promtool")
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -133,7 +133,9 @@ def test_totals_are_what_came_in_and_what_went_out(limit, partitions):
         assert value(registry, "anabranch_dead_letters_total", reason=reason) == count
     signals = bus.values("orders.drift")
     assert len(signals) > 0
-    assert value(registry, "anabranch_drift_signals_total", subject="price") == len(signals)
+    assert value(
+        registry, "anabranch_drift_signals_total", subject="price", severity="drift"
+    ) == len(signals)
 
 
 def test_the_delay_of_labels_is_a_histogram_and_their_fate_is_counted():
