@@ -24,7 +24,7 @@ INSTALL = {
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test that `needs` a program is skipped where there is none, and the run ends by saying so."""
+    """A test that `needs` a program is skipped where there is none; the run ends by saying so."""
     for mark in item.iter_markers("needs"):
         for program in mark.args:
             if shutil.which(program) is None:
