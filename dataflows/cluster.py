@@ -271,8 +271,8 @@ class Supervisor:
     """Keeps the local members of a cluster running, for as long as starting again helps.
 
     ``generation`` tells how far the state on disk has come; without it there is none, and the
-    first loss is the end. ``say`` is told in one line of each loss, and ``on_restart`` is called
-    when all are started again.
+    first loss is the end. ``warn``, or ``say``, is told in one line of each loss, and
+    ``on_restart`` is called when all are started again.
     """
 
     def __init__(
@@ -281,12 +281,13 @@ class Supervisor:
         *,
         generation: Callable[[], int] | None,
         say: Callable[[str], None],
+        warn: Callable[[str], None] | None = None,
         on_restart: Callable[[], None] = lambda: None,
         bounds: Bounds = Bounds(),
     ) -> None:
         self._cluster = cluster
         self._generation = generation
-        self._say = say
+        self._say, self._warn = say, warn or say
         self._on_restart = on_restart
         self._bounds = bounds
         self._in_vain = 0  # starts in a row that brought the state no further
@@ -314,7 +315,7 @@ class Supervisor:
                 raise AnabranchError(f"{loss.what} while all were ending; {self._next_start()}")
             delay_s = self._delay(loss, before)
             them = "all" if self._cluster.members > 1 else "it"
-            self._say(f"{loss.what}; starting {them} again from {self._whence()} in {delay_s:g} s")
+            self._warn(f"{loss.what}; starting {them} again from {self._whence()} in {delay_s:g} s")
             if not _pause(delay_s, stop):
                 return
             self._on_restart()

@@ -19,6 +19,7 @@ from dataflows.pipeline import Pipeline
 from dataflows.row_ids import event_id
 from dataflows.sink.bus_sink import part_name
 from dataflows.sink.outgoing import Mark, Marking, Outgoing
+from dataflows.told import Told
 from models.learner import NO_LABEL, Predictions, Task
 from models.outcome import Corrected, Learned
 from models.ranking import EVENT
@@ -75,7 +76,7 @@ class Encoder:
     def __init__(
         self, pipeline: Pipeline, partitions: int = 1, latency: LatencyMetrics | None = None
     ) -> None:
-        self._latency = latency
+        self._latency, self._told = latency, Told()
         topics = pipeline.topics
         self._partitions = partitions
         self._events, self._predicted = topics.events, topics.predictions
@@ -142,10 +143,13 @@ class Encoder:
             outgoing[partition] = item
         if batch.dead or result.dead:
             letters = batch.raw.sorted(batch.dead + result.dead)
+            self._told.dead_letters(letters, self._dead_letters)
             self._add(outgoing, self._dead_letters, letters, batch)
         if result.signals:
+            self._told.signals(result.signals)
             self._add(outgoing, self._drift, result.signals, batch)
         if result.decisions:
+            self._told.decisions(result.decisions)
             self._add(outgoing, self._rollouts, result.decisions, batch)
         return [(part_name(partition), item) for partition, item in outgoing.items()]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 import typer
@@ -19,6 +18,7 @@ from dataflows.cli.simulate import simulate
 from dataflows.cli.skew import skew
 from dataflows.cli.state import state
 from dataflows.cli.topics import topics
+from dataflows.logs import configure
 from state.errors import AnabranchError
 
 EXIT_ERROR = 1
@@ -48,8 +48,8 @@ app.add_typer(rollout)
 
 def main() -> None:
     """Entry point of the console command."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
+        configure()
         app(prog_name="anabranch")
     except AnabranchError as error:
         print_error(error)

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from dataflows.bus import Bus
 from dataflows.cluster import LocalCluster, Stop, Supervisor
+from dataflows.logs import stderr_console, warn
 from dataflows.member import Member
 from dataflows.supervised import EXIT_INTERRUPTED, EXIT_LOST, end_with_supervisor
 
@@ -70,7 +71,7 @@ def work(pipeline: Pipeline, bus: Bus, member: Member, settings: RunSettings) ->
     from dataflows.metrics import WorkerMetrics
     from dataflows.worker import LostWorkerError
 
-    console = Console(stderr=True)
+    console = stderr_console()
     with _prepared(pipeline, bus, member, 1, settings, console) as state:
         options, metrics = _options(pipeline, settings), WorkerMetrics(pipeline.name)
         _stop_on_signals(console, options.stop.set, again=lambda: _end_at_once(console))
@@ -124,7 +125,7 @@ def supervise(
     from dataflows.metrics import shared_registry
     from dataflows.supervised_metrics import restarts_counter
 
-    console = Console(stderr=True)
+    console = stderr_console()
     say = partial(console.print, highlight=False, soft_wrap=True)
     command = [sys.executable, "-m", "dataflows.cli", *sys.argv[1:]]
     known = {} if settings.state is None else {"ANABRANCH_RUN_STATE": str(settings.state)}
@@ -145,6 +146,7 @@ def supervise(
             cluster,
             generation=state.generation if state is not None else None,
             say=say,
+            warn=partial(warn, console),
             on_restart=restarts.labels(pipeline.name).inc,
         )
         with watch.shown():

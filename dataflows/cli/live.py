@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from dataflows.logs import record, structured
 from dataflows.status import (
     Buckets,
     Status,
@@ -86,6 +87,9 @@ class Watch:
         """Print the final table, with the mean rate and latency over the whole run."""
         status = read_status(self._registry)
         seconds = elapsed_s or time.monotonic() - self._started
+        if structured():
+            self._record("ended", status, status.events / seconds)
+            return status
         live = live_only(status.latency)
         table = status_table(self._pipeline, status, status.events / seconds, live, "live messages")
         self._console.print(table)
@@ -110,7 +114,19 @@ class Watch:
 
     def _show_lines(self, done: threading.Event) -> None:
         while not done.wait(self._line_every_s):
-            self._console.print(self.line(), highlight=False, soft_wrap=True)
+            line = self.line()
+            if structured():
+                self._record(line, self._seen[-1][1], self._rate())
+            else:
+                self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _record(self, text: str, status: Status, rate: float) -> None:
+        record(
+            text, events=int(status.events), events_per_s=round(rate), learned=int(status.learned),
+            waiting=int(status.waiting), dead_letters=int(sum(status.dead_letters.values())),
+            drift_signals=int(sum(status.drift.values())), lag=int(status.lag),
+            quality={quality_title(name): value for name, value in status.quality.items()},
+        )  # fmt: skip
 
 
 @contextmanager

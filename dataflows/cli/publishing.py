@@ -28,6 +28,7 @@ from rich.progress import (
 )
 
 from dataflows.bus import Bus
+from dataflows.logs import stderr_console
 
 if TYPE_CHECKING:
     from producers.batch import Batch, Kind
@@ -109,7 +110,7 @@ class Publishing:
         Raises:
             typer.Exit: with 130, after the summary, when it was interrupted.
         """
-        console = Console(stderr=True)
+        console = stderr_console()
         show = self._bar if console.is_terminal else self._lines
         with self._stop.on_signals(), show(console) as update:
             yield lambda batches, pacing: self._send(batches, pacing, update)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dataflows.bus import Bus
 from dataflows.cli.live import compiling
 from dataflows.cluster import Stop
+from dataflows.logs import stderr_console
 from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
 from dataflows.replay.run import InterruptedReplayError, Replayed, ReplaySettings, replay
@@ -35,7 +36,7 @@ def show(pipeline: Pipeline, settings: ReplaySettings, bus: Bus | None, name: st
         typer.Exit: with 130 when it was interrupted.
         AnabranchError: what made it impossible.
     """
-    console = Console(stderr=True)
+    console = stderr_console()
     found, metrics = Replayed(), WorkerMetrics(pipeline.name)
     asked = threading.Event()
     stop = Stop(asked.set, lambda: _end_at_once(console))

@@ -25,6 +25,7 @@ from dataflows.cli.options import (
     PipelineName,
     opened_bus,
 )
+from dataflows.logs import FORMAT, LEVEL, LogFormat, LogLevel, about, configure
 from dataflows.member import ALONE, Member
 from dataflows.supervised import SUPERVISED, refusals_told
 from state.errors import BusError, InputError
@@ -131,6 +132,27 @@ def run(
             help="Serve Prometheus /metrics here; 0 picks a free port.",
         ),
     ] = None,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            "--log-format",
+            envvar=FORMAT,
+            metavar="FORMAT",
+            help="plain, for people; logfmt or json, a line for each thing that happened, for "
+            "programs. The variable is for all commands.",
+            show_default="plain",
+        ),
+    ] = None,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(
+            "--log-level",
+            envvar=LEVEL,
+            metavar="LEVEL",
+            help="debug, info, warning or error: the least that is logged.",
+            show_default="info",
+        ),
+    ] = None,
 ) -> None:
     """Run a pipeline: read events and labels, predict, learn, publish. Ctrl-C ends it cleanly.
 
@@ -148,10 +170,12 @@ def run(
     from dataflows.load import load_pipeline
     from state.durations import parse_duration_ms
 
+    configure(log_format, log_level)
     supervised = SUPERVISED in os.environ
     with refusals_told() if supervised else nullcontext():
         declared = load_pipeline(pipeline)
         member = _member(addresses, process_id)
+        about(pipeline=declared.name, worker=member.process if member.workers > 1 else None)
         kept_in = _state_path(state, no_state, declared.name, member)
         epoch_s = parse_duration_ms(epoch) / 1000
         beginning = None if supervised else _beginning(declared, kept_in, model, registry)

@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from dataflows.logs import stderr_console
+
 _LINE_EVERY_S = 10.0
 
 
 @contextmanager
 def watching() -> Iterator[Callable[[str, int, int | None], None]]:
     """Yields what is to be told of progress: what is done, how much, and of how many."""
-    console = Console(stderr=True)
+    console = stderr_console()
     show = _bars if console.is_terminal else _lines
     with show(console) as tell:
         yield tell

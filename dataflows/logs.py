@@ -1,0 +1,184 @@
+"""Logs: one line for each thing that happened, for people or for programs.
+
+* ``plain``: the sentences that a command prints, and ``LEVEL logger: message`` for the others;
+* ``logfmt``: ``time=… level=… logger=… msg="…"`` and fields, a line each;
+* ``json``: the same as an object, a line each.
+
+Levels: *debug* is for who works on Anabranch; *info* is that something went as it should (started,
+going on from, stopped); *warning* is that it goes on and somebody should look (a broker is away,
+workers are started again, drift); *error* is that it has ended.
+
+In ``logfmt`` and ``json`` what a command would print on stderr becomes a record as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, TextIO
+
+import orjson
+from rich.console import Console
+
+from state.errors import InputError
+
+FORMAT: Final = "ANABRANCH_LOG_FORMAT"
+LEVEL: Final = "ANABRANCH_LOG_LEVEL"
+
+_FIELDS: dict[str, Any] = {}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_COMMAND = logging.getLogger("anabranch")
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    plain = "plain"
+    logfmt = "logfmt"
+    json = "json"
+
+
+class LogLevel(StrEnum):
+    """The least level that is logged."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the time: a live table moves out of the way of it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
+class _Lines(logging.Formatter):
+    """A record as one line, ``logfmt`` or ``json``."""
+
+    def __init__(self, json: bool) -> None:
+        super().__init__()
+        self._json = json
+
+    def format(self, record: logging.LogRecord) -> str:
+        found = {
+            "time": _iso(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "msg": record.getMessage(),
+            **_FIELDS,
+            **{key: value for key, value in vars(record).items() if key not in _STANDARD},
+        }
+        if record.exc_info:
+            found["exception"] = self.formatException(record.exc_info)
+        if self._json:
+            return orjson.dumps(found, default=str, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        return " ".join(f"{key}={_quoted(value)}" for key, value in found.items())
+
+
+class _Plain(logging.Formatter):
+    """For people; of several lines one is made."""
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).replace("\n", "\\n")
+
+
+class RecordConsole(Console):
+    """Stands in for a console: what is printed becomes records."""
+
+    def __init__(self) -> None:
+        super().__init__(file=open(os.devnull, "w"), force_terminal=False)  # noqa: SIM115
+
+    def print(self, *objects: Any, style: Any = None, **_: Any) -> None:
+        """Log it: as an error where its style is that of errors."""
+        text = " ".join(str(each) for each in objects)
+        level = logging.ERROR if style is not None and "red" in str(style) else logging.INFO
+        _COMMAND.log(level, "%s", text)
+
+
+def configure(form: LogFormat | str | None = None, level: LogLevel | str | None = None) -> None:
+    """Set up logging; what is None is as the environment says, or plain from *info* on.
+
+    Raises:
+        InputError: the environment names no such format or level.
+    """
+    chosen: LogFormat = _known(LogFormat, form or os.environ.get(FORMAT) or "plain", FORMAT)
+    least: LogLevel = _known(LogLevel, level or os.environ.get(LEVEL) or "info", LEVEL)
+    handler, root = _Stderr(), logging.getLogger()
+    plain = chosen is LogFormat.plain
+    handler.setFormatter(_Plain() if plain else _Lines(chosen is LogFormat.json))
+    for other in root.handlers[:]:
+        if isinstance(other, _Stderr):
+            root.removeHandler(other)
+    root.addHandler(handler)
+    root.setLevel(least.value.upper())
+    _FIELDS.clear()
+    # Workers that this process starts do the same.
+    os.environ[FORMAT], os.environ[LEVEL] = chosen.value, least.value
+
+
+def about(**fields: Any) -> None:
+    """Fields that all records have from now on; one that is None has no value any more."""
+    for name, value in fields.items():
+        if value is None:
+            _FIELDS.pop(name, None)
+        else:
+            _FIELDS[name] = value
+
+
+def structured() -> bool:
+    """Whether lines are for programs."""
+    return os.environ.get(FORMAT, LogFormat.plain) != LogFormat.plain
+
+
+def stderr_console() -> Console:
+    """Where a command says on stderr what it does."""
+    return RecordConsole() if structured() else Console(stderr=True)
+
+
+def warn(console: Console, text: str) -> None:
+    """Say that something should be looked at."""
+    if structured():
+        _COMMAND.warning("%s", text)
+    else:
+        console.print(text, highlight=False, soft_wrap=True)
+
+
+def record(text: str, **fields: Any) -> None:
+    """Log, with fields, what happened as it should."""
+    _COMMAND.info("%s", text, extra=fields)
+
+
+def fail(text: str) -> None:
+    """Log that it ends, and why."""
+    _COMMAND.error("%s", text)
+
+
+def _known(kind: Any, value: Any, variable: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        listed = ", ".join(kind)
+        raise InputError(f"{variable} is {value!r}: there are {listed}") from None
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    if text and not any(letter in text for letter in ' "=\n\t'):
+        return text
+    return orjson.dumps(text).decode()

@@ -1,0 +1,58 @@
+"""What a run logs of what its stream told: drift, decisions, and messages that can't be used."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from dataflows.messages import DeadLetter, DriftSignal, RolloutMessage
+from models.decision import CHAMPION_FAILED, ROLLED_BACK
+
+LOG = logging.getLogger(__name__)
+_EVERY_S = 60.0
+_WARNED = (ROLLED_BACK, CHAMPION_FAILED)
+
+
+class Told:
+    """Drift and decisions are logged one by one, dead letters summed up once a minute at most."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next_at = 0.0
+        self._dead: Counter[str] = Counter()
+
+    def signals(self, signals: Iterable[DriftSignal]) -> None:
+        """Monitors have seen something: drift is a warning, the rest is information."""
+        for each in signals:
+            LOG.log(
+                logging.WARNING if each.severity == "drift" else logging.INFO,
+                "%s of %s %r, by %s at %s %d, %d",
+                each.severity, each.kind, each.subject, each.detector, each.topic, each.partition,
+                each.offset,
+                extra={"subject": each.subject, "kind": each.kind, "severity": each.severity},
+            )  # fmt: skip
+
+    def decisions(self, decisions: Iterable[RolloutMessage]) -> None:
+        """A rollout has gone on, or has ended."""
+        for each in decisions:
+            LOG.log(
+                logging.WARNING if each.action in _WARNED else logging.INFO,
+                "%s %s: %s", each.challenger or each.champion, each.action, each.why,
+                extra={"action": each.action, "challenger": each.challenger},
+            )  # fmt: skip
+
+    def dead_letters(self, letters: Iterable[DeadLetter], topic: str) -> None:
+        """Messages could not be used."""
+        self._dead.update(letter.reason for letter in letters)
+        now = self._clock()
+        if now < self._next_at:
+            return
+        self._next_at = now + _EVERY_S
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self._dead.most_common())
+        LOG.warning(
+            "%d messages can't be used (%s): see %s", self._dead.total(), reasons, topic,
+            extra={"reasons": dict(self._dead)},
+        )  # fmt: skip
+        self._dead.clear()
