@@ -114,7 +114,7 @@ def environment_variables(name: str) -> dict[str, str]:
             flag = parameter.opts[0].removeprefix("--").upper().replace("-", "_")
             found[parameter.opts[0]] = (
                 f"ANABRANCH_{flag}"
-                if flag.startswith("BUS")
+                if flag.startswith(("BUS", "LOG"))
                 else f"ANABRANCH_{name.upper()}_{flag}"
             )
     return found

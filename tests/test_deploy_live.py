@@ -102,8 +102,10 @@ def test_every_query_has_an_answer_or_a_reason(tmp_path: Path) -> None:
                 if not ask(asked, plain) and not names & SILENT.keys() and "> 0" not in plain:
                     unanswered[title] = plain
         assert unanswered == {}
-        for name, rule in rules().items():  # all are quiet, and none is an error
+        for name, rule in rules().items():  # none is an error, and all are quiet but one
             ask(asked, expression(rule))
+            if name == "AnabranchRolledBack":  # `bayes` may be found out by now
+                continue
             assert not ask(asked, f'ALERTS{{alertname="{name}", alertstate="firing"}}'), name
 
 
