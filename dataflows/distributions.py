@@ -20,9 +20,6 @@ from models.shift_declarations import Distributions, told
 from models.shifts import Shift, Shifts
 from state.delta import Delta
 
-DISTRIBUTIONS = "distributions"
-"""What they are called among the parts of a pipeline's models."""
-
 DETECTOR = "distribution"
 """What a signal calls them."""
 
@@ -110,6 +107,11 @@ class DistributionStep:
         for family in self._families:
             family.shifts.restore(image.part(family.of.source))
         self._values.restore(image.part(_VALUES))
+
+    def begin_with(self, image: Delta) -> None:
+        """Compare, from the first window on, with what was usual when `changes` gave this."""
+        for family in self._families:
+            family.shifts.begin_with(image.part(family.of.source))
 
     def _look_at_labels(self, batch: Batch, learned: Learned) -> list[tuple[int, Alarm]]:
         """Before anything is decided by them; calls."""

@@ -16,7 +16,7 @@ from dataflows.candidates import one_each, whole_events
 from dataflows.control import Control
 from dataflows.dead_letters import dead_letter
 from dataflows.decisions import cause_of_control, rollout_message
-from dataflows.distributions import DISTRIBUTIONS, DistributionStep
+from dataflows.distributions import DistributionStep
 from dataflows.encode import Results
 from dataflows.label_trouble import LabelTrouble
 from dataflows.label_values import TargetReader
@@ -36,6 +36,7 @@ from models.outcome import Outcome
 from models.outside import NOTHING, Outside
 from models.prequential import Prequential
 from models.segments import Segments
+from models.shifts import DISTRIBUTIONS
 from state.compile import entry
 from state.delta import Delta
 from state.durations import parse_duration_ms
@@ -111,6 +112,9 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
                 self._distributions.restore(image.part(DISTRIBUTIONS))
             if not image and (learner := state.first_learner(pipeline)) is not None:
                 self.prequential.take_up(pipeline.model_name, learner)
+                usual = state.first_distributions()
+                if self._distributions is not None and usual is not None:
+                    self._distributions.begin_with(usual)
 
     def on_batch(self, values: list[Item]) -> tuple[list[Results | Wake], bool]:
         made: list[Results | Wake] = []

@@ -4,6 +4,7 @@
 
     STATE/registry/NAME/3/about.json     what is told of it (`models.version`)
                          /model.pickle   the River object
+                         /distributions  how its data were distributed, where that was watched
                          /PINNED         if it is never to be removed
 
 A version appears whole, by the renaming of its directory, and never changes. So the registry is
@@ -39,6 +40,7 @@ KEEP = 20
 """Versions of a name that are kept, unless told otherwise."""
 
 _ABOUT, _MODEL, _PINNED = "about.json", "model.pickle", "PINNED"
+_DISTRIBUTIONS = "distributions"
 _DRAFT, _GONE = ".draft-", ".gone-"
 _ABANDONED_S = 3600.0
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
@@ -112,7 +114,20 @@ class Registry:
             StateError: another River wrote it, or it is damaged.
         """
         check_river(f"model {version.reference}", version.river)
-        path = self._directory(version.name, version.version) / _MODEL
+        return self._checked(version, _MODEL, version.sha256)
+
+    def distributions(self, version: Version) -> bytes | None:
+        """How the data of a version were distributed; None where that was not watched.
+
+        Raises:
+            StateError: it is damaged.
+        """
+        if not version.distributions_sha256:
+            return None
+        return self._checked(version, _DISTRIBUTIONS, version.distributions_sha256)
+
+    def _checked(self, version: Version, name: str, sha256: str) -> bytes:
+        path = self._directory(version.name, version.version) / name
         try:
             blob = path.read_bytes()
         except OSError as error:
@@ -122,7 +137,7 @@ class Registry:
                 f"{path} can't be read ({error.strerror}): restore it from a backup, or remove "
                 f"{path.parent}"
             ) from None
-        if hashlib.sha256(blob).hexdigest() != version.sha256:
+        if hashlib.sha256(blob).hexdigest() != sha256:
             raise StateError(
                 f"{path} is damaged (its checksum does not match): restore it from a backup, or "
                 f"remove {path.parent}"
@@ -140,28 +155,39 @@ class Registry:
         learner.version = version.rows or 0
         return learner
 
-    def add(self, model: Any, about: Version, keep: int = KEEP) -> Version:
+    def add(
+        self, model: Any, about: Version, keep: int = KEEP, distributions: bytes | None = None
+    ) -> Version:
         """Make ``model``, a River object, the next version of ``about.name``.
 
-        Then only the newest ``keep`` of that name stay, and those that are pinned.
+        ``distributions`` are kept beside it. Then only the newest ``keep`` of that name stay, and
+        those that are pinned.
 
         Raises:
             InputError: the name can't be used.
             StateError: the model can't be pickled, or the disk does not take it; nothing changed.
         """
-        return self.add_pickle(dumps(f"model {about.name!r}", model), about, keep)
+        blob = dumps(f"model {about.name!r}", model)
+        return self.add_pickle(blob, about, keep, distributions)
 
-    def add_pickle(self, blob: bytes, about: Version, keep: int = KEEP) -> Version:
+    def add_pickle(
+        self, blob: bytes, about: Version, keep: int = KEEP, distributions: bytes | None = None
+    ) -> Version:
         """`add`, for a pickle that is one of a River object."""
         check_name(about.name)
         sha256 = hashlib.sha256(blob).hexdigest()
-        about = msgspec.structs.replace(about, bytes=len(blob), sha256=sha256)
+        beside = "" if distributions is None else hashlib.sha256(distributions).hexdigest()
+        about = msgspec.structs.replace(
+            about, bytes=len(blob), sha256=sha256, distributions_sha256=beside
+        )
         home = self.path / about.name
         draft = home / f"{_DRAFT}{uuid.uuid4().hex}"
         try:
             draft.mkdir(parents=True)
             sync_directory(self.path)
             write_whole(draft / _MODEL, blob)
+            if distributions is not None:
+                write_whole(draft / _DISTRIBUTIONS, distributions)
             made = self._give_number(draft, about)
             sync_directory(home)
         except OSError as error:
@@ -184,7 +210,8 @@ class Registry:
         about = msgspec.structs.replace(
             version, made="copy", made_ms=time.time_ns() // 1_000_000, source=source, parent=None
         )
-        return self.add_pickle(other.pickle(version), about)
+        distributions = other.distributions(version)
+        return self.add_pickle(other.pickle(version), about, distributions=distributions)
 
     def pin(self, version: Version) -> None:
         """Never remove this one: a state begins with it.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Final, Protocol
 
 import msgspec
@@ -74,6 +75,10 @@ class Reference(Protocol):
 
     def restore(self, blobs: Mapping[str, bytes]) -> None:
         """Take up what all calls of `changes` gave."""
+        ...
+
+    def touch(self) -> None:
+        """Let the next call of `changes` give everything."""
         ...
 
 
@@ -170,9 +175,15 @@ class _First:
         self._known = self._sums.known() if whole else None
         self._touched = False
 
+    def touch(self) -> None:
+        self._touched = True
+
 
 class _Last:
-    """The last so much event time, in `PIECES`; the newest one, not whole yet, is no part of it."""
+    """The last so much event time, in `PIECES`; the newest one, not whole yet, is no part of it.
+
+    Where that holds less than `LEAST_WINDOWS`, it reaches further back.
+    """
 
     slot_ms = sample_ms = 0
 
@@ -180,6 +191,7 @@ class _Last:
         self._piece_ms = span_ms // PIECES
         self._shape = columns, bins
         self._pieces: dict[int, _Sums] = {}
+        self._places: dict[int, int] = {}  # where each is kept
         self._first: int | None = None
         self._known: Known | None = None
         self._touched: set[int] = set()
@@ -194,19 +206,23 @@ class _Last:
             piece = newest  # late, or as before
         else:
             self._pieces[piece] = _Sums(*self._shape)
+            taken = set(self._places.values())
+            self._places[piece] = next(at for at in count() if at not in taken)
             self._move_on(piece)
         self._pieces[piece].add(counts, rows, calm)
         self._touched.add(piece)
 
     def _move_on(self, newest: int) -> None:
-        for old in [each for each in self._pieces if each < newest - PIECES]:
-            del self._pieces[old]
+        sums = _Sums(*self._shape)
+        for piece, each in sorted(self._pieces.items(), reverse=True):
+            if piece == newest:
+                continue
+            if piece >= newest - PIECES or not sums.enough:
+                sums += each
+            else:
+                del self._pieces[piece], self._places[piece]
         self._touched &= self._pieces.keys()
         assert self._first is not None
-        sums = _Sums(*self._shape)
-        for piece, each in sorted(self._pieces.items()):
-            if piece < newest:
-                sums += each
         if newest - self._first >= PIECES and sums.enough:
             self._known = sums.known()
 
@@ -217,19 +233,22 @@ class _Last:
         if not self._touched and self._written:
             return {}
         self._written = True
-        blobs = {f"piece {p % (PIECES + 1)}": self._pieces[p].dump() for p in self._touched}
+        blobs = {f"piece {self._places[p]}": self._pieces[p].dump() for p in self._touched}
         self._touched.clear()
-        return {**blobs, "head": msgspec.json.encode((self._first, sorted(self._pieces)))}
+        return {**blobs, "head": msgspec.json.encode((self._first, self._places))}
 
     def restore(self, blobs: Mapping[str, bytes]) -> None:
         self._written = True
-        kind = tuple[int | None, list[int]]
-        self._first, pieces = msgspec.json.decode(blobs["head"], type=kind)
-        for piece in pieces:
+        kind = tuple[int | None, dict[int, int]]
+        self._first, self._places = msgspec.json.decode(blobs["head"], type=kind)
+        for piece, place in self._places.items():
             self._pieces[piece] = _Sums(*self._shape)
-            self._pieces[piece].load(blobs[f"piece {piece % (PIECES + 1)}"])
-        if pieces:
-            self._move_on(pieces[-1])
+            self._pieces[piece].load(blobs[f"piece {place}"])
+        if self._pieces:
+            self._move_on(max(self._pieces))
+
+    def touch(self) -> None:
+        self._touched, self._written = set(self._pieces), False
 
 
 class _Slotted(msgspec.Struct):
@@ -343,6 +362,9 @@ class _BySlot:
         if self._state.whole:
             self._learn_all()
         self._touched = False
+
+    def touch(self) -> None:
+        self._touched = True
 
     def _arrays(self) -> tuple[F64, ...]:
         return self._counts, self._in_visits, self._of_visits, self._freedom, self._visit

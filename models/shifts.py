@@ -42,6 +42,9 @@ I64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 Severity = Literal["warning", "drift", "resolved"]
+DISTRIBUTIONS: Final = "distributions"
+"""What they are called among the parts of a pipeline's models."""
+
 SAMPLE: Final = 1000
 _TOP: Final = 3
 _OF_REFERENCE: Final = "reference "
@@ -127,7 +130,9 @@ class Shifts:
         self._touched = False
         self.psi: F64 | None = None
         streaks = [[0, 0, 0] for _ in range(columns)]
-        self._state = _Stored(0, 0, [0] * columns, streaks, f"{self._window} {told(declared)}")
+        self._state = _Stored(
+            0, 0, [0] * columns, streaks, f"{self._window:,} rows beside {told(declared)}"
+        )
 
     @property
     def rows(self) -> int:
@@ -337,3 +342,31 @@ class Shifts:
         else:
             sample = np.frombuffer(image.blobs["sample"])
             self._sample[: state.sampled] = sample.reshape(-1, self._columns)
+
+    def begin_with(self, image: Delta) -> None:
+        """Take up the bins and the reference alone; of other columns, or another one, nothing.
+
+        Raises:
+            StateError: see `restore`.
+        """
+        fresh = self._state
+        self.restore(image)
+        if self._state is fresh:
+            return
+        self._state.filled = 0
+        self._state.streaks = [[0, 0, 0] for _ in range(self._columns)]
+        self._counts[:] = 0.0
+        self._reference.touch()
+        self._touched = True
+
+
+def told_of(image: Delta) -> str:
+    """What distributions were compared with, of which this was kept, for people; empty: nothing.
+
+    >>> told_of(Delta())
+    ''
+    """
+    for name, blob in image.blobs.items():
+        if name.endswith("state"):
+            return msgspec.json.decode(blob, type=_Stored).declared
+    return ""

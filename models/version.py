@@ -54,6 +54,8 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
             ``generation``.
         note: the user's.
         bytes, sha256: of the pickle beside it.
+        distributions: what the distributions were compared with that were watched beside it, in
+            words, and ``distributions_sha256`` of the file that holds it; empty: nothing was.
     """
 
     name: str
@@ -79,6 +81,8 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
     bytes: int = 0
     sha256: str = ""
+    distributions: str = ""
+    distributions_sha256: str = ""
 
     @property
     def reference(self) -> str:

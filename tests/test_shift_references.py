@@ -161,6 +161,14 @@ def test_no_cut_shows_and_no_restart(seed, how, cuts, kept):
     assert looked(values, declared(how), sorted(cuts), sorted(kept)) == whole
 
 
+def test_ten_windows_are_the_least_however_long_ago():
+    values = np.random.default_rng(1).normal(size=(20_000, 1))
+    values[10_000:] += 2
+    found = looked(values, declared(Sliding("1h")))  # less than a window
+    assert told_of(found)[:1] == [(0, "drift")]
+    assert 10_000 < found[1].row < 10_500
+
+
 def test_another_reference_begins_anew():
     values = rhythm(6, 1)
     times = np.arange(len(values)) * EVERY_MS

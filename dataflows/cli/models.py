@@ -146,7 +146,7 @@ def snapshot(
     if found is not None:
         print_made(found, "nothing was learned since", json)
         return
-    print_made(registry.add(taken.model, taken.about, keep), "made", json)
+    print_made(registry.add(taken.model, taken.about, keep, taken.distributions), "made", json)
 
 
 @models.command()

@@ -118,6 +118,8 @@ def _lineage(version: Version) -> Iterator[tuple[str, str]]:
     yield "metrics then", _metrics(version) or "—"
     yield "written with", ", ".join(f"{n} {v}" for n, v in version.versions.items())
     yield "pickle", f"{version.bytes:,} bytes, sha256 {version.sha256[:12]}"
+    if version.distributions:
+        yield "distributions", version.distributions
     if version.note:
         yield "note", version.note
 

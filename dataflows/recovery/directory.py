@@ -51,6 +51,7 @@ from models.challenger import Challenger
 from models.durable import why_not_durable
 from models.learner import Learner
 from models.registry import DIRECTORY, Registry
+from state.delta import Delta, decode
 from state.errors import StateError
 from state.files import sync_directory, write_whole
 from state.lock import hold, join
@@ -229,6 +230,20 @@ class StateDirectory:
         registry = Registry.of(self.path)
         version = registry.find(self.identity.model)
         return pipeline.equipped(registry.learner(version, pipeline.columns, pipeline.task))
+
+    def first_distributions(self) -> Delta | None:
+        """How the data were distributed of what learning begins with, where that was watched.
+
+        Raises:
+            InputError, StateError: it is gone from the registry, or damaged.
+        """
+        if self.identity.model is None:
+            return None
+        registry = Registry.of(self.path)
+        blob = registry.distributions(registry.find(self.identity.model))
+        if blob is None:
+            return None
+        return decode(msgspec.msgpack.decode(blob, type=dict[str, bytes]))
 
     def step_id(self, step: str) -> str:
         """The id of a step in the engine: another one after each new layout, with new tokens."""

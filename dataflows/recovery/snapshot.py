@@ -23,11 +23,12 @@ from models.registry import Registry
 from models.river_adapter import RiverLearner
 from models.sampled import Sampled
 from models.segmented import SEGMENT, Segmented
+from models.shifts import DISTRIBUTIONS, told_of
 from models.step_record import StepRecord, part_of
 from models.thinned import Thinned
 from models.version import Span, Version, finite
 from models.weights import final, weights
-from state.delta import Delta
+from state.delta import Delta, encode
 from state.errors import StateError
 from state.lock import holder
 from state.store import look
@@ -38,10 +39,14 @@ _LOOKS, _NAP_S = 20, 0.05
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A River object, and what is told of it. It has no number yet."""
+    """A River object, and what is told of it. It has no number yet.
+
+    ``distributions`` are those that were watched beside it, for `Registry.add`.
+    """
 
     model: Any
     about: Version
+    distributions: bytes | None = None
 
 
 def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapshot:
@@ -85,8 +90,10 @@ def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapsh
         generation=token.generation,
         note=note,
     )
-    parent = _parent(path, identity, about)
-    return Snapshot(model, msgspec.structs.replace(about, parent=parent))
+    parent, watched = _parent(path, identity, about), image.part(DISTRIBUTIONS)
+    about = msgspec.structs.replace(about, parent=parent, distributions=told_of(watched))
+    kept = msgspec.msgpack.encode(encode(watched)) if about.distributions else None
+    return Snapshot(model, about, kept)
 
 
 def to_river(learner: Learner) -> Any:
