@@ -28,8 +28,8 @@ class Told:
         for each in signals:
             LOG.log(
                 logging.WARNING if each.severity == "drift" else logging.INFO,
-                "%s of %s %r, by %s at %s %d, %d",
-                each.severity, each.kind, each.subject, each.detector, each.topic, each.partition,
+                "%s %r: %s, by %s, seen at %s %d, %d",
+                each.kind, each.subject, each.severity, each.detector, each.topic, each.partition,
                 each.offset,
                 extra={"subject": each.subject, "kind": each.kind, "severity": each.severity},
             )  # fmt: skip
