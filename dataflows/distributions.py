@@ -160,6 +160,8 @@ class DistributionStep:
                 "p": shift.p,
                 "threshold": shift.threshold,
                 "psi": shift.psi,
+                "js": shift.js,
+                "ks": shift.ks,
             },
             topic=cause.topic,
             partition=cause.partition,

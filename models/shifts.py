@@ -22,6 +22,7 @@ resolved. A warning that nothing follows is resolved by the next window.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -61,7 +62,8 @@ class Shift:
         time: event time of that row, ms; ``began`` that of the first window that was shifted.
         statistic: chi-square per degree of freedom, corrected; ``p`` its p-value, ``threshold``
             what that has to be below.
-        psi: population stability index.
+        psi: population stability index; ``js`` the Jensen–Shannon distance, between 0 and 1, and
+            ``ks`` the largest difference of the cumulated shares of bins.
         top: what moved the most: the bin, its share of the reference and of the window.
     """
 
@@ -74,6 +76,8 @@ class Shift:
     p: float
     threshold: float
     psi: float
+    js: float
+    ks: float
     top: list[tuple[str, float, float]] = field(default_factory=list)
 
 
@@ -270,6 +274,8 @@ class Shifts:
                 found.append(Shift(
                     column, severity, row, time, state.streaks[column][2], float(statistic[column]),
                     float(p[column]), self._threshold, float(psi[column]),
+                    jensen_shannon(share[column], now[column]),
+                    float(np.abs(np.cumsum(share[column] - now[column])).max()),
                     self._top(column, moved[column], share[column], now[column]),
                 ))  # fmt: skip
         return found, ~shifted
@@ -358,6 +364,19 @@ class Shifts:
         self._counts[:] = 0.0
         self._reference.touch()
         self._touched = True
+
+
+def jensen_shannon(first: F64, second: F64) -> float:
+    """The distance of two distributions over the same bins, by logarithms to base 2.
+
+    >>> jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+    1.0
+    """
+    middle, total = (first + second) / 2, 0.0
+    for each in (first, second):
+        seen = each > 0
+        total += float((each[seen] * np.log2(each[seen] / middle[seen])).sum()) / 2
+    return math.sqrt(max(total, 0.0))
 
 
 def told_of(image: Delta) -> str:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from river import linear_model, optim
+from scipy.spatial import distance
 
 from dataflows import (
     Distributions,
@@ -129,6 +130,23 @@ def test_a_small_move_is_none():
     values = np.random.default_rng(3).normal(size=(40_000, 3))
     values[20_000:] += 0.15  # a population stability index of about 0.02
     assert looked(values, Distributions(window=2000, reference="0s")) == []
+
+
+def test_distances_are_those_of_scipy():
+    """Of the bins that the reference and the window have."""
+    values = np.random.default_rng(3).normal(size=(8000, 1))
+    values[6000:] = np.clip(values[6000:], -0.5, None) + 0.4
+    first = looked(values)[0]
+    edges = edges_of(values[:SAMPLE, 0])
+    bins = [np.searchsorted(edges, part, side="right") for part in (values[SAMPLE:first.row - 199],
+            values[first.row - 199 : first.row + 1])]  # fmt: skip
+    counts = [np.bincount(each[:, 0], minlength=len(edges) + 1) + 0.5 for each in bins]
+    # QUICK's reference is the first ten windows.
+    counts[0] = np.bincount(bins[0][:2000, 0], minlength=len(edges) + 1) + 0.5
+    share, now = (each / each.sum() for each in counts)
+    assert first.js == pytest.approx(distance.jensenshannon(share, now, base=2))
+    assert first.ks == pytest.approx(np.abs(np.cumsum(share) - np.cumsum(now)).max())
+    assert first.psi == pytest.approx(((now - share) * np.log(now / share)).sum())
 
 
 def test_a_warning_that_nothing_follows_is_resolved():
