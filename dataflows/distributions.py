@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ DETECTOR = "distribution"
 """What a signal calls them."""
 
 _VALUES = "values"
+_NAMED = 5
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -32,6 +35,7 @@ class _Family:
 
     of: Subjects
     shifts: Shifts
+    told: bool = False  # that its reference is whole
 
 
 class DistributionStep:
@@ -48,7 +52,8 @@ class DistributionStep:
         subjects = self._values.subjects
         together = sum(len(each.names) for each in subjects)
         self._families = [
-            _Family(each, Shifts(declared, len(each.names), together)) for each in subjects
+            _Family(each, Shifts(declared, len(each.names), together, each.memories_ms))
+            for each in subjects
         ]
         self._signals: list[DriftSignal] = []
         self._labels_seen = False
@@ -90,6 +95,14 @@ class DistributionStep:
 
     def _tell_metrics(self) -> None:
         for family in self._families:
+            whole = family.shifts.whole
+            self._metrics.shifts.on_reference(family.of.kind, whole)
+            if whole and not family.told:
+                family.told = True
+                LOG.info(
+                    "%s: windows are compared from now on with %s (%s)", family.of.kind,
+                    self._reference, ", ".join(family.of.names[:_NAMED]),
+                )  # fmt: skip
             if family.shifts.psi is not None:
                 self._metrics.shifts.on_window(family.of.names, family.shifts.psi)
         self._metrics.shifts.flush()

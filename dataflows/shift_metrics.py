@@ -30,6 +30,10 @@ class ShiftMetrics:
         self._psi = gauge(
             "anabranch_population_stability_index", "Of the last window beside its reference"
         )
+        self._whole = Gauge(
+            "anabranch_reference_whole", "1: windows are compared with it; 0: it still grows",
+            ("pipeline", "kind"), registry=registry, multiprocess_mode="mostrecent",
+        )  # fmt: skip
         self._newest = Gauge(
             "anabranch_monitored_mean", "Of the newest 32 values that a detector was given",
             ("pipeline", "subject", "detector"), registry=registry, multiprocess_mode="mostrecent",
@@ -59,6 +63,10 @@ class ShiftMetrics:
         """How far each subject was from its reference in the last window."""
         for subject, value in zip(subjects, psi.tolist(), strict=True):
             self._psi.labels(self._pipeline, self._kinds[subject], subject).set(value)
+
+    def on_reference(self, kind: str, whole: bool) -> None:
+        """Whether windows are compared with the reference of a kind."""
+        self._whole.labels(self._pipeline, kind).set(float(whole))
 
     def on_monitors(self, found: Iterable[tuple[str, str, float]]) -> None:
         """Subject, detector, and the mean of the newest values."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dataflows.batch import Batch
 from dataflows.decisions import cause_of_row
-from dataflows.features import DayOfWeek, HourOfDay
+from dataflows.features import DayOfWeek, HourOfDay, KeyedFeature
 from dataflows.messages import Cause, Delayed
 from dataflows.pipeline import Pipeline
 from dataflows.row_ids import candidate
@@ -46,11 +46,15 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Subjects:
-    """Columns whose rows come together: of the ``kind``, and made by ``source``."""
+    """Columns whose rows come together: of the ``kind``, and made by ``source``.
+
+    ``memories_ms`` are how far back each looks; None: no further than its event.
+    """
 
     kind: str
     source: str
     names: Sequence[str] = field(default_factory=list)
+    memories_ms: Sequence[int] | None = None
 
 
 BEFORE = ("feature", "keys", "missing", "invalid")
@@ -100,9 +104,21 @@ class WatchedValues:
         pipeline, judged = self._pipeline, self._judged
         alone = judged and pipeline.rollout is None
         ranks = self._ranks is not None
+        memories = [
+            ms
+            for feature in pipeline.features
+            for ms in (
+                feature.spec.memories_ms()
+                if isinstance(feature, KeyedFeature)
+                else [0] * len(feature.columns())
+            )
+        ]
         label = (["label"] if judged else []) + (["label delay"] if self._apart else [])
         return [
-            Subjects("feature", "feature", [pipeline.columns[at] for at in self._kept]),
+            Subjects(
+                "feature", "feature", [pipeline.columns[at] for at in self._kept],
+                [memories[at] for at in self._kept],
+            ),
             Subjects("keys", "keys", [f"{entity} keys" for entity in self._entities]),
             Subjects("missing", "missing", [f"missing {name}" for name in self._nullable]),
             Subjects("invalid", "invalid", ["invalid events"]),

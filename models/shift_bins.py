@@ -1,7 +1,8 @@
-"""Bins for the values of a column: where they begin, and what people call them."""
+"""Bins for the values of a column: where they begin, what they are called, how far two differ."""
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Final
 
@@ -44,3 +45,16 @@ def bin_names(edges: list[float]) -> list[str]:
     if len(repr(before)) < len(repr(edges[-1])):  # the next number behind a value
         last = f"above {before:.4g}"
     return [f"below {edges[0]:.4g}", *middle, last]
+
+
+def jensen_shannon(first: F64, second: F64) -> float:
+    """The distance of two distributions over the same bins, by logarithms to base 2.
+
+    >>> jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+    1.0
+    """
+    middle, total = (first + second) / 2, 0.0
+    for each in (first, second):
+        seen = each > 0
+        total += float((each[seen] * np.log2(each[seen] / middle[seen])).sum()) / 2
+    return math.sqrt(max(total, 0.0))

@@ -15,39 +15,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import count
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from models.shift_declarations import PIECES, Seasonal, Sliding
+from models.shift_sums import Calm, Known, Sums, fill, known_of
 from state.durations import parse_duration_ms
 
 F64 = NDArray[np.float64]
-Calm = NDArray[np.bool_] | None
 LOG = logging.getLogger(__name__)
-
-LEAST_WINDOWS: Final = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is usual.
-
-    Attributes:
-        counts: `(columns, bins) float64`: rows.
-        trace: `(columns,) float64`: by how much a window's bins scatter, of independent rows the
-            degrees of freedom; ``directions`` in how many directions.
-        freedom: of that estimate; a number, or one for each column.
-    """
-
-    counts: F64
-    trace: F64
-    directions: F64
-    freedom: F64
 
 
 class Reference(Protocol):
@@ -57,6 +37,11 @@ class Reference(Protocol):
     """How long a window is of one slot; 0: always."""
     sample_ms: int
     """For how long rows are sampled, before any are counted."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether something is known to be usual."""
+        ...
 
     def add(self, counts: F64, rows: int, first_ms: int, last_ms: int, calm: Calm) -> None:
         """A window is over: `(columns, bins)` counts of its rows, and the times of two of them.
@@ -91,52 +76,6 @@ def reference_of(declared: str | Sliding | Seasonal, columns: int, bins: int) ->
     return _First(parse_duration_ms(declared), columns, bins)
 
 
-class _Sums:
-    """Windows, added up: their rows by bin, and of the calm ones ``products`` of each two bins."""
-
-    def __init__(self, columns: int, bins: int) -> None:
-        self.counts, self.calm = np.zeros((2, columns, bins))
-        self.products = np.zeros((columns, bins, bins))
-        self.windows = np.zeros(columns)
-
-    def add(self, counts: F64, rows: int, calm: Calm) -> None:
-        self.counts += counts
-        if calm is not None:
-            counts = counts * calm[:, None]
-        self.calm += counts
-        self.products += counts[:, :, None] * counts[:, None, :] / rows
-        self.windows += 1 if calm is None else calm
-
-    def __iadd__(self, other: _Sums) -> _Sums:
-        for own, more in zip(self._arrays(), other._arrays(), strict=True):
-            own += more
-        return self
-
-    @property
-    def enough(self) -> bool:
-        """Whether scatter can be told."""
-        return bool(self.windows.min(initial=LEAST_WINDOWS) >= LEAST_WINDOWS)
-
-    def known(self) -> Known:
-        """Of independent rows the trace and the directions are the degrees of freedom."""
-        rows = self.calm.sum(axis=1)
-        share = self.calm / rows[:, None]
-        left = self.products - rows[:, None, None] * share[:, :, None] * share[:, None, :]
-        covariance = _standardised(left, share) / (self.windows - 1)[:, None, None]
-        trace = np.trace(covariance, axis1=1, axis2=2)
-        directions = trace**2 / np.maximum(np.square(covariance).sum(axis=(1, 2)), 1e-300)
-        return _known(self.counts, trace, directions, self.windows - 1, share)
-
-    def dump(self) -> bytes:
-        return b"".join(each.tobytes() for each in self._arrays())
-
-    def load(self, blob: bytes) -> None:
-        _fill(self._arrays(), blob)
-
-    def _arrays(self) -> tuple[F64, ...]:
-        return self.counts, self.calm, self.products, self.windows
-
-
 class _First:
     """The first so much event time, and `LEAST_WINDOWS` at least."""
 
@@ -144,8 +83,9 @@ class _First:
 
     def __init__(self, span_ms: int, columns: int, bins: int) -> None:
         self._span_ms = span_ms
-        self._sums = _Sums(columns, bins)
+        self._sums = Sums(columns, bins)
         self._first_ms: int | None = None
+        self._taken_ms = 0
         self._known: Known | None = None
         self._touched = True
 
@@ -156,23 +96,29 @@ class _First:
         if self._first_ms is None:
             self._first_ms = first_ms
         self._sums.add(counts, rows, None)
-        if last_ms - self._first_ms >= self._span_ms and self._sums.enough:
-            self._known = self._sums.known()
+        self._taken_ms = max(last_ms - self._first_ms, 0)
+        if self._taken_ms >= self._span_ms and self._sums.enough:
+            self._known = self._sums.known(self._taken_ms)
 
     def known(self, first_ms: int) -> Known | None:
         return self._known
+
+    @property
+    def whole(self) -> bool:
+        return self._known is not None
 
     def changes(self) -> dict[str, bytes]:
         if not self._touched:
             return {}
         self._touched = False
-        head = msgspec.json.encode((self._first_ms, self._known is not None))
+        head = msgspec.json.encode((self._first_ms, self._taken_ms, self._known is not None))
         return {"head": head, "sums": self._sums.dump()}
 
     def restore(self, blobs: Mapping[str, bytes]) -> None:
-        self._first_ms, whole = msgspec.json.decode(blobs["head"], type=tuple[int | None, bool])
+        kind = tuple[int | None, int, bool]
+        self._first_ms, self._taken_ms, whole = msgspec.json.decode(blobs["head"], type=kind)
         self._sums.load(blobs["sums"])
-        self._known = self._sums.known() if whole else None
+        self._known = self._sums.known(self._taken_ms) if whole else None
         self._touched = False
 
     def touch(self) -> None:
@@ -190,7 +136,7 @@ class _Last:
     def __init__(self, span_ms: int, columns: int, bins: int) -> None:
         self._piece_ms = span_ms // PIECES
         self._shape = columns, bins
-        self._pieces: dict[int, _Sums] = {}
+        self._pieces: dict[int, Sums] = {}
         self._places: dict[int, int] = {}  # where each is kept
         self._first: int | None = None
         self._known: Known | None = None
@@ -205,7 +151,7 @@ class _Last:
         if newest is not None and piece <= newest:
             piece = newest  # late, or as before
         else:
-            self._pieces[piece] = _Sums(*self._shape)
+            self._pieces[piece] = Sums(*self._shape)
             taken = set(self._places.values())
             self._places[piece] = next(at for at in count() if at not in taken)
             self._move_on(piece)
@@ -213,7 +159,7 @@ class _Last:
         self._touched.add(piece)
 
     def _move_on(self, newest: int) -> None:
-        sums = _Sums(*self._shape)
+        sums = Sums(*self._shape)
         for piece, each in sorted(self._pieces.items(), reverse=True):
             if piece == newest:
                 continue
@@ -224,10 +170,14 @@ class _Last:
         self._touched &= self._pieces.keys()
         assert self._first is not None
         if newest - self._first >= PIECES and sums.enough:
-            self._known = sums.known()
+            self._known = sums.known((newest - min(self._pieces)) * self._piece_ms)
 
     def known(self, first_ms: int) -> Known | None:
         return self._known
+
+    @property
+    def whole(self) -> bool:
+        return self._known is not None
 
     def changes(self) -> dict[str, bytes]:
         if not self._touched and self._written:
@@ -242,7 +192,7 @@ class _Last:
         kind = tuple[int | None, dict[int, int]]
         self._first, self._places = msgspec.json.decode(blobs["head"], type=kind)
         for piece, place in self._places.items():
-            self._pieces[piece] = _Sums(*self._shape)
+            self._pieces[piece] = Sums(*self._shape)
             self._pieces[piece].load(blobs[f"piece {place}"])
         if self._pieces:
             self._move_on(max(self._pieces))
@@ -279,7 +229,7 @@ class _BySlot:
         # Sums of squares by rows: of windows, in their visit; of visits.
         self._in_visits, self._of_visits = np.zeros((2, slots, columns, bins))
         self._freedom = np.zeros((2, slots))  # in visits, and the number of visits
-        self._pooled = _Sums(columns, bins)
+        self._pooled = Sums(columns, bins)
         self._visit = np.zeros((2, columns, bins))  # counts, and squares by rows
         self._known: dict[int, Known] = {}
         self._touched = True
@@ -338,11 +288,20 @@ class _BySlot:
         windows = 1 + self._freedom[0, usual].sum() / self._freedom[1, usual].sum()
         repeats = 1 + 1 / self._freedom[1, usual].mean()
         trace = within + np.maximum(between - within, 0.0) / windows * repeats
-        pooled = self._pooled.known()
+        pooled = self._pooled.known(self._span_ms)
         for place, slot in enumerate(usual.tolist()):
-            self._known[slot] = _known(
-                counts[place], trace, pooled.directions, of_visits, share[place]
+            self._known[slot] = known_of(
+                counts[place],
+                trace,
+                pooled.directions,
+                of_visits,
+                share[place],
+                self._span_ms,
             )
+
+    @property
+    def whole(self) -> bool:
+        return bool(self._known)
 
     def known(self, first_ms: int) -> Known | None:
         return self._known.get(first_ms // self.slot_ms % len(self._counts))
@@ -357,7 +316,7 @@ class _BySlot:
 
     def restore(self, blobs: Mapping[str, bytes]) -> None:
         self._state = msgspec.json.decode(blobs["head"], type=_Slotted)
-        _fill(self._arrays(), blobs["slots"])
+        fill(self._arrays(), blobs["slots"])
         self._pooled.load(blobs["pooled"])
         if self._state.whole:
             self._learn_all()
@@ -368,25 +327,3 @@ class _BySlot:
 
     def _arrays(self) -> tuple[F64, ...]:
         return self._counts, self._in_visits, self._of_visits, self._freedom, self._visit
-
-
-def _standardised(products: F64, share: F64) -> F64:
-    root = np.sqrt(np.where(share > 0, share, np.inf))
-    found: F64 = products / (root[:, :, None] * root[:, None, :])
-    return found
-
-
-def _fill(arrays: tuple[F64, ...], blob: bytes) -> None:
-    numbers, start = np.frombuffer(blob), 0
-    for array in arrays:
-        array[:] = numbers[start : start + array.size].reshape(array.shape)
-        start += array.size
-
-
-def _known(counts: F64, trace: F64, directions: F64, freedom: F64, share: F64) -> Known:
-    """Never less than chance alone would scatter."""
-    least = np.maximum((share > 0).sum(axis=1) - 1.0, 1.0)
-    calm = trace < least
-    trace = np.where(calm, least, trace)
-    directions = np.where(calm, least, np.clip(directions, 1.0, least))
-    return Known(counts.copy(), trace, directions, np.maximum(freedom, 1.0))

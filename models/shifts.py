@@ -22,7 +22,7 @@ resolved. A warning that nothing follows is resolved by the next window.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -31,10 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import fdtrc
 
-from models.shift_bins import BINS, bin_names, edges_of
+from models.shift_bins import BINS, bin_names, edges_of, jensen_shannon
 from models.shift_declarations import Distributions, told
 from models.shift_kernels import count_rows
-from models.shift_references import Known, reference_of
+from models.shift_references import reference_of
+from models.shift_sums import Known
 from state.delta import Delta
 from state.errors import StateError
 
@@ -110,6 +111,8 @@ class Shifts:
         declared: see there.
         columns: how many.
         together: columns that are watched in all, among which false alarms are divided.
+        memories_ms: by column, how far back a value looks: values that share their past are not
+            independent, and a reference tells of their scatter only so often as they forget it.
 
     Attributes:
         psi: `(columns,) float64`: of the last window that was compared; None: none was since this
@@ -123,10 +126,17 @@ class Shifts:
     [('warning', 3199, 0.8), ('drift', 3399, 1.0)]
     """
 
-    def __init__(self, declared: Distributions, columns: int, together: int) -> None:
+    def __init__(
+        self,
+        declared: Distributions,
+        columns: int,
+        together: int,
+        memories_ms: Sequence[int] | None = None,
+    ) -> None:
         self._window, self._psi = declared.window, declared.psi
         self._threshold = declared.false_alarms * 1e-6 * self._window / max(together, 1)
         self._columns = columns
+        self._memories_ms = np.array(memories_ms or [0] * columns, np.float64)
         self._sample = np.zeros((SAMPLE, columns))
         self._edges = np.zeros((columns, BINS - 1))
         self._counts = np.zeros((columns, BINS + 1))  # of the window
@@ -142,6 +152,11 @@ class Shifts:
     def rows(self) -> int:
         """Rows seen."""
         return self._state.rows
+
+    @property
+    def whole(self) -> bool:
+        """Whether windows are compared: the reference is there."""
+        return self._reference.whole
 
     @property
     def shifted(self) -> bool:
@@ -264,7 +279,11 @@ class Shifts:
             parts = np.where(used, np.square(window - size * share) / (size * share), 0.0)
             moved = np.where(used, (now - share) * np.log(now / share), 0.0)
         statistic = parts.sum(axis=1) / (1 + size / total[:, 0]) / usual.trace
-        p = fdtrc(usual.directions, usual.freedom * usual.directions, statistic)
+        with np.errstate(divide="ignore"):
+            forgets = np.maximum(usual.span_ms / self._memories_ms - 1, 1.0)
+        forgets[self._memories_ms == 0] = np.inf
+        freedom = np.minimum(usual.freedom, forgets)
+        p = fdtrc(usual.directions, freedom * usual.directions, statistic)
         psi = self.psi = moved.sum(axis=1)
         shifted = (p < self._threshold) & (psi >= self._psi)
         found = []
@@ -364,19 +383,6 @@ class Shifts:
         self._counts[:] = 0.0
         self._reference.touch()
         self._touched = True
-
-
-def jensen_shannon(first: F64, second: F64) -> float:
-    """The distance of two distributions over the same bins, by logarithms to base 2.
-
-    >>> jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
-    1.0
-    """
-    middle, total = (first + second) / 2, 0.0
-    for each in (first, second):
-        seen = each > 0
-        total += float((each[seen] * np.log2(each[seen] / middle[seen])).sum()) / 2
-    return math.sqrt(max(total, 0.0))
 
 
 def told_of(image: Delta) -> str:

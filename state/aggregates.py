@@ -71,6 +71,10 @@ class WindowSpec:
         """How far back an event looks: the longest width, and a pane where there are panes."""
         return max(self.widths_ms) + self.resolution_ms
 
+    def memories_ms(self) -> list[int]:
+        """For each feature how far back it looks."""
+        return [width for width in self.widths_ms for _ in self.stats]
+
     def columns(self) -> list[str]:
         """Names of the features: for each width, for each statistic."""
         return [
@@ -100,6 +104,10 @@ class SinceLastSpec:
         """How far back an event looks."""
         return self.within_ms
 
+    def memories_ms(self) -> list[int]:
+        """For each feature how far back it looks."""
+        return [self.within_ms]
+
     def columns(self) -> list[str]:
         """Name of the feature."""
         return [f"since_last_{format_duration_ms(self.within_ms)}"]
@@ -127,6 +135,10 @@ class DistinctSpec:
     def retention_ms(self) -> int:
         """How far back an event looks: the longest width."""
         return max(self.widths_ms)
+
+    def memories_ms(self) -> list[int]:
+        """For each feature how far back it looks."""
+        return list(self.widths_ms)
 
     def columns(self) -> list[str]:
         """Names of the features, one per width."""
@@ -161,6 +173,10 @@ class DecayedSpec:
     def retention_ms(self) -> int:
         """How far back an event looks."""
         return FORGOTTEN_AFTER * self.half_life_ms
+
+    def memories_ms(self) -> list[int]:
+        """For each feature how far back it looks: beyond, a weight is below 1/32."""
+        return [5 * self.half_life_ms for _ in self.stats]
 
     def columns(self) -> list[str]:
         """Names of the features, one per statistic."""

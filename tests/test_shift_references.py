@@ -207,3 +207,35 @@ def test_what_can_not_be_is_one_sentence(how, words):
 def test_people_are_told_what_it_is():
     said = [told(Distributions(reference=how)) for how in ("36h", Sliding(), Seasonal())]
     assert said == ["the first 1d12h", "the last 7d", "the same 1h in the first 2 × 7d"]
+
+
+@pytest.mark.parametrize(("how", "days"), [("1d", 1), ("3d", 3), (Sliding("2d"), 2), (DAILY, 5)])
+def test_it_is_told_when_windows_are_compared(how, days):
+    shifts, values = Shifts(declared(how), 2, 2), rhythm(7, 1)
+    for day in range(7):
+        part = slice(day * DAY, (day + 1) * DAY)
+        shifts.look(values[part], np.arange(len(values))[part] * EVERY_MS)
+        if day + 1 < days:
+            assert not shifts.whole
+        elif day > days:
+            assert shifts.whole
+
+
+def test_what_looks_far_back_is_not_known_by_one_day():
+    """A value that a day's window shares with the one before wanders; a true change is larger."""
+    rng = np.random.default_rng(5)
+    steps = np.repeat(rng.normal(size=12 * 24), DAY // 24)  # hour by hour
+    memory = np.exp(-np.arange(4 * DAY) / DAY)
+    slow = np.convolve(steps, memory)[: len(steps)] / np.sqrt(np.square(memory).sum() * DAY / 24)
+    values = np.column_stack([slow, rng.normal(size=len(slow))])
+    times = np.arange(len(values)) * EVERY_MS
+    without = Shifts(declared("1d"), 2, 2).look(values, times)
+    assert (0, "drift") in told_of(without)
+    knowing = Shifts(declared("1d"), 2, 2, [24 * HOUR, 0])
+    assert told_of(knowing.look(values, times)) == []
+    values[8 * DAY :, 1] += 1
+    again = Shifts(declared("1d"), 2, 2, [24 * HOUR, 0])
+    assert told_of(again.look(values, times)) == [(1, "drift")]
+    values[:, 0] = np.where(np.arange(len(values)) < 8 * DAY, rng.normal(size=len(values)), 99.0)
+    longer = Shifts(declared("6d"), 2, 2, [24 * HOUR, 0])
+    assert (0, "drift") in told_of(longer.look(values, times))
