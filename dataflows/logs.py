@@ -8,13 +8,16 @@ Levels: *debug* is for who works on Anabranch; *info* is that something went as 
 going on from, stopped); *warning* is that it goes on and somebody should look (a broker is away,
 workers are started again, drift); *error* is that it has ended.
 
-In ``logfmt`` and ``json`` what a command would print on stderr becomes a record as well.
+In ``logfmt`` and ``json`` what a command would print on stderr becomes a record as well, and so do
+Python's warnings.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import sys
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -31,6 +34,9 @@ LEVEL: Final = "ANABRANCH_LOG_LEVEL"
 _FIELDS: dict[str, Any] = {}
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COMMAND = logging.getLogger("anabranch")
+_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_UNSAFE = re.compile(r'[\s"=]')
+_JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
 class LogFormat(StrEnum):
@@ -64,23 +70,23 @@ class _Stderr(logging.StreamHandler[TextIO]):
 class _Lines(logging.Formatter):
     """A record as one line, ``logfmt`` or ``json``."""
 
-    def __init__(self, json: bool) -> None:
+    def __init__(self, as_json: bool) -> None:
         super().__init__()
-        self._json = json
+        self._json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
-        found = {
+        own = {
             "time": _iso(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "msg": record.getMessage(),
-            **_FIELDS,
-            **{key: value for key, value in vars(record).items() if key not in _STANDARD},
+            "msg": record.getMessage().rstrip("\n"),
         }
+        extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        found = {**own, **_FIELDS, **extra, **own}  # no field takes the place of these
         if record.exc_info:
             found["exception"] = self.formatException(record.exc_info)
         if self._json:
-            return orjson.dumps(found, default=str, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+            return _encoded(found)
         return " ".join(f"{key}={_quoted(value)}" for key, value in found.items())
 
 
@@ -91,7 +97,7 @@ class _Plain(logging.Formatter):
         super().__init__("%(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return super().formatMessage(record).replace("\n", "\\n")
+        return _one_line(super().formatMessage(record))
 
 
 class RecordConsole(Console):
@@ -101,9 +107,10 @@ class RecordConsole(Console):
         super().__init__(file=open(os.devnull, "w"), force_terminal=False)  # noqa: SIM115
 
     def print(self, *objects: Any, style: Any = None, **_: Any) -> None:
-        """Log it: as an error where its style is that of errors."""
-        text = " ".join(str(each) for each in objects)
-        level = logging.ERROR if style is not None and "red" in str(style) else logging.INFO
+        """Log it: as an error or a warning where its style is that of one."""
+        text, colours = " ".join(str(each) for each in objects), str(style).split()
+        level = logging.WARNING if "yellow" in colours else logging.INFO
+        level = logging.ERROR if "red" in colours else level
         _COMMAND.log(level, "%s", text)
 
 
@@ -123,6 +130,7 @@ def configure(form: LogFormat | str | None = None, level: LogLevel | str | None 
             root.removeHandler(other)
     root.addHandler(handler)
     root.setLevel(least.value.upper())
+    logging.captureWarnings(not plain)
     _FIELDS.clear()
     # Workers that this process starts do the same.
     os.environ[FORMAT], os.environ[LEVEL] = chosen.value, least.value
@@ -139,7 +147,7 @@ def about(**fields: Any) -> None:
 
 def structured() -> bool:
     """Whether lines are for programs."""
-    return os.environ.get(FORMAT, LogFormat.plain) != LogFormat.plain
+    return os.environ.get(FORMAT) in (LogFormat.logfmt, LogFormat.json)
 
 
 def stderr_console() -> Console:
@@ -179,6 +187,24 @@ def _iso(seconds: float) -> str:
 
 def _quoted(value: Any) -> str:
     text = str(value)
-    if text and not any(letter in text for letter in ' "=\n\t'):
-        return text
-    return orjson.dumps(text).decode()
+    return text if text and not _UNSAFE.search(text) else _encoded(_text(text))
+
+
+def _encoded(value: Any) -> str:
+    """As JSON on one line; what JSON can't hold (a file's name that is no UTF-8, say), as text."""
+    try:
+        found = orjson.dumps(value, default=str, option=_JSON)
+    except TypeError:
+        if not isinstance(value, dict):
+            return _encoded(_text(value))
+        pairs = ((_encoded(_text(key)), _encoded(each)) for key, each in value.items())
+        return "{" + ",".join(f"{key}:{each}" for key, each in pairs) + "}"
+    return _one_line(found.decode())
+
+
+def _text(value: Any) -> str:
+    return str(value).encode(errors="backslashreplace").decode()
+
+
+def _one_line(text: str) -> str:
+    return _BREAKS.sub(lambda found: json.dumps(found[0])[1:-1], text)

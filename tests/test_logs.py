@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def written(capfd: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture
     with patch.dict(os.environ):
         yield capfd
     logs._FIELDS.clear()
+    logging.captureWarnings(False)
     root.handlers[:] = handlers
     root.setLevel(level)
 
@@ -73,6 +75,39 @@ def test_plain_lines_are_one_line_each_and_levels_leave_out(written):
     assert lines_of(written) == [r"WARNING x: a\nb"]
 
 
+ODD = {"path": "bad\udcff", "big": 2**70, "pair": {(1, 2): 3}, "count": 3}
+
+
+@pytest.mark.parametrize("form", ["json", "logfmt", "plain"])
+@pytest.mark.parametrize("text", ["a\rb", "a\u2028b", "a\x0bb", "a\x85b", "bad \udcff name"])
+def test_no_text_and_no_field_breaks_a_line(written, form: str, text: str):
+    logs.configure(form)
+    logging.getLogger("x").info("%s", text, extra=ODD)
+    (line,) = lines_of(written)
+    if form == "json":
+        found = json.loads(line)
+        assert found["msg"] == text.replace("\udcff", "\\udcff")
+        assert found["path"] == "bad\\udcff"
+        assert (found["big"], found["count"]) == (str(2**70), 3)
+
+
+def test_no_field_takes_the_place_of_level_and_time(written):
+    logs.configure("json")
+    logging.getLogger("x").warning("m", extra={"level": "mine", "time": "never"})
+    (line,) = lines_of(written)
+    assert json.loads(line)["level"] == "warning"
+    assert json.loads(line)["time"] != "never"
+
+
+def test_warnings_of_python_are_records(written):
+    logs.configure("json")
+    warnings.warn("two\nlines", UserWarning, stacklevel=1)
+    (line,) = lines_of(written)
+    found = json.loads(line)
+    assert (found["level"], found["logger"]) == ("warning", "py.warnings")
+    assert "two\nlines" in found["msg"]
+
+
 def test_configuring_again_does_not_say_all_twice(written):
     logs.configure("json")
     logs.configure("json")
@@ -107,7 +142,8 @@ def test_every_line_of_a_run_is_a_record(tmp_path: Path):
     done = run_command(tmp_path, "run", "payments", "--until-end", "--log-format", "json")
     assert done.code == 0, done.err
     found = records(done.err)
-    assert any("running payments on" in each["msg"] for each in found)
+    running = next(each for each in found if "running payments on" in each["msg"])
+    assert running["versions"].keys() == {"anabranch", "river", "bytewax"}
     ended = found[-1]
     assert (ended["msg"], ended["pipeline"]) == ("ended", "payments")
     assert ended["events"] == 3000
@@ -149,9 +185,16 @@ def test_what_ends_it_is_a_record_too(tmp_path: Path):
     assert "payments.events" in only["msg"]
 
 
+def test_a_name_that_is_no_text_is_said_in_one_record(tmp_path: Path):
+    done = run_command(tmp_path, "state", os.fsdecode(b"bad\xff"), ANABRANCH_LOG_FORMAT="json")
+    assert done.code == 1
+    (only,) = records(done.err)
+    assert only["msg"].startswith(r"bad\udcff is no state directory")
+
+
 def test_what_is_no_format_is_one_sentence(tmp_path: Path):
     done = run_command(tmp_path, "topics", ANABRANCH_LOG_FORMAT="yaml")
     assert done.code == 1
-    assert "ANABRANCH_LOG_FORMAT is 'yaml': there are plain, logfmt, json" in done.err
+    assert "error: ANABRANCH_LOG_FORMAT is 'yaml': there are plain, logfmt, json" in done.err
     done = run_command(tmp_path, "run", "payments", "--log-level", "loud")
     assert done.code == 2

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from dataflows.bus import Bus
 from dataflows.cluster import LocalCluster, Stop, Supervisor
-from dataflows.logs import stderr_console, warn
+from dataflows.logs import record, stderr_console, structured, warn
 from dataflows.member import Member
 from dataflows.supervised import EXIT_INTERRUPTED, EXIT_LOST, end_with_supervisor
 
@@ -246,9 +247,11 @@ def _say_running(
         )
     else:
         where = f"state in {settings.state}, which is new"
-    console.print(
-        f"running {pipeline.name} on {settings.bus}{how}, {where}; Ctrl-C ends it", soft_wrap=True
-    )
+    text = f"running {pipeline.name} on {settings.bus}{how}, {where}; Ctrl-C ends it"
+    if structured():
+        record(text, versions={name: version(name) for name in ("anabranch", "river", "bytewax")})
+    else:
+        console.print(text, soft_wrap=True)
 
 
 def _stop_on_signals(

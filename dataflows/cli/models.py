@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from dataflows.logs import stderr_console
 from state.errors import InputError, StateError
 
 models = typer.Typer(
@@ -239,15 +239,16 @@ def import_(
         )
     declared = load_pipeline(pipeline)
     found = read_import(file, river, declared)
-    say = Console(stderr=True, highlight=False)
-    say.print(
+    console = stderr_console()
+    console.print(
         f"warning: unpickling {file}, which runs whatever code is in it: trust where it is from",
         style="yellow",
+        highlight=False,
         soft_wrap=True,
     )
     checked = check_import(found, declared, name, note, river)
     for remark in checked.remarks:
-        say.print(f"note: {remark}", soft_wrap=True)
+        console.print(f"note: {remark}", highlight=False, soft_wrap=True)
     registry = Registry.of(state or Path("data", "state", declared.name))
     print_made(registry.add(checked.model, checked.about, keep), "made", json)
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, opened_bus
+from dataflows.logs import stderr_console
 from state.errors import InputError
 
 if TYPE_CHECKING:
@@ -329,14 +330,15 @@ def _tell(
     refused = any(answer.action == REFUSED for answer in answers)
     if json:
         typer.echo(msgspec.json.encode(answers))
-    console = Console(stderr=refused, highlight=False, soft_wrap=True, markup=False)
+    console = stderr_console() if refused else Console()
     for answer in answers if not json else ():
-        console.print(sentence(answer))
+        console.print(sentence(answer), highlight=False, soft_wrap=True, markup=False)
     if not answers:
-        Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(
+        stderr_console().print(
             f"nobody answered within {timeout}: is `anabranch run` going? If it starts later, it "
-            "will still follow what was said"
-        )
+            "will still follow what was said",
+            highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip
         raise typer.Exit(EXIT_UNANSWERED)
     if refused:
         raise typer.Exit(EXIT_REFUSED)
