@@ -23,7 +23,7 @@ from models.learner import LEARN, PREDICT, Task
 
 F64 = NDArray[np.float64]
 DETECTORS = ("ADWIN", "PageHinkley", "KSWIN", "DDM", "EDDM", "HDDM_A", "HDDM_W")
-HOUR_MS, EVERY_MS = 3_600_000, 1000
+EVERY_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)

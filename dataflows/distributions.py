@@ -94,17 +94,19 @@ class DistributionStep:
         return self._signals
 
     def _tell_metrics(self) -> None:
+        whole: dict[str, bool] = {}
         for family in self._families:
-            whole = family.shifts.whole
-            self._metrics.shifts.on_reference(family.of.kind, whole)
-            if whole and not family.told:
+            kind, is_whole = family.of.kind, family.shifts.whole
+            whole[kind] = whole.get(kind, True) and is_whole
+            if is_whole and not family.told:
                 family.told = True
                 LOG.info(
-                    "%s: windows are compared from now on with %s (%s)", family.of.kind,
+                    "%s: windows are compared from now on with %s (%s)", kind,
                     self._reference, ", ".join(family.of.names[:_NAMED]),
                 )  # fmt: skip
             if family.shifts.psi is not None:
                 self._metrics.shifts.on_window(family.of.names, family.shifts.psi)
+        self._metrics.shifts.on_references(whole)
         self._metrics.shifts.flush()
 
     def changes(self) -> Delta:
@@ -119,6 +121,7 @@ class DistributionStep:
         """Take up what `changes` gave."""
         for family in self._families:
             family.shifts.restore(image.part(family.of.source))
+            family.told = family.shifts.whole
         self._values.restore(image.part(_VALUES))
 
     def begin_with(self, image: Delta) -> None:
@@ -148,8 +151,7 @@ class DistributionStep:
         if not found:
             return []
         names = family.of.names
-        shifts = [(names[each.column], each.severity, each.psi) for each in found]
-        self._metrics.shifts.on_shifts(shifts)
+        self._metrics.shifts.on_shifts((names[each.column], each.severity) for each in found)
         calls = []
         for each in found:
             row = each.row if watched.places is None else int(watched.places[each.row])

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflows.batch import Batch, Wake
+from dataflows.batch import Batch, RawRows, Wake
 from dataflows.json_lines import LineWriter
 from dataflows.latency_metrics import LatencyMetrics
 from dataflows.messages import DeadLetter, DriftSignal, Ranked, Ranking, RolloutMessage
@@ -19,7 +19,7 @@ from dataflows.pipeline import Pipeline
 from dataflows.row_ids import event_id
 from dataflows.sink.bus_sink import part_name
 from dataflows.sink.outgoing import Mark, Marking, Outgoing
-from dataflows.told import Told
+from dataflows.stream_log import StreamLog
 from models.learner import NO_LABEL, Predictions, Task
 from models.outcome import Corrected, Learned
 from models.ranking import EVENT
@@ -70,13 +70,18 @@ class Encoder:
     """Makes `Outgoing` items of `Results`: predictions, drift signals, dead letters, decisions.
 
     A message goes to the partition number that its cause was read from; there are ``partitions``.
-    ``latency`` is told how long it took.
+    ``latency`` is told how long it took, ``log`` of what is set aside, signalled and decided.
     """
 
     def __init__(
-        self, pipeline: Pipeline, partitions: int = 1, latency: LatencyMetrics | None = None
+        self,
+        pipeline: Pipeline,
+        partitions: int = 1,
+        latency: LatencyMetrics | None = None,
+        log: StreamLog | None = None,
     ) -> None:
-        self._latency, self._told = latency, Told()
+        self._latency = latency
+        self._log = log or StreamLog(pipeline.topics.dead_letters)
         topics = pipeline.topics
         self._partitions = partitions
         self._events, self._predicted = topics.events, topics.predictions
@@ -129,11 +134,7 @@ class Encoder:
             self._divide(result, outgoing)
         else:
             topic, rows = self._predicted, self._lines_of(result, partition)
-            sources, read_at = batch.rows, batch.raw.read_at
-            event_times = batch.times
-            if result.ranks is not None:
-                first = first_rows(batch)
-                sources, event_times = sources.take(first), event_times[first]
+            (sources, event_times), read_at = _sources(result), batch.raw.read_at
             times, offsets = sources.times, sources.offsets
             item = Outgoing(
                 partition, {topic: rows}, times, read_at, {topic: offsets}, batch.raw, event_times
@@ -143,23 +144,20 @@ class Encoder:
             outgoing[partition] = item
         if batch.dead or result.dead:
             letters = batch.raw.sorted(batch.dead + result.dead)
-            self._told.dead_letters(letters, self._dead_letters)
+            self._log.dead_letters(letters)
             self._add(outgoing, self._dead_letters, letters, batch)
         if result.signals:
-            self._told.signals(result.signals)
+            self._log.signals(result.signals)
             self._add(outgoing, self._drift, result.signals, batch)
         if result.decisions:
-            self._told.decisions(result.decisions)
+            self._log.decisions(result.decisions)
             self._add(outgoing, self._rollouts, result.decisions, batch)
         return [(part_name(partition), item) for partition, item in outgoing.items()]
 
     def _divide(self, result: Results, outgoing: dict[int, Outgoing]) -> None:
         """The predictions of a batch whose events are from several partitions."""
         batch, topic = result.batch, self._predicted
-        sources, event_times = batch.rows, batch.times
-        if result.ranks is not None:
-            first = first_rows(batch)
-            sources, event_times = sources.take(first), event_times[first]
+        sources, event_times = _sources(result)
         partitions = sources.partitions
         rows = self._predictions(result, batch.partitions.tolist())
         for partition in np.unique(partitions).tolist():
@@ -260,6 +258,15 @@ class Encoder:
         lines = self._encoder.encode_lines(rankings).split(b"\n")
         lines.pop()
         return lines
+
+
+def _sources(result: Results) -> tuple[RawRows, NDArray[np.int64]]:
+    """What each message was read from, and the time of its event."""
+    batch = result.batch
+    if result.ranks is None:
+        return batch.rows, batch.times
+    first = first_rows(batch)
+    return batch.rows.take(first), batch.times[first]
 
 
 def first_rows(batch: Batch) -> NDArray[np.int64]:

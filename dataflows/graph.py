@@ -37,6 +37,7 @@ from dataflows.sink.bus_sink import BusSink
 from dataflows.sink.outgoing import Marking
 from dataflows.sink.outlet import Outlet, OutletSink
 from dataflows.sink.patience import Patience
+from dataflows.stream_log import StreamLog
 from dataflows.windows import Item, Router, WindowStep, to_models
 
 
@@ -51,11 +52,13 @@ def build_graph(
     guard: Guard | None = None,
     state: StateDirectory | None = None,
     outlet: Outlet | None = None,
+    log: StreamLog | None = None,
 ) -> Dataflow:
     """The dataflow of ``pipeline`` on ``bus``, for ``workers`` workers and ``shards`` shards.
 
     ``guard`` watches the steps for errors that the user should see alone. With ``state`` what they
-    remember is kept there. With ``outlet`` it gets the results, and nothing is published.
+    remember is kept there. With ``outlet`` it gets the results, and nothing is published. ``log``
+    is told what the stream tells.
 
     Raises:
         BusError: an input topic is missing, or partition counts differ.
@@ -96,7 +99,9 @@ def build_graph(
         op.output("outlet", results, OutletSink(outlet, guard))
         return flow
     bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
-    outgoing = op.flat_map_batch("encode", results, Encoder(pipeline, partitions, metrics.latency))
+    outgoing = op.flat_map_batch(
+        "encode", results, Encoder(pipeline, partitions, metrics.latency, log)
+    )
     since = None if state is None else state.since()
     op.output("sink", outgoing, _sink(pipeline, bus, options, partitions, metrics, guard, since))
     return flow

@@ -145,7 +145,7 @@ class _SharedReader:
         self._admission = Admission(pipeline.topics.events, pipeline.lateness, pipeline.duplicates)
         self._ends: dict[TopicPartition, int] | None = None
         self._aside: dict[int, dict[str, int]] = {}
-        self._committed_at = time.perf_counter()
+        self._committed_at = time.monotonic()
         self.parts: list[_IntakePartition] = []
         metrics.ask(lambda: metrics.on_lag(self.reader))
 
@@ -222,14 +222,13 @@ class _SharedReader:
             return []
         began = time.perf_counter()
         raw = self.reader.read()
-        read = self._commit_sometimes()
+        self._commit_sometimes()
         if raw is None:
             return self._nothing()
         latency = self._metrics.latency
         latency.next_batch()
         if latency.timed:
-            latency.spent("read", began)
-            read = time.perf_counter()
+            began = latency.spent("read", began)
         self._quiet_since = None
         if self._candidates is None:
             batch = self._admission.admit(self._decoder.decode(raw))
@@ -240,7 +239,7 @@ class _SharedReader:
             batch.control_time = self._time_of_control(batch)
         self._metrics.on_batch(raw, batch)
         if latency.timed:
-            latency.spent("decode", read)
+            latency.spent("decode", began)
         return self._router.route(batch, self._admission.watermark_ms)
 
     def _time_of_control(self, batch: Batch) -> int:
@@ -277,13 +276,11 @@ class _SharedReader:
                 self._metrics.on_lag(self.reader)
                 self.reader.close()
 
-    def _commit_sometimes(self) -> float:
-        """Returns the time."""
-        now = time.perf_counter()
+    def _commit_sometimes(self) -> None:
+        now = time.monotonic()
         if now - self._committed_at >= _COMMIT_EVERY_S:
             self._committed_at = now
             self.reader.commit()
-        return now
 
     def _beginning(self, topic: str, partition: int, begin: str) -> int:
         ask = self._bus.end_offsets if begin == "latest" else self._bus.start_offsets

@@ -99,9 +99,11 @@ class LatencyMetrics:
         self._batches += 1
         self.timed = self._batches <= _MANY or self._batches % _ONE_IN == 0
 
-    def spent(self, step: str, since: float) -> None:
-        """The batch under way has left a step of `STEPS` that it entered then (perf_counter)."""
-        self._spent[step].append(time.perf_counter() - since)
+    def spent(self, step: str, since: float) -> float:
+        """The batch under way leaves a step of `STEPS` that it entered then; now (perf_counter)."""
+        now = time.perf_counter()
+        self._spent[step].append(now - since)
+        return now
 
     def on_admitted(self, times: I64, newest_ms: int) -> None:
         """Events were admitted, with their times; behind the newest before them (ms)."""

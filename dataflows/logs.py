@@ -14,6 +14,7 @@ Python's warnings.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -104,7 +105,7 @@ class RecordConsole(Console):
     """Stands in for a console: what is printed becomes records."""
 
     def __init__(self) -> None:
-        super().__init__(file=open(os.devnull, "w"), force_terminal=False)  # noqa: SIM115
+        super().__init__(file=io.StringIO(), force_terminal=False)
 
     def print(self, *objects: Any, style: Any = None, **_: Any) -> None:
         """Log it: as an error or a warning where its style is that of one."""

@@ -36,7 +36,7 @@ from models.outcome import Outcome
 from models.outside import NOTHING, Outside
 from models.prequential import Prequential
 from models.segments import Segments
-from models.shifts import DISTRIBUTIONS
+from models.shift_declarations import DISTRIBUTIONS
 from state.compile import entry
 from state.delta import Delta
 from state.durations import parse_duration_ms
@@ -85,8 +85,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             segments=Segments(key, pipeline.max_segments) if key is not None else None,
             on_drift=pipeline.starts_on_drift,
             ranking=pipeline.candidates is not None,
-            quarantine=pipeline.distributions is not None
-            and bool(pipeline.distributions.quarantine),
+            quarantine=pipeline.quarantines,
         )
         self._windows = label_windows(pipeline)
         self._rollouts: RolloutStep | None = None

@@ -70,9 +70,7 @@ def _check_on_drift(pipeline: Pipeline, where: str) -> None:
             f"{where} is {pipeline.on_drift!r}: give Challenger(fresh=…, warm=…), with a River "
             "model as fresh="
         )
-    fault = pipeline.on_drift.fault()
-    if fault is not None:
-        raise DeclarationError(f"{where}: {fault}")
+    _check_challenger(pipeline, pipeline.on_drift, where)
     watched = {
         LOSS if monitor.subject == LOSS else "feature"
         for monitor in pipeline.monitors
@@ -87,7 +85,6 @@ def _check_on_drift(pipeline: Pipeline, where: str) -> None:
                 f"{where} is for a {kind} that has drifted, and nothing watches it: give {what} "
                 "as well"
             )
-    _check_challenger(pipeline, pipeline.on_drift, where)
 
 
 def _check_name(pipeline: Pipeline, name: object, where: str) -> None:

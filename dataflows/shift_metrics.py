@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -52,21 +52,21 @@ class ShiftMetrics:
                 self._kinds[name] = kind
                 self._drifting.labels(self._pipeline, kind, name).set(0.0)
 
-    def on_shifts(self, found: Iterable[tuple[str, str, float]]) -> None:
-        """Subject, severity and PSI of what was signalled."""
-        for subject, severity, psi in found:
+    def on_shifts(self, found: Iterable[tuple[str, str]]) -> None:
+        """Subject and severity of what was signalled."""
+        for subject, severity in found:
             labels = (self._pipeline, self._kinds[subject], subject)
             self._drifting.labels(*labels).set(_LEVELS[severity])
-            self._psi.labels(*labels).set(psi)
 
     def on_window(self, subjects: Sequence[str], psi: NDArray[np.float64]) -> None:
         """How far each subject was from its reference in the last window."""
         for subject, value in zip(subjects, psi.tolist(), strict=True):
             self._psi.labels(self._pipeline, self._kinds[subject], subject).set(value)
 
-    def on_reference(self, kind: str, whole: bool) -> None:
-        """Whether windows are compared with the reference of a kind."""
-        self._whole.labels(self._pipeline, kind).set(float(whole))
+    def on_references(self, whole: Mapping[str, bool]) -> None:
+        """By kind, whether windows of all its subjects are compared with the reference."""
+        for kind, is_whole in whole.items():
+            self._whole.labels(self._pipeline, kind).set(float(is_whole))
 
     def on_monitors(self, found: Iterable[tuple[str, str, float]]) -> None:
         """Subject, detector, and the mean of the newest values."""

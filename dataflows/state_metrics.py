@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from dataflows.latency_metrics import SECONDS
 from dataflows.recovery.place import Committed
-
-_PACKAGES = ("anabranch", "bytewax", "river")
+from dataflows.versions import versions
 
 
 class StateMetrics:
@@ -48,9 +45,9 @@ class StateMetrics:
         )
         info = gauge(
             "anabranch_build_info", "1; the versions are in the labels", "mostrecent",
-            *_PACKAGES, "python",
+            *versions(),
         )  # fmt: skip
-        info.labels(pipeline, *map(_version, _PACKAGES), platform.python_version()).set(1)
+        info.labels(pipeline, *versions().values()).set(1)
 
     def on_commit(self, made: Committed) -> None:
         """A place has written what changed in an epoch."""
@@ -70,10 +67,3 @@ class StateMetrics:
         self._waiting.labels(self._pipeline).set(waiting)
         self._held.labels(self._pipeline).set(held)
         self._waiting_bytes.labels(self._pipeline).set(nbytes)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

@@ -20,6 +20,7 @@ from dataflows.metrics import WorkerMetrics
 from dataflows.pipeline import Pipeline
 from dataflows.recovery.directory import StateDirectory
 from dataflows.sink.outlet import Outlet
+from dataflows.stream_log import StreamLog
 from dataflows.supervised import STOP_SIGNALS
 from state.errors import AnabranchError, StateError
 
@@ -58,7 +59,8 @@ def run_worker(
             f"{member.workers} workers can't share {shards} shards: start at most {shards} workers"
         )
     metrics = metrics or WorkerMetrics(pipeline.name)
-    guard = Guard()
+    guard, log = Guard(), StreamLog(pipeline.topics.dead_letters)
+    metrics.ask(log.flush)
     if state is not None:
         state.guard, state.on_commit = guard, metrics.state.on_commit
     flow = build_graph(
@@ -71,6 +73,7 @@ def run_worker(
         guard=guard,
         state=state,
         outlet=outlet,
+        log=log,
     )
     try:
         with guard.watching():
@@ -92,6 +95,7 @@ def run_worker(
         raise cause from None
     finally:
         metrics.flush()
+        log.finish()
     failure = options.failure or guard.failure
     if failure is not None:
         raise failure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import Final
 
@@ -48,7 +47,7 @@ def bin_names(edges: list[float]) -> list[str]:
 
 
 def jensen_shannon(first: F64, second: F64) -> float:
-    """The distance of two distributions over the same bins, by logarithms to base 2.
+    """The divergence of two distributions over the same bins, between 0 and 1.
 
     >>> jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
     1.0
@@ -57,4 +56,24 @@ def jensen_shannon(first: F64, second: F64) -> float:
     for each in (first, second):
         seen = each > 0
         total += float((each[seen] * np.log2(each[seen] / middle[seen])).sum()) / 2
-    return math.sqrt(max(total, 0.0))
+    return max(total, 0.0)
+
+
+def chi_square(found: F64, expected: F64, least: float) -> F64:
+    """Pearson's, of `(columns, bins)` rows; `(columns,)`.
+
+    Bins of which less than ``least`` rows are expected count as one bin, of one row or more: a
+    single row that comes there by chance would weigh as many.
+
+    >>> found, expected = np.array([[8.0, 1.0, 1.0]]), np.array([[9.8, 0.1, 0.1]])
+    >>> chi_square(found, expected, 0.0).round(2), chi_square(found, expected, 1.0).round(2)
+    (array([16.53]), array([3.57]))
+    """
+    rare = expected < least
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = np.square(found - expected) / expected
+    usual = np.where(rare | (expected == 0.0), 0.0, parts)
+    beyond = np.where(rare, found - expected, 0.0).sum(axis=1)
+    wanted = np.maximum(np.where(rare, expected, 0.0).sum(axis=1), 1.0)
+    total: F64 = usual.sum(axis=1) + np.square(beyond) / wanted
+    return total

@@ -9,6 +9,9 @@ from typing import Final
 from state.durations import format_duration_ms, parse_duration_ms
 from state.errors import DeclarationError
 
+DISTRIBUTIONS: Final = "distributions"
+"""What they are called among the parts of a pipeline's models."""
+
 PIECES: Final = 24
 OF_EVENTS: Final = ("feature", "keys", "missing")
 """Kinds that are known of an event before it is predicted."""

@@ -76,17 +76,28 @@ def reference_of(declared: str | Sliding | Seasonal, columns: int, bins: int) ->
     return _First(parse_duration_ms(declared), columns, bins)
 
 
-class _First:
-    """The first so much event time, and `LEAST_WINDOWS` at least."""
+class _AtAnyTime:
+    """One reference for all times."""
 
     slot_ms = sample_ms = 0
+    _known: Known | None = None
+
+    def known(self, first_ms: int) -> Known | None:
+        return self._known
+
+    @property
+    def whole(self) -> bool:
+        return self._known is not None
+
+
+class _First(_AtAnyTime):
+    """The first so much event time, and `LEAST_WINDOWS` at least."""
 
     def __init__(self, span_ms: int, columns: int, bins: int) -> None:
         self._span_ms = span_ms
         self._sums = Sums(columns, bins)
         self._first_ms: int | None = None
         self._taken_ms = 0
-        self._known: Known | None = None
         self._touched = True
 
     def add(self, counts: F64, rows: int, first_ms: int, last_ms: int, calm: Calm) -> None:
@@ -99,13 +110,6 @@ class _First:
         self._taken_ms = max(last_ms - self._first_ms, 0)
         if self._taken_ms >= self._span_ms and self._sums.enough:
             self._known = self._sums.known(self._taken_ms)
-
-    def known(self, first_ms: int) -> Known | None:
-        return self._known
-
-    @property
-    def whole(self) -> bool:
-        return self._known is not None
 
     def changes(self) -> dict[str, bytes]:
         if not self._touched:
@@ -125,13 +129,11 @@ class _First:
         self._touched = True
 
 
-class _Last:
+class _Last(_AtAnyTime):
     """The last so much event time, in `PIECES`; the newest one, not whole yet, is no part of it.
 
     Where that holds less than `LEAST_WINDOWS`, it reaches further back.
     """
-
-    slot_ms = sample_ms = 0
 
     def __init__(self, span_ms: int, columns: int, bins: int) -> None:
         self._piece_ms = span_ms // PIECES
@@ -139,7 +141,6 @@ class _Last:
         self._pieces: dict[int, Sums] = {}
         self._places: dict[int, int] = {}  # where each is kept
         self._first: int | None = None
-        self._known: Known | None = None
         self._touched: set[int] = set()
         self._written = False
 
@@ -172,13 +173,6 @@ class _Last:
         if newest - self._first >= PIECES and sums.enough:
             self._known = sums.known((newest - min(self._pieces)) * self._piece_ms)
 
-    def known(self, first_ms: int) -> Known | None:
-        return self._known
-
-    @property
-    def whole(self) -> bool:
-        return self._known is not None
-
     def changes(self) -> dict[str, bytes]:
         if not self._touched and self._written:
             return {}
@@ -207,7 +201,6 @@ class _Slotted(msgspec.Struct):
     first_ms: int | None = None
     visit: int | None = None
     windows: int = 0
-    visits: int = 0
     whole: bool = False
 
 
@@ -297,6 +290,7 @@ class _BySlot:
                 of_visits,
                 share[place],
                 self._span_ms,
+                fewest=1.0,  # an hour fills few of the bins of all hours
             )
 
     @property

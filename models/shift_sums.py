@@ -24,6 +24,7 @@ class Known:
             degrees of freedom; ``directions`` in how many directions.
         freedom: of that estimate; a number, or one for each column.
         span_ms: the time that the reference takes in.
+        fewest: bins of which fewer rows are expected are looked at together.
     """
 
     counts: F64
@@ -31,6 +32,13 @@ class Known:
     directions: F64
     freedom: F64
     span_ms: int
+    fewest: float = 0.0
+
+    def freedom_of(self, memories_ms: F64) -> F64:
+        """`freedom` by column, of values that look so far back, 0: no further than their event."""
+        with np.errstate(divide="ignore"):
+            forgets = np.maximum(self.span_ms / memories_ms - 1, 1.0)
+        return np.minimum(self.freedom, np.where(memories_ms == 0, np.inf, forgets))
 
 
 class Sums:
@@ -97,11 +105,17 @@ def fill(arrays: tuple[F64, ...], blob: bytes) -> None:
 
 
 def known_of(
-    counts: F64, trace: F64, directions: F64, freedom: F64, share: F64, span_ms: int
+    counts: F64,
+    trace: F64,
+    directions: F64,
+    freedom: F64,
+    share: F64,
+    span_ms: int,
+    fewest: float = 0.0,
 ) -> Known:
     """Never less than chance alone would scatter."""
     least = np.maximum((share > 0).sum(axis=1) - 1.0, 1.0)
     calm = trace < least
     trace = np.where(calm, least, trace)
     directions = np.where(calm, least, np.clip(directions, 1.0, least))
-    return Known(counts.copy(), trace, directions, np.maximum(freedom, 1.0), span_ms)
+    return Known(counts.copy(), trace, directions, np.maximum(freedom, 1.0), span_ms, fewest)

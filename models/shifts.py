@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import fdtrc
 
-from models.shift_bins import BINS, bin_names, edges_of, jensen_shannon
+from models.shift_bins import BINS, bin_names, chi_square, edges_of, jensen_shannon
 from models.shift_declarations import Distributions, told
 from models.shift_kernels import count_rows
 from models.shift_references import reference_of
@@ -44,9 +44,6 @@ I64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 Severity = Literal["warning", "drift", "resolved"]
-DISTRIBUTIONS: Final = "distributions"
-"""What they are called among the parts of a pipeline's models."""
-
 SAMPLE: Final = 1000
 _TOP: Final = 3
 _OF_REFERENCE: Final = "reference "
@@ -63,7 +60,7 @@ class Shift:
         time: event time of that row, ms; ``began`` that of the first window that was shifted.
         statistic: chi-square per degree of freedom, corrected; ``p`` its p-value, ``threshold``
             what that has to be below.
-        psi: population stability index; ``js`` the Jensen–Shannon distance, between 0 and 1, and
+        psi: population stability index; ``js`` the Jensen–Shannon divergence, and
             ``ks`` the largest difference of the cumulated shares of bins.
         top: what moved the most: the bin, its share of the reference and of the window.
     """
@@ -232,18 +229,27 @@ class Shifts:
         Whenever the sample is full and more is to come, every second row of it is dropped, and of
         what comes only one in twice as many is taken.
         """
-        state, begins = self._state, self._state.first_ms + self._reference.sample_ms
-        for row in range(first, len(values)):
-            if state.sampled == SAMPLE and times[row] >= begins:
-                return self._lay_out(row)
-            if state.rows % state.stride == 0:
-                if state.sampled == SAMPLE:
-                    self._sample[: SAMPLE // 2] = self._sample[::2]
+        state, sample, row = self._state, self._sample, first
+        begins = state.first_ms + self._reference.sample_ms
+        while row < len(values):
+            due = row + -state.rows % state.stride  # the row that is taken next
+            if state.sampled < SAMPLE:
+                stop = due + (SAMPLE - state.sampled - 1) * state.stride + 1
+                taken = values[due : min(stop, len(values)) : state.stride]
+                sample[state.sampled : state.sampled + len(taken)] = taken
+                state.sampled += len(taken)
+            else:
+                stop = due
+                later = times[row : due + 1] >= begins
+                if later.any():
+                    stop = row + int(np.argmax(later))
+                    state.rows += stop - row
+                    return self._lay_out(stop)
+                if due < len(values):
+                    sample[: SAMPLE // 2] = sample[::2]
                     state.sampled, state.stride = SAMPLE // 2, state.stride * 2
-                if state.rows % state.stride == 0:
-                    self._sample[state.sampled] = values[row]
-                    state.sampled += 1
-            state.rows += 1
+            stop = min(stop, len(values))
+            state.rows, row = state.rows + stop - row, stop
         return len(values)
 
     def _lay_out(self, row: int) -> int:
@@ -276,13 +282,10 @@ class Shifts:
         share = np.where(used, (reference + 0.5) / (total + 0.5 * used.sum(1, keepdims=True)), 0.0)
         now = np.where(used, (window + 0.5) / (size + 0.5 * used.sum(1, keepdims=True)), 0.0)
         with np.errstate(all="ignore"):
-            parts = np.where(used, np.square(window - size * share) / (size * share), 0.0)
             moved = np.where(used, (now - share) * np.log(now / share), 0.0)
-        statistic = parts.sum(axis=1) / (1 + size / total[:, 0]) / usual.trace
-        with np.errstate(divide="ignore"):
-            forgets = np.maximum(usual.span_ms / self._memories_ms - 1, 1.0)
-        forgets[self._memories_ms == 0] = np.inf
-        freedom = np.minimum(usual.freedom, forgets)
+        scatter = (1 + size / total[:, 0]) * usual.trace
+        statistic = chi_square(window, size * share, usual.fewest) / scatter
+        freedom = usual.freedom_of(self._memories_ms)
         p = fdtrc(usual.directions, freedom * usual.directions, statistic)
         psi = self.psi = moved.sum(axis=1)
         shifted = (p < self._threshold) & (psi >= self._psi)

@@ -17,7 +17,7 @@ import pytest
 
 from dataflows import logs
 from dataflows.messages import DeadLetter
-from dataflows.told import Told
+from dataflows.stream_log import StreamLog
 from tests.commands import Command, run_command
 
 FAULT = ["--fault", "type", "--fault-at", "1000"]
@@ -79,7 +79,11 @@ ODD = {"path": "bad\udcff", "big": 2**70, "pair": {(1, 2): 3}, "count": 3}
 
 
 @pytest.mark.parametrize("form", ["json", "logfmt", "plain"])
-@pytest.mark.parametrize("text", ["a\rb", "a\u2028b", "a\x0bb", "a\x85b", "bad \udcff name"])
+@pytest.mark.parametrize(
+    "text",
+    ["a\rb", "a\u2028b", "a\x0bb", "a\x85b", "bad \udcff name"],
+    ids=["carriage return", "line separator", "tab", "next line", "no UTF-8"],
+)
 def test_no_text_and_no_field_breaks_a_line(written, form: str, text: str):
     logs.configure(form)
     logging.getLogger("x").info("%s", text, extra=ODD)
@@ -117,16 +121,20 @@ def test_configuring_again_does_not_say_all_twice(written):
 
 def test_dead_letters_are_summed_up_once_a_minute(caplog):
     now = [0.0]
-    told = Told(lambda: now[0])
+    told = StreamLog("p.dead-letters", lambda: now[0])
     letter = DeadLetter(topic="t", partition=0, offset=0, reason="late", detail="", payload="x")
     with caplog.at_level(logging.INFO):
         for _ in range(5):
-            told.dead_letters([letter, letter], "p.dead-letters")
+            told.dead_letters([letter, letter])
         now[0] = 61.0
-        told.dead_letters([letter], "p.dead-letters")
+        told.flush()
+        told.dead_letters([letter])
+        told.finish()
+        told.finish()
     assert [record.getMessage() for record in caplog.records] == [
         "2 messages can't be used (late 2): see p.dead-letters",
-        "9 messages can't be used (late 9): see p.dead-letters",
+        "8 messages can't be used (late 8): see p.dead-letters",
+        "1 messages can't be used (late 1): see p.dead-letters",
     ]
 
 
@@ -149,7 +157,8 @@ def test_every_line_of_a_run_is_a_record(tmp_path: Path):
     assert ended["events"] == 3000
     assert ended["dead_letters"] > 0
     warned = [each for each in found if each["level"] == "warning"]
-    assert any("can't be used" in each["msg"] and each["reasons"] for each in warned)
+    told = [each["reasons"] for each in warned if "can't be used" in each["msg"]]
+    assert sum(sum(reasons.values()) for reasons in told) == ended["dead_letters"]
 
 
 @pytest.mark.timeout(90)

@@ -130,6 +130,10 @@ def test_days_that_differ_by_themselves_are_no_drift(between):
     values[:, 0] += between * rng.normal(size=hours[-1] + 1)[hours]
     how = replace(declared(Seasonal(period="1d", slot="1h", periods=10)), psi=0.01)
     assert len(told_of(looked(values, how))) <= 2
+    by_default = looked(values, replace(how, psi=0.1))
+    assert told_of(by_default) == []
+    warned = sum(each.severity == "warning" for each in by_default)
+    assert warned <= (2 if not between else 30)  # of 2,350 windows
 
 
 def test_where_little_comes_a_window_goes_on_into_the_next_slots(caplog):

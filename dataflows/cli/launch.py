@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from dataflows.cluster import LocalCluster, Stop, Supervisor
 from dataflows.logs import record, stderr_console, structured, warn
 from dataflows.member import Member
 from dataflows.supervised import EXIT_INTERRUPTED, EXIT_LOST, end_with_supervisor
+from dataflows.versions import versions
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -249,7 +249,7 @@ def _say_running(
         where = f"state in {settings.state}, which is new"
     text = f"running {pipeline.name} on {settings.bus}{how}, {where}; Ctrl-C ends it"
     if structured():
-        record(text, versions={name: version(name) for name in ("anabranch", "river", "bytewax")})
+        record(text, versions=versions())
     else:
         console.print(text, soft_wrap=True)
 

@@ -23,7 +23,8 @@ from models.registry import Registry
 from models.river_adapter import RiverLearner
 from models.sampled import Sampled
 from models.segmented import SEGMENT, Segmented
-from models.shifts import DISTRIBUTIONS, told_of
+from models.shift_declarations import DISTRIBUTIONS
+from models.shifts import told_of
 from models.step_record import StepRecord, part_of
 from models.thinned import Thinned
 from models.version import Span, Version, finite

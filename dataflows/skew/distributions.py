@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from dataflows.skew.served import Served
 from dataflows.skew.watch import Watch, unwatched
+from models.shift_bins import jensen_shannon
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -77,13 +78,11 @@ def shift(name: str, training: F64, served: F64, bins: int = BINS) -> Shift:
     p, q = p[used] + 0.5, q[used] + 0.5
     by_chance = (len(p) - 1) * (1 / len(training) + 1 / len(served))
     p, q = p / p.sum(), q / q.sum()
-    middle = (p + q) / 2
-    js = 0.5 * np.sum(p * np.log2(p / middle)) + 0.5 * np.sum(q * np.log2(q / middle))
     return Shift(
         name,
         psi=float(np.sum((q - p) * np.log(q / p))),
         psi_by_chance=by_chance,
-        js=float(max(js, 0.0)),
+        js=jensen_shannon(p, q),
         ks=_ks(training[~np.isnan(training)], served[~np.isnan(served)]),
         mean=(_mean(training), _mean(served)),
         missing=(float(np.isnan(training).mean()), float(np.isnan(served).mean())),

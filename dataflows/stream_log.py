@@ -15,11 +15,14 @@ _EVERY_S = 60.0
 _WARNED = (ROLLED_BACK, CHAMPION_FAILED)
 
 
-class Told:
-    """Drift and decisions are logged one by one, dead letters summed up once a minute at most."""
+class StreamLog:
+    """Drift and decisions are logged one by one, dead letters summed up once a minute at most.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    ``topic`` is that of dead letters.
+    """
+
+    def __init__(self, topic: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._topic, self._clock = topic, clock
         self._next_at = 0.0
         self._dead: Counter[str] = Counter()
 
@@ -43,16 +46,24 @@ class Told:
                 extra={"action": each.action, "challenger": each.challenger},
             )  # fmt: skip
 
-    def dead_letters(self, letters: Iterable[DeadLetter], topic: str) -> None:
+    def dead_letters(self, letters: Iterable[DeadLetter]) -> None:
         """Messages could not be used."""
         self._dead.update(letter.reason for letter in letters)
-        now = self._clock()
-        if now < self._next_at:
+        self.flush()
+
+    def flush(self) -> None:
+        """Sum up the dead letters, if it is time; to be called now and then."""
+        if self._dead and self._clock() >= self._next_at:
+            self.finish()
+
+    def finish(self) -> None:
+        """Sum up those that were not told of yet."""
+        if not self._dead:
             return
-        self._next_at = now + _EVERY_S
+        self._next_at = self._clock() + _EVERY_S
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self._dead.most_common())
         LOG.warning(
-            "%d messages can't be used (%s): see %s", self._dead.total(), reasons, topic,
+            "%d messages can't be used (%s): see %s", self._dead.total(), reasons, self._topic,
             extra={"reasons": dict(self._dead)},
         )  # fmt: skip
         self._dead.clear()
