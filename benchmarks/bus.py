@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
+from anabranch.dataflows.declaration.pipeline import Topics
 from benchmarks.echo import echo_between, measure
 from benchmarks.in_between import PAYMENTS, pipeline_between
 from benchmarks.report import Report, Target
-from dataflows.bus import Bus, TopicPartition, open_bus
-from dataflows.pipeline import Topics
-from tests.kafka_broker import KafkaBroker, missing_tools
+from tests.support.kafka_broker import KafkaBroker, missing_tools
 
 VALUE_BYTES = 150
 MESSAGES = {1: 10_000, 10: 100_000, 1000: 500_000}  # by batch

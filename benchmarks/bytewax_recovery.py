@@ -32,17 +32,17 @@ from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.run import cli_main
 from numpy.typing import NDArray
 
+from anabranch import Pipeline, inline, window
+from anabranch.dataflows.batch.batch import EntityRows
+from anabranch.dataflows.bus.memory import MemoryBus
+from anabranch.dataflows.recovery.rescale import BY_SHARD
+from anabranch.dataflows.recovery.state_directory import StateDirectory
+from anabranch.dataflows.recovery.state_partition import Token
+from anabranch.dataflows.steps.window_step import WindowStep
+from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from benchmarks.by_hand import LATENESS_MS, Window
 from benchmarks.hotpath import STATS, WIDTHS, Payment, make_model
 from benchmarks.prepared import START_MS
-from dataflows import Pipeline, inline, window
-from dataflows.batch import EntityRows
-from dataflows.bus.memory import MemoryBus
-from dataflows.metrics import WorkerMetrics
-from dataflows.recovery.directory import StateDirectory
-from dataflows.recovery.place import Token
-from dataflows.recovery.rescale import BY_SHARD
-from dataflows.windows import WindowStep
 
 __all__ = ["Clock", "Contestant", "Epoch", "Ours", "Theirs", "make_epochs"]
 

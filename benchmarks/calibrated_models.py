@@ -14,7 +14,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from state.compile import kernel
+from anabranch.state.compile import kernel
 
 F64 = NDArray[np.float64]
 

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from river import drift as river_drift
 from scipy import stats
 
+from anabranch.models.drift.declarations import Distributions
+from anabranch.models.drift.distribution_shift import Shifts
 from benchmarks.loss_drift import table as loss_table
 from benchmarks.report import Report, Target
-from models.shift_declarations import Distributions
-from models.shifts import Shifts
 
 F64 = NDArray[np.float64]
 COLUMNS = 20

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataflows.bus import Bus, TopicPartition, open_bus
+from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 
 __all__ = ["Between", "Latency", "Wire", "echo_between", "measure"]
 

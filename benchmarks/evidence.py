@@ -23,6 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.models.evidence.auc import AucEvidence
+from anabranch.models.evidence.paired import Evidence, Finding, PairedEvidence
+from anabranch.models.evidence.two_sample import TwoSampleEvidence
 from benchmarks import heavy_tails
 from benchmarks.calibrated_models import (
     CHAMPION,
@@ -34,9 +37,6 @@ from benchmarks.calibrated_models import (
 )
 from benchmarks.report import Report, Target
 from benchmarks.usual_tests import fixed_horizon, peeked_paired, peeked_two_samples
-from models.auc_evidence import AucEvidence
-from models.evidence import Evidence, Finding, PairedEvidence
-from models.two_sample_evidence import TwoSampleEvidence
 
 ALPHA, POWER = 0.05, 0.8
 CRITICAL = 1.6448536269514722  # of a one-sided z-test at ALPHA

@@ -28,15 +28,15 @@ from bytewax.testing import run_main
 from numpy.typing import NDArray
 from river import linear_model, preprocessing
 
+from anabranch import Event, Pipeline, inline, window
+from anabranch.dataflows.runtime.worker import run_worker
+from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.state.windows.entity_state import EntityState
+from anabranch.state.windows.specs import WindowSpec
 from benchmarks.by_hand import ByHand, flow_by_hand
 from benchmarks.prepared import EVERY_MS, START_MS, Discard, PreparedBus
 from benchmarks.report import Report, Target
 from benchmarks.stages import stage_costs
-from dataflows import Event, Pipeline, inline, window
-from dataflows.intake import IntakeOptions
-from dataflows.worker import run_worker
-from state.aggregates import WindowSpec
-from state.entity import EntityState
 
 STATS = ("count", "mean", "std", "max")
 WIDTHS = {"1m": 60_000, "1h": 3_600_000, "1d": 86_400_000}

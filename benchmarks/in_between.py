@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
+from anabranch.dataflows.bus import open_bus
 from benchmarks.echo import Wire
 from benchmarks.hotpath import make_pipeline
-from dataflows.bus import open_bus
 
 
 def _payment(n: int) -> bytes:
@@ -58,10 +58,10 @@ def pipeline_between(
 
 
 def _work(url: str, name: str, path: Path | None, epoch_s: float, ready: Any) -> None:
-    from dataflows.intake import IntakeOptions
-    from dataflows.recovery.directory import StateDirectory
-    from dataflows.warmup import warm
-    from dataflows.worker import run_worker
+    from anabranch.dataflows.recovery.state_directory import StateDirectory
+    from anabranch.dataflows.runtime.worker import run_worker
+    from anabranch.dataflows.source.bus_source import IntakeOptions
+    from anabranch.dataflows.steps.warmup import warm
 
     pipeline = replace(make_pipeline(), name=name)
     warm(pipeline)

@@ -26,13 +26,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.models.learners.learner import Task
+from anabranch.models.prequential.label_join import LabelJoin
+from anabranch.models.prequential.label_windows import LabelWindows
+from anabranch.models.prequential.outcome import CONTRADICTS, DUPLICATE, LATE, UNKNOWN_ID
+from anabranch.state.labels.label_rules import MOST_SETTLED, LabelRules
+from anabranch.state.windows.specs import WindowSpec
 from benchmarks.report import Report, Target
-from models.label_join import LabelJoin
-from models.label_windows import LabelWindows
-from models.learner import Task
-from models.outcome import CONTRADICTS, DUPLICATE, LATE, UNKNOWN_ID
-from state.aggregates import WindowSpec
-from state.label_rules import MOST_SETTLED, LabelRules
 
 F64 = NDArray[np.float64]
 WIDTH = 24

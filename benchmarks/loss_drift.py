@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from river import linear_model, preprocessing
 from river.datasets import synth
 
-from models.compiled import learner_for
-from models.drift import Watch, monitor
-from models.learner import LEARN, PREDICT, Task
+from anabranch.models.drift.detectors import Watch, monitor
+from anabranch.models.learners.learner import LEARN, PREDICT, Task
+from anabranch.models.learners.linear import learner_for
 
 F64 = NDArray[np.float64]
 DETECTORS = ("ADWIN", "PageHinkley", "KSWIN", "DDM", "EDDM", "HDDM_A", "HDDM_W")

@@ -17,13 +17,13 @@ from typing import Any
 
 from prometheus_client import generate_latest
 
+from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.runtime.worker import run_worker
+from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from benchmarks.hotpath import make_messages, make_pipeline, timed
 from benchmarks.prepared import Discard, PreparedBus
 from benchmarks.report import Report, Target
-from dataflows.intake import IntakeOptions
-from dataflows.metrics import WorkerMetrics
-from dataflows.pipeline import Pipeline
-from dataflows.worker import run_worker
 
 BATCHES = (10, 100, 1000)
 _SCRAPE_S = 1.0

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from river import linear_model, optim, preprocessing
 
-from dataflows import Canary, Challenger, hashed, monitor
-from dataflows.bus.memory import MemoryBus
-from dataflows.intake import IntakeOptions
-from dataflows.pipeline import Pipeline
-from dataflows.pipelines.payments import pipeline as payments
-from dataflows.worker import run_worker
-from producers.publish import publish
-from producers.simulators import simulate
+from anabranch import Canary, Challenger, hashed, monitor
+from anabranch.dataflows.bus.memory import MemoryBus
+from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.pipelines.payments import pipeline as payments
+from anabranch.dataflows.runtime.worker import run_worker
+from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.producers.publish import publish
+from anabranch.producers.simulators.by_name import simulate
 
 DAY = 86_400  # payments: one per second
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflows.bus import Lost, Slice, TopicPartition
-from dataflows.bus.memory import MemoryBus
-from dataflows.pipeline import Pipeline
+from anabranch.dataflows.bus import Lost, Slice, TopicPartition
+from anabranch.dataflows.bus.memory import MemoryBus
+from anabranch.dataflows.declaration.pipeline import Pipeline
 
 START_MS = 1_736_121_600_000
 EVERY_MS = 50

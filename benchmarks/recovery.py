@@ -24,16 +24,16 @@ from typing import Any
 
 import numpy as np
 
+from anabranch.dataflows.bus import open_bus
+from anabranch.dataflows.recovery.state_directory import StateDirectory
+from anabranch.dataflows.runtime.worker import run_worker
+from anabranch.dataflows.source.bus_source import IntakeOptions
 from benchmarks.bytewax_recovery import Clock, Contestant, Ours, Theirs, make_epochs
 from benchmarks.echo import measure
 from benchmarks.hotpath import make_messages, make_pipeline
 from benchmarks.in_between import PAYMENTS, pipeline_between
 from benchmarks.prepared import Discard, PreparedBus
 from benchmarks.report import Report, Target
-from dataflows.bus import open_bus
-from dataflows.intake import IntakeOptions
-from dataflows.recovery.directory import StateDirectory
-from dataflows.worker import run_worker
 
 CHANGED = 100_000
 LIVE = (10_000, 100_000, 1_000_000)

@@ -31,12 +31,12 @@ import polars as pl
 from numpy.typing import NDArray
 from river import linear_model
 
+from anabranch import Event, Pipeline, inline, window
+from anabranch.dataflows.replay.replay import ReplaySettings, replay
+from anabranch.dataflows.steps.warmup import warm
+from anabranch.state.windows.entity_state import EntityState
+from anabranch.state.windows.specs import WindowSpec
 from benchmarks.report import Report, Target
-from dataflows import Event, Pipeline, inline, window
-from dataflows.replay.run import ReplaySettings, replay
-from dataflows.warmup import warm
-from state.aggregates import WindowSpec
-from state.entity import EntityState
 
 STATS = ("count", "mean", "std", "max")
 WIDTHS = {"1h": 3_600_000, "1d": 86_400_000, "30d": 30 * 86_400_000}

@@ -22,15 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 from river import linear_model, optim, preprocessing
 
+from anabranch.models.learners.learner import Learner, Predictions, Task
+from anabranch.models.learners.linear import learner_for
+from anabranch.models.prequential.prequential import Prequential
+from anabranch.models.rollout import decision as d
+from anabranch.models.rollout.deployment import Deployment
+from anabranch.models.rollout.policies import Canary, Guardrails, Policy, Shadow
+from anabranch.models.rollout.serving import Rollouts
 from benchmarks.payments_drift import drifted_day
 from benchmarks.report import Report, Target
-from models import decision as d
-from models.compiled import learner_for
-from models.deployment import Deployment
-from models.learner import Learner, Predictions, Task
-from models.policies import Canary, Guardrails, Policy, Shadow
-from models.prequential import Prequential
-from models.rollouts import Rollouts
 
 F64 = NDArray[np.float64]
 WIDTH = 12

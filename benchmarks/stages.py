@@ -8,17 +8,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from dataflows.admission import Admission
-from dataflows.alignment import AlignedReader
-from dataflows.bus import TopicPartition
-from dataflows.bus.memory import MemoryBus
-from dataflows.decode import BatchDecoder
-from dataflows.encode import Encoder
-from dataflows.metrics import WorkerMetrics
-from dataflows.model_step import ModelStep
-from dataflows.pipeline import Pipeline
-from dataflows.windows import WindowStep
-from state.keys import KeySlots
+from anabranch.dataflows.bus import TopicPartition
+from anabranch.dataflows.bus.memory import MemoryBus
+from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.sink.encoder import Encoder
+from anabranch.dataflows.source.decoder import BatchDecoder
+from anabranch.dataflows.source.event_time_merge import AlignedReader
+from anabranch.dataflows.source.late_and_duplicate import Admission
+from anabranch.dataflows.steps.model_step import ModelStep
+from anabranch.dataflows.steps.window_step import WindowStep
+from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
+from anabranch.state.keys.slots import KeySlots
 
 Made = TypeVar("Made")
 STAGES = ("read", "decode", "admit", "keys", "windows", "model", "encode")

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from state.compile import kernel
+from anabranch.state.compile import kernel
 
 F64 = NDArray[np.float64]
 FIRST_LOOK = 100

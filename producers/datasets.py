@@ -29,9 +29,9 @@ from typing import Any, Literal
 import msgspec
 from river import datasets
 
-from producers.batch import Batch
-from producers.rhythm import DAY_MS, MONDAY_MS
-from state.errors import InputError
+from anabranch.producers.arrival_process import DAY_MS, MONDAY_MS
+from anabranch.producers.batch import Batch
+from anabranch.state.errors import InputError
 
 DATASETS = (
     "Bananas",

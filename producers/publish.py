@@ -11,9 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflows.bus import Bus, Publisher
-from producers.batch import Batch, Kind
-from state.errors import InputError
+from anabranch.dataflows.bus import Bus, Publisher
+from anabranch.producers.batch import Batch, Kind
+from anabranch.state.errors import InputError
 
 FLUSH_EVERY = 50_000
 """Messages after which delivery is checked when nothing holds the publisher back."""

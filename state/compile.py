@@ -30,13 +30,15 @@ _OPTIONS: dict[str, Any] = {"_nrt": False, "no_cfunc_wrapper": True}
 
 
 @cache
-def _fingerprint(folder: Path) -> str:
-    """Digest of every source in `folder` that holds kernels."""
-    digest = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=16)
-    for path in sorted(folder.glob("*.py")):
+def _fingerprint() -> str:
+    """Digest of every source of the package that holds kernels."""
+    digest = hashlib.blake2b(digest_size=16)
+    package = Path(__file__).parents[1]
+    folders = [package / name for name in ("state", "models", "dataflows")]
+    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
         source = path.read_bytes()
-        if b"state.compile" in source:
-            digest.update(path.name.encode() + source)
+        if b"anabranch.state.compile" in source:
+            digest.update(str(path.relative_to(package)).encode() + source)
     return digest.hexdigest()
 
 
@@ -44,7 +46,7 @@ def kernel(function: Function) -> Function:
     """Compile `function` when it is first called; strict IEEE arithmetic, no fastmath.
 
     Numba notices a change only in the file of the kernel itself, not in the kernels it calls, and
-    would go on running old code. So the cache is stamped with all kernel sources of the folder.
+    would go on running old code. So the cache is stamped with all kernel sources of the package.
 
     >>> @kernel
     ... def twice(x):
@@ -56,7 +58,7 @@ def kernel(function: Function) -> Function:
     compiled: Any = njit(cache=source.exists(), **_OPTIONS)(function)
     index = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if index is not None and hasattr(index, "_source_stamp"):
-        index._source_stamp = _fingerprint(source.parent)
+        index._source_stamp = _fingerprint()
     return cast(Function, compiled)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.kafka_broker import KafkaBroker, missing_tools
+from tests.support.kafka_broker import KafkaBroker, missing_tools
 
 # The first example of a test may wait for a compiler, and any for a machine that is busy.
 settings.register_profile("patient", deadline=None)

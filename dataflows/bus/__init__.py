@@ -1,7 +1,8 @@
 """Where topics live: one small protocol, and two implementations behind one URL.
 
-``sqlite:PATH`` is the embedded bus (`dataflows.bus.embedded`), ``kafka://HOST:PORT[,HOST:PORT…]``
-is a Kafka cluster (`dataflows.bus.kafka`). Nothing else in the program knows which one it talks to.
+``sqlite:PATH`` is the embedded bus (`dataflows.bus.embedded.bus`), ``kafka://HOST:PORT[,HOST:PORT…]``
+is a Kafka cluster (`dataflows.bus.kafka.bus`). Nothing else in the program knows which one it
+talks to.
 
 A topic has a fixed number of partitions. Inside a partition messages have rising offsets and keep
 their order. A message is bytes, an optional key, and a time (epoch ms) that its publisher gives it.
@@ -17,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from state.errors import BusError
+from anabranch.state.errors import BusError
 
 __all__ = [
     "Bus",
@@ -196,13 +197,13 @@ def open_bus(url: str, settings: Mapping[str, str] | None = None) -> Bus:
         BusError: the URL is no bus URL, or the bus can't be reached.
     """
     if url.startswith("sqlite:"):
-        from dataflows.bus.embedded import EmbeddedBus
+        from anabranch.dataflows.bus.embedded.bus import EmbeddedBus
 
         if settings:
             raise BusError("bus settings are for kafka:// only; sqlite: takes none")
         return EmbeddedBus(url.removeprefix("sqlite:"))
     if url.startswith("kafka://"):
-        from dataflows.bus.kafka import KafkaBus
+        from anabranch.dataflows.bus.kafka.bus import KafkaBus
 
         return KafkaBus(url.removeprefix("kafka://"), dict(settings or {}))
     raise BusError(

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from state.errors import BusError
+from anabranch.state.errors import BusError
 
 __all__ = ["Placement", "partition_of_key", "partitions_of_keys"]
 

@@ -1,5 +1,5 @@
 """The ``anabranch`` command: one file per subcommand."""
 
-from dataflows.cli.app import main
+from anabranch.dataflows.cli.app import main
 
 __all__ = ["main"]

@@ -6,20 +6,20 @@ import sys
 
 import typer
 
-from dataflows.cli.consume import consume
-from dataflows.cli.demo import demo
-from dataflows.cli.models import models
-from dataflows.cli.publish import publish
-from dataflows.cli.replay import replay
-from dataflows.cli.rollout import rollout
-from dataflows.cli.run import run
-from dataflows.cli.sentence import print_error
-from dataflows.cli.simulate import simulate
-from dataflows.cli.skew import skew
-from dataflows.cli.state import state
-from dataflows.cli.topics import topics
-from dataflows.logs import configure
-from state.errors import AnabranchError
+from anabranch.dataflows.cli.consume import consume
+from anabranch.dataflows.cli.demo.command import demo
+from anabranch.dataflows.cli.display.errors import print_error
+from anabranch.dataflows.cli.models import models
+from anabranch.dataflows.cli.publish import publish
+from anabranch.dataflows.cli.replay import replay
+from anabranch.dataflows.cli.rollout import rollout
+from anabranch.dataflows.cli.run import run
+from anabranch.dataflows.cli.simulate import simulate
+from anabranch.dataflows.cli.skew import skew
+from anabranch.dataflows.cli.state import state
+from anabranch.dataflows.cli.topics import topics
+from anabranch.dataflows.telemetry.logs import configure
+from anabranch.state.errors import AnabranchError
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130

@@ -13,9 +13,9 @@ import orjson
 import typer
 from rich.console import Console
 
-from dataflows.bus import Bus, BusError, TopicPartition
-from dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, opened_bus
-from state.errors import InputError
+from anabranch.dataflows.bus import Bus, BusError, TopicPartition
+from anabranch.dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, opened_bus
+from anabranch.state.errors import InputError
 
 
 def consume(

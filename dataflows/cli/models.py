@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dataflows.logs import stderr_console
-from state.errors import InputError, StateError
+from anabranch.dataflows.telemetry.logs import stderr_console
+from anabranch.state.errors import InputError, StateError
 
 models = typer.Typer(
     name="models",
@@ -63,8 +63,8 @@ def list_(
 
         anabranch models list data/state/payments --json
     """
-    from dataflows.cli.models_tables import print_list
-    from models.registry import Registry
+    from anabranch.dataflows.cli.display.models import print_list
+    from anabranch.models.registry.registry import Registry
 
     registry = Registry.of(_state_directory(place))
     print_list(registry.list(name), registry, json)
@@ -81,8 +81,8 @@ def show(place: Place, model: Reference, json: Json = False) -> None:
 
         anabranch models show payments LogisticRegression@3
     """
-    from dataflows.cli.models_tables import print_version
-    from models.registry import Registry
+    from anabranch.dataflows.cli.display.models import print_version
+    from anabranch.models.registry.registry import Registry
 
     print_version(Registry.of(_state_directory(place)).find(model), json)
 
@@ -103,8 +103,8 @@ def diff(
 
         anabranch models diff payments LogisticRegression@1 LogisticRegression@3
     """
-    from dataflows.cli.models_tables import print_differences
-    from models.registry import Registry
+    from anabranch.dataflows.cli.display.models import print_differences
+    from anabranch.models.registry.registry import Registry
 
     registry = Registry.of(_state_directory(place))
     print_differences(registry.find(first), registry.find(second), top, json)
@@ -133,10 +133,10 @@ def snapshot(
 
         anabranch models snapshot data/state/payments --name friday --note "before the sale"
     """
-    from dataflows.cli.models_tables import print_made
-    from dataflows.recovery.snapshot import nothing_new, take_snapshot
-    from models.registry import Registry
-    from models.version import check_name
+    from anabranch.dataflows.cli.display.models import print_made
+    from anabranch.dataflows.registry.model_snapshot import nothing_new, take_snapshot
+    from anabranch.models.registry.registry import Registry
+    from anabranch.models.registry.version import check_name
 
     if name is not None:
         check_name(name)
@@ -166,8 +166,8 @@ def export(
 
         anabranch models export payments LogisticRegression@3 --to fraud.pickle
     """
-    from models.registry import Registry
-    from models.river_file import beside, write_river_file
+    from anabranch.models.registry.registry import Registry
+    from anabranch.models.registry.river_file import beside, write_river_file
 
     registry = Registry.of(_state_directory(place))
     version = registry.find(model)
@@ -224,11 +224,11 @@ def import_(
 
         anabranch models import fraud.py trained.pickle --river 0.26.1 --state data/state/new
     """
-    from dataflows.cli.models_tables import print_made
-    from dataflows.imported import check_import, read_import
-    from dataflows.load import load_pipeline
-    from models.registry import Registry
-    from models.version import check_name
+    from anabranch.dataflows.cli.display.models import print_made
+    from anabranch.dataflows.pipelines.loader import load_pipeline
+    from anabranch.dataflows.registry.model_import import check_import, read_import
+    from anabranch.models.registry.registry import Registry
+    from anabranch.models.registry.version import check_name
 
     if name is not None:
         check_name(name)
@@ -267,7 +267,7 @@ def _state_directory(place: str) -> Path:
                 "`anabranch models import` has made"
             )
         return path
-    from dataflows.load import load_pipeline
+    from anabranch.dataflows.pipelines.loader import load_pipeline
 
     path = Path("data", "state", load_pipeline(place).name)
     if not _is_state(path):

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from dataflows.bus import Bus, open_bus
-from state.errors import InputError
+from anabranch.dataflows.bus import Bus, open_bus
+from anabranch.state.errors import InputError
 
 DEFAULT_BUS = "sqlite:data/bus"
 
@@ -75,7 +75,7 @@ def opened_bus(url: str, settings: Sequence[str] | None) -> Iterator[Bus]:
     Until it has answered, a client's own remarks are kept off the terminal: if it does not answer,
     the error says so.
     """
-    remarks = logging.getLogger("dataflows.bus")
+    remarks = logging.getLogger("anabranch.dataflows.bus")
     remarks.setLevel(logging.CRITICAL)
     try:
         bus = open_bus(url, parse_settings(settings))

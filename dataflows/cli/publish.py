@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dataflows.bus import Bus
-from dataflows.cli.options import (
+from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.cli.display.publish import Publishing
+from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
     BusSettings,
     BusUrl,
@@ -20,14 +21,13 @@ from dataflows.cli.options import (
     create_topics,
     opened_bus,
 )
-from dataflows.cli.publishing import Publishing
-from dataflows.cli.simulate import check_pacing
-from state.errors import InputError
+from anabranch.dataflows.cli.simulate import check_pacing
+from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
-    from dataflows.pipeline import Pipeline
-    from dataflows.schema import Schema
-    from producers.batch import Batch, Kind
+    from anabranch.dataflows.declaration.pipeline import Pipeline
+    from anabranch.dataflows.declaration.schema import Schema
+    from anabranch.producers.batch import Batch, Kind
 
 
 def publish(
@@ -96,7 +96,7 @@ def publish(
 def _from_dataset(
     bus: Bus, name: str, partitions: int | None
 ) -> tuple[Publishing, Iterator[Batch]]:
-    from producers.datasets import dataset_messages, dataset_shape
+    from anabranch.producers.datasets import dataset_messages, dataset_shape
 
     shape = dataset_shape(name)
     topics: dict[Kind, str] = {"events": f"{shape.pipeline}.events"}
@@ -107,8 +107,8 @@ def _from_dataset(
 def _from_files(
     bus: Bus, name: str, file: Path, labels: Path | None, partitions: int | None
 ) -> tuple[Publishing, Iterator[Batch]]:
-    from dataflows.load import load_pipeline
-    from producers.files import count_rows
+    from anabranch.dataflows.pipelines.loader import load_pipeline
+    from anabranch.producers.files.formats import count_rows
 
     pipeline = load_pipeline(name)
     if labels is not None and not pipeline.labels_apart:
@@ -134,7 +134,7 @@ def _begun(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _event_messages(pipeline: Pipeline, file: Path) -> Iterator[Batch]:
-    from producers.files import file_messages
+    from anabranch.producers.files.formats import file_messages
 
     return file_messages(
         file,
@@ -148,10 +148,10 @@ def _event_messages(pipeline: Pipeline, file: Path) -> Iterator[Batch]:
 
 def _with_labels(pipeline: Pipeline, events: Iterator[Batch], file: Path) -> Iterator[Batch]:
     """Events and labels by time, each label with the key of the event that it judges."""
-    from dataflows.messages import Delayed
-    from dataflows.schema import Schema
-    from producers.files import file_messages
-    from producers.merge import labels_follow_events, merged
+    from anabranch.dataflows.declaration.schema import Schema
+    from anabranch.dataflows.messages.inputs import Delayed
+    from anabranch.producers.files.formats import file_messages
+    from anabranch.producers.files.time_merge import labels_follow_events, merged
 
     label = pipeline.label
     assert isinstance(label, Delayed)
@@ -172,7 +172,7 @@ def _text_fields(schema: Schema) -> list[str]:
 
 
 def _list_datasets() -> None:
-    from producers.datasets import DATASETS, dataset_shape
+    from anabranch.producers.datasets import DATASETS, dataset_shape
 
     for name in DATASETS:
         shape = dataset_shape(name)

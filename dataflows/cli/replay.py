@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, PipelineName, opened_bus
-from state.errors import InputError
+from anabranch.dataflows.cli.options import (
+    DEFAULT_BUS,
+    BusSettings,
+    BusUrl,
+    PipelineName,
+    opened_bus,
+)
+from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
     pass
@@ -104,10 +110,10 @@ def replay(
 
         anabranch replay fraud.py --from paid.parquet --labels verdicts.jsonl --to rows.parquet
     """
-    from dataflows.cli.replaying import show
-    from dataflows.load import load_pipeline
-    from dataflows.replay.origin import is_file
-    from dataflows.replay.run import ReplaySettings
+    from anabranch.dataflows.cli.display.replay import show
+    from anabranch.dataflows.pipelines.loader import load_pipeline
+    from anabranch.dataflows.replay.replay import ReplaySettings
+    from anabranch.dataflows.replay.source_offsets import is_file
 
     if to.suffix.lower() not in (".parquet", ".pq"):
         raise InputError(

@@ -15,14 +15,14 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, opened_bus
-from dataflows.logs import stderr_console
-from state.errors import InputError
+from anabranch.dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, opened_bus
+from anabranch.dataflows.telemetry.logs import stderr_console
+from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
-    from dataflows.pipeline import Pipeline
-    from dataflows.rollout_log import RolloutLog
-    from dataflows.rollout_status import RolloutStatus
+    from anabranch.dataflows.declaration.pipeline import Pipeline
+    from anabranch.dataflows.rollout.client import RolloutLog
+    from anabranch.dataflows.rollout.status import RolloutStatus
 
 EXIT_REFUSED = 1
 EXIT_UNANSWERED = 3
@@ -100,9 +100,9 @@ def status(
 
         anabranch rollout fraud.py status --json | jq .challengers
     """
-    from dataflows.cli.rollout_tables import status_table
-    from dataflows.load import load_pipeline
-    from dataflows.rollout_log import RolloutLog
+    from anabranch.dataflows.cli.display.rollout import status_table
+    from anabranch.dataflows.pipelines.loader import load_pipeline
+    from anabranch.dataflows.rollout.client import RolloutLog
 
     if follow and json:
         raise InputError("--follow shows a live table, and --json one answer: leave one out")
@@ -313,12 +313,12 @@ def _tell(
     bus_set: list[str] | None,
 ) -> None:
     """Say it to the run, and print what became of it."""
-    from dataflows.cli.rollout_tables import sentence
-    from dataflows.control import Control
-    from dataflows.load import load_pipeline
-    from dataflows.rollout_log import ask
-    from models.decision import REFUSED
-    from state.durations import parse_duration_ms
+    from anabranch.dataflows.cli.display.rollout import sentence
+    from anabranch.dataflows.messages.control import Control
+    from anabranch.dataflows.pipelines.loader import load_pipeline
+    from anabranch.dataflows.rollout.client import ask
+    from anabranch.models.rollout.decision import REFUSED
+    from anabranch.state.durations import parse_duration_ms
 
     control = Control(kind=kind, id=uuid.uuid4().hex, by=by or _me(), **about)
     if (fault := control.command().fault()) is not None:
@@ -367,7 +367,7 @@ def _changes(settings: list[str] | None) -> dict[str, Any]:
 
 def _status(pipeline: Pipeline) -> RolloutStatus:
     """As it is declared, before anything was heard."""
-    from dataflows.rollout_status import ChallengerStatus, RolloutStatus
+    from anabranch.dataflows.rollout.status import ChallengerStatus, RolloutStatus
 
     return RolloutStatus(
         pipeline=pipeline.name,
@@ -379,7 +379,7 @@ def _status(pipeline: Pipeline) -> RolloutStatus:
 
 def _follow(log: RolloutLog, found: RolloutStatus, stop: threading.Event) -> None:
     """A live table, on a terminal, and each new decision as a line above it."""
-    from dataflows.cli.rollout_tables import status_table, timed_sentence
+    from anabranch.dataflows.cli.display.rollout import status_table, timed_sentence
 
     console = Console(soft_wrap=True)
     live = Live(status_table(found), console=console, auto_refresh=False)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dataflows.bus import Bus
-from dataflows.cli.launch import (
+from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.cli.launcher import (
     Begin,
     Lost,
     RunSettings,
@@ -18,21 +18,21 @@ from dataflows.cli.launch import (
     work,
     work_supervised,
 )
-from dataflows.cli.options import (
+from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
     BusSettings,
     BusUrl,
     PipelineName,
     opened_bus,
 )
-from dataflows.logs import FORMAT, LEVEL, LogFormat, LogLevel, about, configure
-from dataflows.member import ALONE, Member
-from dataflows.supervised import SUPERVISED, refusals_told
-from state.errors import BusError, InputError
+from anabranch.dataflows.runtime.member import ALONE, Member
+from anabranch.dataflows.runtime.supervised_worker import SUPERVISED, refusals_told
+from anabranch.dataflows.telemetry.logs import FORMAT, LEVEL, LogFormat, LogLevel, about, configure
+from anabranch.state.errors import BusError, InputError
 
 if TYPE_CHECKING:
-    from dataflows.pipeline import Pipeline
-    from dataflows.recovery.beginning import Beginning
+    from anabranch.dataflows.declaration.pipeline import Pipeline
+    from anabranch.dataflows.registry.warm_start import Beginning
 
 
 def run(
@@ -167,8 +167,8 @@ def run(
 
         anabranch run fraud.py --bus kafka://localhost:9092 --processes 2
     """
-    from dataflows.load import load_pipeline
-    from state.durations import parse_duration_ms
+    from anabranch.dataflows.pipelines.loader import load_pipeline
+    from anabranch.state.durations import parse_duration_ms
 
     configure(log_format, log_level)
     supervised = SUPERVISED in os.environ
@@ -230,7 +230,7 @@ def _beginning(
         return None
     if state is None:
         raise InputError("--model is what a new state begins with: leave out --no-state")
-    from dataflows.recovery.beginning import find_beginning
+    from anabranch.dataflows.registry.warm_start import find_beginning
 
     return find_beginning(pipeline, state, registry or state, model)
 
@@ -247,7 +247,7 @@ def _check_processes(processes: int, addresses: str | None, shards: int) -> None
 
 def _check_inputs(pipeline: Pipeline, bus: Bus, name: str) -> None:
     """Raise if an input topic is missing; ``name`` is what the user calls the pipeline."""
-    from dataflows.intake import partition_count
+    from anabranch.dataflows.source.bus_source import partition_count
 
     found = {*bus.topics(), pipeline.topics.control}  # that one is made when it is missing
     missing = [topic for topic in pipeline.inputs if topic not in found]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dataflows.cli.options import (
+from anabranch.dataflows.cli.display.publish import Pacing, Publishing
+from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
     BusSettings,
     BusUrl,
@@ -17,11 +18,10 @@ from dataflows.cli.options import (
     create_topics,
     opened_bus,
 )
-from dataflows.cli.publishing import Pacing, Publishing
-from state.errors import InputError
+from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
-    from producers.batch import Batch, Kind
+    from anabranch.producers.batch import Batch, Kind
 
 
 def simulate(
@@ -108,9 +108,9 @@ def simulate(
 
         anabranch simulate payments --events 120000 --fault cents --fault-at 100000
     """
-    from producers.faults import Faults
-    from producers.simulators import simulate as simulated
-    from producers.upstream import broken
+    from anabranch.producers.simulators.by_name import simulate as simulated
+    from anabranch.producers.simulators.faults import Faults
+    from anabranch.producers.simulators.upstream_faults import broken
 
     faults = Faults(
         malformed=malformed, duplicates=duplicates, out_of_order=out_of_order, delay_s=delay

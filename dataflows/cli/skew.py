@@ -10,18 +10,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, PipelineName, opened_bus
-from dataflows.cli.sentence import print_error
-from dataflows.cli.watching import watching
-from state.errors import AnabranchError, InputError
+from anabranch.dataflows.cli.display.errors import print_error
+from anabranch.dataflows.cli.display.progress import watching
+from anabranch.dataflows.cli.options import (
+    DEFAULT_BUS,
+    BusSettings,
+    BusUrl,
+    PipelineName,
+    opened_bus,
+)
+from anabranch.state.errors import AnabranchError, InputError
 
 if TYPE_CHECKING:
-    from dataflows.bus import Bus
-    from dataflows.pipeline import Pipeline
-    from dataflows.skew.arrivals import Arrivals
-    from dataflows.skew.reading import Messages
-    from dataflows.skew.served import Served
-    from dataflows.skew.watch import Watch
+    from anabranch.dataflows.bus import Bus
+    from anabranch.dataflows.declaration.pipeline import Pipeline
+    from anabranch.dataflows.skew.arrival_order import Arrivals
+    from anabranch.dataflows.skew.message_reader import Messages
+    from anabranch.dataflows.skew.progress import Watch
+    from anabranch.dataflows.skew.served_features import Served
 
 DIFFERS = 1
 MISTAKE = 2
@@ -139,7 +145,7 @@ def skew(
             "--training compares distributions, and takes no --events or --labels"
         )
     with _mistakes():
-        from dataflows.load import load_pipeline
+        from anabranch.dataflows.pipelines.loader import load_pipeline
 
         declared = load_pipeline(pipeline)
         events = events or declared.topics.events
@@ -177,7 +183,7 @@ def _mistakes() -> Iterator[None]:
 @contextmanager
 def _bus_of(names: Sequence[str], url: str, settings: Sequence[str] | None) -> Iterator[Bus | None]:
     """The bus, if one of the names is a topic's."""
-    from dataflows.skew.sources import file_of
+    from anabranch.dataflows.skew.sources import file_of
 
     if all(file_of(name) for name in names):
         yield None
@@ -207,10 +213,10 @@ class _Check:
         self, events: str, labels: str | None, features: str, limits: _Limits, json: bool
     ) -> bool:
         """Recompute, compare row by row, and print; whether no more differs than is allowed."""
-        from dataflows.cli.skew_tables import print_rows
-        from dataflows.skew.compare import compare
-        from dataflows.skew.recompute import longest_look_back_ms, recompute
-        from state.durations import parse_duration_ms
+        from anabranch.dataflows.cli.display.skew import print_rows
+        from anabranch.dataflows.skew.compare import compare
+        from anabranch.dataflows.skew.recompute import longest_look_back_ms, recompute
+        from anabranch.state.durations import parse_duration_ms
 
         pipeline = self._pipeline
         warm_up_ms = None if limits.warm_up is None else parse_duration_ms(limits.warm_up)
@@ -239,9 +245,9 @@ class _Check:
         self, training: Path, features: str, psi: float, bins: int, json: bool
     ) -> bool:
         """Compare the distributions of a training set and of what was served, and print."""
-        from dataflows.cli.skew_tables import print_shifts
-        from dataflows.skew.distributions import shifts
-        from dataflows.skew.served import served_in_file
+        from anabranch.dataflows.cli.display.skew import print_shifts
+        from anabranch.dataflows.skew.distributions import shifts
+        from anabranch.dataflows.skew.served_features import served_in_file
 
         pipeline = self._pipeline
         with watching() as watch:
@@ -252,8 +258,8 @@ class _Check:
         return all(each.psi <= psi for each in found)
 
     def _served(self, name: str, watch: Watch) -> Served:
-        from dataflows.skew.served import served_in_file, served_on_topic
-        from dataflows.skew.sources import file_of
+        from anabranch.dataflows.skew.served_features import served_in_file, served_on_topic
+        from anabranch.dataflows.skew.sources import file_of
 
         path, pipeline = file_of(name), self._pipeline
         if path is not None:
@@ -262,8 +268,8 @@ class _Check:
         return served_on_topic(pipeline.name, pipeline.columns, self._bus, name, watch)
 
     def _arrivals(self, name: str, watch: Watch) -> Arrivals:
-        from dataflows.skew.arrivals import arrivals_of_file, arrivals_of_topic
-        from dataflows.skew.sources import file_of
+        from anabranch.dataflows.skew.arrival_order import arrivals_of_file, arrivals_of_topic
+        from anabranch.dataflows.skew.sources import file_of
 
         path = file_of(name)
         if path is not None:
@@ -272,8 +278,8 @@ class _Check:
         return arrivals_of_topic(self._pipeline, self._bus, name, watch)
 
     def _labels(self, name: str, watch: Watch) -> Messages:
-        from dataflows.skew.arrivals import labels_of_file, labels_of_topic
-        from dataflows.skew.sources import file_of
+        from anabranch.dataflows.skew.arrival_order import labels_of_file, labels_of_topic
+        from anabranch.dataflows.skew.sources import file_of
 
         path = file_of(name)
         if path is not None:

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from state.errors import StateError
+from anabranch.state.errors import StateError
 
 if TYPE_CHECKING:
-    from dataflows.recovery.inspection import PlaceReport, StateReport
+    from anabranch.dataflows.recovery.inspection import PlaceReport, StateReport
 
 
 def state(
@@ -40,7 +40,7 @@ def state(
 
         anabranch state data/state/payments --verify
     """
-    from dataflows.recovery.inspection import inspect
+    from anabranch.dataflows.recovery.inspection import inspect
 
     console = Console()
     with Console(stderr=True).status(f"reading {directory}"):

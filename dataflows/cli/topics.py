@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dataflows.bus import Bus
-from dataflows.cli.options import (
+from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
     BusSettings,
     BusUrl,
@@ -44,7 +44,7 @@ def topics(
     with opened_bus(bus, bus_set) as opened:
         wanted: list[str] | None = None
         if pipeline is not None:
-            from dataflows.load import load_pipeline
+            from anabranch.dataflows.pipelines.loader import load_pipeline
 
             declared = load_pipeline(pipeline)
             wanted = [*declared.inputs, *declared.topics.outputs]

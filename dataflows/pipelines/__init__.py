@@ -15,15 +15,15 @@ class Shipped:
 
 SHIPPED: dict[str, Shipped] = {
     "payments": Shipped(
-        "dataflows.pipelines.payments",
+        "anabranch.dataflows.pipelines.payments",
         "is this card payment fraud? Verdicts come minutes to hours later",
     ),
     "clicks": Shipped(
-        "dataflows.pipelines.clicks",
+        "anabranch.dataflows.pipelines.clicks",
         "which of these items will be clicked? Known after seconds, or after ten minutes without",
     ),
     "trips": Shipped(
-        "dataflows.pipelines.trips",
+        "anabranch.dataflows.pipelines.trips",
         "how many minutes will this taxi trip take? Known at drop-off",
     ),
 }

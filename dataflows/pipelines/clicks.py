@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from river import linear_model, optim, preprocessing
 
-from dataflows.features import field, since_last, target, window
-from dataflows.messages import Event, Label
-from dataflows.pipeline import Pipeline
-from models.drift import monitor
+from anabranch.dataflows.declaration.features import field, since_last, target, window
+from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.messages.inputs import Event, Label
+from anabranch.models.drift.detectors import monitor
 
 
 class Page(Event):

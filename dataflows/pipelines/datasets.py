@@ -11,10 +11,10 @@ from typing import Any, cast
 import msgspec
 from river import linear_model, naive_bayes, preprocessing
 
-from dataflows.features import field
-from dataflows.messages import Event, inline
-from dataflows.pipeline import Pipeline
-from producers.datasets import ID, TARGET, TIME, DatasetShape, dataset_shape
+from anabranch.dataflows.declaration.features import field
+from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.messages.inputs import Event, inline
+from anabranch.producers.datasets import ID, TARGET, TIME, DatasetShape, dataset_shape
 
 
 def dataset_pipeline(name: str) -> Pipeline:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from river import linear_model, optim, preprocessing
 
-from dataflows.features import (
+from anabranch.dataflows.declaration.features import (
     decayed,
     distinct,
     field,
@@ -18,10 +18,10 @@ from dataflows.features import (
     since_last,
     window,
 )
-from dataflows.messages import Event, Label
-from dataflows.pipeline import Pipeline
-from models.drift import monitor
-from models.shift_declarations import Distributions
+from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.messages.inputs import Event, Label
+from anabranch.models.drift.declarations import Distributions
+from anabranch.models.drift.detectors import monitor
 
 
 class Payment(Event):

@@ -2,7 +2,7 @@
 
 It reads and writes the topics of `payments`, and is run as a module::
 
-    anabranch run dataflows.pipelines.payments_canary
+    anabranch run anabranch.dataflows.pipelines.payments_canary
 
 ``bolder``, the model of `payments`, climbs from 1 % of the cards to a half, and takes over. Then it
 is the turn of ``bayes``, which is worse, and is found out before it serves anybody to speak of.
@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from river import linear_model, naive_bayes, optim, preprocessing
 
-from dataflows.pipelines.payments import pipeline as payments
-from models.policies import Canary
+from anabranch.dataflows.pipelines.payments import pipeline as payments
+from anabranch.models.rollout.policies import Canary
 
 pipeline = replace(
     payments,

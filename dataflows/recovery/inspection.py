@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from dataflows.intake import PartitionState
-from dataflows.recovery.identity import Identity, read_identity
-from dataflows.recovery.place import DATABASE, Token, read_id
-from dataflows.recovery.resume_point import ResumePoint, read_resume_point
-from models.label_windows import LABEL_WINDOWS
-from models.segments import stored_segments
-from models.sliced import Report, stored_report
-from models.step_record import StepRecord
-from state.delta import Delta
-from state.errors import StateError
-from state.lock import holder
-from state.log import COUNT
-from state.store import look
+from anabranch.dataflows.recovery.manifest import Identity, read_identity
+from anabranch.dataflows.recovery.resume_point import ResumePoint, read_resume_point
+from anabranch.dataflows.recovery.state_partition import DATABASE, Token, read_id
+from anabranch.dataflows.source.bus_source import PartitionState
+from anabranch.models.learners.segments import stored_segments
+from anabranch.models.metrics.sliced_metrics import Report, stored_report
+from anabranch.models.prequential.label_windows import LABEL_WINDOWS
+from anabranch.models.prequential.step_record import StepRecord
+from anabranch.state.errors import StateError
+from anabranch.state.store.delta import Delta
+from anabranch.state.store.lock import holder
+from anabranch.state.store.store import look
+from anabranch.state.windows.event_log import COUNT
 
 _PLACE = re.compile(r"intake-\d+|windows(-\d+)?|models")
 _LOOKS = 5
@@ -35,7 +35,7 @@ class PlaceReport:
     ``generation`` is the last written, ``resumes_at`` the one that the recovery store knows (None:
     none yet). ``keys`` and ``events`` are by entity; of the models, they are of labels. ``ids`` and
     ``waiting`` are counts. ``bytes`` are of all that is stored, older generations included.
-    ``slices`` is `models.sliced.Report`, ``segments`` what `Segments.report` gives.
+    ``slices`` is `models.metrics.sliced_metrics.Report`, ``segments`` what `Segments.report` gives.
     """
 
     name: str

@@ -12,15 +12,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from dataflows.entity_windows import EntityWindows
-from dataflows.pipeline import Pipeline
-from dataflows.recovery.identity import Identity, write_identity
-from dataflows.recovery.place import Place, Token, windows_of
-from dataflows.recovery.resume_point import ResumePoint, read_resume_point
-from dataflows.windows import MODELS
-from state.assemble import assemble
-from state.delta import Delta
-from state.hashing import hash64
+from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.recovery.manifest import Identity, write_identity
+from anabranch.dataflows.recovery.resume_point import ResumePoint, read_resume_point
+from anabranch.dataflows.recovery.state_partition import Place, Token, windows_of
+from anabranch.dataflows.sharding.entity_windows import EntityWindows
+from anabranch.dataflows.steps.window_step import MODELS
+from anabranch.state.keys.hashing import hash64
+from anabranch.state.store.delta import Delta
+from anabranch.state.windows.repartition import assemble
 
 TOGETHER, BY_SHARD, MODELS_STEP = "windows_and_models", "windows", "models"
 """Ids of the stateful steps, without the number of the layout."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataflows.intake import PartitionState
-from state.errors import StateError
+from anabranch.dataflows.source.bus_source import PartitionState
+from anabranch.state.errors import StateError
 
 # As the engine does it (recovery.rs): the least of the frontiers that the workers of the last
 # execution have come to, each at least the epoch at which that execution began.

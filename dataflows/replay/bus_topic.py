@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dataflows.bus import Bus, BusError, Lost, Reader, Slice, TopicPartition
+from anabranch.dataflows.bus import Bus, BusError, Lost, Reader, Slice, TopicPartition
 
 
 class BusTopic:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataflows.pipeline import Pipeline
-from models.learner import Learner
-from models.silent import SilentLearner
+from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.models.learners.learner import Learner
+from anabranch.models.learners.null import SilentLearner
 
 
 class FeaturesOnly(Pipeline):

@@ -24,13 +24,13 @@ from typing import Any
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from dataflows.bus import Bus, BusError, Publisher, TopicPartition, UnreachableError
-from dataflows.failure import Guard
-from dataflows.latency_metrics import LatencyMetrics
-from dataflows.sink.outgoing import Marking, Outgoing
-from dataflows.sink.patience import Patience
-from dataflows.sink.published import Published
-from dataflows.sink.read_back import ReadBack
+from anabranch.dataflows.batch.outgoing import Marking, Outgoing
+from anabranch.dataflows.bus import Bus, BusError, Publisher, TopicPartition, UnreachableError
+from anabranch.dataflows.error_guard import Guard
+from anabranch.dataflows.sink.delivery_retry import Patience
+from anabranch.dataflows.sink.published import Published
+from anabranch.dataflows.sink.read_back import ReadBack
+from anabranch.dataflows.telemetry.latency import LatencyMetrics
 
 Ends = dict[str, int]
 """Output topic → the offset up to which one partition of it is confirmed."""

@@ -6,8 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from dataflows.sink.offset_runs import OffsetRuns
-from dataflows.sink.outgoing import I64, Mark, Marks, Outgoing
+from anabranch.dataflows.batch.outgoing import I64, Mark, Marks, Outgoing
+from anabranch.dataflows.sink.offset_runs import OffsetRuns
 
 _Kind = tuple[str, str, tuple[str, ...]]  # output topic, source topic, rest of the mark
 

@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dataflows.bus import Bus, Reader, Slice, TopicPartition, UnreachableError
-from dataflows.sink.outgoing import Mark, Marking
-from dataflows.sink.patience import Patience
-from dataflows.sink.published import Published
-from state.errors import StateError
+from anabranch.dataflows.batch.outgoing import Mark, Marking
+from anabranch.dataflows.bus import Bus, Reader, Slice, TopicPartition, UnreachableError
+from anabranch.dataflows.sink.delivery_retry import Patience
+from anabranch.dataflows.sink.published import Published
+from anabranch.state.errors import StateError
 
 LOG = logging.getLogger(__name__)
 _LIMIT = 4096

@@ -8,12 +8,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from dataflows.skew.arrivals import Arrivals
-from dataflows.skew.reading import ID, OFFSET, PARTITION
-from dataflows.skew.recompute import Recomputed
-from dataflows.skew.row_features import TIME
-from dataflows.skew.served import Served
-from state.errors import InputError
+from anabranch.dataflows.skew.arrival_order import Arrivals
+from anabranch.dataflows.skew.message_reader import ID, OFFSET, PARTITION
+from anabranch.dataflows.skew.recompute import Recomputed
+from anabranch.dataflows.skew.row_features import TIME
+from anabranch.dataflows.skew.served_features import Served
+from anabranch.state.errors import InputError
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflows.skew.served import Served
-from dataflows.skew.watch import Watch, unwatched
-from models.shift_bins import jensen_shannon
+from anabranch.dataflows.skew.progress import Watch, unwatched
+from anabranch.dataflows.skew.served_features import Served
+from anabranch.models.drift.bins import jensen_shannon
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]

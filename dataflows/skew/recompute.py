@@ -9,19 +9,24 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from dataflows.features import EntityFeature, Feature, KeyedFeature, LabelWindow
-from dataflows.messages import Delayed
-from dataflows.pipeline import Pipeline
-from dataflows.skew.admitted import admitted
-from dataflows.skew.arrivals import Arrivals
-from dataflows.skew.label_steps import LabelSteps, inline_steps, joined_steps
-from dataflows.skew.reading import ID, LABEL, LARGEST, OFFSET, PARTITION
-from dataflows.skew.row_features import TIME, row_columns
-from dataflows.skew.timeline import Timeline
-from dataflows.skew.watch import Watch, unwatched
-from dataflows.skew.window_stats import decayed, distinct, since_last, windows
-from state.aggregates import DecayedSpec, DistinctSpec, SinceLastSpec, WindowSpec
-from state.durations import parse_duration_ms
+from anabranch.dataflows.declaration.features import (
+    EntityFeature,
+    Feature,
+    KeyedFeature,
+    LabelWindow,
+)
+from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.messages.inputs import Delayed
+from anabranch.dataflows.skew.arrival_order import Arrivals
+from anabranch.dataflows.skew.label_rules import LabelSteps, inline_steps, joined_steps
+from anabranch.dataflows.skew.late_and_duplicate import admitted
+from anabranch.dataflows.skew.message_reader import ID, LABEL, LARGEST, OFFSET, PARTITION
+from anabranch.dataflows.skew.progress import Watch, unwatched
+from anabranch.dataflows.skew.row_features import TIME, row_columns
+from anabranch.dataflows.skew.timeline import Timeline
+from anabranch.dataflows.skew.window_stats import decayed, distinct, since_last, windows
+from anabranch.state.durations import parse_duration_ms
+from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, WindowSpec
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]

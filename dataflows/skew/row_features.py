@@ -8,8 +8,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dataflows.features import DayOfWeek, Hashed, HourOfDay, NumberField, OneHot
-from dataflows.skew.xxh64 import xxh64
+from anabranch.dataflows.declaration.features import (
+    DayOfWeek,
+    Hashed,
+    HourOfDay,
+    NumberField,
+    OneHot,
+)
+from anabranch.dataflows.skew.xxh64 import xxh64
 
 TIME = "event time"
 """The column of event times, epoch ms; no field can be called so."""

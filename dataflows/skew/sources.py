@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataflows.bus import Bus, BusError
-from producers.files import FORMATS
-from producers.tables import parquet_rows
-from state.errors import InputError
+from anabranch.dataflows.bus import Bus, BusError
+from anabranch.producers.files.formats import FORMATS
+from anabranch.producers.files.tables import parquet_rows
+from anabranch.state.errors import InputError
 
 
 def file_of(name: str) -> Path | None:

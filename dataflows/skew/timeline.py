@@ -19,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from state.errors import InputError
+from anabranch.state.errors import InputError
 
 I64 = NDArray[np.int64]
 AT_ONCE = 4_000_000

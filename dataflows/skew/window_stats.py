@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflows.skew.doubling import (
+from anabranch.dataflows.skew.sparse_table import (
     SCALE,
     Combine,
     Measure,
@@ -25,13 +25,13 @@ from dataflows.skew.doubling import (
     pool,
     sum_leaves,
 )
-from dataflows.skew.timeline import Pieces, Timeline
+from anabranch.dataflows.skew.timeline import Pieces, Timeline
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
 UNRESOLVED = 1e-28
-"""A variance below this part of the mean square is 0, as `state.aggregates` declares."""
+"""A variance below this part of the mean square is 0, as `state.windows.specs` declares."""
 
 FORGOTTEN_AFTER = 50
 """Half-lives without an event after which a decayed key starts anew, as declared there."""
@@ -100,7 +100,7 @@ def windows(
         timeline: by time, or by pane.
         values: see `Entered`.
         widths: in units of the timeline.
-        stats: see `state.aggregates.WindowSpec`.
+        stats: see `state.windows.specs.WindowSpec`.
         times: ``(n,) int64`` event times in order of arrival, which say what is first in a pane.
     """
     entered = Entered(timeline, values)

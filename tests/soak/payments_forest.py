@@ -8,8 +8,8 @@ from functools import partial
 
 from river import forest
 
-from dataflows.pipelines.payments import pipeline as shipped
-from models import checkpoint
+from anabranch.dataflows.pipelines.payments import pipeline as shipped
+from anabranch.models.learners import checkpoint
 
 checkpoint.Bounds = partial(checkpoint.Bounds, replay_s=0.5, share=0.3)  # type: ignore[assignment, misc]
 

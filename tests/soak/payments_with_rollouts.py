@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from river import linear_model, naive_bayes, optim, preprocessing
 
-from dataflows import Canary, Challenger, monitor
-from dataflows.pipelines.payments import pipeline as shipped
+from anabranch import Canary, Challenger, monitor
+from anabranch.dataflows.pipelines.payments import pipeline as shipped
 
 pipeline = replace(
     shipped,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dataflows.bus import open_bus
-from tests.crash_trial import Run, Trial
-from tests.kafka_broker import KafkaBroker
-from tests.run_result import check_once, check_same
+from anabranch.dataflows.bus import open_bus
+from tests.support.crash_trial import Run, Trial
+from tests.support.kafka_broker import KafkaBroker
+from tests.support.run_result import check_once, check_same
 
 EVENTS = 40_000
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]

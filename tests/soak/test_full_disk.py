@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash_trial import Trial, reached
-from tests.run_result import check_once, check_same
-from tests.small_disk import mounted
+from tests.support.crash_trial import Trial, reached
+from tests.support.run_result import check_once, check_same
+from tests.support.small_disk import mounted
 
 EVENTS = 60_000
 pytestmark = pytest.mark.timeout(240)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash_trial import Run, Trial, reached
-from tests.network_hosts import NetworkHosts, why_not
-from tests.run_result import (
+from tests.support.crash_trial import Run, Trial, reached
+from tests.support.network_hosts import NetworkHosts, why_not
+from tests.support.run_result import (
     check_features,
     check_merchants,
     check_once,

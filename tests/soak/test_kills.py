@@ -19,9 +19,9 @@ from threading import Event
 
 import pytest
 
-from tests.crash_trial import Trial
-from tests.kafka_broker import KafkaBroker, missing_tools
-from tests.run_result import (
+from tests.support.crash_trial import Trial
+from tests.support.kafka_broker import KafkaBroker, missing_tools
+from tests.support.run_result import (
     check_features,
     check_merchants,
     check_once,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash_trial import Trial
-from tests.run_result import (
+from tests.support.crash_trial import Trial
+from tests.support.run_result import (
     check_features,
     check_merchants,
     check_once,

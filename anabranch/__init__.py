@@ -1,0 +1,169 @@
+"""Real-time machine learning on event streams: the public API.
+
+Everything that a pipeline's file or a program beside it needs is importable from here: the
+declaration, the messages that a run publishes, errors, the buses and the model registry. Nothing
+below is loaded before it is asked for, so that importing this package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anabranch.dataflows.bus import open_bus
+    from anabranch.dataflows.bus.memory import MemoryBus
+    from anabranch.dataflows.declaration.features import (
+        day_of_week,
+        decayed,
+        distinct,
+        field,
+        hashed,
+        hour_of_day,
+        one_hot,
+        since_last,
+        target,
+        window,
+    )
+    from anabranch.dataflows.declaration.pipeline import Pipeline
+    from anabranch.dataflows.messages.inputs import (
+        DeadLetter,
+        Delayed,
+        DriftSignal,
+        Event,
+        Label,
+        Prediction,
+        Ranking,
+        RolloutMessage,
+        inline,
+    )
+    from anabranch.models.drift.declarations import Distributions, Seasonal, Sliding
+    from anabranch.models.drift.detectors import monitor
+    from anabranch.models.learners.imbalance import class_weights, oversample, undersample
+    from anabranch.models.metrics.slices import slice_by
+    from anabranch.models.registry.registry import Registry
+    from anabranch.models.rollout.challenger import Challenger
+    from anabranch.models.rollout.policies import (
+        ABTest,
+        Bandit,
+        Canary,
+        Guardrails,
+        Interleave,
+        Shadow,
+    )
+    from anabranch.state.errors import (
+        AnabranchError,
+        BusError,
+        DeclarationError,
+        InputError,
+        StateError,
+    )
+
+_PUBLIC = {
+    "anabranch.dataflows.bus": ("open_bus",),
+    "anabranch.dataflows.bus.memory": ("MemoryBus",),
+    "anabranch.dataflows.declaration.features": (
+        "day_of_week",
+        "decayed",
+        "distinct",
+        "field",
+        "hashed",
+        "hour_of_day",
+        "one_hot",
+        "since_last",
+        "target",
+        "window",
+    ),
+    "anabranch.dataflows.declaration.pipeline": ("Pipeline",),
+    "anabranch.dataflows.messages.inputs": (
+        "DeadLetter",
+        "Delayed",
+        "DriftSignal",
+        "Event",
+        "Label",
+        "Prediction",
+        "Ranking",
+        "RolloutMessage",
+        "inline",
+    ),
+    "anabranch.models.drift.declarations": ("Distributions", "Seasonal", "Sliding"),
+    "anabranch.models.drift.detectors": ("monitor",),
+    "anabranch.models.learners.imbalance": ("class_weights", "oversample", "undersample"),
+    "anabranch.models.metrics.slices": ("slice_by",),
+    "anabranch.models.registry.registry": ("Registry",),
+    "anabranch.models.rollout.challenger": ("Challenger",),
+    "anabranch.models.rollout.policies": (
+        "ABTest",
+        "Bandit",
+        "Canary",
+        "Guardrails",
+        "Interleave",
+        "Shadow",
+    ),
+    "anabranch.state.errors": (
+        "AnabranchError",
+        "BusError",
+        "DeclarationError",
+        "InputError",
+        "StateError",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = [
+    "ABTest",
+    "AnabranchError",
+    "Bandit",
+    "BusError",
+    "Canary",
+    "Challenger",
+    "DeadLetter",
+    "DeclarationError",
+    "Delayed",
+    "Distributions",
+    "DriftSignal",
+    "Event",
+    "Guardrails",
+    "InputError",
+    "Interleave",
+    "Label",
+    "MemoryBus",
+    "Pipeline",
+    "Prediction",
+    "Ranking",
+    "Registry",
+    "RolloutMessage",
+    "Seasonal",
+    "Shadow",
+    "Sliding",
+    "StateError",
+    "class_weights",
+    "day_of_week",
+    "decayed",
+    "distinct",
+    "field",
+    "hashed",
+    "hour_of_day",
+    "inline",
+    "monitor",
+    "one_hot",
+    "open_bus",
+    "oversample",
+    "since_last",
+    "slice_by",
+    "target",
+    "undersample",
+    "window",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

@@ -1,0 +1,152 @@
+"""The embedded bus: a directory with one SQLite file per topic, no server.
+
+Several processes may publish to and read from one topic at once; each topic has its own file, so
+that writers of different topics do not queue behind each other. `EmbeddedBus` opens no file until
+it must, and shares no connection with its publishers and readers: each of those belongs to one
+thread, and none may be carried across a fork.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+from anabranch.dataflows.bus import Lost, TopicPartition
+from anabranch.dataflows.bus.embedded import topic_file
+from anabranch.dataflows.bus.embedded.publisher import EmbeddedPublisher
+from anabranch.dataflows.bus.embedded.reader import EmbeddedReader
+from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
+from anabranch.state.errors import BusError
+
+__all__ = ["EmbeddedBus"]
+
+_SYNCHRONOUS = ("normal", "full")
+
+
+class EmbeddedBus:
+    """Topics in the directory that ``sqlite:PATH`` or ``sqlite:PATH?synchronous=full`` names.
+
+    What `Publisher.append` has returned from survives any death of the process. With
+    ``synchronous=normal`` (the default) a power failure or a crash of the operating system may lose
+    the last appends, never damage the rest; with ``full`` every append is on disk when it returns.
+
+    Raises:
+        BusError: there is no path, or an option that is not known.
+    """
+
+    def __init__(self, path: str, synchronous: str | None = None) -> None:
+        name, _, query = path.partition("?")
+        for option in filter(None, query.split("&")):
+            key, _, value = option.partition("=")
+            if key != "synchronous":
+                raise BusError(f"sqlite:{path}: unknown option {key!r}; there is only synchronous")
+            synchronous = synchronous or value
+        synchronous = (synchronous or "normal").lower()
+        if synchronous not in _SYNCHRONOUS:
+            raise BusError(f"sqlite:{path}: synchronous is normal or full, not {synchronous!r}")
+        if not name:
+            raise BusError("sqlite: needs a directory: write sqlite:PATH")
+        self.url = f"sqlite:{path}"
+        self._directory = Path(name).absolute()
+        self._synchronous = synchronous
+
+    def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
+        """Create the topics that do not exist yet, and the directory; return their names.
+
+        Raises:
+            BusError: one exists with another partition count, or can't be created.
+        """
+        check_topics(dict(partitions))
+        existing = {t: len(self.end_offsets(t)) for t in partitions if self._path(t).exists()}
+        for topic, count in existing.items():
+            if count != partitions[topic]:
+                raise _other_count(topic, count, partitions[topic])
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BusError(f"can't create {self._directory}: {error.strerror}") from error
+        created = []
+        for topic in partitions.keys() - existing.keys():
+            if topic_file.create(topic, self._path(topic), partitions[topic]):
+                created.append(topic)
+            elif (count := len(self.end_offsets(topic))) != partitions[topic]:  # another was faster
+                raise _other_count(topic, count, partitions[topic])
+        return sorted(created)
+
+    def topics(self) -> dict[str, int]:
+        """Every topic and its partition count."""
+        try:
+            paths = sorted(self._directory.glob(f"*{topic_file.SUFFIX}"))
+        except OSError as error:
+            raise BusError(f"can't list {self._directory}: {error.strerror}") from error
+        names = [path.name.removesuffix(topic_file.SUFFIX) for path in paths]
+        return {name: len(self.end_offsets(name)) for name in names}
+
+    def start_offsets(self, topic: str) -> list[int]:
+        """The first offset still kept, by partition.
+
+        Raises:
+            BusError: the topic does not exist, or its file can't be read.
+        """
+        return self._offsets(topic, topic_file.STARTS)
+
+    def end_offsets(self, topic: str) -> list[int]:
+        """The offset behind the last message, by partition.
+
+        Raises:
+            BusError: the topic does not exist, or its file can't be read.
+        """
+        return self._offsets(topic, topic_file.ENDS)
+
+    def publisher(self, stop: threading.Event | None = None) -> EmbeddedPublisher:
+        """A new publisher; close it when done. It never waits for long, so ``stop`` is not used."""
+        return EmbeddedPublisher(self.existing, self._synchronous)
+
+    def reader(
+        self,
+        positions: Mapping[TopicPartition, int],
+        group: str | None = None,
+        lost: Lost = "stop",
+    ) -> EmbeddedReader:
+        """A reader of these partitions from these offsets; ``group`` is not kept anywhere.
+
+        Raises:
+            BusError: a topic or partition does not exist, an offset is no longer kept and ``lost``
+                is ``stop``, or an offset lies behind the end.
+        """
+        return EmbeddedReader(self.existing, positions, lost)
+
+    def close(self) -> None:
+        """Nothing is held open; publishers and readers close themselves."""
+
+    def existing(self, topic: str) -> Path:
+        """The file of a topic.
+
+        Raises:
+            BusError: the topic does not exist.
+        """
+        check_topic(topic)
+        path = self._path(topic)
+        if not path.exists():
+            raise missing_topic(topic, self.url)
+        return path
+
+    def _path(self, topic: str) -> Path:
+        return self._directory / f"{topic}{topic_file.SUFFIX}"
+
+    def _offsets(self, topic: str, query: str) -> list[int]:
+        path = self.existing(topic)
+        with (
+            topic_file.sentences(topic, path),
+            closing(topic_file.connect(topic, path)) as connection,
+        ):
+            return [row[0] for row in connection.execute(query)]
+
+
+def _other_count(topic: str, count: int, wanted: int) -> BusError:
+    return BusError(
+        f"topic {topic} exists with {count} partitions, not {wanted}; "
+        f"ask for {count}, or use another name"
+    )

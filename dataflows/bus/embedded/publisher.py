@@ -1,0 +1,171 @@
+"""Appends to the topics of the embedded bus: one transaction per append."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anabranch.dataflows.bus.embedded.topic_file import (
+    OFFSET_BITS,
+    Identity,
+    connect,
+    encode_messages,
+    sentences,
+)
+from anabranch.dataflows.bus.partitioner import Placement
+
+MOST_MESSAGES = 4096  # of a segment: what a reader decodes to read any one of them
+MOST_BYTES = 8 << 20
+
+
+class _Run(NamedTuple):
+    """Messages for one segment."""
+
+    partition: int
+    values: Sequence[bytes]
+    keys: Sequence[bytes | None] | None
+    times: NDArray[np.int64]
+
+
+class _Topic(NamedTuple):
+    path: Path
+    connection: sqlite3.Connection
+    placement: Placement
+    identity: Identity
+
+
+class EmbeddedPublisher:
+    """A `dataflows.bus.Publisher` whose `append` is a commit: all of it is stored, or nothing."""
+
+    def __init__(self, existing: Callable[[str], Path], synchronous: str) -> None:
+        self._existing = existing
+        self._synchronous = synchronous
+        self._topics: dict[str, _Topic] = {}
+
+    def append(
+        self,
+        topic: str,
+        values: Sequence[bytes],
+        *,
+        keys: Sequence[bytes | None] | None = None,
+        partitions: Sequence[int] | int | None = None,
+        times: Sequence[int] | NDArray[np.int64] | None = None,
+    ) -> None:
+        """Store ``values``; on return they survive the death of this process.
+
+        Raises:
+            BusError: the topic does not exist, or its file refused; then nothing is stored.
+        """
+        opened = self._topics.get(topic) or self._open(topic)
+        rows = len(values)
+        placed = opened.placement.place(rows, keys, partitions)
+        if times is None:
+            stamps = np.full(rows, time.time_ns() // 1_000_000, np.int64)
+        else:
+            opened.placement.check_length("times", len(times), rows)
+            stamps = np.asarray(times, np.int64)
+        if rows == 0:
+            return
+        runs = [
+            part
+            for run in _by_partition(placed, values, keys, stamps)
+            for part in _segments_of(run)
+        ]
+        with sentences(topic, opened.path):
+            _store(opened.connection, runs)
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Nothing to wait for: `append` has stored it.
+
+        Raises:
+            BusError: a topic's file was deleted or replaced, and with it what was stored there.
+        """
+        for topic in self._topics.values():
+            topic.identity.check()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for topic in self._topics.values():
+            topic.connection.close()
+        self._topics.clear()
+
+    def _open(self, topic: str) -> _Topic:
+        path = self._existing(topic)
+        connection = connect(topic, path, self._synchronous)
+        with sentences(topic, path):
+            count = connection.execute("SELECT count(*) FROM partitions").fetchone()[0]
+        opened = self._topics[topic] = _Topic(
+            path, connection, Placement(topic, count), Identity(topic, path)
+        )
+        return opened
+
+
+def _by_partition(
+    placed: NDArray[np.int64] | int,
+    values: Sequence[bytes],
+    keys: Sequence[bytes | None] | None,
+    times: NDArray[np.int64],
+) -> list[_Run]:
+    if isinstance(placed, int):
+        return [_Run(placed, values, keys, times)]
+    runs = []
+    order = np.argsort(placed, kind="stable")
+    bounds = np.flatnonzero(np.diff(placed[order])) + 1
+    for rows in np.split(order, bounds):
+        at = rows.tolist()
+        chosen = None if keys is None else [keys[i] for i in at]
+        runs.append(_Run(int(placed[at[0]]), [values[i] for i in at], chosen, times[rows]))
+    return runs
+
+
+def _segments_of(run: _Run) -> list[_Run]:
+    """Cut a run so that no segment is too long or, save for one message, too large."""
+    count = len(run.values)
+    if count <= MOST_MESSAGES and sum(map(len, run.values)) <= MOST_BYTES:
+        return [run]
+    cuts, size = [0], 0
+    for at, value in enumerate(run.values):
+        if at > cuts[-1] and (at - cuts[-1] == MOST_MESSAGES or size + len(value) > MOST_BYTES):
+            cuts.append(at)
+            size = 0
+        size += len(value)
+    cuts.append(count)
+    return [
+        _Run(
+            run.partition,
+            run.values[start:stop],
+            None if run.keys is None else run.keys[start:stop],
+            run.times[start:stop],
+        )
+        for start, stop in pairwise(cuts)
+    ]
+
+
+def _store(connection: sqlite3.Connection, runs: list[_Run]) -> None:
+    # Encoded before the lock is taken: other processes wait for the disk only.
+    blobs = [encode_messages(run.values, run.keys, run.times) for run in runs]
+    execute = connection.execute
+    execute("BEGIN IMMEDIATE")
+    try:
+        for run, blob in zip(runs, blobs, strict=True):
+            at = (run.partition,)
+            base: int = execute("SELECT next FROM partitions WHERE partition=?", at).fetchone()[0]
+            count = len(run.values)
+            times = (int(run.times[0]), int(run.times[-1]))
+            execute(
+                "INSERT INTO segments VALUES (?, ?, ?, ?, ?)",
+                (run.partition << OFFSET_BITS | base, count, *times, blob),
+            )
+            execute("UPDATE partitions SET next=? WHERE partition=?", (base + count, *at))
+        execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite itself rolls back after some errors
+            execute("ROLLBACK")
+        raise

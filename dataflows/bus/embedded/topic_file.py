@@ -1,0 +1,225 @@
+"""One topic of the embedded bus: one SQLite file.
+
+Messages lie in *segments*, one row per run of messages that were appended together. The row id is
+``partition << 48 | base``, so that a partition's segments are neighbours on disk and both "the
+segment that holds offset x" and "the last one" are one look-up in one B-tree:
+
+    segments(id, count, first_time, last_time, messages)   messages = msgpack [values, keys, times]
+    partitions(partition, next)                            next = the offset that comes next
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from anabranch.dataflows.bus.offset_errors import made_anew, topic_deleted
+from anabranch.state.errors import BusError
+
+FORMAT = 1
+SUFFIX = ".topic"
+OFFSET_BITS = 48
+
+_APPLICATION = 0x416E6162  # "Anab": tells a topic from any other SQLite file
+_BUSY_TIMEOUT_S = 10.0
+_SCHEMA = """
+CREATE TABLE partitions (partition INTEGER PRIMARY KEY, next INTEGER NOT NULL);
+CREATE TABLE segments (
+    id INTEGER PRIMARY KEY,      -- partition << 48 | offset of the first message
+    count INTEGER NOT NULL,
+    first_time INTEGER NOT NULL, -- of the first and the last message, epoch ms
+    last_time INTEGER NOT NULL,
+    messages BLOB NOT NULL       -- msgpack [values, keys or nil, times as little-endian int64]
+);
+"""
+
+ENDS = "SELECT next FROM partitions ORDER BY partition"
+"""The offset behind the last message, by partition."""
+STARTS = f"""
+SELECT coalesce((
+    SELECT s.id & {(1 << OFFSET_BITS) - 1} FROM segments s
+    WHERE s.id >= p.partition << {OFFSET_BITS} AND s.id < (p.partition + 1) << {OFFSET_BITS}
+    ORDER BY s.id LIMIT 1
+), p.next) FROM partitions p ORDER BY p.partition
+"""
+"""The first offset still kept, by partition."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[list[bytes], list[bytes | None] | None, bytes]).decode
+
+
+class Segment(NamedTuple):
+    """A decoded segment: ``values`` from offset ``base`` on, ``times`` ``(n,) int64``."""
+
+    base: int
+    values: list[bytes]
+    keys: list[bytes | None] | None
+    times: NDArray[np.int64]
+
+    @property
+    def end(self) -> int:
+        """The offset behind the last message."""
+        return self.base + len(self.values)
+
+
+def encode_messages(
+    values: Sequence[bytes], keys: Sequence[bytes | None] | None, times: NDArray[np.int64]
+) -> bytes:
+    """The ``messages`` of a segment."""
+    return _encode((values, keys, times.astype("<i8", copy=False).tobytes()))
+
+
+def decode_segment(base: int, count: int, messages: bytes, path: Path) -> Segment:
+    """Undo `encode_messages`.
+
+    Raises:
+        BusError: the bytes are not what was written.
+    """
+    try:
+        values, keys, packed = _decode(messages)
+    except msgspec.DecodeError as error:
+        raise BusError(f"{path} is damaged: the segment at offset {base}: {error}") from None
+    times = np.frombuffer(packed, "<i8") if len(packed) == 8 * count else np.empty(0, np.int64)
+    if not len(values) == len(times) == (count if keys is None else len(keys)):
+        raise BusError(f"{path} is damaged: the segment at offset {base} has not {count} messages")
+    return Segment(base, values, keys, times.astype(np.int64, copy=False))
+
+
+class Identity:
+    """Which file a path led to, to notice when it is deleted or another is put in its place."""
+
+    def __init__(self, topic: str, path: Path) -> None:
+        self._topic = topic
+        self._path = path
+        self._file = self._found()
+
+    def check(self) -> None:
+        """Raise `BusError` when the path no longer leads to that file."""
+        found = self._found()
+        if found is None:
+            raise topic_deleted(self._topic)
+        if found != self._file:
+            raise made_anew(self._topic)
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise BusError(
+                f"topic {self._topic}: can't look at {self._path}: {error.strerror}"
+            ) from error
+        return found.st_dev, found.st_ino
+
+
+@contextmanager
+def sentences(topic: str, path: Path) -> Iterator[None]:
+    """Turn what SQLite raises into a `BusError` that names the topic and its file."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise refusal(topic, path, error) from error
+
+
+def refusal(topic: str, path: Path, error: sqlite3.Error) -> BusError:
+    """What SQLite said, as one sentence."""
+    return BusError(f"topic {topic}: {path}: {error}{_advice(error)}")
+
+
+def _advice(error: sqlite3.Error) -> str:
+    said = str(error)
+    for sign, advice in (
+        ("full", "; nothing of this append was stored: free some space, then go on"),
+        ("readonly", "; the bus needs to write there, also to read"),
+        ("locked", f" for {_BUSY_TIMEOUT_S:.0f} s by another process"),
+        ("malformed", "; the file is damaged: restore it, or remove it and publish again"),
+        ("not a database", "; the file is damaged or not a topic: restore or remove it"),
+    ):
+        if sign in said:
+            return advice
+    return ""
+
+
+def connect(topic: str, path: Path, synchronous: str = "normal") -> sqlite3.Connection:
+    """Open a topic's file, which must exist.
+
+    Raises:
+        BusError: it can't be opened, is no topic, or is of another format.
+    """
+    with sentences(topic, path):
+        connection = _open(path, "rw", synchronous)
+        try:
+            application = connection.execute("PRAGMA application_id").fetchone()[0]
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if application != _APPLICATION:
+                raise BusError(f"{path} is a SQLite database but not a topic; move it elsewhere")
+            if version != FORMAT:
+                raise BusError(
+                    f"topic {topic}: {path} has format {version}, this version reads format "
+                    f"{FORMAT}; use the version that wrote it, or publish the topic again"
+                )
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def create(topic: str, path: Path, partitions: int) -> bool:
+    """Make a topic's file; False when it exists.
+
+    The file is built under another name and linked to its own when complete, so that no process
+    ever sees half a topic.
+
+    Raises:
+        BusError: it can't be written.
+    """
+    building = path.parent / f".{uuid.uuid4().hex}"
+    try:
+        with sentences(topic, path):
+            connection = _open(building, "rwc", "full")
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute(f"PRAGMA application_id={_APPLICATION}")
+                connection.execute(f"PRAGMA user_version={FORMAT}")
+                connection.executescript(_SCHEMA)
+                rows = [(partition, 0) for partition in range(partitions)]
+                connection.execute("BEGIN")
+                connection.executemany("INSERT INTO partitions VALUES (?, ?)", rows)
+                connection.execute("COMMIT")
+            finally:
+                connection.close()
+        os.link(building, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise BusError(f"topic {topic}: can't create {path}: {error.strerror}") from error
+    finally:
+        for left in ("", "-wal", "-shm", "-journal"):
+            building.with_name(building.name + left).unlink(missing_ok=True)
+    return True
+
+
+def _open(path: Path, mode: str, synchronous: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"file:{quote(str(path))}?mode={mode}",
+        uri=True,
+        timeout=_BUSY_TIMEOUT_S,
+        isolation_level=None,  # transactions are begun by hand
+        check_same_thread=False,  # one thread at a time; not always the one that opened it
+    )
+    connection.execute(f"PRAGMA synchronous={synchronous}")
+    # A log written in large runs outgrows the default of 4 MB at once; this saves fsyncs.
+    connection.execute("PRAGMA wal_autocheckpoint=4000")
+    connection.execute("PRAGMA journal_size_limit=67108864")
+    return connection

@@ -1,0 +1,279 @@
+"""The bus on a Kafka cluster, through librdkafka.
+
+librdkafka runs threads of its own: open a bus after a fork, never before. What it logs goes to
+`logging` under ``dataflows.bus.kafka.bus.librdkafka``.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection
+from confluent_kafka import TopicPartition as KafkaPosition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec
+from confluent_kafka.admin._metadata import ClusterMetadata
+from confluent_kafka.cimpl import NewTopic
+
+from anabranch.dataflows.bus import Lost, TopicPartition, UnreachableError
+from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch, Probe
+from anabranch.dataflows.bus.kafka.publisher import KafkaPublisher
+from anabranch.dataflows.bus.kafka.reader import KafkaReader, Range
+from anabranch.dataflows.bus.kafka.settings import (
+    NO_LEADER,
+    RDKAFKA_LOG,
+    ClientLog,
+    KafkaSettings,
+    kafka_sentence,
+)
+from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
+from anabranch.state.errors import BusError
+
+__all__ = ["KafkaBus"]
+
+_Client = TypeVar("_Client")
+_EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+_LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+_HOSTS = re.compile(r"([^\s,:/]+|\[[0-9a-fA-F:.]+\]):\d+(,([^\s,:/]+|\[[0-9a-fA-F:.]+\]):\d+)*")
+
+
+class KafkaBus:
+    """Topics of the cluster that ``kafka://HOST:PORT[,HOST:PORT…]`` names.
+
+    ``settings`` are librdkafka's, and those of `KafkaSettings`.
+
+    Raises:
+        BusError: the hosts or a setting can't be right, or no broker answers in time.
+    """
+
+    def __init__(self, hosts: str, settings: Mapping[str, str] | None = None) -> None:
+        if _HOSTS.fullmatch(hosts) is None:
+            raise BusError(f"kafka://{hosts}: write kafka://HOST:PORT[,HOST:PORT…]")
+        self.url = f"kafka://{hosts}"
+        self._settings = KafkaSettings(hosts, settings or {})
+        self._log = ClientLog()
+        conf = {**self._settings.admin(), "error_cb": self._log.heard_error}
+        self._admin: AdminClient = _made(lambda: AdminClient(conf, logger=RDKAFKA_LOG))
+        self._metadata()
+
+    def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
+        """Create the topics that do not exist yet, wait until they can be used, return their names.
+
+        Raises:
+            BusError: one exists with another partition count, or Kafka refuses.
+        """
+        check_topics(dict(partitions))
+        existing = self.topics()
+        self._check_counts(partitions, existing)
+        missing = [topic for topic in partitions if topic not in existing]
+        if not missing:
+            return []
+        orders = [
+            NewTopic(
+                topic,
+                num_partitions=partitions[topic],
+                replication_factor=self._settings.replication,
+                config=self._settings.topic,
+            )
+            for topic in missing
+        ]
+        created = []
+        reach_s = self._settings.reach_s
+        answers = self._admin.create_topics(orders, request_timeout=reach_s)
+        for topic, future in answers.items():
+            try:
+                future.result()
+                created.append(topic)
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code < 0:  # librdkafka's own: no broker said it
+                    raise self._unreachable(error) from error
+                if code != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise BusError(
+                        f"can't create topic {topic}: {kafka_sentence(error)}"
+                    ) from error
+        self._wait_until_visible({topic: partitions[topic] for topic in missing})
+        return sorted(created)
+
+    def topics(self) -> dict[str, int]:
+        """Every topic (internal ones left out) and its partition count."""
+        listed = self._metadata().topics.items()
+        return {
+            name: len(topic.partitions)
+            for name, topic in sorted(listed)
+            if topic.error is None and not name.startswith("__")
+        }
+
+    def start_offsets(self, topic: str) -> list[int]:
+        """The first offset still kept, by partition.
+
+        Raises:
+            BusError: the topic does not exist, or Kafka can't be reached.
+        """
+        return self._offsets(topic, _EARLIEST)
+
+    def end_offsets(self, topic: str) -> list[int]:
+        """The offset behind the last message, by partition, asked of Kafka now.
+
+        Raises:
+            BusError: the topic does not exist, or Kafka can't be reached.
+        """
+        return self._offsets(topic, _LATEST)
+
+    def publisher(self, stop: threading.Event | None = None) -> KafkaPublisher:
+        """A new publisher; close it when done. ``stop`` ends its waiting for brokers."""
+        log = ClientLog()
+        conf = {**self._settings.producer(), "error_cb": log.heard_error}
+        producer: Producer = _made(lambda: Producer(conf, logger=RDKAFKA_LOG))
+        return KafkaPublisher(producer, self.partition_count, log, self.url, stop)
+
+    def reader(
+        self,
+        positions: Mapping[TopicPartition, int],
+        group: str | None = None,
+        lost: Lost = "stop",
+    ) -> KafkaReader:
+        """A reader of these partitions from these offsets; ``group`` is what `commit` reports to.
+
+        Raises:
+            BusError: a topic or partition does not exist, an offset is no longer kept and ``lost``
+                is ``stop``, or an offset lies behind the end.
+        """
+        counts = {topic: self.partition_count(topic) for topic in {at.topic for at in positions}}
+        for at, position in positions.items():
+            if not 0 <= at.partition < counts[at.topic]:
+                raise BusError(
+                    f"topic {at.topic} has partitions 0 to {counts[at.topic] - 1}, "
+                    f"not {at.partition}"
+                )
+            if position < 0:
+                raise BusError(
+                    f"topic {at.topic} partition {at.partition}: no offset can be {position}"
+                )
+        log = ClientLog()
+        conf = {**self._settings.consumer(group or "anabranch"), "error_cb": log.heard_error}
+        consumer: Consumer = _made(lambda: Consumer(conf, logger=RDKAFKA_LOG))
+        watch = BrokerWatch(self.probe, list(positions), log, self.url)
+        return KafkaReader(consumer, positions, self.bounds, watch, log, group, lost)
+
+    def close(self) -> None:
+        """Nothing needs letting go; publishers and readers close themselves."""
+
+    def partition_count(self, topic: str) -> int:
+        """How many partitions a topic has.
+
+        Raises:
+            BusError: the topic does not exist, or Kafka can't be reached.
+        """
+        check_topic(topic)
+        # All topics are listed: asking for one by name may create it.
+        count = self.topics().get(topic)
+        if count is None:
+            raise missing_topic(topic, self.url)
+        return count
+
+    def bounds(self, places: Collection[TopicPartition]) -> dict[TopicPartition, Range]:
+        """The first offset kept and the one behind the last of each partition, asked now.
+
+        Raises:
+            UnreachableError: Kafka does not answer.
+            BusError: it refuses to.
+        """
+        first, last = self._asked(places, _EARLIEST), self._asked(places, _LATEST)
+        return {at: (first[at], last[at]) for at in places}
+
+    def probe(self, places: Collection[TopicPartition]) -> Probe:
+        """Ask for topics and for the ends of partitions, without waiting for the answers."""
+        topics = TopicCollection(sorted({at.topic for at in places}))
+        # Far apart from 5 s, after which silence is news; a late answer is one.
+        timeout_s = max(self._settings.reach_s, 10.0)
+        described = self._admin.describe_topics(topics, request_timeout=timeout_s)
+        return Probe(described, self._list(places, _LATEST, timeout_s))
+
+    def _list(
+        self, places: Collection[TopicPartition], which: OffsetSpec, timeout_s: float
+    ) -> dict[TopicPartition, Future[Any]]:
+        asked = {KafkaPosition(*at): which for at in places}
+        answers = self._admin.list_offsets(asked, request_timeout=timeout_s)
+        return {TopicPartition(at.topic, at.partition): answer for at, answer in answers.items()}
+
+    def _metadata(self) -> ClusterMetadata:
+        try:
+            return self._admin.list_topics(timeout=self._settings.reach_s)
+        except KafkaException as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: BaseException) -> UnreachableError:
+        self._admin.poll(0)  # lets error_cb say what was wrong
+        why = self._log.last_error or kafka_sentence(error)
+        return UnreachableError(
+            f"can't reach Kafka at {self._settings.hosts} within {self._settings.reach_s:g} s: "
+            f"{why}"
+        )
+
+    def _offsets(self, topic: str, which: OffsetSpec) -> list[int]:
+        places = [TopicPartition(topic, number) for number in range(self.partition_count(topic))]
+        found = self._asked(places, which)
+        return [found[at] for at in places]
+
+    def _asked(
+        self, places: Collection[TopicPartition], which: OffsetSpec
+    ) -> dict[TopicPartition, int]:
+        deadline = time.monotonic() + self._settings.reach_s
+        while True:
+            left_s = max(deadline - time.monotonic(), 0.1)
+            try:
+                answers = self._list(places, which, left_s)
+                found = {at: int(answer.result().offset) for at, answer in answers.items()}
+                if min(found.values(), default=0) >= 0:
+                    return found
+                # librdkafka's way to say that the request to one of several leaders failed
+                raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+            except KafkaException as error:
+                code = error.args[0].code()
+                # A topic just made, or one whose broker just came back, has no leader for a moment.
+                if code in NO_LEADER and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                elif code < 0 or code in NO_LEADER:  # below 0 are librdkafka's own
+                    raise self._unreachable(error) from error
+                else:
+                    topics = ", ".join(sorted({at.topic for at in places}))
+                    raise BusError(
+                        f"can't ask for offsets of {topics}: {kafka_sentence(error)}"
+                    ) from error
+
+    def _check_counts(self, wanted: Mapping[str, int], existing: Mapping[str, int]) -> None:
+        for topic, count in wanted.items():
+            if existing.get(topic, count) != count:
+                raise BusError(
+                    f"topic {topic} exists with {existing[topic]} partitions, not {count}; "
+                    f"ask for {existing[topic]}, or use another name"
+                )
+
+    def _wait_until_visible(self, wanted: Mapping[str, int]) -> None:
+        deadline = time.monotonic() + self._settings.reach_s
+        while True:
+            topics = self._metadata().topics
+            self._check_counts(
+                wanted, {t: len(topics[t].partitions) for t in wanted if t in topics}
+            )
+            if all(
+                topic in topics and all(p.leader >= 0 for p in topics[topic].partitions.values())
+                for topic in wanted
+            ):
+                return
+            if time.monotonic() > deadline:
+                raise BusError(f"new topics {', '.join(wanted)} did not get leaders in time")
+            time.sleep(0.05)
+
+
+def _made(make: Callable[[], _Client]) -> _Client:
+    try:
+        return make()
+    except (KafkaException, ValueError, TypeError) as error:
+        raise BusError(f"Kafka settings: {kafka_sentence(error)}") from error

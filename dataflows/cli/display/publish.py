@@ -1,0 +1,187 @@
+"""What `publish` and `simulate` share: send batches while showing progress, and sum up.
+
+Progress goes to stderr and the summary to stdout. Ctrl-C and SIGTERM take effect between two
+appends, so that what the summary counts is what is stored.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.telemetry.logs import stderr_console
+
+if TYPE_CHECKING:
+    from anabranch.producers.batch import Batch, Kind
+    from anabranch.producers.publish import Published
+
+_LINE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """How fast to publish: ``rate`` messages a second, ``speedup`` of event time, or at once."""
+
+    rate: float | None = None
+    speedup: float | None = None
+
+
+class Stop:
+    """Turns Ctrl-C and SIGTERM into a `KeyboardInterrupt` at a moment when nothing is half done."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Listen while the block runs; the second Ctrl-C interrupts at once."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._ask) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a stop was asked for."""
+        if self._asked.is_set():
+            raise KeyboardInterrupt
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but not past a stop."""
+        self._asked.wait(seconds)
+        self.check()
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if self._asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked.set()
+
+
+class Publishing:
+    """Sends runs of batches to the topics of a pipeline, one after another, with one progress bar.
+
+    ``total`` is how many messages there will be (None: not known); with ``count_events`` only
+    events are counted towards it.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Mapping[Kind, str],
+        *,
+        total: int | None,
+        count_events: bool = False,
+    ) -> None:
+        from anabranch.producers.publish import Published
+
+        self._bus = bus
+        self._topics = topics
+        self._total = total
+        self._count_events = count_events
+        self._done = Published()
+        self._stop = Stop()
+        self._started = time.monotonic()
+
+    @contextmanager
+    def shown(self) -> Iterator[Callable[[Iterator[Batch], Pacing], None]]:
+        """Show progress while the block runs; yields what sends batches. Sums up at the end.
+
+        Raises:
+            typer.Exit: with 130, after the summary, when it was interrupted.
+        """
+        console = stderr_console()
+        show = self._bar if console.is_terminal else self._lines
+        with self._stop.on_signals(), show(console) as update:
+            yield lambda batches, pacing: self._send(batches, pacing, update)
+        typer.echo(self.summary())
+        if self._done.interrupted:
+            raise typer.Exit(130)
+
+    def summary(self) -> str:
+        """One line: how many messages went where, and in what time."""
+        parts = [f"{self._done.events:,} events to {self._topics['events']}"]
+        if "labels" in self._topics:
+            parts.append(f"{self._done.labels:,} labels to {self._topics['labels']}")
+        seconds = time.monotonic() - self._started
+        line = f"published {' and '.join(parts)} in {seconds:.{1 if seconds >= 1 else 2}f} s"
+        return f"interrupted: {line}; all of them are stored" if self._done.interrupted else line
+
+    def _send(
+        self, batches: Iterator[Batch], pacing: Pacing, update: Callable[[Published], None]
+    ) -> None:
+        from anabranch.producers.publish import publish
+
+        if self._done.interrupted:
+            return
+        before = replace(self._done)
+
+        def on_progress(counts: Published) -> None:
+            self._done.events = before.events + counts.events
+            self._done.labels = before.labels + counts.labels
+            update(self._done)
+            if not counts.interrupted:
+                self._stop.check()
+
+        try:
+            counts = publish(
+                self._bus,
+                batches,
+                topics=self._topics,
+                rate=pacing.rate,
+                speedup=pacing.speedup,
+                on_progress=on_progress,
+                sleep=self._stop.sleep,
+            )
+        except KeyboardInterrupt:  # after the last message
+            self._done.interrupted = True
+        else:
+            self._done.interrupted = counts.interrupted
+
+    def _counted(self, counts: Published) -> int:
+        return counts.events if self._count_events else counts.messages
+
+    @contextmanager
+    def _bar(self, console: Console) -> Iterator[Callable[[Published], None]]:
+        columns = (
+            (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            if self._total is not None
+            else (SpinnerColumn(), TextColumn("{task.completed:,}"), TimeElapsedColumn())
+        )
+        title = TextColumn("publishing to " + self._topics["events"].removesuffix(".events"))
+        with Progress(title, *columns, console=console, transient=True) as progress:
+            task = progress.add_task("publish", total=self._total)
+            yield lambda counts: progress.update(task, completed=self._counted(counts))
+
+    @contextmanager
+    def _lines(self, console: Console) -> Iterator[Callable[[Published], None]]:
+        due = time.monotonic() + _LINE_EVERY_S
+
+        def update(counts: Published) -> None:
+            nonlocal due
+            if time.monotonic() >= due:
+                due = time.monotonic() + _LINE_EVERY_S
+                of = "" if self._total is None else f" of {self._total:,}"
+                console.print(f"published {self._counted(counts):,}{of} so far", highlight=False)
+
+        yield update

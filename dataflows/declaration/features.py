@@ -1,0 +1,330 @@
+"""What a pipeline may declare as features.
+
+Row features (`field`, `hour_of_day`, `day_of_week`, `one_hot`, `hashed`) are made of the event
+alone. Window features (`window`, `since_last`, `distinct`, `decayed`) are made of what happened to
+an entity before; their state is in `state.windows.entity_state`. A window of `target()` is made of
+the labels of an entity as they came (`models.prequential.label_windows`). Every declaration names
+its columns, which are the names that the model, the predictions and the monitors know them by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anabranch.dataflows.declaration.schema import Schema
+from anabranch.state.durations import parse_duration_ms
+from anabranch.state.errors import DeclarationError
+from anabranch.state.keys.hashing import hash64
+from anabranch.state.keys.text_dictionary import CodedTexts
+from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, Spec, WindowSpec
+
+Columns = Mapping[str, Any]
+"""Field name → one value per row: a list, or what `TypedRows` has."""
+
+TARGET = "target"
+"""What columns of label windows call the label."""
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+_THURSDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
+
+
+class RowFeature(Protocol):
+    """A feature made of the event alone."""
+
+    @property
+    def field(self) -> str:
+        """The field that it reads."""
+
+    def columns(self) -> list[str]:
+        """The names of the columns that it fills."""
+
+    def check(self, schema: Schema) -> None:
+        """Raise DeclarationError unless the event type has what this needs."""
+
+    def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
+        """Write this feature's columns of ``out``, ``(rows, columns) float64``."""
+
+
+@dataclass(frozen=True, slots=True)
+class NumberField:
+    """See `field`."""
+
+    field: str
+    missing: float | None = None
+
+    def columns(self) -> list[str]:
+        return [self.field]
+
+    def check(self, schema: Schema) -> None:
+        found = schema.require(self.field, ("number", "boolean"), f"field({self.field!r})")
+        if found.optional and self.missing is None:
+            raise DeclarationError(
+                f"field({self.field!r}) may be null in {schema.type_name}: say what stands for it, "
+                f"for example field({self.field!r}, missing=0.0)"
+            )
+
+    def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
+        values = columns[self.field]
+        if self.missing is not None and isinstance(values, np.ndarray):
+            values = np.where(np.isnan(values), self.missing, values)
+        elif self.missing is not None:
+            values = [self.missing if value is None else value for value in values]
+        out[:, 0] = values
+
+
+@dataclass(frozen=True, slots=True)
+class HourOfDay:
+    """See `hour_of_day`."""
+
+    field: str
+    cyclic: bool = False
+
+    def columns(self) -> list[str]:
+        return ["hour_sin", "hour_cos"] if self.cyclic else ["hour_of_day"]
+
+    def check(self, schema: Schema) -> None:
+        if self.field not in schema.fields:
+            schema.require(self.field, ("number",), "hour_of_day")
+
+    def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
+        hours = (times % DAY_MS) / HOUR_MS
+        if self.cyclic:
+            out[:, 0] = np.sin(hours * (2 * np.pi / 24))
+            out[:, 1] = np.cos(hours * (2 * np.pi / 24))
+        else:
+            out[:, 0] = hours
+
+
+@dataclass(frozen=True, slots=True)
+class DayOfWeek:
+    """See `day_of_week`."""
+
+    field: str
+
+    def columns(self) -> list[str]:
+        return ["day_of_week"]
+
+    def check(self, schema: Schema) -> None:
+        if self.field not in schema.fields:
+            schema.require(self.field, ("number",), "day_of_week")
+
+    def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
+        out[:, 0] = (times // DAY_MS + _THURSDAY) % 7
+
+
+@dataclass(frozen=True, slots=True)
+class OneHot:
+    """See `one_hot`."""
+
+    field: str
+    values: tuple[str, ...]
+
+    def columns(self) -> list[str]:
+        return [f"{self.field}={value}" for value in self.values]
+
+    def check(self, schema: Schema) -> None:
+        schema.require(self.field, ("text", "number", "boolean"), f"one_hot({self.field!r})")
+        if not self.values or len(set(self.values)) != len(self.values):
+            raise DeclarationError(f"one_hot({self.field!r}) needs values, each of them once")
+
+    def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
+        place = {value: column for column, value in enumerate(self.values)}
+        values = columns[self.field]
+        if isinstance(values, CodedTexts):
+            distinct, which = values.distinct()
+            codes = np.array([place.get(value, -1) for value in distinct])[which]
+        else:
+            codes = np.array([place.get(value, -1) for value in values])
+        out[:] = codes[:, None] == np.arange(len(self.values))
+
+
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """See `hashed`."""
+
+    field: str
+    buckets: int
+
+    def columns(self) -> list[str]:
+        return [f"{self.field}#{bucket}" for bucket in range(self.buckets)]
+
+    def check(self, schema: Schema) -> None:
+        schema.require_present(self.field, ("text",), f"hashed({self.field!r})")
+        if self.buckets < 2:
+            raise DeclarationError(f"hashed({self.field!r}) needs at least 2 buckets")
+
+    def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
+        codes = hash64(columns[self.field]) % np.uint64(self.buckets)
+        out[:] = codes[:, None] == np.arange(self.buckets, dtype=np.uint64)
+
+
+@dataclass(frozen=True, slots=True)
+class EntityFeature:
+    """A feature made of what happened to an entity: the field that names it, and what is kept."""
+
+    entity: str
+    spec: Spec
+    value: str | None
+    text_value: bool
+    label: str
+
+    def columns(self) -> list[str]:
+        """The names of its columns, the entity's name first."""
+        return [f"{self.entity}_{name}" for name in self.spec.columns()]
+
+    def check(self, schema: Schema) -> None:
+        """Raise DeclarationError unless the event type has what this needs."""
+        schema.require_present(self.entity, ("text",), self.label)
+        if isinstance(self.value, Target):
+            raise DeclarationError(f"{self.label} can't be made of target(): only window can")
+        if self.value is not None:
+            kinds = ("text",) if self.text_value else ("number", "boolean")
+            schema.require(self.value, kinds, self.label)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """See `target`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelWindow:
+    """A window over what an entity's events turned out to be; ``label`` is what errors call it."""
+
+    entity: str
+    spec: WindowSpec
+    label: str
+
+    @property
+    def value(self) -> None:
+        """No field of the event goes into it."""
+
+    def columns(self) -> list[str]:
+        """The names of its columns, the entity's name first."""
+        return [f"{self.entity}_{name}" for name in self.spec.columns()]
+
+    def check(self, schema: Schema) -> None:
+        """Raise DeclarationError unless the event type has what this needs."""
+        schema.require_present(self.entity, ("text",), self.label)
+
+
+KeyedFeature = EntityFeature | LabelWindow
+Feature = RowFeature | KeyedFeature
+
+
+def field(name: str, *, missing: float | None = None) -> NumberField:
+    """A number (or boolean, as 0 and 1) of the event as it is; ``missing`` stands for null."""
+    return NumberField(name, missing)
+
+
+def hour_of_day(time: str = "ts", *, cyclic: bool = False) -> HourOfDay:
+    """Hour of the event's time in UTC, 0 ≤ h < 24 with its fraction; ``cyclic``: sin and cos."""
+    return HourOfDay(time, cyclic)
+
+
+def day_of_week(time: str = "ts") -> DayOfWeek:
+    """Day of the event's time in UTC: Monday is 0."""
+    return DayOfWeek(time)
+
+
+def one_hot(name: str, values: Sequence[str]) -> OneHot:
+    """One column per value, 1.0 where the field has it; any other value is all zeros."""
+    return OneHot(name, tuple(values))
+
+
+def hashed(name: str, *, buckets: int = 16) -> Hashed:
+    """The hashing trick: one column per bucket, 1.0 where the text hashes to it, on any machine."""
+    return Hashed(name, buckets)
+
+
+def target() -> Target:
+    """The label, as that of which a `window` is made: how often it was fraud at this merchant."""
+    return Target()
+
+
+@overload
+def window(
+    entity: str,
+    value: str | None = None,
+    *,
+    over: Sequence[str] | str,
+    stats: Sequence[str] | str = ("count", "mean"),
+    resolution: str | None = None,
+) -> EntityFeature: ...
+
+
+@overload
+def window(
+    entity: str,
+    value: Target,
+    *,
+    over: Sequence[str] | str,
+    stats: Sequence[str] | str = ("count", "mean"),
+    resolution: str | None = None,
+) -> LabelWindow: ...
+
+
+def window(
+    entity: str,
+    value: str | Target | None = None,
+    *,
+    over: Sequence[str] | str,
+    stats: Sequence[str] | str = ("count", "mean"),
+    resolution: str | None = None,
+) -> EntityFeature | LabelWindow:
+    """Statistics of ``value`` over the events of the same entity in the last ``over``.
+
+    Stats are count, sum, mean, std, var, min, max, first and last; without ``value`` only count.
+    A null value is left out of the window, but the event still gets its features.
+    ``resolution`` merges events into panes of that length, which bounds memory of long windows.
+
+    With `target()` they are of the labels of the entity's events, each at the time at which it
+    came: those that are in the last ``over`` before an event, and had arrived before it. Its own
+    is never among them.
+    """
+    label = f"window({entity})"
+    stats = (stats,) if isinstance(stats, str) else tuple(stats)
+    if value is None and stats != ("count",):
+        if stats != ("count", "mean"):
+            raise DeclarationError(f"{label} without a value can only count: give stats='count'")
+        stats = ("count",)
+    widths = _widths_ms(over, label)
+    pane_ms = parse_duration_ms(resolution) if resolution else 0
+    if isinstance(value, Target):
+        return LabelWindow(entity, WindowSpec(TARGET, widths, stats, pane_ms), label)
+    return EntityFeature(
+        entity, WindowSpec(value or "", widths, stats, pane_ms), value, False, label
+    )
+
+
+def since_last(entity: str, *, within: str = "1d") -> EntityFeature:
+    """Seconds since the entity's previous event; ``within`` (in seconds) when there was none."""
+    spec = SinceLastSpec(parse_duration_ms(within))
+    return EntityFeature(entity, spec, None, False, f"since_last({entity})")
+
+
+def distinct(entity: str, value: str, *, over: Sequence[str] | str) -> EntityFeature:
+    """How many different values of a text field the entity had in the last ``over``."""
+    label = f"distinct({entity})"
+    return EntityFeature(entity, DistinctSpec(value, _widths_ms(over, label)), value, True, label)
+
+
+def decayed(
+    entity: str, value: str, *, half_life: str, stats: Sequence[str] = ("mean", "count")
+) -> EntityFeature:
+    """Statistics in which an event counts half as much for every ``half_life`` that it is old."""
+    spec = DecayedSpec(value, parse_duration_ms(half_life), tuple(stats))
+    return EntityFeature(entity, spec, value, False, f"decayed({entity})")
+
+
+def _widths_ms(over: Sequence[str] | str, label: str) -> tuple[int, ...]:
+    widths = (over,) if isinstance(over, str) else tuple(over)
+    if not widths:
+        raise DeclarationError(f"{label} needs at least one width, for example over='10m'")
+    return tuple(parse_duration_ms(width) for width in widths)

@@ -1,0 +1,142 @@
+"""What is checked of challengers and their rollout when a pipeline is declared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from river import base
+
+from anabranch.models.drift.detectors import LOSS
+from anabranch.models.learners.learner import Task
+from anabranch.models.learners.river import check_fits
+from anabranch.models.registry.version import check_name
+from anabranch.models.rollout.challenger import STARTING, Challenger
+from anabranch.models.rollout.policies import Bandit, Interleave, check_policy
+from anabranch.state.errors import DeclarationError, InputError
+
+if TYPE_CHECKING:
+    from anabranch.dataflows.declaration.pipeline import Pipeline
+
+
+def check_rollout(pipeline: Pipeline) -> None:
+    """Challengers, policy, key and fallback can work.
+
+    Raises:
+        DeclarationError: in one sentence.
+    """
+    where = f"pipeline {pipeline.name!r}"
+    if not isinstance(pipeline.challengers, Mapping):
+        raise DeclarationError(
+            f"challengers of {where} must be models by name, such as {{'tree': …}}, not "
+            f"{type(pipeline.challengers).__name__}"
+        )
+    if pipeline.rollout is None:
+        for what, given in (("rollout_key", pipeline.rollout_key), ("fallback", pipeline.fallback)):
+            if given is not None:
+                raise DeclarationError(
+                    f"{what}= of {where} is for rollouts: give challengers= or rollout= as well"
+                )
+        return
+    if pipeline.label is None:
+        raise DeclarationError(
+            f"{where} has no label, and models are compared by their losses on labels: give "
+            "label=, or leave out challengers= and rollout="
+        )
+    for name, model in pipeline.challengers.items():
+        _check_name(pipeline, name, where)
+        _check_challenger(pipeline, model, f"challenger {name!r} of {where}")
+    if pipeline.on_drift is not None:
+        _check_on_drift(pipeline, f"on_drift= of {where}")
+    check_policy(pipeline.rollout, pipeline.task, len(pipeline.challengers), where)
+    if isinstance(pipeline.rollout, Interleave) and pipeline.candidates is None:
+        raise DeclarationError(
+            f"Interleave of {where} is for rankings: name the event's list of candidates= as well"
+        )
+    if isinstance(pipeline.rollout, Bandit) and pipeline.candidates is not None:
+        raise DeclarationError(
+            f"Bandit of {where} pulls an arm for each candidate, and scores of different models "
+            "make no list: use Interleave(…), or one that divides the keys"
+        )
+    pipeline.schema.require_present(pipeline.traffic_field, ("text",), f"{where} (rollout_key=)")
+    if pipeline.fallback is not None:
+        _check_fallback(pipeline, where)
+
+
+def _check_on_drift(pipeline: Pipeline, where: str) -> None:
+    if not isinstance(pipeline.on_drift, Challenger):
+        raise DeclarationError(
+            f"{where} is {pipeline.on_drift!r}: give Challenger(fresh=…, warm=…), with a River "
+            "model as fresh="
+        )
+    _check_challenger(pipeline, pipeline.on_drift, where)
+    watched = {
+        LOSS if monitor.subject == LOSS else "feature"
+        for monitor in pipeline.monitors
+        if monitor.by is None
+    }
+    if pipeline.distributions is not None:
+        watched |= {*STARTING} - {LOSS}
+    for kind in pipeline.on_drift.after:
+        if kind not in watched:
+            what = "monitors=[monitor('loss')]" if kind == LOSS else "distributions=Distributions()"
+            raise DeclarationError(
+                f"{where} is for a {kind} that has drifted, and nothing watches it: give {what} "
+                "as well"
+            )
+
+
+def _check_name(pipeline: Pipeline, name: object, where: str) -> None:
+    try:
+        if not isinstance(name, str):
+            raise InputError(f"model name {name!r} is no text")
+        check_name(name)
+    except InputError as error:
+        raise DeclarationError(f"a challenger of {where} can't be called so: {error}") from None
+    if name == pipeline.model_name:
+        raise DeclarationError(
+            f"challenger {name!r} of {where} has the name of the model that it challenges: give "
+            "it another one"
+        )
+
+
+def _check_challenger(pipeline: Pipeline, model: object, where: str) -> None:
+    if isinstance(model, Challenger):
+        fault = model.fault()
+        if fault is not None:
+            raise DeclarationError(f"{where}: {fault}")
+        model = model.fresh
+    if not isinstance(model, base.Estimator):
+        raise DeclarationError(
+            f"{where} is {model!r}, and no River model: give an object, such as "
+            "tree.HoeffdingTreeClassifier()"
+        )
+    try:
+        check_fits(model, pipeline.task)
+    except DeclarationError as error:
+        raise DeclarationError(f"{where}: {error}") from None
+
+
+def _check_fallback(pipeline: Pipeline, where: str) -> None:
+    given, task = pipeline.fallback, pipeline.task
+    if task is Task.MULTICLASS:
+        kind, types = pipeline.target_kind, _TYPES.get(pipeline.target_kind or "", ())
+        fits = isinstance(given, types) and (kind == "boolean" or not isinstance(given, bool))
+        wanted = f"a class, as its label ({kind})"
+    elif task is Task.BINARY:
+        fits = isinstance(given, int | float) and 0 <= given <= 1
+        wanted = "the probability of true, in [0, 1]"
+    else:
+        fits = isinstance(given, int | float) and not isinstance(given, bool)
+        fits = fits and math.isfinite(float(given or 0))
+        wanted = "a number"
+    if not fits:
+        raise DeclarationError(f"fallback={given!r} of {where} must be {wanted}")
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "boolean": (bool,),
+    "number": (int, float),
+    "text": (str,),
+}

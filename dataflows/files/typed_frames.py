@@ -1,0 +1,127 @@
+"""Frames as typed rows, where the types of their columns leave no doubt about what is in them.
+
+What is taken as it is must be what the decoder would have made of the row's JSON, to the last bit.
+So only the plain ways are gone here: whole numbers, doubles, booleans and texts, for fields that
+say no more than that. A frame with anything else is decoded, and so is a row with a null where
+none may be, or with a number that JSON does not have or that is too large.
+"""
+
+from __future__ import annotations
+
+import threading
+import types
+from collections.abc import Mapping
+from typing import Any, Union, get_args, get_origin
+
+import msgspec
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from anabranch.dataflows.batch.typed_rows import FrameTexts, TypedRows
+from anabranch.dataflows.messages.event_time import FIRST_MS, LAST_MS
+from anabranch.dataflows.messages.inputs import Event, Label
+from anabranch.state.arrays import LARGEST
+from anabranch.state.keys.hashing import hash_pieces
+from anabranch.state.keys.text_dictionary import TextDictionary
+
+I64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+_INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
+_FITTING: dict[type, tuple[Any, ...]] = {
+    int: _INTEGERS,
+    float: (*_INTEGERS, pl.Float64),
+    bool: (pl.Boolean,),
+    str: (pl.String,),
+}
+_IN_PLACE_OF_NULL: dict[type, Any] = {int: 0, float: np.nan, bool: False, str: ""}
+_MOST_TEXTS = 1 << 20
+"""A dictionary with more texts than this is left for a new one."""
+
+
+class TypedFrames:
+    """Makes typed rows of frames with the messages of one type.
+
+    ``id`` and ``time`` are the fields that hold those.
+    """
+
+    def __init__(self, message: type[msgspec.Struct], id: str, time: str) -> None:
+        self._id, self._time = id, time
+        self._kinds = _plain_kinds(message, time)
+        self._dictionaries: dict[str, TextDictionary] = {}
+        self._coding = threading.Lock()  # partitions are read by a thread each
+
+    def rows(self, frame: pl.DataFrame, times: I64) -> TypedRows | None:
+        """The rows of a frame with these event times (epoch ms); None where it must be decoded.
+
+        The frame's columns must all be fields of the type, or of no matter.
+        """
+        if self._kinds is None or not self._fits(self._kinds, frame):
+            return None
+        good = (times >= FIRST_MS) & (times <= LAST_MS)
+        columns: dict[str, Any] = {}
+        for name, (kind, optional) in self._kinds.items():
+            if name in frame.columns:
+                columns[name] = self._column(frame[name].rechunk(), kind, optional, good)
+        return TypedRows(frame, times, good, columns)
+
+    def _fits(self, kinds: Mapping[str, tuple[type, bool]], frame: pl.DataFrame) -> bool:
+        schema = frame.schema
+        for name, (kind, optional) in kinds.items():
+            if name in schema:
+                given = schema[name]
+                if given not in _FITTING[kind]:
+                    return False
+                if optional and kind is not float and frame[name].null_count():
+                    return False
+        return True
+
+    def _column(self, series: pl.Series, kind: type, optional: bool, good: Mask) -> Any:
+        """The values of a field; takes from ``good`` the rows where they are in doubt."""
+        if kind is float:
+            series = series.cast(pl.Float64)
+        if series.null_count():
+            if not optional:
+                good &= series.is_not_null().to_numpy()
+            series = series.fill_null(_IN_PLACE_OF_NULL[kind])
+        if kind is str:
+            return self._texts(series)
+        values = series.to_numpy()
+        if kind is float:
+            fine = np.abs(values) <= LARGEST
+            good &= fine | np.isnan(values) if optional else fine
+        return values.astype(np.int64) if kind is int else values
+
+    def _texts(self, series: pl.Series) -> Any:
+        data = (series.str.join("").item() or "").encode()
+        lengths = series.str.len_bytes().to_numpy().astype(np.int64)
+        if series.name == self._id:
+            return FrameTexts(series, hash_pieces(data, lengths))
+        with self._coding:
+            dictionary = self._dictionaries.get(series.name)
+            if dictionary is None or len(dictionary) > _MOST_TEXTS:
+                dictionary = self._dictionaries[series.name] = TextDictionary()
+            return dictionary.code(data, lengths)
+
+
+def _plain_kinds(message: type[msgspec.Struct], time: str) -> dict[str, tuple[type, bool]] | None:
+    """Each field's type, and whether it may be null; None unless all are plain."""
+    if message.__bases__ not in ((Event,), (Label,)) or hasattr(message, "__post_init__"):
+        return None
+    config = message.__struct_config__
+    if config.tag is not None or config.array_like:
+        return None
+    kinds = {}
+    for field in msgspec.structs.fields(message):
+        annotation, optional = field.type, False
+        if get_origin(annotation) in (Union, types.UnionType):
+            rest = [arg for arg in get_args(annotation) if arg is not type(None)]
+            optional = len(rest) < len(get_args(annotation))
+            annotation = rest[0] if len(rest) == 1 else None
+        if field.name == time:
+            annotation, optional = int, False
+        if annotation not in _FITTING or field.encode_name != field.name:
+            return None
+        kinds[field.name] = annotation, optional
+    return kinds

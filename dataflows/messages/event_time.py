@@ -1,0 +1,62 @@
+"""Event times as people send them: epoch numbers and ISO-8601 text, all made epoch milliseconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anabranch.state.arrays import extent
+
+LAST_MS = 253_402_300_799_999  # the end of the year 9999
+FIRST_MS = -62_135_596_800_000  # the beginning of the year 1
+
+
+def parse_time_ms(value: object, scale: float) -> int:
+    """Epoch ms of one time: a number in units of ``scale`` ms, or ISO-8601 text (UTC by default).
+
+    >>> parse_time_ms(1700000000, 1000.0), parse_time_ms("2025-01-06T00:00:00Z", 1.0)
+    (1700000000000, 1736121600000)
+
+    Raises:
+        ValueError: the text is no time, or the time is outside the years 1 to 9999.
+    """
+    if isinstance(value, str):
+        moment = datetime.fromisoformat(value)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        time_ms = round(moment.timestamp() * 1000)
+    elif not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is no time")
+    else:
+        # Rounded, for 1.001 s times 1000 is a little less than 1001 ms.
+        time_ms = round(value * scale) if math.isfinite(value) else LAST_MS + 1
+    if not FIRST_MS <= time_ms <= LAST_MS:
+        raise ValueError(f"{value!r} is outside the years 1 to 9999")
+    return time_ms
+
+
+def parse_times_ms(
+    values: Sequence[object], scale: float
+) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """``(n,) int64`` epoch ms, and for each row that has no valid time its index and the reason."""
+    bad: dict[int, str] = {}
+    if scale == 1.0 and set(map(type, values)) == {int}:
+        try:
+            times = np.array(values, np.int64)
+        except OverflowError:
+            pass
+        else:
+            earliest, latest = extent(times) if len(times) else (0, 0)
+            if earliest >= FIRST_MS and latest <= LAST_MS:
+                return times, bad
+    times = np.zeros(len(values), np.int64)
+    for row, value in enumerate(values):
+        try:
+            times[row] = parse_time_ms(value, scale)
+        except (ValueError, OverflowError) as error:
+            bad[row] = str(error)
+    return times, bad

@@ -1,0 +1,153 @@
+"""A bus that has history on it: the input topics of a pipeline, and nobody to publish to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+from anabranch.dataflows.bus import BusError, Lost, Publisher, Reader, Slice, TopicPartition
+from anabranch.dataflows.files.file_topic import FileTopic
+from anabranch.dataflows.replay.bus_topic import BusTopic
+
+
+class EmptyTopic:
+    """Nothing in the place of the topic ``name``; attributes as those of `FileTopic`."""
+
+    def __init__(self, name: str, partitions: int) -> None:
+        self.name = name
+        self.widen(partitions)
+
+    def widen(self, partitions: int) -> None:
+        """Have so many partitions."""
+        self.starts, self.ends, self.counts = ([0] * partitions for _ in range(3))
+
+    def reader(self, positions: Mapping[TopicPartition, int]) -> Reader:
+        """A reader that is at its end."""
+        return _Nothing(dict(positions))
+
+
+History = FileTopic | BusTopic | EmptyTopic
+"""Where the messages of one input topic come from."""
+
+
+class HistoryBus:
+    """The `Bus` of a replay: the topics of ``histories``, of ``partitions`` partitions each."""
+
+    url = "history"
+
+    def __init__(self, histories: Sequence[History], partitions: int) -> None:
+        self._histories = {history.name: history for history in histories}
+        self._partitions = partitions
+
+    def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
+        """Outputs do not exist here."""
+        return []
+
+    def topics(self) -> dict[str, int]:
+        return dict.fromkeys(self._histories, self._partitions)
+
+    def start_offsets(self, topic: str) -> list[int]:
+        return list(self._of(topic).starts)
+
+    def end_offsets(self, topic: str) -> list[int]:
+        return list(self._of(topic).ends)
+
+    def publisher(self, stop: threading.Event | None = None) -> Publisher:
+        raise BusError("a replay publishes nothing: this is a fault of the program")
+
+    def reader(
+        self,
+        positions: Mapping[TopicPartition, int],
+        group: str | None = None,
+        lost: Lost = "stop",
+    ) -> Reader:
+        readers: dict[str, Reader] = {}
+        for topic in dict.fromkeys(at.topic for at in positions):
+            own = {at: offset for at, offset in positions.items() if at.topic == topic}
+            history = self._of(topic)
+            if isinstance(history, BusTopic):
+                readers[topic] = history.reader(own, lost)
+            else:
+                readers[topic] = history.reader(own)
+        return _Together(readers)
+
+    def close(self) -> None:
+        """The files close themselves, and buses belong to who opened them."""
+
+    def _of(self, topic: str) -> History:
+        if topic not in self._histories:
+            raise BusError(f"topic {topic!r} does not exist on {self.url}")
+        return self._histories[topic]
+
+
+class _Together:
+    """Readers of several topics as one."""
+
+    def __init__(self, readers: dict[str, Reader]) -> None:
+        self._readers = readers
+
+    def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
+        found: list[Slice] = []
+        for reader in self._readers.values():
+            found += reader.poll(limit, timeout_s)
+        return found
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        for topic, own in self._apart(partitions):
+            self._readers[topic].pause(own)
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        for topic, own in self._apart(partitions):
+            self._readers[topic].resume(own)
+
+    def positions(self) -> dict[TopicPartition, int]:
+        return {at: n for reader in self._readers.values() for at, n in reader.positions().items()}
+
+    def ends(self) -> dict[TopicPartition, int]:
+        return {at: n for reader in self._readers.values() for at, n in reader.ends().items()}
+
+    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """A replay is no consumer: its offsets are nobody's."""
+
+    def trouble(self) -> str | None:
+        troubles = (reader.trouble() for reader in self._readers.values())
+        return next((trouble for trouble in troubles if trouble is not None), None)
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
+
+    def _apart(
+        self, partitions: Sequence[TopicPartition]
+    ) -> list[tuple[str, list[TopicPartition]]]:
+        topics = dict.fromkeys(at.topic for at in partitions)
+        return [(topic, [at for at in partitions if at.topic == topic]) for topic in topics]
+
+
+class _Nothing:
+    """A reader of partitions that are at their ends."""
+
+    def __init__(self, positions: dict[TopicPartition, int]) -> None:
+        self._positions = positions
+
+    def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
+        return []
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        """Nothing comes anyway."""
+
+    resume = pause
+
+    def positions(self) -> dict[TopicPartition, int]:
+        return dict(self._positions)
+
+    ends = positions
+
+    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Nobody asks."""
+
+    def trouble(self) -> str | None:
+        return None
+
+    def close(self) -> None:
+        """Nothing to let go of."""

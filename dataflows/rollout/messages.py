@@ -1,0 +1,68 @@
+"""Decisions about rollouts as messages: with the row that brought each about."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any
+
+from msgspec import UNSET
+
+from anabranch.dataflows.batch.batch import Batch, RawRows
+from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.messages.control import Control
+from anabranch.dataflows.messages.inputs import Cause, ComparedModels, RolloutMessage
+from anabranch.models.rollout.decision import Decision, Evidence
+
+
+def rollout_message(
+    pipeline: str, decision: Decision, cause: Cause, asked: Control | None = None
+) -> RolloutMessage:
+    """The message about ``decision``, which ``cause`` brought about; ``asked`` for it or not.
+
+    Its place within a batch is left out: nothing that is published depends on batches.
+    """
+    return RolloutMessage(
+        pipeline=pipeline,
+        action=decision.action,
+        rollout=decision.rollout,
+        challenger=decision.challenger,
+        champion=decision.champion,
+        share=_finite(decision.share),
+        why=decision.why,
+        ts=decision.time,
+        policy=decision.policy,
+        evidence=None if decision.evidence is None else _compared(decision.evidence),
+        guardrails={name: _finite(value) for name, value in decision.guardrails.items()},
+        topic=cause.topic,
+        partition=cause.partition,
+        offset=cause.offset,
+        answers=UNSET if asked is None else asked.id,
+        by=UNSET if asked is None or not asked.by else asked.by,
+    )
+
+
+def cause_of_row(pipeline: Pipeline, batch: Batch, row: int) -> Cause:
+    """The event ``row`` of a batch, or label ``row - events``."""
+    events, topics = len(batch), pipeline.topics
+    if row < events:
+        return Cause(topics.events, int(batch.partitions[row]), int(batch.offsets[row]))
+    labels, row = batch.labels, row - events
+    return Cause(topics.labels, int(labels.partitions[row]), int(labels.offsets[row]))
+
+
+def cause_of_control(rows: RawRows) -> Cause:
+    """The control message that a batch ends with."""
+    return Cause(rows.topic, int(rows.partitions[0]), int(rows.offsets[0]))
+
+
+def _compared(evidence: Evidence) -> ComparedModels:
+    figures: dict[str, Any] = {each.name: getattr(evidence, each.name) for each in fields(evidence)}
+    for name, value in figures.items():
+        if isinstance(value, float):
+            figures[name] = _finite(value)
+    return ComparedModels(**figures)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,161 @@
+"""The windows of one entity, and the arrays of values that go into them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anabranch.dataflows.batch.candidates import FIRST
+from anabranch.dataflows.batch.columns import Numbers
+from anabranch.dataflows.batch.taking import take_rows
+from anabranch.dataflows.declaration.features import EntityFeature
+from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.state.durations import parse_duration_ms
+from anabranch.state.keys.hashing import hash64
+from anabranch.state.keys.text_column import Texts
+from anabranch.state.store.delta import Delta
+from anabranch.state.windows.entity_state import EntityState
+
+INSERT, LOOK = 0, 1  # modes of `EntityState.update`
+NULL_CODE = np.iinfo(np.int64).min
+_FLOAT64, _INT64 = np.dtype(np.float64), np.dtype(np.int64)  # a dtype made of a type is dear
+
+
+class ValueReader:
+    """Makes arrays of the columns whose values go into windows, once for all entities."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        named = {
+            str(feature.value): feature.text_value
+            for features in pipeline.entities.values()
+            for feature, _ in features
+            if feature.value is not None
+        }
+        self._makers = [(name, _codes if text else _numbers) for name, text in named.items()]
+        self._ranks = pipeline.candidates is not None
+
+    def read(self, columns: dict[str, Any]) -> dict[str, NDArray[Any]]:
+        """Value name → ``(rows,)`` float64 (null is NaN) or int64 codes (null is `NULL_CODE`)."""
+        found: dict[str, NDArray[Any]] = {}
+        for name, make in self._makers:
+            values = columns[name]
+            known = type(values) is Numbers and values.array.dtype is _FLOAT64
+            found[name] = values.array if known else make(values)
+        if self._ranks:
+            found[FIRST] = columns[FIRST]
+        return found
+
+
+class EntityWindows:
+    """All window features of one entity, for the keys of one shard.
+
+    A null value is left out of its windows: the row looks at them without entering. Values that may
+    be null therefore have an `EntityState` of their own. ``in_place``: the features are written
+    into whole rows, where they belong; else side by side into rows of their own.
+    """
+
+    def __init__(self, pipeline: Pipeline, entity: str, in_place: bool) -> None:
+        lateness_ms = parse_duration_ms(pipeline.lateness)
+        groups: dict[str | None, list[tuple[int, EntityFeature]]] = {}
+        self.width = 0
+        # The columns that all candidates of an event share.
+        self._shared: NDArray[np.int64] | None = None
+        shared: list[int] = []
+        for feature, columns in pipeline.entities[entity]:
+            value = feature.value
+            nullable = value is not None and pipeline.schema.fields[value].optional
+            place = columns.start if in_place else self.width
+            groups.setdefault(value if nullable else None, []).append((place, feature))
+            shared += range(place, place + columns.stop - columns.start)
+            self.width += columns.stop - columns.start
+        if pipeline.candidates is not None and not pipeline.schema.fields[entity].several:
+            self._shared = np.array(shared)
+        self.groups = [
+            (
+                value,
+                EntityState(
+                    [feature.spec for _, feature in members],
+                    lateness_ms,
+                    [place for place, _ in members],
+                ),
+            )
+            for value, members in groups.items()
+        ]
+
+    def changes(self) -> Delta:
+        """See `EntityState.changes`."""
+        delta = Delta()
+        for number, (_, state) in enumerate(self.groups):
+            delta.put(str(number), state.changes())
+        return delta
+
+    def restore(self, image: Delta) -> None:
+        """See `EntityState.restore`."""
+        for number, (_, state) in enumerate(self.groups):
+            state.restore(image.part(str(number)))
+
+    def hold(self, watermark: int) -> None:
+        """See `EntityState.hold`."""
+        for _, state in self.groups:
+            state.hold(watermark)
+
+    def fill(
+        self,
+        keys: Sequence[str],
+        times: NDArray[np.int64],
+        columns: dict[str, NDArray[Any]],
+        features: NDArray[np.float64],
+    ) -> None:
+        """Write the features of rows into ``features``, in order."""
+        if self._shared is not None:
+            self._fill_shared(self._shared, keys, times, columns, features)
+            return
+        for value, state in self.groups:
+            if value is None:
+                state.insert(keys, times, columns, features)
+            else:
+                filled, mode = _without_nulls(columns, value)
+                state.update(keys, times, filled, mode, features)
+
+    def _fill_shared(
+        self,
+        place: NDArray[np.int64],
+        keys: Sequence[str],
+        times: NDArray[np.int64],
+        columns: dict[str, NDArray[Any]],
+        features: NDArray[np.float64],
+    ) -> None:
+        """Only the first row of each event enters; the others have its features."""
+        first = columns[FIRST] != 0
+        rows = np.flatnonzero(first)
+        found = features[rows]
+        own = {name: values[rows] for name, values in columns.items()}
+        self._shared = None
+        self.fill(take_rows(keys, rows), times[rows], own, found)
+        self._shared = place
+        features[:, place] = found[np.cumsum(first) - 1][:, place]
+
+
+def _without_nulls(
+    columns: dict[str, NDArray[Any]], value: str
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.uint8]]:
+    given = columns[value]
+    null = np.isnan(given) if given.dtype == np.float64 else given == NULL_CODE
+    mode = np.where(null, LOOK, INSERT).astype(np.uint8)
+    filled = np.where(null, 0, given) if null.any() else given
+    return {**columns, value: filled}, mode
+
+
+def _numbers(values: Sequence[Any]) -> NDArray[np.float64]:
+    return values.floats() if type(values) is Numbers else np.array(values, _FLOAT64)
+
+
+def _codes(values: Sequence[Any]) -> NDArray[np.int64]:
+    if type(values) is not Texts and None in values:
+        codes = hash64(["" if value is None else value for value in values]).view(np.int64).copy()
+        codes[[row for row, value in enumerate(values) if value is None]] = NULL_CODE
+        return codes
+    return hash64(values).view(_INT64)

@@ -1,0 +1,103 @@
+"""One port for Prometheus, and for whoever asks whether a run is well.
+
+``/metrics`` are the metrics. ``/healthz/live`` says whether the workers still come round: it fails
+where one has not for a minute, and the run should be started again. ``/healthz/ready`` says whether
+all of them have taken up their state and read: it fails while state is restored, and between a
+crash and the restart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from threading import Thread
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from anabranch.state.errors import AnabranchError
+
+HEARTBEAT = "anabranch_heartbeat_seconds"
+"""The gauge that workers set when they report: seconds since 1970, the least of all workers."""
+
+READY = "anabranch_ready_workers"
+"""The gauge of workers that have come round since they were started."""
+
+SILENT_AFTER_S = 60.0
+"""Workers report twice a second, also when there is nothing to read and while a broker is away."""
+
+_OK, _NOT = "200 OK", "503 Service Unavailable"
+
+
+def serve(
+    registry: CollectorRegistry,
+    port: int,
+    host: str = "0.0.0.0",
+    clock: Callable[[], float] = time.time,
+    workers: int = 1,
+) -> int:
+    """Serve all of them on ``port`` (0 picks a free one), in a thread; returns the port.
+
+    It is ready when ``workers`` of this host are.
+
+    Raises:
+        AnabranchError: the port is taken.
+    """
+    metrics = make_wsgi_app(registry)
+
+    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path == "/metrics" or path == "/":
+            found: Iterable[bytes] = metrics(environ, start)
+            return found
+        status, told = _health(path, registry, clock(), workers)
+        start(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{told}\n".encode()]
+
+    try:
+        server = make_server(host, port, answer, _Server, handler_class=_Silent)
+    except OSError as error:
+        raise AnabranchError(
+            f"metrics port {port} can't be opened ({error.strerror}): choose another with "
+            "--metrics-port, or 0 for any free one"
+        ) from error
+    Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return int(server.server_port)
+
+
+def _health(path: str, registry: CollectorRegistry, now: float, workers: int) -> tuple[str, str]:
+    if path not in ("/healthz/live", "/healthz/ready"):
+        return "404 Not Found", "there are /metrics, /healthz/live and /healthz/ready"
+    beats = _values(registry, HEARTBEAT)
+    if path == "/healthz/ready":
+        ready = sum(_values(registry, READY))
+        if ready < workers:
+            return _NOT, f"not ready: {ready:.0f} of {workers} workers have taken up their state"
+    elif not beats:
+        return _OK, "starting: no worker has come round yet"
+    silent = now - min(beats, default=0.0)
+    if silent > SILENT_AFTER_S:
+        return _NOT, f"a worker has not come round for {silent:.0f} s"
+    return _OK, "ok"
+
+
+def _values(registry: CollectorRegistry, name: str) -> list[float]:
+    """Those of a gauge that were set."""
+    return [
+        sample.value
+        for metric in registry.collect()
+        if metric.name == name
+        for sample in metric.samples
+        if sample.value > 0
+    ]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nobody wants a line per scrape."""

@@ -1,0 +1,211 @@
+"""Logs: one line for each thing that happened, for people or for programs.
+
+* ``plain``: the sentences that a command prints, and ``LEVEL logger: message`` for the others;
+* ``logfmt``: ``time=… level=… logger=… msg="…"`` and fields, a line each;
+* ``json``: the same as an object, a line each.
+
+Levels: *debug* is for who works on Anabranch; *info* is that something went as it should (started,
+going on from, stopped); *warning* is that it goes on and somebody should look (a broker is away,
+workers are started again, drift); *error* is that it has ended.
+
+In ``logfmt`` and ``json`` what a command would print on stderr becomes a record as well, and so do
+Python's warnings.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, TextIO
+
+import orjson
+from rich.console import Console
+
+from anabranch.state.errors import InputError
+
+FORMAT: Final = "ANABRANCH_LOG_FORMAT"
+LEVEL: Final = "ANABRANCH_LOG_LEVEL"
+
+_FIELDS: dict[str, Any] = {}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_COMMAND = logging.getLogger("anabranch")
+_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_UNSAFE = re.compile(r'[\s"=]')
+_JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    plain = "plain"
+    logfmt = "logfmt"
+    json = "json"
+
+
+class LogLevel(StrEnum):
+    """The least level that is logged."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the time: a live table moves out of the way of it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
+class _Lines(logging.Formatter):
+    """A record as one line, ``logfmt`` or ``json``."""
+
+    def __init__(self, as_json: bool) -> None:
+        super().__init__()
+        self._json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        own = {
+            "time": _iso(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "msg": record.getMessage().rstrip("\n"),
+        }
+        extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        found = {**own, **_FIELDS, **extra, **own}  # no field takes the place of these
+        if record.exc_info:
+            found["exception"] = self.formatException(record.exc_info)
+        if self._json:
+            return _encoded(found)
+        return " ".join(f"{key}={_quoted(value)}" for key, value in found.items())
+
+
+class _Plain(logging.Formatter):
+    """For people; of several lines one is made."""
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _one_line(super().formatMessage(record))
+
+
+class RecordConsole(Console):
+    """Stands in for a console: what is printed becomes records."""
+
+    def __init__(self) -> None:
+        super().__init__(file=io.StringIO(), force_terminal=False)
+
+    def print(self, *objects: Any, style: Any = None, **_: Any) -> None:
+        """Log it: as an error or a warning where its style is that of one."""
+        text, colours = " ".join(str(each) for each in objects), str(style).split()
+        level = logging.WARNING if "yellow" in colours else logging.INFO
+        level = logging.ERROR if "red" in colours else level
+        _COMMAND.log(level, "%s", text)
+
+
+def configure(form: LogFormat | str | None = None, level: LogLevel | str | None = None) -> None:
+    """Set up logging; what is None is as the environment says, or plain from *info* on.
+
+    Raises:
+        InputError: the environment names no such format or level.
+    """
+    chosen: LogFormat = _known(LogFormat, form or os.environ.get(FORMAT) or "plain", FORMAT)
+    least: LogLevel = _known(LogLevel, level or os.environ.get(LEVEL) or "info", LEVEL)
+    handler, root = _Stderr(), logging.getLogger()
+    plain = chosen is LogFormat.plain
+    handler.setFormatter(_Plain() if plain else _Lines(chosen is LogFormat.json))
+    for other in root.handlers[:]:
+        if isinstance(other, _Stderr):
+            root.removeHandler(other)
+    root.addHandler(handler)
+    root.setLevel(least.value.upper())
+    logging.captureWarnings(not plain)
+    _FIELDS.clear()
+    # Workers that this process starts do the same.
+    os.environ[FORMAT], os.environ[LEVEL] = chosen.value, least.value
+
+
+def about(**fields: Any) -> None:
+    """Fields that all records have from now on; one that is None has no value any more."""
+    for name, value in fields.items():
+        if value is None:
+            _FIELDS.pop(name, None)
+        else:
+            _FIELDS[name] = value
+
+
+def structured() -> bool:
+    """Whether lines are for programs."""
+    return os.environ.get(FORMAT) in (LogFormat.logfmt, LogFormat.json)
+
+
+def stderr_console() -> Console:
+    """Where a command says on stderr what it does."""
+    return RecordConsole() if structured() else Console(stderr=True)
+
+
+def warn(console: Console, text: str) -> None:
+    """Say that something should be looked at."""
+    if structured():
+        _COMMAND.warning("%s", text)
+    else:
+        console.print(text, highlight=False, soft_wrap=True)
+
+
+def record(text: str, **fields: Any) -> None:
+    """Log, with fields, what happened as it should."""
+    _COMMAND.info("%s", text, extra=fields)
+
+
+def fail(text: str) -> None:
+    """Log that it ends, and why."""
+    _COMMAND.error("%s", text)
+
+
+def _known(kind: Any, value: Any, variable: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        listed = ", ".join(kind)
+        raise InputError(f"{variable} is {value!r}: there are {listed}") from None
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return text if text and not _UNSAFE.search(text) else _encoded(_text(text))
+
+
+def _encoded(value: Any) -> str:
+    """As JSON on one line; what JSON can't hold (a file's name that is no UTF-8, say), as text."""
+    try:
+        found = orjson.dumps(value, default=str, option=_JSON)
+    except TypeError:
+        if not isinstance(value, dict):
+            return _encoded(_text(value))
+        pairs = ((_encoded(_text(key)), _encoded(each)) for key, each in value.items())
+        return "{" + ",".join(f"{key}:{each}" for key, each in pairs) + "}"
+    return _one_line(found.decode())
+
+
+def _text(value: Any) -> str:
+    return str(value).encode(errors="backslashreplace").decode()
+
+
+def _one_line(text: str) -> str:
+    return _BREAKS.sub(lambda found: json.dumps(found[0])[1:-1], text)

@@ -1,0 +1,89 @@
+"""In what two versions of a model differ: lineage, hyperparameters, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from anabranch.models.registry.version import Version, spans_text
+
+Pair = tuple[str | None, str | None]
+"""The same thing of both, as text; None where one lacks it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightChange:
+    """The weight of a feature in both; 0.0 where one does not know it."""
+
+    feature: str
+    before: float
+    after: float
+
+    @property
+    def change(self) -> float:
+        """``after`` less ``before``."""
+        return self.after - self.before
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What differs, and nothing that is equal.
+
+    Attributes:
+        lineage: by what is told of a version.
+        metrics: name → both values; None where one has none.
+        parameters: hyperparameters, by where they are.
+        columns: features that only one of them has: ``(first, second)``, a None in each.
+        weights: of linear models, the largest change first; empty for others.
+    """
+
+    lineage: dict[str, Pair]
+    metrics: dict[str, tuple[float | None, float | None]]
+    parameters: dict[str, Pair]
+    columns: dict[str, Pair]
+    weights: list[WeightChange]
+
+
+def differences(first: Version, second: Version) -> Differences:
+    """Compare two versions; nothing is unpickled."""
+    metrics = {
+        name: (first.metrics.get(name), second.metrics.get(name))
+        for name in {**first.metrics, **second.metrics}
+    }
+    return Differences(
+        lineage=_unequal(dict(_lineage(first)), dict(_lineage(second))),
+        metrics={name: pair for name, pair in metrics.items() if pair[0] != pair[1]},
+        parameters=_unequal(first.parameters, second.parameters),
+        columns=_unequal({c: c for c in first.columns}, {c: c for c in second.columns}),
+        weights=_weights(first, second),
+    )
+
+
+def _lineage(version: Version) -> Iterator[tuple[str, str | None]]:
+    yield "made", version.made
+    yield "from", version.source
+    yield "parent", version.parent
+    yield "pipeline", version.pipeline
+    yield "task", version.task
+    yield "model", version.model
+    yield "features", version.fingerprint[:12]
+    yield "rows learned", None if version.rows is None else f"{version.rows:,}"
+    yield "trained on", spans_text(version.trained_on) or None
+    yield from version.versions.items()
+    yield "note", version.note or None
+
+
+def _unequal(first: Mapping[str, str | None], second: Mapping[str, str | None]) -> dict[str, Pair]:
+    pairs = {name: (first.get(name), second.get(name)) for name in {**first, **second}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _weights(first: Version, second: Version) -> list[WeightChange]:
+    if not first.weights or not second.weights:
+        return []
+    found = [
+        WeightChange(name, first.weights.get(name) or 0.0, second.weights.get(name) or 0.0)
+        for name in {**first.weights, **second.weights}
+    ]
+    changed = [each for each in found if each.change]
+    return sorted(changed, key=lambda each: (-abs(each.change), each.feature))

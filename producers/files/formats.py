@@ -1,0 +1,113 @@
+"""Publishes what a JSONL, CSV or Parquet file holds, a piece at a time, in the file's order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from anabranch.producers.batch import Batch, Kind
+from anabranch.producers.files.event_time import unit_ms
+from anabranch.producers.files.fields import FileFields
+from anabranch.producers.files.jsonl import jsonl_messages
+from anabranch.producers.files.tables import (
+    csv_frames,
+    frame_messages,
+    parquet_frames,
+    parquet_rows,
+)
+from anabranch.state.errors import InputError
+
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+"""Extension → the format it stands for."""
+
+_COUNT_WITHIN_BYTES = 256 << 20
+_BLOCK_BYTES = 1 << 20
+
+
+def file_messages(
+    path: str | Path,
+    *,
+    time_field: str = "ts",
+    time_unit: str = "ms",
+    id_field: str = "id",
+    key_field: str | None = None,
+    text_fields: Collection[str] = (),
+    topic_kind: Kind = "events",
+    batch_size: int = 2000,
+) -> Iterator[Batch]:
+    """The rows of a file as messages; see `FileFields` for what the fields mean.
+
+    The lines of a JSONL file are published as they are, malformed ones too (without a key, with the
+    time of the line before): the stream says what is wrong with them. Rows of CSV and Parquet
+    become JSON objects; null and NaN become null, dates ISO-8601 text.
+
+    Raises:
+        InputError: the file is missing, empty, damaged or of an unknown kind, or a field is not in
+            it. What only the rows can show is raised while they are read.
+    """
+    path = Path(path)
+    unit_ms(time_unit)
+    fields = FileFields(
+        time=time_field, time_unit=time_unit, id=id_field, key=key_field, text=tuple(text_fields)
+    )
+    kind = format_of(path)
+    if kind == "jsonl":
+        return jsonl_messages(path, fields, topic_kind, batch_size)
+    frames = csv_frames(path, fields.text_columns) if kind == "csv" else parquet_frames(path)
+    return frame_messages(path, frames, fields, topic_kind, batch_size)
+
+
+def count_rows(path: str | Path) -> int | None:
+    """How many rows a file has, None when it would take long to count them.
+
+    Parquet says so itself. Lines are counted up to 256 MB, a CSV's header and line breaks inside
+    its quotes included: there it is an estimate, good enough for a progress bar.
+
+    Raises:
+        InputError: the file is missing, empty, damaged or of an unknown kind.
+    """
+    path = Path(path)
+    kind = format_of(path)
+    if kind == "parquet":
+        return parquet_rows(path)
+    if path.stat().st_size > _COUNT_WITHIN_BYTES:
+        return None
+    lines, last = 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            lines += block.count(b"\n")
+            last = block[-1:]
+    lines += last != b"\n"
+    return lines - 1 if kind == "csv" else lines
+
+
+def format_of(path: Path) -> str:
+    """The format of an existing, readable file that is not empty: jsonl, csv or parquet.
+
+    Raises:
+        InputError: it is missing, empty, unreadable or of an unknown kind.
+    """
+    kind = FORMATS.get(path.suffix.lower())
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise InputError(f"{path} is a directory: name a file in it")
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from None
+    if kind is None:
+        raise InputError(
+            f"{path} is of no known kind: its name must end in {', '.join(sorted(FORMATS))}"
+        )
+    if size == 0:
+        raise InputError(f"{path} is empty: there is nothing to publish")
+    return kind

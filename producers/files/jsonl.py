@@ -1,0 +1,101 @@
+"""Reads a JSONL file: its lines are messages as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from anabranch.producers.batch import Batch, Kind
+from anabranch.producers.files.event_time import time_ms
+from anabranch.producers.files.fields import FileFields
+from anabranch.state.errors import InputError
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def jsonl_messages(path: Path, fields: FileFields, kind: Kind, batch_size: int) -> Iterator[Batch]:
+    """The lines of ``path`` that aren't blank, as messages of ``kind``.
+
+    A line whose time can't be read has the time of the line before it, and lines before the first
+    that can be read have that one's.
+
+    Raises:
+        InputError: none of the first ``batch_size`` lines has the time field, or the key field.
+    """
+    reader = _LineReader(fields)
+    first = True
+    last_ms: int | None = None
+    with path.open("rb") as file:
+        while lines := list(islice(file, batch_size)):
+            if first and lines[0].startswith(_BOM):
+                lines[0] = lines[0].removeprefix(_BOM)
+            values = [line.rstrip(b"\r\n") for line in lines if not line.isspace()]
+            times, keys = reader.read(values)
+            if first and values:
+                reader.check(path, len(values))
+                first = False
+            if last_ms is None:
+                last_ms = next((time for time in times if time is not None), 0)
+            known: list[int] = []
+            for time in times:
+                last_ms = last_ms if time is None else time
+                known.append(last_ms)
+            if values:
+                yield Batch.of(kind, values, keys, known)
+    if first:
+        raise InputError(f"{path} has only blank lines: there is nothing to publish")
+
+
+class _LineReader:
+    """Finds the time and the key of lines, and remembers whether any line had them."""
+
+    def __init__(self, fields: FileFields) -> None:
+        self._fields = fields
+        names = {"time": fields.time}
+        if fields.key is not None:
+            names["key"] = fields.key
+        if fields.key == fields.time:
+            names.pop("key")
+        row = msgspec.defstruct(
+            "Row",
+            [("time", Any, None), *([("key", Any, None)] if "key" in names else [])],
+            rename=names,
+        )
+        self._decode = msgspec.json.Decoder(row).decode
+        self._key = "key" if "key" in names else ("time" if fields.key else None)
+        self._objects = self._timed = self._keyed = 0
+
+    def read(self, lines: list[bytes]) -> tuple[list[int | None], list[bytes | None]]:
+        """Time (epoch ms) and key of each line, None where there is none."""
+        times: list[int | None] = []
+        keys: list[bytes | None] = []
+        scale = self._fields.scale
+        for line in lines:
+            try:
+                row: Any = self._decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                times.append(None)
+                keys.append(None)
+                continue
+            self._objects += 1
+            self._timed += row.time is not None
+            times.append(time_ms(row.time, scale))
+            key = getattr(row, self._key) if self._key else None
+            self._keyed += key is not None
+            keys.append(None if key is None else str(key).encode())
+        return times, keys
+
+    def check(self, path: Path, lines: int) -> None:
+        """Raise InputError if the lines read so far show that a field has the wrong name."""
+        if not self._objects:
+            return  # all malformed: the stream will say so of each
+        for name, found in ((self._fields.time, self._timed), (self._fields.key, self._keyed)):
+            if name is not None and not found:
+                raise InputError(
+                    f"no field {name!r} in the first {lines} lines of {path}: say which field "
+                    f"holds the {'time' if name == self._fields.time else 'key'}"
+                )

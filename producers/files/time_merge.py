@@ -1,0 +1,99 @@
+"""Merges a file of events and a file of labels into one stream, in order of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+import msgspec
+import numpy as np
+
+from anabranch.producers.batch import Batch
+
+
+def merged(events: Iterator[Batch], labels: Iterator[Batch]) -> Iterator[Batch]:
+    """All messages of both, by time; each keeps its own order, and on equal times events go first.
+
+    A message whose time lies behind its predecessor's goes with its predecessor.
+    """
+    inputs = [_Input(events), _Input(labels)]
+    while inputs[0].fill() | inputs[1].fill():  # both, always
+        bound = min(each.latest for each in inputs if each.open)
+        parts = [each.take(bound) for each in inputs]
+        times = np.concatenate([times for _, times in parts])
+        order = np.argsort(times, kind="stable")
+        yield _concatenated([batch for batch, _ in parts], order)
+
+
+class _Input:
+    """One stream, a batch of it at hand, with times that never fall."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._batch = Batch.of("events", [], [], [])
+        self._times = self._batch.times
+        self.latest = int(np.iinfo(np.int64).min)
+        self.open = True
+
+    def fill(self) -> bool:
+        """Have a batch at hand; False when the stream is at its end."""
+        while self.open and not len(self._batch):
+            batch = next(self._batches, None)
+            if batch is None:
+                self.open = False
+            elif len(batch):
+                rising = np.maximum(np.maximum.accumulate(batch.times), self.latest)
+                self._batch, self._times, self.latest = batch, rising, int(rising[-1])
+        return self.open
+
+    def take(self, bound: int) -> tuple[Batch, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+        """Remove and return what is not later than ``bound``."""
+        count = int(np.searchsorted(self._times, bound, side="right"))
+        taken, times = self._batch.part(0, count), self._times[:count]
+        self._batch = self._batch.part(count, len(self._batch))
+        self._times = self._times[count:]
+        return taken, times
+
+
+def _concatenated(parts: list[Batch], order: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:
+    places = order.tolist()
+    values = list(chain.from_iterable(part.values for part in parts))
+    keys = list(chain.from_iterable(part.keys for part in parts))
+    return Batch(
+        [values[place] for place in places],
+        [keys[place] for place in places],
+        np.concatenate([part.times for part in parts])[order],
+        np.concatenate([part.labels for part in parts])[order],
+    )
+
+
+def labels_follow_events(batches: Iterator[Batch], event_id: str, label_id: str) -> Iterator[Batch]:
+    """Give every label the key of the event that it judges, so that both go to one partition.
+
+    ``batches`` hold each event before its label. The key of every event is remembered. A label
+    whose event is not known, or that can't be read, keeps its own key.
+    """
+    of_event, of_label = _id_decoder(event_id), _id_decoder(label_id)
+    known: dict[str, bytes | None] = {}
+    for batch in batches:
+        keys = list(batch.keys)
+        for row, is_label in enumerate(batch.labels.tolist()):
+            decode = of_label if is_label else of_event
+            try:
+                name = decode.decode(batch.values[row]).id
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                continue
+            if is_label:
+                keys[row] = known.get(name, keys[row])
+            else:
+                known[name] = keys[row]
+        yield Batch(batch.values, keys, batch.times, batch.labels)
+
+
+class _Id(msgspec.Struct):
+    id: str
+
+
+def _id_decoder(field: str) -> msgspec.json.Decoder[_Id]:
+    named = msgspec.defstruct("Named", [("id", str)], rename={"id": field})
+    return msgspec.json.Decoder(named)

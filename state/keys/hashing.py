@@ -1,0 +1,171 @@
+"""A 64-bit hash of strings that is the same in every process, on every machine, for ever.
+
+It is XXH64 (Yann Collet, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md) with seed
+0 over the UTF-8 bytes, so any other program can compute it too. Python's own `hash` changes with
+every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anabranch.state.compile import I64, kernel
+from anabranch.state.keys.text_column import Texts
+
+U64 = NDArray[np.uint64]
+
+_UINT64, _INT64 = np.dtype(np.uint64), np.dtype(np.int64)  # a dtype made of a type is dear
+_P1: Final = np.uint64(0x9E3779B185EBCA87)
+_P2: Final = np.uint64(0xC2B2AE3D27D4EB4F)
+_P3: Final = np.uint64(0x165667B19E3779F9)
+_P4: Final = np.uint64(0x85EBCA77C2B2AE63)
+_P5: Final = np.uint64(0x27D4EB2F165667C5)
+_BITS: Final = np.uint64(64)
+_BYTE: Final = np.uint64(8)
+
+
+@kernel
+def _word(data: bytes, at: int, size: int) -> np.uint64:
+    """`size` bytes of `data` as a little-endian number, whatever the machine's own order is."""
+    value = np.uint64(0)
+    for i in range(size):
+        value |= np.uint64(data[at + i]) << (_BYTE * np.uint64(i))
+    return value
+
+
+@kernel
+def _rotate(value: np.uint64, by: int) -> np.uint64:
+    return (value << np.uint64(by)) | (value >> (_BITS - np.uint64(by)))
+
+
+@kernel
+def _round(lane: np.uint64, word: np.uint64) -> np.uint64:
+    return _rotate(lane + word * _P2, 31) * _P1
+
+
+@kernel
+def _merge(digest: np.uint64, lane: np.uint64) -> np.uint64:
+    return (digest ^ _round(np.uint64(0), lane)) * _P1 + _P4
+
+
+@kernel
+def xxh64(data: bytes, start: int, end: int) -> np.uint64:
+    """XXH64 of `data[start:end]`, seed 0."""
+    at = start
+    if end - start >= 32:
+        a, b, c, d = _P1 + _P2, _P2, np.uint64(0), np.uint64(0) - _P1
+        while end - at >= 32:
+            a = _round(a, _word(data, at, 8))
+            b = _round(b, _word(data, at + 8, 8))
+            c = _round(c, _word(data, at + 16, 8))
+            d = _round(d, _word(data, at + 24, 8))
+            at += 32
+        digest = _rotate(a, 1) + _rotate(b, 7) + _rotate(c, 12) + _rotate(d, 18)
+        digest = _merge(_merge(_merge(_merge(digest, a), b), c), d)
+    else:
+        digest = _P5
+    digest += np.uint64(end - start)
+    while end - at >= 8:
+        digest = _rotate(digest ^ _round(np.uint64(0), _word(data, at, 8)), 27) * _P1 + _P4
+        at += 8
+    if end - at >= 4:
+        digest = _rotate(digest ^ (_word(data, at, 4) * _P1), 23) * _P2 + _P3
+        at += 4
+    while at < end:
+        digest = _rotate(digest ^ (np.uint64(data[at]) * _P5), 11) * _P1
+        at += 1
+    digest = (digest ^ (digest >> np.uint64(33))) * _P2
+    digest = (digest ^ (digest >> np.uint64(29))) * _P3
+    return digest ^ (digest >> np.uint64(32))
+
+
+@kernel
+def _hash_spans(data: bytes, spans: I64, out: U64) -> None:
+    for i in range(out.size):
+        out[i] = xxh64(data, spans[0, i], spans[1, i])
+
+
+@kernel
+def _hash_ended(data: bytes, spans: I64, out: U64) -> int:
+    """Hash the texts that each end with a zero byte; how many there are, `out` may have fewer."""
+    found = at = 0
+    for end in range(len(data)):
+        if data[end] == 0:
+            if found < out.size:
+                spans[0, found], spans[1, found] = at, end
+                out[found] = xxh64(data, at, end)
+            found += 1
+            at = end + 1
+    return found
+
+
+class HashedTexts(Sequence[str]):
+    """Texts that know their hashes, for whoever has a column of them: `hash64` asks them."""
+
+    @property
+    def hashes(self) -> U64:
+        """What `hash64` gives, `(texts,) uint64`."""
+        raise NotImplementedError
+
+
+def hash_pieces(data: bytes, lengths: I64) -> U64:
+    """XXH64 of each text of so many bytes that lie side by side in `data`: `(texts,) uint64`.
+
+    >>> [hex(h) for h in hash_pieces(b"aabc", np.array([1, 3])).tolist()]
+    ['0xd24ec4f1a98c6e5b', '0x44bc2cf5ad770999']
+    """
+    hashes, spans = np.empty(len(lengths), _UINT64), _side_by_side(lengths)
+    _hash_spans(data or b"\0", spans, hashes)
+    return hashes
+
+
+def _side_by_side(sizes: I64) -> I64:
+    """`(2, texts) int64`: where each of these texts begins, and ends."""
+    spans = np.empty((2, len(sizes)), _INT64)
+    np.cumsum(sizes, out=spans[1])
+    np.subtract(spans[1], sizes, out=spans[0])
+    return spans
+
+
+def texts_of(texts: Sequence[str]) -> Texts:
+    """The same strings as a column of bytes, with their hashes; they are free to hold anything."""
+    if type(texts) is Texts:
+        return texts
+    hashes = np.empty(len(texts), _UINT64)
+    spans = np.empty((2, len(texts)), _INT64)
+    try:
+        ended = ("\0".join(texts) + "\0").encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        if _hash_ended(ended, spans, hashes) == len(texts):
+            return Texts(ended, spans, hashes)
+    # A zero byte or a lone surrogate is no text, but a key that has one must not stop the stream.
+    return texts_of_parts([text.encode("utf-8", "surrogatepass") for text in texts])
+
+
+def texts_of_parts(parts: list[bytes]) -> Texts:
+    """Texts that are given in UTF-8."""
+    hashes = np.empty(len(parts), _UINT64)
+    spans = _side_by_side(np.fromiter(map(len, parts), np.int64, len(parts)))
+    blob = b"".join(parts)
+    _hash_spans(blob, spans, hashes)
+    return Texts(blob, spans, hashes)
+
+
+def hash64(texts: Sequence[str]) -> U64:
+    """XXH64 of each string: `(texts,) uint64`.
+
+    Two different strings among n have the same hash with a probability of about n² / 3.7e19: for a
+    hundred million of them, 3 in 10,000.
+
+    >>> [hex(h) for h in hash64(["", "a", "abc"]).tolist()]
+    ['0xef46db3751d8e999', '0xd24ec4f1a98c6e5b', '0x44bc2cf5ad770999']
+    """
+    if type(texts) is not list and isinstance(texts, HashedTexts):
+        return texts.hashes
+    return texts_of(texts).hashes

@@ -1,0 +1,135 @@
+"""A hash table from keys to slots, for kernels: open addressing over the bytes of the keys.
+
+A cell holds the number of a slot. A slot's key is a piece of `arena`; two keys are the same when
+their bytes are, whatever their hashes say::
+
+    table   ── · 2 · · 0 · 1 · ──▶ slot      places   0 │ 0, 3      arena   annbobcid
+                                                      1 │ 3, 3
+                                                      2 │ 6, 3
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anabranch.state.compile import I32, I64, U8, inlined, kernel
+from anabranch.state.keys.id_table import EMPTY, erase, find_home
+
+U64 = NDArray[np.uint64]
+
+# Cells of `meta`. A free slot's START is the next free one; FREE is the first, or -1.
+USED, FREE, LIVE, END, WASTE = 0, 1, 2, 3, 4
+META: Final = 5
+
+# Columns of `places`. SIZE is -1 for a slot that is free.
+START, SIZE = 0, 1
+
+
+@inlined
+def _is_key(slot: int, blob: bytes, start: int, size: int, places: I64, arena: U8) -> bool:
+    """Whether the key of `slot` is this piece of `blob`."""
+    if places[slot, SIZE] != size:
+        return False
+    own = places[slot, START]
+    i = 0
+    while i < size and arena[own + i] == blob[start + i]:
+        i += 1
+    return i == size
+
+
+@kernel
+def find_slots(
+    row: int, blob: bytes, spans: I64, hashes: U64, adds: int, out: I64, table: I32,
+    hash_of: U64, places: I64, arena: U8, changed: U8, meta: I64,
+) -> int:  # fmt: skip
+    """The slots of the keys from `row` on; a new one is given one if it `adds`, else -1 stands.
+
+    Returns the row for which room is short, to be called again from there; else how many there are.
+    """
+    while row < hashes.size:
+        key, start = hashes[row], spans[0, row]
+        size = spans[1, row] - start
+        at = find_home(key, table)
+        slot = table[at]
+        while slot != EMPTY and not (
+            hash_of[slot] == key and _is_key(slot, blob, start, size, places, arena)
+        ):
+            at += 1
+            if at == table.size:
+                at = np.int64(0)
+            slot = table[at]
+        if slot == EMPTY and adds != 0:
+            slot = np.int32(meta[FREE])
+            short = slot < 0 and meta[USED] == hash_of.size
+            if short or meta[END] + size > arena.size or (meta[LIVE] + 1) * 5 > table.size * 3:
+                return row
+            if slot >= 0:
+                meta[FREE] = places[slot, START]
+            else:
+                slot = np.int32(meta[USED])
+                meta[USED] += 1
+            table[at], hash_of[slot], changed[slot] = slot, key, 1
+            places[slot, START], places[slot, SIZE] = meta[END], size
+            for i in range(size):
+                arena[meta[END] + i] = blob[start + i]
+            meta[END] += size
+            meta[LIVE] += 1
+        out[row] = slot
+        row += 1
+    return row
+
+
+@kernel
+def release_all(slots: I64, table: I32, hash_of: U64, places: I64, changed: U8, meta: I64) -> None:
+    """Forget the keys of slots, which must have one; the last one is the first to be used again."""
+    for slot in slots:
+        at = find_home(hash_of[slot], table)
+        while table[at] != slot:
+            at += 1
+            if at == table.size:
+                at = np.int64(0)
+        erase(at, table, hash_of)
+        meta[WASTE] += places[slot, SIZE]
+        meta[LIVE] -= 1
+        places[slot, START], places[slot, SIZE] = meta[FREE], -1
+        meta[FREE] = slot
+        changed[slot] = 1
+
+
+@kernel
+def enter_all(table: I32, hash_of: U64, places: I64, meta: I64) -> None:
+    """Fill an empty table with all slots that have a key."""
+    for slot in range(meta[USED]):
+        if places[slot, SIZE] >= 0:
+            at = find_home(hash_of[slot], table)
+            while table[at] != EMPTY:
+                at += 1
+                if at == table.size:
+                    at = np.int64(0)
+            table[at] = slot
+
+
+@kernel
+def chain_free(places: I64, meta: I64) -> None:
+    """Chain all slots without key, the first one first."""
+    meta[FREE] = -1
+    for slot in range(meta[USED] - 1, -1, -1):
+        if places[slot, SIZE] < 0:
+            places[slot, START] = meta[FREE]
+            meta[FREE] = slot
+
+
+@kernel
+def close_gaps(order: I64, places: I64, arena: U8, meta: I64) -> None:
+    """Move the keys of slots together; `order` is that in which they lie."""
+    end = 0
+    for slot in order:
+        start = places[slot, START]
+        places[slot, START] = end
+        for i in range(places[slot, SIZE]):
+            arena[end] = arena[start + i]
+            end += 1
+    meta[END], meta[WASTE] = end, 0

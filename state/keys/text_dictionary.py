@@ -1,0 +1,183 @@
+"""Texts as small numbers: a dictionary that whole columns are coded by, in one kernel call.
+
+A column of texts comes as the Arrow format has it, all bytes in one piece and the length of each.
+Different texts never share a code, even where their hashes do: their bytes are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anabranch.state.compile import I32, I64, U8, kernel
+from anabranch.state.keys.hashing import U64, HashedTexts, hash_pieces
+
+_ROOM, _BYTES, _KNOWN = 0, 1, 2  # cells of `meta`: texts that fit, bytes used, texts known
+_FREE: Final = np.int32(-1)
+
+
+@kernel
+def _code_all(
+    row: int, data: bytes, lengths: I64, hashes: U64, codes: I32, table: I32, known: U64,
+    starts: I64, pool: U8, meta: I64,
+) -> int:  # fmt: skip
+    """Code the rows from `row` on; returns the row for which there was no room."""
+    at = 0
+    for i in range(row):
+        at += lengths[i]
+    mask = np.uint64(table.size - 1)
+    while row < hashes.size:
+        h, size = hashes[row], lengths[row]
+        place = h & mask
+        code = table[place]
+        while code != _FREE:
+            same = known[code] == h and starts[code + 1] - starts[code] == size
+            if same:
+                start = starts[code]
+                for i in range(size):
+                    if pool[start + i] != data[at + i]:
+                        same = False
+                        break
+            if same:
+                break
+            place = (place + np.uint64(1)) & mask
+            code = table[place]
+        if code == _FREE:
+            used = meta[_BYTES]
+            if meta[_KNOWN] == meta[_ROOM] or used + size > pool.size:
+                return row
+            code = np.int32(meta[_KNOWN])
+            for i in range(size):
+                pool[used + i] = data[at + i]
+            table[place] = code
+            known[code] = h
+            meta[_BYTES] = starts[code + 1] = used + size
+            meta[_KNOWN] += 1
+        codes[row] = code
+        at += size
+        row += 1
+    return row
+
+
+@kernel
+def _enter_all(known: U64, count: int, table: I32) -> None:
+    """Fill an empty table with the first `count` codes."""
+    mask = np.uint64(table.size - 1)
+    for code in range(count):
+        place = known[code] & mask
+        while table[place] != _FREE:
+            place = (place + np.uint64(1)) & mask
+        table[place] = code
+
+
+class TextDictionary:
+    """Different texts, numbered as they come.
+
+    >>> words = TextDictionary()
+    >>> coded = words.code(b"anabobana", np.array([3, 3, 3]))
+    >>> coded.codes, list(coded), len(words)
+    (array([0, 1, 0], dtype=int32), ['ana', 'bob', 'ana'], 2)
+    """
+
+    def __init__(self) -> None:
+        self._table: I32 = np.full(2048, _FREE, np.int32)
+        self._known: U64 = np.zeros(1024, np.uint64)
+        self._starts: I64 = np.zeros(1025, np.int64)
+        self._pool: U8 = np.zeros(1 << 14, np.uint8)
+        self._meta: I64 = np.array([1024, 0, 0])
+
+    def __len__(self) -> int:
+        return int(self._meta[_KNOWN])
+
+    def code(self, data: bytes, lengths: I64) -> CodedTexts:
+        """The codes of texts that lie side by side in ``data``, each of so many bytes of UTF-8."""
+        hashes = hash_pieces(data, lengths)
+        codes = np.empty(len(lengths), np.int32)
+        row = 0
+        while True:
+            row = _code_all(
+                row, data, lengths, hashes, codes, self._table, self._known, self._starts,
+                self._pool, self._meta,
+            )  # fmt: skip
+            if row == len(lengths):
+                return CodedTexts(self, codes)
+            self._grow(int(lengths[row]))
+
+    def text(self, code: int) -> str:
+        """The text that ``code`` stands for."""
+        start, end = self._starts[code : code + 2].tolist()
+        return self._pool[start:end].tobytes().decode()
+
+    def hashes_of(self, codes: I32) -> U64:
+        """XXH64 of each, ``(rows,) uint64``."""
+        return self._known[codes]
+
+    def _grow(self, more: int) -> None:
+        meta = self._meta
+        if meta[_KNOWN] == meta[_ROOM]:
+            room = meta[_ROOM] = 2 * int(meta[_ROOM])
+            self._known = np.append(self._known, np.zeros(room - len(self._known), np.uint64))
+            self._starts = np.append(self._starts, np.zeros(room + 1 - len(self._starts), np.int64))
+            self._table = np.full(2 * room, _FREE, np.int32)
+            _enter_all(self._known, len(self), self._table)
+        if meta[_BYTES] + more > len(self._pool):
+            self._pool = np.append(self._pool, np.zeros(len(self._pool) + more, np.uint8))
+
+
+class CodedTexts(HashedTexts):
+    """A column of texts: ``codes``, ``(rows,) int32``, of a ``dictionary``."""
+
+    def __init__(self, dictionary: TextDictionary, codes: I32) -> None:
+        self.dictionary = dictionary
+        self.codes = codes
+
+    @property
+    def hashes(self) -> U64:
+        return self.dictionary.hashes_of(self.codes)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> CodedTexts: ...
+    def __getitem__(self, row: int | slice) -> str | CodedTexts:
+        if isinstance(row, slice):
+            return CodedTexts(self.dictionary, self.codes[row])
+        return self.dictionary.text(int(self.codes[row]))
+
+    def __iter__(self) -> Iterator[str]:
+        distinct, places = self.distinct()
+        return iter(np.array(distinct, object)[places].tolist() if len(self) else [])
+
+    def __contains__(self, text: object) -> bool:
+        return text is not None and text in self.distinct()[0]
+
+    def take(self, rows: NDArray[np.int64]) -> CodedTexts:
+        """Only these rows, in this order."""
+        return CodedTexts(self.dictionary, self.codes[rows])
+
+    def distinct(self) -> tuple[list[str], I64]:
+        """The different texts that are here, and which of them each row has."""
+        found, places = np.unique(self.codes, return_inverse=True)
+        return [self.dictionary.text(code) for code in found.tolist()], places
+
+    @classmethod
+    def joined(cls, pieces: Sequence[CodedTexts]) -> CodedTexts:
+        """One after the other."""
+        dictionary = pieces[0].dictionary
+        if any(piece.dictionary is not dictionary for piece in pieces):
+            dictionary = TextDictionary()
+            pieces = [_coded_anew(piece, dictionary) for piece in pieces]
+        return cls(dictionary, np.concatenate([piece.codes for piece in pieces]))
+
+
+def _coded_anew(piece: CodedTexts, dictionary: TextDictionary) -> CodedTexts:
+    distinct, places = piece.distinct()
+    parts = [text.encode() for text in distinct]
+    codes = dictionary.code(b"".join(parts), np.array([len(p) for p in parts], np.int64)).codes
+    return CodedTexts(dictionary, codes[places])

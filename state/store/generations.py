@@ -1,0 +1,313 @@
+"""How generations lie in the database of a place: segments of records, each with its checksum.
+
+A *segment* is the merged delta of generations ``first`` to ``last``; a commit makes one of a single
+generation. Keys::
+
+    root                                   what there is: identity, generation, list of segments
+    m/<last>/<first>                       a segment's manifest: size and checksum of each record
+    d/<last>/<first>/<part>/<piece>        a record, cut into pieces of at most 4 MiB
+
+Generations are written as 16 hex digits. A segment exists when the root names it: pieces may be
+written ahead, for which the root first names the segment as *staged*.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from anabranch.state.errors import StateError
+from anabranch.state.store.delta import Buffers, Delta, decode, encode_parts, merge
+
+FORMAT = 1
+PIECE = 4 << 20
+ROOT = b"root"
+# `encode` puts two letters before the name of a part, and has one key for what is cleared.
+BLOB, CLEARED = "b/", "c"
+
+Get = Callable[[bytes], bytes | None]
+T = TypeVar("T")
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """The manifest. ``records`` gives size in bytes and CRC-32 by `encode`'s key."""
+
+    first: int
+    last: int
+    committed_ms: int
+    records: dict[str, tuple[int, int]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its records."""
+        return sum(size for size, _ in self.records.values())
+
+    @property
+    def base(self) -> bool:
+        """Whether nothing is before it."""
+        return self.first == 1
+
+    def all_keys(self) -> Iterator[bytes]:
+        """Every key that it has in the database."""
+        yield manifest_key(self.first, self.last)
+        for part, (size, _) in self.records.items():
+            yield from piece_keys(self.first, self.last, part, size)
+
+
+class Root(msgspec.Struct):
+    """What there is. ``segments`` and ``staged`` are pairs of first and last generation."""
+
+    identity: dict[str, str]
+    format: int = FORMAT
+    generation: int = 0
+    adopted: int = 0
+    committed_ms: int = 0
+    segments: list[tuple[int, int]] = []
+    staged: list[tuple[int, int]] = []
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSummary:
+    """What a place holds. ``bytes`` are of all kept deltas, by name of part, before compression."""
+
+    generation: int
+    adopted: int
+    deltas: int
+    bytes: dict[str, int]
+    identity: dict[str, str]
+    format: int
+    committed_ms: int
+
+
+def segment_prefix(first: int, last: int) -> bytes:
+    return b"d/%016x/%016x/" % (last, first)
+
+
+def segment_range(first: int, last: int) -> tuple[bytes, bytes]:
+    """From its first possible key of data to behind its last."""
+    prefix = segment_prefix(first, last)
+    return prefix, prefix[:-1] + b"0"  # "0" follows "/"
+
+
+def manifest_key(first: int, last: int) -> bytes:
+    return b"m/%016x/%016x" % (last, first)
+
+
+def piece_keys(first: int, last: int, part: str, size: int) -> list[bytes]:
+    prefix = segment_prefix(first, last) + part.encode()
+    return [b"%s/%08x" % (prefix, at) for at in range(max(1, -(-size // PIECE)))]
+
+
+def pieces(record: Buffers) -> Iterator[bytes]:
+    """A record cut up, at least one piece."""
+    gathered: Buffers = []
+    size = cut = 0
+    for buffer in record:
+        at = 0
+        while len(buffer) - at >= PIECE - size:
+            gathered.append(buffer[at : at + PIECE - size])
+            at += PIECE - size
+            yield b"".join(gathered)
+            gathered, size, cut = [], 0, cut + 1
+        if at < len(buffer):
+            gathered.append(buffer[at:])
+            size += len(buffer) - at
+    if size or not cut:
+        yield b"".join(gathered)
+
+
+def measure(record: Buffers) -> tuple[int, int]:
+    """Size in bytes and CRC-32 of a record."""
+    size = checksum = 0
+    for buffer in record:
+        size += len(buffer)
+        checksum = zlib.crc32(buffer, checksum)
+    return size, checksum
+
+
+def seal(value: Root | Segment) -> bytes:
+    """Packed, behind its checksum."""
+    packed = msgspec.msgpack.encode(value)
+    return zlib.crc32(packed).to_bytes(4, "little") + packed
+
+
+class Contents:
+    """The segments of a place as ``get`` finds them, which gives a key's value, or None.
+
+    Errors are StateErrors that name ``path`` and what is damaged.
+    """
+
+    def __init__(self, path: Path, get: Get) -> None:
+        self.path, self._get = path, get
+
+    def damaged(self, what: str) -> StateError:
+        return StateError(
+            f"the state at {self.path} is damaged: {what}; "
+            "bring back a copy of it, or remove it to start anew"
+        )
+
+    def root(self) -> Root:
+        packed = self._unseal(ROOT, "its root record")
+        kept = self._unpack(packed, _Format, "its root record").format
+        if kept != FORMAT:
+            raise StateError(
+                f"the state at {self.path} is of format {kept}, this program's is {FORMAT}: "
+                "run the version that wrote it, or remove it to start anew"
+            )
+        return self._unpack(packed, Root, "its root record")
+
+    def segments(self, root: Root) -> list[Segment]:
+        """The manifests, oldest first, with no generation missing between them."""
+        found: list[Segment] = []
+        for first, last in root.segments:
+            what = f"the manifest of {_generations(first, last)}"
+            packed = self._unseal(manifest_key(first, last), what)
+            segment = self._unpack(packed, Segment, what)
+            follows = found[-1].last + 1 if found else 1
+            if (segment.first, segment.last) != (first, last) or first != follows:
+                raise self.damaged(f"{what} does not fit")
+            found.append(segment)
+        if (found[-1].last if found else 0) != root.generation:
+            raise self.damaged(f"generation {root.generation} is missing")
+        return found
+
+    def record(self, segment: Segment, part: str) -> bytes:
+        """A record of a segment, checked."""
+        size, checksum = segment.records[part]
+        what = f"record {part!r} of {_generations(segment.first, segment.last)}"
+        found = []
+        for key in piece_keys(segment.first, segment.last, part, size):
+            piece = self._get(key)
+            if piece is None:
+                raise self.damaged(f"{what} is missing")
+            found.append(piece)
+        record = found[0] if len(found) == 1 else b"".join(found)
+        if len(record) != size or zlib.crc32(record) != checksum:
+            raise self.damaged(f"{what} has another checksum than was written")
+        return record
+
+    def image(self, segments: list[Segment]) -> Delta:
+        """The whole state after these, oldest first. Its arrays may be read-only."""
+        image = Delta()
+        for part in self.merged(segments):
+            image.rows.update(part.rows)
+            image.items.update(part.items)
+            image.blobs.update(part.blobs)
+        return image
+
+    def merged(self, run: list[Segment]) -> Iterator[Delta]:
+        """What the segments come to, oldest first, part by part, so that memory is a part's.
+
+        Nothing stands before a base: then nothing is left of what was removed or cleared.
+        """
+        base = not run or run[0].base
+        cleared_at: dict[str, int] = {}
+        for at, segment in enumerate(run):
+            if CLEARED in segment.records:
+                for name in self._decode(segment, CLEARED).cleared:
+                    cleared_at[name] = at
+        if cleared_at and not base:
+            yield Delta(cleared=set(cleared_at))
+        for part in sorted({part for segment in run for part in segment.records} - {CLEARED}):
+            since = run[cleared_at.get(part[2:], 0) :]
+            holders = [segment for segment in since if part in segment.records]
+            if not holders:
+                continue
+            if part.startswith(BLOB):
+                holders = holders[-1:]  # the last word is the whole of it
+            merged = merge([self._decode(segment, part) for segment in holders])
+            if base:
+                _drop_removed(merged)
+            yield merged
+
+    def problems(self) -> list[str]:
+        """Sentences of what is wrong. Reads everything."""
+        try:
+            segments = self.segments(self.root())
+        except StateError as error:
+            return [str(error)]
+        found = []
+        for segment in segments:
+            for part in segment.records:
+                try:
+                    self._decode(segment, part)
+                except StateError as error:
+                    found.append(str(error))
+        return found
+
+    def summary(self) -> StoreSummary:
+        root = self.root()
+        return summarise(root, self.segments(root))
+
+    def _decode(self, segment: Segment, part: str) -> Delta:
+        record = self.record(segment, part)
+        try:
+            return decode({part: record})
+        except StateError as error:
+            raise self.damaged(f"{error} ({part!r})") from error
+
+    def _unseal(self, key: bytes, what: str) -> bytes:
+        sealed = self._get(key)
+        if sealed is None:
+            raise self.damaged(f"{what} is missing")
+        if zlib.crc32(sealed[4:]).to_bytes(4, "little") != sealed[:4]:
+            raise self.damaged(f"{what} has another checksum than was written")
+        return sealed[4:]
+
+    def _unpack(self, packed: bytes, kind: type[T], what: str) -> T:
+        try:
+            return msgspec.msgpack.decode(packed, type=kind)
+        except msgspec.MsgspecError as error:
+            raise self.damaged(f"{what} can't be read: {error}") from error
+
+
+def summarise(root: Root, segments: list[Segment]) -> StoreSummary:
+    sizes: dict[str, int] = {}
+    for segment in segments:
+        for part, (size, _) in segment.records.items():
+            if part != CLEARED:
+                sizes[part[2:]] = sizes.get(part[2:], 0) + size
+    return StoreSummary(
+        generation=root.generation,
+        adopted=root.adopted,
+        deltas=len(segments),
+        bytes=sizes,
+        identity=dict(root.identity),
+        format=root.format,
+        committed_ms=root.committed_ms,
+    )
+
+
+def differences(stored: Mapping[str, str], given: Mapping[str, str]) -> str:
+    """What differs in two identities: ``river 0.24.2, here 0.25.0``. Empty when nothing does."""
+    names = sorted(name for name in {*stored, *given} if stored.get(name) != given.get(name))
+    return "; ".join(
+        f"{name} {stored.get(name, '(none)')}, here {given.get(name, '(none)')}" for name in names
+    )
+
+
+def records_of(deltas: Iterable[Delta]) -> Iterator[tuple[str, Buffers]]:
+    """The records of deltas that share no part."""
+    for delta in deltas:
+        yield from encode_parts(delta).items()
+
+
+def _drop_removed(delta: Delta) -> None:
+    for items in delta.items.values():
+        if None in items.values:
+            kept = [at for at, value in enumerate(items.values) if value is not None]
+            items.index = items.index[kept]
+            items.values = [items.values[at] for at in kept]
+
+
+def _generations(first: int, last: int) -> str:
+    return f"generation {last}" if first == last else f"generations {first} to {last}"

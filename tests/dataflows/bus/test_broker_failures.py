@@ -1,0 +1,391 @@
+"""A Kafka broker that dies, hangs, forgets or refuses: the bus waits, or says why it can't."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from anabranch.dataflows.bus import (
+    Bus,
+    BusError,
+    Reader,
+    Slice,
+    TopicPartition,
+    UnreachableError,
+    kafka_watch,
+    open_bus,
+    waiting,
+)
+from tests.dataflows.bus.test_bus import drain, new_topic, numbered, publish, values_of
+from tests.support.kafka_broker import KafkaBroker
+
+pytestmark = pytest.mark.kafka
+QUICK = {"reach.timeout.ms": "1000"}
+
+
+@pytest.fixture
+def broker(kafka_broker: KafkaBroker) -> Iterator[KafkaBroker]:
+    """The run's broker, brought back if a test leaves it stopped."""
+    yield kafka_broker
+    if kafka_broker.running:
+        kafka_broker.resume()
+    else:
+        kafka_broker.start()
+
+
+def until(true: Callable[[], object], timeout_s: float = 30.0) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, "waited for too long"
+        time.sleep(0.02)
+
+
+def poll_until(reader: Reader, true: Callable[[], object], timeout_s: float = 30.0) -> list[Slice]:
+    """Poll until a condition holds; what came."""
+    found: list[Slice] = []
+
+    def polled() -> object:
+        found.extend(reader.poll(1000, 0.05))
+        return true()
+
+    until(polled, timeout_s)
+    return found
+
+
+def failure_of(reader: Reader, timeout_s: float = 20.0) -> str:
+    """The sentence that reading on fails with."""
+    deadline = time.monotonic() + timeout_s
+    try:
+        while time.monotonic() < deadline:
+            reader.poll(1000, 0.05)
+    except BusError as error:
+        return str(error)
+    finally:
+        reader.close()
+    raise AssertionError("no failure")
+
+
+class Traffic:
+    """A publisher in a thread of its own, and all that it appended."""
+
+    def __init__(self, bus: Bus, topic: str, partitions: int) -> None:
+        self.sent: list[bytes] = []
+        self.failure: BusError | None = None
+        self._publisher = bus.publisher()
+        self._topic, self._partitions = topic, partitions
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                start = len(self.sent)
+                values = [b"%d" % number for number in range(start, start + 50)]
+                where = [number % self._partitions for number in range(start, start + 50)]
+                self._publisher.append(self._topic, values, partitions=where)
+                self.sent += values
+                self._stop.wait(0.01)
+            self._publisher.flush(60)
+            self._publisher.close()
+        except BusError as error:
+            self.failure = error
+
+    def end(self) -> None:
+        """Stop appending, and wait until all is stored."""
+        self._stop.set()
+        self._thread.join(90)
+        assert self.failure is None, self.failure
+
+
+def check_all(traffic: Traffic, slices: list[Slice], partitions: int) -> None:
+    """Every message once, in order, at rising offsets without holes."""
+    found = values_of(slices)
+    for partition in range(partitions):
+        assert found[partition] == traffic.sent[partition::partitions]
+        offsets = np.concatenate([s.offsets for s in slices if s.partition == partition])
+        assert np.array_equal(offsets, np.arange(len(offsets)))
+
+
+def test_nothing_is_lost_doubled_or_reordered_when_the_broker_is_killed(
+    broker: KafkaBroker,
+) -> None:
+    bus = open_bus(broker.url)
+    topic = new_topic(bus, 2)
+    reader = bus.reader(dict.fromkeys([TopicPartition(topic, p) for p in range(2)], 0))
+    traffic = Traffic(bus, topic, 2)
+    slices: list[Slice] = []
+    for _ in range(2):
+        more = len(traffic.sent) + 2000
+        slices += poll_until(reader, lambda more=more: len(traffic.sent) > more)
+        broker.kill()
+        missed = len(traffic.sent) + 500
+        slices += poll_until(reader, lambda missed=missed: len(traffic.sent) > missed)
+        broker.start()
+    more = len(traffic.sent) + 2000
+    slices += poll_until(reader, lambda: len(traffic.sent) > more)
+    traffic.end()
+    slices += drain(reader, len(traffic.sent) - sum(len(s.values) for s in slices), timeout_s=30)
+    slices += poll_until(reader, lambda: reader.trouble() is None)
+    reader.close()
+    check_all(traffic, slices, 2)
+
+
+def test_a_broker_that_hangs_is_waited_for_and_talked_about(
+    broker: KafkaBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "_AGAIN_S", 6.0)
+    bus = open_bus(broker.url)
+    topic = new_topic(bus, 2)
+    reader = bus.reader(dict.fromkeys([TopicPartition(topic, p) for p in range(2)], 0))
+    traffic = Traffic(bus, topic, 2)
+    slices = poll_until(reader, lambda: len(traffic.sent) > 1000)
+    with caplog.at_level(logging.INFO, "anabranch.dataflows.bus"):
+        broker.pause()
+        began = time.monotonic()
+        slices += poll_until(reader, reader.trouble)
+        noticed_s = time.monotonic() - began
+        slices += poll_until(reader, lambda: time.monotonic() > began + 18)
+        broker.resume()
+        slices += poll_until(reader, lambda: reader.trouble() is None)
+    traffic.end()
+    slices += drain(reader, len(traffic.sent) - sum(len(s.values) for s in slices), timeout_s=30)
+    reader.close()
+    check_all(traffic, slices, 2)
+    assert 4.5 < noticed_s < 10
+    said = [r.getMessage() for r in caplog.records if r.name == "anabranch.dataflows.bus"]
+    assert said[0].startswith(f"no answer from {broker.url} for 5 s: still waiting")
+    assert said[1].startswith(f"no answer from {broker.url} for 11 s: still waiting")
+    assert said[-1].startswith(f"{broker.url} answers again, after ")
+    assert 3 <= len(said) <= 4
+
+
+def test_a_quiet_topic_is_no_trouble(
+    broker: KafkaBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_watch, "_EVERY_S", 0.05)
+    monkeypatch.setattr(waiting, "SILENT_S", 0.5)
+    bus = open_bus(broker.url)
+    at = TopicPartition(new_topic(bus, 1), 0)
+    reader = bus.reader({at: 0})
+    end = time.monotonic() + 2
+    with caplog.at_level(logging.INFO, "anabranch.dataflows.bus"):
+        poll_until(reader, lambda: reader.trouble() or time.monotonic() > end)
+    assert reader.trouble() is None
+    assert [r for r in caplog.records if r.name == "anabranch.dataflows.bus"] == []
+    reader.close()
+
+
+def test_a_full_queue_waits_for_a_dead_broker_until_told_to_stop(
+    broker: KafkaBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "_AGAIN_S", 1.0)
+    bus = open_bus(broker.url, {"queue.buffering.max.messages": "100"})
+    topic = new_topic(bus, 1)
+    stop = threading.Event()
+    publisher = bus.publisher(stop)
+    publisher.append(topic, numbered(150))  # more than the queue holds: waits a little
+    publisher.flush()
+    broker.kill()
+    raised: list[BusError] = []
+
+    def append() -> None:
+        try:
+            publisher.append(topic, numbered(1000, "more-"))
+        except BusError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=append, daemon=True)
+    with caplog.at_level(logging.WARNING, "anabranch.dataflows.bus"):
+        thread.start()
+        until(lambda: sum(r.name == "anabranch.dataflows.bus" for r in caplog.records) == 2)
+        assert not raised
+        stop.set()
+        thread.join(5)
+    assert [type(error) for error in raised] == [UnreachableError]
+    assert f"topic {topic}: told to stop while 100 messages wait for {broker.url}" in str(raised[0])
+    assert "no answer from" in caplog.text
+    assert "Connection refused" in caplog.text
+    began = time.monotonic()
+    with pytest.raises(UnreachableError, match="100 messages not delivered"):
+        publisher.close()
+    publisher.close()
+    assert time.monotonic() - began < 3
+    broker.start()
+    assert bus.end_offsets(topic) == [150]
+
+
+def test_stop_does_not_disturb_a_publisher_whose_broker_answers(broker: KafkaBroker) -> None:
+    bus = open_bus(broker.url, {"queue.buffering.max.messages": "50"})
+    topic = new_topic(bus, 1)
+    stop = threading.Event()
+    stop.set()
+    publisher = bus.publisher(stop)
+    publisher.append(topic, numbered(5000))
+    publisher.flush()
+    publisher.close()
+    assert bus.end_offsets(topic) == [5000]
+
+
+def test_what_is_asked_of_a_broker_that_hangs_ends_in_one_sentence(broker: KafkaBroker) -> None:
+    at = TopicPartition(new_topic(open_bus(broker.url), 1), 0)
+    bus = open_bus(broker.url, QUICK)
+    publisher, reader = bus.publisher(), bus.reader({at: 0}, group="hanging")
+    publisher.append(at.topic, [b"x"])
+    publisher.flush()
+    drain(reader, 1)
+    broker.pause()
+    questions: list[Callable[[], object]] = [
+        bus.topics,
+        lambda: bus.end_offsets(at.topic),
+        lambda: bus.start_offsets(at.topic),
+        lambda: bus.create_topics({"another": 1}),
+        lambda: bus.bounds([at]),  # type: ignore[attr-defined]
+        lambda: bus.reader({at: 0}),
+        lambda: open_bus(broker.url, QUICK),
+    ]
+    for question in questions:
+        began = time.monotonic()
+        with pytest.raises(
+            UnreachableError, match=rf"can't reach Kafka at \S+{broker.port} within 1"
+        ):
+            question()
+        assert time.monotonic() - began < 4
+    publisher.append(at.topic, [b"y"])
+    with pytest.raises(UnreachableError, match="1 messages not delivered"):
+        publisher.flush(0.3)
+    began = time.monotonic()
+    assert reader.ends() == {at: 1}
+    reader.commit({at: 1})
+    reader.close()
+    assert time.monotonic() - began < 5
+    broker.resume()
+    publisher.close()
+    assert bus.end_offsets(at.topic) == [2]
+
+
+def test_a_new_topic_of_a_publisher_waits_for_the_broker_too(broker: KafkaBroker) -> None:
+    topic = new_topic(open_bus(broker.url), 1)
+    bus = open_bus(broker.url, QUICK)
+    publisher = bus.publisher()
+    broker.kill()
+    thread = threading.Thread(target=publisher.append, args=(topic, [b"x"]), daemon=True)
+    thread.start()
+    thread.join(2.5)
+    assert thread.is_alive()
+    broker.start()
+    thread.join(20)
+    publisher.close()
+    assert bus.end_offsets(topic) == [1]
+
+
+def test_what_the_broker_refuses_is_refused_for_good(broker: KafkaBroker) -> None:
+    bus = open_bus(broker.url, {"topic.max.message.bytes": "2000"})
+    topic = new_topic(bus, 1)
+    publisher = bus.publisher()
+    publisher.append(topic, [b"small"])
+    publisher.flush()
+    publisher.append(topic, [b"x" * 5000])
+    with pytest.raises(
+        BusError, match=rf"1 messages could not be delivered.* 1 to {topic}: .*lar"
+    ) as e:
+        publisher.flush(10)
+    assert not isinstance(e.value, UnreachableError)
+    with pytest.raises(BusError, match="could not be delivered"):
+        publisher.close()
+
+
+def test_a_gap_at_opening(broker: KafkaBroker, caplog: pytest.LogCaptureFixture) -> None:
+    bus = open_bus(broker.url)
+    topic = new_topic(bus, 2)
+    publish(bus, topic, numbered(10), partitions=0)
+    publish(bus, topic, numbered(3), partitions=1)
+    broker.delete_records(topic, {0: 6})
+    assert bus.start_offsets(topic) == [6, 0]
+    wanted = {TopicPartition(topic, 0): 2, TopicPartition(topic, 1): 0}
+    says = (
+        f"topic {topic} partition 0 keeps nothing before offset 6, but offset 2 was to be read: "
+        "4 messages are gone; .* --lost earliest"
+    )
+    with pytest.raises(BusError, match=says):
+        bus.reader(wanted)
+    with caplog.at_level(logging.WARNING, "anabranch.dataflows.bus"):
+        reader = bus.reader(wanted, lost="earliest")
+    assert "going on from there without the 4 messages from offset 2" in caplog.text
+    assert values_of(drain(reader, 7)) == {0: numbered(10)[6:], 1: numbered(3)}
+    reader.close()
+
+
+@pytest.mark.parametrize("lost", ["stop", "earliest"])
+@pytest.mark.parametrize("left", [0, 40])
+def test_a_gap_in_mid_run(
+    broker: KafkaBroker, caplog: pytest.LogCaptureFixture, lost: str, left: int
+) -> None:
+    few = {
+        "queued.min.messages": "1",
+        "fetch.message.max.bytes": "1000",
+        "fetch.max.bytes": "5000",
+        "message.max.bytes": "5000",
+    }
+    bus = open_bus(broker.url, few)
+    topic = new_topic(bus, 2)
+    values = [b"%0999d" % number for number in range(400)]
+    publisher = bus.publisher()
+    for start in range(0, 400, 4):
+        publisher.append(topic, values[start : start + 4], partitions=0)
+        publisher.flush()  # so that no batch, which is fetched whole, holds many
+    publisher.close()
+    publish(bus, topic, numbered(3), partitions=1)
+    at = TopicPartition(topic, 0)
+    reader = bus.reader({at: 0, TopicPartition(topic, 1): 0}, lost=lost)  # type: ignore[arg-type]
+    slices = drain(reader, 4, limit=1, timeout_s=5)
+    slices += poll_until(reader, lambda: reader.positions()[at] > 5)
+    broker.delete_records(topic, {0: 400 - left})
+    with caplog.at_level(logging.WARNING, "anabranch.dataflows.bus"):
+        if lost == "stop":
+            assert f"topic {topic} partition 0 keeps nothing before" in failure_of(reader)
+            return
+        slices += poll_until(reader, lambda: reader.positions()[at] == 400)
+    reader.close()
+    offsets = np.concatenate([s.offsets for s in slices if s.partition == 0])
+    assert np.all(np.diff(offsets) > 0)
+    assert [*offsets] == [*range(400)][: len(offsets) - left] + [*range(400)][400 - left :]
+    gone = 400 - len(offsets)
+    assert gone > 0
+    assert f"without the {gone} messages from offset {len(offsets) - left} on" in caplog.text
+    assert values_of(slices)[1] == numbered(3)
+
+
+def test_a_topic_deleted_under_its_reader(broker: KafkaBroker) -> None:
+    bus = open_bus(broker.url)
+    topic = new_topic(bus, 1)
+    publish(bus, topic, [b"x"])
+    reader = bus.reader({TopicPartition(topic, 0): 0}, lost="earliest")
+    drain(reader, 1)
+    broker.delete_topic(topic)
+    assert failure_of(reader).startswith(f"topic {topic} no longer exists")
+
+
+@pytest.mark.parametrize("refilled", [0, 3, 50])
+def test_a_topic_made_anew_under_its_reader(broker: KafkaBroker, refilled: int) -> None:
+    bus = open_bus(broker.url)
+    topic = new_topic(bus, 1)
+    publish(bus, topic, numbered(10))
+    reader = bus.reader({TopicPartition(topic, 0): 0}, lost="earliest")
+    slices = drain(reader, 10)
+    poll_until(reader, lambda: reader._watch._ids)  # type: ignore[attr-defined]
+    broker.delete_topic(topic)
+    until(lambda: topic not in bus.topics())
+    bus.create_topics({topic: 1})
+    if refilled:
+        publish(bus, topic, numbered(refilled, "new-"))
+    says = failure_of(reader)
+    assert says.startswith(f"topic {topic} ")
+    assert "made anew" in says
+    assert values_of(slices) == {0: numbered(10)}

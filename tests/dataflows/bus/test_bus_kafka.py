@@ -1,0 +1,157 @@
+"""What only Kafka can do to a reader and a publisher: go away, come back, trim, refuse."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from anabranch.dataflows.bus import (
+    BusError,
+    Slice,
+    TopicPartition,
+    UnreachableError,
+    kafka_reader,
+    open_bus,
+)
+from tests.dataflows.bus.test_bus import drain, new_topic, numbered, values_of
+from tests.support.kafka_broker import KafkaBroker, missing_tools
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def own_broker(kafka_broker: KafkaBroker) -> Iterator[KafkaBroker]:
+    """The run's broker, brought back if a test leaves it stopped."""
+    assert missing_tools() is None
+    yield kafka_broker
+    if not kafka_broker.running:
+        kafka_broker.start()
+
+
+def admin_of(broker: KafkaBroker) -> AdminClient:
+    return AdminClient({"bootstrap.servers": broker.url.removeprefix("kafka://"), "log_level": 0})
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_broker_that_comes_back_is_waited_for(
+    own_broker: KafkaBroker, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = open_bus(own_broker.url)
+    topic = new_topic(bus, 2)
+    at = [TopicPartition(topic, p) for p in range(2)]
+    publisher, reader = bus.publisher(), bus.reader(dict.fromkeys(at, 0))
+    slices: list[Slice] = []
+    with caplog.at_level(logging.WARNING, "anabranch.dataflows.bus"):
+        for turn in range(400):
+            if turn == 50:
+                getattr(own_broker, how)()
+            if turn == 100:
+                own_broker.start(wait=False)
+            publisher.append(topic, numbered(20, f"{turn}-"))
+            slices += reader.poll(1000, 0.01)
+        publisher.flush(30)
+        slices += drain(reader, 8000 - sum(len(s.values) for s in slices), timeout_s=30)
+    publisher.close()
+    reader.close()
+    expected = [v for turn in range(400) for v in numbered(20, f"{turn}-")]
+    assert values_of(slices) == {p: expected[p::2] for p in range(2)}
+    for p in range(2):
+        offsets = np.concatenate([s.offsets for s in slices if s.partition == p])
+        assert np.all(np.diff(offsets) > 0)
+    said = [r for r in caplog.records if r.name == "anabranch.dataflows.bus"]
+    assert len(said) <= 2, [r.getMessage() for r in said]  # away for less than 5 s is no news
+
+
+def test_what_was_not_delivered_is_told_on_flush(own_broker: KafkaBroker) -> None:
+    bus = open_bus(own_broker.url, {"message.timeout.ms": "4000"})
+    topic = new_topic(bus, 1)
+    publisher = bus.publisher()
+    publisher.append(topic, [b"delivered"])
+    publisher.flush()
+    own_broker.stop()
+    publisher.append(topic, numbered(5))
+    with pytest.raises(
+        UnreachableError, match=r"5 messages not delivered to .* within 0\.2 s.*tri"
+    ):
+        publisher.flush(0.2)
+    with pytest.raises(BusError, match=rf"5 messages could not be delivered.*5 to {topic}: ") as e:
+        publisher.flush(10)
+    assert not isinstance(e.value, UnreachableError)  # told to give up, it is for good
+    with pytest.raises(BusError, match="5 messages could not be delivered"):
+        publisher.append(topic, [b"behind the hole"])
+    with pytest.raises(BusError, match="could not be delivered"):
+        publisher.close()
+    publisher.close()
+    own_broker.start()
+    assert sum(open_bus(own_broker.url).end_offsets(topic)) == 1
+
+
+def test_a_message_too_large_is_refused(kafka_broker: KafkaBroker) -> None:
+    bus = open_bus(kafka_broker.url)
+    topic = new_topic(bus, 1)
+    publisher = bus.publisher()
+    with pytest.raises(BusError, match=f"topic {topic}: .*too large"):
+        publisher.append(topic, [b"x" * 2_000_000])
+    publisher.close()
+
+
+def test_pauses_that_outgrow_what_is_set_aside(
+    kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_reader, "_SET_ASIDE", 50)
+    bus = open_bus(kafka_broker.url)
+    topic = new_topic(bus, 2)
+    at = [TopicPartition(topic, p) for p in range(2)]
+    reader, publisher = bus.reader(dict.fromkeys(at, 0)), bus.publisher()
+    held_back = 0
+    slices: list[Slice] = []
+    for turn in range(200):
+        publisher.append(topic, numbered(200, f"{turn}-"))
+        reader.pause([at[turn % 2]])
+        slices += reader.poll(700, 0.01)
+        held_back += sum(p.held_back for p in reader._partitions.values())
+        reader.resume([at[turn % 2]])
+        slices += reader.poll(70, 0.002)
+    publisher.close()
+    slices += drain(reader, 40_000 - sum(len(s.values) for s in slices))
+    assert held_back > 20
+    for p in range(2):
+        offsets = np.concatenate([s.offsets for s in slices if s.partition == p])
+        assert np.array_equal(offsets, np.arange(20_000))
+    reader.close()
+
+
+def test_topic_settings_reach_new_topics(kafka_broker: KafkaBroker) -> None:
+    from confluent_kafka.admin import ConfigResource, ResourceType
+
+    bus = open_bus(kafka_broker.url, {"topic.retention.ms": "1234567", "replication.factor": "1"})
+    topic = new_topic(bus, 1)
+    admin = admin_of(kafka_broker)
+    asked = ConfigResource(ResourceType.TOPIC, topic)
+    found: dict[str, Any] = admin.describe_configs([asked])[asked].result(10)
+    assert found["retention.ms"].value == "1234567"
+
+
+def test_librdkafka_writes_nothing_to_stderr(
+    own_broker: KafkaBroker, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bus = open_bus(own_broker.url, {"linger.ms": "1", "fetch.min.bytes": "1"})
+    topic = new_topic(bus, 1)
+    publisher, reader = bus.publisher(), bus.reader({TopicPartition(topic, 0): 0})
+    publisher.append(topic, [b"x"])
+    publisher.flush()
+    drain(reader, 1)
+    own_broker.kill()
+    deadline = time.monotonic() + 0.7
+    while time.monotonic() < deadline:
+        assert reader.poll(10, 0.05) == []
+    own_broker.start()
+    publisher.close()
+    reader.close()
+    assert "rdkafka#" not in capfd.readouterr().err

@@ -1,0 +1,251 @@
+"""Training rows: columns of every task, and each label at the row that it is of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from river import anomaly, linear_model, preprocessing, tree
+
+from anabranch import Event, Label, Pipeline, field, inline, window
+from anabranch.dataflows.bus.memory import MemoryBus
+from anabranch.dataflows.replay import late_labels as replay_labels
+from anabranch.dataflows.replay import training_file as row_file
+from anabranch.dataflows.replay.replay import ReplaySettings, replay
+from anabranch.dataflows.runtime.worker import run_worker
+from anabranch.dataflows.source.bus_source import IntakeOptions
+
+T0 = 1_736_121_600_000
+HOUR = 3_600_000
+Row = dict[str, Any]
+
+
+class Thing(Event):
+    id: str
+    ts: int
+    box: str
+    score: float
+    kind: str = ""
+    weight: float = 0.0
+    good: bool = False
+
+
+class Kind(Label):
+    id: str
+    ts: int
+    kind: str
+
+
+class Weight(Label):
+    id: str
+    ts: int
+    weight: float
+
+
+class Good(Label):
+    id: str
+    ts: int
+    good: bool
+
+
+MODELS = {
+    "good": lambda: preprocessing.StandardScaler() | linear_model.LogisticRegression(),
+    "weight": lambda: preprocessing.StandardScaler() | linear_model.LinearRegression(),
+    "kind": lambda: tree.HoeffdingTreeClassifier(grace_period=20),
+    "silent": lambda: tree.HoeffdingTreeClassifier(grace_period=20),  # before its first label
+    "none": lambda: anomaly.HalfSpaceTrees(n_trees=3, height=3, window_size=20, seed=1),
+}
+
+
+def declared(target: str, label: Any) -> Pipeline:
+    return Pipeline(
+        name="things",
+        event=Thing,
+        label=label,
+        features=[field("score"), window("box", "score", over="1h", stats=("count", "max"))],
+        model=MODELS[target](),
+        metrics=(),
+        duplicates="1h",
+        with_features=True,
+    )
+
+
+def events(count: int, **more: Any) -> list[Row]:
+    return [
+        {"id": f"t{i}", "ts": T0 + i * 60_000, "box": f"b{i % 3}", "score": i * 7 % 11 / 10, **more}
+        for i in range(count)
+    ]
+
+
+def write(path: Path, rows: Sequence[Row]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def rows_of(
+    directory: Path, pipeline: Pipeline, things: list[Row], labels: list[Row] | None = None
+) -> pl.DataFrame:
+    settings = ReplaySettings(
+        events=write(directory / "e.jsonl", things),
+        labels=None if labels is None else write(directory / "l.jsonl", labels),
+        rows=directory / "rows.parquet",
+    )
+    replay(pipeline, settings)
+    return pl.read_parquet(settings.rows)
+
+
+def served(pipeline: Pipeline, things: list[Row], labels: list[Row] | None = None) -> list[Row]:
+    bus = MemoryBus()
+    bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
+    for topic, rows in zip(pipeline.inputs, (things, labels or []), strict=False):
+        values = [json.dumps(row).encode() for row in rows]
+        bus.publisher().append(topic, values, times=[row["ts"] for row in rows])
+    run_worker(pipeline, bus, IntakeOptions(until_end=True))
+    return [json.loads(value) for value in bus.values(pipeline.topics.predictions)]
+
+
+def as_served(row: Row, names: list[str]) -> Row:
+    """A row as a prediction; the feature ``score`` keeps its name, the model's gets another."""
+    found = {name: row[name] for name in ("id", "ts", "topic", "partition", "offset")}
+    found |= {name: row[name] for name in ("model", "version", "prediction")}
+    if "score_" in row:
+        found["score"] = row["score_"]
+    if "probabilities" in row:
+        found["probabilities"] = {
+            each["class"]: each["probability"] for each in row["probabilities"]
+        }
+    return {**found, "features": {name: row[name] for name in names}}
+
+
+ANSWERS: dict[str, list[Any]] = {
+    "good": [True, False, None],
+    "weight": [1.5, 2.0, None],
+    "kind": ["a", "b", "c", None],
+}
+
+
+@pytest.mark.parametrize("target", ["good", "weight", "kind", "none"])
+def test_inline_labels_of_every_task(tmp_path: Path, target: str) -> None:
+    answers = ANSWERS.get(target, [])[:-1]
+    things = events(150)
+    for i, thing in enumerate(things):
+        if answers:
+            thing[target] = answers[i % len(answers)]
+    pipeline = declared(target, None if target == "none" else inline(target))
+    rows = rows_of(tmp_path, pipeline, things)
+    found = [as_served(row, pipeline.columns) for row in rows.to_dicts()]
+    expected = served(pipeline, things)
+    assert found == expected
+    assert len(found) == 150
+    if target == "none":
+        assert "label" not in rows.columns
+        return
+    assert rows["label"].to_list() == [thing[target] for thing in things]
+    assert rows["label_ts"].equals(rows["ts"], check_names=False)
+    assert rows["label_delay_ms"].to_list() == [0] * 150
+
+
+@pytest.mark.parametrize(("target", "label"), [("good", Good), ("weight", Weight), ("kind", Kind)])
+def test_labels_of_every_task_that_come_later(
+    tmp_path: Path, target: str, label: type[Label], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_file, "PART_ROWS", 37)
+    answers = ANSWERS[target]
+    things = events(150)
+    judged = [
+        (thing["id"], thing["ts"] + 7 * 60_000, answers[i % len(answers)])
+        for i, thing in enumerate(things)
+    ]
+    labels = [{"id": id, "ts": ts, target: value} for id, ts, value in judged if value is not None]
+    pipeline = declared(target, label.target(target, wait="1h"))
+    rows = rows_of(tmp_path, pipeline, things, labels)
+    found = [as_served(row, pipeline.columns) for row in rows.to_dicts()]
+    assert found == served(pipeline, things, labels)
+    assert rows["label"].to_list() == [value for _, _, value in judged]
+    expected = [None if value is None else ts for _, ts, value in judged]
+    assert rows["label_ts"].to_list() == expected
+    assert rows["version"].max() > 50
+
+
+def test_a_model_that_has_nothing_to_say_yet_says_null(tmp_path: Path) -> None:
+    pipeline = declared("silent", Good.target("good", wait="1h"))
+    things, labels = events(9), [{"id": "t1", "ts": T0 + 5 * 60_000, "good": True}]
+    rows = rows_of(tmp_path, pipeline, things, labels)
+    found = [as_served(row, pipeline.columns) for row in rows.to_dicts()]
+    assert found == served(pipeline, things, labels)
+    assert rows["prediction"].to_list() == [None] * 6 + [True] * 3
+
+
+def test_an_id_that_comes_again_has_each_time_its_own_label(tmp_path: Path) -> None:
+    pipeline = declared("good", Good.target("good", wait="3h"))
+    things = [{**events(1)[0], "ts": T0 + hour * HOUR} for hour in (0, 2, 4, 9)]
+    labels = [
+        {"id": "t0", "ts": T0 + HOUR, "good": True},
+        {"id": "t0", "ts": T0 + 5 * HOUR, "good": False},
+        {"id": "t0", "ts": T0 + 6 * HOUR, "good": True},
+    ]
+    rows = rows_of(tmp_path, pipeline, things, labels)
+    # The third came while the second waited: it was predicted, but its label is the second's.
+    assert rows["label"].to_list() == [True, False, None, None]
+    assert rows["label_delay_ms"].to_list() == [HOUR, 3 * HOUR, None, None]
+
+
+def test_a_label_that_was_not_used_is_at_no_row(tmp_path: Path) -> None:
+    pipeline = declared("good", Good.target("good", wait="3h"))
+    things = events(400)
+    labels = [
+        {"id": "t99", "ts": T0 + 5 * 60_000, "good": True},  # long before its event
+        {"id": "t1", "ts": T0 + 10 * 60_000, "good": True},
+        {"id": "t1", "ts": T0 + 20 * 60_000, "good": False},  # the second
+        {"id": "t2", "ts": T0 + 4 * HOUR, "good": True},  # too late
+        {"id": "who", "ts": T0 + 5 * HOUR, "good": True},
+    ]
+    rows = rows_of(tmp_path, pipeline, things, labels)
+    assert rows.filter(pl.col("label").is_not_null())["id"].to_list() == ["t1"]
+    assert rows["label"][1] is True
+
+
+@pytest.mark.parametrize("part_rows", [3, 1000])
+def test_labels_that_were_assumed_held_or_corrected_are_told_as_they_were_learned(
+    tmp_path: Path, part_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_file, "PART_ROWS", part_rows)
+    monkeypatch.setattr(replay_labels, "_MOST_IN_MEMORY", 2)
+    minute = 60_000
+    label = Good.target("good", wait="10m", otherwise=False, late="correct", correct_within="1h")
+    things = events(40)
+    labels = [
+        {"id": "t5", "ts": T0 + 3 * minute, "good": True},  # before its event
+        {"id": "t1", "ts": T0 + 4 * minute, "good": True},
+        {"id": "t2", "ts": T0 + 20 * minute, "good": True},  # it was assumed not to be
+        {"id": "t3", "ts": T0 + 21 * minute, "good": False},  # as was assumed
+        {"id": "t1", "ts": T0 + 22 * minute, "good": False},  # says otherwise now
+        {"id": "t1", "ts": T0 + 23 * minute, "good": True},  # and again
+    ]
+    rows = rows_of(tmp_path, declared("good", label), things, labels)
+    found = rows.select("label", "label_origin", "label_delay_ms").rows()
+    assumed = (False, "assumed", 10 * minute)
+    assert found[:6] == [
+        assumed,
+        (True, "corrected", 22 * minute),
+        (True, "corrected", 18 * minute),
+        assumed,
+        assumed,
+        (True, "label", 0),
+    ]
+    assert found[6:29] == [assumed] * 23
+    assert found[29:] == [(None, None, None)] * 11
+    assert rows["label_ts"].to_list()[2] == T0 + 20 * minute
+    # So many labels were learned before each was predicted.
+    assert rows["version"].to_list()[:15] == [0] * 5 + [1] + [2] * 5 + [3, 3, 4, 5]
+
+
+def test_without_labels_there_are_rows_all_the_same(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, declared("good", Good.target("good")), events(20))
+    assert len(rows) == 20
+    assert rows["label"].null_count() == rows["label_ts"].null_count() == 20
+    assert rows.schema["label"] == pl.Boolean

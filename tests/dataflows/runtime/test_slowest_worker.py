@@ -1,0 +1,113 @@
+"""What comes together from several workers goes by the time of the slowest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from anabranch import target, window
+from anabranch.dataflows.batch.batch import IDLE
+from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.pipelines.loader import load_pipeline
+from anabranch.dataflows.sharding.worker_watermarks import Origins
+from anabranch.producers.simulators.payments import simulate_payments
+from tests.support.history import WORLD, Message, messages_of
+from tests.support.manual_cluster import Cluster
+
+SETTINGS = replace(WORLD, rate=0.002, verdict_median_s=20_000.0, silent=0.2)
+RULES: dict[str, dict[str, Any]] = {
+    "dropped": {"wait": "1d"},
+    "assumed": {"wait": "1d", "otherwise": False},
+    "corrected": {"wait": "1d", "otherwise": False, "late": "correct", "correct_within": "30d"},
+}
+
+
+@pytest.fixture(scope="module")
+def messages() -> list[Message]:
+    """A week of payments and verdicts, in the order of their publishing."""
+    batches = simulate_payments(events=1200, seed=5, settings=SETTINGS)
+    found = [message for batch in batches for message in messages_of(batch)]
+    return sorted(found, key=lambda message: message.time)
+
+
+def payments(rules: str) -> Pipeline:
+    shipped = load_pipeline("payments")
+    of_labels = window("merchant", target(), over=("1h", "1d"), stats=("count", "sum"))
+    label = replace(shipped.label, **RULES[rules])
+    return replace(shipped, features=[*shipped.features, of_labels], label=label)
+
+
+@pytest.mark.parametrize("rules", list(RULES))
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_worker_that_is_a_week_behind_loses_no_label(messages, rules, first):
+    in_step, apart = Cluster(payments(rules)), Cluster(payments(rules))
+    for cluster in (in_step, apart):
+        cluster.publish(messages)
+    in_step.in_step()
+    apart.one_after_the_other(first)
+    expected = in_step.learned()
+    assert {who: sorted(what) for who, what in apart.learned().items()} == {
+        who: sorted(what) for who, what in expected.items()
+    }
+    assert sum(map(len, expected.values())) > 500
+
+
+def test_labels_in_windows_are_those_of_the_last_days_though_one_is_a_week_ahead(messages):
+    """Its own events let nothing go that the other's will ask for."""
+    pipeline = payments("dropped")
+    cluster = Cluster(pipeline)
+    cluster.publish(messages)
+    cluster.one_after_the_other(0)
+    at = pipeline.columns.index("merchant_target_1d_count")
+    known: list[tuple[str, int]] = []
+    merchants: dict[str, str] = {}
+    checked = 0
+    for results in cluster.made:
+        batch, taught = results.batch, results.learned
+        merchants |= dict(zip(batch.ids, batch.columns["merchant"], strict=True))
+        for row, id in enumerate(batch.ids):
+            now = int(batch.times[row])
+            seen = sum(m == merchants[id] and now - 86_400_000 < t <= now for m, t in known)
+            more = 0 if taught is None else len(taught.times)
+            assert seen <= batch.features[row, at] <= seen + more
+            checked += seen > 0
+        if taught is not None:
+            ids = batch.labels.ids
+            for label, time in zip(taught.label.tolist(), taught.times.tolist(), strict=True):
+                if label >= 0:
+                    known.append((merchants[ids[label]], time))
+    assert checked > 500
+
+
+def test_those_that_have_nothing_to_read_hold_nobody_back():
+    origins = Origins(3)
+    origins.advance("0", 10)
+    assert origins.room("0") == origins.slowest() == -IDLE
+    origins.advance("1", 5)
+    origins.note("2", IDLE)
+    assert (origins.room("0"), origins.room("1"), origins.room("2")) == (5, 10, 5)
+    assert origins.slowest() == 5
+    origins.note("1", IDLE)
+    assert (origins.room("0"), origins.slowest()) == (IDLE, 10)
+    origins.advance("1", 7)
+    assert (origins.room("0"), origins.slowest()) == (7, 7)
+    origins.advance("1", 6)
+    assert origins.slowest() == 7
+
+
+def test_at_the_end_of_its_input_a_worker_no_longer_holds_back_the_waits_of_others(messages):
+    cluster = Cluster(payments("assumed"))
+    cluster.publish(messages[:600])
+    cluster.in_step()
+    cluster.publish(messages[600:])
+    [reader, _] = cluster.readers
+    mine = reader.read()
+    for batch in mine[: len(mine) // 2]:
+        cluster.work(batch)
+    held = len(cluster.models.prequential.pending)
+    cluster.pass_on(cluster.router.farewell("1"))
+    for batch in mine[len(mine) // 2 :]:
+        cluster.work(batch)
+    assert len(cluster.models.prequential.pending) < held / 2

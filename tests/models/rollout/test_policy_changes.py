@@ -1,0 +1,134 @@
+"""A control message that changes the policy: what can't be is refused, and the stream goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from river import bandit, tree
+
+from anabranch import ABTest, Bandit, Canary, Pipeline
+from anabranch.dataflows.bus.memory import MemoryBus
+from anabranch.dataflows.messages.inputs import RolloutMessage
+from anabranch.dataflows.steps.model_step import ModelStep
+from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
+from anabranch.models.rollout.command import Command
+from anabranch.models.rollout.policies import Guardrails
+from tests.dataflows.steps.test_control import COMMANDS, decisions, orders, run
+
+TREE = tree.HoeffdingTreeClassifier()
+
+
+def canary(**changes: Any) -> Pipeline:
+    return orders(challengers={"tree": TREE}, **({"rollout": Canary()} | changes))
+
+
+def answers(bus: MemoryBus) -> list[RolloutMessage]:
+    return [each for each in decisions(bus) if isinstance(each.answers, str)]
+
+
+NONSENSE: list[dict[str, Any]] = [
+    {"alpha": "small"},
+    {"alpha": 0.7},
+    {"alpha": None},
+    {"alpha": True},
+    {"steps": 5},
+    {"steps": ["a", "b"]},
+    {"steps": [0.5, 0.1]},
+    {"hold": 5},
+    {"hold": "soon"},
+    {"hold_labels": [1]},
+    {"guardrails": 1},
+    {"guardrails": None},
+    {"guardrails": {"errors": "many"}},
+    {"guardrails": {"erors": 0.1}},
+    {"loss": ["brier"]},
+    {"loss": "nonsense"},
+    {"judge": {}},
+    {"report": 0},
+    {"nonsense": 1},
+    {"scale": -1},
+    {"": 0},
+    {"__class__": "x"},
+]
+
+
+@pytest.mark.parametrize("change", NONSENSE, ids=str)
+def test_nonsense_is_refused_in_one_sentence_and_changes_nothing(change: dict[str, Any]) -> None:
+    pipeline = canary()
+    step = ModelStep(pipeline, WorkerMetrics("p"))
+    deployment = step.prequential.rollouts.deployment  # type: ignore[union-attr]
+    command = Command(kind="start", id="1", challenger="tree", policy=change)
+    assert step.deployment is not None
+    (refused,) = step.deployment.command(command, 0)
+    assert refused.action == "refused"
+    assert refused.why
+    assert "\n" not in refused.why
+    assert deployment.policy == pipeline.rollout
+    assert deployment.waiting == ["tree"]
+
+
+def test_the_stream_goes_on_behind_all_of_it() -> None:
+    bodies = [{"kind": "start", "challenger": "tree", "policy": each} for each in NONSENSE]
+    bodies = [{"kind": "rollback"}, *bodies]
+    bus = run(canary(), limit=5, commands=[(1, {"id": str(i), **b}) for i, b in enumerate(bodies)])
+    told = [each.action for each in answers(bus)]
+    assert told == ["rolled_back", *["refused"] * len(NONSENSE)]
+    assert len(bus.values("p.predictions")) == 12
+
+
+def test_what_can_be_changed_is() -> None:
+    pipeline = canary()
+    step = ModelStep(pipeline, WorkerMetrics("p"))
+    change = {"alpha": 0.01, "steps": [0.2, 1], "hold": "1h", "guardrails": {"errors": 0.1}}
+    assert step.deployment is not None
+    (started,) = step.deployment.command(
+        Command(kind="start", id="1", challenger="tree", policy=change), 0
+    )
+    assert started.action == "started"
+    policy = step.prequential.rollouts.deployment.policy  # type: ignore[union-attr]
+    assert isinstance(policy, Canary)
+    assert (policy.alpha, list(policy.steps), policy.hold) == (0.01, [0.2, 1.0], "1h")
+    assert policy.guardrails == Guardrails(errors=0.1)
+    assert started.share == pytest.approx(0.2)
+
+
+def test_a_start_that_is_refused_leaves_the_policy_as_it_was() -> None:
+    pipeline = orders(challengers={"tree": TREE}, rollout=ABTest(split=0.9))
+    step = ModelStep(pipeline, WorkerMetrics("p"))
+    deployment = step.prequential.rollouts.deployment  # type: ignore[union-attr]
+    command = Command(kind="start", id="1", challenger="bush", policy={"alpha": 0.01})
+    assert step.deployment is not None
+    (refused,) = step.deployment.command(command, 0)
+    assert refused.action == "refused"
+    assert deployment.policy == pipeline.rollout
+
+
+def test_the_arms_of_a_bandit_are_no_business_of_a_message() -> None:
+    policy = bandit.EpsilonGreedy(epsilon=0.1, seed=1)
+    step = ModelStep(canary(rollout=Bandit(policy=policy)), WorkerMetrics("p"))
+    command = Command(kind="start", id="1", challenger="tree", policy={"policy": "UCB"})
+    assert step.deployment is not None
+    assert [each.action for each in step.deployment.command(command, 0)] == ["refused"]
+
+
+def test_commands_are_followed_by_the_real_deployment_however_the_stream_is_cut() -> None:
+    found = []
+    commands = [
+        *COMMANDS,
+        (10, {"kind": "rollback", "id": "e"}),
+        (10, {"kind": "pause", "id": "f"}),
+    ]
+    for limit in (1, 4, 1000):
+        bus = run(canary(), limit=limit, commands=commands)
+        found.append((bus.values("p.rollouts"), bus.values("p.predictions")))
+        assert [each.answers for each in answers(bus)] == list("abcdef")
+    assert found[0] == found[1] == found[2]
+    assert [(each.answers, each.action) for each in answers(bus)] == [
+        ("a", "refused"),  # it is tried already
+        ("b", "traffic_set"),
+        ("c", "promoted"),
+        ("d", "refused"),
+        ("e", "rolled_back"),
+        ("f", "refused"),
+    ]

@@ -1,0 +1,95 @@
+"""Runs the console command: in this process where that is quick, else as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from anabranch.dataflows.cli import main
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Done]
+
+
+def caller(directory: Path, capfd: pytest.CaptureFixture[str]) -> Call:
+    """A function that runs ``anabranch`` with arguments, in this process and in ``directory``.
+
+    Keyword arguments are environment variables. Signal handlers are as before afterwards.
+    """
+
+    def call(*arguments: object, **environment: str) -> Done:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.getsignal(number) for number in numbers}
+        here = Path.cwd()
+        os.chdir(directory)
+        capfd.readouterr()
+        try:
+            with (
+                patch.object(sys, "argv", ["anabranch", *map(str, arguments)]),
+                patch.dict(os.environ, {"COLUMNS": "100", **environment}),
+                pytest.raises(SystemExit) as ended,
+            ):
+                main()
+        finally:
+            os.chdir(here)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        out, err = capfd.readouterr()
+        code = ended.value.code
+        return Done(code if isinstance(code, int) else int(code is not None), out, err)
+
+    return call
+
+
+class Command:
+    """``anabranch`` as a process; a context manager, after which it has ended."""
+
+    def __init__(self, directory: Path, *arguments: object, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "anabranch", *map(str, arguments)],
+            cwd=directory,
+            env={**os.environ, "COLUMNS": "100", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def tell(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    def done(self, timeout_s: float = 60.0) -> Done:
+        """Wait for its end."""
+        out, err = self.process.communicate(timeout=timeout_s)
+        return Done(self.process.returncode, out, err)
+
+
+def run_command(directory: Path, *arguments: object, **environment: str) -> Done:
+    """Run ``anabranch`` as a process, to its end."""
+    with Command(directory, *arguments, **environment) as command:
+        return command.done()

@@ -1,0 +1,109 @@
+"""The steps of two workers, called by hand: so it is known who reads what, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from anabranch.dataflows.batch.batch import Batch
+from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus.memory import MemoryBus
+from anabranch.dataflows.bus.partitioner import partition_of_key
+from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.sink.encoder import Results
+from anabranch.dataflows.source.decoder import BatchDecoder
+from anabranch.dataflows.source.event_time_merge import AlignedReader
+from anabranch.dataflows.source.late_and_duplicate import Admission
+from anabranch.dataflows.steps.model_step import ModelStep
+from anabranch.dataflows.steps.window_step import Keyed, Router, WindowStep
+from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
+from anabranch.models.learners.targets import select
+from anabranch.models.prequential.outcome import ASSUMED_LABEL
+from tests.support.history import EVENTS, LABELS, Message
+
+WORKERS, SHARDS, PARTITIONS = 2, 3, 4
+Learned = tuple[str, float, int]
+"""Of a label: the event's id, its value, its time."""
+
+
+class Reader:
+    """What a worker reads, of every second partition."""
+
+    def __init__(self, pipeline: Pipeline, bus: Bus, number: int) -> None:
+        self._reader = AlignedReader(bus, list(pipeline.inputs), origin=str(number), limit=50)
+        own = range(number, PARTITIONS, WORKERS)
+        self._reader.add({TopicPartition(topic, n): 0 for topic in (EVENTS, LABELS) for n in own})
+        self._decoder = BatchDecoder(pipeline)
+        self._admission = Admission(pipeline.topics.events, pipeline.lateness, pipeline.duplicates)
+
+    def read(self) -> list[Batch]:
+        """All that is there."""
+        found = []
+        while (raw := self._reader.read()) is not None:
+            found.append(self._admission.admit(self._decoder.decode(raw)))
+        return found
+
+
+class Cluster:
+    """Two workers and their shards, and what the models made."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.bus = MemoryBus()
+        self.bus.create_topics(dict.fromkeys(pipeline.inputs, PARTITIONS))
+        metrics = WorkerMetrics(pipeline.name)
+        self.router = Router(pipeline, SHARDS, WORKERS)
+        self.readers = [Reader(pipeline, self.bus, number) for number in range(WORKERS)]
+        self.shards = {str(n): WindowStep(pipeline, metrics, WORKERS) for n in range(SHARDS)}
+        self.models = ModelStep(pipeline, metrics, origins=WORKERS)
+        self.made: list[Results] = []
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        publisher = self.bus.publisher()
+        for each in messages:
+            place = partition_of_key(each.key or b"", PARTITIONS)
+            publisher.append(each.topic, [each.value], partitions=place, times=[each.time])
+        publisher.close()
+
+    def in_step(self) -> None:
+        """Both read what is there, batches by the time of their first message."""
+        both = [batch for reader in self.readers for batch in reader.read()]
+        for batch in sorted(both, key=_first_time):
+            self.work(batch)
+
+    def one_after_the_other(self, first: int) -> None:
+        """One reads all that is there before the other begins."""
+        for number in (first, 1 - first):
+            for batch in self.readers[number].read():
+                self.work(batch)
+
+    def work(self, batch: Batch) -> None:
+        self.pass_on(self.router.route(batch, batch.span[1]))
+
+    def pass_on(self, items: Sequence[Keyed]) -> None:
+        for key, item in items:
+            for filled in self.shards[key].on_batch([item])[0]:
+                for made in self.models.on_batch([filled])[0]:
+                    assert isinstance(made, Results)
+                    self.made.append(made)
+
+    def learned(self) -> dict[str, list[Learned]]:
+        """What was learned of labels, not assumed, by the worker that read them."""
+        found: dict[str, list[Learned]] = {"0": [], "1": []}
+        ids: list[str] = []
+        for results in self.made:
+            ids += results.batch.ids
+            own = found[results.batch.origin]
+            if (taught := results.learned) is not None:
+                given = np.flatnonzero(taught.label != ASSUMED_LABEL)
+                tags, times = taught.tags[given].tolist(), taught.times[given].tolist()
+                rows = zip(tags, select(taught.target, given), times, strict=True)
+                own += [(ids[tag], float(y), at) for tag, y, at in rows]
+            if (again := results.corrected) is not None:
+                more = zip(again.tags.tolist(), again.target, again.times.tolist(), strict=True)
+                own += [(ids[tag], float(y), at) for tag, y, at in more]
+        return found
+
+
+def _first_time(batch: Batch) -> int:
+    return min(int(rows.times[0]) for rows in (batch.raw.events, batch.raw.labels) if len(rows))

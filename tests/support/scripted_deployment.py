@@ -1,0 +1,73 @@
+"""A deployment that does what it is told and says when, in place of one that judges models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from anabranch.dataflows.steps.model_step import ModelStep
+from anabranch.models.rollout.command import Command
+from anabranch.models.rollout.decision import REFUSED, Decision, Evidence
+
+ACTIONS = {
+    "start": "started",
+    "pause": "paused",
+    "resume": "resumed",
+    "promote": "promoted",
+    "rollback": "rolled_back",
+    "set_traffic": "traffic_set",
+    "add": "added",
+    "remove": "removed",
+}
+EVIDENCE = Evidence(10, 4, 0.5, float("nan"), 0.1, float("-inf"), float("inf"), 3.0, 0.2, 0.05)
+
+
+class Obedient:
+    """Refuses what is wrong by itself. A promotion also ends another rollout: two decisions.
+
+    Its sentences tell what it was after: events predicted and labels learned by the step.
+    """
+
+    def __init__(self, step: ModelStep) -> None:
+        self._step = step
+
+    def command(self, command: Command, time: int) -> list[Decision]:
+        fault = command.fault()
+        if fault is not None:
+            return [self._decision(REFUSED, command, time, fault)]
+        done = [self._decision(ACTIONS[command.kind], command, time, self._after())]
+        if command.kind == "promote":
+            done.append(self._decision("ended", command, time, self._after()))
+        return done
+
+    def _after(self) -> str:
+        prequential = self._step.prequential
+        learned = prequential.learners[prequential.champion].version
+        return f"after {self._step._events} events and {learned} labels"
+
+    def _decision(self, action: str, command: Command, time: int, why: str) -> Decision:
+        return Decision(
+            action=action,
+            rollout="rollout-1",
+            challenger=command.challenger,
+            champion=self._step.prequential.champion,
+            share=float("nan") if command.share is None else command.share,
+            why=why,
+            time=time,
+            step=0,
+            evidence=EVIDENCE if command.kind == "promote" else None,
+            guardrails={"errors": 0.0, "shift": float("nan")},
+            policy="Shadow",
+        )
+
+
+def obey(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every model step have such a one."""
+    begin = ModelStep.__init__
+
+    def begin_obediently(step: ModelStep, *arguments: Any, **named: Any) -> None:
+        begin(step, *arguments, **named)
+        step.deployment = Obedient(step)
+
+    monkeypatch.setattr(ModelStep, "__init__", begin_obediently)
