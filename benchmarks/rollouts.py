@@ -24,6 +24,8 @@ from river import linear_model, optim, preprocessing
 
 from anabranch.models.learners.learner import Learner, Predictions, Task
 from anabranch.models.learners.linear import learner_for
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.deployment import Deployment
@@ -93,7 +95,7 @@ def stream(events: int, seed: int = 1) -> tuple[F64, F64]:
 def step(policy: Policy, **challengers: Any) -> Prequential:
     deployment = Deployment("champion", list(challengers), policy, Task.BINARY, "benchmark")
     learners = {"champion": learner(), **challengers}
-    return Prequential(learners, rollouts=Rollouts(deployment, Task.BINARY))
+    return Prequential(learners, PrequentialSettings(rollouts=Rollouts(deployment, Task.BINARY)))
 
 
 def feed(to: Prequential, features: F64, values: F64, first: int, end: int) -> Any:
@@ -108,14 +110,18 @@ def feed(to: Prequential, features: F64, values: F64, first: int, end: int) -> A
             [np.arange(lead, count), np.arange(count, count + judged.size)], axis=1
         ).ravel()[: judged.size + count - lead]
     return to.run(
-        ids=ids,
-        features=features[first:end],
-        times=np.arange(first, end) * 1000,
-        label_ids=[f"e{i}" for i in judged.tolist()],
-        label_values=values[judged],
-        label_times=(judged + DELAY) * 1000,
+        EventBatch(
+            features=features[first:end],
+            times=np.arange(first, end) * 1000,
+            ids=ids,
+            keys=[f"user{i * 7919 % 100_003}" for i in range(first, end)],
+        ),
+        LabelBatch(
+            ids=[f"e{i}" for i in judged.tolist()],
+            values=values[judged],
+            times=(judged + DELAY) * 1000,
+        ),
         order=order,
-        keys=[f"user{i * 7919 % 100_003}" for i in range(first, end)],
     ).answered
 
 
