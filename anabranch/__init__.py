@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from anabranch.dataflows.bus import open_bus
     from anabranch.dataflows.bus.memory import MemoryBus
     from anabranch.dataflows.declaration.features import (
+        count_distinct,
         day_of_week,
         decayed,
-        distinct,
         field,
         hashed,
         hour_of_day,
@@ -63,9 +63,9 @@ _PUBLIC = {
     "anabranch.dataflows.bus": ("open_bus",),
     "anabranch.dataflows.bus.memory": ("MemoryBus",),
     "anabranch.dataflows.declaration.features": (
+        "count_distinct",
         "day_of_week",
         "decayed",
-        "distinct",
         "field",
         "hashed",
         "hour_of_day",
@@ -138,9 +138,9 @@ __all__ = [
     "Sliding",
     "StateError",
     "class_weights",
+    "count_distinct",
     "day_of_week",
     "decayed",
-    "distinct",
     "field",
     "hashed",
     "hour_of_day",
@@ -158,6 +158,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "distinct":
+        from anabranch.state.errors import DeclarationError
+
+        raise DeclarationError("distinct(…) is now called count_distinct(…)")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_MODULE_OF[name]), name)

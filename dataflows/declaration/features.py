@@ -1,10 +1,11 @@
 """What a pipeline may declare as features.
 
 Row features (`field`, `hour_of_day`, `day_of_week`, `one_hot`, `hashed`) are made of the event
-alone. Window features (`window`, `since_last`, `distinct`, `decayed`) are made of what happened to
-an entity before; their state is in `state.windows.entity_state`. A window of `target()` is made of
-the labels of an entity as they came (`models.prequential.label_windows`). Every declaration names
-its columns, which are the names that the model, the predictions and the monitors know them by.
+alone. Window features (`window`, `since_last`, `count_distinct`, `decayed`) are made of what
+happened to an entity before; their state is in `state.windows.entity_state`. A window of `target()`
+is made of the labels of an entity as they came (`models.prequential.label_windows`). Every
+declaration names its columns, which are the names that the model, the predictions and the monitors
+know them by.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from anabranch.state.durations import parse_duration_ms
 from anabranch.state.errors import DeclarationError
 from anabranch.state.keys.hashing import hash64
 from anabranch.state.keys.text_dictionary import CodedTexts
+from anabranch.state.renamed import renamed
 from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, Spec, WindowSpec
 
 Columns = Mapping[str, Any]
@@ -56,25 +58,25 @@ class NumberField:
     """See `field`."""
 
     field: str
-    missing: float | None = None
+    fill_null: float | None = None
 
     def columns(self) -> list[str]:
         return [self.field]
 
     def check(self, schema: Schema) -> None:
         found = schema.require(self.field, ("number", "boolean"), f"field({self.field!r})")
-        if found.optional and self.missing is None:
+        if found.optional and self.fill_null is None:
             raise DeclarationError(
                 f"field({self.field!r}) may be null in {schema.type_name}: say what stands for it, "
-                f"for example field({self.field!r}, missing=0.0)"
+                f"for example field({self.field!r}, fill_null=0.0)"
             )
 
     def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
         values = columns[self.field]
-        if self.missing is not None and isinstance(values, np.ndarray):
-            values = np.where(np.isnan(values), self.missing, values)
-        elif self.missing is not None:
-            values = [self.missing if value is None else value for value in values]
+        if self.fill_null is not None and isinstance(values, np.ndarray):
+            values = np.where(np.isnan(values), self.fill_null, values)
+        elif self.fill_null is not None:
+            values = [self.fill_null if value is None else value for value in values]
         out[:, 0] = values
 
 
@@ -218,9 +220,10 @@ KeyedFeature = EntityFeature | LabelWindow
 Feature = RowFeature | KeyedFeature
 
 
-def field(name: str, *, missing: float | None = None) -> NumberField:
-    """A number (or boolean, as 0 and 1) of the event as it is; ``missing`` stands for null."""
-    return NumberField(name, missing)
+@renamed(missing="fill_null")
+def field(name: str, *, fill_null: float | None = None) -> NumberField:
+    """A number (or boolean, as 0 and 1) of the event as it is; ``fill_null`` stands for null."""
+    return NumberField(name, fill_null)
 
 
 def hour_of_day(time: str = "ts", *, cyclic: bool = False) -> HourOfDay:
@@ -309,9 +312,9 @@ def since_last(entity: str, *, within: str = "1d") -> EntityFeature:
     return EntityFeature(entity, spec, None, False, f"since_last({entity})")
 
 
-def distinct(entity: str, value: str, *, over: Sequence[str] | str) -> EntityFeature:
+def count_distinct(entity: str, value: str, *, over: Sequence[str] | str) -> EntityFeature:
     """How many different values of a text field the entity had in the last ``over``."""
-    label = f"distinct({entity})"
+    label = f"count_distinct({entity})"
     return EntityFeature(entity, DistinctSpec(value, _widths_ms(over, label)), value, True, label)
 
 

@@ -45,6 +45,7 @@ from anabranch.models.metrics.slices import SliceBy
 from anabranch.models.rollout.challenger import Challenger, OnDrift
 from anabranch.models.rollout.policies import Canary, Policy, Shadow
 from anabranch.state.errors import DeclarationError
+from anabranch.state.renamed import renamed
 
 _DEFAULT_METRICS = {
     Task.BINARY: ("Accuracy", "LogLoss", "ROCAUC"),
@@ -96,6 +97,12 @@ class Topics:
         return (*always, self.rollouts) if self.controlled else always
 
 
+@renamed(
+    lateness="allowed_lateness",
+    ahead="max_clock_skew",
+    duplicates="dedup_window",
+    segment_after="min_labels_per_segment",
+)
 @dataclass(kw_only=True)
 class Pipeline:
     """A stream of events, its features, and the model that predicts and learns on each.
@@ -118,14 +125,14 @@ class Pipeline:
         model_key: a field of the event; each of its values, a segment, has a model of its own,
             which begins as a copy of the one that learns everything (`models.learners.segmented`).
         max_segments: so many segments have a model of their own, the first that come.
-        segment_after: the label of a segment at which its model is made, counted from 1.
+        min_labels_per_segment: the label of a segment at which its model is made, counted from 1.
         id, time: the event's fields that hold its id and its time.
         time_unit: what a number in the time field counts: ms, s, us or ns since 1970. ISO-8601
             text is accepted as well (without an offset it is UTC).
-        lateness: how far an event may be behind the newest of its worker and still be exact; one
-            that is later is a dead letter.
-        ahead: how far an event's time may be ahead of the time at which it was published.
-        duplicates: for how long (event time) an id is remembered; a second event with it is a
+        allowed_lateness: how far an event may be behind the newest of its worker and still be
+            exact; one that is later is a dead letter.
+        max_clock_skew: how far an event's time may be ahead of the time at which it was published.
+        dedup_window: for how long (event time) an id is remembered; a second event with it is a
             dead letter.
         key: the field that publishers partition by; by default the first window's entity.
         challengers: models that want to serve instead, by name, or a `Challenger` each; they
@@ -162,13 +169,13 @@ class Pipeline:
     imbalance: Imbalance | None = None
     model_key: str | None = None
     max_segments: int = 1000
-    segment_after: int = 1
+    min_labels_per_segment: int = 1
     id: str = "id"
     time: str = "ts"
     time_unit: str = "ms"
-    lateness: str = "10m"
-    ahead: str = "5m"
-    duplicates: str = "1h"
+    allowed_lateness: str = "10m"
+    max_clock_skew: str = "5m"
+    dedup_window: str = "1h"
     key: str | None = None
     with_features: bool = False
     challengers: Mapping[str, Any] = dataclass_field(default_factory=dict)
@@ -190,7 +197,7 @@ class Pipeline:
         check_features(self)
         check_label(self)
         if self.candidates is not None and isinstance(self.label, Delayed):
-            self.label = replace(self.label, otherwise=False)
+            self.label = replace(self.label, default=False)
         self.task = find_task(self)
         check_model(self)
         check_monitors(self)
@@ -316,9 +323,7 @@ class Pipeline:
         """The event's fields that the models' step looks at itself."""
         columns = set(self.columns)
         subjects = [
-            each.subject
-            for each in self.slices
-            if each.edges is None or each.subject not in columns
+            each.subject for each in self.slices if each.bins is None or each.subject not in columns
         ]
         traffic = [self.traffic_field] if self.controlled and self.traffic_field != self.id else []
         keys = [self.model_key] if self.model_key is not None else []
@@ -363,7 +368,7 @@ class Pipeline:
             learner = Thinned(learner, share)
         if self.model_key is None:
             return learner
-        return Segmented(learner, self.max_segments, self.segment_after)
+        return Segmented(learner, self.max_segments, self.min_labels_per_segment)
 
     def challenging(self) -> dict[str, Learner]:
         """A fresh learner of each challenger, by name, in the order of their declaration."""

@@ -199,7 +199,7 @@ def check_slices(pipeline: Pipeline) -> None:
             )
         if each.name in names:
             raise DeclarationError(
-                f"two slices of {where} are called {each.name!r}: say called= of one of them"
+                f"two slices of {where} are called {each.name!r}: give one of them another name="
             )
         names.add(each.name)
         _check_subject(pipeline, each, f"{each} of {where}")
@@ -207,21 +207,21 @@ def check_slices(pipeline: Pipeline) -> None:
 
 def _check_subject(pipeline: Pipeline, declared: SliceBy, where: str) -> None:
     schema, subject = pipeline.schema, declared.subject
-    if declared.edges is not None and subject in pipeline.columns:
+    if declared.bins is not None and subject in pipeline.columns:
         return
     if subject == pipeline.time:
         raise DeclarationError(f"{where} is by the event's time: slice by hour_of_day instead")
     if subject not in schema.fields:
         if subject in pipeline.columns:
-            raise DeclarationError(f"{where} is by a feature, a number: say where to cut, edges=")
+            raise DeclarationError(f"{where} is by a feature, which is a number: give bins=")
         raise DeclarationError(
             f"{where} is by something unknown: {schema.type_name} has {', '.join(schema.fields)}; "
-            f"and with edges= there are the features {', '.join(pipeline.columns)}"
+            f"and with bins= there are the features {', '.join(pipeline.columns)}"
         )
     field = schema.fields[subject]
-    if field.kind == "number" and declared.edges is None:
-        raise DeclarationError(f"{where} is by a number: say where to cut, edges=")
-    schema.require(subject, ("text", "boolean") if declared.edges is None else ("number",), where)
+    if field.kind == "number" and declared.bins is None:
+        raise DeclarationError(f"{where} is by a number: give bins=")
+    schema.require(subject, ("text", "boolean") if declared.bins is None else ("number",), where)
     if field.kind == "boolean" and not {*declared.names} <= {"true", "false"}:
         raise DeclarationError(f"{where} is by a boolean: its values are True and False")
 
@@ -230,17 +230,17 @@ def check_segments(pipeline: Pipeline) -> None:
     """The field of `model_key` can be one, and the numbers beside it are numbers."""
     key, where = pipeline.model_key, f"pipeline {pipeline.name!r}"
     if key is None:
-        if (pipeline.max_segments, pipeline.segment_after) != (1000, 1):
+        if (pipeline.max_segments, pipeline.min_labels_per_segment) != (1000, 1):
             raise DeclarationError(
-                f"max_segments= and segment_after= of {where} are for a model per segment: say by "
-                "which field, model_key="
+                f"max_segments= and min_labels_per_segment= of {where} are for "
+                "a model per segment: give model_key= as well"
             )
         return
     where = f"model_key={key!r} of {where}"
     pipeline.schema.require_present(key, ("text", "boolean"), where)
     if isinstance(pipeline.label, Inline) and pipeline.label.field == key:
         raise DeclarationError(f"{where} is the label: a model per label has nothing to predict")
-    for name, most in (("max_segments", MOST_SEGMENTS), ("segment_after", 2**31)):
+    for name, most in (("max_segments", MOST_SEGMENTS), ("min_labels_per_segment", 2**31)):
         value = getattr(pipeline, name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise DeclarationError(
@@ -250,12 +250,14 @@ def check_segments(pipeline: Pipeline) -> None:
 
 def check_times(pipeline: Pipeline) -> None:
     """Durations are durations, and no event can make all others late."""
-    lateness, ahead = parse_duration_ms(pipeline.lateness), parse_duration_ms(pipeline.ahead)
-    parse_duration_ms(pipeline.duplicates)
-    if ahead > lateness:
+    lateness_ms = parse_duration_ms(pipeline.allowed_lateness)
+    skew_ms = parse_duration_ms(pipeline.max_clock_skew)
+    parse_duration_ms(pipeline.dedup_window)
+    if skew_ms > lateness_ms:
         raise DeclarationError(
-            f"ahead={pipeline.ahead!r} of pipeline {pipeline.name!r} is more than "
-            f"lateness={pipeline.lateness!r}: one event that far ahead would make all others late"
+            f"max_clock_skew={pipeline.max_clock_skew!r} of pipeline {pipeline.name!r} is more "
+            f"than allowed_lateness={pipeline.allowed_lateness!r}: one event that far ahead would "
+            "make all others late"
         )
 
 
@@ -310,41 +312,45 @@ def _check_delayed(pipeline: Pipeline, label: Delayed) -> None:
     schema.require_present(label.field, ("number", "boolean", "text"), where)
     schema.require_present(label.id, ("text",), where)
     _check_time(schema, label.time, where)
-    for duration in (label.wait, label.correct_within, label.early):
+    for duration in (label.timeout, label.update_within, label.early_buffer):
         parse_duration_ms(duration)
     kind = schema.fields[label.field].kind
     if pipeline.candidates is not None:
         schema.require_present(label.field, ("text",), f"{where}, which names a candidate,")
         kind = "boolean"
-        if label.otherwise not in (None, False):
+        if label.default not in (None, False):
             raise DeclarationError(
-                f"otherwise={label.otherwise!r} of {where}: a candidate that nobody chose was not "
+                f"default={label.default!r} of {where}: a candidate that nobody chose was not "
                 "chosen; leave it out"
             )
-    _check_otherwise(label, kind, where)
+    _check_default(label, kind, where)
 
 
 _KINDS: dict[str, tuple[type, ...]] = {"boolean": (bool,), "number": (int, float), "text": (str,)}
 
 
-def _check_otherwise(label: Delayed, kind: str, where: str) -> None:
+def _check_default(label: Delayed, kind: str, where: str) -> None:
     """What is assumed is a label like any other, and only what was assumed can be corrected."""
-    known = label.otherwise
-    if known is not None:
-        fits = isinstance(known, _KINDS[kind]) and (kind == "boolean" or known is not bool(known))
-        if not fits or (kind == "number" and not abs(float(known)) <= LARGEST):
-            raise DeclarationError(
-                f"otherwise={known!r} of {where} is no label: {label.field} is a {kind}"
-            )
-    if label.late not in ("refuse", "correct"):
-        raise DeclarationError(
-            f"late={label.late!r} of {where} is unknown: a late label is 'refuse'd, or 'correct's "
-            "what was assumed"
+    default = label.default
+    if default is not None:
+        fits = isinstance(default, _KINDS[kind]) and (
+            kind == "boolean" or default is not bool(default)
         )
-    if label.late == "correct" and known is None:
+        if not fits or (kind == "number" and not abs(float(default)) <= LARGEST):
+            raise DeclarationError(
+                f"default={default!r} of {where} is no label: {label.field} is a {kind}"
+            )
+    if label.late == "correct":
+        raise DeclarationError("late='correct' is now called late='update'")
+    if label.late not in ("refuse", "update"):
         raise DeclarationError(
-            f"late='correct' of {where} has nothing to correct: give otherwise=, what is assumed "
-            "when the wait is over, or wait for longer"
+            f"late={label.late!r} of {where} is unknown: give 'refuse' (a late label is a dead "
+            "letter) or 'update' (it updates what was learned)"
+        )
+    if label.late == "update" and default is None:
+        raise DeclarationError(
+            f"late='update' of {where} has nothing to update: give default=, the label to assume "
+            "after timeout=, or a longer timeout="
         )
 
 

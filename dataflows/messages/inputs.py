@@ -16,9 +16,17 @@ import msgspec
 
 from anabranch.state.durations import parse_duration_ms
 from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.renamed import renamed
 
 Answer = bool | int | float | str | None
 """The value of a label; None for none."""
+
+_RENAMED = {
+    "wait": "timeout",
+    "otherwise": "default",
+    "correct_within": "update_within",
+    "early": "early_buffer",
+}
 
 
 class Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -41,27 +49,29 @@ class Label(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ...     id: str
     ...     ts: int
     ...     fraud: bool
-    >>> Verdict.target("fraud", wait="7d").wait
+    >>> Verdict.target("fraud", timeout="7d").timeout
     '7d'
     """
 
     @classmethod
+    @renamed(**_RENAMED)
     def target(
         cls,
         field: str,
         *,
         id: str = "id",
         time: str = "ts",
-        wait: str = "7d",
-        otherwise: Answer = None,
+        timeout: str = "7d",
+        default: Answer = None,
         late: str = "refuse",
-        correct_within: str = "30d",
-        early: str = "10m",
+        update_within: str = "30d",
+        early_buffer: str = "10m",
     ) -> Delayed:
         """Learn ``field`` of this label type; see `Delayed`."""
-        return Delayed(cls, field, id, time, wait, otherwise, late, correct_within, early)
+        return Delayed(cls, field, id, time, timeout, default, late, update_within, early_buffer)
 
 
+@renamed(**_RENAMED)
 @dataclass(frozen=True, slots=True)
 class Delayed:
     """Labels that arrive later, on the topic ``<pipeline>.labels``.
@@ -72,17 +82,17 @@ class Delayed:
         type, field: the label type, and the field of it that is learned.
         id: the field that names the event which is judged.
         time: the field that says when it was judged.
-        wait: how long a prediction waits for its label.
-        otherwise: the label to learn when the wait is over without one (no click within ten minutes
-            is ``False``); None: such a prediction is dropped, and teaches nothing.
-        late: what becomes of a label that comes after ``otherwise`` was learned. ``"refuse"``: a
-            dead letter. ``"correct"``: if it says otherwise it teaches, on the features that were
-            served; so does one that contradicts an earlier label. The prediction is scored by its
-            first label alone.
-        correct_within: for how long after its label, or the end of its wait, a prediction is kept
-            for that.
-        early: how long a label is held whose event has not come; it teaches right after its event
-            was predicted. ``"0s"``: it is a dead letter at once.
+        timeout: how long a prediction is kept for its label.
+        default: the label to learn when none has arrived by the timeout (no click within ten
+            minutes is ``False``); None: such a prediction is dropped, and nothing is learned of it.
+        late: what becomes of a label that arrives after ``default`` was learned. ``"refuse"``: a
+            dead letter. ``"update"``: if it differs from what was learned, the model learns it too,
+            on the features that were served; likewise a label that contradicts an earlier one. The
+            prediction is scored by its first label alone.
+        update_within: for how long after its first label, or its timeout, a prediction is kept for
+            such updates.
+        early_buffer: how long a label is buffered whose event has not arrived; it is learned right
+            after its event was predicted. ``"0s"``: it is a dead letter at once.
 
     An id has one label: the first. A repeat is a dead letter, ``duplicate label`` or
     ``contradicting label``.
@@ -92,19 +102,19 @@ class Delayed:
     field: str
     id: str = "id"
     time: str = "ts"
-    wait: str = "7d"
-    otherwise: Answer = None
+    timeout: str = "7d"
+    default: Answer = None
     late: str = "refuse"
-    correct_within: str = "30d"
-    early: str = "10m"
+    update_within: str = "30d"
+    early_buffer: str = "10m"
 
     def rules(self) -> LabelRules:
         """The same, in numbers."""
-        corrects = self.late == "correct"
+        updates = self.late == "update"
         return LabelRules(
-            wait_ms=parse_duration_ms(self.wait),
-            correct_ms=parse_duration_ms(self.correct_within) if corrects else None,
-            hold_ms=parse_duration_ms(self.early),
+            wait_ms=parse_duration_ms(self.timeout),
+            correct_ms=parse_duration_ms(self.update_within) if updates else None,
+            hold_ms=parse_duration_ms(self.early_buffer),
         )
 
 

@@ -58,7 +58,7 @@ class EntityWindows:
     """
 
     def __init__(self, pipeline: Pipeline, entity: str, in_place: bool) -> None:
-        lateness_ms = parse_duration_ms(pipeline.lateness)
+        lateness_ms = parse_duration_ms(pipeline.allowed_lateness)
         groups: dict[str | None, list[tuple[int, EntityFeature]]] = {}
         self.width = 0
         # The columns that all candidates of an event share.

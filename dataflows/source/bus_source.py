@@ -142,7 +142,9 @@ class _SharedReader:
         )
         self._decoder = BatchDecoder(pipeline)
         self._candidates = None if pipeline.candidates is None else Candidates(pipeline)
-        self._admission = Admission(pipeline.topics.events, pipeline.lateness, pipeline.duplicates)
+        self._admission = Admission(
+            pipeline.topics.events, pipeline.allowed_lateness, pipeline.dedup_window
+        )
         self._ends: dict[TopicPartition, int] | None = None
         self._aside: dict[int, dict[str, int]] = {}
         self._committed_at = time.monotonic()

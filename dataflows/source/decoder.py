@@ -102,7 +102,7 @@ class BatchDecoder:
     def __init__(self, pipeline: Pipeline, now: Callable[[], float] = time.time) -> None:
         self._pipeline = pipeline
         self._now = now
-        self._ahead_ms = parse_duration_ms(pipeline.ahead)
+        self._ahead_ms = parse_duration_ms(pipeline.max_clock_skew)
         self._events = StructDecoder(pipeline.event, pipeline.time)
         label = pipeline.label
         self._label = label if isinstance(label, Delayed) else None

@@ -116,7 +116,7 @@ class Admission:
             behind = format_duration_ms(watermark - int(batch.times[row]))
             allowed = format_duration_ms(self._lateness_ms)
             reason = "late"
-            detail = f"event time is {behind} behind the newest; lateness allows {allowed}"
+            detail = f"event time is {behind} behind the newest; allowed_lateness is {allowed}"
         return DeadLetter(
             topic=self._topic,
             partition=int(batch.partitions[row]),

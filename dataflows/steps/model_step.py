@@ -84,7 +84,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             metrics=pipeline.metric_names,
             monitors=pipeline.monitors,
             rules=label.rules() if isinstance(label, Delayed) else None,
-            otherwise=label.otherwise if isinstance(label, Delayed) else None,
+            otherwise=label.default if isinstance(label, Delayed) else None,
             inline=self._inline,
             slices=pipeline.slices,
             rollouts=rollouts,
@@ -382,4 +382,6 @@ def label_windows(pipeline: Pipeline) -> LabelWindows | None:
         entity: [(feature.spec, place) for feature, place in features]
         for entity, features in pipeline.label_windows.items()
     }
-    return LabelWindows(declared, parse_duration_ms(pipeline.lateness)) if declared else None
+    return (
+        LabelWindows(declared, parse_duration_ms(pipeline.allowed_lateness)) if declared else None
+    )

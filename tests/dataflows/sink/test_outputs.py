@@ -96,7 +96,7 @@ def outgoing_of(pipeline: Pipeline, bus: MemoryBus, limit: int) -> list[Outgoing
 @pytest.mark.parametrize("delayed", [False, True])
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_every_output_is_known_again_by_its_mark_however_the_stream_is_cut(delayed, partitions):
-    label = Verdict.target("hot", wait="1h") if delayed else inline("hot")
+    label = Verdict.target("hot", timeout="1h") if delayed else inline("hot")
     pipeline = Pipeline(
         name="readings",
         event=Reading,

@@ -51,7 +51,7 @@ def orders(**changes: Any) -> Pipeline:
     declared: dict[str, Any] = {
         "name": "p",
         "event": Order,
-        "label": Return.target("odd", wait="1h"),
+        "label": Return.target("odd", timeout="1h"),
         "features": [field("amount"), window("shop", "amount", over="1h", stats=("count",))],
         "model": preprocessing.StandardScaler() | linear_model.LogisticRegression(),
         "rollout": Shadow(),
@@ -238,7 +238,7 @@ def test_a_dead_control_message_comes_behind_the_dead_letters_of_its_batch(monke
     """Of labels that were held in vain, which only the model step finds, too."""
     obey(monkeypatch)
     bus = MemoryBus()
-    pipeline = orders(label=Return.target("odd", wait="1h", early="0s"))
+    pipeline = orders(label=Return.target("odd", timeout="1h", early_buffer="0s"))
     bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
     publish(bus, "p.labels", [(1, returned(99, 1))])
     publish(bus, "p.events", [(1, b"oops")])
