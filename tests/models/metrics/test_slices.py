@@ -334,7 +334,7 @@ def sales(*slices: Any, **changes: Any) -> Pipeline:
         (lambda: sales("card"), "'card' in the slices of pipeline 'sales' is none: use slice_by"),
         (lambda: sales(slice_by("cart")), "by something unknown: Sale has id, ts, card"),
         (lambda: sales(slice_by("price")), "is by a number: give bins="),
-        (lambda: sales(slice_by("card_1d_count")), "by a feature, a number: say where to cut"),
+        (lambda: sales(slice_by("card_1d_count")), "by a feature, which is a number: give bins="),
         (lambda: sales(slice_by("card", bins=(1,))), "must be a number, but Sale.card is text"),
         (lambda: sales(slice_by("abroad", ("yes",))), "by a boolean: its values are True and"),
         (lambda: sales(slice_by("ts", bins=(1,))), "by the event's time"),
