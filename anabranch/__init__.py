@@ -26,16 +26,13 @@ if TYPE_CHECKING:
         window,
     )
     from anabranch.dataflows.declaration.pipeline import Pipeline
-    from anabranch.dataflows.messages.inputs import (
+    from anabranch.dataflows.messages.inputs import Delayed, Event, Label, inline
+    from anabranch.dataflows.messages.outputs import (
         DeadLetter,
-        Delayed,
         DriftSignal,
-        Event,
-        Label,
         Prediction,
         Ranking,
         RolloutMessage,
-        inline,
     )
     from anabranch.models.drift.declarations import Distributions, Seasonal, Sliding
     from anabranch.models.drift.detectors import monitor

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from river import base
 
+from anabranch.dataflows.declaration.declaration import Declaration
 from anabranch.models.drift.detectors import LOSS
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.river import check_fits
@@ -16,11 +16,8 @@ from anabranch.models.rollout.challenger import STARTING, Challenger
 from anabranch.models.rollout.policies import Bandit, Interleave, check_policy
 from anabranch.state.errors import DeclarationError, InputError
 
-if TYPE_CHECKING:
-    from anabranch.dataflows.declaration.pipeline import Pipeline
 
-
-def check_rollout(pipeline: Pipeline) -> None:
+def check_rollout(pipeline: Declaration) -> None:
     """Challengers, policy, key and fallback can work.
 
     Raises:
@@ -64,7 +61,7 @@ def check_rollout(pipeline: Pipeline) -> None:
         _check_fallback(pipeline, where)
 
 
-def _check_on_drift(pipeline: Pipeline, where: str) -> None:
+def _check_on_drift(pipeline: Declaration, where: str) -> None:
     if not isinstance(pipeline.on_drift, Challenger):
         raise DeclarationError(
             f"{where} is {pipeline.on_drift!r}: give Challenger(fresh=…, warm=…), with a River "
@@ -87,7 +84,7 @@ def _check_on_drift(pipeline: Pipeline, where: str) -> None:
             )
 
 
-def _check_name(pipeline: Pipeline, name: object, where: str) -> None:
+def _check_name(pipeline: Declaration, name: object, where: str) -> None:
     try:
         if not isinstance(name, str):
             raise InputError(f"model name {name!r} is no text")
@@ -101,7 +98,7 @@ def _check_name(pipeline: Pipeline, name: object, where: str) -> None:
         )
 
 
-def _check_challenger(pipeline: Pipeline, model: object, where: str) -> None:
+def _check_challenger(pipeline: Declaration, model: object, where: str) -> None:
     if isinstance(model, Challenger):
         fault = model.fault()
         if fault is not None:
@@ -118,7 +115,7 @@ def _check_challenger(pipeline: Pipeline, model: object, where: str) -> None:
         raise DeclarationError(f"{where}: {error}") from None
 
 
-def _check_fallback(pipeline: Pipeline, where: str) -> None:
+def _check_fallback(pipeline: Declaration, where: str) -> None:
     given, task = pipeline.fallback, pipeline.task
     if task is Task.MULTICLASS:
         kind, types = pipeline.target_kind, _TYPES.get(pipeline.target_kind or "", ())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from river import base
 
+from anabranch.dataflows.declaration.declaration import TIME_UNITS_MS, Declaration
 from anabranch.dataflows.declaration.features import DayOfWeek, Feature, HourOfDay, KeyedFeature
 from anabranch.dataflows.declaration.schema import Schema
 from anabranch.dataflows.messages.inputs import Delayed, Inline, Label
@@ -24,12 +24,6 @@ from anabranch.state.arrays import LARGEST
 from anabranch.state.durations import parse_duration_ms
 from anabranch.state.errors import DeclarationError
 
-if TYPE_CHECKING:
-    from anabranch.dataflows.declaration.pipeline import Pipeline
-
-TIME_UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
-"""What a number in a time field may count, in milliseconds."""
-
 MOST_SEGMENTS = 10_000
 """So many can have a model, at most; each costs memory, and time in every commit."""
 
@@ -37,7 +31,7 @@ _LABEL_TYPES: dict[str, type] = {"boolean": bool, "text": str}
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 
 
-def check_names(pipeline: Pipeline) -> None:
+def check_names(pipeline: Declaration) -> None:
     """The pipeline's name, and the fields that hold an event's id, time and key."""
     name, schema = pipeline.name, pipeline.schema
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -56,7 +50,7 @@ def check_names(pipeline: Pipeline) -> None:
         schema.require_present(pipeline.key, ("text",), f"{where} (key=)")
 
 
-def check_candidates(pipeline: Pipeline) -> None:
+def check_candidates(pipeline: Declaration) -> None:
     """What is ranked is a list of texts, and a label can name one of them."""
     name, where = pipeline.candidates, f"pipeline {pipeline.name!r}"
     if name is None:
@@ -84,7 +78,7 @@ def check_candidates(pipeline: Pipeline) -> None:
         )
 
 
-def check_features(pipeline: Pipeline) -> None:
+def check_features(pipeline: Declaration) -> None:
     """Every feature finds what it needs, and no column is there twice."""
     if not pipeline.features:
         raise DeclarationError(f"pipeline {pipeline.name!r} declares no features")
@@ -105,7 +99,7 @@ def check_features(pipeline: Pipeline) -> None:
             seen.add(name)
 
 
-def check_label(pipeline: Pipeline) -> None:
+def check_label(pipeline: Declaration) -> None:
     """The label is one that can be learned, and no feature gives it away."""
     label = pipeline.label
     if isinstance(label, Inline):
@@ -120,7 +114,7 @@ def check_label(pipeline: Pipeline) -> None:
         _check_label_window(pipeline, windows[0][0].label)
 
 
-def find_task(pipeline: Pipeline) -> Task:
+def find_task(pipeline: Declaration) -> Task:
     """What the model is asked, by the kind of the label's values."""
     kind, model = pipeline.target_kind, pipeline.model
     if kind is None:
@@ -133,7 +127,7 @@ def find_task(pipeline: Pipeline) -> Task:
     return Task.REGRESSION
 
 
-def check_model(pipeline: Pipeline) -> None:
+def check_model(pipeline: Declaration) -> None:
     """The model can do the task, and the metrics can score it."""
     if pipeline.label is None and not isinstance(
         pipeline.model, base.AnomalyDetector | base.AnomalyFilter
@@ -156,7 +150,7 @@ def check_model(pipeline: Pipeline) -> None:
         check_imbalance(pipeline.imbalance, pipeline.model, pipeline.task, label, where)
 
 
-def check_monitors(pipeline: Pipeline) -> None:
+def check_monitors(pipeline: Declaration) -> None:
     """Every monitor watches something that is there."""
     known = [LOSS, *pipeline.columns]
     if pipeline.distributions is not None:
@@ -176,7 +170,7 @@ def check_monitors(pipeline: Pipeline) -> None:
     Monitors(pipeline.monitors, pipeline.task, tuple(pipeline.columns), pipeline.slices)
 
 
-def _check_distributions(pipeline: Pipeline) -> None:
+def _check_distributions(pipeline: Declaration) -> None:
     declared, where = pipeline.distributions, f"distributions= of pipeline {pipeline.name!r}"
     if not isinstance(declared, Distributions):
         raise DeclarationError(f"{where} is {declared!r}: give Distributions(…)")
@@ -186,7 +180,7 @@ def _check_distributions(pipeline: Pipeline) -> None:
             raise DeclarationError(f"{where} ignores {name!r}, and there is no such feature")
 
 
-def check_slices(pipeline: Pipeline) -> None:
+def check_slices(pipeline: Declaration) -> None:
     """Every slice is by something that is there, and there is a quality to tell apart."""
     where, names = f"pipeline {pipeline.name!r}", set[str]()
     for each in pipeline.slices:
@@ -205,7 +199,7 @@ def check_slices(pipeline: Pipeline) -> None:
         _check_subject(pipeline, each, f"{each} of {where}")
 
 
-def _check_subject(pipeline: Pipeline, declared: SliceBy, where: str) -> None:
+def _check_subject(pipeline: Declaration, declared: SliceBy, where: str) -> None:
     schema, subject = pipeline.schema, declared.subject
     if declared.bins is not None and subject in pipeline.columns:
         return
@@ -226,7 +220,7 @@ def _check_subject(pipeline: Pipeline, declared: SliceBy, where: str) -> None:
         raise DeclarationError(f"{where} is by a boolean: its values are True and False")
 
 
-def check_segments(pipeline: Pipeline) -> None:
+def check_segments(pipeline: Declaration) -> None:
     """The field of `model_key` can be one, and the numbers beside it are numbers."""
     key, where = pipeline.model_key, f"pipeline {pipeline.name!r}"
     if key is None:
@@ -248,7 +242,7 @@ def check_segments(pipeline: Pipeline) -> None:
             )
 
 
-def check_times(pipeline: Pipeline) -> None:
+def check_times(pipeline: Declaration) -> None:
     """Durations are durations, and no event can make all others late."""
     lateness_ms = parse_duration_ms(pipeline.allowed_lateness)
     skew_ms = parse_duration_ms(pipeline.max_clock_skew)
@@ -261,7 +255,7 @@ def check_times(pipeline: Pipeline) -> None:
         )
 
 
-def _check_use_of_time(pipeline: Pipeline, feature: Feature) -> None:
+def _check_use_of_time(pipeline: Declaration, feature: Feature) -> None:
     """The event's time may be text on the wire: it is for `hour_of_day` and `day_of_week` alone."""
     value = feature.value if isinstance(feature, KeyedFeature) else feature.field
     of_time = isinstance(feature, HourOfDay | DayOfWeek)
@@ -277,7 +271,7 @@ def _check_use_of_time(pipeline: Pipeline, feature: Feature) -> None:
         )
 
 
-def _check_inline(pipeline: Pipeline, label: Inline) -> None:
+def _check_inline(pipeline: Declaration, label: Inline) -> None:
     kinds = ("number", "boolean", "text")
     pipeline.schema.require_present(label.field, kinds, f"inline({label.field!r})")  # type: ignore[arg-type]
     for feature in pipeline.features:
@@ -289,7 +283,7 @@ def _check_inline(pipeline: Pipeline, label: Inline) -> None:
             )
 
 
-def _check_label_window(pipeline: Pipeline, window: str) -> None:
+def _check_label_window(pipeline: Declaration, window: str) -> None:
     """There is a label, and it can be counted."""
     kind = pipeline.target_kind
     if kind is None:
@@ -304,7 +298,7 @@ def _check_label_window(pipeline: Pipeline, window: str) -> None:
         )
 
 
-def _check_delayed(pipeline: Pipeline, label: Delayed) -> None:
+def _check_delayed(pipeline: Declaration, label: Delayed) -> None:
     if not (isinstance(label.type, type) and issubclass(label.type, Label)):
         raise DeclarationError(f"{label.type!r} must be a subclass of Label")
     schema = Schema.of(label.type)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.files.file_rows import PLACE, FileTable
 from anabranch.dataflows.files.file_topic import FileTopic
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.dataflows.replay.bus_topic import BusTopic
 from anabranch.dataflows.replay.history_bus import EmptyTopic, History, HistoryBus
-from anabranch.dataflows.source.bus_source import partition_count
 from anabranch.producers.files.formats import FORMATS
 from anabranch.state.errors import InputError
 

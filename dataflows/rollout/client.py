@@ -12,7 +12,7 @@ import msgspec
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control
-from anabranch.dataflows.messages.inputs import RolloutMessage
+from anabranch.dataflows.messages.outputs import RolloutMessage
 from anabranch.state.errors import InputError
 
 _PIECE = 1000

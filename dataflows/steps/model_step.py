@@ -16,13 +16,8 @@ from anabranch.dataflows.batch.dead_letters import dead_letter
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control
-from anabranch.dataflows.messages.inputs import (
-    DeadLetter,
-    Delayed,
-    DriftSignal,
-    Inline,
-    RolloutMessage,
-)
+from anabranch.dataflows.messages.inputs import Delayed, Inline
+from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal, RolloutMessage
 from anabranch.dataflows.recovery.state_partition import Place, Token
 from anabranch.dataflows.rollout.messages import cause_of_control, rollout_message
 from anabranch.dataflows.sharding.reassembly import Assembler

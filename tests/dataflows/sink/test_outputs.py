@@ -11,7 +11,7 @@ from river import linear_model, naive_bayes, preprocessing
 from anabranch import Event, Label, Pipeline, Prediction, field, inline, monitor
 from anabranch.dataflows.batch.outgoing import Marking, Outgoing
 from anabranch.dataflows.bus.memory import MemoryBus
-from anabranch.dataflows.messages.inputs import DeadLetter, DriftSignal
+from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.sink.bus_sink import BusSink, part_name
 from anabranch.dataflows.source.bus_source import IntakeOptions

@@ -18,7 +18,7 @@ from anabranch import Event, Label, Pipeline, Shadow, field, inline, window
 from anabranch.dataflows.batch.batch import EntityRows, RawBatch
 from anabranch.dataflows.bus import TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
-from anabranch.dataflows.messages.inputs import DeadLetter, RolloutMessage
+from anabranch.dataflows.messages.outputs import DeadLetter, RolloutMessage
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import IntakeOptions
 from anabranch.dataflows.source.event_time_merge import AlignedReader
