@@ -48,7 +48,7 @@ class Marking:
             topics.drift: ("subject", "detector"),
             topics.dead_letters: ("reason",),
         }
-        if pipeline.controlled:
+        if pipeline.has_rollouts:
             fields[topics.rollouts] = ("action", "challenger", "rollout")
         return cls(pipeline.inputs, fields)
 

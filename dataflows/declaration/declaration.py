@@ -44,7 +44,7 @@ class Topics:
     """The topics of a pipeline, named after it."""
 
     pipeline: str
-    controlled: bool = False
+    has_rollouts: bool = False
 
     @property
     def events(self) -> str:
@@ -76,9 +76,9 @@ class Topics:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The topics that a pipeline writes."""
+        """The topics that the pipeline writes."""
         always = (self.predictions, self.drift, self.dead_letters)
-        return (*always, self.rollouts) if self.controlled else always
+        return (*always, self.rollouts) if self.has_rollouts else always
 
 
 @dataclass(kw_only=True)
@@ -121,40 +121,40 @@ class Declaration:
 
     @property
     def topics(self) -> Topics:
-        """The names of its topics."""
-        return Topics(self.name, self.controlled)
+        """The names of the topics."""
+        return Topics(self.name, self.has_rollouts)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The topics that it reads: events first, control last."""
+        """The topics that are read: events first, control last."""
         topics = self.topics
-        labels = (topics.labels,) if self.labels_apart else ()
-        return (topics.events, *labels, *((topics.control,) if self.controlled else ()))
+        labels = (topics.labels,) if self.has_label_topic else ()
+        return (topics.events, *labels, *((topics.control,) if self.has_rollouts else ()))
 
     @property
-    def controlled(self) -> bool:
-        """Whether it has rollouts, and listens to control messages."""
+    def has_rollouts(self) -> bool:
+        """Whether there are rollouts, and with them the topics for control and rollout messages."""
         return self.rollout is not None
 
     @property
     def quarantines(self) -> bool:
-        """Whether it may learn nothing of some events (`Distributions.quarantine`)."""
+        """Whether events may be excluded from training (`Distributions.quarantine`)."""
         return self.distributions is not None and bool(self.distributions.quarantine)
 
     @property
-    def labels_apart(self) -> bool:
-        """Whether labels come on a topic of their own."""
+    def has_label_topic(self) -> bool:
+        """Whether labels arrive on a topic of their own."""
         return isinstance(self.label, Delayed)
 
     @property
     def model_name(self) -> str:
-        """What predictions call the model: the class of its last step."""
+        """The model's name in predictions: the class of its last step."""
         steps = getattr(self.model, "steps", None)
         return type(list(steps.values())[-1] if steps else self.model).__name__
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """The metrics that are scored: those declared, or the usual ones of its task."""
+        """The metrics that are computed: those declared, or the defaults of the task."""
         if self.metrics is not None:
             return tuple(self.metrics)
         return _DEFAULT_METRICS[self.task] if self.label is not None else ()
@@ -166,44 +166,44 @@ class Declaration:
 
     @property
     def partition_field(self) -> str | None:
-        """The field whose value decides an event's partition."""
+        """The field by which events are partitioned; None: by no field."""
         entities = [*self.entities, *self.label_windows]
-        alone = (name for name in entities if not self.schema.fields[name].several)
-        return self.key or next(alone, None)
+        single = (name for name in entities if not self.schema.fields[name].is_list)
+        return self.key or next(single, None)
 
     @property
     def traffic_field(self) -> str:
-        """The field whose value decides which model serves an event, where there are rollouts."""
+        """The field by whose value a rollout assigns events to models."""
         return self.rollout_key or self.partition_field or self.id
 
     @property
     def row_features(self) -> Iterator[tuple[RowFeature, slice]]:
-        """Each row feature with the columns it fills."""
-        for feature, place in self._places():
+        """Each row feature with its columns in the feature matrix."""
+        for feature, columns in self._with_positions():
             if not isinstance(feature, KeyedFeature):
-                yield feature, place
+                yield feature, columns
 
     @property
     def entities(self) -> dict[str, list[tuple[EntityFeature, slice]]]:
-        """Entity field → its window features with the columns they fill."""
+        """Entity field → its window features with their columns in the feature matrix."""
         entities: dict[str, list[tuple[EntityFeature, slice]]] = {}
-        for feature, place in self._places():
+        for feature, columns in self._with_positions():
             if isinstance(feature, EntityFeature):
-                entities.setdefault(feature.entity, []).append((feature, place))
+                entities.setdefault(feature.entity, []).append((feature, columns))
         return entities
 
     @property
     def label_windows(self) -> dict[str, list[tuple[LabelWindow, slice]]]:
-        """Entity field → its windows over labels with the columns they fill."""
+        """Entity field → its windows over labels with their columns in the feature matrix."""
         entities: dict[str, list[tuple[LabelWindow, slice]]] = {}
-        for feature, place in self._places():
+        for feature, columns in self._with_positions():
             if isinstance(feature, LabelWindow):
-                entities.setdefault(feature.entity, []).append((feature, place))
+                entities.setdefault(feature.entity, []).append((feature, columns))
         return entities
 
     @property
     def target_kind(self) -> Kind | None:
-        """Of what kind the label's value is; None without a label. A candidate is chosen or not."""
+        """The kind of the label's value; None without a label. A candidate is chosen or not."""
         if self.candidates is not None:
             return "boolean"
         if isinstance(self.label, Inline):
@@ -214,7 +214,7 @@ class Declaration:
 
     @property
     def used_fields(self) -> list[str]:
-        """The event's fields that features are made of, entities included; not its time."""
+        """The event's fields that features use, entities included, without its time."""
         names: dict[str, None] = {}
         for feature in self.features:
             if isinstance(feature, KeyedFeature):
@@ -229,32 +229,34 @@ class Declaration:
 
     @property
     def model_fields(self) -> list[str]:
-        """The event's fields that the models' step looks at itself."""
+        """The event's fields that the model step uses besides the features."""
         columns = set(self.columns)
         subjects = [
             each.subject for each in self.slices if each.bins is None or each.subject not in columns
         ]
-        traffic = [self.traffic_field] if self.controlled and self.traffic_field != self.id else []
+        traffic = (
+            [self.traffic_field] if self.has_rollouts and self.traffic_field != self.id else []
+        )
         keys = [self.model_key] if self.model_key is not None else []
-        watched = [] if self.candidates is None else [self.candidates]
+        others = [] if self.candidates is None else [self.candidates]
         if self.distributions is not None:
             fields = self.schema.fields
-            watched += [*self.entities, *(n for n in self.used_fields if fields[n].optional)]
-        return list(dict.fromkeys([*self.label_windows, *subjects, *keys, *traffic, *watched]))
+            others += [*self.entities, *(n for n in self.used_fields if fields[n].optional)]
+        return list(dict.fromkeys([*self.label_windows, *subjects, *keys, *traffic, *others]))
 
     @property
     def read_fields(self) -> list[str]:
-        """The event's fields that are read beside its id and time: of features and of models."""
+        """The event's fields that are decoded besides its id and time."""
         return list(dict.fromkeys([*self.used_fields, *self.model_fields]))
 
     @property
     def number_fields(self) -> list[str]:
-        """Fields whose numbers are looked at as they are read: integers, and an inline label.
+        """Fields whose numbers are validated when they are decoded: integers, and an inline label.
 
-        An integer may be too large for a float. Floats are made into features first.
+        An integer may be too large for a float. Float fields are validated as features.
         """
         fields = self.schema.fields
-        names = [n for n in self.read_fields if fields[n].integer and not fields[n].several]
+        names = [n for n in self.read_fields if fields[n].integer and not fields[n].is_list]
         if isinstance(self.label, Inline) and fields[self.label.field].kind == "number":
             names.append(self.label.field)
         return names
@@ -264,7 +266,7 @@ class Declaration:
         """Milliseconds per unit of a number in the time field."""
         return TIME_UNITS_MS[self.time_unit]
 
-    def _places(self) -> Iterator[tuple[Feature, slice]]:
+    def _with_positions(self) -> Iterator[tuple[Feature, slice]]:
         start = 0
         for feature in self.features:
             stop = start + len(feature.columns())

@@ -35,5 +35,5 @@ def create_control(pipeline: Declaration, bus: Bus, partitions: int) -> None:
     Raises:
         BusError: the bus refused.
     """
-    if pipeline.controlled and pipeline.topics.control not in bus.topics():
+    if pipeline.has_rollouts and pipeline.topics.control not in bus.topics():
         bus.create_topics({pipeline.topics.control: partitions})

@@ -46,50 +46,52 @@ class Pipeline(Declaration):
     """A stream of events, its features, and the model that predicts and learns on each.
 
     Attributes:
-        name: prefix of the topics; lower-case letters, digits, ``-`` and ``_``.
+        name: prefix of the topics: lower-case letters, digits, ``-`` and ``_``, a letter first.
         event: the event type.
-        features: what `dataflows.declaration.features` offers, in the order of the model's columns.
+        features: as in `dataflows.declaration.features`, in the order of the model's columns.
         model: a River classifier, regressor or anomaly detector, or a River pipeline.
         label: `Label.target` for labels on a topic of their own, `inline` for a field of the
-            event, None for anomaly detectors that learn without.
-        metrics: names of River metrics, scored on every label before it teaches.
-        monitors: where to look for drift (`models.drift.detectors.monitor`).
-        distributions: watch those of features, predictions, labels, nulls and dead letters
-            (`models.drift.declarations`); None: not watched.
-        slices: parts of the events for which the metrics are kept apart
+            event, None for an anomaly detector that learns without labels.
+        metrics: names of River metrics, updated with every label before the model learns it.
+        monitors: what to monitor for drift (`models.drift.detectors.monitor`).
+        distributions: monitor the distributions of features, predictions, labels, nulls and dead
+            letters (`models.drift.declarations`); None: not monitored.
+        slices: parts of the events for which the metrics are computed separately
             (`models.metrics.slices.slice_by`).
-        imbalance: what is done about a rare class: `undersample`, `oversample` or `class_weights`
+        imbalance: how rare classes are treated: `undersample`, `oversample` or `class_weights`
             (`models.learners.imbalance`).
-        model_key: a field of the event; each of its values, a segment, has a model of its own,
-            which begins as a copy of the one that learns everything (`models.learners.segmented`).
-        max_segments: so many segments have a model of their own, the first that come.
+        model_key: a field of the event; each of its values, a segment, gets a model of its own,
+            which starts as a copy of the model that learns everything
+            (`models.learners.segmented`).
+        max_segments: how many segments get a model of their own: the first that occur.
         min_labels_per_segment: the label of a segment at which its model is made, counted from 1.
-        id, time: the event's fields that hold its id and its time.
-        time_unit: what a number in the time field counts: ms, s, us or ns since 1970. ISO-8601
-            text is accepted as well (without an offset it is UTC).
-        allowed_lateness: how far an event may be behind the newest of its worker and still be
-            exact; one that is later is a dead letter.
+        id, time: the event's fields with its id and its time.
+        time_unit: the unit of a number in the time field: ms, s, us or ns since 1970. ISO-8601
+            text is accepted as well (UTC where it has no offset).
+        allowed_lateness: how far an event may be behind the newest event of its worker; its
+            features are exact up to here, and a later event is a dead letter.
         max_clock_skew: how far an event's time may be ahead of the time at which it was published.
         dedup_window: for how long (event time) an id is remembered; a second event with it is a
             dead letter.
         key: the field that publishers partition by; by default the first window's entity.
-        challengers: models that want to serve instead, by name, or a `Challenger` each; they
-            predict every event as well, and learn every label, or a share.
-        on_drift: the fresh model that is tried when a monitor signals drift, by default when one on
-            the loss says that the champion has become worse (`models.rollout.challenger`).
-        rollout: how one of them gets to serve (`models.rollout.policies`); with challengers alone
-            it is `Shadow()`, with `on_drift` it is `Canary()`. With a policy the pipeline has the
-            topics ``control`` and ``rollouts``.
+        with_features: put the features into every prediction.
+        challengers: models that compete with ``model``, by name: River models, or a `Challenger`
+            each. They predict every event as well, and learn every label, or a share of them.
+        on_drift: the model that is started as a challenger when a monitor signals drift, by default
+            when one on the loss says that the champion has become worse
+            (`models.rollout.challenger`).
+        rollout: the policy by which a challenger becomes champion (`models.rollout.policies`); with
+            challengers alone it is `Shadow()`, with ``on_drift`` it is `Canary()`. With a policy
+            the pipeline has the topics ``control`` and ``rollouts``.
         rollout_key: the text field by whose value an event is assigned to a model; by default the
             one that publishers partition by, or the id.
-        fallback: what is served when the champion fails and no model can stand in: binary, the
-            probability of true; multi-class, a class; else a number. None: no answer.
-        with_features: put the features into every prediction.
-        candidates: a list of texts of the event: the pipeline ranks them. Each is a row of its own
-            (`dataflows.batch.candidates`): the field stands for the candidate in features, another
-            list of the event for what it has of it. The label names the one that was chosen; the
-            others were not when its wait is over.
-        max_candidates: of an event; one with more is a dead letter.
+        fallback: what is served when the champion fails and no other model can replace it: binary,
+            the probability of true; multi-class, a class; else a number. None: no prediction.
+        candidates: a list of texts of the event, which the pipeline ranks. Each candidate is a row
+            of its own (`dataflows.batch.candidates`): in features, the field is the candidate, and
+            any other list of the event is the candidate's entry in it. The label names the
+            candidate that was chosen; the others were not chosen, which is learned at the timeout.
+        max_candidates: of one event; an event with more is a dead letter.
 
     Raises:
         DeclarationError: something in it can't work; the message names it.
@@ -118,17 +120,17 @@ class Pipeline(Declaration):
         check_rollout(self)
 
     def learner(self) -> Learner:
-        """A fresh learner of its model: compiled where that is possible, else River itself."""
-        return self.equipped(self.plain_learner())
+        """A new learner of ``model``, with what is declared around it."""
+        return self.wrap(self.base_learner())
 
-    def plain_learner(self) -> Learner:
-        """`learner` without what is declared around it."""
+    def base_learner(self) -> Learner:
+        """A new learner of ``model`` alone: compiled where that is possible, else River's own."""
         return learner_for(self.model.clone(), self.columns, self.task)
 
-    def equipped(self, learner: Learner, share: float = 1.0) -> Learner:
-        """A plain learner with what is declared around it: for rare classes, and for segments.
+    def wrap(self, learner: Learner, share: float = 1.0) -> Learner:
+        """``learner`` with what is declared around it: for rare classes, sampling and segments.
 
-        ``share`` is that of the labels which it learns.
+        ``share`` is the share of labels that it learns, in (0, 1].
         """
         learner = with_imbalance(learner, self.imbalance)
         if share < 1:
@@ -137,21 +139,20 @@ class Pipeline(Declaration):
             return learner
         return Segmented(learner, self.max_segments, self.min_labels_per_segment)
 
-    def challenging(self) -> dict[str, Learner]:
-        """A fresh learner of each challenger, by name, in the order of their declaration."""
-        return {name: self._challenging(each) for name, each in self.challengers.items()}
+    def challenger_learners(self) -> dict[str, Learner]:
+        """A new learner of each challenger, by name, in the order of their declaration."""
+        return {name: self._challenger_learner(each) for name, each in self.challengers.items()}
 
     @property
     def starts_on_drift(self) -> OnDrift | None:
-        """What drift starts."""
+        """The challenger that drift starts; None: drift starts none."""
         declared = self.on_drift
         if declared is None:
             return None
-        return OnDrift(declared, lambda: self._challenging(declared))
+        return OnDrift(declared, lambda: self._challenger_learner(declared))
 
-    def _challenging(self, declared: Any) -> Learner:
-        """A fresh learner of a challenger, a River model or one with what is declared around it."""
+    def _challenger_learner(self, declared: Any) -> Learner:
         model, share = declared, 1.0
         if isinstance(declared, Challenger):
             model, share = declared.fresh, declared.learn
-        return self.equipped(learner_for(model.clone(), self.columns, self.task), share)
+        return self.wrap(learner_for(model.clone(), self.columns, self.task), share)

@@ -57,14 +57,14 @@ def check_candidates(pipeline: Declaration) -> None:
         return
     schema = pipeline.schema
     found = schema.require_present(name, ("text",), f"{where} (candidates=)")
-    if not found.several:
+    if not found.is_list:
         raise DeclarationError(
             f"candidates={name!r} of {where} must be a list of texts, such as list[str]: "
             f"{schema.type_name}.{name} is one text"
         )
     for what in ("id", "time", "key", "rollout_key"):
         field = getattr(pipeline, what)
-        if field is not None and field in schema.fields and schema.fields[field].several:
+        if field is not None and field in schema.fields and schema.fields[field].is_list:
             raise DeclarationError(f"{what}={field!r} of {where} must be one value, not a list")
     most = pipeline.max_candidates
     if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= MOST_CANDIDATES - 1:

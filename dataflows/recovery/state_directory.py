@@ -229,7 +229,7 @@ class StateDirectory:
             return None
         registry = Registry.of(self.path)
         version = registry.find(self.identity.model)
-        return pipeline.equipped(registry.learner(version, pipeline.columns, pipeline.task))
+        return pipeline.wrap(registry.learner(version, pipeline.columns, pipeline.task))
 
     def first_distributions(self) -> Delta | None:
         """How the data were distributed of what learning begins with, where that was watched.

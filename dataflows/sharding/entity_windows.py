@@ -71,7 +71,7 @@ class EntityWindows:
             groups.setdefault(value if nullable else None, []).append((place, feature))
             shared += range(place, place + columns.stop - columns.start)
             self.width += columns.stop - columns.start
-        if pipeline.candidates is not None and not pipeline.schema.fields[entity].several:
+        if pipeline.candidates is not None and not pipeline.schema.fields[entity].is_list:
             self._shared = np.array(shared)
         self.groups = [
             (

@@ -134,7 +134,7 @@ class _SharedReader:
         self.reader = AlignedReader(
             bus,
             self.inputs,
-            control=pipeline.topics.control if pipeline.controlled else None,
+            control=pipeline.topics.control if pipeline.has_rollouts else None,
             origin=options.origin,
             group=options.group,
             lost=options.lost,

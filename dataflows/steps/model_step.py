@@ -75,7 +75,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         self._labelled = isinstance(label, Inline)
         rollouts = rollouts_of(pipeline)
         self.prequential = Prequential(
-            {pipeline.model_name: pipeline.learner(), **pipeline.challenging()},
+            {pipeline.model_name: pipeline.learner(), **pipeline.challenger_learners()},
             metrics=pipeline.metric_names,
             monitors=pipeline.monitors,
             rules=label.rules() if isinstance(label, Delayed) else None,

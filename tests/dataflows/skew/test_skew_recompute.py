@@ -82,7 +82,7 @@ def served(
 
 def recomputed(bus: MemoryBus, orders: Pipeline = ORDERS) -> Recomputed:
     arrivals = arrivals_of_topic(orders, bus, orders.topics.events, unwatched)
-    if orders.labels_apart:
+    if orders.has_label_topic:
         arrivals.labels = labels_of_topic(orders, bus, orders.topics.labels, unwatched)
     return recompute(orders, arrivals, unwatched)
 

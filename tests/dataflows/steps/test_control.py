@@ -153,7 +153,7 @@ def run(
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
     publish(bus, "p.events", [(i, order(i, i)) for i in range(12)])
-    if pipeline.labels_apart:
+    if pipeline.has_label_topic:
         publish(bus, "p.labels", [(i + 2, returned(i, i + 2)) for i in range(10)])
     publish(bus, "p.control", commands)
     run_worker(pipeline, bus, IntakeOptions(until_end=True, limit=limit))
