@@ -14,10 +14,10 @@ from anabranch.dataflows.bus import (
     BusError,
     Lost,
     TopicPartition,
-    embedded_publisher,
-    embedded_reader,
     open_bus,
 )
+from anabranch.dataflows.bus.embedded import publisher as embedded_publisher
+from anabranch.dataflows.bus.embedded import reader as embedded_reader
 from anabranch.dataflows.bus.embedded.bus import EmbeddedBus
 from anabranch.dataflows.bus.embedded.topic_file import FORMAT, SUFFIX
 
