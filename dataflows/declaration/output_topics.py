@@ -56,6 +56,7 @@ class OutputReader(Generic[Output]):
         self._ends = None if follow else dict(enumerate(bus.end_offsets(topic)))
         self._pending: deque[tuple[int, int, bytes]] = deque()
         self._closed = threading.Event()
+        self._reading = threading.Lock()  # `close` may come from another thread
         self._owned_bus: Bus | None = None
         self._reader = bus.reader(
             {TopicPartition(topic, number): offset for number, offset in self._position.items()}
@@ -84,11 +85,14 @@ class OutputReader(Generic[Output]):
             InputError: the message is not of the expected type. The next call continues behind it.
             BusError: the topic was deleted, or messages were removed before they could be read.
         """
-        while not self._pending:
-            if self._closed.is_set() or self._at_end():
+        while not self._pending or self._closed.is_set():
+            with self._reading:
+                ended = self._closed.is_set() or self._at_end()
+                if not ended:
+                    self._fetch()
+            if ended:
                 self.close()
                 raise StopIteration
-            self._fetch()
         partition, offset, payload = self._pending.popleft()
         self._position[partition] = offset + 1
         self._coordinates = Cause(self.topic, partition, offset)
@@ -120,12 +124,11 @@ class OutputReader(Generic[Output]):
 
     def close(self) -> None:
         """Stop reading; from another thread this ends a reader that follows. Idempotent."""
-        if self._closed.is_set():
-            return
         self._closed.set()
-        self._reader.close()
-        if self._owned_bus is not None:
-            self._owned_bus.close()
+        with self._reading:
+            self._reader.close()
+            if self._owned_bus is not None:
+                self._owned_bus.close()
 
     def __enter__(self) -> Self:
         return self
