@@ -381,7 +381,7 @@ class Pipeline:
         """A fresh learner of a challenger, a River model or one with what is declared around it."""
         model, share = declared, 1.0
         if isinstance(declared, Challenger):
-            model, share = declared.fresh, declared.learn
+            model, share = declared.model, declared.sample_rate
         return self.equipped(learner_for(model.clone(), self.columns, self.task), share)
 
     @property
