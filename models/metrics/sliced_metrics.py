@@ -35,13 +35,13 @@ class _Slice:
 
     def __init__(self, declared: SliceBy, column: int | None) -> None:
         self.declared = declared
-        self.categories = Categories(declared.most, declared.names)
+        self.categories = Categories(declared.max_values, declared.names)
         # One more than the values: all others, or a number that is null.
-        self.groups = declared.most + 1
+        self.groups = declared.max_values + 1
         self.labels = np.zeros(self.groups, np.int64)
         self.metrics: dict[str, dict[str, GroupedMetric]] = {}
         self._column = column
-        self._edges = None if declared.edges is None else np.array(declared.edges)
+        self._edges = None if declared.bins is None else np.array(declared.bins)
 
     def groups_of(self, fields: Fields, features: F64, rows: I64, order: I64 | None) -> Any:
         """The group of each event, `(events,) int64`."""
@@ -52,12 +52,12 @@ class _Slice:
             return np.searchsorted(edges, features[rows, self._column], side="right")
         numbers = np.array(fields[self.declared.subject], np.float64)  # null is NaN
         groups = np.searchsorted(edges, numbers, side="right")
-        groups[np.isnan(numbers)] = self.declared.most
+        groups[np.isnan(numbers)] = self.declared.max_values
         return groups
 
     def name(self, group: int) -> str:
         """The name of a group."""
-        if self.declared.edges is not None and group == self.declared.most:
+        if self.declared.bins is not None and group == self.declared.max_values:
             return "null"
         return self.categories.name(group)
 
@@ -75,7 +75,7 @@ class _Slice:
 
     def load(self, stored: Mapping[str, Any]) -> None:
         """Continue from what `dump` returned for an equal declaration; metrics apart."""
-        self.categories = Categories(self.declared.most, stored["names"])
+        self.categories = Categories(self.declared.max_values, stored["names"])
         self.labels = stored["labels"]
 
     def report(self) -> dict[str, dict[str, Any]]:
@@ -126,9 +126,7 @@ class SlicedMetrics:
         self._slices = [_Slice(each, _column(each, indices)) for each in declared]
         self._written = b""
         if len({each.name for each in declared}) < len(declared):
-            raise DeclarationError(
-                "two slices have the same name: give one of them another with called="
-            )
+            raise DeclarationError("two slices have the same name: give one of them another name=")
 
     def __len__(self) -> int:
         return len(self._slices)
@@ -266,7 +264,7 @@ def stored_report(blob: bytes) -> Report:
 
 
 def _column(declared: SliceBy, indices: Mapping[str, int]) -> int | None:
-    return None if declared.edges is None else indices.get(declared.subject)
+    return None if declared.bins is None else indices.get(declared.subject)
 
 
 def _load(blob: bytes) -> tuple[Task, list[dict[str, Any]]]:

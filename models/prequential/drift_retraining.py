@@ -69,8 +69,8 @@ class DriftRetraining:
         )  # fmt: skip
         self.alarms = self._monitor.alarms
         declared = None if models.on_drift is None else models.on_drift.declared
-        self.grace = 0 if declared is None else declared.grace
-        self._triggers = () if declared is None else declared.after
+        self.grace = 0 if declared is None else declared.burn_in
+        self._triggers = () if declared is None else declared.triggers
         signals = [] if training is None else training.signals
         triggering = [each for each in signals if each[1].kind in self._triggers]
         self._signals = sorted(triggering, key=lambda signal: signal[0])

@@ -125,7 +125,7 @@ class ModelSet:
         self.on_drift = settings.on_drift
         self.replay_buffer: ReplayBuffer | None = None
         if settings.on_drift is not None:
-            rows, numeric = settings.on_drift.declared.warm, self.task is not Task.MULTICLASS
+            rows, numeric = settings.on_drift.declared.warmup_rows, self.task is not Task.MULTICLASS
             self.replay_buffer = ReplayBuffer(rows, len(self.names), numeric)
 
     def add(self, name: str, learner: Learner) -> None:

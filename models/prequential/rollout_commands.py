@@ -18,7 +18,7 @@ from anabranch.models.rollout.policies import (
     Policy,
     check_policy,
 )
-from anabranch.models.rollout.policy_update import change
+from anabranch.models.rollout.policy_update import update_policy
 from anabranch.models.rollout.trial import Contest
 from anabranch.state.errors import AnabranchError, InputError
 
@@ -41,9 +41,9 @@ class RolloutController:
     def command(self, command: Command, time: int) -> list[Decision]:
         """Execute a command at event time `time` (ms); one that can't be executed is `refused`."""
         try:
-            fault = command.fault()
-            if fault is not None:
-                raise InputError(fault)
+            problem = command.problem()
+            if problem is not None:
+                raise InputError(problem)
             return self._execute(command, time)
         except AnabranchError as error:
             return [self._without_trial(d.REFUSED, command.challenger, str(error), time)]
@@ -102,7 +102,7 @@ class RolloutController:
         deployment = self._deployment
         if not command.policy:
             return deployment.policy
-        changed = change(deployment.policy, command.policy)
+        changed = update_policy(deployment.policy, command.policy)
         check_policy(changed, self._models.task, len(deployment.waiting) + 1, "the command")
         return changed
 
