@@ -298,7 +298,7 @@ def test_a_vocabulary_numbers_what_comes_first(
     came = [values[i] for i in order.tolist()]
     named = [{None: "null", True: "true"}.get(each, each) for each in came]
     known = list(dict.fromkeys(each for each in named if len(each) < 101 and each != "other"))
-    assert whole.models.names == known[:most]
+    assert whole.names == known[:most]
     want = [known.index(n) if n in known[:most] else most for n in named]
     assert [got[i] for i in order.tolist()] == want
     assert [*parts.codes(came[:cut]).tolist(), *parts.codes(came[cut:]).tolist()] == want
