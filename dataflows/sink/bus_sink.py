@@ -26,7 +26,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from anabranch.dataflows.batch.outgoing import Marking, Outgoing
 from anabranch.dataflows.bus import Bus, BusError, Publisher, TopicPartition, UnreachableError
-from anabranch.dataflows.error_guard import Guard
+from anabranch.dataflows.error_guard import ErrorGuard
 from anabranch.dataflows.sink.delivery_retry import Patience
 from anabranch.dataflows.sink.published import Published
 from anabranch.dataflows.sink.read_back import ReadBack
@@ -67,7 +67,7 @@ class BusSink(FixedPartitionedSink[Outgoing, Ends | None]):
         patience: Patience | None = None,
         progress: Callable[[str], None] = LOG.info,
         accept_loss: bool = False,
-        guard: Guard | None = None,
+        guard: ErrorGuard | None = None,
         latency: LatencyMetrics | None = None,
     ) -> None:
         self._latency = latency
@@ -136,7 +136,7 @@ class _Writer:
     """The publisher that the partitions of one worker share, and where their outputs end."""
 
     def __init__(
-        self, bus: Bus, outputs: tuple[str, ...], patience: Patience, guard: Guard | None
+        self, bus: Bus, outputs: tuple[str, ...], patience: Patience, guard: ErrorGuard | None
     ) -> None:
         self._bus = bus
         self._outputs = outputs
@@ -186,7 +186,7 @@ class _Writer:
         publisher, insist = self._publisher, self._patience.insist
         if publisher is not None:
             insist(lambda: publisher.flush(_FLUSH_S))
-        if self._guard is not None and self._guard.failing:  # then a watched flush does nothing
+        if self._guard is not None and self._guard.failed:  # then a watched flush does nothing
             raise BusError("nothing is confirmed: a step of the flow has failed")
         for topic in self._outputs:
             self._ends[topic] = insist(lambda topic=topic: self._bus.end_offsets(topic))  # type: ignore[misc]
@@ -218,7 +218,7 @@ class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
         start: Ends,
         aside: Ends,
         call: Call,
-        guard: Guard | None,
+        guard: ErrorGuard | None,
         latency: LatencyMetrics | None,
     ) -> None:
         self._latency = latency
@@ -247,7 +247,7 @@ class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
                     self._on_written(item, time.time())
         except BaseException as error:
             if self._guard is not None:
-                self._guard.note(error)
+                self._guard.record(error)
             raise
 
     def snapshot(self) -> Ends | None:

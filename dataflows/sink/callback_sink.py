@@ -7,7 +7,7 @@ from collections.abc import Callable
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from anabranch.dataflows.batch.batch import Wake
-from anabranch.dataflows.error_guard import Guard
+from anabranch.dataflows.error_guard import ErrorGuard
 from anabranch.dataflows.sink.encoder import Results
 
 Outlet = Callable[[Results], None]
@@ -23,7 +23,7 @@ class OutletSink(FixedPartitionedSink[Results | Wake, int]):
     that the user should see alone.
     """
 
-    def __init__(self, outlet: Outlet, guard: Guard | None = None) -> None:
+    def __init__(self, outlet: Outlet, guard: ErrorGuard | None = None) -> None:
         self._outlet = outlet
         self._guard = guard
 
@@ -40,7 +40,7 @@ class OutletSink(FixedPartitionedSink[Results | Wake, int]):
 
 
 class _OutletPart(StatefulSinkPartition[Results | Wake, int]):
-    def __init__(self, outlet: Outlet, guard: Guard | None) -> None:
+    def __init__(self, outlet: Outlet, guard: ErrorGuard | None) -> None:
         self._outlet = outlet
         self._guard = guard
 

@@ -24,7 +24,14 @@ from anabranch.dataflows.batch.candidates import Candidates
 from anabranch.dataflows.bus import Bus, BusError, Lost, TopicPartition
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.event_time import FIRST_MS
-from anabranch.dataflows.recovery.state_partition import Place, Token
+from anabranch.dataflows.recovery.state_partition import StatePartition
+from anabranch.dataflows.recovery.tokens import (
+    PartitionState,
+    StepState,
+    Token,
+    decode_partition,
+    encode,
+)
 from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.event_time_merge import AlignedReader
 from anabranch.dataflows.source.late_and_duplicate import Admission
@@ -35,21 +42,6 @@ from anabranch.state.store.delta import Delta
 
 if TYPE_CHECKING:
     from anabranch.dataflows.recovery.state_directory import StateDirectory
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionState:
-    """What the engine keeps of one partition number.
-
-    ``offsets`` are to be read next, by topic, of topics too that are no input any more; ``latest``
-    the times that rows had risen to, by topic (epoch ms). ``watermark`` is the reader's, ``token``
-    that of the ids seen; None without state.
-    """
-
-    offsets: dict[str, int]
-    latest: dict[str, int]
-    watermark: int
-    token: Token | None
 
 
 _FOLLOWER_NAP = timedelta(milliseconds=200)
@@ -82,7 +74,7 @@ class IntakeOptions:
     failure: AnabranchError | None = None
 
 
-class Intake(FixedPartitionedSource[Keyed, PartitionState]):
+class Intake(FixedPartitionedSource[Keyed, StepState]):
     """All input topics of a pipeline as one aligned stream of admitted batches.
 
     ``router`` makes the keyed items of a batch that the next step works on.
@@ -104,9 +96,9 @@ class Intake(FixedPartitionedSource[Keyed, PartitionState]):
         return [str(number) for number in range(self._partitions)]
 
     def build_part(
-        self, step_id: str, for_part: str, resume_state: PartitionState | None
-    ) -> StatefulSourcePartition[Keyed, PartitionState]:
-        return _IntakePartition(int(for_part), self._shared, resume_state)
+        self, step_id: str, for_part: str, resume_state: StepState
+    ) -> StatefulSourcePartition[Keyed, StepState]:
+        return _IntakePartition(int(for_part), self._shared, decode_partition(resume_state))
 
 
 class _SharedReader:
@@ -123,7 +115,7 @@ class _SharedReader:
     ) -> None:
         self.inputs = pipeline.inputs
         self._state = state
-        self.asleep = state is not None and state.identity.by_shard
+        self.asleep = state is not None and state.manifest.by_shard
         self.options = options
         self._router = router
         self._quiet_since: float | None = None
@@ -147,9 +139,9 @@ class _SharedReader:
         self._aside: dict[int, dict[str, int]] = {}
         self._committed_at = time.monotonic()
         self.parts: list[_IntakePartition] = []
-        metrics.ask(lambda: metrics.on_lag(self.reader))
+        metrics.add_reporter(lambda: metrics.on_lag(self.reader.lag()))
 
-    def join(self, part: _IntakePartition, resume: PartitionState | None) -> Place | None:
+    def join(self, part: _IntakePartition, resume: PartitionState | None) -> StatePartition | None:
         """Add a partition; without ``resume`` it begins where the options say.
 
         A topic that was no input before begins with its first message, and where one that is no
@@ -167,14 +159,14 @@ class _SharedReader:
         self._aside[part.number] = {t: o for t, o in offsets.items() if t not in self.inputs}
         place = None
         if self._state is not None:
-            place = self._state.intake(part.number)
+            place = self._state.input_partition(part.number)
             image = place.open(None if resume is None else resume.token)
             self._admission.restore(
                 part.number, image, FIRST_MS if resume is None else resume.watermark
             )
             if resume is None:
                 places = self.options.places
-                self._state.begins(
+                self._state.write_start_offsets(
                     part.number,
                     {t.topic: None if t in places else begin for t, begin in at.items()},
                 )
@@ -273,7 +265,7 @@ class _SharedReader:
         if part in self.parts:
             self.parts.remove(part)
             if not self.parts:
-                self._metrics.on_lag(self.reader)
+                self._metrics.on_lag(self.reader.lag())
                 self.reader.close()
 
     def _commit_sometimes(self) -> None:
@@ -287,7 +279,7 @@ class _SharedReader:
         return ask(topic)[partition]
 
 
-class _IntakePartition(StatefulSourcePartition[Keyed, PartitionState]):
+class _IntakePartition(StatefulSourcePartition[Keyed, StepState]):
     def __init__(self, number: int, shared: _SharedReader, resume: PartitionState | None) -> None:
         self.number = number
         self.snapshots = 0
@@ -318,13 +310,13 @@ class _IntakePartition(StatefulSourcePartition[Keyed, PartitionState]):
             return None
         return datetime.now(UTC) + _FOLLOWER_NAP
 
-    def snapshot(self) -> PartitionState:
+    def snapshot(self) -> StepState:
         self.snapshots += 1
         if self._place is not None:
             delta = self._shared.changes(self)
             if delta or self._token is None:
                 self._token = self._place.commit(delta)
-        return self._shared.state_of(self, self._token)
+        return encode(self._shared.state_of(self, self._token))
 
     def close(self) -> None:
         self._shared.leave(self)

@@ -303,7 +303,7 @@ def test_without_state_all_workers_end_when_one_is_killed(tmp_path: Path) -> Non
         victim = workers(cluster.process.pid)[0]
         os.kill(victim, signal.SIGKILL)
         assert cluster.process.wait(60) == 1
-        assert f"(process {victim}) was ended by SIGKILL, so all were ended" in cluster.said
+        assert f"(process {victim}) was killed by SIGKILL, so all were stopped" in cluster.said
         assert "Traceback" not in cluster.said
         assert running(path) == []
 
@@ -323,8 +323,8 @@ def test_with_state_killed_workers_and_a_killed_supervisor_cost_nothing(tmp_path
         for number in (1, 0):
             victim = workers(cluster.process.pid)[number]
             os.kill(victim, signal.SIGKILL)
-            who = f"worker {number} of 2 (process {victim}) was ended by SIGKILL"
-            cluster.wait_until_said(f"{who}; starting all again from generation ")
+            who = f"worker {number} of 2 (process {victim}) was killed by SIGKILL"
+            cluster.wait_until_said(f"{who}; restarting all from generation ")
             cluster.wait_for(lambda gone=victim: new_workers(cluster.process.pid, gone))
         publish(bus, rows[80:160])
         cluster.wait_for_predictions(bus, 160)
@@ -349,7 +349,7 @@ def test_a_refusal_of_a_worker_is_said_once_and_ends_all(tmp_path: Path) -> None
     assert ended.returncode == 1
     assert ended.stderr.count("has no pipeline called 'pipeline'") == 1
     assert ended.stderr.splitlines()[-1].startswith("error: ")
-    assert "starting all again" not in ended.stderr
+    assert "restarting all" not in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -383,7 +383,7 @@ def test_by_address_a_cluster_heals_when_the_lost_host_comes_back(tmp_path: Path
             one.wait_for_predictions(bus, 120)
             one.wait_for(lambda: kept(path, "trades-0") and kept(path, "trades-1"))
             two.kill()
-        one.wait_until_said("lost its connection to another one; starting it again")
+        one.wait_until_said("lost its connection to another one; restarting it")
         publish(bus, rows[120:])
         with Running(path, "--epoch", "0.5s", cluster=by_address(1, ports)) as two:
             one.wait_for_predictions(bus, len(rows))

@@ -284,12 +284,12 @@ def test_with_several_workers_a_command_without_events_goes_to_the_models():
     pipeline = orders()
     router, metrics = Router(pipeline, 4, workers=2), WorkerMetrics("p")
     step = ModelStep(pipeline, metrics)
-    step.deployment = Obedient(step)
+    step.commands.controller = Obedient(step)
     windows: dict[str, WindowStep] = {}
     items = []
     for batch in raw_of(pipeline, COMMANDS[2:3] + COMMANDS[:1], events=5):
         for key, item in pickle.loads(pickle.dumps(router.route(batch, T0))):
-            shard = windows.setdefault(key, WindowStep(pipeline, metrics, origins=2))
+            shard = windows.setdefault(key, WindowStep(pipeline, metrics, workers=2))
             items += shard.on_batch([item])[0]
     results, _ = step.on_batch(sorted(items, key=lambda item: isinstance(item, EntityRows)))
     told = [(d.action, d.why) for result in results for d in result.decisions]

@@ -59,8 +59,8 @@ def test_nonsense_is_refused_in_one_sentence_and_changes_nothing(change: dict[st
     step = ModelStep(pipeline, WorkerMetrics("p"))
     deployment = step.prequential.rollouts.deployment  # type: ignore[union-attr]
     command = Command(kind="start", id="1", challenger="tree", policy=change)
-    assert step.deployment is not None
-    (refused,) = step.deployment.command(command, 0)
+    assert step.commands is not None
+    (refused,) = step.commands.controller.command(command, 0)
     assert refused.action == "refused"
     assert refused.why
     assert "\n" not in refused.why
@@ -81,8 +81,8 @@ def test_what_can_be_changed_is() -> None:
     pipeline = canary()
     step = ModelStep(pipeline, WorkerMetrics("p"))
     change = {"alpha": 0.01, "steps": [0.2, 1], "hold": "1h", "guardrails": {"errors": 0.1}}
-    assert step.deployment is not None
-    (started,) = step.deployment.command(
+    assert step.commands is not None
+    (started,) = step.commands.controller.command(
         Command(kind="start", id="1", challenger="tree", policy=change), 0
     )
     assert started.action == "started"
@@ -98,8 +98,8 @@ def test_a_start_that_is_refused_leaves_the_policy_as_it_was() -> None:
     step = ModelStep(pipeline, WorkerMetrics("p"))
     deployment = step.prequential.rollouts.deployment  # type: ignore[union-attr]
     command = Command(kind="start", id="1", challenger="bush", policy={"alpha": 0.01})
-    assert step.deployment is not None
-    (refused,) = step.deployment.command(command, 0)
+    assert step.commands is not None
+    (refused,) = step.commands.controller.command(command, 0)
     assert refused.action == "refused"
     assert deployment.policy == pipeline.rollout
 
@@ -108,8 +108,8 @@ def test_the_arms_of_a_bandit_are_no_business_of_a_message() -> None:
     policy = bandit.EpsilonGreedy(epsilon=0.1, seed=1)
     step = ModelStep(canary(rollout=Bandit(policy=policy)), WorkerMetrics("p"))
     command = Command(kind="start", id="1", challenger="tree", policy={"policy": "UCB"})
-    assert step.deployment is not None
-    assert [each.action for each in step.deployment.command(command, 0)] == ["refused"]
+    assert step.commands is not None
+    assert [each.action for each in step.commands.controller.command(command, 0)] == ["refused"]
 
 
 def test_commands_are_followed_by_the_real_deployment_however_the_stream_is_cut() -> None:
