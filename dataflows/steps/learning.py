@@ -69,6 +69,7 @@ class Learning(Stage):
 
     Attributes:
         windows: the windows over labels; None where the pipeline declares none.
+        events: how many were predicted whose labels come later; the next one's tag.
     """
 
     def __init__(self, context: StageContext) -> None:
@@ -77,6 +78,7 @@ class Learning(Stage):
         self._task = context.pipeline.task
         self._keys = traffic_keys(context.pipeline)
         self.windows = label_windows(context.pipeline)
+        self.events = 0
 
     def add_changes(self, delta: Delta) -> None:
         if self.windows is not None:
@@ -161,7 +163,6 @@ class DelayedLearning(Learning):
     def __init__(self, context: StageContext) -> None:
         super().__init__(context)
         self._dead_letters = LabelDeadLetters(context.pipeline.topics)
-        self.events = 0  # predicted so far; the next one's tag
 
     def process(self, work: BatchWork) -> None:
         batch, first = work.batch, self.events

@@ -166,7 +166,8 @@ def test_labels_that_are_assumed_or_held_have_no_delay_yet():
         for what in ("learned", "defaulted", "updated", "confirmed", "buffered", "expired")
     }
     assert outcomes == {
-        "learned": 30, "defaulted": 14, "updated": 1, "confirmed": 1, "buffered": 1, "expired": None,
+        "learned": 30, "defaulted": 14, "updated": 1, "confirmed": 1, "buffered": 1,
+        "expired": None,
     }  # fmt: skip
     assert value(registry, "anabranch_label_delay_seconds_count") == 30
     assert value(registry, "anabranch_buffered_early_labels") == 1
