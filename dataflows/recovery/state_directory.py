@@ -26,6 +26,7 @@ import msgspec
 from bytewax.recovery import RecoveryConfig, init_db_dir
 
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard
 from anabranch.dataflows.recovery.inspection import INPUT, state_partitions
@@ -54,7 +55,6 @@ from anabranch.dataflows.recovery.state_partition import (
     check_state_partition,
 )
 from anabranch.dataflows.recovery.tokens import Commit
-from anabranch.dataflows.source.bus_source import partition_count
 from anabranch.models.learners.durable import why_not_durable
 from anabranch.models.learners.learner import Learner
 from anabranch.models.registry.registry import DIRECTORY, Registry
@@ -246,7 +246,7 @@ class StateDirectory:
             return None
         registry = Registry.of(self.path)
         version = registry.find(self.manifest.model)
-        return pipeline.equipped(registry.learner(version, pipeline.columns, pipeline.task))
+        return pipeline.wrap(registry.learner(version, pipeline.columns, pipeline.task))
 
     def initial_distributions(self) -> Delta | None:
         """The reference distributions that were kept with the initial model; None: none were.
@@ -333,7 +333,7 @@ def _check_picklable(pipeline: Pipeline) -> None:
     if pipeline.on_drift is not None:
         models["the model of on_drift="] = pipeline.on_drift
     for what, model in models.items():
-        reason = why_not_durable(model.fresh if isinstance(model, Challenger) else model)
+        reason = why_not_durable(model.model if isinstance(model, Challenger) else model)
         if reason is not None:
             raise StateError(
                 f"{what} of pipeline {pipeline.name!r} can't be stored: {reason}; change it, or "

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.inputs import Cause, DriftSignal, Moved
+from anabranch.dataflows.messages.outputs import Cause, DriftSignal, Moved
 from anabranch.dataflows.steps.distribution_inputs import (
     KNOWN_BEFORE_LEARNING,
     DistributionInputs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anabranch.dataflows.batch.batch import Batch
-from anabranch.dataflows.messages.inputs import DriftSignal
+from anabranch.dataflows.messages.outputs import DriftSignal
 from anabranch.dataflows.steps.stage import BatchWork, Stage, StageContext
 from anabranch.models.drift.detectors import LOSS, Alarm
 from anabranch.models.prequential.outcome import Outcome

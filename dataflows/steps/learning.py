@@ -14,7 +14,8 @@ from anabranch.dataflows.batch.columns import Numbers
 from anabranch.dataflows.batch.dead_letters import dead_letter
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.inputs import DeadLetter, Delayed, Inline
+from anabranch.dataflows.messages.inputs import Delayed, Inline
+from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.sink.encoder import Results
 from anabranch.dataflows.steps.label_dead_letters import LabelDeadLetters
 from anabranch.dataflows.steps.rollout_step import traffic_keys
@@ -40,11 +41,11 @@ def build_prequential(pipeline: Pipeline, rollouts: Rollouts | None) -> Prequent
     label, key = pipeline.label, pipeline.model_key
     delayed = label if isinstance(label, Delayed) else None
     return Prequential(
-        {pipeline.model_name: pipeline.learner(), **pipeline.challenging()},
+        {pipeline.model_name: pipeline.learner(), **pipeline.challenger_learners()},
         metrics=pipeline.metric_names,
         monitors=pipeline.monitors,
         rules=delayed.rules() if delayed is not None else None,
-        otherwise=delayed.otherwise if delayed is not None else None,
+        otherwise=delayed.default if delayed is not None else None,
         inline=delayed is None,
         slices=pipeline.slices,
         rollouts=rollouts,
@@ -61,7 +62,9 @@ def label_windows(pipeline: Pipeline) -> LabelWindows | None:
         entity: [(feature.spec, place) for feature, place in features]
         for entity, features in pipeline.label_windows.items()
     }
-    return LabelWindows(declared, parse_duration_ms(pipeline.lateness)) if declared else None
+    if not declared:
+        return None
+    return LabelWindows(declared, parse_duration_ms(pipeline.allowed_lateness))
 
 
 class Learning(Stage):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.inputs import DeadLetter
+from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.sink.encoder import Results
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.prequential.external_drift import NOTHING, Outside
