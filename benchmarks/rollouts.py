@@ -1,4 +1,4 @@
-"""Rollouts in a stream: what bad challengers do before they are stopped, and what shadows cost.
+"""Serving in a stream: what bad challengers do before they are stopped, and what shadows cost.
 
 How such a comparison misleads, and what is done about it:
 
@@ -28,7 +28,7 @@ from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import Canary, Guardrails, Policy, Shadow
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from benchmarks.payments_drift import drifted_day
 from benchmarks.report import Report, Target
 
@@ -93,7 +93,7 @@ def stream(events: int, seed: int = 1) -> tuple[F64, F64]:
 def step(policy: Policy, **challengers: Any) -> Prequential:
     deployment = Deployment("champion", list(challengers), policy, Task.BINARY, "benchmark")
     learners = {"champion": learner(), **challengers}
-    return Prequential(learners, rollouts=Rollouts(deployment, Task.BINARY))
+    return Prequential(learners, rollouts=Serving(deployment, Task.BINARY))
 
 
 def feed(to: Prequential, features: F64, values: F64, first: int, end: int) -> Any:
@@ -138,7 +138,7 @@ def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[st
                 count = min(first + BATCH, events) - first
                 event = row if row < count else row - count + max(first - DELAY, 0) - first + DELAY
                 ended = first + event
-                why = decision.why
+                why = decision.reason
     if ended is None:
         return {"challenger": name, "events until rolled back": math.nan, "bad answers": 1.0}
     bad = served - before

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anabranch.dataflows.rollout.client import RolloutLog
     from anabranch.dataflows.rollout.status import RolloutStatus
 
-EXIT_REFUSED = 1
+EXIT_REJECTED = 1
 EXIT_UNANSWERED = 3
 _TAIL = 20_000  # messages of each partition, when a topic is long
 _REFRESH_S = 0.5
@@ -37,7 +37,7 @@ rollout = typer.Typer(
         "`rollout=Shadow()`, `Canary()`, `ABTest()` or `Bandit(…)`. All that is decided, and on "
         "what evidence, is on the topic `<pipeline>.rollouts`. What you say here goes to "
         "`<pipeline>.control`; the run follows it between two rows, and answers.\n\n"
-        "Exit codes: 0 done, 1 refused, or something you can mend, 3 nobody answered in time.\n\n"
+        "Exit codes: 0 done, 1 rejected, or something you can mend, 3 nobody answered in time.\n\n"
         "Examples:\n\n"
         "    anabranch rollout fraud.py status --follow\n\n"
         "    anabranch rollout fraud.py start tree\n\n"
@@ -317,7 +317,7 @@ def _tell(
     from anabranch.dataflows.messages.control import Control
     from anabranch.dataflows.pipelines.loader import load_pipeline
     from anabranch.dataflows.rollout.client import ask
-    from anabranch.models.rollout.decision import REFUSED
+    from anabranch.models.rollout.decision import REJECTED
     from anabranch.state.durations import parse_duration_ms
 
     control = Control(kind=kind, id=uuid.uuid4().hex, by=by or _me(), **about)
@@ -327,10 +327,10 @@ def _tell(
     declared = load_pipeline(pipeline)
     with opened_bus(bus, bus_set) as opened:
         answers = ask(declared, opened, control, timeout_s)
-    refused = any(answer.action == REFUSED for answer in answers)
+    rejected = any(answer.action == REJECTED for answer in answers)
     if json:
         typer.echo(msgspec.json.encode(answers))
-    console = stderr_console() if refused else Console()
+    console = stderr_console() if rejected else Console()
     for answer in answers if not json else ():
         console.print(sentence(answer), highlight=False, soft_wrap=True, markup=False)
     if not answers:
@@ -340,8 +340,8 @@ def _tell(
             highlight=False, soft_wrap=True, markup=False,
         )  # fmt: skip
         raise typer.Exit(EXIT_UNANSWERED)
-    if refused:
-        raise typer.Exit(EXIT_REFUSED)
+    if rejected:
+        raise typer.Exit(EXIT_REJECTED)
 
 
 def _me() -> str:

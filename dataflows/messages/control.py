@@ -38,7 +38,7 @@ class Control(
             share=self.share,
             model=self.model,
             policy=self.policy,
-            by=self.by,
+            requested_by=self.by,
         )
 
 

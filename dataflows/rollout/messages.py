@@ -29,7 +29,7 @@ def rollout_message(
         challenger=decision.challenger,
         champion=decision.champion,
         share=_finite(decision.share),
-        why=decision.why,
+        why=decision.reason,
         ts=decision.time,
         policy=decision.policy,
         evidence=None if decision.evidence is None else _compared(decision.evidence),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from anabranch.dataflows.messages.inputs import ComparedModels, RolloutMessage
-from anabranch.models.rollout.decision import CHAMPION_FAILED, PROGRESS, REFUSED, REMOVED
+from anabranch.models.rollout.decision import CHAMPION_FAILED, PROGRESS, REJECTED, REMOVED
 
 
 class ChallengerStatus(msgspec.Struct, kw_only=True):
@@ -43,7 +43,7 @@ class RolloutStatus(msgspec.Struct, kw_only=True):
 
     def _take(self, message: RolloutMessage) -> None:
         self.messages += 1
-        if message.action == REFUSED:
+        if message.action == REJECTED:
             return
         self.champion, self.policy = message.champion, message.policy
         self.challengers.pop(self.champion, None)

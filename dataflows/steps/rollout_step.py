@@ -14,21 +14,21 @@ from anabranch.dataflows.sink.encoder import Results
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.learners.learner import Learner
 from anabranch.models.prequential.prequential import Prequential
-from anabranch.models.prequential.rollout_commands import Steering
+from anabranch.models.prequential.rollout_commands import RolloutController
 from anabranch.models.registry.compatibility import check_columns
 from anabranch.models.registry.registry import Registry
 from anabranch.models.rollout.challenger import Challenger
 from anabranch.models.rollout.command import Command
 from anabranch.models.rollout.deployment import Deployment
-from anabranch.models.rollout.served import Answered
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.served import ServedPredictions
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
     from anabranch.dataflows.recovery.state_directory import StateDirectory
 
 
-def rollouts_of(pipeline: Pipeline) -> Rollouts | None:
+def rollouts_of(pipeline: Pipeline) -> Serving | None:
     """The rollouts of a pipeline as they begin; None where it declares none."""
     if pipeline.rollout is None:
         return None
@@ -41,7 +41,7 @@ def rollouts_of(pipeline: Pipeline) -> Rollouts | None:
         pipeline.model_name, list(pipeline.challengers), pipeline.rollout, pipeline.task,
         pipeline.name, burn_in,
     )  # fmt: skip
-    return Rollouts(deployment, pipeline.task, pipeline.fallback)
+    return Serving(deployment, pipeline.task, pipeline.fallback)
 
 
 class RolloutStep:
@@ -63,7 +63,7 @@ class RolloutStep:
         self._step = step
         self._metrics = metrics
         self._registry = None if state is None else Registry.of(state.path)
-        self.steering = Steering(step, self._provide)
+        self.steering = RolloutController(step, self._provide)
 
     def keys(self, batch: Batch) -> Sequence[str]:
         """By which traffic is divided, one per event."""
@@ -72,7 +72,7 @@ class RolloutStep:
             return list(map(event_id, batch.ids))  # an event's candidates stay together
         return batch.ids if field == self._pipeline.id else batch.columns.get(field, [])
 
-    def bring_in(self, answered: Answered | None, results: Results) -> None:
+    def bring_in(self, answered: ServedPredictions | None, results: Results) -> None:
         """Let go out what is served, instead of what the champion predicted."""
         if answered is None:
             return

@@ -13,7 +13,7 @@ from anabranch.models.learners.learner import Task
 from anabranch.models.learners.linear import learner_for
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout.deployment import Deployment
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.labels.label_rules import LabelRules
 from anabranch.state.labels.recent_ids import RecentIds
 from anabranch.state.windows import entity_state
@@ -47,7 +47,7 @@ def _warm_models(pipeline: Pipeline) -> None:
         # A report of its one label, so that the interval is computed as well.
         policy = replace(pipeline.rollout, report_every=1)
         deployment = Deployment("warm", ["other"], policy, pipeline.task, pipeline.name)
-        rollouts = Rollouts(deployment, pipeline.task)
+        rollouts = Serving(deployment, pipeline.task)
         learners["other"] = learner_for(model.clone(), pipeline.columns, pipeline.task)
     prequential = Prequential(
         learners,

@@ -19,10 +19,10 @@ from anabranch.models.prequential.external_drift import Outside
 from anabranch.models.prequential.label_join import Joined
 from anabranch.models.prequential.monitors import AlarmsAt
 from anabranch.models.prequential.outcome import Learned, Outcome
-from anabranch.models.rollout.assignment import key_hashes
 from anabranch.models.rollout.observations import RANK_BITS
-from anabranch.models.rollout.served import Answered
-from anabranch.models.rollout.serving import Spent, Worked
+from anabranch.models.rollout.served import ServedPredictions
+from anabranch.models.rollout.serving import BatchPredictions, Timings
+from anabranch.models.rollout.traffic import key_hashes
 
 if TYPE_CHECKING:
     from anabranch.models.prequential.prequential import Prequential
@@ -66,12 +66,12 @@ def run_delayed(
     served: dict[str, Predictions] = {}
     scored: dict[str, Predictions] = {}
     answered: dict[str, Predictions] = {}
-    spent = None if step.rollouts is None else Spent()
+    spent = None if step.rollouts is None else Timings()
     for model, (name, kept) in enumerate(step._kept.items()):
         answers = kept.run(pending.features, steps.op, steps.row, steps.target)
         answered[name] = answers
         if spent is not None:
-            spent.note(name, kept.learner, steps.numbers)
+            spent.record(name, kept.learner, steps.numbers)
         waiting = step._answers[name]
         waiting.keep(model, row[asked], answers)
         scored[name] = waiting.recall(model, row[taught], answers)
@@ -96,15 +96,15 @@ def run_delayed(
     calls = [(int(asked[turn[event]]), alarm) for event, alarm in outside.calls]
     if outside.labels is not None and step.births is not None:
         calls += [(int(taught[place]), alarm) for place, alarm in outside.labels(learned)]
-    out: Answered | None = None
+    out: ServedPredictions | None = None
     found: Found = None
     led = scored[step.champion]
     if step.rollouts is not None and spent is not None and joined.op.size:
         hashes = key_hashes(keys)[joined.source[asked]]
-        worked = Worked(
+        batch = BatchPredictions(
             joined.op.size, joined.item, asked, time[asked], row[asked], hashes, taught,
             time[taught], left, pending.groups[:, -1], answered, scored, learned.target,
-            before, learned_before, spent.failed, spent.seconds,
+            before, learned_before, spent.failed_steps, spent.seconds,
             *_grouped(step, fields, joined.source[asked]),
         )  # fmt: skip
         numbers = np.arange(joined.op.size) if steps.numbers is None else steps.numbers
@@ -112,7 +112,7 @@ def run_delayed(
             pending.features, steps.op, steps.row, steps.target, numbers, joined.dropped,
             steps.calm, [*calls, *((at, alarm) for at, _, alarm in of_features)],
         )  # fmt: skip
-        out, led, found = serve_batch(step, worked, lessons, turn)
+        out, led, found = serve_batch(step, batch, lessons, turn)
         for name in answered.keys() - served.keys():  # begun in the middle
             served[name] = answered[name].take(turn)
     step.score(learned, groups, pending.features[left] if step.births else None, steps.calm)
@@ -160,7 +160,7 @@ def _lessons(joined: Joined, steps: _Steps) -> I64:
 
 
 def _grouped(step: Prequential, fields: Fields, asked: I64) -> tuple[Any, ...]:
-    """`groups`, `drafts`, `lists` and `listed` of `Worked`; ``asked`` are events by step."""
+    """The last four fields of `BatchPredictions`; ``asked`` are events by step."""
     if step.ranking is None:
         return ()
     lists, pending = np.asarray(fields[LIST])[asked], step.pending

@@ -16,8 +16,8 @@ from anabranch.models.learners.targets import select
 from anabranch.models.prequential.champion_monitor import ChampionWatch
 from anabranch.models.prequential.replay_buffer import LabelledRows
 from anabranch.models.rollout.challenger import OnDrift
-from anabranch.models.rollout.served import Answered
-from anabranch.models.rollout.serving import Worked
+from anabranch.models.rollout.served import ServedPredictions
+from anabranch.models.rollout.serving import BatchPredictions
 
 if TYPE_CHECKING:
     from anabranch.models.prequential.prequential import Prequential
@@ -55,7 +55,7 @@ class Lessons:
     Attributes:
         features: `(rows, features) float64`.
         op, row, target: as `Learner.run` takes them.
-        numbers: `(len(op),) int64`: the step that each is, as `Worked` counts them.
+        numbers: `(len(op),) int64`: the step that each is, as `BatchPredictions` counts them.
         dropped: rows whose wait is over; None where labels come with the events.
         calm: `(labels,) bool`, of those that are scored: which are learned too; None: all.
         calls: drift that was found elsewhere, by step: see `Outside`.
@@ -76,31 +76,31 @@ class BirthWatch:
 
     Args:
         step: whose models they are, and which may have `births`.
-        worked: what all models made of the batch; a fresh one's answers are added.
+        batch: what all models made of the batch; a fresh one's answers are added.
         lessons: the same for the fresh one to go through; None where none can be started.
 
     Attributes:
         found: as `ChampionWatch.found`.
     """
 
-    def __init__(self, step: Prequential, worked: Worked, lessons: Lessons | None) -> None:
+    def __init__(self, step: Prequential, batch: BatchPredictions, lessons: Lessons | None) -> None:
         self._step, self._births = step, step.births
-        self._worked, self._lessons = worked, lessons
+        self._worked, self._lessons = batch, lessons
         self._watch = ChampionWatch(
-            step.monitors, step.task, worked.scored, worked.target, worked.taught,
-            worked.taught_times,
+            step.monitors, step.task, batch.label_predictions, batch.target, batch.label_steps,
+            batch.label_times,
         )  # fmt: skip
         self.found = self._watch.found
         declared = None if step.births is None else step.births.what.declared
-        self.grace = 0 if declared is None else declared.burn_in
+        self.burn_in = 0 if declared is None else declared.burn_in
         self._after = () if declared is None else declared.triggers
         calls = [] if lessons is None else lessons.calls
         heard = [call for call in calls if call[1].kind in self._after]
         self._calls = sorted(heard, key=lambda call: call[0])
 
-    def look(self, champion: str, until: int, may_bear: bool) -> tuple[int, Alarm] | None:
-        """See `DriftWatch`."""
-        bears = may_bear and self._births is not None
+    def check(self, champion: str, until: int, may_start: bool) -> tuple[int, Alarm] | None:
+        """See `DriftReaction`."""
+        bears = may_start and self._births is not None
         calls = self._calls
         while calls and not bears and calls[0][0] <= until:
             calls.pop(0)  # one is tried already
@@ -112,56 +112,56 @@ class BirthWatch:
             return calls.pop(0)
         return found
 
-    def bear(self, name: str, step: int) -> int:
-        """See `DriftWatch`; its answers are NaN for what came before."""
-        births, worked, lessons = self._births, self._worked, self._lessons
+    def start_challenger(self, name: str, step: int) -> int:
+        """See `DriftReaction`; its answers are NaN for what came before."""
+        births, batch, lessons = self._births, self._worked, self._lessons
         assert births is not None
         assert lessons is not None
         learner = births.what.make()
         self._step.add(name, learner)
-        known = worked.taught <= step
+        known = batch.label_steps <= step
         if lessons.calm is not None:
             known &= lessons.calm
-        features = lessons.features[worked.taught_rows[known]]
-        features, target = births.rows.last(features, select(worked.target, _places(known)))
+        features = lessons.features[batch.label_rows[known]]
+        features, target = births.rows.last(features, select(batch.target, _places(known)))
         rows = np.arange(len(features))
         learner.run(features, np.full(len(rows), LEARN, np.uint8), rows, target)
         later = lessons.numbers > step
         learned_before = int(np.count_nonzero((lessons.op == LEARN) & ~later))
-        worked.before[name] = learner.version - learned_before
+        batch.versions_before[name] = learner.version - learned_before
         self._go_through(lessons, name, _places(later), step)
         return len(rows)
 
     def _go_through(self, lessons: Lessons, name: str, later: I64, step: int) -> None:
         """Predict and learn what is left of the batch."""
-        worked, keeper = self._worked, self._step
+        batch, keeper = self._worked, self._step
         began = time.perf_counter()
         answers = keeper._kept[name].run(
             lessons.features, lessons.op[later], lessons.row[later], select(lessons.target, later)
         )
-        worked.failed[name] = lessons.numbers[later[failed_steps(keeper.learners[name])]]
-        asked, taught = worked.asked > step, worked.taught > step
+        batch.failed_steps[name] = lessons.numbers[later[failed_steps(keeper.learners[name])]]
+        asked, taught = batch.event_steps > step, batch.label_steps > step
         if lessons.dropped is None:  # each label is of an event of the batch, by its index
             whole = _spread(answers, asked)
-            scored = whole.take(worked.taught_rows)
+            scored = whole.take(batch.label_rows)
         else:
             model = list(keeper.learners).index(name)
             waiting = keeper._answers[name]
-            waiting.keep(model, worked.asked_rows[asked], answers)
-            recalled = waiting.recall(model, worked.taught_rows[taught], answers)
+            waiting.keep(model, batch.event_rows[asked], answers)
+            recalled = waiting.recall(model, batch.label_rows[taught], answers)
             waiting.forget(lessons.dropped)
             whole, scored = _spread(answers, asked), _spread(recalled, taught)
-        worked.answers[name], worked.scored[name] = whole, scored
-        worked.seconds[name] = time.perf_counter() - began
+        batch.predictions[name], batch.label_predictions[name] = whole, scored
+        batch.seconds[name] = time.perf_counter() - began
 
 
 def serve_batch(
-    step: Prequential, worked: Worked, lessons: Lessons | None, turn: I64
-) -> tuple[Answered, Predictions, Found]:
-    """What goes out of a batch, see `Rollouts.serve`; and what was found of the champion's loss."""
+    step: Prequential, batch: BatchPredictions, lessons: Lessons | None, turn: I64
+) -> tuple[ServedPredictions, Predictions, Found]:
+    """What goes out of a batch, see `Serving.serve`; and what was found of the champion's loss."""
     assert step.rollouts is not None
-    drift = BirthWatch(step, worked, lessons)
-    out, led = step.rollouts.serve(worked, turn, drift)
+    drift = BirthWatch(step, batch, lessons)
+    out, led = step.rollouts.serve(batch, turn, drift)
     return out, led, drift.found
 
 

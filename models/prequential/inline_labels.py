@@ -17,9 +17,9 @@ from anabranch.models.prequential.external_drift import Outside
 from anabranch.models.prequential.inline_steps import Steps, inline_steps, run_each
 from anabranch.models.prequential.monitors import AlarmsAt
 from anabranch.models.prequential.outcome import Learned, Outcome
-from anabranch.models.rollout.assignment import key_hashes
-from anabranch.models.rollout.served import Answered
-from anabranch.models.rollout.serving import Spent, Worked
+from anabranch.models.rollout.served import ServedPredictions
+from anabranch.models.rollout.serving import BatchPredictions, Timings
+from anabranch.models.rollout.traffic import key_hashes
 
 if TYPE_CHECKING:
     from anabranch.models.prequential.prequential import Prequential
@@ -46,7 +46,7 @@ def run_inline(
     learned_before: I64 | range = range(events)
     refused: list[tuple[int, str]] = []
     taught = rows
-    spent = None if step.rollouts is None else Spent()
+    spent = None if step.rollouts is None else Timings()
     suspect = outside.suspect
     served = run_each(step._kept, features, values, spent) if suspect is None else None
     if served is None:
@@ -55,7 +55,7 @@ def run_inline(
         for name, kept in step._kept.items():
             served[name] = kept.run(features, op, row, target)
             if spent is not None:
-                spent.note(name, kept.learner, 2 * row + op)
+                spent.record(name, kept.learner, 2 * row + op)
     if len(taught) == events:
         learned = Learned(taught, values, served, times, times, tags)
     else:
@@ -70,7 +70,7 @@ def run_inline(
     groups = None
     if step.slices:
         groups = step.slices.groups_of(fields, features, rows)[taught]
-    out: Answered | None = None
+    out: ServedPredictions | None = None
     found: Found = None
     led = learned.predictions[step.champion]
     of_features: AlarmsAt = []
@@ -78,10 +78,10 @@ def run_inline(
         of_features = step.monitors.look_at_features(features, rows, times, 2 * rows)
     if step.rollouts is not None and spent is not None and events:
         arms = np.empty(events, np.uint8)
-        worked = Worked(
+        batch = BatchPredictions(
             2 * events, rows.repeat(2), 2 * rows, times, rows, key_hashes(keys), 2 * taught + 1,
             times[taught], taught, arms, served, learned.predictions, learned.target,
-            before, np.asarray(learned_before), spent.failed, spent.seconds,
+            before, np.asarray(learned_before), spent.failed_steps, spent.seconds,
         )  # fmt: skip
         lessons = None
         if step.births is not None:
@@ -91,7 +91,7 @@ def run_inline(
             if outside.labels is not None:
                 calls += [(2 * int(taught[at]) + 1, a) for at, a in outside.labels(learned)]
             lessons = Lessons(features, op, row, target, 2 * row + op, None, calm, calls)
-        out, led, found = serve_batch(step, worked, lessons, rows)
+        out, led, found = serve_batch(step, batch, lessons, rows)
     step.score(learned, groups, features[taught] if step.births else None, calm)
     alarms: list[Alarm] = []
     if step.monitors:

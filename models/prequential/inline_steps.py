@@ -11,7 +11,7 @@ from anabranch.models.learners.checkpoint import Checkpoint
 from anabranch.models.learners.learner import LEARN, PREDICT, Predictions, Targets, Task
 from anabranch.models.learners.targets import every_usable, select, usable
 from anabranch.models.prequential.outcome import NO_VALUE
-from anabranch.models.rollout.serving import Spent
+from anabranch.models.rollout.serving import Timings
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -50,7 +50,7 @@ value')])
 
 
 def run_each(
-    kept: Mapping[str, Checkpoint], features: F64, values: Targets, spent: Spent | None
+    kept: Mapping[str, Checkpoint], features: F64, values: Targets, spent: Timings | None
 ) -> dict[str, Predictions] | None:
     """What all models answer, where all can learn row by row and every target is usable."""
     served: dict[str, Predictions] = {}
@@ -62,5 +62,5 @@ def run_each(
             return None  # the first says so, or none: the targets are the same
         served[name] = answers
         if spent is not None:
-            spent.note(name, each.learner)
+            spent.record(name, each.learner)
     return served

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import Alarm
 from anabranch.models.learners.learner import Predictions, Targets
-from anabranch.models.rollout.served import Answered
+from anabranch.models.rollout.served import ServedPredictions
 
 I64 = NDArray[np.int64]
 
@@ -126,7 +126,7 @@ class Outcome(msgspec.Struct):
     corrected: Corrected | None = None
     confirmed: int = 0
     held: int = 0
-    answered: Answered | None = None
+    answered: ServedPredictions | None = None
     ranks: I64 | None = None
     suspect: int = 0
 

@@ -135,13 +135,13 @@ def _go_on(
     declared, stored = step.rollouts.deployment, record.deployment
     if stored is not None:
         stored.declare(declared.policy)
-        stored.grace |= declared.grace
+        stored.burn_in |= declared.burn_in
         step.rollouts.deployment = stored
         for name in changed:
             stored.forget(name)
             step.remove(name)
     for name, learner in fresh.items():
-        if name in step.learners or (stored is not None and name in stored.known):
+        if name in step.learners or (stored is not None and name in stored.models):
             continue
         step.add(name, learner)
         if stored is not None:

@@ -29,7 +29,7 @@ from anabranch.models.prequential.persistence import ANSWERS, restore_step, step
 from anabranch.models.prequential.step_record import part_of as _part
 from anabranch.models.prequential.stored_predictions import Answers
 from anabranch.models.rollout.challenger import OnDrift
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import DeclarationError
 from anabranch.state.labels.label_rules import LabelRules
 from anabranch.state.store.delta import Delta
@@ -97,7 +97,7 @@ class Prequential:
         inline: bool = False,
         otherwise: Label = None,
         bounds: Bounds | None = None,
-        rollouts: Rollouts | None = None,
+        rollouts: Serving | None = None,
         slices: Sequence[SliceBy] = (),
         segments: Segments | None = None,
         on_drift: OnDrift | None = None,
@@ -283,9 +283,9 @@ class Prequential:
             return
         deployment = self.rollouts.deployment
         self.champion = deployment.champion
-        for name in deployment.leaving:
+        for name in deployment.pending_removal:
             self.remove(name)
-        deployment.leaving.clear()
+        deployment.pending_removal.clear()
 
     def run_inline(
         self,

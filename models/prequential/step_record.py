@@ -91,13 +91,13 @@ class StepRecord:
                 f"declared is {_list(declared.models)}: declare rollout=Shadow() to go on with it, "
                 "or begin a new state directory"
             )
-        elif self.deployment is not None and not declared.models.keys() & self.deployment.known:
+        elif self.deployment is not None and not declared.models.keys() & self.deployment.models:
             self._check_names(declared)
         kept = {self.champion}
         if self.deployment is None or declared.deployment is None:
             kept.update(self.models)
-        elif self.deployment.standby is not None:
-            kept.add(self.deployment.standby)
+        elif self.deployment.previous_champion is not None:
+            kept.add(self.deployment.previous_champion)
         for name, written in self.models.items():
             if name in kept and written != declared.models.get(name, written):
                 raise StateError(

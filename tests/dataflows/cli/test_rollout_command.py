@@ -96,7 +96,7 @@ def answering(bus: Bus, answers: Sequence[RolloutMessage]) -> Iterator[list[Cont
                 heard.extend(msgspec.json.decode(v, type=Control) for v in piece.values)
         reader.close()
         for said in heard[:1]:
-            tell(bus, decided("refused", why="not yours", answers="somebody else's"))
+            tell(bus, decided("rejected", why="not yours", answers="somebody else's"))
             mine = [msgspec.structs.replace(answer, answers=said.id) for answer in answers]
             tell(bus, *mine, partition=2)
 
@@ -127,7 +127,7 @@ def test_a_command_is_published_and_its_answer_printed(name: str, bus: Bus, call
         done = call("rollout", "flow.py", name, *arguments, "--by", "ann")
     went_well(done)
     assert done.out == (
-        "tree: paused, serves 25.0%; it keeps its share, and nothing is decided until it goes on: "
+        "tree: paused, serves 25.0%; it keeps its share, and nothing is decided until it is resumed: "
         "as was said\n"
     )
     (control,) = heard
@@ -150,7 +150,7 @@ def test_all_answers_to_a_command_are_printed(bus: Bus, call: Call) -> None:
 
 
 def test_a_refusal_says_why_and_ends_with_1(bus: Bus, call: Call) -> None:
-    with answering(bus, [decided("refused", why="there is no challenger 'bush'")]) as heard:
+    with answering(bus, [decided("rejected", why="there is no challenger 'bush'")]) as heard:
         done = call("rollout", "flow.py", "pause", "bush")
     assert done.code == 1
     assert done.out == ""
@@ -202,7 +202,7 @@ def test_without_a_rollout_or_a_run_it_says_what_to_do(
 HISTORY = [
     decided("started", ts=T0),
     decided("stepped", ts=T0 + 60_000, share=0.05),
-    decided("refused", challenger="bush", why="no"),
+    decided("rejected", challenger="bush", why="no"),
     decided("progress", evidence=EVIDENCE, share=0.05, guardrails={"error_rate": 0.0, "psi": None}),
     decided("champion_failed", challenger=""),
     decided("added", challenger="bush", rollout=""),

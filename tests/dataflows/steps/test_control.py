@@ -169,7 +169,7 @@ def test_commands_are_followed_between_two_rows_however_the_stream_is_cut(monkey
         ("b", "traffic_set", "after 5 events and 3 labels"),
         ("c", "promoted", "after 5 events and 3 labels"),
         ("c", "ended", "after 5 events and 3 labels"),
-        ("d", "refused", "the share 1.5 is none: give one from 0 to 1"),
+        ("d", "rejected", "the share 1.5 is not possible: give one from 0 to 1"),
     ]
     assert [each.offset for each in found] == [0, 1, 2, 2, 3]
     assert {(each.topic, each.partition) for each in found} == {("p.control", 0)}

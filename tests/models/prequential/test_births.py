@@ -19,13 +19,13 @@ from anabranch.models.learners.subsampling import Thinned
 from anabranch.models.metrics.slices import slice_by
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.prequential.replay_buffer import LabelledRows
-from anabranch.models.prequential.rollout_commands import Steering
+from anabranch.models.prequential.rollout_commands import RolloutController
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.challenger import Challenger, OnDrift
 from anabranch.models.rollout.command import Command
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import ABTest, Bandit, Canary, Policy, Shadow
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import DeclarationError, InputError
 from anabranch.state.store.delta import Delta, decode, encode, merge
 
@@ -57,7 +57,7 @@ def make(
         return learner if learn == 1 else Thinned(learner, learn)
 
     models = {"old": slow(), **dict(challengers)}
-    rollouts = Rollouts(Deployment("old", list(models)[1:], policy, task, "p"), task)
+    rollouts = Serving(Deployment("old", list(models)[1:], policy, task, "p"), task)
     return Prequential(
         {name: learner_for(model.clone(), NAMES, task) for name, model in models.items()},
         ["Accuracy"],
@@ -121,7 +121,7 @@ class Stream:
             "events": events,
             "fresh": [None] * len(events) if fresh is None else list(fresh.values),
             "decisions": [
-                (e.action, e.challenger, e.champion, e.why, e.time, repr(e.evidence), every[row])
+                (e.action, e.challenger, e.champion, e.reason, e.time, repr(e.evidence), every[row])
                 for e, row in out.decisions
             ],
             "alarms": [(alarm.time, alarm.statistic, alarm.seen) for alarm in outcome.alarms],
@@ -321,8 +321,8 @@ def test_it_does_not_stop_a_canary_that_climbs_nor_is_it_stopped():
         "fresh-1",
     ]
     assert step.rollouts is not None
-    contest = step.rollouts.deployment.contest("x")
-    assert contest is None or contest.share == 0.1
+    trial = step.rollouts.deployment.trial("x")
+    assert trial is None or trial.share == 0.1
 
 
 def test_a_fresh_one_is_steered_as_any_other():
@@ -332,7 +332,7 @@ def test_a_fresh_one_is_steered_as_any_other():
     def provide(command: Command) -> Any:
         raise InputError("there is nothing to add")
 
-    [gone] = Steering(step, provide).command(
+    [gone] = RolloutController(step, provide).command(
         Command(kind="remove", id="1", challenger="fresh-1"), 5
     )
     assert (gone.action, gone.challenger) == (d.REMOVED, "fresh-1")

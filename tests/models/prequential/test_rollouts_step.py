@@ -18,13 +18,13 @@ from anabranch.models.learners.learner import Learner, Task
 from anabranch.models.learners.linear import learner_for
 from anabranch.models.metrics.slices import slice_by
 from anabranch.models.prequential.prequential import Prequential
-from anabranch.models.prequential.rollout_commands import Steering
+from anabranch.models.prequential.rollout_commands import RolloutController
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.command import Command
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import ABTest, Bandit, Canary, Guardrails, Policy, Shadow
 from anabranch.models.rollout.served import FALLBACK
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import InputError, StateError
 from anabranch.state.labels.label_rules import LabelRules
 from anabranch.state.store.delta import Delta, decode, encode, merge
@@ -49,7 +49,7 @@ def make(
     fallback: float | None = None,
     **arguments: Any,
 ) -> Prequential:
-    rollouts = Rollouts(
+    rollouts = Serving(
         Deployment("old", list(challengers), policy, Task.BINARY, "p"), Task.BINARY, fallback
     )
     models = {"old": champion or Mistaken(), **challengers}
@@ -107,7 +107,7 @@ def feed(step: Prequential, data: Any, low: int = 0, high: int = 2 * SIZE) -> di
         "versions": out.versions,
         "instead": out.instead_of or [None] * len(events),
         "decisions": [
-            (e.action, e.challenger, e.champion, e.share, e.why, e.time, repr(e.evidence),
+            (e.action, e.challenger, e.champion, e.share, e.reason, e.time, repr(e.evidence),
              repr(e.guardrails), rows[row])
             for e, row in out.decisions
         ],
@@ -283,16 +283,18 @@ def test_a_slow_challenger_is_taken_out_at_the_end_of_a_batch() -> None:
 # Commands.
 
 
-def steered(step: Prequential, provide: Any = None) -> Steering:
+def steered(step: Prequential, provide: Any = None) -> RolloutController:
     def nothing(command: Command) -> Learner:
         raise InputError(f"there is no {command.model or command.challenger}")
 
-    return Steering(step, provide or nothing)
+    return RolloutController(step, provide or nothing)
 
 
-def say(steering: Steering, kind: str, challenger: str = "", **more: Any) -> list[tuple[str, str]]:
+def say(
+    steering: RolloutController, kind: str, challenger: str = "", **more: Any
+) -> list[tuple[str, str]]:
     command = Command(kind=kind, id="1", challenger=challenger, **more)  # type: ignore[arg-type]
-    return [(each.action, each.why) for each in steering.command(command, 5000)]
+    return [(each.action, each.reason) for each in steering.command(command, 5000)]
 
 
 def test_traffic_is_set_paused_and_resumed() -> None:
@@ -302,7 +304,7 @@ def test_traffic_is_set_paused_and_resumed() -> None:
     assert say(steering, "set_traffic", "new", share=0.5)[0][0] == d.TRAFFIC
     served = feed(step, stream(1), 100, 600)["models"]
     assert 0.35 < served.count("new") / len(served) < 0.65
-    assert say(steering, "pause") == [("refused", "new is paused already")]
+    assert say(steering, "pause") == [("rejected", "new is already paused")]
     assert say(steering, "resume")[0][0] == d.RESUMED
     assert say(steering, "set_traffic", "new", share=0.0)[0][0] == d.TRAFFIC
     assert set(feed(step, stream(1), 600, 800)["models"]) == {"old"}
@@ -313,15 +315,18 @@ def test_somebody_promotes_and_goes_back() -> None:
     steering = steered(step)
     feed(step, stream(1), 0, 100)
     assert say(steering, "rollback", "old") == [
-        ("refused", "old leads, and there is none to go back to")
+        ("rejected", "there was no champion before old: none to revert to")
     ]
-    assert say(steering, "promote", "new", by="ann")[0] == (d.PROMOTED, "somebody said so (ann)")
+    assert say(steering, "promote", "new", requested_by="ann")[0] == (
+        d.PROMOTED,
+        "requested by ann",
+    )
     assert set(feed(step, stream(1), 100, 200)["models"]) == {"new"}
-    assert say(steering, "promote", "new") == [("refused", "new leads already")]
+    assert say(steering, "promote", "new") == [("rejected", "new is already the champion")]
     assert say(steering, "rollback")[0][0] == d.ROLLED_BACK
     assert set(feed(step, stream(1), 200, 300)["models"]) == {"old"}
     assert list(step.learners) == ["old"]
-    assert say(steering, "promote", "new") == [("refused", "new was taken out: start it anew")]
+    assert say(steering, "promote", "new") == [("rejected", "new was removed: start it again")]
 
 
 def test_a_model_is_added_while_it_runs_and_survives_a_restart() -> None:
@@ -333,7 +338,7 @@ def test_a_model_is_added_while_it_runs_and_survives_a_restart() -> None:
     feed(step, stream(1), 0, 300)
     told = say(steering, "add", "bayes", model="bayes@3")
     assert [action for action, _ in told] == [d.ADDED, d.STARTED]
-    assert say(steering, "add", "bayes", model="bayes@3")[0][0] == d.REFUSED
+    assert say(steering, "add", "bayes", model="bayes@3")[0][0] == d.REJECTED
     first = feed(step, stream(1), 300, 500)
     assert set(first["models"]) == {"old"}
     image = through_the_disk([step.changes()])
@@ -349,12 +354,12 @@ def test_one_that_was_taken_out_is_started_anew() -> None:
     step = make(QUICK, {"new": linear()}, inline=True)
     steering = steered(step, lambda _: learner(linear()))
     feed(step, stream(1), 0, 10)
-    assert say(steering, "start", "new") == [("refused", "new is being tried already")]
+    assert say(steering, "start", "new") == [("rejected", "new is already in a rollout")]
     assert say(steering, "rollback", "new")[0][0] == d.ROLLED_BACK
     assert say(steering, "start", "new", policy={"alpha": 2}) == [
-        ("refused", "alpha=2.0 of Canary of the command: give one in (0, 0.5)")
+        ("rejected", "alpha=2.0 of Canary of the command: give one in (0, 0.5)")
     ]
-    assert say(steering, "start", "new", policy={"colour": 2})[0][0] == d.REFUSED
+    assert say(steering, "start", "new", policy={"colour": 2})[0][0] == d.REJECTED
     assert say(steering, "start", "new", policy={"min_labels": 2})[0][0] == d.STARTED
     assert step.rollouts is not None
     assert step.rollouts.deployment.policy.min_labels == 2  # type: ignore[union-attr]

@@ -62,10 +62,10 @@ def test_nonsense_is_refused_in_one_sentence_and_changes_nothing(change: dict[st
     deployment = step.prequential.rollouts.deployment  # type: ignore[union-attr]
     command = Command(kind="start", id="1", challenger="tree", policy=change)
     assert step.deployment is not None
-    (refused,) = step.deployment.command(command, 0)
-    assert refused.action == "refused"
-    assert refused.why
-    assert "\n" not in refused.why
+    (rejected,) = step.deployment.command(command, 0)
+    assert rejected.action == "rejected"
+    assert rejected.reason
+    assert "\n" not in rejected.reason
     assert deployment.policy == pipeline.rollout
     assert deployment.waiting == ["tree"]
 
@@ -82,7 +82,7 @@ def test_an_old_attribute_gives_the_new_name(change: dict[str, Any], reason: str
     step = ModelStep(canary(), WorkerMetrics("p"))
     assert step.deployment is not None
     command = Command(kind="start", id="1", challenger="tree", policy=change)
-    assert [each.why for each in step.deployment.command(command, 0)] == [reason]
+    assert [each.reason for each in step.deployment.command(command, 0)] == [reason]
 
 
 def test_the_stream_goes_on_behind_all_of_it() -> None:
@@ -90,7 +90,7 @@ def test_the_stream_goes_on_behind_all_of_it() -> None:
     bodies = [{"kind": "rollback"}, *bodies]
     bus = run(canary(), limit=5, commands=[(1, {"id": str(i), **b}) for i, b in enumerate(bodies)])
     told = [each.action for each in answers(bus)]
-    assert told == ["rolled_back", *["refused"] * len(NONSENSE)]
+    assert told == ["rolled_back", *["rejected"] * len(NONSENSE)]
     assert len(bus.values("p.predictions")) == 12
 
 
@@ -121,8 +121,8 @@ def test_a_start_that_is_refused_leaves_the_policy_as_it_was() -> None:
     deployment = step.prequential.rollouts.deployment  # type: ignore[union-attr]
     command = Command(kind="start", id="1", challenger="bush", policy={"alpha": 0.01})
     assert step.deployment is not None
-    (refused,) = step.deployment.command(command, 0)
-    assert refused.action == "refused"
+    (rejected,) = step.deployment.command(command, 0)
+    assert rejected.action == "rejected"
     assert deployment.policy == pipeline.rollout
 
 
@@ -131,7 +131,7 @@ def test_the_arms_of_a_bandit_are_no_business_of_a_message() -> None:
     step = ModelStep(canary(rollout=Bandit(policy=policy)), WorkerMetrics("p"))
     command = Command(kind="start", id="1", challenger="tree", policy={"policy": "UCB"})
     assert step.deployment is not None
-    assert [each.action for each in step.deployment.command(command, 0)] == ["refused"]
+    assert [each.action for each in step.deployment.command(command, 0)] == ["rejected"]
 
 
 def test_commands_are_followed_by_the_real_deployment_however_the_stream_is_cut() -> None:
@@ -147,10 +147,10 @@ def test_commands_are_followed_by_the_real_deployment_however_the_stream_is_cut(
         assert [each.answers for each in answers(bus)] == list("abcdef")
     assert found[0] == found[1] == found[2]
     assert [(each.answers, each.action) for each in answers(bus)] == [
-        ("a", "refused"),  # it is tried already
+        ("a", "rejected"),  # it is tried already
         ("b", "traffic_set"),
         ("c", "promoted"),
-        ("d", "refused"),
+        ("d", "rejected"),
         ("e", "rolled_back"),
-        ("f", "refused"),
+        ("f", "rejected"),
     ]
