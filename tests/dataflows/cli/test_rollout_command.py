@@ -127,8 +127,8 @@ def test_a_command_is_published_and_its_answer_printed(name: str, bus: Bus, call
         done = call("rollout", "flow.py", name, *arguments, "--by", "ann")
     went_well(done)
     assert done.out == (
-        "tree: paused, serves 25.0%; it keeps its share, and nothing is decided until it is resumed: "
-        "as was said\n"
+        "tree: paused, serves 25.0%; it keeps its share, and nothing is decided until it is "
+        "resumed: as was said\n"
     )
     (control,) = heard
     assert len(control.id) == 32

@@ -13,7 +13,7 @@ from anabranch.models.learners.learner import Predictions, Task
 from anabranch.models.metrics.ranking import EVENT, LIST
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout import decision as d
-from anabranch.models.rollout import trial as trial
+from anabranch.models.rollout import interleaving
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import Interleave
 from anabranch.models.rollout.serving import Serving
