@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from river import base
 
+from anabranch.dataflows.declaration.declaration import Declaration
 from anabranch.models.drift.detectors import LOSS
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.river import check_fits
@@ -16,11 +16,8 @@ from anabranch.models.rollout.challenger import TRIGGERS, Challenger
 from anabranch.models.rollout.policies import PolicyContext, check_policy
 from anabranch.state.errors import DeclarationError, InputError
 
-if TYPE_CHECKING:
-    from anabranch.dataflows.declaration.pipeline import Pipeline
 
-
-def check_rollout(pipeline: Pipeline) -> None:
+def check_rollout(pipeline: Declaration) -> None:
     """Challengers, policy, key and fallback can work.
 
     Raises:
@@ -57,7 +54,7 @@ def check_rollout(pipeline: Pipeline) -> None:
         _check_fallback(pipeline, where)
 
 
-def _check_on_drift(pipeline: Pipeline, where: str) -> None:
+def _check_on_drift(pipeline: Declaration, where: str) -> None:
     if not isinstance(pipeline.on_drift, Challenger):
         raise DeclarationError(
             f"{where} is {pipeline.on_drift!r}: give Challenger(model=…, warmup_rows=…), with a "
@@ -80,7 +77,7 @@ def _check_on_drift(pipeline: Pipeline, where: str) -> None:
             )
 
 
-def _check_name(pipeline: Pipeline, name: object, where: str) -> None:
+def _check_name(pipeline: Declaration, name: object, where: str) -> None:
     try:
         if not isinstance(name, str):
             raise InputError(f"model name {name!r} is no text")
@@ -94,7 +91,7 @@ def _check_name(pipeline: Pipeline, name: object, where: str) -> None:
         )
 
 
-def _check_challenger(pipeline: Pipeline, model: object, where: str) -> None:
+def _check_challenger(pipeline: Declaration, model: object, where: str) -> None:
     if isinstance(model, Challenger):
         problem = model.problem()
         if problem is not None:
@@ -111,7 +108,7 @@ def _check_challenger(pipeline: Pipeline, model: object, where: str) -> None:
         raise DeclarationError(f"{where}: {error}") from None
 
 
-def _check_fallback(pipeline: Pipeline, where: str) -> None:
+def _check_fallback(pipeline: Declaration, where: str) -> None:
     given, task = pipeline.fallback, pipeline.task
     if task is Task.MULTICLASS:
         kind, types = pipeline.target_kind, _TYPES.get(pipeline.target_kind or "", ())

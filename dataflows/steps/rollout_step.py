@@ -99,7 +99,7 @@ class RolloutStep:
         """The learner that a command names: of the registry, or as it was declared."""
         pipeline = self._pipeline
         if command.kind != "add":
-            declared = pipeline.challenging().get(command.challenger)
+            declared = pipeline.challenger_learners().get(command.challenger)
             if declared is None:
                 raise InputError(
                     f"no challenger {command.challenger!r} is declared: add one of the registry"
@@ -113,4 +113,4 @@ class RolloutStep:
             raise InputError(f"the registry has no model {command.model}") from None
         check_columns(version.columns, pipeline.columns, f"model {version.reference}")
         learner = self._registry.learner(version, pipeline.columns, pipeline.task)
-        return pipeline.equipped(learner)
+        return pipeline.wrap(learner)

@@ -21,7 +21,7 @@ import typer.main
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.cli.rollout import rollout
 from anabranch.dataflows.messages.control import Control
-from anabranch.dataflows.messages.inputs import ComparedModels, RolloutMessage
+from anabranch.dataflows.messages.outputs import ComparedModels, RolloutMessage
 from anabranch.dataflows.rollout.client import RolloutLog
 from anabranch.models.rollout.command import KINDS
 from tests.support.checkpoint_pipeline import PARTITIONS, PIPELINE, T0, refused, went_well

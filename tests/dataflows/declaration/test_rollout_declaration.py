@@ -38,15 +38,15 @@ def orders(**changes: Any) -> Pipeline:
 def test_challengers_alone_are_in_shadow():
     pipeline = orders()
     assert isinstance(pipeline.rollout, Shadow)
-    assert pipeline.controlled
+    assert pipeline.has_rollouts
     assert pipeline.inputs == ("p.events", "p.labels", "p.control")
     assert pipeline.topics.outputs[-1] == "p.rollouts"
-    assert list(pipeline.challenging()) == ["tree"]
+    assert list(pipeline.challenger_learners()) == ["tree"]
 
 
 def test_without_challengers_and_rollout_there_is_neither_topic():
     pipeline = orders(challengers={})
-    assert not pipeline.controlled
+    assert not pipeline.has_rollouts
     assert pipeline.inputs == ("p.events", "p.labels")
     assert "p.rollouts" not in pipeline.topics.outputs
     assert "shop" in pipeline.read_fields
@@ -58,7 +58,7 @@ def test_without_challengers_and_rollout_there_is_neither_topic():
 )
 def test_every_policy_can_be_declared_with_challengers_or_without(rollout):
     assert orders(rollout=rollout).rollout is rollout
-    assert orders(rollout=rollout, challengers={}).controlled
+    assert orders(rollout=rollout, challengers={}).has_rollouts
 
 
 def test_traffic_goes_by_the_field_that_is_published_by_unless_another_is_named():
@@ -78,7 +78,7 @@ def test_what_drift_starts_is_declared_with_a_monitor_and_climbs_by_evidence():
         on_drift=Challenger(model=TREE, warmup_rows=7, sample_rate=0.5),
     )
     assert isinstance(pipeline.rollout, Canary)
-    assert pipeline.controlled
+    assert pipeline.has_rollouts
     starts = pipeline.starts_on_drift
     assert starts is not None
     one, other = starts.make(), starts.make()
@@ -90,7 +90,7 @@ def test_what_drift_starts_is_declared_with_a_monitor_and_climbs_by_evidence():
 
 def test_a_challenger_may_learn_a_share_of_the_labels():
     some = {"all": TREE, "some": Challenger(model=TREE, sample_rate=0.1, burn_in=50)}
-    made = orders(challengers=some).challenging()
+    made = orders(challengers=some).challenger_learners()
     assert isinstance(made["some"], Thinned)
     assert not isinstance(made["all"], Thinned)
     rollouts = rollouts_of(orders(challengers=some))
@@ -100,7 +100,7 @@ def test_a_challenger_may_learn_a_share_of_the_labels():
 
 def test_a_challenger_is_fresh_each_time():
     pipeline = orders()
-    one, other = pipeline.challenging()["tree"], pipeline.challenging()["tree"]
+    one, other = pipeline.challenger_learners()["tree"], pipeline.challenger_learners()["tree"]
     assert one is not other
     assert one.names == tuple(pipeline.columns)
 

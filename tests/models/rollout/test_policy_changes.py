@@ -9,7 +9,7 @@ from river import bandit, tree
 
 from anabranch import ABTest, Bandit, Canary, Pipeline
 from anabranch.dataflows.bus.memory import MemoryBus
-from anabranch.dataflows.messages.inputs import RolloutMessage
+from anabranch.dataflows.messages.outputs import RolloutMessage
 from anabranch.dataflows.steps.model_step import ModelStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.rollout.command import Command
