@@ -138,7 +138,7 @@ def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[st
                 count = min(first + BATCH, events) - first
                 event = row if row < count else row - count + max(first - DELAY, 0) - first + DELAY
                 ended = first + event
-                why = decision.reason
+                reason = decision.reason
     if ended is None:
         return {"challenger": name, "events until rolled back": math.nan, "bad answers": 1.0}
     bad = served - before
@@ -147,7 +147,7 @@ def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[st
         "events until rolled back": ended - breaks + 1,
         "bad answers served": bad,
         "share of all traffic": bad / events,
-        "why": why,
+        "reason": reason,
     }
 
 

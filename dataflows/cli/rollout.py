@@ -320,7 +320,7 @@ def _tell(
     from anabranch.models.rollout.decision import REJECTED
     from anabranch.state.durations import parse_duration_ms
 
-    control = Control(kind=kind, id=uuid.uuid4().hex, by=by or _me(), **about)
+    control = Control(kind=kind, id=uuid.uuid4().hex, requested_by=by or _me(), **about)
     if (fault := control.command().problem()) is not None:
         raise InputError(fault)
     timeout_s = parse_duration_ms(timeout) / 1000

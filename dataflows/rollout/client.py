@@ -117,7 +117,9 @@ def ask(pipeline: Pipeline, bus: Bus, control: Control, timeout_s: float) -> lis
         found: list[RolloutMessage] = []
         until = time.monotonic() + timeout_s
         while (left := until - time.monotonic()) > 0:
-            answers = [each for each in log.poll(min(left, _POLL_S)) if each.answers == control.id]
+            answers = [
+                each for each in log.poll(min(left, _POLL_S)) if each.request_id == control.id
+            ]
             if answers and not found:
                 until = time.monotonic() + _GRACE_S
             found += answers

@@ -29,7 +29,7 @@ def rollout_message(
         challenger=decision.challenger,
         champion=decision.champion,
         share=_finite(decision.share),
-        why=decision.reason,
+        reason=decision.reason,
         ts=decision.time,
         policy=decision.policy,
         evidence=None if decision.evidence is None else _compared(decision.evidence),
@@ -37,8 +37,8 @@ def rollout_message(
         topic=cause.topic,
         partition=cause.partition,
         offset=cause.offset,
-        answers=UNSET if asked is None else asked.id,
-        by=UNSET if asked is None or not asked.by else asked.by,
+        request_id=UNSET if asked is None else asked.id,
+        requested_by=UNSET if asked is None or not asked.requested_by else asked.requested_by,
     )
 
 

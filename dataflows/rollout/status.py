@@ -22,7 +22,7 @@ class ChallengerStatus(msgspec.Struct, kw_only=True):
     since: int | None = None
     rollout: str | None = None
     share: float | None = None
-    why: str | None = None
+    reason: str | None = None
     evidence: ComparedModels | None = None
     guardrails: dict[str, float | None] = {}
 
@@ -55,7 +55,7 @@ class RolloutStatus(msgspec.Struct, kw_only=True):
 
     def _note(self, known: ChallengerStatus, message: RolloutMessage) -> None:
         if message.action != PROGRESS or known.rollout != message.rollout:
-            known.action, known.since, known.why = message.action, message.ts, message.why
+            known.action, known.since, known.reason = message.action, message.ts, message.reason
         known.rollout, known.share = message.rollout, message.share
         known.guardrails = message.guardrails
         if message.evidence is not None:

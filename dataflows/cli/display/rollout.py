@@ -20,7 +20,7 @@ def sentence(message: RolloutMessage) -> str:
     share = "" if message.share is None else f", serves {message.share:.1%}"
     action = message.action.replace("_", " ")
     what = ACTIONS.get(message.action, "")
-    return f"{about}: {action}{share}; {what}: {message.why}"
+    return f"{about}: {action}{share}; {what}: {message.reason}"
 
 
 def timed_sentence(message: RolloutMessage) -> str:

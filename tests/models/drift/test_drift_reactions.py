@@ -88,7 +88,7 @@ def test_any_monitor_can_start_a_model_and_no_cut_shows(after):
         "feature": "the distribution of ", "missing": "the distribution of missing load",
         "label": "the distribution of label", "loss": "the loss of LogisticRegression", "any": "",
     }  # fmt: skip
-    assert said[after] in started[0]["why"]
+    assert said[after] in started[0]["reason"]
     assert started[0]["offset"] > (2800 if after in ("missing", "label") else 600)
     for limit in (7, 333):
         assert worked(reacting(after), limit) == whole

@@ -24,7 +24,7 @@ def canary(**changes: Any) -> Pipeline:
 
 
 def answers(bus: MemoryBus) -> list[RolloutMessage]:
-    return [each for each in decisions(bus) if isinstance(each.answers, str)]
+    return [each for each in decisions(bus) if isinstance(each.request_id, str)]
 
 
 NONSENSE: list[dict[str, Any]] = [
@@ -144,9 +144,9 @@ def test_commands_are_followed_by_the_real_deployment_however_the_stream_is_cut(
     for limit in (1, 4, 1000):
         bus = run(canary(), limit=limit, commands=commands)
         found.append((bus.values("p.rollouts"), bus.values("p.predictions")))
-        assert [each.answers for each in answers(bus)] == list("abcdef")
+        assert [each.request_id for each in answers(bus)] == list("abcdef")
     assert found[0] == found[1] == found[2]
-    assert [(each.answers, each.action) for each in answers(bus)] == [
+    assert [(each.request_id, each.action) for each in answers(bus)] == [
         ("a", "rejected"),  # it is tried already
         ("b", "traffic_set"),
         ("c", "promoted"),
