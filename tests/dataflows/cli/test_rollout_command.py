@@ -161,7 +161,7 @@ def test_a_refusal_says_why_and_ends_with_1(bus: Bus, call: Call) -> None:
 def test_when_nobody_answers_it_ends_with_3(bus: Bus, call: Call) -> None:
     done = call("rollout", "flow.py", "pause", "--timeout", "200ms")
     assert done.code == 3
-    assert done.err.startswith("nobody answered within 200ms: is `anabranch run` going?")
+    assert done.err.startswith("no response within 200ms: is `anabranch run` running?")
     assert bus.end_offsets(CONTROL) == [1, 0, 0]
 
 
@@ -216,7 +216,8 @@ def test_status_shows_each_challenger_as_it_stands(bus: Bus, call: Call) -> None
     done = call("rollout", "flow.py", "status", COLUMNS="80")
     went_well(done)
     for words in (
-        "LogisticRegression leads, Shadow", "stepped", "11-14 22:14", "5.0%", "1,234", "56 served",
+        "champion LogisticRegression, Shadow", "stepped",
+        "11-14 22:14", "5.0%", "1,234", "56 served",
         "0.2 ", "vs 0.25", "0.05", "> -0.01", "< —", "7.5 ", "of 20", "error 0", "psi —",
     ):  # fmt: skip
         assert words in done.out, done.out
@@ -251,7 +252,7 @@ def test_status_of_a_topic_without_decisions_is_one_sentence(bus: Bus, call: Cal
     done = call("rollout", "flow.py", "status")
     went_well(done)
     assert done.out == (
-        "nothing was decided yet about rollouts of trades: its topic trades.rollouts is empty\n"
+        "no decision about rollouts of trades yet: its topic trades.rollouts is empty\n"
     )
 
 
@@ -260,7 +261,7 @@ def test_of_a_long_topic_the_tail_is_read(bus: Bus, tmp_path: Path, call: Call) 
 
     tell(bus, *(decided("progress", reason=str(i)) for i in range(50)))
     pipeline = load_pipeline(str(tmp_path / "flow.py"))
-    with RolloutLog(pipeline, bus, most=3) as log:
+    with RolloutLog(pipeline, bus, tail=3) as log:
         tell(bus, decided("progress", reason="50"))
         assert [each.reason for each in log.history()][:3] == ["47", "48", "49"]
 
@@ -275,7 +276,7 @@ def test_follow_prints_each_new_decision_until_it_is_told_to_end(bus: Bus, tmp_p
     ) as command:
         assert command.process.stdout is not None
         lines = iter(command.process.stdout.readline, "")
-        assert "trades: LogisticRegression leads" in next(lines)
+        assert "trades: champion LogisticRegression" in next(lines)
         tell(bus, decided("rolled_back", reason="it was slow"), partition=1)
         line = next(line for line in lines if "rolled back" in line)
         assert line.startswith("2023-11-14 22:13:20 tree: rolled back, serves 25.0%; ")
