@@ -1,4 +1,4 @@
-"""Serving in a stream: what bad challengers do before they are stopped, and what shadows cost.
+"""Rollouts in a stream: what bad challengers do before they are stopped, and what shadows cost.
 
 How such a comparison misleads, and what is done about it:
 
