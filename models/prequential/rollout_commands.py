@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from anabranch.models.learners.learner import Learner
+from anabranch.models.prequential.model_set import ModelSet
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.command import Command
 from anabranch.models.rollout.decision import Decision
@@ -13,9 +13,6 @@ from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import Policy, PolicyContext, check_policy, update_policy
 from anabranch.models.rollout.trial import Trial
 from anabranch.state.errors import AnabranchError, InputError
-
-if TYPE_CHECKING:
-    from anabranch.models.prequential.prequential import Prequential
 
 ProvideLearner = Callable[[Command], Learner]
 """Returns the learner that a command names; raises an `AnabranchError` if there is none."""
@@ -25,12 +22,12 @@ class RolloutController:
     """Executes commands on the models of a step, between two rows of the stream.
 
     Args:
-        step: with rollouts.
+        models: those of the step, with rollouts.
         provide: loads a challenger that the models do not have yet.
     """
 
-    def __init__(self, step: Prequential, provide: ProvideLearner) -> None:
-        self._step = step
+    def __init__(self, models: ModelSet, provide: ProvideLearner) -> None:
+        self._models = models
         self._provide = provide
 
     def command(self, command: Command, time: int) -> list[Decision]:
@@ -46,12 +43,12 @@ class RolloutController:
             )
             return [rejected]
         finally:
-            self._step.settle()
+            self._models.apply_decisions()
 
     @property
     def _deployment(self) -> Deployment:
-        assert self._step.rollouts is not None
-        return self._step.rollouts.deployment
+        assert self._models.rollouts is not None
+        return self._models.rollouts.deployment
 
     def _execute(self, command: Command, time: int) -> list[Decision]:
         methods = {
@@ -92,8 +89,8 @@ class RolloutController:
         if not command.policy:
             return deployment.policy
         changed = update_policy(deployment.policy, command.policy)
-        challengers, ranking = len(deployment.waiting) + 1, self._step.ranking is not None
-        context = PolicyContext(self._step.task, challengers, ranking, "the command")
+        challengers, ranking = len(deployment.waiting) + 1, self._models.rank_quality is not None
+        context = PolicyContext(self._models.task, challengers, ranking, "the command")
         check_policy(changed, context)
         return changed
 
@@ -161,10 +158,10 @@ class RolloutController:
 
     def _load(self, name: str, command: Command) -> None:
         """Add the learner that the command names to the waiting challengers."""
-        if name in self._step.learners:
+        if name in self._models.learners:
             raise InputError(f"there is already a model {name!r}: choose another name")
         learner = self._provide(command)
-        self._step.add(name, learner)
+        self._models.add(name, learner)
         self._deployment.add(name)
 
     def _named(self, command: Command) -> Trial:

@@ -42,8 +42,8 @@ class Obedient:
         return done
 
     def _after(self) -> str:
-        prequential = self._step.prequential
-        learned = prequential.learners[prequential.champion].version
+        models = self._step.models
+        learned = models.learners[models.champion].version
         return f"after {self._step._events} events and {learned} labels"
 
     def _decision(self, action: str, command: Command, time: int, why: str) -> Decision:
@@ -51,7 +51,7 @@ class Obedient:
             action=action,
             rollout="rollout-1",
             challenger=command.challenger,
-            champion=self._step.prequential.champion,
+            champion=self._step.models.champion,
             share=float("nan") if command.share is None else command.share,
             reason=why,
             time=time,

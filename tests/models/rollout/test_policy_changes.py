@@ -59,7 +59,7 @@ NONSENSE: list[dict[str, Any]] = [
 def test_nonsense_is_refused_in_one_sentence_and_changes_nothing(change: dict[str, Any]) -> None:
     pipeline = canary()
     step = ModelStep(pipeline, WorkerMetrics("p"))
-    deployment = step.prequential.rollouts.deployment  # type: ignore[union-attr]
+    deployment = step.prequential.models.rollouts.deployment  # type: ignore[union-attr]
     command = Command(kind="start", id="1", challenger="tree", policy=change)
     assert step.deployment is not None
     (rejected,) = step.deployment.command(command, 0)
@@ -108,7 +108,7 @@ def test_what_can_be_changed_is() -> None:
         Command(kind="start", id="1", challenger="tree", policy=change), 0
     )
     assert started.action == "started"
-    policy = step.prequential.rollouts.deployment.policy  # type: ignore[union-attr]
+    policy = step.prequential.models.rollouts.deployment.policy  # type: ignore[union-attr]
     assert isinstance(policy, Canary)
     assert (policy.alpha, list(policy.steps), policy.min_duration) == (0.01, [0.2, 1.0], "1h")
     assert policy.guardrails == Guardrails(error_rate=0.1)
@@ -118,7 +118,7 @@ def test_what_can_be_changed_is() -> None:
 def test_a_start_that_is_refused_leaves_the_policy_as_it_was() -> None:
     pipeline = orders(challengers={"tree": TREE}, rollout=ABTest(split=0.9))
     step = ModelStep(pipeline, WorkerMetrics("p"))
-    deployment = step.prequential.rollouts.deployment  # type: ignore[union-attr]
+    deployment = step.prequential.models.rollouts.deployment  # type: ignore[union-attr]
     command = Command(kind="start", id="1", challenger="bush", policy={"alpha": 0.01})
     assert step.deployment is not None
     (rejected,) = step.deployment.command(command, 0)
