@@ -17,7 +17,7 @@ from anabranch.dataflows.messages.outputs import Cause
 from anabranch.dataflows.rollout.messages import cause_of_row
 from anabranch.models.learners.learner import Predictions, Task
 from anabranch.models.metrics.popularity import Popularity
-from anabranch.models.prequential.outcome import ASSUMED_LABEL, Learned
+from anabranch.models.prequential.outcome import ASSUMED_LABEL, LearnedLabels
 from anabranch.models.rollout.served import as_scores
 from anabranch.state.keys.hashing import hash64
 from anabranch.state.store.delta import Delta
@@ -181,7 +181,7 @@ class DistributionInputs:
         self._count("first", first)
         return Observed(first[:, None], batch.times[rows], self._cause(batch), rows)
 
-    def of_labels(self, source: str, batch: Batch, learned: Learned) -> Observed | None:
+    def of_labels(self, source: str, batch: Batch, learned: LearnedLabels) -> Observed | None:
         """Of what was learned; None: nothing."""
         if not len(learned.times):
             return None
@@ -214,14 +214,14 @@ class DistributionInputs:
         for name, each in self._popularity.items():
             each.restore(image.part(name))
 
-    def _chosen(self, batch: Batch, learned: Learned, indices: I64) -> F64:
+    def _chosen(self, batch: Batch, learned: LearnedLabels, indices: I64) -> F64:
         """The popularity of the candidates that were chosen."""
         ids = [batch.labels.ids[i] for i in learned.label[indices].tolist()]
         popularity = self._popularity["chosen"].of(hash64(list(map(candidate, ids))))
         self._count("chosen", popularity)
         return popularity
 
-    def _labels(self, learned: Learned) -> list[F64]:
+    def _labels(self, learned: LearnedLabels) -> list[F64]:
         """Label values, where they are numbers, and delays in seconds, where there are any."""
         self._count_labels(learned)
         columns = [np.asarray(learned.target, np.float64)] if self._numeric_labels else []
@@ -229,7 +229,7 @@ class DistributionInputs:
             columns.append(learned.delays / 1000.0)
         return columns
 
-    def _scores_or_residuals(self, source: str, learned: Learned) -> F64:
+    def _scores_or_residuals(self, source: str, learned: LearnedLabels) -> F64:
         scores = as_scores(self._pipeline.task, learned.predictions[self._pipeline.model_name])
         if source == "scores":
             return np.where(learned.label != ASSUMED_LABEL, scores, np.nan)
@@ -239,7 +239,7 @@ class DistributionInputs:
     def _count(self, what: str, values: F64) -> None:
         self._feedback.setdefault(what, []).append(values)
 
-    def _count_labels(self, learned: Learned) -> None:
+    def _count_labels(self, learned: LearnedLabels) -> None:
         """Labels that came, by the score of the pipeline's own model."""
         predictions = learned.predictions.get(self._pipeline.model_name)
         if predictions is None or self._pipeline.task is not Task.BINARY:

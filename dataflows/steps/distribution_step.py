@@ -24,8 +24,8 @@ from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.drift.declarations import DISTRIBUTIONS, Distributions, told
 from anabranch.models.drift.detectors import Alarm
 from anabranch.models.drift.distribution_shift import Shift, Shifts
-from anabranch.models.prequential.external_drift import Outside
-from anabranch.models.prequential.outcome import Learned
+from anabranch.models.prequential.external_drift import ExternalDrift
+from anabranch.models.prequential.outcome import LearnedLabels
 from anabranch.state.store.delta import Delta
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class DistributionMonitors:
         self._labels_observed = False
         self._metrics.on_families([(each.kind, each.names) for each in families])
 
-    def observe_events(self, batch: Batch) -> Outside:
+    def observe_events(self, batch: Batch) -> ExternalDrift:
         """Drift in the events of a batch, and which of them are quarantined."""
         self._signals, self._labels_observed = [], False
         quarantined = np.zeros(len(batch), np.bool_) if self._quarantine else None
@@ -86,7 +86,9 @@ class DistributionMonitors:
                     triggers += drift
         if quarantined is not None and not quarantined.any():
             quarantined = None
-        return Outside(triggers, quarantined, lambda learned: self._observe_labels(batch, learned))
+        return ExternalDrift(
+            triggers, quarantined, lambda learned: self._observe_labels(batch, learned)
+        )
 
     def observe_outcome(self, work: BatchWork) -> list[DriftSignal]:
         """All signals of a batch, those of its events included, in the order of the families."""
@@ -143,7 +145,7 @@ class DistributionMonitors:
         self._metrics.on_references(ready)
         self._metrics.flush()
 
-    def _observe_labels(self, batch: Batch, learned: Learned) -> list[tuple[int, Alarm]]:
+    def _observe_labels(self, batch: Batch, learned: LearnedLabels) -> list[tuple[int, Alarm]]:
         """Called with the labels of a batch before rollouts decide by them; see `_observe`."""
         self._labels_observed = True
         triggers: list[tuple[int, Alarm]] = []

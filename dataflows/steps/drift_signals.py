@@ -14,7 +14,7 @@ class DriftSignals(Stage):
 
     def __init__(self, context: StageContext) -> None:
         self._pipeline = context.pipeline
-        self._prequential = context.prequential
+        self._models = context.prequential.models
         self._metrics = context.metrics
 
     def process(self, work: BatchWork) -> None:
@@ -25,9 +25,9 @@ class DriftSignals(Stage):
             ]
 
     def report(self) -> None:
-        monitors = self._prequential.monitors
-        self._metrics.drift.on_monitors(monitors.newest)
-        self._metrics.on_monitors(monitors.subjects(self._prequential.slices))
+        monitors = self._models.monitors
+        self._metrics.drift.on_monitors(monitors.recent_means)
+        self._metrics.on_monitors(monitors.subjects(self._models.slices))
 
     def _signal(self, alarm: Alarm, batch: Batch, outcome: Outcome) -> DriftSignal:
         """Its coordinates are those of the label or the event at which the alarm was raised."""

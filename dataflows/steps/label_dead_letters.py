@@ -10,12 +10,12 @@ from anabranch.dataflows.batch.row_ids import told
 from anabranch.dataflows.declaration.declaration import Topics
 from anabranch.dataflows.messages.outputs import Cause, DeadLetter
 from anabranch.models.prequential import outcome as reasons
-from anabranch.models.prequential.outcome import GivenUp, Outcome
+from anabranch.models.prequential.outcome import ExpiredLabel, Outcome
 
 SHORT = {
     reasons.UNKNOWN_ID: "label without event",
-    reasons.NEVER_CAME: "label without event",
-    reasons.TOO_MANY: "too many early labels",
+    reasons.EVENT_MISSING: "label without event",
+    reasons.BUFFER_FULL: "too many early labels",
     reasons.NO_VALUE: "label without value",
     reasons.DUPLICATE: "duplicate label",
     reasons.CONTRADICTS: "contradicting label",
@@ -50,12 +50,12 @@ class LabelDeadLetters:
         """One for each label that was rejected, or has expired in the buffer."""
         rejected = [
             self._dead_letter(_context(batch.labels, row), reason)
-            for row, reason in outcome.refused_labels
+            for row, reason in outcome.rejected_labels
         ]
-        return rejected + [self._expired(batch, each) for each in outcome.given_up]
+        return rejected + [self._expired(batch, each) for each in outcome.expired_labels]
 
-    def _expired(self, batch: Batch, expired: GivenUp) -> DeadLetter:
-        letter = self._dead_letter(self._decoder.decode(expired.note), expired.reason)
+    def _expired(self, batch: Batch, expired: ExpiredLabel) -> DeadLetter:
+        letter = self._dead_letter(self._decoder.decode(expired.context), expired.reason)
         topic, row = self._topics.events, expired.item
         partitions, offsets = batch.partitions, batch.offsets
         if row >= len(batch):

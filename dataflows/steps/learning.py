@@ -22,12 +22,15 @@ from anabranch.dataflows.steps.rollout_step import traffic_keys
 from anabranch.dataflows.steps.stage import BatchWork, Stage, StageContext
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.segments import Segments
-from anabranch.models.prequential.label_join import Fill
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.label_join import FillFeatures
 from anabranch.models.prequential.label_windows import LABEL_WINDOWS, LabelWindows
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.outcome import Outcome
 from anabranch.models.prequential.prequential import Prequential
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.durations import parse_duration_ms
+from anabranch.state.labels.label_rules import LabelRules
 from anabranch.state.store.delta import Delta
 
 if TYPE_CHECKING:
@@ -36,23 +39,25 @@ if TYPE_CHECKING:
 _FLOAT64 = np.dtype(np.float64)  # making a dtype of a type is expensive
 
 
-def build_prequential(pipeline: Pipeline, rollouts: Rollouts | None) -> Prequential:
+def build_prequential(pipeline: Pipeline, rollouts: Serving | None) -> Prequential:
     """The models that a pipeline declares, with their metrics and monitors."""
     label, key = pipeline.label, pipeline.model_key
     delayed = label if isinstance(label, Delayed) else None
     return Prequential(
         {pipeline.model_name: pipeline.learner(), **pipeline.challenger_learners()},
-        metrics=pipeline.metric_names,
-        monitors=pipeline.monitors,
-        rules=delayed.rules() if delayed is not None else None,
-        otherwise=delayed.default if delayed is not None else None,
-        inline=delayed is None,
-        slices=pipeline.slices,
-        rollouts=rollouts,
-        segments=Segments(key, pipeline.max_segments) if key is not None else None,
-        on_drift=pipeline.starts_on_drift,
-        ranking=pipeline.candidates is not None,
-        quarantine=pipeline.quarantines,
+        PrequentialSettings(
+            metrics=pipeline.metric_names,
+            monitors=pipeline.monitors,
+            rules=delayed.rules() if delayed is not None else LabelRules(),
+            default=delayed.default if delayed is not None else None,
+            inline=delayed is None,
+            slices=pipeline.slices,
+            rollouts=rollouts,
+            segments=Segments(key, pipeline.max_segments) if key is not None else None,
+            on_drift=pipeline.starts_on_drift,
+            ranking=pipeline.candidates is not None,
+            quarantine=pipeline.quarantines,
+        ),
     )
 
 
@@ -77,7 +82,7 @@ class Learning(Stage):
 
     def __init__(self, context: StageContext) -> None:
         self._pipeline, self._metrics = context.pipeline, context.metrics
-        self._prequential = context.prequential
+        self._prequential, self._models = context.prequential, context.prequential.models
         self._task = context.pipeline.task
         self._keys = traffic_keys(context.pipeline)
         self.windows = label_windows(context.pipeline)
@@ -94,37 +99,38 @@ class Learning(Stage):
     def warm_start(self, state: StateDirectory) -> None:
         learner = state.initial_learner(self._pipeline)
         if learner is not None:
-            self._prequential.take_up(self._pipeline.model_name, learner)
+            self._models.replace(self._pipeline.model_name, learner)
 
     def report(self) -> None:
-        prequential, metrics = self._prequential, self._metrics
+        models, metrics = self._models, self._metrics
         if self.windows is not None:
             for entity, windows in self.windows.states.items():
                 metrics.on_windows(self, f"{entity} labels", windows.keys, windows.nbytes, 0)
-        pending = prequential.pending
-        metrics.state.on_pending(len(pending), len(pending.early), pending.nbytes)
+        metrics.state.on_pending(
+            models.pending_predictions, models.buffered_early_labels, models.pending.nbytes
+        )
         metrics.on_quality(self._quality())
-        metrics.state.on_models(prequential.versions, prequential.sizes)
-        if prequential.slices:
-            metrics.on_slices(prequential.slices.report())
-        if prequential.segments is not None:
-            champion = prequential.learners[prequential.champion]
-            metrics.on_segments(prequential.segments.report(champion))
+        metrics.state.on_models(models.versions, models.sizes)
+        if models.slices:
+            metrics.on_slices(models.slices.report())
+        if models.segments is not None:
+            champion = models.learners[models.champion]
+            metrics.on_segments(models.segments.report(champion))
 
     def _quality(self) -> dict[tuple[str, str], float]:
         """By model and metric name; of rankings as served, too."""
         quality = {
             (model, name): metric.value
-            for model, metrics in self._prequential.metrics.items()
+            for model, metrics in self._models.metrics.items()
             for name, metric in metrics.items()
         }
-        if self._prequential.ranking is not None:
-            served = self._prequential.ranking.values()
+        if self._models.rank_quality is not None:
+            served = self._models.rank_quality.values()
             quality |= {("served", name): value for name, value in served.items()}
         return quality
 
     def _results(self, work: BatchWork, outcome: Outcome) -> Results:
-        champion = self._prequential.champion
+        champion = self._models.champion
         results = Results(
             work.batch,
             outcome.predictions[champion],
@@ -150,12 +156,14 @@ class InlineLearning(Learning):
             keys = [batch.columns[entity] for entity in self.windows.entities]
             self.windows.fill_inline(keys, batch.times, targets, self._task, batch.features)
         outcome = self._prequential.run_inline(
-            batch.features,
-            batch.times,
+            EventBatch(
+                batch.features,
+                batch.times,
+                fields=batch.columns,
+                keys=self._keys(batch),
+                external_drift=work.external,
+            ),
             targets,
-            fields=batch.columns,
-            keys=self._keys(batch),
-            outside=work.external,
         )
         work.outcome, work.results = outcome, self._results(work, outcome)
 
@@ -169,42 +177,46 @@ class DelayedLearning(Learning):
 
     def process(self, work: BatchWork) -> None:
         batch, first = work.batch, self.events
-        labels, ranks = batch.labels, self._prequential.ranking is not None
+        labels, ranks = batch.labels, self._models.rank_quality is not None
         self.events = first + len(batch)
         outcome = self._prequential.run(
-            ids=batch.ids,
-            features=batch.features,
-            times=batch.times,
-            label_ids=labels.ids,
-            label_values=read_targets(self._task, labels.values, None),
-            label_times=labels.times,
+            EventBatch(
+                features=batch.features,
+                times=batch.times,
+                ids=batch.ids,
+                tags=None if ranks else np.arange(first, self.events).astype(np.int32),
+                fields=batch.columns,
+                keys=self._keys(batch),
+                external_drift=work.external,
+            ),
+            LabelBatch(
+                ids=labels.ids,
+                values=read_targets(self._task, labels.values, None),
+                times=labels.times,
+                context=lambda row: self._dead_letters.context(labels, row),
+            ),
             order=batch.order,
-            tags=None if ranks else np.arange(first, self.events).astype(np.int32),
-            note=lambda row: self._dead_letters.context(labels, row),
             fill=self._fill(batch),
-            fields=batch.columns,
-            keys=self._keys(batch),
-            outside=work.external,
         )
-        rejected = one_each(batch, outcome.refused_events)
+        rejected = one_each(batch, outcome.rejected_events)
         work.dead_letters += [self._still_pending(batch, row) for row in rejected]
         work.dead_letters += self._dead_letters.of(batch, outcome)
         self._metrics.on_labels(outcome)
         work.outcome, work.results = outcome, self._results(work, outcome)
         work.results.learned, work.results.corrected = outcome.learned, outcome.corrected
 
-    def _fill(self, batch: Batch) -> Fill | None:
+    def _fill(self, batch: Batch) -> FillFeatures | None:
         """Writes the label windows of a batch's events, once its labels are joined to events."""
         windows = self.windows
         if windows is None:
             return None
         keys = [batch.columns[entity] for entity in windows.entities] if batch.ids else []
-        pending = self._prequential.pending
+        pending = self._models.pending
         return lambda joined: windows.fill(joined, pending, keys, batch.features)
 
     def _still_pending(self, batch: Batch, row: int) -> DeadLetter:
         """For an id that came again after deduplication forgot it, but before its label came."""
-        own = batch.ids[row] if self._prequential.ranking is None else event_id(batch.ids[row])
+        own = batch.ids[row] if self._models.rank_quality is None else event_id(batch.ids[row])
         detail = (
             f"an event with id {own!r} still waits for its label: this one was "
             "predicted, but will not be learned"

@@ -3,7 +3,7 @@
 ::
 
     FeatureGuard ─▶ EventMonitors ─▶ InlineLearning or DelayedLearning ─▶ DriftSignals
-                 ─▶ Serving ─▶ OutcomeMonitors ─▶ RolloutCommands
+                 ─▶ RolloutServing ─▶ OutcomeMonitors ─▶ RolloutCommands
 
 Which of them there are follows from the declaration: `build_stages`.
 """
@@ -36,7 +36,7 @@ from anabranch.dataflows.steps.learning import (
     Learning,
     build_prequential,
 )
-from anabranch.dataflows.steps.rollout_step import RolloutCommands, Serving, rollouts_of
+from anabranch.dataflows.steps.rollout_step import RolloutCommands, RolloutServing, rollouts_of
 from anabranch.dataflows.steps.stage import BatchWork, Stage, StageContext
 from anabranch.dataflows.steps.window_step import Item, WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 def build_stages(context: StageContext) -> list[Stage]:
     """The stages that a pipeline needs, in the order in which each batch passes them."""
     pipeline = context.pipeline
-    rollouts = context.prequential.rollouts is not None
+    rollouts = context.prequential.models.rollouts is not None
     monitors = None
     if pipeline.distributions is not None:
         monitors = DistributionMonitors(pipeline, pipeline.distributions, context.metrics)
@@ -60,7 +60,7 @@ def build_stages(context: StageContext) -> list[Stage]:
         if isinstance(pipeline.label, Delayed)
         else InlineLearning(context),
         DriftSignals(context),
-        Serving(context) if rollouts else None,
+        RolloutServing(context) if rollouts else None,
         None if monitors is None else OutcomeMonitors(monitors),
         RolloutCommands(context) if rollouts else None,
     ]
@@ -81,7 +81,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, StepState]):
         workers: how many send batches here.
 
     Attributes:
-        prequential: the models.
+        prequential: predicts and learns.
+        models: its models.
         stages: what each batch passes.
         learning: the one that predicts and learns.
         commands: the one for control messages; None without rollouts.
@@ -100,6 +101,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, StepState]):
         self._idle: set[str] = set()
         self._assembler = Assembler(pipeline)
         self.prequential = build_prequential(pipeline, rollouts_of(pipeline))
+        self.models = self.prequential.models
         self.stages = build_stages(StageContext(pipeline, self.prequential, metrics, state))
         self._process = [stage.process for stage in self.stages]
         self.learning = next(stage for stage in self.stages if isinstance(stage, Learning))
@@ -156,7 +158,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, StepState]):
         for process in self._process:
             process(work)
         outcome, results = work.outcome, work.results
-        self._metrics.on_results(results, len(outcome.learned.times), outcome.suspect)
+        self._metrics.on_results(results, len(outcome.learned.times), outcome.quarantined)
         return results
 
     def _process_aligned(self, batch: Batch) -> Results:
@@ -164,12 +166,12 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, StepState]):
         watermarks, worker = self._watermarks, batch.origin
         if watermarks is None:
             return self.process_timed(batch)
-        span, pending = extent_of(batch), self.prequential.pending
+        span, pending = extent_of(batch), self.models.pending
         # Until all workers have reported how far they are, event time stands still.
         floor = pending.watermark if pending.watermark is not None else span[0]
         pending.hold(max(watermarks.room(worker), floor))
         if self.learning.windows is not None:
-            self.learning.windows.hold(watermarks.slowest())
+            self.learning.windows.advance_watermark(watermarks.slowest())
         results = self.process_timed(batch)
         if span[0] <= span[1]:
             watermarks.advance(worker, span[1])

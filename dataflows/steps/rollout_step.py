@@ -15,17 +15,17 @@ from anabranch.dataflows.rollout.messages import (
 )
 from anabranch.dataflows.steps.stage import BatchWork, Stage, StageContext
 from anabranch.models.learners.learner import Learner
-from anabranch.models.prequential.rollout_commands import Steering
+from anabranch.models.prequential.rollout_commands import RolloutController
 from anabranch.models.registry.compatibility import check_columns
 from anabranch.models.registry.registry import Registry
 from anabranch.models.rollout.challenger import Challenger
 from anabranch.models.rollout.command import Command, Commanded
 from anabranch.models.rollout.deployment import Deployment
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import InputError
 
 
-def rollouts_of(pipeline: Pipeline) -> Rollouts | None:
+def rollouts_of(pipeline: Pipeline) -> Serving | None:
     """The rollouts of a pipeline as it declares them; None where it declares none."""
     if pipeline.rollout is None:
         return None
@@ -38,7 +38,7 @@ def rollouts_of(pipeline: Pipeline) -> Rollouts | None:
         pipeline.model_name, list(pipeline.challengers), pipeline.rollout, pipeline.task,
         pipeline.name, burn_in,
     )  # fmt: skip
-    return Rollouts(deployment, pipeline.task, pipeline.fallback)
+    return Serving(deployment, pipeline.task, pipeline.fallback)
 
 
 def traffic_keys(pipeline: Pipeline) -> Callable[[Batch], Sequence[str]]:
@@ -57,16 +57,16 @@ def traffic_keys(pipeline: Pipeline) -> Callable[[Batch], Sequence[str]]:
     return lambda batch: batch.ids
 
 
-class Serving(Stage):
+class RolloutServing(Stage):
     """Lets each event go out with the prediction of the model that serves it."""
 
     def __init__(self, context: StageContext) -> None:
         self._pipeline = context.pipeline
-        self._prequential = context.prequential
+        self._models = context.prequential.models
         self._metrics = context.metrics.rollouts
 
     def process(self, work: BatchWork) -> None:
-        served = work.outcome.answered
+        served = work.outcome.served
         if served is None:
             return
         results, batch, name = work.results, work.batch, self._pipeline.name
@@ -80,9 +80,8 @@ class Serving(Stage):
         self._metrics.on_failures(served.failures)
 
     def report(self) -> None:
-        rollouts = self._prequential.rollouts
+        rollouts, learners = self._models.rollouts, self._models.learners
         if rollouts is not None:
-            learners = self._prequential.learners
             self._metrics.on_models(learners)
             self._metrics.on_traffic(dict.fromkeys(learners, 0.0) | rollouts.deployment.shares())
 
@@ -97,7 +96,7 @@ class RolloutCommands(Stage):
     def __init__(self, context: StageContext) -> None:
         self._pipeline, state = context.pipeline, context.state
         self._registry = None if state is None else Registry.of(state.path)
-        self.controller: Commanded = Steering(context.prequential, self._provide)
+        self.controller: Commanded = RolloutController(context.prequential.models, self._provide)
 
     def process(self, work: BatchWork) -> None:
         batch, control = work.batch, work.batch.control

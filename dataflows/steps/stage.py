@@ -13,7 +13,7 @@ from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.sink.encoder import Results
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
-from anabranch.models.prequential.external_drift import NOTHING, Outside
+from anabranch.models.prequential.external_drift import NO_EXTERNAL_DRIFT, ExternalDrift
 from anabranch.models.prequential.outcome import Outcome
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.store.delta import Delta
@@ -27,7 +27,7 @@ class StageContext:
     """What stages are built from.
 
     Attributes:
-        prequential: the models; the step itself stores and restores them.
+        prequential: predicts and learns; the step itself stores and restores it.
         state: None in a run that keeps none.
     """
 
@@ -56,7 +56,7 @@ class BatchWork:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.dead_letters: list[DeadLetter] = []
-        self.external: Outside = NOTHING
+        self.external: ExternalDrift = NO_EXTERNAL_DRIFT
 
 
 class Stage:

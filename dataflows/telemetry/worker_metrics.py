@@ -238,7 +238,7 @@ class WorkerMetrics:
             "expired": outcome.dropped,
             "updated": len(outcome.corrected or ()),
             "confirmed": outcome.confirmed,
-            "buffered": outcome.held,
+            "buffered": outcome.buffered,
         }
         for name, count in outcomes.items():
             if count:
