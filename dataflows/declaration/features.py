@@ -140,7 +140,7 @@ class OneHot:
         schema.require(self.field, ("text", "number", "boolean"), f"one_hot({self.field!r})")
         if not self.values or len(set(self.values)) != len(self.values):
             raise DeclarationError(
-                f"one_hot({self.field!r}) needs at least one value, and no value twice"
+                f"one_hot({self.field!r}) needs values, none of them twice"
             )
 
     def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:

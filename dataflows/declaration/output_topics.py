@@ -204,7 +204,7 @@ def read_outputs(
     >>> bus.create_topics({"payments.dead-letters": 1})
     ['payments.dead-letters']
     >>> bus.publisher().append("payments.dead-letters", [
-    ...     b'{"topic":"payments.events","partition":0,"offset":7,"reason":"late","detail":"…"}'
+    ...     b'{"topic":"payments.events","partition":0,"offset":7,"reason":"late","detail":"-"}'
     ... ])
     >>> reader = read_outputs("payments", DeadLetter, bus=bus)
     >>> [letter.reason for letter in reader], reader.position

@@ -105,9 +105,9 @@ def test_a_challenger_is_fresh_each_time():
 WRONG = {
     "such as {'tree': …}, not list": {"challengers": [TREE]},
     "'t/ree' can't be used": {"challengers": {"t/ree": TREE}},
-    "model name 7 is no text": {"challengers": {7: TREE}},
-    "give it another one": {"challengers": {"LogisticRegression": TREE}},
-    "and no River model": {"challengers": {"tree": "HoeffdingTree"}},
+    "model name 7 is not a text": {"challengers": {7: TREE}},
+    "give it another name": {"challengers": {"LogisticRegression": TREE}},
+    "which is not a River model": {"challengers": {"tree": "HoeffdingTree"}},
     "challenger 'line' of pipeline 'p': ": {"challengers": {"line": LINE}},
     "rollout='canary' of pipeline 'p' is none": {"rollout": "canary"},
     "split=0.9 of ABTest": {"rollout": ABTest(split=0.9), "challengers": {"a": TREE, "b": TREE}},
@@ -127,8 +127,8 @@ WRONG = {
     },
     "window=1 of Canary": {"rollout": Canary(loss="auc", window=1)},
     "on_drift= of pipeline 'p' is 'tree': give Challenger": {"on_drift": "tree"},
-    "on_drift= of pipeline 'p' is for a loss": {"on_drift": Challenger(fresh=TREE)},
-    "on_drift= of pipeline 'p' is 5, and no River model": {
+    "on_drift= of pipeline 'p' is for drift of kind 'loss'": {"on_drift": Challenger(fresh=TREE)},
+    "on_drift= of pipeline 'p' is 5, which is not a River model": {
         "on_drift": Challenger(fresh=5), "monitors": [anabranch.monitor("loss")],
     },
     "on_drift= of pipeline 'p': warm=-1": {
