@@ -154,5 +154,5 @@ class Pipeline(Declaration):
     def _challenger_learner(self, declared: Any) -> Learner:
         model, share = declared, 1.0
         if isinstance(declared, Challenger):
-            model, share = declared.fresh, declared.learn
+            model, share = declared.model, declared.sample_rate
         return self.wrap(learner_for(model.clone(), self.columns, self.task), share)

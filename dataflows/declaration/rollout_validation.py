@@ -12,7 +12,7 @@ from anabranch.models.drift.detectors import LOSS
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.river import check_fits
 from anabranch.models.registry.version import check_name
-from anabranch.models.rollout.challenger import STARTING, Challenger
+from anabranch.models.rollout.challenger import TRIGGERS, Challenger
 from anabranch.models.rollout.policies import Bandit, Interleave, check_policy
 from anabranch.state.errors import DeclarationError, InputError
 
@@ -68,8 +68,8 @@ def check_rollout(pipeline: Declaration) -> None:
 def _check_on_drift(pipeline: Declaration, where: str) -> None:
     if not isinstance(pipeline.on_drift, Challenger):
         raise DeclarationError(
-            f"{where} is {pipeline.on_drift!r}: give Challenger(fresh=…, warm=…), with a River "
-            "model as fresh="
+            f"{where} is {pipeline.on_drift!r}: give Challenger(model=…, warmup_rows=…), with a "
+            "River model as model="
         )
     _check_challenger(pipeline, pipeline.on_drift, where)
     monitored = {
@@ -78,8 +78,8 @@ def _check_on_drift(pipeline: Declaration, where: str) -> None:
         if monitor.by is None
     }
     if pipeline.distributions is not None:
-        monitored |= {*STARTING} - {LOSS}
-    for kind in pipeline.on_drift.after:
+        monitored |= {*TRIGGERS} - {LOSS}
+    for kind in pipeline.on_drift.triggers:
         if kind not in monitored:
             what = "monitors=[monitor('loss')]" if kind == LOSS else "distributions=Distributions()"
             raise DeclarationError(
@@ -103,10 +103,10 @@ def _check_name(pipeline: Declaration, name: object, where: str) -> None:
 
 def _check_challenger(pipeline: Declaration, model: object, where: str) -> None:
     if isinstance(model, Challenger):
-        fault = model.fault()
-        if fault is not None:
-            raise DeclarationError(f"{where}: {fault}")
-        model = model.fresh
+        problem = model.problem()
+        if problem is not None:
+            raise DeclarationError(f"{where}: {problem}")
+        model = model.model
     if not isinstance(model, base.Estimator):
         raise DeclarationError(
             f"{where} is {model!r}, which is not a River model: give an instance, such "

@@ -314,7 +314,7 @@ def _check_durable(pipeline: Pipeline) -> None:
     if pipeline.on_drift is not None:
         models["the model of on_drift="] = pipeline.on_drift
     for what, model in models.items():
-        reason = why_not_durable(model.fresh if isinstance(model, Challenger) else model)
+        reason = why_not_durable(model.model if isinstance(model, Challenger) else model)
         if reason is not None:
             raise StateError(
                 f"{what} of pipeline {pipeline.name!r} can't be kept: {reason}; change it, or "

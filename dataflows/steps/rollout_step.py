@@ -32,10 +32,14 @@ def rollouts_of(pipeline: Pipeline) -> Rollouts | None:
     """The rollouts of a pipeline as they begin; None where it declares none."""
     if pipeline.rollout is None:
         return None
+    burn_in = {
+        name: challenger.burn_in
+        for name, challenger in pipeline.challengers.items()
+        if isinstance(challenger, Challenger)
+    }
     deployment = Deployment(
         pipeline.model_name, list(pipeline.challengers), pipeline.rollout, pipeline.task,
-        pipeline.name,
-        {n: each.grace for n, each in pipeline.challengers.items() if isinstance(each, Challenger)},
+        pipeline.name, burn_in,
     )  # fmt: skip
     return Rollouts(deployment, pipeline.task, pipeline.fallback)
 

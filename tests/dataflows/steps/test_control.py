@@ -193,7 +193,7 @@ def test_figures_that_are_none_are_null(monkeypatch):
         "difference": 0.1, "low": None, "high": None, "e_value": 3.0, "e_worse": 0.2,
         "alpha": 0.05,
     }  # fmt: skip
-    assert promoted["guardrails"] == {"errors": 0.0, "shift": None}
+    assert promoted["guardrails"] == {"error_rate": 0.0, "psi": None}
     assert promoted["share"] is None
     assert "by" not in promoted
 

@@ -290,9 +290,9 @@ def test_what_can_not_be_ranked_is_a_dead_letter_with_its_reason():
 
 
 POLICIES: dict[str, Policy] = {
-    "interleaved": Interleave(alpha=0.3, report=20),
-    "partly interleaved": Interleave(split=0.8, alpha=0.3, report=5),
-    "canary": Canary(steps=(0.5, 1.0), hold_labels=5, alpha=0.3),
+    "interleaved": Interleave(alpha=0.3, report_every=20),
+    "partly interleaved": Interleave(split=0.8, alpha=0.3, report_every=5),
+    "canary": Canary(steps=(0.5, 1.0), min_labels=5, alpha=0.3),
     "shadow": Shadow(),
 }
 
@@ -482,9 +482,9 @@ def test_an_event_that_still_waits_is_told_of_once():
 
 
 WRONG: dict[str, dict[str, Any]] = {
-    "judge='served' of Interleave": {"rollout": Interleave(judge="served")},
+    "comparison='unpaired' of Interleave": {"rollout": Interleave(comparison="unpaired")},
     "loss='auc' of Interleave": {"rollout": Interleave(loss="auc")},
-    "scale=0.1 of Interleave": {"rollout": Interleave(scale=0.1)},
+    "clip=0.1 of Interleave": {"rollout": Interleave(clip=0.1)},
     "Bandit of pipeline 'shop' pulls an arm for each candidate": {
         "rollout": Bandit(policy=bandit.EpsilonGreedy(epsilon=0.1, seed=1))
     },
