@@ -50,6 +50,14 @@ def check_rollout(pipeline: Declaration) -> None:
         _check_challenger(pipeline, model, f"challenger {name!r} of {where}")
     if pipeline.on_drift is not None:
         _check_on_drift(pipeline, f"on_drift= of {where}")
+    _check_policy(pipeline, where)
+    pipeline.schema.require_present(pipeline.traffic_field, ("text",), f"{where} (rollout_key=)")
+    if pipeline.fallback is not None:
+        _check_fallback(pipeline, where)
+
+
+def _check_policy(pipeline: Declaration, where: str) -> None:
+    assert pipeline.rollout is not None
     check_policy(pipeline.rollout, pipeline.task, len(pipeline.challengers), where)
     if isinstance(pipeline.rollout, Interleave) and pipeline.candidates is None:
         raise DeclarationError(
@@ -60,9 +68,6 @@ def check_rollout(pipeline: Declaration) -> None:
             f"Bandit of {where} would serve candidates of one event by different models, whose "
             "scores can't be ranked together: use Interleave(…), or a policy that splits traffic"
         )
-    pipeline.schema.require_present(pipeline.traffic_field, ("text",), f"{where} (rollout_key=)")
-    if pipeline.fallback is not None:
-        _check_fallback(pipeline, where)
 
 
 def _check_on_drift(pipeline: Declaration, where: str) -> None:
