@@ -13,7 +13,7 @@ from anabranch.models.learners.learner import Task
 from anabranch.models.learners.river import check_fits
 from anabranch.models.registry.version import check_name
 from anabranch.models.rollout.challenger import TRIGGERS, Challenger
-from anabranch.models.rollout.policies import Bandit, Interleave, check_policy
+from anabranch.models.rollout.policies import PolicyContext, check_policy
 from anabranch.state.errors import DeclarationError, InputError
 
 
@@ -50,24 +50,12 @@ def check_rollout(pipeline: Declaration) -> None:
         _check_challenger(pipeline, model, f"challenger {name!r} of {where}")
     if pipeline.on_drift is not None:
         _check_on_drift(pipeline, f"on_drift= of {where}")
-    _check_policy(pipeline, where)
+    ranking = pipeline.candidates is not None
+    context = PolicyContext(pipeline.task, len(pipeline.challengers), ranking, where)
+    check_policy(pipeline.rollout, context)
     pipeline.schema.require_present(pipeline.traffic_field, ("text",), f"{where} (rollout_key=)")
     if pipeline.fallback is not None:
         _check_fallback(pipeline, where)
-
-
-def _check_policy(pipeline: Declaration, where: str) -> None:
-    assert pipeline.rollout is not None
-    check_policy(pipeline.rollout, pipeline.task, len(pipeline.challengers), where)
-    if isinstance(pipeline.rollout, Interleave) and pipeline.candidates is None:
-        raise DeclarationError(
-            f"Interleave of {where} is for rankings: name the event's list of candidates= as well"
-        )
-    if isinstance(pipeline.rollout, Bandit) and pipeline.candidates is not None:
-        raise DeclarationError(
-            f"Bandit of {where} would serve candidates of one event by different models, whose "
-            "scores can't be ranked together: use Interleave(…), or a policy that splits traffic"
-        )
 
 
 def _check_on_drift(pipeline: Declaration, where: str) -> None:

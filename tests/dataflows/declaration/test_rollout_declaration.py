@@ -95,7 +95,7 @@ def test_a_challenger_may_learn_a_share_of_the_labels():
     assert not isinstance(made["all"], Thinned)
     rollouts = rollouts_of(orders(challengers=some))
     assert rollouts is not None
-    assert rollouts.deployment.grace == {"some": 50}
+    assert rollouts.deployment.burn_in == {"some": 50}
 
 
 def test_a_challenger_is_fresh_each_time():
