@@ -82,7 +82,7 @@ class OutputReader(Generic[Output]):
         """The next message; without ``follow`` the end of the topic ends the iteration.
 
         Raises:
-            InputError: the message is not of the expected type. The next call continues behind it.
+            InputError: the message is not of the expected type. The next call continues after it.
             BusError: the topic was deleted, or messages were removed before they could be read.
         """
         while not self._pending or self._closed.is_set():

@@ -86,6 +86,8 @@ def _locate(error: Exception, source: str) -> str:
     where = f"{_shown(frames[-1].filename)}, line {frames[-1].lineno}" if frames else source
     if isinstance(error, AnabranchError):
         return f"{where}: {error}"
+    if isinstance(error, ModuleNotFoundError) and error.name == "dataflows":
+        return f"{where}: dataflows is now imported as anabranch: from anabranch import Pipeline, …"
     return f"{where}: the pipeline can't be loaded: {type(error).__name__}: {error}"
 
 
