@@ -94,3 +94,16 @@ def test_a_pipeline_file_is_a_program_that_declares_and_ends(
     code = "import fraud; print(fraud.pipeline.columns)"
     out = environment.run(project, "python", "-c", code, **variables)
     assert out == "['amount', 'status=open', 'status=closed']\n"
+
+
+def test_a_pipeline_file_that_imports_the_old_package_is_one_sentence(
+    tmp_path: Path, environment: Environment
+) -> None:
+    (tmp_path / "fraud.py").write_text("from dataflows import Pipeline\n")
+    code = "from anabranch.dataflows.pipelines.loader import load_pipeline\n" + (
+        "try:\n    load_pipeline('fraud.py')\nexcept Exception as error:\n    print(error)\n"
+    )
+    assert environment.run(tmp_path, "python", "-c", code) == (
+        "fraud.py, line 1: dataflows is now imported as anabranch: from anabranch import Pipeline, "
+        "…\n"
+    )

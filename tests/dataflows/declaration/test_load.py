@@ -77,7 +77,6 @@ def test_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("from dataflows import Pipeline", "dataflows is now imported as anabranch"),
         ("from anabranch import distinct", r"distinct\(…\) is now called count_distinct\(…\)"),
         ("anabranch.field('size', missing=0)", r"field\(missing=\) is now called fill_null="),
     ],
