@@ -1,4 +1,4 @@
-"""Challengers and their rollout as they are declared; and what is said of what can't work."""
+"""The declaration of challengers and rollouts: what a valid one derives; mistakes are one sentence."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def test_what_drift_starts_is_declared_with_a_monitor_and_climbs_by_evidence():
 
 def test_a_challenger_may_learn_a_share_of_the_labels():
     some = {"all": TREE, "some": Challenger(model=TREE, sample_rate=0.1, burn_in=50)}
-    made = orders(challengers=some).challenger_learners()
-    assert isinstance(made["some"], Thinned)
-    assert not isinstance(made["all"], Thinned)
+    learners = orders(challengers=some).challenger_learners()
+    assert isinstance(learners["some"], Thinned)
+    assert not isinstance(learners["all"], Thinned)
     rollouts = rollouts_of(orders(challengers=some))
     assert rollouts is not None
     assert rollouts.deployment.burn_in == {"some": 50}
@@ -112,7 +112,7 @@ WRONG = {
     "give it another name": {"challengers": {"LogisticRegression": TREE}},
     "which is not a River model": {"challengers": {"tree": "HoeffdingTree"}},
     "challenger 'line' of pipeline 'p': ": {"challengers": {"line": LINE}},
-    "rollout='canary' of pipeline 'p' is none": {"rollout": "canary"},
+    "rollout='canary' of pipeline 'p' is no policy": {"rollout": "canary"},
     "split=0.9 of ABTest": {"rollout": ABTest(split=0.9), "challengers": {"a": TREE, "b": TREE}},
     "loss_ratio=0.5": {"rollout": Shadow(guardrails=Guardrails(loss_ratio=0.5))},
     "unknown field 'shoop'": {"rollout_key": "shoop"},
@@ -153,10 +153,10 @@ WRONG = {
 
 @pytest.mark.parametrize("words", WRONG)
 def test_what_cannot_work_is_one_sentence(words):
-    with pytest.raises(DeclarationError) as said:
+    with pytest.raises(DeclarationError) as raised:
         orders(**WRONG[words])
-    assert words in str(said.value)
-    assert "\n" not in str(said.value)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
