@@ -1,4 +1,4 @@
-"""The declaration of challengers and rollouts: what a valid one derives; mistakes are one sentence."""
+"""The declaration of challengers and rollouts: what a valid one derives, and each mistake."""
 
 from __future__ import annotations
 
