@@ -70,7 +70,7 @@ class LabelWindows:
         self._windows: list[tuple[EntityState, I64]] = []
         for features in declared.values():
             state = EntityState([spec for spec, _ in features], lateness_ms)
-            state.follow_looks()  # labels come long behind the events, or ahead of late ones
+            state.follow_queries()  # labels come long behind the events, or ahead of late ones
             columns = [np.arange(place.start, place.stop) for _, place in features]
             self._windows.append((state, np.concatenate(columns)))
         self._value = next(spec.value for features in declared.values() for spec, _ in features)
@@ -124,9 +124,9 @@ class LabelWindows:
             features[:, columns] = found[asked]
 
     def hold(self, watermark: int) -> None:
-        """Let labels go by this time (epoch ms), as `EntityState.hold`: where streams meet."""
+        """Let labels go by this time (epoch ms), as `EntityState.advance_watermark`: where streams meet."""
         for state, _ in self._windows:
-            state.hold(watermark)
+            state.advance_watermark(watermark)
 
     @property
     def states(self) -> dict[str, EntityState]:
