@@ -51,7 +51,7 @@ class AggregateState:
         self.by_chunk: Columns = by_chunk or {}
         self.by_hot: Columns = by_hot or {}
         self.starts = starts
-        self.dtype = np.dtype(np.float64)
+        self.dtype: np.dtype[Any] = np.dtype(np.float64)
 
     def use(
         self,
@@ -61,7 +61,8 @@ class AggregateState:
         dtype: type[np.float64] | type[np.int64] = np.float64,
     ) -> None:
         """Compile the kernels for `arrays`, a named tuple, and values of this dtype."""
-        self.arrays, self.dtype = arrays, np.dtype(dtype)
+        self.arrays: Any = arrays
+        self.dtype = np.dtype(dtype)
         slots, values = np.zeros(0, np.int64), np.zeros(0, dtype)
         mode, out = np.zeros(0, np.uint8), np.zeros((0, 0))
         self._update = entry(update, 0, slots, slots, values, mode, out, arrays)
@@ -73,9 +74,7 @@ class AggregateState:
         arrays = (*self.by_chunk.values(), *self.by_hot.values())
         return self.log.nbytes + sum(array.nbytes for array in arrays)
 
-    def update(
-        self, slots: I64, times: I64, values: NDArray[Any], mode: U8, out: F64
-    ) -> int:
+    def update(self, slots: I64, times: I64, values: NDArray[Any], mode: U8, out: F64) -> int:
         """Process rows; returns how many emptied slots the sweep has seen."""
         rows = len(slots)
         row = self._update(0, slots, times, values, mode, out, self.arrays)

@@ -81,7 +81,8 @@ def expire(s: int, distinct: DistinctArrays) -> None:
                 make_cold(s, distinct)
                 hot = -1
             else:
-                remove_from_log(hot, log.val[log.slot[s, HEAD], 0], distinct)
+                code = log.val[log.slot[s, HEAD], 0]
+                remove_from_log(hot, code, distinct.keys, distinct.counts, meta)
         drop_oldest(s, log)
     if hot >= 0 and log.slot[s, COUNT] <= COOLED:
         make_cold(s, distinct)
@@ -159,7 +160,7 @@ def insert(time: int, code: int, later: int, s: int, distinct: DistinctArrays) -
     log.ts[at] = time
     log.val[at, 0] = code
     if hot >= 0:
-        add_to_log(hot, code, distinct)
+        add_to_log(hot, code, distinct.keys, distinct.counts, meta)
         for w in range(meta[WIDTHS]):
             cell = FIRST + PER_WIDTH * w + START
             if time > hoti[hot, EDGE] - meta[PLAN + w]:
@@ -250,7 +251,8 @@ class DistinctState(AggregateState):
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return super().nbytes + self.arrays.keys.nbytes + self.arrays.counts.nbytes
+        counters: DistinctArrays = self.arrays
+        return super().nbytes + counters.keys.nbytes + counters.counts.nbytes
 
     def restore(self, image: Delta) -> None:
         """Restore into a new state what all calls of `changes` returned; counters are rebuilt."""

@@ -70,25 +70,24 @@ def move_edge(edge: int, s: int, distinct: DistinctArrays) -> None:
                 slide(w, edge - meta[PLAN + w], s, distinct)
 
 
+# Called for every event: a call passes each array as seven words, so these take only what they use.
 @kernel
-def remove_from_log(hot: int, code: int, distinct: DistinctArrays) -> None:
+def remove_from_log(hot: int, code: int, keys: I64, counts: I32, meta: I64) -> None:
     """Count one occurrence of `code` out of the whole log."""
-    counts = distinct.counts
     whole = counts.shape[1] - 1
-    at = find(hot, code, distinct.keys)
+    at = find(hot, code, keys)
     counts[at, whole] -= 1
     if counts[at, whole] == 0:
-        remove(at, distinct.keys, counts)
-        distinct.log.meta[ENTRIES] -= 1
+        remove(at, keys, counts)
+        meta[ENTRIES] -= 1
 
 
 @kernel
-def add_to_log(hot: int, code: int, distinct: DistinctArrays) -> None:
+def add_to_log(hot: int, code: int, keys: I64, counts: I32, meta: I64) -> None:
     """Count one occurrence of `code` into the whole log."""
-    counts = distinct.counts
     whole = counts.shape[1] - 1
-    at = add_entry(hot, code, distinct.keys, counts)
-    distinct.log.meta[ENTRIES] += counts[at, whole] == 0
+    at = add_entry(hot, code, keys, counts)
+    meta[ENTRIES] += counts[at, whole] == 0
     counts[at, whole] += 1
 
 
@@ -99,7 +98,7 @@ def make_cold(s: int, distinct: DistinctArrays) -> None:
     hot = log.slot[s, HOT]
     at = log.slot[s, HEAD]
     for left in range(log.slot[s, COUNT], 0, -1):
-        remove_from_log(hot, log.val[at, 0], distinct)
+        remove_from_log(hot, log.val[at, 0], distinct.keys, distinct.counts, log.meta)
         if left > 1:
             at = after(log.link, at)
     free_hot(hot, distinct.hoti, log.meta)
@@ -119,7 +118,7 @@ def make_hot(s: int, distinct: DistinctArrays) -> None:
         hoti[hot, FIRST + PER_WIDTH * w + DISTINCT] = 0
     at = log.slot[s, HEAD]
     for left in range(log.slot[s, COUNT], 0, -1):
-        add_to_log(hot, log.val[at, 0], distinct)
+        add_to_log(hot, log.val[at, 0], distinct.keys, distinct.counts, log.meta)
         for w in range(meta[WIDTHS]):
             if log.ts[at] > edge - meta[PLAN + w]:
                 if hoti[hot, FIRST + PER_WIDTH * w + START] < 0:
@@ -144,7 +143,7 @@ def recount(s: int, distinct: DistinctArrays) -> int:
                 return s
             hot, at = slot[s, HOT], slot[s, HEAD]
             for left in range(slot[s, COUNT], 0, -1):
-                add_to_log(hot, log.val[at, 0], distinct)
+                add_to_log(hot, log.val[at, 0], distinct.keys, distinct.counts, log.meta)
                 if left > 1:
                     at = after(log.link, at)
             for w in range(meta[WIDTHS]):

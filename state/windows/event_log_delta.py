@@ -74,7 +74,7 @@ def collect_touched(first: int, table: I32, out: I64) -> None:
 
 @kernel
 def mark_reachable(slot: I32, link: I32, used: U8) -> int:
-    """Set `used` for all chunks in a chain; returns the number of records, -1 for a broken chain."""
+    """Set `used` for all chunks in a chain; returns the records, -1 if one is broken."""
     records = 0
     for s in range(slot.shape[0]):
         if slot[s, COUNT] <= 0:
@@ -140,7 +140,9 @@ def restore_log(log: EventLog, image: Delta) -> None:
     meta[_PERSISTENT] = np.frombuffer(image.blobs["meta"], np.int64)
     slots, chunks = image.rows["slots"], image.rows["chunks"]
     if len(slots) and int(slots.index.max()) >= log.slot.shape[0]:
-        raise StateError("the state is damaged: it has windows of an unknown key; restore a copy of it, or replay")
+        raise StateError(
+            "the state is damaged: it has windows of an unknown key; restore a copy, or replay"
+        )
     log.slot[slots.index, :SLOT_COLUMNS] = slots.columns["row"]
     high = int(chunks.index.max()) + 1 if len(chunks) else 0
     while log.link.shape[0] < high:
@@ -153,7 +155,9 @@ def restore_log(log: EventLog, image: Delta) -> None:
     used = np.zeros(high, np.uint8)
     meta[RECORDS] = mark_reachable(log.slot, log.link, used)
     if meta[RECORDS] < 0:
-        raise StateError("the state is damaged: a chain of events is broken; restore a copy of it, or replay")
+        raise StateError(
+            "the state is damaged: a chain of events is broken; restore a copy, or replay"
+        )
     list_free_chunks(log.link, used, meta)
     meta[CHUNKS_USED] = high
     meta[CHUNKS_LEFT] = size - int(used.sum())

@@ -22,7 +22,8 @@ from anabranch.state.compile import F64, inlined, numbered
 from anabranch.state.windows.double_double import Sums, add_sums, dd_add, value_sums
 from anabranch.state.windows.event_log import LogArrays
 from anabranch.state.windows.statistics import STATISTICS
-from anabranch.state.windows.window_arrays import PLAN, STATISTICS as STATISTIC_COUNT, TERMS, WIDTHS
+from anabranch.state.windows.window_arrays import PLAN, TERMS, WIDTHS
+from anabranch.state.windows.window_arrays import STATISTICS as STATISTIC_COUNT
 
 # Columns of a pane's record, before two per term; an event's record has only one column, or none.
 P_COUNT, P_S1H, P_S1L, P_S2H, P_S2L, P_HUGE = 0, 1, 2, 3, 4, 5

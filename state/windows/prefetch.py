@@ -23,7 +23,13 @@ from numba.extending import intrinsic
 
 from anabranch.state.compile import I64, inlined
 from anabranch.state.windows.event_log import COUNT, HEAD, HOT, TAIL, LogArrays
-from anabranch.state.windows.running_sums import FIRST, PER_WIDTH, START, WIDTHS, WindowArrays
+from anabranch.state.windows.window_arrays import (
+    FIRST,
+    PER_WIDTH,
+    START,
+    WIDTHS,
+    WindowArrays,
+)
 
 _FOR_WRITING, _KEEP, _DATA = 1, 3, 1
 _SLOT, _RECORD, _STARTS = 12, 8, 4

@@ -48,9 +48,7 @@ def scan_extreme(val: F64, first: int, last: int, sign: int) -> float:
 
 
 @kernel
-def range_extreme(
-    first: int, last: int, which: int, sign: int, log: LogArrays, tree: F64
-) -> float:
+def range_extreme(first: int, last: int, which: int, sign: int, log: LogArrays, tree: F64) -> float:
     """Extreme over the positions `first..last` of a chain, both included."""
     val, link = log.val, log.link
     start, chunk = first >> 3, last >> 3
@@ -75,9 +73,7 @@ def range_extreme(
 
 
 @kernel
-def index_chunk(
-    chunk: int, oldest: int, which: int, sign: int, log: LogArrays, tree: F64
-) -> None:
+def index_chunk(chunk: int, oldest: int, which: int, sign: int, log: LogArrays, tree: F64) -> None:
     """Compute the maximum and the jump of a full chunk, from its predecessors down to `oldest`.
 
     `oldest` is the number of the chain's first chunk. What would reach beyond it is left out: only

@@ -8,6 +8,7 @@ renumbered, so that no feature changes in any bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +109,7 @@ def _join(aggregates: list[AggregateState], slots: list[I64]) -> Delta:
     return delta
 
 
-Tables = dict[str, dict[str, NDArray[np.generic]]]
+Tables = dict[str, dict[str, NDArray[Any]]]
 
 
 def _renumbered(

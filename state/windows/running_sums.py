@@ -38,7 +38,6 @@ from anabranch.state.windows.range_extremes import range_extreme
 from anabranch.state.windows.window_arrays import (
     BEST,
     EVENTS,
-    EXTREMES,
     FIRST,
     HUGES,
     PEAK,
@@ -52,7 +51,6 @@ from anabranch.state.windows.window_arrays import (
     SIGN,
     START,
     SUMS,
-    TERMS,
     WIDTHS,
     WindowArrays,
 )
@@ -79,7 +77,7 @@ def hot_sums(hot: int, w: int, windows: WindowArrays) -> Sums:
 @inlined
 def clear_terms(windows: WindowArrays) -> None:
     """Start summing terms, in the scratch space."""
-    for t in range(windows.log.meta[TERMS]):
+    for t in range(windows.terms.shape[1]):
         windows.terms[0, t] = windows.terms[1, t] = 0.0
 
 
@@ -87,7 +85,7 @@ def clear_terms(windows: WindowArrays) -> None:
 def add_terms(at: int, sign: float, windows: WindowArrays) -> None:
     """Add (sign 1) or subtract (sign -1) the record `at`, in the scratch space."""
     terms = windows.terms
-    for t in range(windows.log.meta[TERMS]):
+    for t in range(windows.terms.shape[1]):
         high, low = record_term(at, t, windows.log)
         terms[0, t], terms[1, t] = dd_add(terms[0, t], terms[1, t], sign * high, sign * low)
 
@@ -95,9 +93,8 @@ def add_terms(at: int, sign: float, windows: WindowArrays) -> None:
 @inlined
 def load_terms(hot: int, w: int, windows: WindowArrays) -> None:
     """Copy the running sums of terms of width `w` to the scratch space."""
-    meta = windows.log.meta
-    for t in range(meta[TERMS]):
-        cell = BEST + meta[EXTREMES] + PER_TERM * t
+    for t in range(windows.terms.shape[1]):
+        cell = BEST + windows.tree.shape[1] + PER_TERM * t
         windows.terms[0, t] = windows.hotf[hot, w, cell]
         windows.terms[1, t] = windows.hotf[hot, w, cell + 1]
 
@@ -105,9 +102,9 @@ def load_terms(hot: int, w: int, windows: WindowArrays) -> None:
 @inlined
 def store_terms(hot: int, w: int, windows: WindowArrays) -> None:
     """Make the sums of terms in the scratch space the running ones of width `w`."""
-    meta, hotf = windows.log.meta, windows.hotf
-    for t in range(meta[TERMS]):
-        cell = BEST + meta[EXTREMES] + PER_TERM * t
+    hotf = windows.hotf
+    for t in range(windows.terms.shape[1]):
+        cell = BEST + windows.tree.shape[1] + PER_TERM * t
         hotf[hot, w, cell], hotf[hot, w, cell + 1] = windows.terms[0, t], windows.terms[1, t]
         hotf[hot, w, cell + 2] = windows.terms[0, t]
 
@@ -150,7 +147,7 @@ def update_extremes(hot: int, w: int, stale: int, s: int, windows: WindowArrays)
     """Look up those extremes of width `w` whose bit is set in `stale`."""
     log, meta = windows.log, windows.log.meta
     start = windows.hoti[hot, FIRST + PER_WIDTH * w + START]
-    for which in range(meta[EXTREMES]):
+    for which in range(windows.tree.shape[1]):
         if stale >> which & 1:
             best = -math.inf
             if start >= 0:
@@ -178,8 +175,8 @@ def subtract_record(hot: int, w: int, sums: Sums, at: int, windows: WindowArrays
             hoti[hot, cell + HUGES] -= sums.huge
             left = math.fabs(hotf[hot, w, S1H])
             lost |= hoti[hot, cell + HUGES] == 0 or left < LOST_HUGE * math.fabs(sums.total)
-    for t in range(meta[TERMS]):
-        term = BEST + meta[EXTREMES] + PER_TERM * t
+    for t in range(windows.terms.shape[1]):
+        term = BEST + windows.tree.shape[1] + PER_TERM * t
         high, low = record_term(at, t, windows.log)
         hotf[hot, w, term], hotf[hot, w, term + 1] = dd_add(
             hotf[hot, w, term], hotf[hot, w, term + 1], -high, -low
@@ -200,7 +197,7 @@ def slide(hot: int, w: int, low: int, s: int, windows: WindowArrays) -> None:
     stale = 0
     while at >= 0 and log.ts[at] <= low:
         sums = record_sums(at, meta[SUMS], log)
-        for which in range(meta[EXTREMES]):
+        for which in range(windows.tree.shape[1]):
             if record_extreme(log.val, at, meta[SIGN + which]) >= hotf[hot, w, BEST + which]:
                 stale |= 1 << which
         leaving = at
@@ -210,8 +207,8 @@ def slide(hot: int, w: int, low: int, s: int, windows: WindowArrays) -> None:
         if at < 0:
             hoti[hot, cell + EVENTS] = hoti[hot, cell + HUGES] = 0
             hotf[hot, w, :BEST] = 0.0
-            hotf[hot, w, BEST : BEST + meta[EXTREMES]] = -math.inf
-            hotf[hot, w, BEST + meta[EXTREMES] :] = 0.0
+            hotf[hot, w, BEST : BEST + windows.tree.shape[1]] = -math.inf
+            hotf[hot, w, BEST + windows.tree.shape[1] :] = 0.0
             return
         if subtract_record(hot, w, sums, leaving, windows):
             sum_again(hot, w, log.ts[at] - 1, at, tail, windows)
@@ -252,11 +249,11 @@ def enter(hot: int, w: int, at: int, sums: Sums, value: float, windows: WindowAr
             hotf[hot, w, S2H], hotf[hot, w, S2L], sums.squares, sums.squares_low
         )
         hotf[hot, w, PEAK] = max(hotf[hot, w, PEAK], hotf[hot, w, S2H])
-    for which in range(meta[EXTREMES]):
+    for which in range(windows.tree.shape[1]):
         best = max(hotf[hot, w, BEST + which], meta[SIGN + which] * value)
         hotf[hot, w, BEST + which] = best
-    for t in range(meta[TERMS]):
-        term = BEST + meta[EXTREMES] + PER_TERM * t
+    for t in range(windows.terms.shape[1]):
+        term = BEST + windows.tree.shape[1] + PER_TERM * t
         hotf[hot, w, term], hotf[hot, w, term + 1] = dd_add(
             hotf[hot, w, term], hotf[hot, w, term + 1], value_term(value, t, windows.log), 0.0
         )
@@ -301,13 +298,13 @@ def late_sums(
     sums = subtract_sums(running, later_sums)
     cancels = meta[SUMS] != 0 and sums.squares < 10 * LOST * running.squares
     load_terms(hot, w, windows)
-    if meta[TERMS] > 0:
+    if windows.terms.shape[1] > 0:
         at = log.slot[s, TAIL]
         for _ in range(later):
             add_terms(at, -1.0, windows)
             at = before(log.link, at)
-        for t in range(meta[TERMS]):
-            whole = hotf[hot, w, BEST + meta[EXTREMES] + PER_TERM * t]
+        for t in range(windows.terms.shape[1]):
+            whole = hotf[hot, w, BEST + windows.tree.shape[1] + PER_TERM * t]
             cancels |= windows.terms[0, t] < 10 * LOST * whole
     if cancels:
         return scan_back(last, low, head, windows)

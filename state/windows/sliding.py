@@ -55,7 +55,6 @@ from anabranch.state.windows.statistics import STATISTICS
 from anabranch.state.windows.window_arrays import (
     BEST,
     ENDS,
-    EXTREMES,
     FIRST,
     PER_TERM,
     PER_WIDTH,
@@ -124,7 +123,8 @@ def insert(
         if windows.tree.shape[1] > 0:
             if at & 7 == 0 and chunk != slot[s, HEAD] >> 3:
                 chunk = link[chunk, PREVIOUS]
-            index_from(chunk, s, meta[SIGN : SIGN + 2], log, windows.tree)
+            if chunk != slot[s, TAIL] >> 3:
+                index_from(chunk, s, meta[SIGN : SIGN + 2], log, windows.tree)
         sums = value_sums(value)
         for w in range(meta[WIDTHS]):
             start = FIRST + PER_WIDTH * w + START
@@ -219,8 +219,7 @@ class WindowState(AggregateState):
         meta[PLAN:] = plan
         meta[COLUMN], meta[HOT_FREE], meta[RESOLUTION] = column, -1, resolution
         meta[WIDTHS], meta[STATISTIC_COUNT] = len(widths), len(statistics)
-        meta[EXTREMES], meta[TERMS] = len(signs), len(terms)
-        meta[SUMS], meta[ENDS] = "sums" in needs, "ends" in needs
+        meta[TERMS], meta[SUMS], meta[ENDS] = len(terms), "sums" in needs, "ends" in needs
         meta[SIGN : SIGN + len(signs)] = signs
         tree: F64 = np.zeros((0, len(signs)))
         cells = BEST + len(signs) + PER_TERM * len(terms)

@@ -9,7 +9,7 @@ arithmetic, no allocation. One that needs other sums names the *terms* that are 
         return value * value * value if value > 0.0 else 0.0
 
     def read(window: WindowSummary) -> float:
-        return window.terms[0] / window.sums.events
+        return term_sum(window, 0) / window.sums.events
 
     POSITIVE_CUBES = Statistic("positive_cubes", "mean of the cubes of positive values", read,
                                lambda values: float(np.mean(np.maximum(values, 0.0) ** 3)),
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from anabranch.state.compile import F64
+from anabranch.state.compile import F64, inlined
 from anabranch.state.windows.double_double import Sums
 
 
@@ -42,7 +42,14 @@ class WindowSummary(NamedTuple):
     last: float
     """The latest value; of equal times the last arrived. With "ends" among its needs."""
     terms: F64
-    """`(terms,) float64`: the sums of the statistic's terms over the window, in their order."""
+    """`(2, terms) float64`: see `term_sum`."""
+    first_term: int
+
+
+@inlined
+def term_sum(window: WindowSummary, term: int) -> float:
+    """The sum over the window of one of the statistic's own terms, counted from 0."""
+    return window.terms[0, window.first_term + term]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

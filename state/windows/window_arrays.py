@@ -19,10 +19,10 @@ from anabranch.state.compile import F64, I64
 from anabranch.state.windows.event_log import LogArrays
 from anabranch.state.windows.hot_keys import HOTS_META
 
-# Cells of `meta`: pane width or 0; how many widths, statistics, extremes, terms; whether sums, first
-# and last values are needed; from SIGN on 1 for a maximum, -1 for a minimum.
-RESOLUTION, WIDTHS, STATISTICS, SUMS, ENDS, EXTREMES, TERMS, SIGN = range(HOTS_META, HOTS_META + 8)
-PLAN = HOTS_META + 9
+# Cells of `meta`: pane width or 0; how many widths, statistics and terms; whether sums, and whether
+# first and last values are needed; from SIGN on 1 for a maximum, -1 for a minimum.
+RESOLUTION, WIDTHS, STATISTICS, TERMS, SUMS, ENDS, SIGN = range(HOTS_META, HOTS_META + 7)
+PLAN = HOTS_META + 8
 
 # Cells of `hoti[hot]`: after the edge, per width start position (or -1), events, huge values.
 FIRST = 1

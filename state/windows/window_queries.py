@@ -26,7 +26,6 @@ from anabranch.state.windows.statistics import STATISTICS
 from anabranch.state.windows.window_arrays import (
     BEST,
     ENDS,
-    EXTREMES,
     FIRST,
     PER_WIDTH,
     PLAN,
@@ -56,18 +55,15 @@ def write_statistics(
     for i in range(statistics):
         number = meta[plan + i]
         if sums.events > 0:
-            terms = windows.terms[0, meta[plan + statistics + i] :]
-            out[row, column + i] = _read(
-                number, WindowSummary(sums, maximum, minimum, first, last, terms)
-            )
+            first_term = meta[plan + statistics + i]
+            summary = WindowSummary(sums, maximum, minimum, first, last, windows.terms, first_term)
+            out[row, column + i] = _read(number, summary)
         else:
             out[row, column + i] = _EMPTY[number]
 
 
 @inlined
-def answer_cold(
-    row: int, time: int, last: int, head: int, out: F64, windows: WindowArrays
-) -> None:
+def answer_cold(row: int, time: int, last: int, head: int, out: F64, windows: WindowArrays) -> None:
     """Answer as of `time` by scanning back from `last`, once for all widths."""
     log, meta = windows.log, windows.log.meta
     sums = no_sums()
@@ -80,9 +76,9 @@ def answer_cold(
         while at >= 0 and log.ts[at] > low:
             sums = add_sums(sums, record_sums(at, meta[SUMS], log))
             add_terms(at, 1.0, windows)
-            if meta[EXTREMES] > 0:
+            if windows.tree.shape[1] > 0:
                 best = max(best, record_extreme(log.val, at, meta[SIGN]))
-            if meta[EXTREMES] > 1:
+            if windows.tree.shape[1] > 1:
                 other = max(other, record_extreme(log.val, at, meta[SIGN + 1]))
             first = record_first(log.val, at)
             at = -1 if at == head else before(log.link, at)
@@ -97,8 +93,8 @@ def answer_edge(row: int, s: int, out: F64, windows: WindowArrays) -> None:
     last = record_last(log.val, log.slot[s, TAIL]) if meta[ENDS] else 0.0
     for w in range(meta[WIDTHS]):
         sums = hot_sums(hot, w, windows)
-        best = hotf[hot, w, BEST] if meta[EXTREMES] > 0 else 0.0
-        other = hotf[hot, w, BEST + 1] if meta[EXTREMES] > 1 else 0.0
+        best = hotf[hot, w, BEST] if windows.tree.shape[1] > 0 else 0.0
+        other = hotf[hot, w, BEST + 1] if windows.tree.shape[1] > 1 else 0.0
         first = 0.0
         if sums.events > 0 and meta[ENDS]:
             first = record_first(log.val, hoti[hot, FIRST + PER_WIDTH * w + START])
@@ -119,8 +115,8 @@ def answer_late(
         best = other = first = 0.0
         if sums.events > 0:
             first = record_first(log.val, start)
-            if meta[EXTREMES] > 0:
+            if windows.tree.shape[1] > 0:
                 best = range_extreme(start, last, 0, meta[SIGN], log, windows.tree)
-            if meta[EXTREMES] > 1:
+            if windows.tree.shape[1] > 1:
                 other = range_extreme(start, last, 1, meta[SIGN + 1], log, windows.tree)
         write_statistics(row, w, sums, best, other, first, newest, out, windows)
