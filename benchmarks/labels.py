@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.learners.learner import Task
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.label_join import LabelJoin
 from anabranch.models.prequential.label_windows import LabelWindows
 from anabranch.models.prequential.outcome import CONTRADICTS, DUPLICATE, LATE, UNKNOWN_ID
@@ -42,6 +43,7 @@ WAITING = (10_000, 100_000, 1_000_000)
 BATCHES = (10, 100, 1000)
 _ROUND = 4_000  # labels
 _NONE, _NO_ROWS = np.empty(0, np.int64), np.empty((0, WIDTH))
+_NO_LABELS = LabelBatch([], [], _NONE)
 
 Found = list[tuple[str, Any]]
 """What was found of labels and time-outs: what, and of which event (by its first feature)."""
@@ -71,28 +73,27 @@ class Ours:
 
     def __init__(self, wait_ms: int = WAIT_MS) -> None:
         rules = LabelRules(wait_ms=wait_ms)
-        self.join = LabelJoin(WIDTH, Task.BINARY, rules, otherwise=False)
+        self.join = LabelJoin(WIDTH, Task.BINARY, rules, default=False)
 
     def column(self, values: list[Any]) -> Any:
         return np.array(values)
 
     def events(self, ids: list[str], times: Any, features: F64) -> Any:
-        return self.join.join(ids, times, features, [], [], _NONE, np.arange(len(ids)), None, None)
+        return self.join.join(EventBatch(features, times, ids), _NO_LABELS, np.arange(len(ids)))
 
     def labels(self, ids: list[str], times: Any, values: Any) -> Any:
-        return self.join.join(
-            [], _NONE, _NO_ROWS, ids, values, times, np.arange(len(ids)), None, None
-        )
+        labels = LabelBatch(ids, values, times)
+        return self.join.join(EventBatch(_NO_ROWS, _NONE), labels, np.arange(len(ids)))
 
     def __len__(self) -> int:
         return len(self.join.pending)
 
     def found(self, of: Any) -> Found:
-        rows = of.row[of.taught]
+        rows = of.row[of.scored_steps]
         served = self.join.pending.features[rows, 0].tolist()
-        taught = zip(of.target[of.taught].tolist(), served, strict=True)
+        taught = zip(of.target[of.scored_steps].tolist(), served, strict=True)
         found: Found = [(f"learns {target:g}", event) for target, event in taught]
-        return found + [(why, label) for label, why in of.refused_labels]
+        return found + [(why, label) for label, why in of.rejected_labels]
 
 
 class OursWithWindows(Ours):
