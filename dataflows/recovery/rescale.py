@@ -26,7 +26,7 @@ from anabranch.dataflows.recovery.tokens import Token
 from anabranch.dataflows.sharding.entity_windows import EntityWindows
 from anabranch.state.keys.hashing import hash64
 from anabranch.state.store.delta import Delta
-from anabranch.state.windows.repartition import assemble
+from anabranch.state.windows.repartition import repartition
 
 Windows = dict[str, EntityWindows]
 """By entity."""
@@ -90,7 +90,7 @@ def _repartition(
         for group in groups:
             states = [windows[entity].groups[group][1] for windows in sources]
             parts = [(state, _keys(list(state.slots_by_key()), shard, shards)) for state in states]
-            image.put(f"{entity}/{group}", assemble(parts))
+            image.put(f"{entity}/{group}", repartition(parts))
     return image
 
 

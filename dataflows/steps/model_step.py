@@ -169,7 +169,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, StepState]):
         span, pending = extent_of(batch), self.models.pending
         # Until all workers have reported how far they are, event time stands still.
         floor = pending.watermark if pending.watermark is not None else span[0]
-        pending.hold(max(watermarks.room(worker), floor))
+        pending.limit_time(max(watermarks.room(worker), floor))
         if self.learning.windows is not None:
             self.learning.windows.advance_watermark(watermarks.slowest())
         results = self.process_timed(batch)
