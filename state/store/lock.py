@@ -30,7 +30,7 @@ from anabranch.state.errors import StateError
 _log = logging.getLogger(__name__)
 
 LAUNCHER, WORKERS = "LOCK", "WORKERS"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 _POLL_S = 0.02
 _ASKED_S = 0.2  # `holder` has it for a moment

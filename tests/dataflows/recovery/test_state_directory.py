@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickletools
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -130,6 +131,40 @@ def test_another_version_or_layout_of_the_manifest_is_refused(kept: Kept, expect
     with replaced(manifest, None):
         refused(kept.run(), "is no state directory and is not empty", "--state")
     goes_on(kept, expected)
+
+
+def test_a_directory_of_format_1_is_refused_with_the_command_that_replays(
+    kept: Kept, expected: Any
+) -> None:
+    """Its manifest had another name, and the engine's store names classes that are gone."""
+    manifest = kept.state / "manifest.json"
+    before = manifest.read_bytes()
+    old = {"format": 1, "pipeline": "trades", "layout": 1, "by_shard": False, "since": {}}
+    (kept.state / "identity.json").write_text(json.dumps(old))
+    manifest.unlink()
+    words = ("format 1", "anabranch replay PIPELINE --from trades.events", "--state NEW")
+    for done in (kept.run(), kept.run("--processes", "2"), kept.call("state", "state")):
+        refused(done, *words)
+    refused(kept.call("models", "snapshot", "state"), *words)
+    (kept.state / "identity.json").write_bytes(b"torn")
+    refused(kept.run(), "anabranch replay PIPELINE --from PIPELINE.events")
+    (kept.state / "identity.json").unlink()
+    manifest.write_bytes(before)
+    goes_on(kept, expected)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_the_engine_stores_names_no_class(kept: Kept, processes: int) -> None:
+    """So a module can move, and a state directory is still readable."""
+    went_well(kept.run("--processes", processes, epoch="5s"))
+    with closing(sqlite3.connect(kept.directory / RECOVERY)) as store:
+        states = store.execute("SELECT step_id, ser_change FROM snaps").fetchall()
+    steps = {step.split(".")[1] for step, _ in states}
+    assert steps >= {"source", "sink"}
+    assert steps & {"windows_and_models_1", "models_2"}
+    for step, pickled in states:
+        opcodes = {opcode.name for opcode, _, _ in pickletools.genops(pickled or b"N.")}
+        assert not opcodes & {"GLOBAL", "STACK_GLOBAL", "INST", "REDUCE"}, step
 
 
 def test_a_recovery_store_that_is_gone_or_damaged_is_refused(kept: Kept, expected: Any) -> None:

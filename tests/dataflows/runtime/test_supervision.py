@@ -57,7 +57,7 @@ while not stopped:
     time.sleep(0.01)
 """
 QUICK = RestartPolicy(
-    stop_timeout_s=5.0, lost_timeout_s=0.1, backoff_s=0.01, max_backoff_s=0.04, max_restarts=3
+    stop_timeout_s=120.0, lost_timeout_s=0.1, backoff_s=0.01, max_backoff_s=0.04, max_restarts=3
 )
 DIE = "os.kill(os.getpid(), 9)"
 
@@ -167,7 +167,9 @@ def test_a_refusal_is_the_end_and_said_once(tmp_path: Path) -> None:
 )
 def test_who_is_to_blame(tmp_path: Path, mine: str, others: str, sentence: str) -> None:
     both = f"if start: sys.exit(0)\nif me == 0: {mine}\n{others}"
-    run = Run(tmp_path, both, policy=RestartPolicy(lost_timeout_s=0.5, backoff_s=0.0))()
+    # Only the one that does not end by itself is killed; the others may take their time.
+    patience_s = 0.5 if others == "pass" else 120.0
+    run = Run(tmp_path, both, policy=RestartPolicy(lost_timeout_s=patience_s, backoff_s=0.0))()
     assert run.said[0].startswith(sentence.format(run.pid(0, 0), run.pid(1, 0)))
 
 
@@ -177,7 +179,7 @@ def test_who_refuses_a_little_later_than_the_other_one_is_lost_is_heard(tmp_path
         "time.sleep(0.3)\nraise StateError('the disk is full')"
     )
     with pytest.raises(AnabranchError, match=r"^the disk is full$"):
-        Run(tmp_path, late, policy=RestartPolicy(lost_timeout_s=5.0))()
+        Run(tmp_path, late, policy=RestartPolicy(lost_timeout_s=120.0))()
 
 
 def test_it_gives_up_when_starting_again_brings_nothing(tmp_path: Path) -> None:
@@ -229,14 +231,11 @@ def test_without_state_the_first_loss_is_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_signal_during_back_off_ends_at_once(tmp_path: Path, number: signal.Signals) -> None:
-    run = Run(
-        tmp_path, DIE, policy=RestartPolicy(lost_timeout_s=0.1, backoff_s=60.0, max_backoff_s=60.0)
-    )
+    waits = RestartPolicy(lost_timeout_s=0.1, backoff_s=3600.0, max_backoff_s=3600.0)
+    run = Run(tmp_path, DIE, policy=waits)
     run.stop.install()
     run.on_say = lambda: os.kill(os.getpid(), number)
-    before = time.monotonic()
     run()
-    assert time.monotonic() - before < 10
     assert len(run.starts()) == 1
 
 
@@ -248,34 +247,46 @@ def test_workers_that_are_told_to_end_end_well(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_does_not_end_when_told_is_killed_and_named(tmp_path: Path) -> None:
-    hangs = "if me == 0: os.kill(os.getppid(), signal.SIGTERM)\nwhile me == 1: time.sleep(1)"
-    run = Run(tmp_path, hangs, policy=RestartPolicy(stop_timeout_s=0.3))
+    hangs = (
+        "if me == 0: os.kill(os.getppid(), signal.SIGTERM); os._exit(0)\n"
+        "while me == 1: time.sleep(1)"
+    )
+    run = Run(tmp_path, hangs, policy=RestartPolicy(stop_timeout_s=2.0))
     run.stop.install()
     with pytest.raises(AnabranchError) as ended:
         run()
     assert str(ended.value) == (
-        f"worker 1 of 2 (process {run.pid(1, 0)}) did not stop within 0.3 s and was killed while "
+        f"worker 1 of 2 (process {run.pid(1, 0)}) did not stop within 2 s and was killed while "
         "all were stopping; the next start resumes from generation 17"
     )
 
 
 def test_ctrl_c_twice_ends_at_once_and_says_what_comes_next(tmp_path: Path) -> None:
-    deaf = "while True: time.sleep(1)"
-    run = Run(tmp_path, deaf, policy=RestartPolicy(stop_timeout_s=60.0))
+    hangs = "while True: time.sleep(1)"
+    run = Run(tmp_path, hangs, policy=RestartPolicy(stop_timeout_s=3600.0))
     run.stop.install()
-    timers = [
-        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)) for seconds in (0.5, 1.2)
-    ]
-    for timer in timers:
-        timer.start()
-    before = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    assert time.monotonic() - before < 10
+    ended = threading.Event()
+
+    def press() -> None:
+        """Once more than half a second after it was first noticed, whenever that is."""
+        while not ended.wait(0.7):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    user = threading.Thread(target=press)
+    user.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    finally:
+        ended.set()
+        user.join()
     assert run.said == ["stopped at once; the next start resumes from generation 17"]
 
 
-def test_a_signal_that_is_sent_on_at_once_does_not_count_twice() -> None:
+def test_a_signal_that_is_sent_on_at_once_does_not_count_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     stop = StopRequest()
     for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
         stop.on_signal(number)
@@ -345,7 +356,7 @@ import sys, time, tempfile
 from anabranch.dataflows.runtime.supervisor import LocalWorkers
 with LocalWorkers([sys.executable, "-c", "pass"], [0]) as cluster:
     print(cluster.metrics_directory, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -411,10 +422,10 @@ def test_a_worker_that_waits_for_another_one_to_connect_still_ends(how: str) -> 
         try:
             if how == "told":
                 os.kill(worker, signal.SIGTERM)
-                assert supervisor.wait(20) == 130
+                assert supervisor.wait(120) == 130
             else:
                 supervisor.kill()
-                assert supervisor.wait(20)
+                assert supervisor.wait(120)
                 wait_for_the_end_of(worker)
         finally:
             supervisor.kill()
@@ -423,7 +434,7 @@ def test_a_worker_that_waits_for_another_one_to_connect_still_ends(how: str) -> 
 
 
 def wait_for_the_end_of(process: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while Path(f"/proc/{process}").exists():
         if "\nState:\tZ" in Path(f"/proc/{process}/status").read_text():
             return  # whoever has inherited it takes its time
