@@ -9,7 +9,7 @@ from anabranch.state.errors import BusError
 
 __all__ = ["behind_end", "made_anew", "next_offset", "topic_deleted"]
 
-_LOG = logging.getLogger("anabranch.dataflows.bus")
+_LOG = logging.getLogger("anabranch.bus")
 
 
 def next_offset(at: TopicPartition, wanted: int, start: int, end: int, lost: Lost) -> int:

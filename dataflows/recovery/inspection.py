@@ -107,7 +107,7 @@ def _inspect(path: Path, verify: bool) -> StateReport:
     manifest = read_manifest(path)
     if manifest is None:
         raise not_a_state_directory(path)
-    process = holder(path)  # first: if that run ends meanwhile, the report is made again
+    process = holder(path)  # first: if that run commits meanwhile, problems are looked for again
     point = read_resume_point(path / "recovery")
     tokens = point.tokens(manifest.layout)
     problems: list[str] = []

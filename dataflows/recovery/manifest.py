@@ -113,12 +113,12 @@ def _read(path: Path) -> bytes | None:
 def _unreadable_format(directory: Path, content: bytes) -> StateError:
     """Says how to get the same state in this version's format: by a replay of the history."""
     try:
-        found = msgspec.json.decode(content, type=dict[str, Any])
+        fields = msgspec.json.decode(content, type=dict[str, Any])
     except msgspec.MsgspecError:
-        found = {}
-    events = f"{found.get('pipeline', 'PIPELINE')}.events"
+        fields = {}
+    events = f"{fields.get('pipeline', 'PIPELINE')}.events"
     return StateError(
-        f"{directory} is a state directory of format {found.get('format')}, and this version of "
+        f"{directory} is a state directory of format {fields.get('format')}, and this version of "
         f"anabranch reads format {FORMAT}: replay the history into a new one with `anabranch "
         f"replay PIPELINE --from {events} --to rows.parquet --state NEW`, then run with --state NEW"
     )

@@ -3,7 +3,7 @@
 The engine keeps only a token of each state partition; the contents are in a database of its own, so
 that a shard moves to another host by moving its directory::
 
-    layout-1/windows-3/ID    tells it from another one of the same name: the token must agree
+    layout-1/windows-3/ID    distinguishes it from another one of the same name
                       /db    the generations (`state.store.store`)
 """
 

@@ -27,7 +27,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         partition: its name, as ``windows-3`` or ``models``.
-        id: what tells it from another one of the same name; made up when it is created.
+        id: distinguishes it from another one of the same name; random.
         generation: how often it had been committed to.
     """
 
@@ -80,7 +80,7 @@ def encode(state: Token | Tokens | PartitionState | None) -> StepState:
 
 
 def decode_token(state: StepState) -> Token | None:
-    """What `encode` made of a token.
+    """The token that `encode` was given.
 
     Raises:
         msgspec.MsgspecError: the bytes are something else.
@@ -89,7 +89,7 @@ def decode_token(state: StepState) -> Token | None:
 
 
 def decode_tokens(state: StepState) -> Tokens:
-    """What `encode` made of the tokens of windows and models.
+    """The tokens of windows and models that `encode` was given.
 
     Raises:
         msgspec.MsgspecError: the bytes are something else.
@@ -98,7 +98,7 @@ def decode_tokens(state: StepState) -> Tokens:
 
 
 def decode_partition(state: StepState) -> PartitionState | None:
-    """What `encode` made of the state of an input partition.
+    """The state of an input partition that `encode` was given.
 
     Raises:
         msgspec.MsgspecError: the bytes are something else.

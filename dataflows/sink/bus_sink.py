@@ -35,7 +35,7 @@ from anabranch.dataflows.telemetry.latency import LatencyMetrics
 Ends = dict[str, int]
 """Output topic → the offset up to which one partition of it is confirmed."""
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("anabranch.sink")
 OnWritten = Callable[[Outgoing, float], None]
 Call = Callable[..., Any]
 _FLUSH_S = 1.0

@@ -83,9 +83,8 @@ def build_graph(
     router = Router(pipeline, options.shards, options.workers)
     partitions = partition_count(pipeline, bus)
     create_control(pipeline, bus, partitions)
-    intake = Intake(pipeline, bus, source, router, metrics, state)
     flow = Dataflow(pipeline.name.replace("-", "_"))
-    rows = op.input(SOURCE, flow, intake)
+    rows = op.input(SOURCE, flow, Intake(pipeline, bus, source, router, metrics, state))
     steps = _Steps(pipeline, options)
     if options.workers == 1:
         results = op.stateful_batch(steps.step_id(TOGETHER), rows, steps.windows_and_models)
@@ -104,7 +103,7 @@ def build_graph(
 
 
 class _Steps:
-    """Builds each stateful step anew or from what the engine kept of it."""
+    """Builds the stateful steps, each from what the engine kept of it, if anything."""
 
     def __init__(self, pipeline: Pipeline, options: GraphOptions) -> None:
         self._pipeline = pipeline

@@ -179,7 +179,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, StepState]):
         return results
 
     def _note_idle(self) -> None:
-        """Workers with nothing to read hold time back no more, once all they read is processed."""
+        """Stop waiting for workers with nothing to read, once all that they read is processed."""
         if self._watermarks is not None:
             for worker in [each for each in self._idle if not self._assembler.waits_for(each)]:
                 self._watermarks.note(worker, IDLE)

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from anabranch.state.errors import StateError
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("anabranch.state")
 
 LAUNCHER, WORKERS = "LOCK", "WORKERS"
 PATIENCE_S = 60.0

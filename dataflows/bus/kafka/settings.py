@@ -13,7 +13,7 @@ from anabranch.state.errors import BusError
 
 __all__ = ["LOG", "NO_LEADER", "RDKAFKA_LOG", "ClientLog", "KafkaSettings", "kafka_sentence"]
 
-LOG = logging.getLogger("anabranch.dataflows.bus.kafka.bus")
+LOG = logging.getLogger("anabranch.bus.kafka")
 
 # Exactness rests on these; what each is for is said when someone sets it.
 _OURS = {
