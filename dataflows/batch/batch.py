@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.taking import take_rows
+from anabranch.dataflows.batch.columns import take_rows
 from anabranch.dataflows.messages.control import Control
 from anabranch.dataflows.messages.inputs import DeadLetter
 from anabranch.state.arrays import extent
@@ -232,6 +232,9 @@ class Wake:
 
     shard: int = 0
 
+
+MODELS = "0"
+"""The key of the place where the models are; with one worker, of everything."""
 
 IDLE = 2**61
 """The watermark of an origin that holds nobody back."""

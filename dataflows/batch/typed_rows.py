@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.taking import join_rows, take_rows
+from anabranch.dataflows.batch.columns import join_rows, take_rows
 from anabranch.state.keys.hashing import U64, HashedTexts
 
 

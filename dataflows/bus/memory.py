@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.dataflows.bus import BusError, Lost, Slice, TopicPartition
 from anabranch.dataflows.bus.offset_errors import next_offset
 from anabranch.dataflows.bus.partitioner import partition_of_key
+from anabranch.dataflows.bus.protocol import BusError, Lost, Slice, TopicPartition
 
 
 @dataclass(slots=True)

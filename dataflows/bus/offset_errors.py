@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from anabranch.dataflows.bus import Lost, TopicPartition
+from anabranch.dataflows.bus.protocol import Lost, TopicPartition
 from anabranch.state.errors import BusError
 
 __all__ = ["behind_end", "made_anew", "next_offset", "topic_deleted"]

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.taking import take_rows
+from anabranch.dataflows.batch.columns import take_rows
 from anabranch.dataflows.batch.typed_rows import as_json
 from anabranch.dataflows.declaration.schema import Schema
 from anabranch.dataflows.files.typed_frames import TypedFrames

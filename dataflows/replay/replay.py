@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.recovery.resume_point import read_resume_point
@@ -26,7 +27,6 @@ from anabranch.dataflows.replay.source_offsets import ContinueAt, Origin, open_o
 from anabranch.dataflows.replay.training_file import RowFile, Workspace
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.sink.callback_sink import Outlet
-from anabranch.dataflows.sink.encoder import Results
 from anabranch.dataflows.source.bus_source import IntakeOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.state.errors import AnabranchError, InputError

@@ -11,13 +11,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.taking import join_rows
+from anabranch.dataflows.batch.columns import join_rows
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.batch.typed_rows import FrameTexts
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.declaration.schema import Schema
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.dataflows.replay.features_only import FeaturesOnly
-from anabranch.dataflows.sink.encoder import Results
 from anabranch.models.learners.learner import NO_LABEL, Predictions, Task
 
 FIXED = (

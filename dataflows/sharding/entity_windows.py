@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.candidates import FIRST
-from anabranch.dataflows.batch.columns import Numbers
-from anabranch.dataflows.batch.taking import take_rows
+from anabranch.dataflows.batch.columns import Numbers, take_rows
 from anabranch.dataflows.declaration.features import EntityFeature
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.state.durations import parse_duration_ms
@@ -159,3 +161,25 @@ def _codes(values: Sequence[Any]) -> NDArray[np.int64]:
         codes[[row for row, value in enumerate(values) if value is None]] = NULL_CODE
         return codes
     return hash64(values).view(_INT64)
+
+
+def run_all(tasks: Sequence[Callable[[], None]]) -> None:
+    """Do all of it, in as many threads as there are cores; returns when all is done.
+
+    Raises:
+        Exception: the first that a task raised.
+    """
+    *others, own = tasks
+    started = [_pool().submit(task) for task in others]
+    try:
+        own()
+    finally:
+        failures = [future.exception() for future in started]
+    for failure in failures:
+        if failure is not None:
+            raise failure
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "side-by-side")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from anabranch.dataflows.batch.batch import Wake
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.error_guard import Guard
-from anabranch.dataflows.sink.encoder import Results
 
 Outlet = Callable[[Results], None]
 """Takes what the model step made of each batch, in order."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import Batch, RawRows, Wake
 from anabranch.dataflows.batch.outgoing import Mark, Marking, Outgoing
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.inputs import (
@@ -28,32 +29,7 @@ from anabranch.dataflows.telemetry.latency import LatencyMetrics
 from anabranch.dataflows.telemetry.stream_log import StreamLog
 from anabranch.models.learners.learner import NO_LABEL, Predictions, Task
 from anabranch.models.metrics.ranking import EVENT
-from anabranch.models.prequential.outcome import Corrected, Learned
 from anabranch.state.keys.text_column import Texts
-
-
-class Results(msgspec.Struct):
-    """What the model step made of a batch.
-
-    ``predictions`` and ``versions`` have one entry per event. ``learned`` and ``corrected`` are the
-    labels of a topic of their own that were used; their tags say which event they are of, counted
-    from the start of the process. ``models`` has who served each event, None where all were served
-    by the pipeline's own model; ``instead_of`` whom it stood in for, None where nobody failed.
-    ``ranks`` has where each candidate of a ranking stands, from 1.
-    """
-
-    batch: Batch
-    predictions: Predictions
-    versions: Sequence[int]
-    dead: list[DeadLetter] = msgspec.field(default_factory=list)
-    signals: list[DriftSignal] = msgspec.field(default_factory=list)
-    learned: Learned | None = None
-    corrected: Corrected | None = None
-    decisions: list[RolloutMessage] = msgspec.field(default_factory=list)
-    models: Sequence[str] | None = None
-    instead_of: Sequence[str | None] | None = None
-    ranks: NDArray[np.int64] | None = None
-
 
 _COMMON = [
     ("id", str),

@@ -25,10 +25,10 @@ from anabranch.dataflows.bus import Bus, BusError, Lost, TopicPartition
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.event_time import FIRST_MS
 from anabranch.dataflows.recovery.state_partition import Place, Token
+from anabranch.dataflows.sharding.router import Keyed, Router
 from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.event_time_merge import AlignedReader
 from anabranch.dataflows.source.late_and_duplicate import Admission
-from anabranch.dataflows.steps.window_step import Keyed, Router
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.state.errors import AnabranchError
 from anabranch.state.store.delta import Delta
@@ -147,7 +147,7 @@ class _SharedReader:
         self._aside: dict[int, dict[str, int]] = {}
         self._committed_at = time.monotonic()
         self.parts: list[_IntakePartition] = []
-        metrics.ask(lambda: metrics.on_lag(self.reader))
+        metrics.ask(lambda: metrics.on_lag(self.reader.lag()))
 
     def join(self, part: _IntakePartition, resume: PartitionState | None) -> Place | None:
         """Add a partition; without ``resume`` it begins where the options say.
@@ -273,7 +273,7 @@ class _SharedReader:
         if part in self.parts:
             self.parts.remove(part)
             if not self.parts:
-                self._metrics.on_lag(self.reader)
+                self._metrics.on_lag(self.reader.lag())
                 self.reader.close()
 
     def _commit_sometimes(self) -> None:

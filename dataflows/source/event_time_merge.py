@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import NO_ROWS, RawBatch, RawRows
-from anabranch.dataflows.batch.taking import join_rows
+from anabranch.dataflows.batch.columns import join_rows
 from anabranch.dataflows.bus import Bus, Lost, Reader, Slice, TopicPartition
 
 Taken = tuple[TopicPartition, list[tuple[Slice, NDArray[np.int64]]]]

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import Batch
+from anabranch.dataflows.batch.columns import take_rows
 from anabranch.dataflows.batch.dead_letters import payload_fields
-from anabranch.dataflows.batch.taking import take_rows
 from anabranch.dataflows.messages.event_time import FIRST_MS
 from anabranch.dataflows.messages.inputs import DeadLetter
 from anabranch.state.durations import format_duration_ms, parse_duration_ms

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from anabranch.dataflows.batch.batch import IDLE, Batch, Progress, Wake
 from anabranch.dataflows.batch.candidates import one_each, whole_events
 from anabranch.dataflows.batch.dead_letters import dead_letter
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control
@@ -26,13 +27,13 @@ from anabranch.dataflows.messages.inputs import (
 from anabranch.dataflows.recovery.state_partition import Place, Token
 from anabranch.dataflows.rollout.messages import cause_of_control, rollout_message
 from anabranch.dataflows.sharding.reassembly import Assembler
+from anabranch.dataflows.sharding.router import Item
 from anabranch.dataflows.sharding.worker_watermarks import Origins, extent_of
-from anabranch.dataflows.sink.encoder import Results
 from anabranch.dataflows.steps.distribution_step import DistributionStep
 from anabranch.dataflows.steps.label_dead_letters import LabelTrouble
 from anabranch.dataflows.steps.label_values import TargetReader
 from anabranch.dataflows.steps.rollout_step import RolloutStep, rollouts_of
-from anabranch.dataflows.steps.window_step import Item, WindowStep
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.drift.declarations import DISTRIBUTIONS
 from anabranch.models.drift.detectors import LOSS, Alarm

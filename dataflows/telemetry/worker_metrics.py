@@ -21,8 +21,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from anabranch.dataflows.batch.batch import Batch, RawBatch
 from anabranch.dataflows.batch.outgoing import Outgoing
-from anabranch.dataflows.sink.encoder import Results
-from anabranch.dataflows.source.event_time_merge import AlignedReader
+from anabranch.dataflows.batch.results import Results
+from anabranch.dataflows.bus.protocol import TopicPartition
 from anabranch.dataflows.telemetry.drift import ShiftMetrics
 from anabranch.dataflows.telemetry.http_server import HEARTBEAT, READY
 from anabranch.dataflows.telemetry.latency import UNDER_LOAD, LatencyMetrics, observe_many
@@ -179,10 +179,10 @@ class WorkerMetrics:
         if batch.rows.values and batch.span[1] > self._newest_ms:
             self._newest_ms = batch.span[1]
 
-    def on_lag(self, reader: AlignedReader) -> None:
-        """Tell how many messages are waiting, by topic partition."""
-        for at, lag in reader.lag().items():
-            self._lag.labels(self._pipeline, at.topic, str(at.partition)).set(lag)
+    def on_lag(self, lag: Mapping[TopicPartition, int]) -> None:
+        """Set how many messages are not yet read, by topic partition."""
+        for at, count in lag.items():
+            self._lag.labels(self._pipeline, at.topic, str(at.partition)).set(count)
 
     def on_windows(
         self, shard: object, entity: str, keys: int, nbytes: int, late_rows: int

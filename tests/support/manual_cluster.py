@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from anabranch.dataflows.batch.batch import Batch
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.sink.encoder import Results
+from anabranch.dataflows.sharding.router import Keyed, Router
 from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.event_time_merge import AlignedReader
 from anabranch.dataflows.source.late_and_duplicate import Admission
 from anabranch.dataflows.steps.model_step import ModelStep
-from anabranch.dataflows.steps.window_step import Keyed, Router, WindowStep
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.learners.targets import select
 from anabranch.models.prequential.outcome import ASSUMED_LABEL

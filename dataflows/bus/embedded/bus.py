@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
-from anabranch.dataflows.bus import Lost, TopicPartition
 from anabranch.dataflows.bus.embedded import topic_file
 from anabranch.dataflows.bus.embedded.publisher import EmbeddedPublisher
 from anabranch.dataflows.bus.embedded.reader import EmbeddedReader
+from anabranch.dataflows.bus.protocol import Lost, TopicPartition
 from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
 from anabranch.state.errors import BusError
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from anabranch.dataflows.bus import Lost, Slice, TopicPartition
 from anabranch.dataflows.bus.embedded.topic_file import (
     ENDS,
     OFFSET_BITS,
@@ -22,6 +21,7 @@ from anabranch.dataflows.bus.embedded.topic_file import (
     refusal,
 )
 from anabranch.dataflows.bus.offset_errors import next_offset
+from anabranch.dataflows.bus.protocol import Lost, Slice, TopicPartition
 from anabranch.state.errors import BusError
 
 _NAP_S = 0.001

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException
 
-from anabranch.dataflows.bus import TopicPartition
 from anabranch.dataflows.bus.kafka.settings import NO_LEADER, ClientLog
 from anabranch.dataflows.bus.offset_errors import behind_end, made_anew, topic_deleted
 from anabranch.dataflows.bus.outage_log import Waiting
+from anabranch.dataflows.bus.protocol import TopicPartition
 from anabranch.state.errors import BusError
 
 _EVERY_S = 2.0

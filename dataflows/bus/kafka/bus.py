@@ -20,7 +20,6 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.cimpl import NewTopic
 
-from anabranch.dataflows.bus import Lost, TopicPartition, UnreachableError
 from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch, Probe
 from anabranch.dataflows.bus.kafka.publisher import KafkaPublisher
 from anabranch.dataflows.bus.kafka.reader import KafkaReader, Range
@@ -31,6 +30,7 @@ from anabranch.dataflows.bus.kafka.settings import (
     KafkaSettings,
     kafka_sentence,
 )
+from anabranch.dataflows.bus.protocol import Lost, TopicPartition, UnreachableError
 from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
 from anabranch.state.errors import BusError
 

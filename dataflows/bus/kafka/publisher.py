@@ -13,10 +13,10 @@ import numpy as np
 from confluent_kafka import KafkaException
 from numpy.typing import NDArray
 
-from anabranch.dataflows.bus import UnreachableError
 from anabranch.dataflows.bus.kafka.settings import ClientLog, kafka_sentence
 from anabranch.dataflows.bus.outage_log import SILENT_S, Waiting
 from anabranch.dataflows.bus.partitioner import Placement
+from anabranch.dataflows.bus.protocol import UnreachableError
 from anabranch.state.errors import BusError
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ import numpy as np
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPosition
 
-from anabranch.dataflows.bus import Lost, Slice, TopicPartition, UnreachableError
 from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch
 from anabranch.dataflows.bus.kafka.settings import LOG, ClientLog, kafka_sentence
 from anabranch.dataflows.bus.offset_errors import made_anew, next_offset
+from anabranch.dataflows.bus.protocol import Lost, Slice, TopicPartition, UnreachableError
 from anabranch.state.errors import BusError
 
 if TYPE_CHECKING:

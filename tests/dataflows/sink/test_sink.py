@@ -19,7 +19,7 @@ from anabranch.dataflows.bus import TopicPartition
 from anabranch.dataflows.bus.embedded.bus import EmbeddedBus
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.sink.bus_sink import BusSink, part_name
-from anabranch.dataflows.sink.offset_runs import OffsetRuns
+from anabranch.dataflows.sink.published import OffsetRuns
 from anabranch.state.errors import StateError
 from tests.support.sink_rows import (
     CONTROL,

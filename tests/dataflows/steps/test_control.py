@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from river import linear_model, preprocessing
 
 from anabranch import Event, Label, Pipeline, Shadow, field, inline, window
-from anabranch.dataflows.batch.batch import EntityRows, RawBatch
+from anabranch.dataflows.batch.batch import MODELS, EntityRows, RawBatch
 from anabranch.dataflows.bus import TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.messages.inputs import DeadLetter, RolloutMessage
 from anabranch.dataflows.runtime.worker import run_worker
+from anabranch.dataflows.sharding.router import Router
 from anabranch.dataflows.source.bus_source import IntakeOptions
 from anabranch.dataflows.source.event_time_merge import AlignedReader
 from anabranch.dataflows.steps.model_step import Assembler, ModelStep
-from anabranch.dataflows.steps.window_step import MODELS, Router, WindowStep
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from tests.support.scripted_deployment import Obedient, obey
 

@@ -24,12 +24,13 @@ from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.manifest import describe
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.worker import run_worker
+from anabranch.dataflows.sharding.router import Router
 from anabranch.dataflows.source.bus_source import IntakeOptions
 from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.event_time_merge import AlignedReader
 from anabranch.dataflows.source.late_and_duplicate import Admission
 from anabranch.dataflows.steps.model_step import ModelStep
-from anabranch.dataflows.steps.window_step import Router, WindowStep
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.state.errors import StateError
 from tests.support.history import publish as publish_simulated
