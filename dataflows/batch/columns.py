@@ -1,4 +1,4 @@
-"""Columns of what was decoded: a list for each field of structs, or an array that reads as one."""
+"""Columns of decoded rows: lists, arrays, and column types that behave like lists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ColumnReader = Callable[[list[Any]], tuple[list[Any], ...]]
 
 
 def column_reader(names: Sequence[str]) -> ColumnReader:
-    """A function that reads these fields of structs, a list for each.
+    """A function that reads these fields of structs, one list per field.
 
     It is generated, as dataclasses generate their methods: attributes that are spelt out are read
     twice as fast as by `operator.attrgetter`. The names are those of a declared type; nothing that
@@ -25,6 +25,9 @@ def column_reader(names: Sequence[str]) -> ColumnReader:
     ...     y: int
     >>> column_reader(["y", "x"])([Point(1, 2), Point(3, 4)])
     ([2, 4], [1, 3])
+
+    Raises:
+        ValueError: a name is no Python identifier.
     """
     if not all(name.isidentifier() for name in names):
         raise ValueError(f"not all of {names!r} are names")
@@ -33,21 +36,21 @@ def column_reader(names: Sequence[str]) -> ColumnReader:
     return read
 
 
-class Numbers(Sequence[Any]):
-    """A column of numbers in an array, which reads as a list of what msgspec would have made.
+class NumberColumn(Sequence[Any]):
+    """Numbers or booleans in an array, which reads as the list that msgspec would have made.
 
     Args:
         array: ``(rows,)``, int64 or float64.
-        are_truths: they are 0.0 and 1.0, and stand for False and True.
+        are_booleans: the values are 0.0 and 1.0, and stand for False and True.
 
-    >>> list(Numbers(np.array([1.0, 0.0]), True)), Numbers(np.array([3]))[0]
+    >>> list(NumberColumn(np.array([1.0, 0.0]), True)), NumberColumn(np.array([3]))[0]
     ([True, False], 3)
     """
 
-    __slots__ = ("_are_truths", "array")
+    __slots__ = ("_are_booleans", "array")
 
-    def __init__(self, array: NDArray[Any], are_truths: bool = False) -> None:
-        self.array, self._are_truths = array, are_truths
+    def __init__(self, array: NDArray[Any], are_booleans: bool = False) -> None:
+        self.array, self._are_booleans = array, are_booleans
 
     def __len__(self) -> int:
         return len(self.array)
@@ -62,17 +65,32 @@ class Numbers(Sequence[Any]):
         return self.array if dtype is None else self.array.astype(dtype)
 
     def tolist(self) -> list[Any]:
-        """The values."""
-        found: list[Any] = (self.array == 1.0 if self._are_truths else self.array).tolist()
-        return found
+        """The values as Python objects."""
+        values: list[Any] = (self.array == 1.0 if self._are_booleans else self.array).tolist()
+        return values
 
     def floats(self) -> NDArray[np.float64]:
-        """``(rows,) float64``; not to be written to."""
+        """The values, ``(rows,) float64``; not to be written to."""
         array = self.array
         return array if array.dtype == _FLOAT64 else array.astype(_FLOAT64)
 
 
 _FLOAT64 = np.dtype(np.float64)
+
+
+@runtime_checkable
+class Gatherable(Protocol):
+    """A column type that can be gathered from and concatenated without becoming a list."""
+
+    def take(self, rows: NDArray[np.int64]) -> Any:
+        """Only these rows, in this order."""
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Any]) -> Any:
+        """Concatenate columns of this type."""
+
+
+Column = TypeVar("Column", bound=Sequence[Any] | NDArray[Any])
 
 
 def pick(column: Sequence[Any], rows: list[int]) -> list[Any]:
@@ -81,23 +99,8 @@ def pick(column: Sequence[Any], rows: list[int]) -> list[Any]:
     return [values[row] for row in rows]
 
 
-@runtime_checkable
-class Takes(Protocol):
-    """A column that gives a column of its own kind."""
-
-    def take(self, rows: NDArray[np.int64]) -> Any:
-        """Only these rows, in this order."""
-
-    @classmethod
-    def joined(cls, pieces: Sequence[Any]) -> Any:
-        """Such columns one after the other."""
-
-
-Column = TypeVar("Column", bound=Sequence[Any] | NDArray[Any])
-
-
 def take_rows(column: Column, rows: NDArray[np.int64]) -> Column:
-    """Only these rows, in this order, of the same kind; of one that can't be picked from, a list.
+    """Only these rows, in this order: a column of the same type, or a list if it can't be.
 
     >>> take_rows(["a", "b", "c"], np.array([2, 0]))
     ['c', 'a']
@@ -106,15 +109,15 @@ def take_rows(column: Column, rows: NDArray[np.int64]) -> Column:
         return cast(Column, [column[row] for row in rows.tolist()])
     if isinstance(column, np.ndarray):
         return cast(Column, column[rows])
-    if isinstance(column, Takes):
+    if isinstance(column, Gatherable):
         return cast(Column, column.take(rows))
     return cast(Column, pick(column, rows.tolist()))
 
 
-def join_rows(pieces: Sequence[Column]) -> Column:
-    """Columns one after the other; a list where they are not of one kind.
+def concat_rows(pieces: Sequence[Column]) -> Column:
+    """Concatenate columns; the result is a list if they are not all of one type.
 
-    >>> join_rows([["a"], ["b", "c"]])
+    >>> concat_rows([["a"], ["b", "c"]])
     ['a', 'b', 'c']
     """
     first = pieces[0]
@@ -123,6 +126,6 @@ def join_rows(pieces: Sequence[Column]) -> Column:
     if all(type(piece) is type(first) for piece in pieces):
         if isinstance(first, np.ndarray):
             return cast(Column, np.concatenate(pieces))
-        if isinstance(first, Takes):
+        if isinstance(first, Gatherable):
             return cast(Column, type(first).joined(pieces))
     return cast(Column, [value for piece in pieces for value in piece])

@@ -1,8 +1,8 @@
-"""What leaves the flow: messages of one partition number, and what each of them was made of.
+"""What leaves the flow: messages for one partition, with the provenance of each.
 
-A *mark* says which source row a message comes from (of a label that was held in vain: the one at
-which it was given up), and which of that row's messages it is. A replay makes the same marks,
-whatever the contents are, so that what was published before is known by its mark.
+A message's *source key* is the source row that it was made of, and what tells the messages of one
+row apart. (Of an early label that expired: the row at which it did.) A replay makes messages with
+the same source keys, whatever they contain, so what is published already is recognised by its key.
 """
 
 from __future__ import annotations
@@ -21,78 +21,85 @@ from anabranch.dataflows.messages.inputs import Cause
 
 I64 = NDArray[np.int64]
 
-Mark = tuple[str, int, tuple[str, ...]]
-"""Source topic, offset, and what tells the messages of one row apart."""
+SourceKey = tuple[str, int, tuple[str, ...]]
+"""Source topic, offset, and what tells the messages made of that row apart."""
 
-Marks = I64 | list[Mark]
-"""One per message: offsets of events, ``(n,) int64``, where a row has one message; else marks."""
+SourceKeys = I64 | list[SourceKey]
+"""One per message: where an event has a single message, its offset, ``(n,) int64``; else keys."""
 
 
 @dataclass(frozen=True, slots=True)
-class Marking:
-    """How the messages on a pipeline's outputs tell what they were made of.
+class Provenance:
+    """How the messages on a pipeline's output topics tell which rows they were made of.
 
-    ``inputs`` are the topics that it reads, events first. ``fields`` names each output topic, and
-    the text fields that tell messages of one row apart; without any, an event has one message.
+    Attributes:
+        inputs: the input topics, events first.
+        discriminators: output topic → the text fields that tell messages of one row apart; none
+            where an event has a single message.
     """
 
     inputs: tuple[str, ...]
-    fields: Mapping[str, tuple[str, ...]]
+    discriminators: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def of(cls, pipeline: Pipeline) -> Marking:
-        """The marking of all outputs of ``pipeline``."""
+    def of(cls, pipeline: Pipeline) -> Provenance:
+        """The provenance of all outputs of ``pipeline``."""
         topics = pipeline.topics
-        fields: dict[str, tuple[str, ...]] = {
+        discriminators: dict[str, tuple[str, ...]] = {
             topics.predictions: (),
             topics.drift: ("subject", "detector"),
             topics.dead_letters: ("reason",),
         }
         if pipeline.controlled:
-            fields[topics.rollouts] = ("action", "challenger", "rollout")
-        return cls(pipeline.inputs, fields)
+            discriminators[topics.rollouts] = ("action", "challenger", "rollout")
+        return cls(pipeline.inputs, discriminators)
 
-    def mark(self, topic: str, message: Any) -> Mark:
-        """The mark of a message that goes to the output ``topic``."""
-        rest = tuple(getattr(message, name) for name in self.fields[topic])
+    def source_key(self, topic: str, message: Any) -> SourceKey:
+        """The source key of a message for the output ``topic``."""
+        values = tuple(getattr(message, name) for name in self.discriminators[topic])
         cause = message.cause
-        return cause.topic, cause.offset, rest
+        return cause.topic, cause.offset, values
 
-    def decoder(self, topic: str) -> msgspec.json.Decoder[Any]:
-        """Reads of a message on ``topic`` its coordinates and the fields of its mark.
+    def record_type(self, topic: str) -> type[Any]:
+        """A struct with the fields of a message on ``topic`` that make its source key.
 
-        ``given_up`` is that of a `DeadLetter`, None where there is none.
+        They are ``topic``, ``partition``, ``offset``, the discriminators, and ``given_up``: that of
+        a `DeadLetter`, None where there is none.
         """
         columns: list[Any] = [("topic", str), ("partition", int), ("offset", int)]
-        columns += [(name, str) for name in self.fields[topic]]
+        columns += [(name, str) for name in self.discriminators[topic]]
         columns.append(("given_up", Cause | None, None))
-        return msgspec.json.Decoder(msgspec.defstruct("Marked", columns, gc=False))
+        return msgspec.defstruct("Record", columns, gc=False)
 
 
 _NONE = np.zeros(0, np.int64)
 
 
-class Outgoing(msgspec.Struct):
-    """Messages for one partition number: topic → payloads, in order.
+class OutputRecords(msgspec.Struct):
+    """Messages for one partition of the output topics.
 
-    ``published``, ``event_times`` and ``read_at`` are for the latency metrics: when the events were
-    published, and their own times (epoch ms, ``(n,) int64``), and when they were read (seconds).
-    ``marks`` has the marks of each topic's messages. ``sources`` are the rows that were read for
-    them, good and bad.
+    Attributes:
+        partition: the partition number.
+        messages: topic → payloads, in order.
+        published: when the events were published, ``(events,) int64`` epoch ms; for metrics.
+        read_at: when they were read, in seconds since 1970; for metrics.
+        source_keys: topic → the source keys of its messages.
+        sources: the rows that were read for the messages, valid or not; or `reached` of them.
+        event_times: the events' own times, ``(events,) int64`` epoch ms; for metrics.
     """
 
     partition: int
     messages: dict[str, list[bytes]]
     published: I64 = msgspec.field(default_factory=lambda: _NONE)
     read_at: float = 0.0
-    marks: dict[str, Marks] = msgspec.field(default_factory=dict)
+    source_keys: dict[str, SourceKeys] = msgspec.field(default_factory=dict)
     sources: RawBatch | Mapping[str, int] | None = None
     event_times: I64 = msgspec.field(default_factory=lambda: _NONE)
 
     def reached(self) -> Mapping[str, int]:
-        """By source topic, the greatest offset that was read of its partition.
+        """Source topic → the greatest offset that was read of this partition.
 
-        Computed when asked, for it is asked during a replay only.
+        Computed on demand: only a replay asks for it.
         """
         sources = self.sources
         if isinstance(sources, RawBatch):
@@ -100,9 +107,9 @@ class Outgoing(msgspec.Struct):
         return sources or {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To another process only what `reached` needs of the sources goes along."""
-        kept = (
-            self.messages, self.published, self.read_at, self.marks, self.reached(),
-            self.event_times,
+        """To another process goes only what `reached` needs of the sources."""
+        arguments = (
+            self.partition, self.messages, self.published, self.read_at, self.source_keys,
+            self.reached(), self.event_times,
         )  # fmt: skip
-        return Outgoing, (self.partition, *kept)
+        return OutputRecords, arguments

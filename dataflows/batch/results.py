@@ -15,19 +15,26 @@ from anabranch.models.prequential.outcome import Corrected, Learned
 
 
 class Results(msgspec.Struct):
-    """What the model step made of a batch.
+    """Predictions for a batch, and everything else that the models made of it.
 
-    ``predictions`` and ``versions`` have one entry per event. ``learned`` and ``corrected`` are the
-    labels of a topic of their own that were used; their tags say which event they are of, counted
-    from the start of the process. ``models`` has who served each event, None where all were served
-    by the pipeline's own model; ``instead_of`` whom it stood in for, None where nobody failed.
-    ``ranks`` has where each candidate of a ranking stands, from 1.
+    Attributes:
+        batch: the batch.
+        predictions, versions: one per event: what is served, and how many labels the model had
+            learned by then.
+        dead_letters: rows that the model step rejected; further ones are the batch's.
+        signals: drift signals.
+        learned, corrected: labels of a topic of their own that were used; their tags say which
+            event each belongs to, counted from the start of the process.
+        decisions: rollout messages.
+        models: per event, the model that served it; None if all were served by the pipeline's own.
+        instead_of: per event, the model that should have served it but failed; None if none did.
+        ranks: rank of each candidate in its ranking, from 1, ``(rows,) int64``; None otherwise.
     """
 
     batch: Batch
     predictions: Predictions
     versions: Sequence[int]
-    dead: list[DeadLetter] = msgspec.field(default_factory=list)
+    dead_letters: list[DeadLetter] = msgspec.field(default_factory=list)
     signals: list[DriftSignal] = msgspec.field(default_factory=list)
     learned: Learned | None = None
     corrected: Corrected | None = None

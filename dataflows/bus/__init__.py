@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from anabranch.dataflows.bus.protocol import (
     Bus,
     BusError,
-    Lost,
+    OnOutOfRange,
     Publisher,
     Reader,
     Slice,
@@ -23,7 +23,7 @@ from anabranch.dataflows.bus.protocol import (
 __all__ = [
     "Bus",
     "BusError",
-    "Lost",
+    "OnOutOfRange",
     "Publisher",
     "Reader",
     "Slice",
@@ -37,7 +37,7 @@ def open_bus(url: str, settings: Mapping[str, str] | None = None) -> Bus:
     """Open the bus that ``url`` names; ``settings`` are librdkafka's, for ``kafka://`` only.
 
     Raises:
-        BusError: the URL is no bus URL, or the bus can't be reached.
+        BusError: the URL names no bus, or the bus cannot be reached.
     """
     if url.startswith("sqlite:"):
         from anabranch.dataflows.bus.embedded.bus import EmbeddedBus

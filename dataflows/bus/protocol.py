@@ -1,10 +1,9 @@
-"""Where topics live: one small protocol, and two implementations behind one URL.
+"""What a bus is: topics, and how to publish to them and read from them.
 
-``sqlite:PATH`` is the embedded bus (`dataflows.bus.embedded.bus`), ``kafka://HOST:PORT[,HOST:PORT…]``
-is a Kafka cluster (`dataflows.bus.kafka.bus`). Nothing else in the program knows which one it
-talks to.
+To add a bus, write a class with the methods of `Bus`, whose publisher and reader have those of
+`Publisher` and `Reader`, and give it a URL in `dataflows.bus.open_bus`.
 
-A topic has a fixed number of partitions. Inside a partition messages have rising offsets and keep
+A topic has a fixed number of partitions. Within a partition messages have rising offsets and keep
 their order. A message is bytes, an optional key, and a time (epoch ms) that its publisher gives it.
 """
 
@@ -23,7 +22,7 @@ from anabranch.state.errors import BusError
 __all__ = [
     "Bus",
     "BusError",
-    "Lost",
+    "OnOutOfRange",
     "Publisher",
     "Reader",
     "Slice",
@@ -31,15 +30,15 @@ __all__ = [
     "UnreachableError",
 ]
 
-Lost = Literal["stop", "earliest"]
-"""What a reader does when the offset to be read is no longer kept: raise, or go on behind the gap.
+OnOutOfRange = Literal["stop", "earliest"]
+"""What a reader does when the next offset is no longer kept: raise, or continue after the gap.
 
-A position behind the end is an error either way: the topic was made anew, or lost messages.
+A position past the end is an error either way: the topic was recreated, or lost messages.
 """
 
 
 class UnreachableError(BusError):
-    """The bus does not answer for now: what was asked may succeed later. Nothing is lost yet."""
+    """The bus does not answer at present: the call may succeed later, and nothing is lost yet."""
 
 
 class TopicPartition(NamedTuple):
@@ -50,10 +49,14 @@ class TopicPartition(NamedTuple):
 
 
 class Slice(msgspec.Struct):
-    """A run of messages of one topic partition, oldest first, as a reader hands them over.
+    """Consecutive messages of one topic partition, oldest first, as a reader returns them.
 
-    ``offsets`` and ``times`` are ``(n,) int64`` (times in epoch ms, as published), ``values`` the
-    ``n`` payloads, ``keys`` the ``n`` keys. Offsets rise but need not be contiguous.
+    Attributes:
+        topic, partition: where they are.
+        offsets: ``(n,) int64``, rising but not always contiguous.
+        times: when each was published, ``(n,) int64`` epoch ms.
+        values: the ``n`` payloads.
+        keys: the ``n`` keys, None for none.
     """
 
     topic: str
@@ -65,7 +68,7 @@ class Slice(msgspec.Struct):
 
 
 class Publisher(Protocol):
-    """Appends messages to topics. Nothing is certain before `flush` has returned."""
+    """Appends messages to topics. Nothing is guaranteed to be stored before `flush` returns."""
 
     def append(
         self,
@@ -78,13 +81,13 @@ class Publisher(Protocol):
     ) -> None:
         """Add ``values`` in order.
 
-        ``partitions`` is one number for all, one per message, or None: then a message goes where
-        its key says (`partition_of_key`), or round-robin without one. ``times`` defaults to now.
-        A bus that is away or slow is waited for, and the log says so.
+        ``partitions`` is one number for all, one per message, or None: then the partition follows
+        from the key (`partition_of_key`), or is chosen round-robin without one. ``times`` (epoch
+        ms) default to now. Waits for a bus that is unavailable or slow, and logs that.
 
         Raises:
-            UnreachableError: this publisher was told to stop while the bus did not answer; some of
-                ``values`` may have been taken.
+            UnreachableError: the publisher was stopped while the bus did not answer; some of
+                ``values`` may have been appended.
             BusError: the topic does not exist, or the bus refused the messages.
         """
 
@@ -92,15 +95,15 @@ class Publisher(Protocol):
         """Return when everything appended is stored.
 
         Raises:
-            UnreachableError: some of it is still being tried; another `flush` may succeed.
-            BusError: something was refused for good; the message says how many and why.
+            UnreachableError: some messages are still being sent; another `flush` may succeed.
+            BusError: messages were refused for good; it says how many and why.
         """
 
     def close(self) -> None:
-        """Flush and let go, within about 30 s whatever the bus does. Idempotent.
+        """Flush and close, within about 30 s whatever the bus does. Idempotent.
 
         Raises:
-            BusError: as `flush`; what was not stored by then is dropped.
+            BusError: as `flush`; messages not stored by then are dropped.
         """
 
 
@@ -113,33 +116,33 @@ class Reader(Protocol):
         While the bus is away there are none; the log says so, and `trouble`.
 
         Raises:
-            BusError: an offset is no longer kept (unless the reader was told to go on), or lies
-                behind the end; a topic is gone, was made anew, or is forbidden.
+            BusError: an offset is past the end or no longer kept (unless the reader continues after
+                gaps); a topic is gone, was recreated, or is forbidden.
         """
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
-        """Hand over nothing more from these partitions until `resume`."""
+        """Return nothing more from these partitions until `resume`."""
 
     def resume(self, partitions: Sequence[TopicPartition]) -> None:
         """Undo `pause`."""
 
     def positions(self) -> dict[TopicPartition, int]:
-        """The offset that each partition will be read from next; behind a gap, once it is known."""
+        """The next offset of each partition; after a gap, once that is known."""
 
     def ends(self) -> dict[TopicPartition, int]:
-        """The offset behind each partition's last message, as last heard (cheap, may be old)."""
+        """The offset after each partition's last message, as last reported (cheap, may be old)."""
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Tell the bus how far this reader's group has come, for lag tools. Never read back."""
+        """Report the positions of this reader's group, for lag tools. They are never read back."""
 
-    def trouble(self) -> str | None:
-        """What is waited for, in one sentence, when the bus has been silent for 5 s; else None.
+    def unavailable_reason(self) -> str | None:
+        """Why there are no messages if the bus has not answered for 5 s, else None.
 
-        It may be asked from any thread.
+        May be called from any thread.
         """
 
     def close(self) -> None:
-        """Let go. Idempotent."""
+        """Close. Idempotent."""
 
 
 class Bus(Protocol):
@@ -161,29 +164,29 @@ class Bus(Protocol):
         """The first offset still kept, by partition."""
 
     def end_offsets(self, topic: str) -> list[int]:
-        """The offset behind the last message, by partition, asked of the bus now."""
+        """The offset after the last message, by partition, as of now."""
 
     def publisher(self, stop: threading.Event | None = None) -> Publisher:
         """A new publisher; close it when done.
 
-        ``stop`` ends its waiting: once set, `Publisher.append` raises `UnreachableError` when the
-        bus has been silent for 5 s, and `Publisher.close` does not wait for such a bus.
+        Once ``stop`` is set, `Publisher.append` raises `UnreachableError` if the bus has not
+        answered for 5 s, and `Publisher.close` does not wait for such a bus.
         """
 
     def reader(
         self,
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
-        lost: Lost = "stop",
+        on_out_of_range: OnOutOfRange = "stop",
     ) -> Reader:
         """A reader of these partitions from these offsets; ``group`` is what `commit` reports to.
 
-        ``lost`` says what happens, now or later, when retention removed an offset to be read.
+        ``on_out_of_range``: what to do, now or later, when retention removed unread messages.
 
         Raises:
-            BusError: a topic or partition does not exist, an offset is no longer kept and ``lost``
-                is ``stop``, or an offset lies behind the end.
+            BusError: a topic or partition does not exist, an offset is past the end, or it is
+                no longer kept and ``on_out_of_range`` is ``stop``.
         """
 
     def close(self) -> None:
-        """Let go of the bus. Idempotent."""
+        """Close the bus. Idempotent."""

@@ -389,6 +389,10 @@ class Pipeline:
         """Milliseconds per unit of a number in the time field."""
         return TIME_UNITS_MS[self.time_unit]
 
+    def format_of(self, topic: str) -> str:
+        """The name of the codec of a topic's messages; see `dataflows.codec`."""
+        return "json"
+
     def _places(self) -> Iterator[tuple[Feature, slice]]:
         start = 0
         for feature in self.features:

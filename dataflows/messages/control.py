@@ -40,21 +40,3 @@ class Control(
             policy=self.policy,
             by=self.by,
         )
-
-
-_DECODE = msgspec.json.Decoder(Control).decode
-
-
-def decode_control(payload: bytes) -> Control:
-    """The message in ``payload``.
-
-    Raises:
-        ValueError: it is no control message; says why.
-
-    >>> decode_control(b'{"kind":"pause","id":"7"}').command().kind
-    'pause'
-    """
-    try:
-        return _DECODE(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(str(error)) from None

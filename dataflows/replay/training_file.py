@@ -149,8 +149,8 @@ class RowFile:
 
     def _add(self, results: Results) -> None:
         batch = results.batch
-        if self._dead is not None and (batch.dead or results.dead):
-            letters = batch.raw.sorted(batch.dead + results.dead)
+        if self._dead is not None and (batch.dead_letters or results.dead_letters):
+            letters = batch.raw.sorted(batch.dead_letters + results.dead_letters)
             self._dead.write(self._encoder.encode_lines(letters))
         if self._labels is not None:
             self.labelled += self._labels.add(results, self.rows + len(batch))

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.batch import IDLE, MODELS, Batch, EntityRows, Progress, Wake
+from anabranch.dataflows.batch.batch import (
+    IDLE,
+    MODELS,
+    Batch,
+    Bootstrap,
+    EntityRows,
+    WorkerWatermark,
+)
 from anabranch.dataflows.batch.candidates import FIRST
 from anabranch.dataflows.batch.columns import take_rows
 from anabranch.dataflows.declaration.pipeline import Pipeline
@@ -16,21 +23,21 @@ from anabranch.dataflows.sharding.entity_windows import ValueReader
 from anabranch.models.metrics.ranking import EVENT, LIST
 from anabranch.state.keys.hashing import hash64
 
-Item = Batch | EntityRows | Wake | Progress
+Item = Batch | EntityRows | Bootstrap | WorkerWatermark
 Keyed = tuple[str, Item]
-"""What the intake hands over, and the steps to each other."""
+"""An item with the key of the shard that it is for; what the source and the steps emit."""
 
-TELL_EVERY_S = 1.0
-"""How often a worker tells the shards how far it is."""
+WATERMARK_INTERVAL_S = 1.0
+"""How often a worker sends its watermark to the shards."""
 
 
 class Router:
-    """Says where the rows of a batch are worked on: here with one worker, else shard by shard."""
+    """Splits batches by the shard of their keys; with one worker a batch stays whole."""
 
     def __init__(self, pipeline: Pipeline, shards: int, workers: int) -> None:
         self._shards = shards
         self._workers = workers
-        self._tell_at = 0.0
+        self._next_watermark = 0.0
         self._values = ValueReader(pipeline)
         self._model_fields = pipeline.model_fields
         self._needed = {
@@ -43,10 +50,10 @@ class Router:
                 names.add(FIRST)
 
     def route(self, batch: Batch, watermark: int) -> list[Keyed]:
-        """Keyed items for the window step, all of the batch; it tells the batch how many parts.
+        """The keyed items of a batch for the window step; sets `Batch.expected`.
 
-        ``watermark`` is how far event time has come here (epoch ms): no shard may let go of events
-        that a slower worker's rows will still ask for, so all are told, now and then.
+        ``watermark`` is this worker's (epoch ms). It is sent to all shards from time to time: none
+        may expire events that a slower worker's rows will still query.
         """
         if self._workers == 1 or not len(batch):
             return [(MODELS, batch)]
@@ -56,26 +63,29 @@ class Router:
             parts += self._split(batch, entity, {name: values[name] for name in names})
         batch.expected = len(parts)
         batch.columns = {name: batch.columns[name] for name in self._model_fields}
-        return [*parts, (MODELS, batch), *self.progress(batch.origin, watermark)]
+        return [*parts, (MODELS, batch), *self.watermark(batch.worker_id, watermark)]
 
-    def wake(self) -> list[Keyed]:
-        """For every shard, and so for the models and the outputs: see `Wake`."""
-        return [(str(shard), Wake(shard)) for shard in range(self._shards)]
+    def bootstrap(self) -> list[Keyed]:
+        """An item for every shard, and so for the models and the outputs; see `Bootstrap`."""
+        return [(str(shard), Bootstrap(shard)) for shard in range(self._shards)]
 
-    def progress(self, origin: str, watermark: int) -> list[Keyed]:
-        """For every shard, once a second at most: how far this worker is."""
+    def watermark(self, worker_id: str, watermark: int) -> list[Keyed]:
+        """This worker's watermark for every shard, once a second at most."""
         now = time.monotonic()
-        if self._workers == 1 or now < self._tell_at:
+        if self._workers == 1 or now < self._next_watermark:
             return []
-        self._tell_at = now + TELL_EVERY_S
-        return self._told(origin, watermark)
+        self._next_watermark = now + WATERMARK_INTERVAL_S
+        return self._to_all_shards(worker_id, watermark)
 
-    def farewell(self, origin: str) -> list[Keyed]:
-        """For every shard: nothing more comes from this worker."""
-        return [] if self._workers == 1 else self._told(origin, IDLE)
+    def end_of_stream(self, worker_id: str) -> list[Keyed]:
+        """An item for every shard: nothing more comes from this worker."""
+        return [] if self._workers == 1 else self._to_all_shards(worker_id, IDLE)
 
-    def _told(self, origin: str, watermark: int) -> list[Keyed]:
-        return [(str(shard), Progress(origin, watermark, shard)) for shard in range(self._shards)]
+    def _to_all_shards(self, worker_id: str, watermark: int) -> list[Keyed]:
+        return [
+            (str(shard), WorkerWatermark(worker_id, watermark, shard))
+            for shard in range(self._shards)
+        ]
 
     def _split(self, batch: Batch, entity: str, columns: dict[str, NDArray[Any]]) -> list[Keyed]:
         keys = batch.columns[entity]
@@ -84,7 +94,7 @@ class Router:
         for shard in np.unique(shards).tolist():
             rows = np.flatnonzero(shards == shard)
             part = EntityRows(
-                batch.origin,
+                batch.worker_id,
                 batch.sequence,
                 entity,
                 rows,
@@ -98,10 +108,10 @@ class Router:
 
 
 def shard_of(item: Item) -> int:
-    """The shard that an item is for; a batch on its way to the models passes the shard there."""
+    """The shard that an item is for; a batch passes through the shard of the models."""
     return int(MODELS) if isinstance(item, Batch) else item.shard
 
 
 def to_models(filled: list[Keyed]) -> list[Keyed]:
-    """All parts go to the one place where the models are."""
+    """Send all parts to the models."""
     return [(MODELS, part) for _, part in filled]

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
 
-from anabranch.dataflows.batch.batch import MODELS, Batch, EntityRows, Progress
+from anabranch.dataflows.batch.batch import MODELS, Batch, EntityRows, WorkerWatermark
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.recovery.state_partition import Place, Token, windows_of
-from anabranch.dataflows.sharding.entity_windows import EntityWindows, ValueReader, run_all
+from anabranch.dataflows.sharding.entity_windows import EntityWindows, ValueReader, run_in_threads
 from anabranch.dataflows.sharding.router import Item, shard_of
-from anabranch.dataflows.sharding.worker_watermarks import Origins
+from anabranch.dataflows.sharding.worker_watermarks import WorkerWatermarks
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.state.store.delta import Delta
 
@@ -51,7 +51,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
         token: Token | None = None,
     ) -> None:
         self._together = origins > 1
-        self._origins = Origins(origins)
+        self._origins = WorkerWatermarks(origins)
         self._pipeline = pipeline
         self._entities = list(pipeline.entities)
         self._metrics = metrics
@@ -71,7 +71,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
             self._open(self._state.windows(windows_of(shard_of(values[0]))), None)
         filled: list[Item] = []
         for item in values:  # in order: an origin's progress is told after the rows behind it
-            if isinstance(item, Progress):
+            if isinstance(item, WorkerWatermark):
                 self._note(item)
                 if item.shard == int(MODELS):
                     filled.append(item)
@@ -105,7 +105,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
             else:
                 tasks.append(partial(windows.fill, columns[entity], times, values, features))
         if tasks:
-            run_all(tasks)
+            run_in_threads(tasks)
 
     def snapshot(self) -> Token | None:
         if self._place is None:
@@ -123,7 +123,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
             windows.restore(image.part(entity))
             self._late_rows[entity] = sum(state.late_rows for _, state in windows.groups)
             if self._together:
-                windows.hold(self._origins.slowest())
+                windows.set_watermark(self._origins.slowest())
 
     def windows(self, entity: str, in_place: bool) -> EntityWindows:
         """The windows of an entity, made when its first row comes."""
@@ -131,14 +131,14 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
         if found is None:
             found = self._windows[entity] = EntityWindows(self._pipeline, entity, in_place)
             if self._together:
-                found.hold(self._origins.slowest())
+                found.set_watermark(self._origins.slowest())
         return found
 
-    def _note(self, progress: Progress) -> None:
-        self._origins.note(progress.origin, progress.watermark)
+    def _note(self, progress: WorkerWatermark) -> None:
+        self._origins.update(progress.worker_id, progress.watermark)
         slowest = self._origins.slowest()
         for windows in self._windows.values():
-            windows.hold(slowest)
+            windows.set_watermark(slowest)
 
     def _answer(self, rows: EntityRows) -> EntityRows:
         began = time.perf_counter()
@@ -147,7 +147,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
         windows.fill(rows.keys, rows.times, rows.columns, features)
         self._metrics.latency.spent("windows", began)
         return EntityRows(
-            rows.origin, rows.sequence, rows.entity, rows.rows, [], rows.times, {}, features
+            rows.worker_id, rows.sequence, rows.entity, rows.rows, [], rows.times, {}, features
         )
 
     def _tell(self) -> None:

@@ -155,7 +155,7 @@ def test_a_later_row_of_another_type_is_one_sentence(
     monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 20)
     path = tmp_path / "a.csv"
     path.write_text("ts,zip\n" + "1,12345\n" * 20 + "2,A-12\n")
-    with pytest.raises(InputError, match=r"behind row \d+: .*text field"):
+    with pytest.raises(InputError, match=r"after row \d+: .*text field"):
         read(path)
     assert len(read(path, text_fields=["zip"])) == 21
 
@@ -182,17 +182,25 @@ def with_text(path: Path, text: str) -> Path:
         (lambda d: with_text(d / "a.csv", "id,ts\n"), {}, "no rows"),
         (lambda d: with_text(d / "a.csv", "id,ts"), {}, "no rows"),
         (lambda d: with_text(d / "a.csv", "id,ts\n1,2\n1,2,3,4\n"), {}, "a.csv: "),
-        (lambda d: with_text(d / "a.csv", "id,ts\n1,soon\n"), {}, "holds no times, but 'soon'"),
+        (
+            lambda d: with_text(d / "a.csv", "id,ts\n1,soon\n"),
+            {},
+            "holds 'soon', which is not a time",
+        ),
         (lambda d: with_text(d / "a.parquet", ""), {}, "is empty"),
-        (lambda d: with_text(d / "a.parquet", "hello, no parquet"), {}, "no whole Parquet file"),
-        (lambda d: cut_short(d / "a.parquet"), {}, "no whole Parquet file"),
-        (lambda d: write(d / "a.parquet", []), {}, "no column 'ts'|no rows|no whole"),
+        (
+            lambda d: with_text(d / "a.parquet", "hello, no parquet"),
+            {},
+            "not a complete Parquet file",
+        ),
+        (lambda d: cut_short(d / "a.parquet"), {}, "not a complete Parquet file"),
+        (lambda d: write(d / "a.parquet", []), {}, "no column 'ts'|no rows|not a complete"),
         (lambda d: write(d / "a.csv"), {"time_field": "when"}, "no column 'when' .*id, ts, card"),
         (lambda d: write(d / "a.parquet"), {"key_field": "crad"}, "no column 'crad'.*the key"),
         (lambda d: write(d / "a.jsonl"), {"time_field": "when"}, "no field 'when' .*the time"),
         (lambda d: write(d / "a.jsonl"), {"key_field": "crad"}, "no field 'crad' .*the key"),
         (lambda d: write(d / "a.jsonl"), {"time_unit": "h"}, "time unit 'h'"),
-        (lambda d: write(d / "a.parquet", [{"id": b"\xff", "ts": 1}]), {}, "id can't all be"),
+        (lambda d: write(d / "a.parquet", [{"id": b"\xff", "ts": 1}]), {}, "id cannot all be"),
     ],
 )
 def test_a_mistake_is_one_sentence(

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.pipelines import SHIPPED
-from anabranch.producers.arrival_process import DAY_MS, MONDAY_MS, DailyRhythm
+from anabranch.producers.arrival_process import DAY_MS, MONDAY_MS, DailyArrivals
 from anabranch.producers.batch import Batch
-from anabranch.producers.publish import Published, publish
+from anabranch.producers.publish import PublishCounts, publish
 from anabranch.producers.simulators.by_name import SIMULATORS, simulate
 from anabranch.producers.simulators.clicks import SHOWN, TIMEOUT_MS, ClickSettings, ClickWorld
 from anabranch.producers.simulators.faults import Faults
@@ -197,7 +197,7 @@ def test_trips_take_what_was_expected_give_or_take_the_noise() -> None:
 
 
 def test_more_happens_by_day_than_by_night() -> None:
-    rhythm = DailyRhythm(1.0, 0.5, 15.0)
+    rhythm = DailyArrivals(1.0, 0.5, 15.0)
     times = rhythm.arrivals(np.random.default_rng(0), MONDAY_MS, MONDAY_MS + DAY_MS)
     assert abs(len(times) / 86_400 - 1) < 0.03
     hours = (times % DAY_MS) // 3_600_000
@@ -342,7 +342,7 @@ def test_progress_is_told_and_labels_need_a_topic() -> None:
     bus = bus_with_topics()
     heard: list[int] = []
 
-    def on_progress(counts: Published) -> None:
+    def on_progress(counts: PublishCounts) -> None:
         heard.append(counts.messages)
 
     counts = publish(bus, simulate("clicks", events=9000), topics=TOPICS, on_progress=on_progress)
