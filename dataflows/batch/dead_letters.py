@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Self, TypedDict
 
 from anabranch.dataflows.batch.batch import RawRows
-from anabranch.dataflows.messages.inputs import DeadLetter
+from anabranch.dataflows.messages.outputs import DeadLetter
 
 
 class DeadLetterReason(StrEnum):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import RawBatch
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.inputs import Cause
+from anabranch.dataflows.messages.outputs import Cause
 
 I64 = NDArray[np.int64]
 
@@ -50,7 +50,7 @@ class Provenance:
             topics.drift: ("subject", "detector"),
             topics.dead_letters: ("reason",),
         }
-        if pipeline.controlled:
+        if pipeline.has_rollouts:
             discriminators[topics.rollouts] = ("action", "challenger", "rollout")
         return cls(pipeline.inputs, discriminators)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import Batch
-from anabranch.dataflows.messages.inputs import DeadLetter, DriftSignal, RolloutMessage
+from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal, RolloutMessage
 from anabranch.models.learners.learner import Predictions
 from anabranch.models.prequential.outcome import Corrected, Learned
 

@@ -13,7 +13,7 @@ from anabranch.state.arrays import extent
 
 LAST_MS = 253_402_300_799_999  # the end of the year 9999
 FIRST_MS = -62_135_596_800_000  # the beginning of the year 1
-UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
+TIME_UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
 """Milliseconds in each unit that a number may have."""
 
 
@@ -23,7 +23,7 @@ def parse_time_ms(value: object, scale: float) -> int:
     Args:
         value: a number in units of ``scale`` ms, ISO-8601 text, or a date or datetime; text and
             datetimes without an offset are UTC.
-        scale: milliseconds per unit of a number; see `UNITS_MS`.
+        scale: milliseconds per unit of a number; see `TIME_UNITS_MS`.
 
     >>> parse_time_ms(1700000000, 1000.0), parse_time_ms("2025-01-06T00:00:00Z", 1.0)
     (1700000000000, 1736121600000)

@@ -18,7 +18,7 @@ from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.codec.protocol import PredictionEncoder
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.inputs import (
+from anabranch.dataflows.messages.outputs import (
     DeadLetter,
     DriftSignal,
     Ranked,

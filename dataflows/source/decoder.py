@@ -31,7 +31,8 @@ from anabranch.dataflows.codec.protocol import Columns, DecodedColumns
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control
 from anabranch.dataflows.messages.event_time import FIRST_MS, LAST_MS, parse_times_ms
-from anabranch.dataflows.messages.inputs import DeadLetter, Delayed, Inline, field_types
+from anabranch.dataflows.messages.inputs import Delayed, Inline, field_types
+from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.state.arrays import LARGEST, extent, extents
 from anabranch.state.durations import format_duration_ms, parse_duration_ms
 
@@ -96,7 +97,7 @@ class BatchDecoder:
 
     def __init__(self, pipeline: Pipeline, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        self._max_skew_ms = parse_duration_ms(pipeline.ahead)
+        self._max_skew_ms = parse_duration_ms(pipeline.max_clock_skew)
         topics, label = pipeline.topics, pipeline.label
         codec = codec_of(pipeline, topics.events)
         self._events = StructDecoder(codec, pipeline.event, pipeline.time)

@@ -9,7 +9,7 @@ from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.batch.columns import take_rows
 from anabranch.dataflows.batch.dead_letters import DeadLetterReason, dead_letter
 from anabranch.dataflows.messages.event_time import FIRST_MS
-from anabranch.dataflows.messages.inputs import DeadLetter
+from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.state.durations import format_duration_ms, parse_duration_ms
 from anabranch.state.labels.recent_ids import RecentIds
 from anabranch.state.store.delta import Delta

@@ -28,6 +28,7 @@ from anabranch.dataflows.batch.output_records import Provenance
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.codec import codec_of
+from anabranch.dataflows.declaration.input_topics import create_control, partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import Guard, watched
 from anabranch.dataflows.recovery.rescale import BY_SHARD, MODELS_STEP, TOGETHER
@@ -38,12 +39,7 @@ from anabranch.dataflows.sink.bus_sink import BusSink, SinkRecovery
 from anabranch.dataflows.sink.callback_sink import CallbackSink, ResultsCallback
 from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
 from anabranch.dataflows.sink.encoder import Encoder
-from anabranch.dataflows.source.bus_source import (
-    BusSource,
-    SourceOptions,
-    create_control,
-    partition_count,
-)
+from anabranch.dataflows.source.bus_source import BusSource, SourceOptions
 from anabranch.dataflows.steps.model_step import ModelStep, Tokens, WindowsAndModels
 from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.stream_log import StreamLog

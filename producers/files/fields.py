@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from anabranch.dataflows.messages.event_time import UNITS_MS, parse_time_ms
+from anabranch.dataflows.messages.event_time import TIME_UNITS_MS, parse_time_ms
 from anabranch.state.errors import InputError
 
 
@@ -29,13 +29,13 @@ class FileFields:
     text: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.time_unit not in UNITS_MS:
-            raise InputError(f"time unit {self.time_unit!r} is none of {', '.join(UNITS_MS)}")
+        if self.time_unit not in TIME_UNITS_MS:
+            raise InputError(f"time unit {self.time_unit!r} is none of {', '.join(TIME_UNITS_MS)}")
 
     @property
     def scale(self) -> float:
         """Milliseconds per unit of a number in the time field."""
-        return UNITS_MS[self.time_unit]
+        return TIME_UNITS_MS[self.time_unit]
 
     def time_ms(self, value: object) -> int | None:
         """Epoch ms of a value of the time field; None if it is not a time."""

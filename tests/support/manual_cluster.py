@@ -36,9 +36,7 @@ class Reader:
         own = range(number, PARTITIONS, WORKERS)
         self._reader.add({TopicPartition(topic, n): 0 for topic in (EVENTS, LABELS) for n in own})
         self._decoder = BatchDecoder(pipeline)
-        self._filter = LateAndDuplicateFilter(
-            pipeline.topics.events, pipeline.lateness, pipeline.duplicates
-        )
+        self._filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
 
     def read(self) -> list[Batch]:
         """All that is there."""

@@ -12,7 +12,7 @@ import numpy as np
 from anabranch.dataflows.batch.output_records import OutputRecords, Provenance, SourceKeys
 from anabranch.dataflows.bus import TopicPartition
 from anabranch.dataflows.codec import CODECS
-from anabranch.dataflows.messages.inputs import DeadLetter, DriftSignal, Prediction, RolloutMessage
+from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal, Prediction, RolloutMessage
 from anabranch.dataflows.sink.bus_sink import SinkRecovery
 
 EVENTS, LABELS, CONTROL = INPUTS = "toy.events", "toy.labels", "toy.control"
@@ -78,7 +78,7 @@ def messages_of(row: Row, partition: int, run: int) -> dict[str, list[Any]]:
 def _decision(action: str, run: int, at: dict[str, Any]) -> RolloutMessage:
     about = {"rollout": "toy-1", "challenger": "tree", "champion": "m", "policy": "Shadow"}
     return RolloutMessage(
-        pipeline="toy", action=action, share=0.5, why="", ts=run, evidence=None, guardrails={},
+        pipeline="toy", action=action, share=0.5, reason="", ts=run, evidence=None, guardrails={},
         **about, **at,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anabranch.dataflows.batch.dead_letters import DeadLetterReason, reference_page
-from anabranch.dataflows.messages.inputs import DeadLetter
+from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.steps.label_dead_letters import SHORT
 
 ROOT = Path(__file__).parents[3]

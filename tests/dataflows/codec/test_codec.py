@@ -14,7 +14,7 @@ from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.codec import CODECS, Codec, codec_of
 from anabranch.dataflows.codec.protocol import Message
 from anabranch.dataflows.messages.control import Control
-from anabranch.dataflows.messages.inputs import DeadLetter, RolloutMessage
+from anabranch.dataflows.messages.outputs import DeadLetter, RolloutMessage
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.skew.progress import unwatched
 from anabranch.dataflows.skew.served_features import served_on_topic

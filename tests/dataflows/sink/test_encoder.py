@@ -13,7 +13,7 @@ from anabranch import Event, Label, Pipeline, Prediction, field, inline, monitor
 from anabranch.dataflows.batch.output_records import OutputRecords, Provenance
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.codec import codec_of
-from anabranch.dataflows.messages.inputs import DeadLetter, DriftSignal
+from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.sink.bus_sink import BusSink, SinkRecovery, part_name
 from anabranch.dataflows.source.bus_source import SourceOptions
@@ -100,7 +100,7 @@ def output_of(pipeline: Pipeline, bus: MemoryBus, limit: int) -> list[OutputReco
 def test_every_output_is_recognised_by_its_source_key_however_the_stream_is_cut(
     delayed, partitions
 ):
-    label = Verdict.target("hot", wait="1h") if delayed else inline("hot")
+    label = Verdict.target("hot", timeout="1h") if delayed else inline("hot")
     pipeline = Pipeline(
         name="readings",
         event=Reading,

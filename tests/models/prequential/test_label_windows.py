@@ -44,8 +44,8 @@ WIDTHS = {"40s": 40 * SECOND, "20m": 20 * MINUTE}
 STATS = ("count", "sum", "mean", "std", "var", "min", "max", "first", "last")
 RULES: dict[str, dict[str, Any]] = {
     "dropped": {},
-    "assumed": {"otherwise": 0.5},
-    "corrected": {"otherwise": 0.5, "late": "correct"},
+    "assumed": {"default": 0.5},
+    "corrected": {"default": 0.5, "late": "update"},
 }
 Json = dict[str, Any]
 SHOP: Json = {"shop": "s", "user": "u", "price": 1.0}
@@ -78,14 +78,14 @@ def sales(label: Any, **changes: Any) -> Pipeline:
         ],
         "model": preprocessing.StandardScaler() | linear_model.LinearRegression(),
         "metrics": (),
-        "lateness": "5m",
+        "allowed_lateness": "5m",
         "with_features": True,
     }
     return Pipeline(**(declared | changes))
 
 
 def judged(rules: str) -> Any:
-    return Judged.target("value", wait="10m", early="3m", **RULES[rules])
+    return Judged.target("value", timeout="10m", early_buffer="3m", **RULES[rules])
 
 
 class Message(NamedTuple):
@@ -233,7 +233,7 @@ def check(predictions: list[Json], messages: Sequence[Message], reference: Refer
 
 
 def reference_of(rules: str) -> Reference:
-    return Reference(RULES[rules].get("otherwise"), "late" in RULES[rules])
+    return Reference(RULES[rules].get("default"), "late" in RULES[rules])
 
 
 @pytest.mark.parametrize("rules", list(RULES))
@@ -410,9 +410,7 @@ def batches(pipeline: Pipeline, messages: Sequence[Message]) -> Iterator[Batch]:
     reader = MergedReader(bus, list(pipeline.inputs), worker_id="0", limit=11)
     reader.add({TopicPartition(topic, 0): 0 for topic in pipeline.inputs})
     decoder = BatchDecoder(pipeline)
-    late_filter = LateAndDuplicateFilter(
-        pipeline.topics.events, pipeline.lateness, pipeline.duplicates
-    )
+    late_filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
     while (raw := reader.read()) is not None:
         yield late_filter.apply(decoder.decode(raw))
 
