@@ -170,8 +170,6 @@ def _codes(values: Sequence[Any]) -> NDArray[np.int64]:
 def run_in_threads(tasks: Sequence[Callable[[], None]]) -> None:
     """Run all tasks, in as many threads as there are cores; returns when all are done.
 
-    Kernels release Python's lock, so threads are enough.
-
     Raises:
         Exception: the first one that a task raised.
     """

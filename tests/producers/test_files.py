@@ -1,4 +1,4 @@
-"""Files as messages: what is in the file is what is published, and mistakes are one sentence."""
+"""Files as messages: the content of the file is what is published, and errors are one sentence."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def test_rows_come_back_with_time_and_key(tmp_path: Path, name: str, batch_size:
     assert read(path).keys == [None] * len(ROWS)
 
 
-def test_lines_of_jsonl_pass_as_they_are_and_bad_ones_keep_their_place(tmp_path: Path) -> None:
+def test_lines_of_jsonl_are_published_as_they_are_and_malformed_ones_in_their_place(
+    tmp_path: Path,
+) -> None:
     lines = [
         b"not json",
         b'{"ts": 5, "key" : "a"}',
@@ -94,7 +96,7 @@ def test_lines_of_jsonl_pass_as_they_are_and_bad_ones_keep_their_place(tmp_path:
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
-def test_times_as_people_write_them(
+def test_times_in_all_supported_forms(
     tmp_path: Path, name: str, time: Any, unit: str, want: int
 ) -> None:
     path = write(tmp_path / name, [{"id": "1", "when": time}])
