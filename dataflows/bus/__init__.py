@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 from anabranch.dataflows.bus.protocol import (
     Bus,
-    BusError,
     OnOutOfRange,
     Publisher,
     Reader,
@@ -19,6 +18,7 @@ from anabranch.dataflows.bus.protocol import (
     TopicPartition,
     UnreachableError,
 )
+from anabranch.state.errors import BusError
 
 __all__ = [
     "Bus",

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.bus.offset_errors import next_offset
 from anabranch.dataflows.bus.partitioner import partition_of_key
-from anabranch.dataflows.bus.protocol import BusError, OnOutOfRange, Slice, TopicPartition
+from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicPartition
+from anabranch.state.errors import BusError
 
 
 @dataclass(slots=True)

@@ -19,17 +19,6 @@ from numpy.typing import NDArray
 
 from anabranch.state.errors import BusError
 
-__all__ = [
-    "Bus",
-    "BusError",
-    "OnOutOfRange",
-    "Publisher",
-    "Reader",
-    "Slice",
-    "TopicPartition",
-    "UnreachableError",
-]
-
 OnOutOfRange = Literal["stop", "earliest"]
 """What a reader does when the next offset is no longer kept: raise, or continue after the gap.
 
