@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal, RolloutMessage
 from anabranch.models.learners.learner import Predictions
-from anabranch.models.prequential.outcome import Corrected, Learned
+from anabranch.models.prequential.outcome import CorrectedLabels, LearnedLabels
 
 
 class Results(msgspec.Struct):
@@ -36,8 +36,8 @@ class Results(msgspec.Struct):
     versions: Sequence[int]
     dead_letters: list[DeadLetter] = msgspec.field(default_factory=list)
     signals: list[DriftSignal] = msgspec.field(default_factory=list)
-    learned: Learned | None = None
-    corrected: Corrected | None = None
+    learned: LearnedLabels | None = None
+    corrected: CorrectedLabels | None = None
     decisions: list[RolloutMessage] = msgspec.field(default_factory=list)
     models: Sequence[str] | None = None
     instead_of: Sequence[str | None] | None = None

@@ -103,10 +103,10 @@ class EntityWindows:
         for number, (_, state) in enumerate(self.groups):
             state.restore(image.part(str(number)))
 
-    def set_watermark(self, watermark: int) -> None:
-        """Expire events by this watermark (epoch ms), not by the rows; see `EntityState.hold`."""
+    def advance_watermark(self, watermark: int) -> None:
+        """See `EntityState.advance_watermark`."""
         for _, state in self.groups:
-            state.hold(watermark)
+            state.advance_watermark(watermark)
 
     def fill(
         self,

@@ -29,7 +29,7 @@ from anabranch.dataflows.batch.typed_rows import TypedRows
 from anabranch.dataflows.codec import Codec, codec_of
 from anabranch.dataflows.codec.protocol import Columns, DecodedColumns
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.control import Control
+from anabranch.dataflows.messages.control import Control, control_error
 from anabranch.dataflows.messages.event_time import FIRST_MS, LAST_MS, parse_times_ms
 from anabranch.dataflows.messages.inputs import Delayed, Inline, field_types
 from anabranch.dataflows.messages.outputs import DeadLetter
@@ -319,7 +319,7 @@ class BatchDecoder:
             return self._decode_control(controls.values[0])
         except self._control_codec.errors as error:
             reason = DeadLetterReason.NOT_A_CONTROL_MESSAGE
-            dead_letters.append(dead_letter(controls, 0, reason, str(error)))
+            dead_letters.append(dead_letter(controls, 0, reason, control_error(str(error))))
             return None
 
 

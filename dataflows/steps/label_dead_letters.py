@@ -10,12 +10,12 @@ from anabranch.dataflows.batch.row_ids import readable_row_id
 from anabranch.dataflows.declaration.declaration import Topics
 from anabranch.dataflows.messages.outputs import Cause, DeadLetter
 from anabranch.models.prequential import outcome as reasons
-from anabranch.models.prequential.outcome import GivenUp, Outcome
+from anabranch.models.prequential.outcome import ExpiredLabel, Outcome
 
 SHORT = {
     reasons.UNKNOWN_ID: DeadLetterReason.LABEL_WITHOUT_EVENT,
-    reasons.NEVER_CAME: DeadLetterReason.LABEL_WITHOUT_EVENT,
-    reasons.TOO_MANY: DeadLetterReason.TOO_MANY_EARLY_LABELS,
+    reasons.EVENT_MISSING: DeadLetterReason.LABEL_WITHOUT_EVENT,
+    reasons.BUFFER_FULL: DeadLetterReason.TOO_MANY_EARLY_LABELS,
     reasons.NO_VALUE: DeadLetterReason.LABEL_WITHOUT_VALUE,
     reasons.DUPLICATE: DeadLetterReason.DUPLICATE_LABEL,
     reasons.CONTRADICTS: DeadLetterReason.CONTRADICTING_LABEL,
@@ -49,12 +49,13 @@ class LabelTrouble:
     def letters(self, batch: Batch, outcome: Outcome) -> list[DeadLetter]:
         """One for each label that was refused or given up."""
         letters = [
-            self._letter(_note(batch.labels, row), reason) for row, reason in outcome.refused_labels
+            self._letter(_note(batch.labels, row), reason)
+            for row, reason in outcome.rejected_labels
         ]
-        return letters + [self._too_late(batch, each) for each in outcome.given_up]
+        return letters + [self._too_late(batch, each) for each in outcome.expired_labels]
 
-    def _too_late(self, batch: Batch, given_up: GivenUp) -> DeadLetter:
-        letter = self._letter(self._decoder.decode(given_up.note), given_up.reason)
+    def _too_late(self, batch: Batch, given_up: ExpiredLabel) -> DeadLetter:
+        letter = self._letter(self._decoder.decode(given_up.context), given_up.reason)
         topic, row = self._topics.events, given_up.item
         partitions, offsets = batch.partitions, batch.offsets
         if row >= len(batch):

@@ -123,7 +123,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
             windows.restore(image.part(entity))
             self._late_rows[entity] = sum(state.late_rows for _, state in windows.groups)
             if self._together:
-                windows.set_watermark(self._origins.slowest())
+                windows.advance_watermark(self._origins.slowest())
 
     def windows(self, entity: str, in_place: bool) -> EntityWindows:
         """The windows of an entity, made when its first row comes."""
@@ -131,14 +131,14 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
         if found is None:
             found = self._windows[entity] = EntityWindows(self._pipeline, entity, in_place)
             if self._together:
-                found.set_watermark(self._origins.slowest())
+                found.advance_watermark(self._origins.slowest())
         return found
 
     def _note(self, progress: WorkerWatermark) -> None:
         self._origins.update(progress.worker_id, progress.watermark)
         slowest = self._origins.slowest()
         for windows in self._windows.values():
-            windows.set_watermark(slowest)
+            windows.advance_watermark(slowest)
 
     def _answer(self, rows: EntityRows) -> EntityRows:
         began = time.perf_counter()
