@@ -145,7 +145,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         span, pending = extent_of(batch), self.models.pending
         # Where nobody has said yet how far time may move on, it stands still.
         floor = pending.watermark if pending.watermark is not None else span[0]
-        pending.hold(max(origins.room(origin), floor))
+        pending.limit_time(max(origins.room(origin), floor))
         if self._windows is not None:
             self._windows.advance_watermark(origins.slowest())
         done = self.work_timed(batch)

@@ -169,7 +169,7 @@ def through_the_disk(deltas: list[Delta]) -> Delta:
 def test_cut_and_restored_anywhere_it_serves_and_decides_the_same(case: str, data: Any) -> None:
     arguments: dict[str, Any] = {"inline": data.draw(st.booleans(), "inline")}
     if not arguments["inline"]:
-        arguments["rules"] = LabelRules(wait_ms=data.draw(st.sampled_from([None, 6000]), "wait"))
+        arguments["rules"] = LabelRules(timeout_ms=data.draw(st.sampled_from([None, 6000]), "wait"))
     given_data = stream(data.draw(st.integers(0, 9), "seed"))
     cuts = data.draw(st.lists(st.integers(0, 2 * SIZE), max_size=8), "cuts")
     kept = data.draw(st.sets(st.integers(0, 8)), "kept")
