@@ -16,8 +16,8 @@ from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard, GuardedBus
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.supervised_worker import SINGLE_WORKER, STOP_SIGNALS, WorkerId
-from anabranch.dataflows.sink.callback_sink import Outlet
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.sink.callback_sink import ResultsCallback
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.steps.graph import GraphOptions, build_graph
 from anabranch.dataflows.telemetry.stream_log import StreamLog
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
@@ -35,14 +35,14 @@ class LostWorkerError(AnabranchError):
 def run_worker(
     pipeline: Pipeline,
     bus: Bus,
-    options: IntakeOptions,
+    options: SourceOptions,
     *,
     worker_id: WorkerId = SINGLE_WORKER,
     metrics: WorkerMetrics | None = None,
     checkpoint_interval_s: float = 5.0,
     shards: int = 8,
     state: StateDirectory | None = None,
-    callback: Outlet | None = None,
+    callback: ResultsCallback | None = None,
 ) -> None:
     """Run until the input ends (``options.until_end``), `stop_on_signals`, or a failure.
 
@@ -59,7 +59,7 @@ def run_worker(
     Raises:
         AnabranchError: why the flow could not run, in one sentence.
     """
-    options.origin = str(worker_id.process)
+    options.worker_id = str(worker_id.process)
     if worker_id.workers > shards:
         raise AnabranchError(
             f"{worker_id.workers} workers can't share {shards} shards: start at most {shards} "
@@ -143,7 +143,7 @@ def _first(error: BaseException, matches: Callable[[BaseException], bool]) -> Ba
 
 
 @contextmanager
-def stop_on_signals(options: IntakeOptions) -> Iterator[None]:
+def stop_on_signals(options: SourceOptions) -> Iterator[None]:
     """Ctrl-C and SIGTERM stop the flow after the rows that were read."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from anabranch.dataflows.batch.batch import Batch
-from anabranch.dataflows.batch.candidates import one_each, whole_events
-from anabranch.dataflows.batch.dead_letters import dead_letter
+from anabranch.dataflows.batch.candidates import first_of_each_event, whole_events
+from anabranch.dataflows.batch.dead_letters import DeadLetterReason, dead_letter
 from anabranch.dataflows.steps.stage import BatchWork, Stage, StageContext
 from anabranch.state.arrays import LARGEST, all_usable
 from anabranch.state.compile import entry
@@ -27,8 +27,10 @@ class FeatureGuard(Stage):
     def _drop_unusable(self, batch: Batch, work: BatchWork) -> Batch:
         unusable = ~(np.abs(batch.features) <= LARGEST)  # NaN compares as false
         rows = np.any(unusable, axis=1)
-        for row in one_each(batch, np.flatnonzero(rows).tolist()):
+        for row in first_of_each_event(batch, np.flatnonzero(rows).tolist()):
             name = self._columns[int(np.argmax(unusable[row]))]
             detail = f"feature {name} is beyond ±{LARGEST:g}, which no model can square"
-            work.dead_letters.append(dead_letter(batch.rows, row, "feature too large", detail))
+            work.dead_letters.append(
+                dead_letter(batch.rows, row, DeadLetterReason.FEATURE_TOO_LARGE, detail)
+            )
         return batch.keep(~whole_events(batch, rows))

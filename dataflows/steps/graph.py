@@ -15,16 +15,18 @@ Only four of the engine's operators carry it: `input`, `flat_map_batch`, `statef
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
-from anabranch.dataflows.batch.batch import Wake
-from anabranch.dataflows.batch.outgoing import Marking
-from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.batch.batch import Bootstrap
+from anabranch.dataflows.batch.output_records import Provenance
+from anabranch.dataflows.batch.results import Results
+from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.declaration.input_topics import create_control, partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard, guarded
@@ -38,13 +40,14 @@ from anabranch.dataflows.recovery.tokens import (
     decode_token,
     decode_tokens,
 )
-from anabranch.dataflows.sink.bus_sink import BusSink
-from anabranch.dataflows.sink.callback_sink import Outlet, OutletSink
-from anabranch.dataflows.sink.delivery_retry import Patience
-from anabranch.dataflows.sink.encoder import Encoder, Results
-from anabranch.dataflows.source.bus_source import Intake, IntakeOptions
+from anabranch.dataflows.sharding.router import Item, Router, to_models
+from anabranch.dataflows.sink.bus_sink import BusSink, SinkRecovery
+from anabranch.dataflows.sink.callback_sink import CallbackSink, ResultsCallback
+from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
+from anabranch.dataflows.sink.encoder import Encoder
+from anabranch.dataflows.source.bus_source import BusSource, SourceOptions
 from anabranch.dataflows.steps.model_step import ModelStep, WindowsAndModels
-from anabranch.dataflows.steps.window_step import Item, Router, WindowStep, to_models
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.stream_log import StreamLog
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
@@ -67,12 +70,12 @@ class GraphOptions:
     shards: int = 8
     guard: ErrorGuard | None = None
     state: StateDirectory | None = None
-    callback: Outlet | None = None
+    callback: ResultsCallback | None = None
     log: StreamLog | None = None
 
 
 def build_graph(
-    pipeline: Pipeline, bus: Bus, source: IntakeOptions, options: GraphOptions
+    pipeline: Pipeline, bus: Bus, source: SourceOptions, options: GraphOptions
 ) -> Dataflow:
     """The dataflow of ``pipeline`` on ``bus``.
 
@@ -84,7 +87,7 @@ def build_graph(
     partitions = partition_count(pipeline, bus)
     create_control(pipeline, bus, partitions)
     flow = Dataflow(pipeline.name.replace("-", "_"))
-    rows = op.input(SOURCE, flow, Intake(pipeline, bus, source, router, metrics, state))
+    rows = op.input(SOURCE, flow, BusSource(pipeline, bus, source, router, metrics, state))
     steps = _Steps(pipeline, options)
     if options.workers == 1:
         results = op.stateful_batch(steps.step_id(TOGETHER), rows, steps.windows_and_models)
@@ -93,7 +96,7 @@ def build_graph(
         gathered = op.flat_map_batch("to_models", filled, to_models)
         results = op.stateful_batch(steps.step_id(MODELS_STEP), gathered, steps.models)
     if options.callback is not None:
-        op.output("callback", results, OutletSink(options.callback, options.guard))
+        op.output("callback", results, CallbackSink(options.callback, options.guard))
         return flow
     bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
     encoder = Encoder(pipeline, partitions, metrics.latency, options.log)
@@ -120,7 +123,7 @@ class _Steps:
             lambda: WindowStep(pipeline, use.metrics, use.workers, use.state, token), use.guard
         )
 
-    def models(self, resume: StepState) -> StatefulBatchLogic[Item, Results | Wake, StepState]:
+    def models(self, resume: StepState) -> StatefulBatchLogic[Item, Results | Bootstrap, StepState]:
         pipeline, use, token = self._pipeline, self._options, decode_token(resume)
         return guarded(
             lambda: ModelStep(pipeline, use.metrics, use.state, token, use.workers), use.guard
@@ -128,7 +131,7 @@ class _Steps:
 
     def windows_and_models(
         self, resume: StepState
-    ) -> StatefulBatchLogic[Item, Results | Wake, StepState]:
+    ) -> StatefulBatchLogic[Item, Results | Bootstrap, StepState]:
         pipeline, use = self._pipeline, self._options
         of_windows, of_models = decode_tokens(resume)
 
@@ -140,19 +143,22 @@ class _Steps:
 
 
 def _sink(
-    pipeline: Pipeline, bus: Bus, source: IntakeOptions, partitions: int, options: GraphOptions
+    pipeline: Pipeline, bus: Bus, source: SourceOptions, partitions: int, options: GraphOptions
 ) -> BusSink:
-    since: Mapping[TopicPartition, int] | None = None
+    recovery = None
     if options.state is not None:
-        since = options.state.output_ends()
+        recovery = SinkRecovery(
+            options.state.output_ends(),
+            Provenance.of(pipeline),
+            partial(codec_of, pipeline),
+            accept_loss=source.on_out_of_range == "earliest",
+        )
     return BusSink(
         bus,
         partitions,
         options.metrics.on_written,
-        marking=Marking.of(pipeline),
-        since=since,
-        patience=Patience(source.stop),
-        accept_loss=source.lost == "earliest",
+        recovery=recovery,
+        retry=DeliveryRetry(source.stop),
         guard=options.guard,
         latency=options.metrics.latency,
     )

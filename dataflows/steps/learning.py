@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import Batch
-from anabranch.dataflows.batch.candidates import one_each
-from anabranch.dataflows.batch.columns import Numbers
-from anabranch.dataflows.batch.dead_letters import dead_letter
+from anabranch.dataflows.batch.candidates import first_of_each_event
+from anabranch.dataflows.batch.columns import NumberColumn
+from anabranch.dataflows.batch.dead_letters import DeadLetterReason, dead_letter
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.inputs import Delayed, Inline
 from anabranch.dataflows.messages.outputs import DeadLetter
-from anabranch.dataflows.sink.encoder import Results
 from anabranch.dataflows.steps.label_dead_letters import LabelDeadLetters
 from anabranch.dataflows.steps.rollout_step import traffic_keys
 from anabranch.dataflows.steps.stage import BatchWork, Stage, StageContext
@@ -198,7 +198,7 @@ class DelayedLearning(Learning):
             order=batch.order,
             fill=self._fill(batch),
         )
-        rejected = one_each(batch, outcome.rejected_events)
+        rejected = first_of_each_event(batch, outcome.rejected_events)
         work.dead_letters += [self._still_pending(batch, row) for row in rejected]
         work.dead_letters += self._dead_letters.of(batch, outcome)
         self._metrics.on_labels(outcome)
@@ -221,7 +221,7 @@ class DelayedLearning(Learning):
             f"an event with id {own!r} still waits for its label: this one was "
             "predicted, but will not be learned"
         )
-        return dead_letter(batch.rows, row, "duplicate id", detail)
+        return dead_letter(batch.rows, row, DeadLetterReason.DUPLICATE_ID, detail)
 
 
 def read_targets(task: Task, values: Sequence[Any] | NDArray[Any], unlabelled: int | None) -> Any:
@@ -231,7 +231,7 @@ def read_targets(task: Task, values: Sequence[Any] | NDArray[Any], unlabelled: i
     """
     if task is Task.MULTICLASS:
         return values.tolist() if isinstance(values, np.ndarray) else list(values)
-    if type(values) is Numbers:
+    if type(values) is NumberColumn:
         return values.floats()
     if not len(values) and unlabelled:
         return np.full(unlabelled, np.nan)

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 
 from bytewax.operators import StatefulBatchLogic
 
-from anabranch.dataflows.batch.batch import IDLE, Batch, Progress, Wake
+from anabranch.dataflows.batch.batch import IDLE, Batch, Bootstrap, WorkerWatermark
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.dataflows.recovery.state_partition import StatePartition
 from anabranch.dataflows.recovery.tokens import StepState, Token, encode
-from anabranch.dataflows.sharding.reassembly import Assembler
-from anabranch.dataflows.sharding.worker_watermarks import Origins, extent_of
-from anabranch.dataflows.sink.encoder import Results
+from anabranch.dataflows.sharding.reassembly import Reassembly
+from anabranch.dataflows.sharding.router import Item
+from anabranch.dataflows.sharding.worker_watermarks import WorkerWatermarks, time_span
 from anabranch.dataflows.steps.distribution_step import (
     DistributionMonitors,
     EventMonitors,
@@ -38,7 +39,7 @@ from anabranch.dataflows.steps.learning import (
 )
 from anabranch.dataflows.steps.rollout_step import RolloutCommands, RolloutServing, rollouts_of
 from anabranch.dataflows.steps.stage import BatchWork, Stage, StageContext
-from anabranch.dataflows.steps.window_step import Item, WindowStep
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.state.store.delta import Delta
 
@@ -67,7 +68,7 @@ def build_stages(context: StageContext) -> list[Stage]:
     return [stage for stage in stages if stage is not None]
 
 
-class ModelStep(StatefulBatchLogic[Item, Results | Wake, StepState]):
+class ModelStep(StatefulBatchLogic[Item, Results | Bootstrap, StepState]):
     """Predicts every event and learns every label of whole batches, in order.
 
     With several workers, batches of all of them are gathered here, and a backlog is only aligned
@@ -97,9 +98,9 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, StepState]):
         workers: int = 1,
     ) -> None:
         self._metrics = metrics
-        self._watermarks = Origins(workers) if workers > 1 else None
+        self._watermarks = WorkerWatermarks(workers) if workers > 1 else None
         self._idle: set[str] = set()
-        self._assembler = Assembler(pipeline)
+        self._reassembly = Reassembly(pipeline)
         self.prequential = build_prequential(pipeline, rollouts_of(pipeline))
         self.models = self.prequential.models
         self.stages = build_stages(StageContext(pipeline, self.prequential, metrics, state))
@@ -113,19 +114,19 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, StepState]):
             self._partition = state.models()
             self._restore(self._partition.open(token), state)
 
-    def on_batch(self, values: list[Item]) -> tuple[list[Results | Wake], bool]:
-        results: list[Results | Wake] = []
+    def on_batch(self, values: list[Item]) -> tuple[list[Results | Bootstrap], bool]:
+        results: list[Results | Bootstrap] = []
         for item in values:
-            if isinstance(item, Wake):
+            if isinstance(item, Bootstrap):
                 results.append(item)
-            elif isinstance(item, Progress):
+            elif isinstance(item, WorkerWatermark):
                 if item.watermark == IDLE:
-                    self._idle.add(item.origin)
+                    self._idle.add(item.worker_id)
                     self._note_idle()
             else:
                 if isinstance(item, Batch):
-                    self._idle.discard(item.origin)
-                results += map(self._process_aligned, self._assembler.add(item))
+                    self._idle.discard(item.worker_id)
+                results += map(self._process_aligned, self._reassembly.add(item))
         return results, False
 
     def snapshot(self) -> StepState:
@@ -163,13 +164,13 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, StepState]):
 
     def _process_aligned(self, batch: Batch) -> Results:
         """`process`, with event time advanced by the slowest worker."""
-        watermarks, worker = self._watermarks, batch.origin
+        watermarks, worker = self._watermarks, batch.worker_id
         if watermarks is None:
             return self.process_timed(batch)
-        span, pending = extent_of(batch), self.models.pending
+        span, pending = time_span(batch), self.models.pending
         # Until all workers have reported how far they are, event time stands still.
         floor = pending.watermark if pending.watermark is not None else span[0]
-        pending.limit_time(max(watermarks.room(worker), floor))
+        pending.limit_time(max(watermarks.limit(worker), floor))
         if self.learning.windows is not None:
             self.learning.windows.advance_watermark(watermarks.slowest())
         results = self.process_timed(batch)
@@ -181,8 +182,9 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, StepState]):
     def _note_idle(self) -> None:
         """Stop waiting for workers with nothing to read, once all that they read is processed."""
         if self._watermarks is not None:
-            for worker in [each for each in self._idle if not self._assembler.waits_for(each)]:
-                self._watermarks.note(worker, IDLE)
+            for worker in self._idle:
+                if not self._reassembly.is_waiting_for(worker):
+                    self._watermarks.update(worker, IDLE)
 
     def _restore(self, image: Delta, state: StateDirectory) -> None:
         self.prequential.restore(image)
@@ -196,20 +198,20 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, StepState]):
             stage.report()
 
 
-class WindowsAndModels(StatefulBatchLogic[Item, Results | Wake, StepState]):
+class WindowsAndModels(StatefulBatchLogic[Item, Results | Bootstrap, StepState]):
     """Both steps in one operator, for a single worker: an operator costs as much as some rows."""
 
     def __init__(self, windows: WindowStep, models: ModelStep) -> None:
         self._windows = windows
         self._models = models
 
-    def on_batch(self, values: list[Item]) -> tuple[list[Results | Wake], bool]:
-        results: list[Results | Wake] = []
-        for item in values:  # with a single worker all batches are whole, and progress is not sent
+    def on_batch(self, values: list[Item]) -> tuple[list[Results | Bootstrap], bool]:
+        results: list[Results | Bootstrap] = []
+        for item in values:  # all batches are whole, and no watermarks are sent
             if isinstance(item, Batch):
                 self._windows.fill_timed(item)
                 results.append(self._models.process_timed(item))
-            elif isinstance(item, Wake):
+            elif isinstance(item, Bootstrap):
                 results.append(item)
         return results, False
 

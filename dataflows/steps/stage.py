@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from anabranch.dataflows.batch.batch import Batch
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.outputs import DeadLetter
-from anabranch.dataflows.sink.encoder import Results
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.prequential.external_drift import NO_EXTERNAL_DRIFT, ExternalDrift
 from anabranch.models.prequential.outcome import Outcome

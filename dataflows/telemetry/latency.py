@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from prometheus_client import CollectorRegistry, Histogram
 
-from anabranch.dataflows.batch.outgoing import Outgoing
+from anabranch.dataflows.batch.output_records import OutputRecords
 from anabranch.state.compile import F64, I64, entry, inlined, kernel
 from anabranch.state.durations import parse_duration_ms
 
@@ -109,7 +109,7 @@ class LatencyMetrics:
         """Count the lateness of events by their times, and the newest before them (ms)."""
         self._late_sum += count_late(times, newest_ms, self._late_bounds, self._late_counts)
 
-    def on_written(self, outgoing: Outgoing, now: float) -> None:
+    def on_written(self, outgoing: OutputRecords, now: float) -> None:
         """Count the latencies of predictions that were handed to the bus at ``now`` (seconds)."""
         self._count_written(
             outgoing.published, outgoing.event_times, now, now - outgoing.read_at, self._bounds,

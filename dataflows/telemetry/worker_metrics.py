@@ -20,9 +20,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from anabranch.dataflows.batch.batch import Batch, RawBatch
-from anabranch.dataflows.batch.outgoing import Outgoing
-from anabranch.dataflows.bus import TopicPartition
-from anabranch.dataflows.sink.encoder import Results
+from anabranch.dataflows.batch.output_records import OutputRecords
+from anabranch.dataflows.batch.results import Results
+from anabranch.dataflows.bus.protocol import TopicPartition
 from anabranch.dataflows.telemetry.drift import DriftMetrics
 from anabranch.dataflows.telemetry.http_server import HEARTBEAT, READY
 from anabranch.dataflows.telemetry.latency import SAMPLED, LatencyMetrics, observe_many
@@ -182,7 +182,7 @@ class WorkerMetrics:
         self._events += len(raw.events.values)
         if raw.labels.values:
             self._counts["labels"] += len(raw.labels.values)
-        for letter in batch.dead:
+        for letter in batch.dead_letters:
             self._dead_counts[letter.reason] += 1
         if self.latency.timed:
             rows = len(raw.events.values) + len(raw.labels.values) + len(raw.controls.values)
@@ -215,7 +215,7 @@ class WorkerMetrics:
         self._learned += scored - quarantined
         if quarantined:
             self._counts["quarantined"] += quarantined
-        for letter in results.dead:
+        for letter in results.dead_letters:
             self._dead_counts[letter.reason] += 1
         for signal in results.signals:
             self._drift_signals.labels(self._pipeline, signal.subject, signal.severity).inc()
@@ -268,7 +268,7 @@ class WorkerMetrics:
         shared = sum(each["labels"] for each in segments if not each["own"])
         self._shared.labels(self._pipeline).set(shared)
 
-    def on_written(self, outgoing: Outgoing, now: float) -> None:
+    def on_written(self, outgoing: OutputRecords, now: float) -> None:
         """Count messages that were handed to the bus at ``now`` (seconds)."""
         published = len(outgoing.published)
         if published:
