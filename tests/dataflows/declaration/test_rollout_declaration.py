@@ -112,7 +112,7 @@ WRONG = {
     "give it another one": {"challengers": {"LogisticRegression": TREE}},
     "and no River model": {"challengers": {"tree": "HoeffdingTree"}},
     "challenger 'line' of pipeline 'p': ": {"challengers": {"line": LINE}},
-    "rollout='canary' of pipeline 'p' is none": {"rollout": "canary"},
+    "rollout='canary' of pipeline 'p' is no policy": {"rollout": "canary"},
     "split=0.9 of ABTest": {"rollout": ABTest(split=0.9), "challengers": {"a": TREE, "b": TREE}},
     "loss_ratio=0.5": {"rollout": Shadow(guardrails=Guardrails(loss_ratio=0.5))},
     "unknown field 'shoop'": {"rollout_key": "shoop"},
