@@ -14,7 +14,7 @@ from anabranch.models.evidence.paired import Finding, PairedEvidence
 from anabranch.models.evidence.two_sample import TwoSampleEvidence
 from anabranch.models.learners.learner import Task
 from anabranch.models.rollout.decision import Evidence as Summary
-from anabranch.models.rollout.policies.policy import AUC, Policy, bound_of, clip_of, loss_of
+from anabranch.models.rollout.policy import AUC, Policy, bound_of, clip_of, loss_of
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]

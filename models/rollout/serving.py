@@ -17,7 +17,7 @@ from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.decision import Decision
 from anabranch.models.rollout.deployment import Assignments, Deployment, DriftReaction
 from anabranch.models.rollout.observations import BatchSteps, RolloutRows
-from anabranch.models.rollout.policies.policy import loss_of
+from anabranch.models.rollout.policy import loss_of
 from anabranch.models.rollout.served import FALLBACK, ServedPredictions, as_scores, choose
 
 I64 = NDArray[np.int64]
