@@ -134,7 +134,7 @@ def snapshot(
         anabranch models snapshot data/state/payments --name friday --note "before the sale"
     """
     from anabranch.dataflows.cli.display.models import print_made
-    from anabranch.dataflows.registry.model_snapshot import nothing_new, take_snapshot
+    from anabranch.dataflows.registry.model_snapshot import latest_equal, take_snapshot
     from anabranch.models.registry.registry import Registry
     from anabranch.models.registry.version import check_name
 
@@ -142,11 +142,11 @@ def snapshot(
         check_name(name)
     path = _state_directory(place)
     taken, registry = take_snapshot(path, name, note), Registry.of(path)
-    found = nothing_new(registry, taken.about)
+    found = latest_equal(registry, taken.version)
     if found is not None:
         print_made(found, "nothing was learned since", json)
         return
-    print_made(registry.add(taken.model, taken.about, keep, taken.distributions), "made", json)
+    print_made(registry.add(taken.model, taken.version, keep, taken.distributions), "made", json)
 
 
 @models.command()
@@ -246,11 +246,11 @@ def import_(
         highlight=False,
         soft_wrap=True,
     )
-    checked = check_import(found, declared, name, note, river)
+    checked = check_import(found, declared, name, note)
     for remark in checked.remarks:
         console.print(f"note: {remark}", highlight=False, soft_wrap=True)
     registry = Registry.of(state or Path("data", "state", declared.name))
-    print_made(registry.add(checked.model, checked.about, keep), "made", json)
+    print_made(registry.add(checked.model, checked.version, keep), "made", json)
 
 
 def _state_directory(place: str) -> Path:
@@ -279,4 +279,6 @@ def _state_directory(place: str) -> Path:
 
 
 def _is_state(path: Path) -> bool:
-    return any((path / name).exists() for name in ("identity.json", "registry"))
+    from anabranch.dataflows.recovery.manifest import is_state_directory
+
+    return is_state_directory(path) or (path / "registry").exists()

@@ -17,7 +17,7 @@ from anabranch.models.learners import linear_kernels as k
 from anabranch.models.learners.learner import Learner, ModelError, Predictions, Targets, Task
 from anabranch.models.learners.river import RiverLearner, check_fits
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("anabranch.models")
 
 _OPTIMIZERS: dict[type, int] = {
     optim.SGD: k.SGD,

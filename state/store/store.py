@@ -49,7 +49,7 @@ from anabranch.state.store.read_only import look
 
 __all__ = ["Store", "look"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("anabranch.state")
 _compactor = Compactor()
 
 # Bytes of one write. A batch grows by copying itself, so that larger ones cost more per byte; and

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from anabranch.dataflows.recovery.state_partition import Place
+from anabranch.dataflows.recovery.state_partition import StatePartition
 from anabranch.state.errors import StateError
 from anabranch.state.store.atomic_files import check_room
 from anabranch.state.store.delta import Delta
@@ -48,7 +48,7 @@ def test_a_disk_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_commit_leaves_room_for_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path / "models")
+    place = StatePartition(tmp_path / "models")
     place.open(None)
     token = place.commit(Delta(blobs={"a": b"1"}))
     monkeypatch.setattr(os, "statvfs", lambda _: disk(room=1023))

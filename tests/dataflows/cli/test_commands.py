@@ -372,7 +372,7 @@ def test_when_a_worker_is_killed_the_others_end_and_it_is_named(tmp_path: Path) 
         os.kill(victim, signal.SIGKILL)
         done = command.done()
     assert done.code == 1
-    sentence = f"worker 1 of 2 (process {victim}) was ended by SIGKILL, so all were ended"
+    sentence = f"worker 1 of 2 (process {victim}) was killed by SIGKILL, so all were stopped"
     assert done.err.splitlines()[-1] == f"error: {sentence}"
     assert "Traceback" not in done.err
     assert not [child for child in children if Path(f"/proc/{child}").exists()]

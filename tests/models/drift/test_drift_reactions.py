@@ -135,7 +135,7 @@ def test_what_is_suspect_is_predicted_and_scored_and_not_learned():
     labels = {"pipeline": "sensors"}
     suspect = value("anabranch_quarantined_labels_total", labels)
     assert suspect >= len(last) - 1
-    assert value("anabranch_learned_total", labels) + suspect == len(predictions)
+    assert value("anabranch_learned_labels_total", labels) + suspect == len(predictions)
     for limit in (7, 333):
         assert worked(quarantining(), limit) == whole
 

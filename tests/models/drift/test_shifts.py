@@ -322,7 +322,7 @@ def test_every_kind_is_watched_and_no_cut_into_batches_shows():
     assert not {subject for _, subject in drifted} & {"hour", "mode=a", "sensor keys"}
     assert [sorted(told(pipeline, limit)) for limit in (7, 200)] == [sorted(whole)] * 2
     labels = {"pipeline": "sensors", "kind": "feature", "subject": "value"}
-    assert metrics.registry.get_sample_value("anabranch_drifting", labels) == 2.0
+    assert metrics.registry.get_sample_value("anabranch_drift_level", labels) == 2.0
     assert metrics.registry.get_sample_value("anabranch_population_stability_index", labels) > 0.1
 
 

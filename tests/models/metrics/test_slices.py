@@ -395,7 +395,7 @@ def test_slices_are_exported() -> None:
     assert registry.get_sample_value("anabranch_slice_labels", {**labels, "value": "US"}) == 2
     assert registry.get_sample_value("anabranch_slice_labels", {**labels, "value": "other"}) == 1
     told = {**labels, "model": "m", "metric": "Accuracy", "value": "US"}
-    assert registry.get_sample_value("anabranch_slice_prequential", told) == 0.5
+    assert registry.get_sample_value("anabranch_slice_quality", told) == 0.5
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def versioned(tmp_path: Path, pipeline: Pipeline) -> Registry:
     """What it has come to know in 3,000 readings, as version 1."""
     assert not run(pipeline, bus_of(pipeline, 0, 3000, 0.0), tmp_path / "old", batch=100)
     taken, registry = take_snapshot(tmp_path / "old"), Registry.of(tmp_path / "old")
-    registry.add(taken.model, taken.about, distributions=taken.distributions)
+    registry.add(taken.model, taken.version, distributions=taken.distributions)
     return registry
 
 
