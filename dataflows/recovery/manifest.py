@@ -16,7 +16,7 @@ from anabranch.dataflows.declaration.schema import Schema
 from anabranch.dataflows.messages.inputs import Delayed, Inline
 from anabranch.models.learners.description import describe as describe_model
 from anabranch.state.errors import StateError
-from anabranch.state.store.atomic_files import write_whole
+from anabranch.state.store.atomic_files import atomic_write
 
 FORMAT = 1
 NAME = "identity.json"
@@ -95,7 +95,7 @@ def write_identity(directory: Path, identity: Identity) -> None:
     Raises:
         StateError: the disk does not take it.
     """
-    write_whole(directory / NAME, msgspec.json.format(msgspec.json.encode(identity)))
+    atomic_write(directory / NAME, msgspec.json.format(msgspec.json.encode(identity)))
 
 
 def check(identity: Identity, pipeline: Pipeline, directory: Path, shards: int) -> None:

@@ -52,7 +52,7 @@ from anabranch.models.learners.learner import Learner
 from anabranch.models.registry.registry import DIRECTORY, Registry
 from anabranch.models.rollout.challenger import Challenger
 from anabranch.state.errors import StateError
-from anabranch.state.store.atomic_files import sync_directory, write_whole
+from anabranch.state.store.atomic_files import atomic_write, sync_directory
 from anabranch.state.store.delta import Delta, decode
 from anabranch.state.store.lock import hold, join
 
@@ -208,7 +208,7 @@ class StateDirectory:
 
         None stands for history that is read in place of what lies before the offset.
         """
-        write_whole(self.path / f"intake-{partition}" / BEGAN, msgspec.json.encode(offsets))
+        atomic_write(self.path / f"intake-{partition}" / BEGAN, msgspec.json.encode(offsets))
 
     def begin_with(self, model: str) -> None:
         """Let learning begin with this version of the registry; before anything is committed.

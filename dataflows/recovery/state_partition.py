@@ -18,9 +18,10 @@ from pathlib import Path
 
 from anabranch.dataflows.error_guard import Guard
 from anabranch.state.errors import StateError
-from anabranch.state.store.atomic_files import check_room, write_whole
+from anabranch.state.store.atomic_files import atomic_write, check_free_space
 from anabranch.state.store.delta import Delta
-from anabranch.state.store.store import Store, look
+from anabranch.state.store.read_only import ReadOnlyStore
+from anabranch.state.store.store import Store
 
 _NAME, DATABASE = "NAME", "db"
 # What a commit leaves to the engine, whose own failure to write its tokens would be a panic.
@@ -134,7 +135,7 @@ class Place:
 
     def _commit(self, delta: Delta) -> Token:
         assert self._store is not None
-        check_room(self._directory, _LEAST_ROOM)
+        check_free_space(self._directory, _LEAST_ROOM)
         began = time.perf_counter()
         token = Token(self.name, self._id, self._store.commit(delta))
         if self._on_commit is not None:
@@ -155,7 +156,7 @@ def check_place(directory: Path, token: Token | None) -> None:
         _check_id(directory, token)
     elif not (directory / DATABASE).exists():
         return
-    kept = look(directory / DATABASE).summary()
+    kept = ReadOnlyStore(directory / DATABASE).summary()
     if token is None:
         if kept.generation > kept.adopted + _AHEAD:
             raise _unknown(directory, kept.generation)
@@ -212,7 +213,7 @@ def _make(directory: Path, found: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StateError(f"{directory} can't be made: {error.strerror}") from None
-    write_whole(directory / _NAME, found.encode())
+    atomic_write(directory / _NAME, found.encode())
 
 
 def size_of(directory: Path) -> int:

@@ -32,7 +32,7 @@ from anabranch.models.registry.weights import final, weights
 from anabranch.state.errors import StateError
 from anabranch.state.store.delta import Delta, encode
 from anabranch.state.store.lock import holder
-from anabranch.state.store.store import look
+from anabranch.state.store.read_only import ReadOnlyStore
 
 _MODELS = "models"
 _LOOKS, _NAP_S = 20, 0.05
@@ -133,7 +133,8 @@ def _read(path: Path, identity: Identity) -> tuple[ResumePoint, Token, Delta]:
                 token = _newest(path / _MODELS)
             if token is not None:
                 _check_whole(path, point, identity)
-                return point, token, look(path / _MODELS / DATABASE).image(token.generation)
+                store = ReadOnlyStore(path / _MODELS / DATABASE)
+                return point, token, store.image(token.generation)
         except StateError:
             if not (left and going_on):
                 raise
@@ -147,7 +148,7 @@ def _newest(place: Path) -> Token | None:
     """The last generation that is written, whether or not the cluster goes on from it."""
     if not (place / DATABASE).exists():
         raise StateError(f"{place} is not there: take the snapshot on the host that has the models")
-    generation = look(place / DATABASE).generation
+    generation = ReadOnlyStore(place / DATABASE).generation
     return Token(_MODELS, read_id(place) or "", generation) if generation else None
 
 

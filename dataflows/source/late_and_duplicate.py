@@ -62,7 +62,7 @@ class Admission:
         may_be_late = earliest < newest - self._lateness_ms
         recent = self._recent.get(batch.partition)
         # Where no row can be late and no table changes, one number stands for all watermarks.
-        if recent is not None and not may_be_late and not recent.turns_before(newest):
+        if recent is not None and not may_be_late and not recent.rotates_before(newest):
             fresh = recent.is_new(batch.ids, newest)
             return batch if fresh is None else self._turn_away(batch, newest, None, fresh)
         partitions = self._partitions(batch, before)

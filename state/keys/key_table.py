@@ -1,7 +1,7 @@
 """A hash table from keys to slots, for kernels: open addressing over the bytes of the keys.
 
-A cell holds the number of a slot. A slot's key is a piece of `arena`; two keys are the same when
-their bytes are, whatever their hashes say::
+A cell holds the number of a slot. A slot's key is a piece of `arena`; keys are compared by their
+bytes, not by their hashes alone::
 
     table   ── · 2 · · 0 · 1 · ──▶ slot      places   0 │ 0, 3      arena   annbobcid
                                                       1 │ 3, 3
@@ -30,7 +30,7 @@ START, SIZE = 0, 1
 
 @inlined
 def _is_key(slot: int, blob: bytes, start: int, size: int, places: I64, arena: U8) -> bool:
-    """Whether the key of `slot` is this piece of `blob`."""
+    """Whether the key of `slot` equals this piece of `blob`."""
     if places[slot, SIZE] != size:
         return False
     own = places[slot, START]
@@ -45,9 +45,10 @@ def find_slots(
     row: int, blob: bytes, spans: I64, hashes: U64, adds: int, out: I64, table: I32,
     hash_of: U64, places: I64, arena: U8, changed: U8, meta: I64,
 ) -> int:  # fmt: skip
-    """The slots of the keys from `row` on; a new one is given one if it `adds`, else -1 stands.
+    """Write the slots of the keys from `row` on to `out`; new keys are added if `adds`, else -1.
 
-    Returns the row for which room is short, to be called again from there; else how many there are.
+    Returns the row for which there is no space, to be called again from there, or the number of
+    rows. Called through `entry`; the arrays come one by one, as most callers have other types.
     """
     while row < hashes.size:
         key, start = hashes[row], spans[0, row]
@@ -63,8 +64,8 @@ def find_slots(
             slot = table[at]
         if slot == EMPTY and adds != 0:
             slot = np.int32(meta[FREE])
-            short = slot < 0 and meta[USED] == hash_of.size
-            if short or meta[END] + size > arena.size or (meta[LIVE] + 1) * 5 > table.size * 3:
+            full = slot < 0 and meta[USED] == hash_of.size
+            if full or meta[END] + size > arena.size or (meta[LIVE] + 1) * 5 > table.size * 3:
                 return row
             if slot >= 0:
                 meta[FREE] = places[slot, START]
@@ -84,7 +85,7 @@ def find_slots(
 
 @kernel
 def release_all(slots: I64, table: I32, hash_of: U64, places: I64, changed: U8, meta: I64) -> None:
-    """Forget the keys of slots, which must have one; the last one is the first to be used again."""
+    """Remove the keys of slots, which must have one; the last slot is the first to be reused."""
     for slot in slots:
         at = find_home(hash_of[slot], table)
         while table[at] != slot:
@@ -100,8 +101,8 @@ def release_all(slots: I64, table: I32, hash_of: U64, places: I64, changed: U8, 
 
 
 @kernel
-def enter_all(table: I32, hash_of: U64, places: I64, meta: I64) -> None:
-    """Fill an empty table with all slots that have a key."""
+def fill_table(table: I32, hash_of: U64, places: I64, meta: I64) -> None:
+    """Add all slots that have a key to an empty table."""
     for slot in range(meta[USED]):
         if places[slot, SIZE] >= 0:
             at = find_home(hash_of[slot], table)
@@ -113,8 +114,8 @@ def enter_all(table: I32, hash_of: U64, places: I64, meta: I64) -> None:
 
 
 @kernel
-def chain_free(places: I64, meta: I64) -> None:
-    """Chain all slots without key, the first one first."""
+def list_free(places: I64, meta: I64) -> None:
+    """Rebuild the free list from the slots without a key, the lowest first."""
     meta[FREE] = -1
     for slot in range(meta[USED] - 1, -1, -1):
         if places[slot, SIZE] < 0:
@@ -124,7 +125,7 @@ def chain_free(places: I64, meta: I64) -> None:
 
 @kernel
 def close_gaps(order: I64, places: I64, arena: U8, meta: I64) -> None:
-    """Move the keys of slots together; `order` is that in which they lie."""
+    """Compact the arena; `order` are the slots by position of their keys."""
     end = 0
     for slot in order:
         start = places[slot, START]
