@@ -10,7 +10,7 @@ bytes, not by their hashes alone::
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,35 +28,51 @@ META: Final = 5
 START, SIZE = 0, 1
 
 
+class KeyArrays(NamedTuple):
+    """The arrays of the keys of a shard, as kernels take them."""
+
+    table: I32
+    """Hash table from key to slot."""
+    hash_of: U64
+    """`(slots,)`: hash of the key of each."""
+    places: I64
+    """`(slots, 2)`: start and size of the key of each in the arena."""
+    arena: U8
+    """The bytes of the keys."""
+    changed: U8
+    """`(slots,)`: whether a slot was allocated or released since the last commit."""
+    meta: I64
+
+
 @inlined
-def _is_key(slot: int, blob: bytes, start: int, size: int, places: I64, arena: U8) -> bool:
+def _is_key(slot: int, blob: bytes, start: int, size: int, known: KeyArrays) -> bool:
     """Whether the key of `slot` equals this piece of `blob`."""
-    if places[slot, SIZE] != size:
+    if known.places[slot, SIZE] != size:
         return False
-    own = places[slot, START]
+    own = known.places[slot, START]
     i = 0
-    while i < size and arena[own + i] == blob[start + i]:
+    while i < size and known.arena[own + i] == blob[start + i]:
         i += 1
     return i == size
 
 
 @kernel
 def find_slots(
-    row: int, blob: bytes, spans: I64, hashes: U64, adds: int, out: I64, table: I32,
-    hash_of: U64, places: I64, arena: U8, changed: U8, meta: I64,
-) -> int:  # fmt: skip
+    row: int, blob: bytes, spans: I64, hashes: U64, adds: int, out: I64, known: KeyArrays
+) -> int:
     """Write the slots of the keys from `row` on to `out`; new keys are added if `adds`, else -1.
 
     Returns the row for which there is no space, to be called again from there, or the number of
-    rows. Called through `entry`; the arrays come one by one, as most callers have other types.
+    rows.
     """
+    table, hash_of, meta = known.table, known.hash_of, known.meta
     while row < hashes.size:
         key, start = hashes[row], spans[0, row]
         size = spans[1, row] - start
         at = find_home(key, table)
         slot = table[at]
         while slot != EMPTY and not (
-            hash_of[slot] == key and _is_key(slot, blob, start, size, places, arena)
+            hash_of[slot] == key and _is_key(slot, blob, start, size, known)
         ):
             at += 1
             if at == table.size:
@@ -65,17 +81,18 @@ def find_slots(
         if slot == EMPTY and adds != 0:
             slot = np.int32(meta[FREE])
             full = slot < 0 and meta[USED] == hash_of.size
-            if full or meta[END] + size > arena.size or (meta[LIVE] + 1) * 5 > table.size * 3:
+            full |= meta[END] + size > known.arena.size
+            if full or (meta[LIVE] + 1) * 5 > table.size * 3:
                 return row
             if slot >= 0:
-                meta[FREE] = places[slot, START]
+                meta[FREE] = known.places[slot, START]
             else:
                 slot = np.int32(meta[USED])
                 meta[USED] += 1
-            table[at], hash_of[slot], changed[slot] = slot, key, 1
-            places[slot, START], places[slot, SIZE] = meta[END], size
+            table[at], hash_of[slot], known.changed[slot] = slot, key, 1
+            known.places[slot, START], known.places[slot, SIZE] = meta[END], size
             for i in range(size):
-                arena[meta[END] + i] = blob[start + i]
+                known.arena[meta[END] + i] = blob[start + i]
             meta[END] += size
             meta[LIVE] += 1
         out[row] = slot

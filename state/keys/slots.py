@@ -22,6 +22,7 @@ from anabranch.state.keys.key_table import (
     START,
     USED,
     WASTE,
+    KeyArrays,
     close_gaps,
     fill_table,
     find_slots,
@@ -65,13 +66,13 @@ class KeySlots:
         self.capacity = 0
         self._collect_arrays()
         nothing = np.zeros((2, 0), np.int64), np.zeros(0, np.uint64), 1, np.zeros(0, np.int64)
-        self._find_slots = entry(find_slots, 0, b"", *nothing, *self._arrays)
+        self._find_slots = entry(find_slots, 0, b"", *nothing, self._arrays)
 
     def _collect_arrays(self) -> None:
         """Collect the arguments of kernels; most arrays are enlarged in place."""
-        self._arrays = (
-            self._table, self._hash_of, self._places, self._arena, self._changed, self._meta,
-        )  # fmt: skip
+        self._arrays = KeyArrays(
+            self._table, self._hash_of, self._places, self._arena, self._changed, self._meta
+        )
 
     def __len__(self) -> int:
         return int(self._meta[LIVE])
@@ -98,16 +99,16 @@ class KeySlots:
         blob, spans, hashes = texts.blob, texts.spans, texts.hashes
         rows = len(hashes)
         out = np.empty(rows, _INT64)
-        row = self._find_slots(0, blob, spans, hashes, 1, out, *self._arrays)
+        row = self._find_slots(0, blob, spans, hashes, 1, out, self._arrays)
         while row < rows:
             self._reserve_key(texts, row)
-            row = self._find_slots(row, blob, spans, hashes, 1, out, *self._arrays)
+            row = self._find_slots(row, blob, spans, hashes, 1, out, self._arrays)
         return out
 
     def find(self, keys: Sequence[str]) -> I64:
         """The slot of each key, `(rows,) int64`; -1 for a key that has none."""
         texts, out = texts_of(keys), np.empty(len(keys), _INT64)
-        self._find_slots(0, texts.blob, texts.spans, texts.hashes, 0, out, *self._arrays)
+        self._find_slots(0, texts.blob, texts.spans, texts.hashes, 0, out, self._arrays)
         return out
 
     def by_key(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ _CAPACITY, _BYTES, _TEXTS = 0, 1, 2  # cells of `meta`: capacity in texts, bytes
 _FREE: Final = np.int32(-1)
 
 
+# Called through the dispatcher, for which named tuples are slow: its arrays come one by one.
 @kernel
 def _encode(
     row: int, data: bytes, lengths: I64, hashes: U64, codes: I32, table: I32, known: U64,
