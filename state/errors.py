@@ -22,4 +22,4 @@ class InputError(AnabranchError):
 
 
 class StateError(AnabranchError):
-    """A state directory can't be used: damaged, of another pipeline, in use, or out of disk space."""
+    """A state directory can't be used: damaged, another pipeline's, in use, or out of space."""

@@ -57,7 +57,7 @@ def hold(
     try:
         if not lock.acquire(fcntl.LOCK_EX, patience_s=_PROBED_S):
             owner = lock.read_id()
-            run = "another run" if owner is None else f"a running process ({owner})"
+            run = "another run" if owner is None else f"another run (process {owner})"
             raise StateError(
                 f"state directory {directory} is used by {run}: stop that first, or name "
                 "another directory with --state"
