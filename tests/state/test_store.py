@@ -239,8 +239,9 @@ def test_large_values_and_large_commits(tmp_path):
     forest = rng.bytes(90_000_000)
     with Store(tmp_path / "s", IDENTITY, retained=1) as store:
         store.commit(Delta(blobs={"forest": forest, "empty": b""}))
-        for number in range(6):
-            store.commit(Delta(blobs={"small": b"%d" % number}))
+        with store._paused():  # or what is merged would depend on when the compactor runs
+            for number in range(6):
+                store.commit(Delta(blobs={"small": b"%d" % number}))
         settle(store)
         assert store.summary().deltas < 4
         assert store.restore(7).blobs == {"forest": forest, "empty": b"", "small": b"5"}

@@ -108,7 +108,7 @@ class Place(RuleBasedStateMachine):
     @rule()
     def crash(self):
         """Go on with the files as a kill leaves them now."""
-        with self.store._still():
+        with self.store._paused():
             shutil.copytree(self.path, self.directory / "left")
         self.store.close()
         # The engine may still be removing files in there.
