@@ -60,7 +60,7 @@ from anabranch.models.learners.learner import Learner
 from anabranch.models.registry.registry import DIRECTORY, Registry
 from anabranch.models.rollout.challenger import Challenger
 from anabranch.state.errors import StateError
-from anabranch.state.store.atomic_files import sync_directory, write_whole
+from anabranch.state.store.atomic_files import atomic_write, sync_directory
 from anabranch.state.store.delta import Delta, decode
 from anabranch.state.store.lock import hold, join
 
@@ -225,7 +225,7 @@ class StateDirectory:
             StateError: it can't be written.
         """
         path = self.path / f"{INPUT}-{partition}" / START_OFFSETS
-        write_whole(path, msgspec.json.encode(offsets))
+        atomic_write(path, msgspec.json.encode(offsets))
 
     def set_initial_model(self, reference: str) -> None:
         """Let learning start from this version of the registry; before anything is committed.

@@ -33,7 +33,7 @@ from anabranch.models.registry.weights import final, weights
 from anabranch.state.errors import StateError
 from anabranch.state.store.delta import Delta, encode
 from anabranch.state.store.lock import holder
-from anabranch.state.store.store import look
+from anabranch.state.store.read_only import ReadOnlyStore
 
 _ATTEMPTS, _PAUSE_S = 20, 0.05
 
@@ -139,7 +139,7 @@ def _read(path: Path, manifest: Manifest) -> tuple[ResumePoint, Token, Delta]:
                 token = _newest(path / MODELS)
             if token is not None:
                 _check_complete(path, point, manifest)
-                return point, token, look(path / MODELS / DATABASE).image(token.generation)
+                return point, token, ReadOnlyStore(path / MODELS / DATABASE).image(token.generation)
         except StateError:
             if not (attempts_left and in_use):
                 raise
@@ -153,7 +153,7 @@ def _newest(models: Path) -> Token | None:
     """The last generation that is written, whether or not the cluster resumes from it."""
     if not (models / DATABASE).exists():
         raise StateError(f"{models} is missing: take the snapshot on the host that has the models")
-    generation = look(models / DATABASE).generation
+    generation = ReadOnlyStore(models / DATABASE).generation
     return Token(MODELS, read_id(models) or "", generation) if generation else None
 
 

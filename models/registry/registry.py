@@ -31,7 +31,7 @@ from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.pickling import check_river, dumps, loads
 from anabranch.models.registry.version import Version, check_name, parse_reference, seal, unseal
 from anabranch.state.errors import InputError, StateError
-from anabranch.state.store.atomic_files import sync_directory, write_whole
+from anabranch.state.store.atomic_files import atomic_write, sync_directory
 
 DIRECTORY = "registry"
 """What it is called in a state directory."""
@@ -185,9 +185,9 @@ class Registry:
         try:
             draft.mkdir(parents=True)
             sync_directory(self.path)
-            write_whole(draft / _MODEL, blob)
+            atomic_write(draft / _MODEL, blob)
             if distributions is not None:
-                write_whole(draft / _DISTRIBUTIONS, distributions)
+                atomic_write(draft / _DISTRIBUTIONS, distributions)
             made = self._give_number(draft, about)
             sync_directory(home)
         except OSError as error:
@@ -219,7 +219,7 @@ class Registry:
         Raises:
             StateError: the disk does not take it.
         """
-        write_whole(self._directory(version.name, version.version) / _PINNED, b"")
+        atomic_write(self._directory(version.name, version.version) / _PINNED, b"")
 
     def problems(self) -> Sequence[str]:
         """What is wrong with versions, in sentences; pickles are measured, and not read."""
@@ -291,7 +291,7 @@ class Registry:
         number = max(self._numbers(about.name), default=0) + 1
         while True:
             made = msgspec.structs.replace(about, version=number)
-            write_whole(draft / _ABOUT, seal(made))
+            atomic_write(draft / _ABOUT, seal(made))
             try:
                 draft.rename(self._directory(about.name, number))
                 return made
