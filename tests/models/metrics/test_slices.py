@@ -344,7 +344,7 @@ def sales(*slices: Any, **changes: Any) -> Pipeline:
         (lambda: slice_by("price", bins=(1,), bin_names=("low", "low")), "all different"),
         (lambda: slice_by("card", bin_names=("a", "b")), "needs bins= too"),
         (lambda: slice_by(3), "name of a field or of a feature as text"),
-        (lambda: sales("card"), "'card' in the slices of pipeline 'sales' is not a slice: use slice_by"),
+        (lambda: sales("card"), "in the slices of pipeline 'sales' is not a slice: use slice_by"),
         (lambda: sales(slice_by("cart")), "by an unknown field: Sale has id, ts, card"),
         (lambda: sales(slice_by("price")), "is by a number: give bins="),
         (lambda: sales(slice_by("card_1d_count")), "by a feature, which is a number: give bins="),
