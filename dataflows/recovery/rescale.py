@@ -12,12 +12,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from anabranch.dataflows.batch.batch import MODELS
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.recovery.manifest import Identity, write_identity
 from anabranch.dataflows.recovery.resume_point import ResumePoint, read_resume_point
 from anabranch.dataflows.recovery.state_partition import Place, Token, windows_of
 from anabranch.dataflows.sharding.entity_windows import EntityWindows
-from anabranch.dataflows.steps.window_step import MODELS
 from anabranch.state.keys.hashing import hash64
 from anabranch.state.store.delta import Delta
 from anabranch.state.windows.repartition import repartition

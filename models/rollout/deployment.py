@@ -21,7 +21,7 @@ from anabranch.models.learners.learner import Task
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.decision import Decision
 from anabranch.models.rollout.observations import Arm, RolloutRows
-from anabranch.models.rollout.policies.policy import Policy
+from anabranch.models.rollout.policy import Policy
 from anabranch.models.rollout.traffic import split_traffic
 from anabranch.models.rollout.trial import Proposal, Trial, TrialKey
 

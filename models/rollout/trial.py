@@ -14,7 +14,7 @@ from anabranch.models.rollout.comparison import ComparedLabels, Comparison
 from anabranch.models.rollout.decision import Evidence
 from anabranch.models.rollout.guardrails import LOSS_WINDOW, PSI_WINDOW, GuardrailMonitors
 from anabranch.models.rollout.observations import Arm, RolloutRows
-from anabranch.models.rollout.policies.policy import BETTER, Policy, Step, TrialProgress
+from anabranch.models.rollout.policy import BETTER, Policy, Step, TrialProgress
 
 I64 = NDArray[np.int64]
 

@@ -1,4 +1,4 @@
-"""A sink whose bus is away waits and says so; it gives up only when told, or for good reason."""
+"""A sink waits for a bus that is unavailable, and gives up only when stopped or refused."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ from anabranch.dataflows.bus import BusError, UnreachableError
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.error_guard import Guard
 from anabranch.dataflows.sink.bus_sink import BusSink, part_name
-from anabranch.dataflows.sink.delivery_retry import Patience
-from tests.support.sink_rows import EVENTS, INPUTS, MARKING, OUTPUTS, PREDICTIONS, event, outgoing
+from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
+from tests.support.output_messages import (
+    EVENTS,
+    INPUTS,
+    OUTPUTS,
+    PREDICTIONS,
+    event,
+    output_of,
+    recovery,
+)
 
-AWAY = UnreachableError("nobody answers")
+UNAVAILABLE = UnreachableError("no broker answers")
 REFUSED = BusError("1 messages could not be delivered: message too large")
 
 
@@ -59,30 +67,32 @@ class FlakyBus(MemoryBus):
 
 
 def parts(bus: MemoryBus, count: int = 1, **options: Any) -> list[Any]:
-    options.setdefault("since", {})
-    sink = BusSink(bus, count, marking=MARKING, **options)
+    kept = recovery({}) if options.pop("recovers", True) else None
+    sink = BusSink(bus, count, recovery=kept, **options)
     return [sink.build_part("sink", part_name(number), None) for number in range(count)]
 
 
 def written(bus: MemoryBus, **options: Any) -> Any:
     (part,) = parts(bus, **options)
-    part.write_batch([outgoing([event(0)])])
+    part.write_batch([output_of([event(0)])])
     return part
 
 
-def test_a_flush_that_fails_for_a_while_is_waited_for_and_said():
-    bus, told = FlakyBus(), []
-    patience = Patience(waiting=lambda s, why: told.append(why), first_s=0, every_s=0, nap_s=0)
-    part = written(bus, patience=patience)
-    bus.failures = [AWAY] * 4
-    bus.ends_fail = [AWAY] * 2
+def test_a_flush_that_fails_for_a_while_is_retried_and_reported():
+    bus, reports = FlakyBus(), []
+    retry = DeliveryRetry(
+        on_waiting=lambda s, why: reports.append(why), first_s=0, every_s=0, poll_s=0
+    )
+    part = written(bus, retry=retry)
+    bus.failures = [UNAVAILABLE] * 4
+    bus.ends_fail = [UNAVAILABLE] * 2
     assert part.snapshot()[PREDICTIONS] == 1
-    assert told == ["nobody answers"] * 6
+    assert reports == ["no broker answers"] * 6
 
 
-def test_what_is_refused_for_good_is_raised_at_once_and_nothing_is_confirmed_afterwards():
+def test_a_final_refusal_is_raised_at_once_and_nothing_is_confirmed_afterwards():
     bus = FlakyBus()
-    part = written(bus, patience=Patience(nap_s=3600))
+    part = written(bus, retry=DeliveryRetry(poll_s=3600))
     bus.failures = [REFUSED]
     with pytest.raises(BusError, match="message too large"):
         part.snapshot()
@@ -92,10 +102,10 @@ def test_what_is_refused_for_good_is_raised_at_once_and_nothing_is_confirmed_aft
     assert (bus.flushed, bus.closed) == (1, 0)
 
 
-def test_told_to_stop_it_tries_for_the_grace_only():
+def test_when_stopped_it_retries_only_for_the_grace_period():
     bus, stop = FlakyBus(), threading.Event()
-    part = written(bus, patience=Patience(stop=stop, grace_s=0.3, nap_s=0.01))
-    bus.failures = [AWAY] * 10_000
+    part = written(bus, retry=DeliveryRetry(stop=stop, grace_s=0.3, poll_s=0.01))
+    bus.failures = [UNAVAILABLE] * 10_000
     done = threading.Event()
     raised: list[BaseException] = []
 
@@ -107,49 +117,52 @@ def test_told_to_stop_it_tries_for_the_grace_only():
         done.set()
 
     threading.Thread(target=confirm, daemon=True).start()
-    assert not done.wait(0.6)  # twice the grace, but nobody has told it to stop
+    assert not done.wait(0.6)  # twice the grace period, but it was not stopped
     stop.set()
-    begun = time.monotonic()
+    began = time.monotonic()
     assert done.wait(10)
-    assert time.monotonic() - begun >= 0.25
-    assert "stopped while the bus was away: nobody answers" in str(raised[0])
+    assert time.monotonic() - began >= 0.25
+    assert "stopped while the bus was unavailable: no broker answers" in str(raised[0])
     assert not isinstance(raised[0], UnreachableError)
-    begun = time.monotonic()
+    began = time.monotonic()
     part.close()
-    assert time.monotonic() - begun < 0.2
+    assert time.monotonic() - began < 0.2
     assert bus.closed == 0
 
 
-def test_within_the_grace_it_may_still_succeed():
+def test_within_the_grace_period_it_may_still_succeed():
     bus, stop = FlakyBus(), threading.Event()
     stop.set()
-    part = written(bus, patience=Patience(stop=stop, grace_s=10, nap_s=0))
-    bus.failures = [AWAY] * 3
+    part = written(bus, retry=DeliveryRetry(stop=stop, grace_s=10, poll_s=0))
+    bus.failures = [UNAVAILABLE] * 3
     assert part.snapshot()[PREDICTIONS] == 1
 
 
-def test_it_is_told_after_the_first_pause_and_then_now_and_again():
-    bus, told = FlakyBus(), []
-    patience = Patience(
-        waiting=lambda seconds, why: told.append(seconds), first_s=0.05, every_s=0.1, nap_s=0.01
+def test_waiting_is_reported_after_the_first_pause_and_then_at_intervals():
+    bus, reports = FlakyBus(), []
+    retry = DeliveryRetry(
+        on_waiting=lambda seconds, why: reports.append(seconds),
+        first_s=0.05,
+        every_s=0.1,
+        poll_s=0.01,
     )
-    part = written(bus, patience=patience)
-    bus.failures = [AWAY] * 30
-    begun = time.monotonic()
+    part = written(bus, retry=retry)
+    bus.failures = [UNAVAILABLE] * 30
+    began = time.monotonic()
     part.snapshot()
-    elapsed = time.monotonic() - begun
-    assert 2 <= len(told) <= 1 + elapsed / 0.1
-    assert told[0] >= 0.05
-    assert all(later - sooner >= 0.1 for sooner, later in pairwise(told))
+    elapsed = time.monotonic() - began
+    assert 2 <= len(reports) <= 1 + elapsed / 0.1
+    assert reports[0] >= 0.05
+    assert all(later - sooner >= 0.1 for sooner, later in pairwise(reports))
 
 
-@pytest.mark.parametrize("error", [AWAY, REFUSED])
-def test_a_failed_append_is_the_end(error):
+@pytest.mark.parametrize("error", [UNAVAILABLE, REFUSED])
+def test_after_a_failed_append_nothing_is_confirmed(error):
     bus, guard = FlakyBus(), Guard()
     (part,) = parts(bus, guard=guard)
     bus.append_fails = error
     with pytest.raises(BusError, match=str(error)) as raised, guard.watching():
-        part.write_batch([outgoing([event(0)])])
+        part.write_batch([output_of([event(0)])])
     assert not isinstance(raised.value, UnreachableError)
     assert guard.failure is raised.value
     bus.append_fails = None
@@ -171,26 +184,26 @@ def test_nothing_is_confirmed_once_another_step_has_failed():
 def test_one_flush_confirms_all_partitions_of_a_worker():
     bus = FlakyBus()
     first, second = parts(bus, 2)
-    first.write_batch([outgoing([event(0)], partition=0)])
-    second.write_batch([outgoing([event(0), event(1)], partition=1)])
+    first.write_batch([output_of([event(0)], partition=0)])
+    second.write_batch([output_of([event(0), event(1)], partition=1)])
     assert first.snapshot()[PREDICTIONS] == 1
     assert second.snapshot()[PREDICTIONS] == 2
     assert bus.flushed == 1
-    second.write_batch([outgoing([event(2)], partition=1)])
+    second.write_batch([output_of([event(2)], partition=1)])
     assert second.snapshot()[PREDICTIONS] == 3
     assert bus.flushed == 2
 
 
-def test_closing_publishes_and_confirms_nothing():
+def test_closing_neither_publishes_nor_confirms():
     bus = FlakyBus()
     part = written(bus)
-    bus.failures = [AWAY]
-    part.close()  # in the middle of an epoch: as it is
+    bus.failures = [UNAVAILABLE]
+    part.close()  # in the middle of an epoch: everything stays as it is
     assert (bus.flushed, bus.closed) == (0, 0)
 
     first, second = parts(bus, 2)
     bus.failures = []
-    first.write_batch([outgoing([event(1)])])
+    first.write_batch([output_of([event(1)])])
     first.snapshot()
     first.close()
     assert bus.closed == 0  # the other partition has the same publisher
@@ -198,21 +211,23 @@ def test_closing_publishes_and_confirms_nothing():
     assert bus.closed == 1
 
 
-def test_without_recovery_what_was_written_is_flushed_when_it_closes():
+def test_without_recovery_closing_flushes():
     bus = FlakyBus()
-    part = written(bus, since=None)
+    part = written(bus, recovers=False)
     bus.failures = [REFUSED]
     with pytest.raises(BusError, match="message too large"):
         part.close()
 
 
-def test_reading_back_waits_for_the_bus_too():
-    bus, told = FlakyBus(), []
+def test_reading_back_is_retried_too():
+    bus, reports = FlakyBus(), []
     written(bus).snapshot()
-    patience = Patience(waiting=lambda s, why: told.append(why), first_s=0, every_s=0, nap_s=0)
+    retry = DeliveryRetry(
+        on_waiting=lambda s, why: reports.append(why), first_s=0, every_s=0, poll_s=0
+    )
     bus.publisher().append(EVENTS, [b""] * 10, partitions=0)
-    bus.ends_fail = [AWAY] * 3
-    (part,) = parts(bus, patience=patience)
-    assert told == ["nobody answers"] * 3
-    part.write_batch([outgoing([event(0)])])
+    bus.ends_fail = [UNAVAILABLE] * 3
+    (part,) = parts(bus, retry=retry)
+    assert reports == ["no broker answers"] * 3
+    part.write_batch([output_of([event(0)])])
     assert len(bus.values(PREDICTIONS)) == 1

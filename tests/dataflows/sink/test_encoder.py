@@ -1,20 +1,22 @@
-"""What leaves on the output topics can be read with the types that are offered for it."""
+"""Output messages decode as their public types, and keep their source keys in a replay."""
 
 from __future__ import annotations
 
 import pickle
+from functools import partial
 
 import msgspec
 import pytest
 from river import linear_model, naive_bayes, preprocessing
 
 from anabranch import Event, Label, Pipeline, Prediction, field, inline, monitor
-from anabranch.dataflows.batch.outgoing import Marking, Outgoing
+from anabranch.dataflows.batch.output_records import OutputRecords, Provenance
 from anabranch.dataflows.bus.memory import MemoryBus
+from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.sink.bus_sink import BusSink, part_name
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.sink.bus_sink import BusSink, SinkRecovery, part_name
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
 
@@ -41,7 +43,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("target", MODELS)
-def test_every_output_decodes_as_its_type_with_nothing_left_over(target):
+def test_every_output_decodes_as_its_type_without_extra_fields(target):
     pipeline = Pipeline(
         name="readings",
         event=Reading,
@@ -66,7 +68,7 @@ def test_every_output_decodes_as_its_type_with_nothing_left_over(target):
     ]
     messages = [msgspec.json.encode(event) for event in events] + [b"oops"]
     bus.publisher().append("readings.events", messages)
-    run_worker(pipeline, bus, IntakeOptions(until_end=True))
+    run_worker(pipeline, bus, SourceOptions(until_end=True))
     for topic, kind, least in (
         ("readings.predictions", Prediction, 1000),
         ("readings.drift", DriftSignal, 1),
@@ -80,22 +82,24 @@ def test_every_output_decodes_as_its_type_with_nothing_left_over(target):
             assert all(getattr(typed, name) == raw[name] for name in raw)
 
 
-def outgoing_of(pipeline: Pipeline, bus: MemoryBus, limit: int) -> list[Outgoing]:
-    """What the flow hands to the sink, in pieces of at most ``limit`` rows."""
-    found: list[Outgoing] = []
+def output_of(pipeline: Pipeline, bus: MemoryBus, limit: int) -> list[OutputRecords]:
+    """What the flow hands to the sink, in batches of at most ``limit`` rows."""
+    items: list[OutputRecords] = []
 
     class Recorder(WorkerMetrics):
-        def on_written(self, outgoing: Outgoing, now: float) -> None:
-            found.append(outgoing)
+        def on_written(self, outgoing: OutputRecords, now: float) -> None:
+            items.append(outgoing)
 
-    options = IntakeOptions(until_end=True, limit=limit)
+    options = SourceOptions(until_end=True, limit=limit)
     run_worker(pipeline, bus, options, metrics=Recorder(pipeline.name))
-    return found
+    return items
 
 
 @pytest.mark.parametrize("delayed", [False, True])
 @pytest.mark.parametrize("partitions", [1, 3])
-def test_every_output_is_known_again_by_its_mark_however_the_stream_is_cut(delayed, partitions):
+def test_every_output_is_recognised_by_its_source_key_however_the_stream_is_cut(
+    delayed, partitions
+):
     label = Verdict.target("hot", timeout="1h") if delayed else inline("hot")
     pipeline = Pipeline(
         name="readings",
@@ -112,22 +116,24 @@ def test_every_output_is_known_again_by_its_mark_however_the_stream_is_cut(delay
     for limit in (1000, 7):
         bus = MemoryBus()
         publish_readings(pipeline, bus, partitions)
-        runs.append((bus, outgoing_of(pipeline, bus, limit)))
+        runs.append((bus, output_of(pipeline, bus, limit)))
     (bus, _), (_, again) = runs
-    marking = Marking.of(pipeline)
-    assert marking.fields.keys() == set(pipeline.topics.outputs)
-    before = {topic: bus.end_offsets(topic) for topic in marking.fields}
+    provenance = Provenance.of(pipeline)
+    topics = provenance.discriminators.keys()
+    assert topics == set(pipeline.topics.outputs)
+    before = {topic: bus.end_offsets(topic) for topic in topics}
     assert all(sum(ends) > 0 for ends in before.values())
-    sink = BusSink(bus, partitions, marking=marking, since={})
+    recovery = SinkRecovery({}, provenance, partial(codec_of, pipeline))
+    sink = BusSink(bus, partitions, recovery=recovery)
     for number in range(partitions):
         part = sink.build_part("sink", part_name(number), None)
         part.write_batch([pickle.loads(pickle.dumps(i)) for i in again if i.partition == number])
         assert part.snapshot() == {topic: ends[number] for topic, ends in before.items()}
-    assert {topic: bus.end_offsets(topic) for topic in marking.fields} == before
+    assert {topic: bus.end_offsets(topic) for topic in topics} == before
 
 
 def publish_readings(pipeline: Pipeline, bus: MemoryBus, partitions: int) -> None:
-    """Events, labels and rubbish; what has a partition number has the same everywhere."""
+    """Publish events, labels and malformed messages."""
     bus.create_topics(dict.fromkeys(pipeline.inputs, partitions))
     publisher = bus.publisher()
     for i in range(900):

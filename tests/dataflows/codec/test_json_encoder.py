@@ -1,4 +1,4 @@
-"""A line written by the kernel is, byte for byte, what msgspec makes of the same prediction."""
+"""A prediction encoded by the kernel is, byte for byte, what msgspec makes of it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anabranch.dataflows.sink.json_encoder import LineWriter
+from anabranch.dataflows.codec.json_encoder import JsonPredictionEncoder
 from anabranch.models.learners.learner import NO_LABEL, Predictions, Task
 from anabranch.state.keys.text_column import Texts
 
-WRITERS = {
-    task: LineWriter(task, 'shop "1".events', "ModelÄ")
+ENCODERS = {
+    task: JsonPredictionEncoder(task, 'shop "1".events', "ModelÄ")
     for task in (Task.BINARY, Task.REGRESSION, Task.ANOMALY)
 }
 plain = st.text(
@@ -33,7 +33,7 @@ def texts(ids: list[str]) -> Texts:
     return Texts(blob, np.array(spans).T.copy(), np.zeros(len(ids), np.uint64), True)
 
 
-def answer(task: Task, value: float, label: int | None) -> dict[str, Any]:
+def outputs(task: Task, value: float, label: int | None) -> dict[str, Any]:
     number = None if math.isnan(value) else value
     if task is Task.REGRESSION:
         return {"prediction": number}
@@ -44,7 +44,7 @@ def answer(task: Task, value: float, label: int | None) -> dict[str, Any]:
     return {"prediction": None if number is None else number > 0.5, "score": number}
 
 
-@pytest.mark.parametrize("task", WRITERS)
+@pytest.mark.parametrize("task", ENCODERS)
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(
@@ -56,7 +56,7 @@ def answer(task: Task, value: float, label: int | None) -> dict[str, Any]:
     st.booleans(),
     st.integers(0, 1000),
 )
-def test_lines_are_those_of_msgspec(
+def test_messages_equal_those_of_msgspec(
     task: Task,
     rows: list[tuple[str, int, int, float, int, int]],
     labelled: bool,
@@ -66,7 +66,7 @@ def test_lines_are_those_of_msgspec(
     ids, times, offsets, values, labels, versions = map(list, zip(*rows, strict=True))
     labelled = labelled and task is Task.BINARY
     first = versions[0]
-    lines = WRITERS[task].write(
+    messages = ENCODERS[task].encode(
         texts(ids),
         np.array(times, np.int64),
         np.array(offsets, np.int64),
@@ -74,7 +74,7 @@ def test_lines_are_those_of_msgspec(
         range(first, first + len(rows)) if counted else versions,
         Predictions(np.array(values), np.array(labels, np.uint8) if labelled else None),
     )
-    assert lines == [
+    assert messages == [
         msgspec.json.encode(
             {
                 "id": ids[i],
@@ -84,7 +84,7 @@ def test_lines_are_those_of_msgspec(
                 "offset": offsets[i],
                 "model": "ModelÄ",
                 "version": first + i if counted else versions[i],
-                **answer(task, values[i], labels[i] if labelled else None),
+                **outputs(task, values[i], labels[i] if labelled else None),
             }
         )
         for i in range(len(rows))

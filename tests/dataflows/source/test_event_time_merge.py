@@ -1,4 +1,4 @@
-"""Input topics are merged in time while behind, and never held back when caught up."""
+"""Input topics are merged in event time while there is a backlog, and never delayed without one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from anabranch.dataflows.batch.batch import RawBatch
 from anabranch.dataflows.bus import BusError, TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
-from anabranch.dataflows.source.event_time_merge import AlignedReader
+from anabranch.dataflows.source.event_time_merge import MergedReader
 
 TOPICS = ("p.events", "p.labels")
 
@@ -29,8 +29,8 @@ def fill(bus: MemoryBus, times: dict[tuple[str, int], list[int]], partitions: in
     return bus
 
 
-def drain(reader: AlignedReader) -> list[tuple[int, bytes]]:
-    """All rows in the order in which they go on, with their times."""
+def drain(reader: MergedReader) -> list[tuple[int, bytes]]:
+    """All rows in the order in which they are handed over, with their times."""
     rows: list[tuple[int, bytes]] = []
     while (batch := reader.read()) is not None:
         values = batch.events.values + batch.labels.values
@@ -39,8 +39,8 @@ def drain(reader: AlignedReader) -> list[tuple[int, bytes]]:
     return rows
 
 
-def start(bus: MemoryBus, partitions: int, limit: int) -> AlignedReader:
-    reader = AlignedReader(bus, TOPICS, origin="0", limit=limit)
+def start(bus: MemoryBus, partitions: int, limit: int) -> MergedReader:
+    reader = MergedReader(bus, TOPICS, worker_id="0", limit=limit)
     reader.add({TopicPartition(t, p): 0 for t in TOPICS for p in range(partitions)})
     return reader
 
@@ -72,13 +72,13 @@ def test_events_come_before_labels_of_the_same_time(events, labels):
 
 @given(st.lists(st.integers(0, 20), max_size=40), st.integers(1, 7))
 @settings(max_examples=100, deadline=None)
-def test_a_partition_keeps_its_own_order_even_where_times_go_back(times, limit):
+def test_a_partition_keeps_its_own_order_even_if_times_fall(times, limit):
     bus = bus_with({("p.events", 0): times, ("p.labels", 0): [10]}, 1)
     rows = [value for _, value in drain(start(bus, 1, limit)) if value.startswith(b"e")]
     assert rows == bus.values("p.events")
 
 
-def test_live_rows_go_on_at_once_though_other_topics_are_silent():
+def test_live_rows_are_ready_at_once_though_other_topics_are_silent():
     bus = bus_with({("p.events", 0): [5]}, 2)
     reader = start(bus, 2, 100)
     assert [value for _, value in drain(reader)] == [b"e0.0"]
@@ -86,18 +86,19 @@ def test_live_rows_go_on_at_once_though_other_topics_are_silent():
     assert [value for _, value in drain(reader)] == [b"next"]
 
 
-def test_a_partition_that_does_not_deliver_holds_others_back_for_a_bounded_time():
+def test_a_partition_that_does_not_deliver_delays_others_for_a_bounded_time():
     bus = bus_with({("p.events", 0): [5, 6], ("p.labels", 0): [1]}, 1)
     now = [100.0]
-    reader = AlignedReader(bus, TOPICS, origin="0", limit=10, patience_s=2.0, clock=lambda: now[0])
+    reader = MergedReader(bus, TOPICS, worker_id="0", limit=10, idle_timeout_s=2.0)
+    reader.clock = lambda: now[0]
     reader.add({TopicPartition(t, 0): 0 for t in TOPICS})
     inner = bus.reader
     stuck = TopicPartition("p.labels", 0)
 
     def reader_with_stuck_labels(*arguments):
-        made = inner(*arguments)
-        made.pause([stuck])
-        return made
+        created = inner(*arguments)
+        created.pause([stuck])
+        return created
 
     bus.reader = reader_with_stuck_labels  # type: ignore[method-assign]
     assert reader.read() is None
@@ -114,7 +115,7 @@ def test_positions_are_those_of_rows_handed_over_not_of_rows_fetched():
     reader = start(bus, 1, 6)
     reader.read()
     assert reader.positions == {("p.events", 0): 5, ("p.labels", 0): 1}
-    reader.add({TopicPartition("p.events", 0): 5})  # as when a partition joins: begins anew there
+    reader.add({TopicPartition("p.events", 0): 5})  # as if a partition joins: it restarts there
     rest = drain(reader)
     assert len(rest) == 14
 
@@ -130,7 +131,7 @@ def messages(batch: RawBatch) -> list[tuple[str, int, int]]:
 
 
 def in_order(times: dict[tuple[str, int], list[int]]) -> list[tuple[str, int, int]]:
-    """What the order is by definition: rising time, topic, partition, offset."""
+    """The order by definition: rising time, topic, partition, offset."""
     rows = [
         (rising, TOPICS.index(topic), partition, offset)
         for (topic, partition), stamps in times.items()
@@ -147,34 +148,34 @@ backlogs = st.dictionaries(
 
 
 class SmallFetches(MemoryBus):
-    """A bus whose readers bring ``fetch`` messages of each partition at a time."""
+    """A bus whose readers return ``fetch`` messages of each partition at a time."""
 
     def __init__(self, fetch: int) -> None:
         super().__init__()
         self.fetch = fetch
 
     def reader(self, *arguments):
-        made = super().reader(*arguments)
-        poll = made.poll
-        made.poll = lambda limit, timeout_s=0.0: poll(self.fetch, timeout_s)
-        return made
+        reader = super().reader(*arguments)
+        poll = reader.poll
+        reader.poll = lambda limit, timeout_s=0.0: poll(self.fetch, timeout_s)
+        return reader
 
 
 @given(backlogs, st.integers(1, 9), st.integers(1, 9), st.data())
 @settings(max_examples=300, deadline=None)
-def test_a_reader_cut_at_any_batch_goes_on_as_if_it_had_not_been(times, fetch, limit, data):
+def test_a_reader_restarted_after_any_batch_continues_in_the_same_order(times, fetch, limit, data):
     bus = fill(SmallFetches(fetch), times, 3)
     places = [TopicPartition(*at) for at in times]
-    reader = AlignedReader(bus, TOPICS, origin="0", limit=limit)
+    reader = MergedReader(bus, TOPICS, worker_id="0", limit=limit)
     reader.add(dict.fromkeys(places, 0))
     found: list[tuple[str, int, int]] = []
     while (batch := reader.read()) is not None:
         found += messages(batch)
-        if data.draw(st.booleans(), label="cut here"):
+        if data.draw(st.booleans(), label="restart here"):
             positions, latest = dict(reader.positions), dict(reader.latest)
             reader.close()
             limit = data.draw(st.integers(1, 9), label="limit")
-            reader = AlignedReader(bus, TOPICS, origin="0", limit=limit)
+            reader = MergedReader(bus, TOPICS, worker_id="0", limit=limit)
             reader.add(positions, latest)
         for at in places:
             handed_over = times[at][: reader.positions[at]]
@@ -182,12 +183,12 @@ def test_a_reader_cut_at_any_batch_goes_on_as_if_it_had_not_been(times, fetch, l
     assert found == in_order(times)
 
 
-def test_a_reader_cut_without_its_latest_times_would_merge_in_another_order():
+def test_a_reader_restarted_without_its_latest_times_merges_in_another_order():
     times = {("p.events", 0): [9, 1, 1], ("p.labels", 0): [5]}
     bus = bus_with(times, 1)
     orders = []
     for latest in (None, {TopicPartition("p.events", 0): 9}):
-        reader = AlignedReader(bus, TOPICS, origin="0")
+        reader = MergedReader(bus, TOPICS, worker_id="0")
         reader.add({TopicPartition("p.events", 0): 1, TopicPartition("p.labels", 0): 0}, latest)
         batch = reader.read()
         assert batch is not None
@@ -201,7 +202,7 @@ def test_the_latest_time_of_a_single_partition_is_known_after_any_number_of_batc
     stamps = rng.integers(0, 10_000, 500).tolist()
     at = TopicPartition("p.events", 0)
     bus = bus_with({at: stamps}, 1)
-    reader = AlignedReader(bus, TOPICS[:1], origin="0", limit=3)
+    reader = MergedReader(bus, TOPICS[:1], worker_id="0", limit=3)
     reader.add({at: 0}, {at: 17})
     for turn in range(160):
         assert reader.read() is not None
@@ -210,15 +211,15 @@ def test_the_latest_time_of_a_single_partition_is_known_after_any_number_of_batc
     assert reader.latest == {at: max(17, *stamps[:480])}
 
 
-def test_a_gap_stops_the_reader_or_is_passed_over():
+def test_a_gap_stops_the_reader_or_is_skipped():
     at = TopicPartition("p.events", 0)
     bus = bus_with({at: [1, 2, 3, 4]}, 1)
     bus.delete_before(at, 3)
-    reader = AlignedReader(bus, TOPICS, origin="0")
+    reader = MergedReader(bus, TOPICS, worker_id="0")
     reader.add({at: 1, TopicPartition("p.labels", 0): 0})
     with pytest.raises(BusError, match=r"p\.events partition 0 keeps nothing before offset 3, but"):
         reader.read()
-    reader = AlignedReader(bus, TOPICS, origin="0", lost="earliest")
+    reader = MergedReader(bus, TOPICS, worker_id="0", on_out_of_range="earliest")
     reader.add({at: 1, TopicPartition("p.labels", 0): 0})
     assert [value for _, value in drain(reader)] == [b"e0.3"]
     assert reader.positions[at] == 4
@@ -229,11 +230,11 @@ def test_a_gap_stops_the_reader_or_is_passed_over():
 def test_positions_move_over_a_gap_that_nothing_follows(when, topics):
     at = TopicPartition("p.events", 0)
     bus = bus_with({at: [1, 2, 3, 4]}, 1)
-    reader = AlignedReader(bus, topics, origin="0", lost="earliest", limit=2)
+    reader = MergedReader(bus, topics, worker_id="0", on_out_of_range="earliest", limit=2)
     reader.add(dict.fromkeys([TopicPartition(topic, 0) for topic in topics], 0))
     if when == "in mid-run":
         assert reader.read() is not None
     bus.delete_before(at, 4)
     assert reader.read() is None
     assert reader.positions[at] == 4
-    assert reader.trouble() is None
+    assert reader.unavailable_reason() is None

@@ -1,4 +1,4 @@
-"""Predictions as lines of JSON, written by a kernel: byte for byte what msgspec would write."""
+"""Encodes predictions as JSON in a kernel: byte for byte what msgspec would write."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from anabranch.models.learners.learner import NO_LABEL, Predictions, Task
 from anabranch.state.compile import F64, I64, U8, entry, inlined, kernel
 from anabranch.state.keys.text_column import Texts
 
-_ANSWERS = {Task.BINARY: (True, True), Task.REGRESSION: (False, False), Task.ANOMALY: (False, True)}
-"""Whether the prediction is a truth, not the number itself; whether there is a score."""
+_OUTPUTS = {Task.BINARY: (True, True), Task.REGRESSION: (False, False), Task.ANOMALY: (False, True)}
+"""Whether the prediction is a boolean, not the number itself; whether there is a score."""
 
 _PER_ROW = 200  # bytes, beside the id and the pieces: numbers of at most 25 characters
 _FALSE, _NULL = 6, 8  # of the pieces
 _NO_LABELS, _NO_VERSIONS = np.zeros(0, np.uint8), np.zeros(0, np.int64)
 
 
-class LineWriter:
-    """Writes predictions of one task that a model made on the events of a topic."""
+class JsonPredictionEncoder:
+    """Encodes the predictions that one model made for the events of one topic."""
 
     def __init__(self, task: Task, topic: str, model: str) -> None:
         self._encode = msgspec.json.Encoder().encode
         self._names = self._encode(topic), self._encode(model)
-        is_truth, self._has_score = _ANSWERS[task]
-        self._is_truth = int(is_truth)
+        is_boolean, self._has_score = _OUTPUTS[task]
+        self._is_boolean = int(is_boolean)
         self._pieces: dict[int, tuple[bytes, I64]] = {}
         self._out: U8 = np.zeros(0, np.uint8)
         none = np.zeros(0, np.int64)
@@ -37,33 +37,33 @@ class LineWriter:
             self._out, b"", b"", none, 0, self._out,
         )  # fmt: skip
 
-    def write(
+    def encode(
         self,
         ids: Texts,
         times: I64,
-        offsets: I64,
+        offsets: NDArray[Any],
         partition: int,
         versions: Sequence[int],
         predictions: Predictions,
     ) -> list[bytes]:
-        """One line per event; ``ids`` must be plain."""
+        """One message per event of ``partition``; ``ids`` need no escaping (`Texts.plain`)."""
         rows, values = len(times), predictions.values
         pieces, cuts = self._pieces.get(partition) or self._make_pieces(partition)
         size = len(ids.blob) + rows * (len(pieces) + _PER_ROW)
         if size > self._out.size:
             self._out = np.zeros(2 * size, np.uint8)
-        first, more = 0, _NO_VERSIONS
+        first, given = 0, _NO_VERSIONS
         if type(versions) is range:
             first = versions.start
         else:
-            more = np.array(versions, np.int64)
+            given = np.array(versions, np.int64)
         written = self._write(
-            ids.blob, ids.spans, times, offsets, first, more, values,
+            ids.blob, ids.spans, times, offsets, first, given, values,
             _NO_LABELS if predictions.labels is None else predictions.labels,
-            self._encode(values.tolist()), pieces, cuts, self._is_truth, self._out,
+            self._encode(values.tolist()), pieces, cuts, self._is_boolean, self._out,
         )  # fmt: skip
         lines = self._out[:written].tobytes().split(b"\n")
-        lines.pop()  # what stands behind the last line's end
+        lines.pop()  # what follows the last line's end
         return lines
 
     def _make_pieces(self, partition: int) -> tuple[bytes, I64]:
@@ -95,7 +95,7 @@ def _copy(source: bytes, start: int, stop: int, out: U8, at: int) -> int:
 
 @inlined
 def _write_integer(value: int, out: U8, at: int) -> int:
-    """Write it in decimal; behind it."""
+    """Write `value` in decimal; returns the end of it."""
     if value < 0:
         out[at] = 45
         at += 1
@@ -113,14 +113,15 @@ def _write_integer(value: int, out: U8, at: int) -> int:
 @kernel
 def _write_lines(
     blob: bytes, spans: I64, times: I64, offsets: I64, first: int, versions: I64, values: F64,
-    labels: U8, answers: bytes, pieces: bytes, cuts: I64, is_truth: int, out: U8,
+    labels: U8, encoded: bytes, pieces: bytes, cuts: I64, is_boolean: int, out: U8,
 ) -> int:  # fmt: skip
-    """Returns how many bytes were written.
+    """Write one line per row into `out`; returns how many bytes were written.
 
-    `answers` is a list of the values in JSON. Without `versions` they count on from `first`,
-    without `labels` it is `value > 0.5`.
+    `encoded` is the list of `values` in JSON. Without `versions` they count up from `first`;
+    without `labels` a boolean prediction is `value > 0.5`. The arrays come one by one for speed, as
+    in `dataflows.codec.json_scanner`.
     """
-    at = answer = 0
+    at = value_at = 0
     for i in range(times.size):
         at = _copy(pieces, cuts[0], cuts[1], out, at)
         at = _copy(blob, spans[0, i], spans[1, i], out, at)
@@ -131,10 +132,10 @@ def _write_lines(
         at = _copy(pieces, cuts[3], cuts[4], out, at)
         at = _write_integer(versions[i] if versions.size > 0 else first + i, out, at)
         at = _copy(pieces, cuts[4], cuts[5], out, at)
-        start = answer = answer + 1  # behind a bracket or a comma
-        while answers[answer] != 44 and answers[answer] != 93:
-            answer += 1
-        if is_truth != 0:
+        start = value_at = value_at + 1  # after a bracket or a comma
+        while encoded[value_at] != 44 and encoded[value_at] != 93:
+            value_at += 1
+        if is_boolean != 0:
             word = _NULL
             if labels.size > 0:
                 if labels[i] != NO_LABEL:
@@ -143,10 +144,10 @@ def _write_lines(
                 word = _FALSE + (values[i] > 0.5)
             at = _copy(pieces, cuts[word], cuts[word + 1], out, at)
         else:
-            at = _copy(answers, start, answer, out, at)
+            at = _copy(encoded, start, value_at, out, at)
         if cuts[6] > cuts[5]:
             at = _copy(pieces, cuts[5], cuts[6], out, at)
-            at = _copy(answers, start, answer, out, at)
+            at = _copy(encoded, start, value_at, out, at)
         out[at], out[at + 1] = 125, 10
         at += 2
     return at

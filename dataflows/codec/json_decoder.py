@@ -1,8 +1,8 @@
-"""Messages straight to columns, where both their type and what they look like are the usual ones.
+"""Decodes batches of JSON straight into columns, for messages of the common form.
 
-`dataflows.source.json_scanner` reads what most programs write, about five times as fast as structs
-can be made. Whatever it does not take is left to msgspec; so nothing depends on it but the time
-that it takes.
+The compiled scanner (`dataflows.codec.json_scanner`) reads what most programs write, about five
+times as fast as structs can be made. It rejects everything else, which msgspec then decodes: the
+results are the same, only the time differs.
 """
 
 from __future__ import annotations
@@ -15,34 +15,33 @@ from typing import Any, Union, get_args, get_origin
 import msgspec
 import numpy as np
 
-from anabranch.dataflows.batch.columns import Numbers
-from anabranch.dataflows.source.json_scanner import (
+from anabranch.dataflows.batch.columns import NumberColumn
+from anabranch.dataflows.codec.json_scanner import (
+    BOOLEAN,
     INTEGER,
     NUMBER,
-    REFUSED,
+    REJECTED,
     TEXT,
-    TRUTH,
     UNICODE,
     read_rows,
 )
+from anabranch.dataflows.codec.protocol import Columns, DecodedColumns
 from anabranch.state.compile import I64, entry
 from anabranch.state.keys.hashing import hash64
 from anabranch.state.keys.text_column import Texts
 
-_KINDS: dict[Any, int] = {str: TEXT, int: INTEGER, float: NUMBER, bool: TRUTH}
-_MOST_FIELDS = 60
-_PATIENCE = 8  # batches in a row that were refused
+_KINDS: dict[Any, int] = {str: TEXT, int: INTEGER, float: NUMBER, bool: BOOLEAN}
+_MAX_FIELDS = 60
+_MAX_REJECTED = 8  # batches in a row
 _PAUSE = 100  # batches that are then left to msgspec
 _INT64, _UINT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.uint64), np.dtype(np.float64)
-
-Columns = dict[str, Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """A field as `json_rows` knows it.
+    """A field as the scanner knows it.
 
-    ``default`` is None where there is none, or none that can stand in a column.
+    ``default`` is None if there is none, or none that can stand in a column.
     """
 
     name: str
@@ -51,20 +50,20 @@ class _Field:
     default: Any
 
 
-class JsonColumns:
-    """Reads messages of one type; made by `json_columns`.
+class JsonColumnDecoder:
+    """Decodes batches of messages of one type; made by `json_column_decoder`.
 
     Args:
-        fields: all of the type's, under the names that they have in messages.
-        time: the one that holds the event time, an integer.
-        wanted: names of those of which columns are made.
+        fields: all fields of the type, under the names that they have in messages.
+        time: the field that holds the event time, an integer.
+        wanted: the names of the fields of which columns are made.
     """
 
     def __init__(self, fields: Sequence[_Field], time: str, wanted: Sequence[str]) -> None:
         kept = [field for field in fields if field.name in wanted and field.name != time]
         texts = [field.name for field in kept if field.kind == TEXT]
         integers = [field.name for field in kept if field.kind == INTEGER]
-        numbers = [field.name for field in kept if field.kind in (NUMBER, TRUTH)]
+        numbers = [field.name for field in kept if field.kind in (NUMBER, BOOLEAN)]
         self._time_row = 2 * len(texts)
         out = {name: row for row, name in enumerate(texts)}
         out |= {name: row for row, name in enumerate([time, *integers], self._time_row)}
@@ -72,7 +71,7 @@ class JsonColumns:
         self._shape = self._time_row + 1 + len(integers), len(texts), len(numbers)
         self._texts = [(name, out[name], slice(2 * out[name], 2 * out[name] + 2)) for name in texts]
         self._numbers = [
-            (field.name, out[field.name], field.kind == TRUTH)
+            (field.name, out[field.name], field.kind == BOOLEAN)
             for field in kept
             if field.name in numbers
         ]
@@ -80,56 +79,50 @@ class JsonColumns:
         if time in wanted:
             self._integers.append((time, self._time_row))
         self._names = np.frombuffer("".join(field.name for field in fields).encode(), np.uint8)
-        self._names = self._names.copy()  # as all arrays that kernels see: one that may be written
+        self._names = self._names.copy()  # writable, as all arrays that kernels are compiled for
         self._plan: I64 = _plan(fields, out)
         self._defaults = [
             (field.kind, out[field.name], field.default)
             for field in kept
             if field.default is not None
         ]
-        self._refused = self._pause = 0
+        self._rejected = self._pause = 0
         none = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.uint64), np.zeros((1, 0))
         published = np.zeros(0, np.int64)
         self._read = entry(read_rows, b"", 0, self._names, self._plan, 0, published, *none)
 
-    def read(
-        self, values: list[bytes], published: I64
-    ) -> tuple[I64, Columns, tuple[int, int, int]] | None:
-        """Times and columns of the messages; None where one of them is not of the usual form.
-
-        ``published`` is ``(n,) int64``, C-contiguous. The last three numbers are the least and the
-        greatest time, and the least of ``published``.
-        """
+    def read(self, values: list[bytes], published: I64) -> DecodedColumns | None:
+        """Times and columns of the messages; None if any of them is not of the common form."""
         if self._pause:
             self._pause -= 1
             return None
         blob = b"\n".join(values) + b"\n"
         size, rows = len(blob), len(values)
-        of_integers, of_texts, of_numbers = self._shape
-        integers = np.empty((of_integers, rows), _INT64)
-        hashes = np.empty((of_texts, rows), _UINT64)
-        numbers = np.empty((of_numbers, rows), _FLOAT64)
+        n_integers, n_texts, n_numbers = self._shape
+        integers = np.empty((n_integers, rows), _INT64)
+        hashes = np.empty((n_texts, rows), _UINT64)
+        numbers = np.empty((n_numbers, rows), _FLOAT64)
         if self._defaults:
             blob += self._fill(size, integers, hashes, numbers)
-        found, least, greatest, earliest = self._read(
+        result, least, greatest, earliest = self._read(
             blob, size, self._names, self._plan, self._time_row, published, integers, hashes,
             numbers,
         )  # fmt: skip
-        if found == REFUSED or (found == UNICODE and not _is_utf8(blob)):
-            self._refuse()
+        if result == REJECTED or (result == UNICODE and not _is_utf8(blob)):
+            self._on_rejected()
             return None
-        self._refused = 0
+        self._rejected = 0
         columns: Columns = {}
         for name, row, spans in self._texts:
             columns[name] = Texts(blob, integers[spans], hashes[row], True)
-        for name, row, is_truth in self._numbers:
-            columns[name] = Numbers(numbers[row], is_truth)
+        for name, row, is_boolean in self._numbers:
+            columns[name] = NumberColumn(numbers[row], is_boolean)
         for name, row in self._integers:
-            columns[name] = Numbers(integers[row])
+            columns[name] = NumberColumn(integers[row])
         return integers[self._time_row], columns, (least, greatest, earliest)
 
     def _fill(self, end: int, integers: I64, hashes: Any, numbers: Any) -> bytes:
-        """Put defaults into the outputs; texts stand behind the messages, from ``end`` on."""
+        """Write defaults into the outputs; their texts follow the messages, from ``end`` on."""
         texts = b""
         for kind, row, value in self._defaults:
             if kind == TEXT:
@@ -143,30 +136,35 @@ class JsonColumns:
                 numbers[row] = value
         return texts
 
-    def _refuse(self) -> None:
-        """Where nearly every batch has something unusual, trying is a waste."""
-        self._refused += 1
-        if self._refused >= _PATIENCE:
+    def _on_rejected(self) -> None:
+        """Pause after several rejected batches: trying each of them would waste time."""
+        self._rejected += 1
+        if self._rejected >= _MAX_REJECTED:
             self._pause = _PAUSE
 
 
-def json_columns(
+def json_column_decoder(
     message: type[msgspec.Struct], time: str, wanted: Sequence[str]
-) -> JsonColumns | None:
-    """A reader of messages of this type; None where the type asks for more than it can check.
+) -> JsonColumnDecoder | None:
+    """A decoder for messages of this type; None if the type asks for more than it can check.
 
-    ``message`` is the type as it is decoded: its time field is an integer.
+    Args:
+        message: the type as it is decoded: its time field is an integer.
+        time: the field that holds the event time.
+        wanted: the fields of which columns are made.
     """
     config = message.__struct_config__
     if config.tag is not None or config.array_like or hasattr(message, "__post_init__"):
         return None
     fields = list(map(_field, msgspec.structs.fields(message)))
     known = [field for field in fields if field is not None]
-    return JsonColumns(known, time, wanted) if len(known) == len(fields) <= _MOST_FIELDS else None
+    if len(known) < len(fields) or len(fields) > _MAX_FIELDS:
+        return None
+    return JsonColumnDecoder(known, time, wanted)
 
 
 def _field(field: msgspec.structs.FieldInfo) -> _Field | None:
-    """None for one that can't be checked; that it may be null does not matter, for none is read."""
+    """A field that the scanner can check, else None; whether it may be null does not matter."""
     annotation, name = field.type, field.name
     if get_origin(annotation) in (Union, types.UnionType):
         rest = [each for each in get_args(annotation) if each is not type(None)]
@@ -186,7 +184,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _plan(fields: Sequence[_Field], out: dict[str, int]) -> I64:
-    """See `dataflows.source.json_scanner`."""
+    """The fields as the scanner takes them; see `dataflows.codec.json_scanner`."""
     plan, at = [], 0
     for field in fields:
         name, row = field.name, out.get(field.name, -1)
@@ -197,7 +195,7 @@ def _plan(fields: Sequence[_Field], out: dict[str, int]) -> I64:
 
 
 def _is_utf8(blob: bytes) -> bool:
-    # A line end or a quote can't be a part of another character: all is well if each text is.
+    # A line end or a quote cannot be part of another character: the whole is valid if each text is.
     try:
         blob.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Columns read straight from JSON are those that msgspec would have given, or none.
+"""Columns decoded straight from JSON equal what msgspec decodes, or the batch is rejected.
 
 The reference decodes each message into a struct with msgspec, and reads its fields.
 """
@@ -15,18 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anabranch import Event
-from anabranch.dataflows.source.json_decoder import json_columns
+from anabranch.dataflows.codec.json_decoder import json_column_decoder
 from anabranch.state.keys.hashing import hash64
 
 
-class Usual(Event, kw_only=True):
+class Reading(Event, kw_only=True):
     id: str
     ts: int
     place: str
     value: float
     count: int = 5
     good: bool
-    passed_over: float
+    ignored: float
     shop: str = "größte"
     rate: float = 0.5
     new: bool = True
@@ -37,17 +37,17 @@ WANTED = ("good", "id", "place", "value", "count", "shop", "rate", "new")
 
 
 def reader() -> Any:
-    found = json_columns(Usual, "ts", WANTED)
-    assert found is not None
-    return found
+    decoder = json_column_decoder(Reading, "ts", WANTED)
+    assert decoder is not None
+    return decoder
 
 
 READER = reader()
-DECODE = msgspec.json.Decoder(Usual).decode
+DECODE = msgspec.json.Decoder(Reading).decode
 
 
 def by_struct(values: list[bytes]) -> dict[str, list[Any]] | None:
-    """What the columns should be; None where a message is bad."""
+    """What the columns should be; None if a message is invalid."""
     try:
         rows = list(map(DECODE, values))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -56,20 +56,20 @@ def by_struct(values: list[bytes]) -> dict[str, list[Any]] | None:
 
 
 def exactly(values: list[Any]) -> list[Any]:
-    """With types, and every bit of floats."""
+    """The values with their types, and every bit of floats."""
     return [(type(v), struct.pack("<d", v) if type(v) is float else v) for v in values]
 
 
 def check(values: list[bytes]) -> bool:
-    """Whether they were read; if so, as they should be."""
-    READER._refused = READER._pause = 0
+    """Whether the messages were accepted; if so, the columns must be right."""
+    READER._rejected = READER._pause = 0
     published = np.arange(len(values)) + 7
-    found = READER.read(values, published)
-    if found is None:
+    decoded = READER.read(values, published)
+    if decoded is None:
         return False
     expected = by_struct(values)
-    assert expected is not None, "what msgspec refuses was read"
-    times, columns, extents = found
+    assert expected is not None, "a message that msgspec rejects was accepted"
+    times, columns, extents = decoded
     assert extents == (min(expected["ts"]), max(expected["ts"]), 7)
     assert times.tolist() == expected.pop("ts")
     for name, column in expected.items():
@@ -88,14 +88,14 @@ short_float = st.builds(
     st.integers(-8 * 10**14, 8 * 10**14),
     st.integers(0, 15),
 ).filter(lambda x: x != 0)
-usual = st.fixed_dictionaries(
+common = st.fixed_dictionaries(
     {
         "id": plain_text.map(lambda text: f'"{text}"'),
         "ts": st.integers(-(10**17), 10**17).map(str),
         "place": plain_text.map(lambda text: f'"{text}"'),
         "value": short_float.map(repr),
         "good": st.booleans().map(lambda b: str(b).lower()),
-        "passed_over": short_float.map(repr),
+        "ignored": short_float.map(repr),
     },
     optional={
         "count": st.integers(-(10**17), 10**17).map(str),
@@ -118,7 +118,7 @@ odd_number = st.one_of(odd_value, st.floats().map(repr), st.integers().map(str))
 
 @st.composite
 def message(draw: st.DrawFn, change: bool) -> bytes:
-    fields = dict(draw(usual))
+    fields = dict(draw(common))
     if change and draw(st.booleans()):
         fields[draw(st.sampled_from(sorted(fields)))] = draw(odd_number)
     items = draw(st.permutations(list(fields.items())))
@@ -135,24 +135,24 @@ def message(draw: st.DrawFn, change: bool) -> bytes:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(message(change=False), min_size=1, max_size=5))
-def test_usual_messages_are_read(values: list[bytes]) -> None:
+def test_messages_of_the_common_form_are_accepted(values: list[bytes]) -> None:
     assert check(values)
 
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(message(change=True), min_size=1, max_size=3))
-def test_odd_messages_are_read_as_they_should_be_or_not_at_all(values: list[bytes]) -> None:
+def test_odd_messages_are_decoded_correctly_or_rejected(values: list[bytes]) -> None:
     check(values)
 
 
 ONE = np.zeros(1, np.int64)
-GOOD = b'{"id":"a","ts":1,"place":"b","value":1.5,"count":2,"good":true,"passed_over":0.25}'
+VALID = b'{"id":"a","ts":1,"place":"b","value":1.5,"count":2,"good":true,"ignored":0.25}'
 
 
 @settings(max_examples=600, deadline=None)
 @given(st.data())
-def test_damaged_messages_are_read_as_they_should_be_or_not_at_all(data: st.DataObject) -> None:
-    value = bytearray(GOOD)
+def test_damaged_messages_are_decoded_correctly_or_rejected(data: st.DataObject) -> None:
+    value = bytearray(VALID)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(value) - 1))
         piece = data.draw(
@@ -161,48 +161,48 @@ def test_damaged_messages_are_read_as_they_should_be_or_not_at_all(data: st.Data
         value[at : at + data.draw(st.integers(0, 3))] = piece
         if not value:
             break
-    check([bytes(value), GOOD])
-    check([GOOD, bytes(value)])
+    check([bytes(value), VALID])
+    check([VALID, bytes(value)])
     check([bytes(value)])
 
 
 @pytest.mark.parametrize(
     "values",
     [
-        [GOOD + b"\n" + GOOD, b""],
-        [GOOD[:40], GOOD[40:]],
-        [GOOD.replace(b",", b"\n,", 1)],
-        [b"", GOOD + b"\n" + GOOD],
-        [GOOD + b"\n"],
+        [VALID + b"\n" + VALID, b""],
+        [VALID[:40], VALID[40:]],
+        [VALID.replace(b",", b"\n,", 1)],
+        [b"", VALID + b"\n" + VALID],
+        [VALID + b"\n"],
         [b""],
-        [GOOD.replace(b'"a"', b'"\xff"')],
-        [GOOD.replace(b'"a"', b'"\xc3'), b'\xa9"' + GOOD],
+        [VALID.replace(b'"a"', b'"\xff"')],
+        [VALID.replace(b'"a"', b'"\xc3'), b'\xa9"' + VALID],
         [b"{}"],
-        [GOOD[:-1] + b",}"],
+        [VALID[:-1] + b",}"],
     ],
 )
-def test_lines_are_no_way_around_the_bounds_of_messages(values: list[bytes]) -> None:
+def test_line_ends_in_messages_do_not_blur_their_bounds(values: list[bytes]) -> None:
     assert not check(values)
 
 
 def test_a_number_that_takes_more_than_a_division_is_left_to_msgspec() -> None:
-    assert not check([GOOD.replace(b"1.5", b"0.30000000000000004")])
-    assert check([GOOD.replace(b"1.5", b"1.7976931348623157")]) == (17976931348623157 <= 2**53)
-    assert check([GOOD.replace(b"1.5", b"-0.0")])
+    assert not check([VALID.replace(b"1.5", b"0.30000000000000004")])
+    assert check([VALID.replace(b"1.5", b"1.7976931348623157")]) == (17976931348623157 <= 2**53)
+    assert check([VALID.replace(b"1.5", b"-0.0")])
 
 
-def test_where_all_is_unusual_it_is_not_tried_every_time() -> None:
-    columns = reader()
-    odd = [GOOD.replace(b'"a"', b'"\\n"')]
+def test_after_many_rejected_batches_it_pauses() -> None:
+    decoder = reader()
+    odd = [VALID.replace(b'"a"', b'"\\n"')]
     for _ in range(20):
-        assert columns.read(odd, ONE) is None
-    assert columns.read([GOOD], ONE) is None  # it rests
+        assert decoder.read(odd, ONE) is None
+    assert decoder.read([VALID], ONE) is None  # it pauses
     for _ in range(200):
-        columns.read([GOOD], ONE)
-    assert columns.read([GOOD], ONE) is not None
+        decoder.read([VALID], ONE)
+    assert decoder.read([VALID], ONE) is not None
 
 
-def test_types_that_ask_for_more_are_left_to_msgspec() -> None:
+def test_types_that_it_cannot_check_are_left_to_msgspec() -> None:
     class Either(Event):
         id: str
         ts: int
@@ -230,4 +230,4 @@ def test_types_that_ask_for_more_are_left_to_msgspec() -> None:
             raise ValueError
 
     for kind in (Either, Nested, Renamed, Tagged, Checked):
-        assert json_columns(kind, "ts", ["id"]) is None, kind
+        assert json_column_decoder(kind, "ts", ["id"]) is None, kind

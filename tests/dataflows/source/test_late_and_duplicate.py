@@ -1,6 +1,6 @@
-"""What may enter: no id twice within the horizon, nothing too late, however the stream is cut.
+"""No id passes twice within the dedup window and no late event passes, however batches are cut.
 
-The reference keeps every id of every partition with no tables, no hashes and no batches.
+The reference keeps every id of every partition, without tables, hashes or batches.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from anabranch import Event, Label, Pipeline, field, inline, since_last
 from anabranch.dataflows.batch.batch import Batch, RawBatch, RawRows
 from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.source.decoder import BatchDecoder
-from anabranch.dataflows.source.late_and_duplicate import Admission
+from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
 
-LATENESS, HORIZON = 10, 30  # seconds
-T0_S = 1_700_000_010  # a multiple of the horizon
+LATENESS, WINDOW = 10, 30  # seconds: allowed lateness, dedup window
+T0_S = 1_700_000_010  # a multiple of the window
 Row = tuple[str, int, int]
 """Id, time in seconds, partition."""
 
@@ -56,7 +56,7 @@ def decoder(labelled: bool) -> BatchDecoder:
 
 
 def batch(rows: list[Row], first: int = 0, labels: int | None = None) -> Batch:
-    """Events with offsets from ``first`` on, and, where ``labels`` are asked for, those behind."""
+    """Events with offsets from ``first`` on, followed by ``labels`` labels."""
     events = [
         {
             "id": id,
@@ -76,9 +76,9 @@ def batch(rows: list[Row], first: int = 0, labels: int | None = None) -> Batch:
         np.arange(len(events) + len(truths)),
         0.0,
     )
-    found = decoder(labels is not None).decode(raw)
-    assert len(found) == len(rows)
-    return found
+    decoded = decoder(labels is not None).decode(raw)
+    assert len(decoded) == len(rows)
+    return decoded
 
 
 def raw_rows(topic: str, messages: list[Any], partitions: list[int], first: int) -> RawRows:
@@ -93,52 +93,52 @@ def raw_rows(topic: str, messages: list[Any], partitions: list[int], first: int)
     )
 
 
-def admission() -> Admission:
-    return Admission("t.events", f"{LATENESS}s", f"{HORIZON}s")
+def new_filter() -> LateAndDuplicateFilter:
+    return LateAndDuplicateFilter(f"{LATENESS}s", f"{WINDOW}s")
 
 
 def in_batches(rows: list[Row], cuts: list[int]) -> tuple[list[int], list[DeadLetter]]:
-    """Offsets that may enter, and the dead letters, with batches ending at ``cuts``."""
-    gate, admitted, dead = admission(), [], []
+    """Offsets that pass, and the dead letters, with batches ending at ``cuts``."""
+    late_filter, passed, dead_letters = new_filter(), [], []
     ends = sorted({cut for cut in cuts if cut < len(rows)} | {len(rows)})
     start = 0
     for end in ends:
-        found = gate.admit(batch(rows[start:end], start))
-        admitted += found.offsets.tolist()
-        dead += found.dead
+        found = late_filter.apply(batch(rows[start:end], start))
+        passed += found.offsets.tolist()
+        dead_letters += found.dead_letters
         start = end
-    return admitted, dead
+    return passed, dead_letters
 
 
-def seen_by_reference(rows: list[Row]) -> dict[int, str]:
-    """Offset → what must become of it: "enter", "late", "duplicate id", or "either".
+def expected_by_reference(rows: list[Row]) -> dict[int, str]:
+    """Offset → what must become of it: "pass", "late", "duplicate id", or "either".
 
-    An id is remembered for one horizon at least and two at most.
+    An id is remembered for one window at least and two at most.
     """
-    watermark, last_seen, found = -(10**9), {}, {}
+    watermark, last_seen, expected = -(10**9), {}, {}
     for offset, (id, time, partition) in enumerate(rows):
         watermark = max(watermark, time)
         before = last_seen.get((partition, id))
         if watermark - time > LATENESS:
-            found[offset] = "late"
-            if before is not None and HORIZON <= watermark - before <= 2 * HORIZON:
-                # Whether it was remembered, and from when on it is now, can't be known.
+            expected[offset] = "late"
+            if before is not None and WINDOW <= watermark - before <= 2 * WINDOW:
+                # Whether it was remembered, and from when on it is now, is not known.
                 break
-        elif before is None or watermark - before > 2 * HORIZON:
-            found[offset] = "enter"
-        elif watermark - before < HORIZON:
-            found[offset] = "duplicate id"
+        elif before is None or watermark - before > 2 * WINDOW:
+            expected[offset] = "pass"
+        elif watermark - before < WINDOW:
+            expected[offset] = "duplicate id"
         else:
-            found[offset] = "either"
-        # A repetition that was recognised does not make the memory last longer.
-        if before is None or watermark - before >= HORIZON:
+            expected[offset] = "either"
+        # A duplicate that was recognised does not extend how long the id is remembered.
+        if before is None or watermark - before >= WINDOW:
             last_seen[partition, id] = watermark
-    return found
+    return expected
 
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[Row]:
-    """Events whose times go up, with late ones, jumps over one and several horizons, few ids."""
+    """Events with rising times, late ones, jumps over one and several windows, and few ids."""
     rows: list[Row] = []
     now = 0
     for _ in range(draw(st.integers(0, 40))):
@@ -151,7 +151,7 @@ def streams(draw: st.DrawFn) -> list[Row]:
 
 @given(streams(), st.lists(st.integers(0, 40), max_size=12))
 @settings(max_examples=150, deadline=None)
-def test_no_cut_changes_what_enters_or_what_is_said_of_the_rest(rows, cuts):
+def test_no_cut_changes_what_passes_or_the_dead_letters(rows, cuts):
     one_by_one = in_batches(rows, list(range(len(rows))))
     at_once = in_batches(rows, [])
     assert at_once == one_by_one
@@ -160,81 +160,81 @@ def test_no_cut_changes_what_enters_or_what_is_said_of_the_rest(rows, cuts):
 
 @given(streams(), st.lists(st.integers(0, 40), max_size=12))
 @settings(max_examples=150, deadline=None)
-def test_late_and_repeated_events_are_turned_away_and_no_others(rows, cuts):
-    admitted, dead = in_batches(rows, cuts)
-    became = dict.fromkeys(admitted, "enter") | {d.offset: d.reason for d in dead}
+def test_late_and_duplicate_events_are_removed_and_no_others(rows, cuts):
+    passed, dead_letters = in_batches(rows, cuts)
+    became = dict.fromkeys(passed, "pass") | {d.offset: d.reason for d in dead_letters}
     assert sorted(became) == list(range(len(rows)))
-    assert len(admitted) + len(dead) == len(rows)
-    for offset, must in seen_by_reference(rows).items():
+    assert len(passed) + len(dead_letters) == len(rows)
+    for offset, must in expected_by_reference(rows).items():
         if must == "either":
-            # From here on the reference can't know which of the two was remembered.
+            # From here on the reference does not know which of the two was remembered.
             break
         assert became[offset] == must, (offset, rows[: offset + 1])
 
 
-def test_a_repetition_in_the_same_batch_and_in_a_later_one():
-    gate = admission()
-    first = gate.admit(batch([("a", 0, 0), ("b", 0, 0), ("a", 1, 0)]))
-    second = gate.admit(batch([("b", 2, 0), ("c", 2, 0)], 3))
+def test_a_duplicate_in_the_same_batch_and_in_a_later_one():
+    late_filter = new_filter()
+    first = late_filter.apply(batch([("a", 0, 0), ("b", 0, 0), ("a", 1, 0)]))
+    second = late_filter.apply(batch([("b", 2, 0), ("c", 2, 0)], 3))
     assert (first.ids, second.ids) == (["a", "b"], ["c"])
-    assert [(d.offset, d.reason) for d in first.dead] == [(2, "duplicate id")]
-    assert [(d.offset, d.reason) for d in second.dead] == [(3, "duplicate id")]
+    assert [(d.offset, d.reason) for d in first.dead_letters] == [(2, "duplicate id")]
+    assert [(d.offset, d.reason) for d in second.dead_letters] == [(3, "duplicate id")]
 
 
-@pytest.mark.parametrize("begins", range(0, HORIZON, 7))
-def test_an_id_is_remembered_for_a_whole_horizon_wherever_that_begins(begins):
-    for gap in (0, 1, HORIZON // 2, HORIZON - 1):
-        gate = admission()
-        gate.admit(batch([("a", begins, 0)]))
-        assert not len(gate.admit(batch([("a", begins + gap, 0)], 1))), (begins, gap)
+@pytest.mark.parametrize("start", range(0, WINDOW, 7))
+def test_an_id_is_remembered_for_a_whole_window_wherever_that_starts(start):
+    for gap in (0, 1, WINDOW // 2, WINDOW - 1):
+        late_filter = new_filter()
+        late_filter.apply(batch([("a", start, 0)]))
+        assert not len(late_filter.apply(batch([("a", start + gap, 0)], 1))), (start, gap)
 
 
-def test_an_id_may_come_again_after_two_horizons():
-    gate = admission()
-    gate.admit(batch([("a", 0, 0)]))
-    assert gate.admit(batch([("a", 2 * HORIZON, 0)], 1)).ids == ["a"]
+def test_an_id_may_come_again_after_two_windows():
+    late_filter = new_filter()
+    late_filter.apply(batch([("a", 0, 0)]))
+    assert late_filter.apply(batch([("a", 2 * WINDOW, 0)], 1)).ids == ["a"]
 
 
-def test_ids_of_other_partitions_are_others():
+def test_ids_are_compared_within_a_partition():
     """An event that is published twice goes to the same partition."""
-    assert admission().admit(batch([("a", 0, 0), ("a", 0, 1), ("a", 0, 2)])).ids == ["a"] * 3
+    assert new_filter().apply(batch([("a", 0, 0), ("a", 0, 1), ("a", 0, 2)])).ids == ["a"] * 3
 
 
-def test_many_ids_are_all_told_apart():
-    gate = admission()
+def test_many_ids_are_all_distinguished():
+    late_filter = new_filter()
     rows = [(str(i), i // 5000, 0) for i in range(20_000)]
-    assert len(gate.admit(batch(rows))) == 20_000
-    assert len(gate.admit(batch(rows, 20_000))) == 0
+    assert len(late_filter.apply(batch(rows))) == 20_000
+    assert len(late_filter.apply(batch(rows, 20_000))) == 0
 
 
-def test_an_event_may_be_as_late_as_the_lateness_and_no_later():
-    gate = admission()
-    found = gate.admit(batch([("a", 100, 0), ("b", 90, 0), ("c", 89, 0), ("d", 100, 0)]))
+def test_an_event_may_be_as_late_as_allowed_and_no_later():
+    late_filter = new_filter()
+    found = late_filter.apply(batch([("a", 100, 0), ("b", 90, 0), ("c", 89, 0), ("d", 100, 0)]))
     assert found.ids == ["a", "b", "d"]
-    (letter,) = found.dead
+    (letter,) = found.dead_letters
     assert letter.reason == "late"
     assert "11s behind" in letter.detail
     assert "10s" in letter.detail
 
 
-def test_what_is_turned_away_is_said_with_place_and_payload():
-    gate = admission()
-    found = gate.admit(batch([("a", 0, 2), ("a", 0, 2)], 7))
-    assert found.dead == [
+def test_a_dead_letter_has_coordinates_and_payload():
+    late_filter = new_filter()
+    found = late_filter.apply(batch([("a", 0, 2), ("a", 0, 2)], 7))
+    assert found.dead_letters == [
         DeadLetter(
             topic="t.events",
             partition=2,
             offset=8,
             reason="duplicate id",
-            detail="an event with id 'a' was here before",
+            detail="an event with id 'a' came before",
             payload=json.dumps({"id": "a", "ts": T0_S, "card": "card 8", "number": 8, "y": 8}),
         )
     ]
 
 
-def test_all_columns_of_what_enters_stay_together():
+def test_all_columns_of_rows_that_pass_stay_aligned():
     rows = [("a", 0, 0), ("a", 0, 0), ("b", 1, 1), ("a", 0, 0)]
-    found = admission().admit(batch(rows))
+    found = new_filter().apply(batch(rows))
     assert found.ids == ["a", "b"]
     assert found.times.tolist() == [T0_S * 1000, T0_S * 1000 + 1000]
     assert found.offsets.tolist() == [0, 2]
@@ -247,21 +247,21 @@ def test_all_columns_of_what_enters_stay_together():
     assert found.order.tolist() == [0, 1]
 
 
-def test_labels_all_stay():
-    found = admission().admit(batch([("a", 0, 0), ("a", 0, 0), ("b", 0, 1)], labels=2))
+def test_labels_all_pass():
+    found = new_filter().apply(batch([("a", 0, 0), ("a", 0, 0), ("b", 0, 1)], labels=2))
     assert found.labels.ids == ["l0", "l1"]
     assert found.order.tolist() == [0, 1, 2, 3]
 
 
-def test_the_watermark_is_the_greatest_time_and_never_goes_back():
-    gate = admission()
-    gate.admit(batch([("a", 50, 0), ("b", 45, 0)]))
-    assert gate.watermark_ms == (T0_S + 50) * 1000
-    gate.admit(batch([("c", 48, 0)], 2))
-    assert gate.watermark_ms == (T0_S + 50) * 1000
+def test_the_watermark_is_the_greatest_time_and_never_falls():
+    late_filter = new_filter()
+    late_filter.apply(batch([("a", 50, 0), ("b", 45, 0)]))
+    assert late_filter.watermark_ms == (T0_S + 50) * 1000
+    late_filter.apply(batch([("c", 48, 0)], 2))
+    assert late_filter.watermark_ms == (T0_S + 50) * 1000
 
 
 def test_a_batch_without_events_passes():
-    found = admission().admit(batch([], labels=3))
+    found = new_filter().apply(batch([], labels=3))
     assert len(found) == 0
     assert found.order.tolist() == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on gives what an uninterrupted one gives: event time is state.
+"""A run that is stopped and resumed gives what an uninterrupted one gives.
 
 Everything runs in this process, on a backlog of three partitions with events that come out of
 order, too late, or twice.
@@ -23,7 +23,7 @@ from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.resume_point import read_resume_point
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from tests.support.checkpoint_pipeline import (
     MINUTE,
     OUTPUTS,
@@ -42,7 +42,7 @@ Outputs = dict[str, list[list[Json]]]
 
 
 def declared(directory: Path, old: str = "", new: str = "") -> Pipeline:
-    """The pipeline, with a change."""
+    """The pipeline, with ``old`` replaced by ``new``."""
     assert old in PIPELINE
     file = directory / "flow.py"
     file.write_text(PIPELINE.replace(old, new) if old else PIPELINE)
@@ -70,8 +70,8 @@ def run(
     batch: int = 7,
     epoch_s: float = 0.001,
 ) -> bool:
-    """Run to the end, or until it has asked so often for rows; whether it was stopped."""
-    options = IntakeOptions(limit=batch, until_end=True)
+    """Run to the end, or stop after so many reads; returns whether it was stopped."""
+    options = SourceOptions(limit=batch, until_end=True)
     if reads is not None:
         options.stop = StopAfter(reads)
     with StateDirectory.open(state, pipeline, bus) as opened:
@@ -103,7 +103,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Outputs:
 def test_stopped_anywhere_it_gives_what_an_uninterrupted_run_gives(
     pipeline: Pipeline, tmp_path: Path, uninterrupted: Outputs, seed: int
 ) -> None:
-    """Stopped again and again, with other batches and other epochs each time."""
+    """Stopped repeatedly, with other batches and other epochs each time."""
     chance, bus, stops = random.Random(seed), bus_with(MESSAGES), 0
     while run(
         pipeline,
@@ -119,7 +119,7 @@ def test_stopped_anywhere_it_gives_what_an_uninterrupted_run_gives(
 
 
 def test_a_backlog_after_a_long_pause_is_not_late(pipeline: Pipeline, tmp_path: Path) -> None:
-    """Hours of it, in order: what counts is event time, not how long nobody ran."""
+    """Hours of it, in order: event time counts, not how long no run was active."""
     bus = bus_with([])
     for first in (0, 600, 1200):
         publish(bus, [trade(minute) for minute in range(first, first + 60)])
@@ -178,7 +178,7 @@ def rows_of(store: Path) -> Iterator[sqlite3.Connection]:
 
 def killed_before_the_epoch_was_confirmed(before: Path, state: Path) -> None:
     """Leave in ``state`` what the engine leaves when it is killed just before it confirms the epoch
-    of the run that went from ``before`` to ``state``: all was written but how far it came."""
+    of the run that went from ``before`` to ``state``: everything was written but its position."""
     store = "recovery/part-0.sqlite3"
     epoch = read_resume_point(before / "recovery").epoch
     with rows_of(state / store) as new:
@@ -194,7 +194,7 @@ def killed_before_the_epoch_was_confirmed(before: Path, state: Path) -> None:
     assert read_resume_point(state / "recovery").epoch == epoch
 
 
-def test_what_a_killed_run_left_unconfirmed_is_never_taken_up_later(
+def test_what_a_killed_run_left_unconfirmed_is_never_used_later(
     pipeline: Pipeline, tmp_path: Path, uninterrupted: Outputs
 ) -> None:
     """The next run ends before it has read anything, so nothing replaces what was left."""
@@ -210,10 +210,10 @@ def test_what_a_killed_run_left_unconfirmed_is_never_taken_up_later(
     assert found == uninterrupted
 
 
-def test_rows_are_read_however_short_the_epochs_are(
+def test_rows_are_read_however_short_epochs_are(
     pipeline: Pipeline, tmp_path: Path, uninterrupted: Outputs
 ) -> None:
-    """As when committing takes longer than an epoch: each time round, one ends.
+    """As if committing takes longer than an epoch: one ends in each round.
 
     The engine may hand a worker its partitions in any order.
     """
@@ -221,5 +221,5 @@ def test_rows_are_read_however_short_the_epochs_are(
         bus, state, rounds = bus_with(MESSAGES), tmp_path / f"state {seed}", 0
         while run(pipeline, bus, state, reads=100, epoch_s=0):
             rounds += 1
-            assert rounds < 12, "it does not come on"
+            assert rounds < 12, "it makes no progress"
         assert outputs(bus) == uninterrupted

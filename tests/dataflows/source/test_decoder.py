@@ -1,6 +1,6 @@
-"""Decoding a batch: each message is a row or one dead letter, and none touches its neighbours.
+"""Decoding a batch: each message is a row or one dead letter, and none affects its neighbours.
 
-The reference decodes every message alone, in a batch of its own.
+The reference decodes every message in a batch of its own.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def raw(
     labels = labels or []
     count = len(events) + len(labels)
     return RawBatch(
-        origin="0",
+        worker_id="0",
         sequence=3,
         events=rows("readings.events", events, published, first),
         labels=rows("readings.labels", labels, None, first),
@@ -91,7 +91,7 @@ def raw(
 
 
 def rows(topic: str, values: list[bytes], published: list[int] | None, first: int) -> RawRows:
-    """Offsets with gaps, two partitions in turn."""
+    """Offsets with gaps, alternating between two partitions."""
     n = len(values)
     return RawRows(
         topic,
@@ -103,7 +103,7 @@ def rows(topic: str, values: list[bytes], published: list[int] | None, first: in
 
 
 def row(batch: Batch, at: int) -> tuple[Any, ...]:
-    """All that a batch says of one event, comparable bit for bit."""
+    """Everything that a batch holds of one event, comparable bit for bit."""
     return (
         batch.ids[at],
         int(batch.times[at]),
@@ -127,15 +127,15 @@ def payload(letter: DeadLetter) -> bytes:
     return base64.b64decode(str(letter.payload_base64), validate=True)
 
 
-def good(id: object = "a", ts: object = T0, **fields: object) -> bytes:
+def valid(id: object = "a", ts: object = T0, **fields: object) -> bytes:
     message = {"id": id, "ts": ts, "place": "p", "value": 1.5} | fields
     return json.dumps(message).encode()
 
 
 IDS = st.sampled_from(["a", "b", "ü\u0000", ""])
-GOOD = st.one_of(
+VALID = st.one_of(
     st.builds(
-        good,
+        valid,
         id=IDS,
         ts=st.one_of(
             st.integers(T0 - 10**9, T0),
@@ -148,14 +148,14 @@ GOOD = st.one_of(
     ),
     st.sampled_from(
         [
-            json.dumps(json.loads(good("pretty")), indent=2).encode(),
-            b"  " + good("spaced") + b"\n\t ",
+            json.dumps(json.loads(valid("pretty")), indent=2).encode(),
+            b"  " + valid("spaced") + b"\n\t ",
             b'{"id":"a","id":"twice","ts":1,"place":"p","value":1}',
             b'{"id":"fine","ts":1,"place":"p","value":-0.0,"note":"\\u007d\\u000a,\\u007b"}',
         ]
     ),
 )
-WHOLE = good("w").decode()
+WHOLE = valid("w").decode()
 BAD = st.sampled_from(
     [
         b"",
@@ -167,16 +167,16 @@ BAD = st.sampled_from(
         b"null",
         b"not json",
         b"\xff\xfe\x00",
-        b"\xef\xbb\xbf" + good("bom"),
-        good("latin1").replace(b'"p"', b'"\xe9"'),
-        good("nul") + b"\x00",
-        b"\x00" + good("nul"),
-        good("raw newline").replace(b"raw newline", b"raw\nnewline"),
-        good("raw boundary").replace(b"raw boundary", b"raw}\n,{boundary"),
-        good("lone surrogate").replace(b"lone surrogate", b"\\ud800"),
-        # Two documents in one message, with all that could stand between them.
+        b"\xef\xbb\xbf" + valid("bom"),
+        valid("latin1").replace(b'"p"', b'"\xe9"'),
+        valid("nul") + b"\x00",
+        b"\x00" + valid("nul"),
+        valid("raw newline").replace(b"raw newline", b"raw\nnewline"),
+        valid("raw boundary").replace(b"raw boundary", b"raw}\n,{boundary"),
+        valid("lone surrogate").replace(b"lone surrogate", b"\\ud800"),
+        # Two documents in one message, with anything that could separate them.
         *(f"{WHOLE}{between}{WHOLE}".encode() for between in ("", ",", "\n", "\n,", "],[", " ")),
-        # Parts of documents that would join into whole ones with their neighbours.
+        # Parts of documents that would form complete ones with their neighbours.
         b'{"id":"a","ts":1',
         b'"place":"p","value":2}',
         b'{"id":"a","ts":1,"place":"p","value":1},{"id":"b}',
@@ -186,53 +186,53 @@ BAD = st.sampled_from(
         b'[{"id":"a","ts":1,"place":"p","value":1}',
         b'{"id":"a","ts":1,"place":"p","value":1},',
         b',{"id":"a","ts":1,"place":"p","value":1}',
-        # Whole, but not what the type says.
+        # Complete, but not of the type.
         b'{"ts":1,"place":"p","value":1}',
-        good("unknown", other=1),
-        good("wrong type", value="1.5"),
-        good("wrong type", count=1.5),
-        good("null", value=None),
-        good(7),
-        good(None),
-        good("list", place=["p"]),
+        valid("unknown", other=1),
+        valid("wrong type", value="1.5"),
+        valid("wrong type", count=1.5),
+        valid("null", value=None),
+        valid(7),
+        valid(None),
+        valid("list", place=["p"]),
         # Numbers that no float can hold, or that JSON does not have.
-        good("inf", value=0).replace(b'"value": 0', b'"value": 1e999'),
-        good("-inf", value=0).replace(b'"value": 0', b'"value": -1e999'),
-        good("nan", value=0).replace(b'"value": 0', b'"value": NaN'),
-        good("infinity", value=0).replace(b'"value": 0', b'"value": Infinity'),
-        good("huge", count=0).replace(b'"count": 0', b'"count": ' + HUGE.encode()),
-        good("huge", value=0).replace(b'"value": 0', b'"value": ' + HUGE.encode()),
-        # Times that are none.
-        good("t", ts="yesterday"),
-        good("t", ts=""),
-        good("t", ts=None),
-        good("t", ts=True),
-        good("t", ts=[1]),
-        good("t", ts="2023-13-01T00:00:00Z"),
-        good("t", ts=10**18),
-        good("t", ts=-(10**18)),
-        good("t", ts=1e300),
-        good("t", ts=0).replace(b'"ts": 0', b'"ts": 1e999'),
-        good("t", ts=0).replace(b'"ts": 0', b'"ts": ' + HUGE.encode()),
+        valid("inf", value=0).replace(b'"value": 0', b'"value": 1e999'),
+        valid("-inf", value=0).replace(b'"value": 0', b'"value": -1e999'),
+        valid("nan", value=0).replace(b'"value": 0', b'"value": NaN'),
+        valid("infinity", value=0).replace(b'"value": 0', b'"value": Infinity'),
+        valid("huge", count=0).replace(b'"count": 0', b'"count": ' + HUGE.encode()),
+        valid("huge", value=0).replace(b'"value": 0', b'"value": ' + HUGE.encode()),
+        # Invalid times.
+        valid("t", ts="yesterday"),
+        valid("t", ts=""),
+        valid("t", ts=None),
+        valid("t", ts=True),
+        valid("t", ts=[1]),
+        valid("t", ts="2023-13-01T00:00:00Z"),
+        valid("t", ts=10**18),
+        valid("t", ts=-(10**18)),
+        valid("t", ts=1e300),
+        valid("t", ts=0).replace(b'"ts": 0', b'"ts": 1e999'),
+        valid("t", ts=0).replace(b'"ts": 0', b'"ts": ' + HUGE.encode()),
         # Ahead of publishing by more than 5 minutes.
-        good("ahead", ts=T0 + 300_001),
-        good("ahead", ts="2999-01-01T00:00:00Z"),
+        valid("ahead", ts=T0 + 300_001),
+        valid("ahead", ts="2999-01-01T00:00:00Z"),
         # So deep that a parser may give up.
         b"[" * 100_000,
         b'{"id":' * 100_000,
-        good("deep", note=0).replace(b'"note": 0', b'"note": ' + b"[" * 100_000),
+        valid("deep", note=0).replace(b'"note": 0', b'"note": ' + b"[" * 100_000),
     ]
 )
-MESSAGES = st.lists(st.one_of(GOOD, GOOD, BAD), max_size=12)
+MESSAGES = st.lists(st.one_of(VALID, VALID, BAD), max_size=12)
 
 
 def check_against_one_by_one(event: type[Event], messages: list[bytes]) -> None:
     batch = decoder(event).decode(raw(messages))
     alone = [decoder(event).decode(raw([m], first=i)) for i, m in enumerate(messages)]
-    assert all(len(one) + len(one.dead) == 1 for one in alone)
+    assert all(len(one) + len(one.dead_letters) == 1 for one in alone)
     assert [row(batch, i) for i in range(len(batch))] == [row(one, 0) for one in alone if len(one)]
-    dead = sorted(batch.dead, key=place)
-    assert dead == sorted((letter for one in alone for letter in one.dead), key=place)
+    dead = sorted(batch.dead_letters, key=place)
+    assert dead == sorted((letter for one in alone for letter in one.dead_letters), key=place)
     for letter in dead:
         assert payload(letter) == messages[(letter.offset - 100) // 3]
         assert letter.topic == "readings.events"
@@ -251,22 +251,22 @@ def test_a_batch_decodes_as_its_messages_do_one_by_one(messages):
 
 @given(MESSAGES)
 @settings(max_examples=100, deadline=None)
-def test_so_it_does_with_a_type_that_lets_unknown_fields_pass(messages):
+def test_a_batch_of_a_type_with_unknown_fields_decodes_as_its_messages_do_one_by_one(messages):
     check_against_one_by_one(Loose, messages)
 
 
 @given(BAD)
 @settings(max_examples=200, deadline=None)
 def test_a_bad_message_is_one_dead_letter(message):
-    check_against_one_by_one(Reading, [good("before"), message, good("after")])
-    batch = decoder().decode(raw([good("before"), message, good("after")]))
+    check_against_one_by_one(Reading, [valid("before"), message, valid("after")])
+    batch = decoder().decode(raw([valid("before"), message, valid("after")]))
     assert batch.ids == ["before", "after"]
-    assert [place(letter) for letter in batch.dead] == [("readings.events", 1, 103)]
+    assert [place(letter) for letter in batch.dead_letters] == [("readings.events", 1, 103)]
 
 
 HALVES = (b'{"id":"a","ts":1', b'"place":"p","value":2}')
 BOTH = f"{WHOLE},{WHOLE}".encode()
-CONSPIRING = [
+COMPLEMENTARY = [
     # Joined with commas, each of these is a valid array of as many documents as messages.
     [*HALVES, BOTH],
     [BOTH, *HALVES],
@@ -280,23 +280,23 @@ CONSPIRING = [
 
 
 @pytest.mark.parametrize("event", [Reading, Loose])
-@pytest.mark.parametrize("messages", CONSPIRING)
-def test_bad_messages_that_would_make_up_for_each_other_when_joined(event, messages):
-    around = [good("before"), *messages, good("after")]
+@pytest.mark.parametrize("messages", COMPLEMENTARY)
+def test_bad_messages_that_would_be_valid_when_joined(event, messages):
+    around = [valid("before"), *messages, valid("after")]
     check_against_one_by_one(event, around)
     batch = decoder(event).decode(raw(around))
     assert batch.ids == ["before", "after"]
-    assert len(batch.dead) == len(messages)
+    assert len(batch.dead_letters) == len(messages)
 
 
 @pytest.mark.parametrize(
     "deep", [b'"extra": {"a":' + b'{"a":' * 100_000, b'"zz": ' + b"[" * 100_000]
 )
 def test_a_message_too_deep_to_parse_is_a_dead_letter(deep):
-    message = good("deep")[:-1] + b", " + deep
-    batch = decoder(Loose).decode(raw([good("before"), message, good("after")]))
+    message = valid("deep")[:-1] + b", " + deep
+    batch = decoder(Loose).decode(raw([valid("before"), message, valid("after")]))
     assert batch.ids == ["before", "after"]
-    assert [place(letter) for letter in batch.dead] == [("readings.events", 1, 103)]
+    assert [place(letter) for letter in batch.dead_letters] == [("readings.events", 1, 103)]
 
 
 @pytest.mark.parametrize(
@@ -304,21 +304,21 @@ def test_a_message_too_deep_to_parse_is_a_dead_letter(deep):
     [
         (b"oops", "not JSON"),
         (b"\xff", "not JSON"),
-        (good(value="1"), "does not fit the type"),
-        (good(other=1), "does not fit the type"),
-        (good(ts=T0 + 300_001), "event time ahead"),
-        (good(count=0).replace(b'"count": 0', b'"count": ' + HUGE.encode()), "number too large"),
+        (valid(value="1"), "does not fit the type"),
+        (valid(other=1), "does not fit the type"),
+        (valid(ts=T0 + 300_001), "event time ahead"),
+        (valid(count=0).replace(b'"count": 0', b'"count": ' + HUGE.encode()), "number too large"),
     ],
 )
 def test_reasons_are_short_and_stable(message, reason):
-    (letter,) = decoder().decode(raw([message])).dead
+    (letter,) = decoder().decode(raw([message])).dead_letters
     assert letter.reason == reason
 
 
 def test_the_detail_names_the_field():
     details = {
-        decoder().decode(raw([message])).dead[0].detail
-        for message in (good(value="1"), good(other=1), good(ts="noon"))
+        decoder().decode(raw([message])).dead_letters[0].detail
+        for message in (valid(value="1"), valid(other=1), valid(ts="noon"))
     }
     assert any("$.value" in detail for detail in details)
     assert any("`other`" in detail for detail in details)
@@ -327,23 +327,23 @@ def test_the_detail_names_the_field():
 
 @given(st.permutations(range(9)), st.sets(st.integers(0, 8)))
 @settings(max_examples=150, deadline=None)
-def test_what_is_left_keeps_the_order_of_events_and_labels(order, spoilt):
+def test_valid_rows_keep_the_order_of_events_and_labels(order, bad):
     """Six events and three labels in any sequence, any of them bad."""
-    events = [good(f"e{i}") for i in range(6)]
+    events = [valid(f"e{i}") for i in range(6)]
     labels = [json.dumps({"id": f"l{i}", "ts": T0, "y": 1}).encode() for i in range(3)]
-    messages = [b"bad" if i in spoilt else m for i, m in enumerate(events + labels)]
+    messages = [b"bad" if i in bad else m for i, m in enumerate(events + labels)]
     batch = decoder().decode(raw(messages[:6], messages[6:], order=list(order)))
     left = batch.ids + batch.labels.ids
     names = [f"e{i}" for i in range(6)] + [f"l{i}" for i in range(3)]
-    assert [left[i] for i in batch.order] == [names[i] for i in order if i not in spoilt]
-    assert len(batch.dead) == len(spoilt)
+    assert [left[i] for i in batch.order] == [names[i] for i in order if i not in bad]
+    assert len(batch.dead_letters) == len(bad)
 
 
 LABEL_TIMES = [T0, float(T0), "2023-11-14T22:13:20Z"]
 
 
 @pytest.mark.parametrize("ts", LABEL_TIMES)
-def test_labels_take_times_as_events_do(ts):
+def test_labels_take_the_same_times_as_events(ts):
     label = json.dumps({"id": "a", "ts": ts, "y": 2}).encode()
     batch = decoder().decode(raw([], [label]))
     assert batch.labels.times.tolist() == [T0]
@@ -364,13 +364,13 @@ def test_labels_take_times_as_events_do(ts):
         b"\xff",
     ],
 )
-def test_a_bad_label_is_a_dead_letter_and_its_neighbours_are_none(label):
-    fine = [json.dumps({"id": f"l{i}", "ts": T0, "y": i}).encode() for i in range(2)]
-    batch = decoder().decode(raw([good()], [fine[0], label, fine[1]]))
+def test_a_bad_label_is_a_dead_letter_and_its_neighbours_are_not(label):
+    others = [json.dumps({"id": f"l{i}", "ts": T0, "y": i}).encode() for i in range(2)]
+    batch = decoder().decode(raw([valid()], [others[0], label, others[1]]))
     assert batch.ids == ["a"]
     assert batch.labels.ids == ["l0", "l1"]
     assert batch.order.tolist() == [0, 1, 2]
-    (letter,) = batch.dead
+    (letter,) = batch.dead_letters
     assert place(letter) == ("readings.labels", 1, 103)
     assert payload(letter) == label
 
@@ -380,8 +380,8 @@ MOMENTS = st.one_of(st.integers(T0 - 10**6, T0), st.integers(0, T0))
 
 
 def time_of(ts: object, unit: str = "ms") -> int:
-    batch = decoder(Reading, unit).decode(raw([good(ts=ts)]))
-    assert not batch.dead, batch.dead
+    batch = decoder(Reading, unit).decode(raw([valid(ts=ts)]))
+    assert not batch.dead_letters, batch.dead_letters
     return int(batch.times[0])
 
 
@@ -418,34 +418,36 @@ def test_times_of_one_batch_may_be_written_differently(moments, data):
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
         return data.draw(st.sampled_from([ms, float(ms), moment.isoformat()]))
 
-    batch = decoder().decode(raw([good(ts=spell(ms)) for ms in moments]))
+    batch = decoder().decode(raw([valid(ts=spell(ms)) for ms in moments]))
     assert batch.times.tolist() == moments
 
 
 @pytest.mark.parametrize("ts", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00"])
-def test_text_outside_the_years_is_refused_as_numbers_are(ts):
-    batch = decoder().decode(raw([good("before"), good(ts=ts)]))
+def test_text_outside_the_valid_years_is_rejected_as_numbers_are(ts):
+    batch = decoder().decode(raw([valid("before"), valid(ts=ts)]))
     assert batch.ids == ["before"]
-    assert len(batch.dead) == 1
+    assert len(batch.dead_letters) == 1
 
 
 @pytest.mark.parametrize("ahead", [300_000, 300_001])
 def test_a_time_is_ahead_of_its_publishing_by_five_minutes_at_most(ahead):
     later = T0 + 60_000
-    batch = decoder().decode(raw([good(ts=later + ahead), good("b")], published=[later, T0]))
+    batch = decoder().decode(raw([valid(ts=later + ahead), valid("b")], published=[later, T0]))
     assert batch.ids == (["a", "b"] if ahead == 300_000 else ["b"])
-    assert [letter.reason for letter in batch.dead] == ["event time ahead"] * (ahead - 300_000)
+    assert [letter.reason for letter in batch.dead_letters] == ["event time ahead"] * (
+        ahead - 300_000
+    )
 
 
-def test_a_publisher_can_not_claim_to_be_in_the_future():
-    """The wall clock bounds the time that it gives to its messages."""
+def test_a_publisher_cannot_claim_to_be_in_the_future():
+    """The wall clock bounds the publishing times of messages."""
     far = int(NOW_S * 1000) + 10**9
-    batch = decoder().decode(raw([good(ts=far), good("b")], published=[far, T0]))
+    batch = decoder().decode(raw([valid(ts=far), valid("b")], published=[far, T0]))
     assert batch.ids == ["b"]
-    assert [letter.reason for letter in batch.dead] == ["event time ahead"]
+    assert [letter.reason for letter in batch.dead_letters] == ["event time ahead"]
 
 
-def test_an_inline_label_that_is_no_finite_number_is_a_dead_letter():
+def test_an_inline_label_that_is_not_a_finite_number_is_a_dead_letter():
     class Trip(Event):
         id: str
         ts: int
@@ -467,11 +469,11 @@ def test_an_inline_label_that_is_no_finite_number_is_a_dead_letter():
     batch = BatchDecoder(pipeline).decode(raw(messages))
     assert batch.ids == ["a", "c"]
     assert batch.targets == [3, 4]
-    assert len(batch.dead) == 1
+    assert len(batch.dead_letters) == 1
 
 
-def test_nothing_decodes_to_nothing():
+def test_an_empty_batch_decodes_to_an_empty_batch():
     batch = decoder().decode(raw([]))
     assert len(batch) == 0
     assert batch.features.shape == (0, 5)
-    assert not batch.dead
+    assert not batch.dead_letters
