@@ -350,7 +350,7 @@ def test_a_refusal_of_a_worker_is_said_once_and_ends_all(tmp_path: Path) -> None
         (tmp_path / "trades_pipeline.py").write_text(failing)
         ended = subprocess.run(told, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert ended.returncode == 1
-    assert ended.stderr.count("has no pipeline called 'pipeline'") == 1
+    assert ended.stderr.count("has no pipeline named 'pipeline'") == 1
     assert ended.stderr.splitlines()[-1].startswith("error: ")
     assert "restarting all" not in ended.stderr
     assert "Traceback" not in ended.stderr
