@@ -18,7 +18,14 @@ from typing import Any, TypeVar
 
 from bytewax.operators import StatefulBatchLogic
 
-from anabranch.dataflows.bus import Bus, Lost, Publisher, Reader, TopicPartition, UnreachableError
+from anabranch.dataflows.bus import (
+    Bus,
+    OnOutOfRange,
+    Publisher,
+    Reader,
+    TopicPartition,
+    UnreachableError,
+)
 from anabranch.state.errors import AnabranchError
 
 Taken = TypeVar("Taken")
@@ -140,9 +147,9 @@ class WatchedBus:
         self,
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
-        lost: Lost = "stop",
+        on_out_of_range: OnOutOfRange = "stop",
     ) -> Reader:
-        reader = self._guard.call(self._bus.reader, positions, group, lost)
+        reader = self._guard.call(self._bus.reader, positions, group, on_out_of_range)
         return _WatchedReader(reader, self._guard)
 
     def close(self) -> None:
@@ -176,7 +183,7 @@ class _WatchedReader:
         self.poll = reader.poll  # as it is: the intake ends the flow by itself if it fails
         self.pause, self.resume = reader.pause, reader.resume
         self.positions, self.ends = reader.positions, reader.ends
-        self.trouble = reader.trouble
+        self.unavailable_reason = reader.unavailable_reason
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         self._guard.call_if_well(self._reader.commit, positions)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from anabranch.dataflows.declaration.pipeline import Pipeline
     from anabranch.dataflows.recovery.state_directory import StateDirectory
     from anabranch.dataflows.registry.warm_start import Beginning
-    from anabranch.dataflows.source.bus_source import IntakeOptions
+    from anabranch.dataflows.source.bus_source import SourceOptions
     from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
 
@@ -164,7 +164,7 @@ def supervise(
 def _run_worker(
     pipeline: Pipeline,
     bus: Bus,
-    options: IntakeOptions,
+    options: SourceOptions,
     member: Member,
     settings: RunSettings,
     metrics: WorkerMetrics,
@@ -187,15 +187,15 @@ def _run_worker(
     )
 
 
-def _options(pipeline: Pipeline, settings: RunSettings) -> IntakeOptions:
-    from anabranch.dataflows.source.bus_source import IntakeOptions
+def _options(pipeline: Pipeline, settings: RunSettings) -> SourceOptions:
+    from anabranch.dataflows.source.bus_source import SourceOptions
 
-    return IntakeOptions(
+    return SourceOptions(
         limit=settings.batch,
-        begin=(settings.begin or Begin.earliest).value,
+        start_offset=(settings.begin or Begin.earliest).value,
         until_end=settings.until_end,
         group=f"anabranch-{pipeline.name}",
-        lost=settings.lost.value,
+        on_out_of_range=settings.lost.value,
     )
 
 

@@ -1,4 +1,4 @@
-"""What is checked of challengers and their rollout when a pipeline is declared."""
+"""The checks of a pipeline's challengers, rollout policy and fallback."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from anabranch.state.errors import DeclarationError, InputError
 
 
 def check_rollout(pipeline: Declaration) -> None:
-    """Challengers, policy, key and fallback can work.
+    """Check that challengers, policy, rollout key and fallback fit the pipeline.
 
     Raises:
-        DeclarationError: in one sentence.
+        DeclarationError: one of them does not; one sentence names it.
     """
     where = f"pipeline {pipeline.name!r}"
     if not isinstance(pipeline.challengers, Mapping):
@@ -30,10 +30,14 @@ def check_rollout(pipeline: Declaration) -> None:
             f"{type(pipeline.challengers).__name__}"
         )
     if pipeline.rollout is None:
-        for what, given in (("rollout_key", pipeline.rollout_key), ("fallback", pipeline.fallback)):
+        for parameter, given in (
+            ("rollout_key", pipeline.rollout_key),
+            ("fallback", pipeline.fallback),
+        ):
             if given is not None:
                 raise DeclarationError(
-                    f"{what}= of {where} is for rollouts: give challengers= or rollout= as well"
+                    f"{parameter}= of {where} is for rollouts: give challengers= or rollout= as "
+                    "well"
                 )
         return
     if pipeline.label is None:
@@ -61,18 +65,18 @@ def _check_on_drift(pipeline: Declaration, where: str) -> None:
             "River model as model="
         )
     _check_challenger(pipeline, pipeline.on_drift, where)
-    watched = {
+    monitored = {
         LOSS if monitor.subject == LOSS else "feature"
         for monitor in pipeline.monitors
         if monitor.by is None
     }
     if pipeline.distributions is not None:
-        watched |= {*TRIGGERS} - {LOSS}
+        monitored |= {*TRIGGERS} - {LOSS}
     for kind in pipeline.on_drift.triggers:
-        if kind not in watched:
+        if kind not in monitored:
             what = "monitors=[monitor('loss')]" if kind == LOSS else "distributions=Distributions()"
             raise DeclarationError(
-                f"{where} is for a {kind} that has drifted, and nothing watches it: give {what} "
+                f"{where} is for drift of kind {kind!r}, which is not monitored: give {what} "
                 "as well"
             )
 
@@ -80,14 +84,13 @@ def _check_on_drift(pipeline: Declaration, where: str) -> None:
 def _check_name(pipeline: Declaration, name: object, where: str) -> None:
     try:
         if not isinstance(name, str):
-            raise InputError(f"model name {name!r} is no text")
+            raise InputError(f"model name {name!r} is not a text")
         check_name(name)
     except InputError as error:
-        raise DeclarationError(f"a challenger of {where} can't be called so: {error}") from None
+        raise DeclarationError(f"a challenger of {where} can't have this name: {error}") from None
     if name == pipeline.model_name:
         raise DeclarationError(
-            f"challenger {name!r} of {where} has the name of the model that it challenges: give "
-            "it another one"
+            f"challenger {name!r} of {where} has the name of the champion: give it another name"
         )
 
 
@@ -99,8 +102,8 @@ def _check_challenger(pipeline: Declaration, model: object, where: str) -> None:
         model = model.model
     if not isinstance(model, base.Estimator):
         raise DeclarationError(
-            f"{where} is {model!r}, and no River model: give an object, such as "
-            "tree.HoeffdingTreeClassifier()"
+            f"{where} is {model!r}, which is not a River model: give an instance, such "
+            "as tree.HoeffdingTreeClassifier()"
         )
     try:
         check_fits(model, pipeline.task)

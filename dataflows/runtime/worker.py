@@ -17,8 +17,8 @@ from anabranch.dataflows.error_guard import Guard, WatchedBus
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.member import ALONE, Member
 from anabranch.dataflows.runtime.supervised_worker import STOP_SIGNALS
-from anabranch.dataflows.sink.callback_sink import Outlet
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.sink.callback_sink import ResultsCallback
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.steps.graph import build_graph
 from anabranch.dataflows.telemetry.stream_log import StreamLog
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
@@ -36,14 +36,14 @@ class LostWorkerError(AnabranchError):
 def run_worker(
     pipeline: Pipeline,
     bus: Bus,
-    options: IntakeOptions,
+    options: SourceOptions,
     *,
     member: Member = ALONE,
     metrics: WorkerMetrics | None = None,
     epoch_s: float = 5.0,
     shards: int = 8,
     state: StateDirectory | None = None,
-    outlet: Outlet | None = None,
+    outlet: ResultsCallback | None = None,
 ) -> None:
     """Run until the input ends (``options.until_end``), `stop_on_signals`, or a failure.
 
@@ -53,7 +53,7 @@ def run_worker(
     Raises:
         AnabranchError: what made the flow impossible, in one sentence.
     """
-    options.origin = str(member.process)
+    options.worker_id = str(member.process)
     if member.workers > shards:
         raise AnabranchError(
             f"{member.workers} workers can't share {shards} shards: start at most {shards} workers"
@@ -140,7 +140,7 @@ def _of_the_state(error: BaseException, state: StateDirectory) -> StateError | N
 
 
 @contextmanager
-def stop_on_signals(options: IntakeOptions) -> Iterator[None]:
+def stop_on_signals(options: SourceOptions) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the flow after the rows that were read."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:

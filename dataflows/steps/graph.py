@@ -17,27 +17,31 @@ Only four of the engine's operators carry it: `input`, `flat_map_batch`, `statef
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
-from anabranch.dataflows.batch.batch import Wake
-from anabranch.dataflows.batch.outgoing import Marking
+from anabranch.dataflows.batch.batch import Bootstrap
+from anabranch.dataflows.batch.output_records import Provenance
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.declaration.input_topics import create_control, partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import Guard, watched
 from anabranch.dataflows.recovery.rescale import BY_SHARD, MODELS_STEP, TOGETHER
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.recovery.state_partition import Token
-from anabranch.dataflows.sink.bus_sink import BusSink
-from anabranch.dataflows.sink.callback_sink import Outlet, OutletSink
-from anabranch.dataflows.sink.delivery_retry import Patience
-from anabranch.dataflows.sink.encoder import Encoder, Results
-from anabranch.dataflows.source.bus_source import Intake, IntakeOptions
+from anabranch.dataflows.sharding.router import Item, Router, to_models
+from anabranch.dataflows.sink.bus_sink import BusSink, SinkRecovery
+from anabranch.dataflows.sink.callback_sink import CallbackSink, ResultsCallback
+from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
+from anabranch.dataflows.sink.encoder import Encoder
+from anabranch.dataflows.source.bus_source import BusSource, SourceOptions
 from anabranch.dataflows.steps.model_step import ModelStep, Tokens, WindowsAndModels
-from anabranch.dataflows.steps.window_step import Item, Router, WindowStep, to_models
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.stream_log import StreamLog
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
@@ -45,14 +49,14 @@ from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 def build_graph(
     pipeline: Pipeline,
     bus: Bus,
-    options: IntakeOptions,
+    options: SourceOptions,
     *,
     workers: int = 1,
     shards: int = 8,
     metrics: WorkerMetrics | None = None,
     guard: Guard | None = None,
     state: StateDirectory | None = None,
-    outlet: Outlet | None = None,
+    outlet: ResultsCallback | None = None,
     log: StreamLog | None = None,
 ) -> Dataflow:
     """The dataflow of ``pipeline`` on ``bus``, for ``workers`` workers and ``shards`` shards.
@@ -68,15 +72,15 @@ def build_graph(
     router = Router(pipeline, shards, workers)
     partitions = partition_count(pipeline, bus)
     create_control(pipeline, bus, partitions)
-    intake = Intake(pipeline, bus, options, router, metrics, state)
+    intake = BusSource(pipeline, bus, options, router, metrics, state)
 
     def fill(token: Token | None) -> StatefulBatchLogic[Item, Item, Token | None]:
         return watched(lambda: WindowStep(pipeline, metrics, workers, state, token), guard)
 
-    def model(token: Token | None) -> StatefulBatchLogic[Item, Results | Wake, Token | None]:
+    def model(token: Token | None) -> StatefulBatchLogic[Item, Results | Bootstrap, Token | None]:
         return watched(lambda: ModelStep(pipeline, metrics, state, token, workers), guard)
 
-    def both(tokens: Tokens | None) -> StatefulBatchLogic[Item, Results | Wake, Tokens]:
+    def both(tokens: Tokens | None) -> StatefulBatchLogic[Item, Results | Bootstrap, Tokens]:
         of_windows, of_models = tokens or (None, None)
 
         def make() -> WindowsAndModels:
@@ -97,7 +101,7 @@ def build_graph(
         gathered = op.flat_map_batch("to_models", filled, to_models)
         results = op.stateful_batch(name(MODELS_STEP), gathered, model)
     if outlet is not None:
-        op.output("outlet", results, OutletSink(outlet, guard))
+        op.output("outlet", results, CallbackSink(outlet, guard))
         return flow
     bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
     outgoing = op.flat_map_batch(
@@ -111,20 +115,26 @@ def build_graph(
 def _sink(
     pipeline: Pipeline,
     bus: Bus,
-    options: IntakeOptions,
+    options: SourceOptions,
     partitions: int,
     metrics: WorkerMetrics,
     guard: Guard | None,
     since: Mapping[TopicPartition, int] | None,
 ) -> BusSink:
+    recovery = None
+    if since is not None:
+        recovery = SinkRecovery(
+            since,
+            Provenance.of(pipeline),
+            partial(codec_of, pipeline),
+            accept_loss=options.on_out_of_range == "earliest",
+        )
     return BusSink(
         bus,
         partitions,
         metrics.on_written,
-        marking=Marking.of(pipeline),
-        since=since,
-        patience=Patience(options.stop),
-        accept_loss=options.lost == "earliest",
+        recovery=recovery,
+        retry=DeliveryRetry(options.stop),
         guard=guard,
         latency=metrics.latency,
     )

@@ -5,24 +5,24 @@ from __future__ import annotations
 import msgspec
 
 from anabranch.dataflows.batch.batch import Batch, LabelRows
-from anabranch.dataflows.batch.dead_letters import payload_fields
-from anabranch.dataflows.batch.row_ids import told
+from anabranch.dataflows.batch.dead_letters import DeadLetterReason, payload_fields
+from anabranch.dataflows.batch.row_ids import readable_row_id
 from anabranch.dataflows.declaration.declaration import Topics
 from anabranch.dataflows.messages.outputs import Cause, DeadLetter
 from anabranch.models.prequential import outcome as reasons
 from anabranch.models.prequential.outcome import ExpiredLabel, Outcome
 
 SHORT = {
-    reasons.UNKNOWN_ID: "label without event",
-    reasons.EVENT_MISSING: "label without event",
-    reasons.BUFFER_FULL: "too many early labels",
-    reasons.NO_VALUE: "label without value",
-    reasons.DUPLICATE: "duplicate label",
-    reasons.CONTRADICTS: "contradicting label",
-    reasons.LATE: "label after its wait",
-    reasons.TOO_OLD: "label too old",
+    reasons.UNKNOWN_ID: DeadLetterReason.LABEL_WITHOUT_EVENT,
+    reasons.EVENT_MISSING: DeadLetterReason.LABEL_WITHOUT_EVENT,
+    reasons.BUFFER_FULL: DeadLetterReason.TOO_MANY_EARLY_LABELS,
+    reasons.NO_VALUE: DeadLetterReason.LABEL_WITHOUT_VALUE,
+    reasons.DUPLICATE: DeadLetterReason.DUPLICATE_LABEL,
+    reasons.CONTRADICTS: DeadLetterReason.CONTRADICTING_LABEL,
+    reasons.LATE: DeadLetterReason.LABEL_AFTER_TIMEOUT,
+    reasons.TOO_OLD: DeadLetterReason.LABEL_TOO_OLD,
 }
-"""Why a label was not learned: the sentence to the short word that is counted."""
+"""Why a label was not learned: the sentence to the reason that is counted."""
 
 
 class _Note(msgspec.Struct, array_like=True):
@@ -69,8 +69,8 @@ class LabelTrouble:
             topic=self._topics.labels,
             partition=note.partition,
             offset=note.offset,
-            reason=SHORT[reason],
-            detail=f"id {told(note.id)!r}: {reason}",
+            reason=SHORT[reason].value,
+            detail=f"id {readable_row_id(note.id)!r}: {reason}",
             **payload_fields(note.payload),
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.columns import Numbers
+from anabranch.dataflows.batch.columns import NumberColumn
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.models.learners.learner import Task
 
@@ -25,7 +25,7 @@ class TargetReader:
         """``unlabelled`` is how many rows there are when there may be no labels at all."""
         if self._task is Task.MULTICLASS:
             return values.tolist() if isinstance(values, np.ndarray) else list(values)
-        if type(values) is Numbers:
+        if type(values) is NumberColumn:
             return values.floats()
         if not len(values) and unlabelled:
             return np.full(unlabelled, np.nan)

@@ -10,9 +10,10 @@ import numpy as np
 from bytewax.operators import StatefulBatchLogic
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.batch import IDLE, Batch, Progress, Wake
-from anabranch.dataflows.batch.candidates import one_each, whole_events
-from anabranch.dataflows.batch.dead_letters import dead_letter
+from anabranch.dataflows.batch.batch import IDLE, Batch, Bootstrap, WorkerWatermark
+from anabranch.dataflows.batch.candidates import first_of_each_event, whole_events
+from anabranch.dataflows.batch.dead_letters import DeadLetterReason, dead_letter
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control
@@ -20,14 +21,14 @@ from anabranch.dataflows.messages.inputs import Delayed, Inline
 from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal, RolloutMessage
 from anabranch.dataflows.recovery.state_partition import Place, Token
 from anabranch.dataflows.rollout.messages import cause_of_control, rollout_message
-from anabranch.dataflows.sharding.reassembly import Assembler
-from anabranch.dataflows.sharding.worker_watermarks import Origins, extent_of
-from anabranch.dataflows.sink.encoder import Results
+from anabranch.dataflows.sharding.reassembly import Reassembly
+from anabranch.dataflows.sharding.router import Item
+from anabranch.dataflows.sharding.worker_watermarks import WorkerWatermarks, time_span
 from anabranch.dataflows.steps.distribution_step import DistributionStep
 from anabranch.dataflows.steps.label_dead_letters import LabelTrouble
 from anabranch.dataflows.steps.label_values import TargetReader
 from anabranch.dataflows.steps.rollout_step import RolloutStep, rollouts_of
-from anabranch.dataflows.steps.window_step import Item, WindowStep
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.drift.declarations import DISTRIBUTIONS
 from anabranch.models.drift.detectors import LOSS, Alarm
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from anabranch.dataflows.recovery.state_directory import StateDirectory
 
 
-class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
+class ModelStep(StatefulBatchLogic[Item, Results | Bootstrap, Token | None]):
     """Predicts every event and learns every label of whole batches, in order.
 
     With several workers, batches of all ``origins`` come together here, and a backlog is aligned
@@ -69,9 +70,9 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
     ) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
-        self._origins = Origins(origins) if origins > 1 else None
+        self._origins = WorkerWatermarks(origins) if origins > 1 else None
         self._leaving: set[str] = set()
-        self._assembler = Assembler(pipeline)
+        self._assembler = Reassembly(pipeline)
         label, key = pipeline.label, pipeline.model_key
         self._target = TargetReader(pipeline)
         self._inline = not isinstance(label, Delayed)
@@ -122,30 +123,30 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
                 if self._distributions is not None and usual is not None:
                     self._distributions.begin_with(usual)
 
-    def on_batch(self, values: list[Item]) -> tuple[list[Results | Wake], bool]:
-        made: list[Results | Wake] = []
+    def on_batch(self, values: list[Item]) -> tuple[list[Results | Bootstrap], bool]:
+        made: list[Results | Bootstrap] = []
         for item in values:
-            if isinstance(item, Wake):
+            if isinstance(item, Bootstrap):
                 made.append(item)
-            elif isinstance(item, Progress):
+            elif isinstance(item, WorkerWatermark):
                 if item.watermark == IDLE:
-                    self._leaving.add(item.origin)
+                    self._leaving.add(item.worker_id)
                     self._let_go()
             else:
                 if isinstance(item, Batch):
-                    self._leaving.discard(item.origin)
+                    self._leaving.discard(item.worker_id)
                 made += map(self._in_turn, self._assembler.add(item))
         return made, False
 
     def _in_turn(self, batch: Batch) -> Results:
         """`work`, by the time of the slowest worker."""
-        origins, origin = self._origins, batch.origin
+        origins, origin = self._origins, batch.worker_id
         if origins is None:
             return self.work_timed(batch)
-        span, pending = extent_of(batch), self.models.pending
+        span, pending = time_span(batch), self.models.pending
         # Where nobody has said yet how far time may move on, it stands still.
         floor = pending.watermark if pending.watermark is not None else span[0]
-        pending.hold(max(origins.room(origin), floor))
+        pending.limit_time(max(origins.limit(origin), floor))
         if self._windows is not None:
             self._windows.advance_watermark(origins.slowest())
         done = self.work_timed(batch)
@@ -158,8 +159,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         """Nobody waits for workers that have nothing to read, once all that they read is done."""
         if self._origins is None:
             return
-        for origin in [each for each in self._leaving if not self._assembler.waits_for(each)]:
-            self._origins.note(origin, IDLE)
+        for origin in [each for each in self._leaving if not self._assembler.is_waiting_for(each)]:
+            self._origins.update(origin, IDLE)
 
     def snapshot(self) -> Token | None:
         if self._place is None:
@@ -267,7 +268,10 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             order=batch.order,
             fill=self._filling(batch),
         )
-        dead += [self._refuse_twice(batch, row) for row in one_each(batch, outcome.rejected_events)]
+        dead += [
+            self._refuse_twice(batch, row)
+            for row in first_of_each_event(batch, outcome.rejected_events)
+        ]
         dead += self._labels.letters(batch, outcome)
         self._metrics.on_labels(outcome)
         return outcome
@@ -321,11 +325,11 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         dead = []
         bad = ~(np.abs(batch.features) <= LARGEST)  # NaN compares as false
         rows: NDArray[np.bool_] = np.any(bad, axis=1)
-        for row in one_each(batch, np.flatnonzero(rows).tolist()):
+        for row in first_of_each_event(batch, np.flatnonzero(rows).tolist()):
             column = int(np.argmax(bad[row]))
             name = self._pipeline.columns[column]
             what = f"feature {name} is beyond ±{LARGEST:g}, which no model can square"
-            dead.append(dead_letter(batch.rows, row, "feature too large", what))
+            dead.append(dead_letter(batch.rows, row, DeadLetterReason.FEATURE_TOO_LARGE, what))
         return dead, ~whole_events(batch, rows)
 
     def _refuse_twice(self, batch: Batch, row: int) -> DeadLetter:
@@ -335,7 +339,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             f"an event with id {own!r} still waits for its label: this one was "
             "predicted, but will not be learned"
         )
-        return dead_letter(batch.rows, row, "duplicate id", what)
+        return dead_letter(batch.rows, row, DeadLetterReason.DUPLICATE_ID, what)
 
     def _signal(self, alarm: Alarm, batch: Batch, outcome: Outcome) -> DriftSignal:
         """Where: the label or the event that gave the alarm."""
@@ -370,20 +374,20 @@ Tokens = tuple[Token | None, Token | None]
 """Of the windows and of the models."""
 
 
-class WindowsAndModels(StatefulBatchLogic[Item, Results | Wake, Tokens]):
+class WindowsAndModels(StatefulBatchLogic[Item, Results | Bootstrap, Tokens]):
     """Both steps in one operator, for a single worker: each operator costs as much as some rows."""
 
     def __init__(self, windows: WindowStep, models: ModelStep) -> None:
         self._windows = windows
         self._models = models
 
-    def on_batch(self, values: list[Item]) -> tuple[list[Results | Wake], bool]:
-        made: list[Results | Wake] = []
+    def on_batch(self, values: list[Item]) -> tuple[list[Results | Bootstrap], bool]:
+        made: list[Results | Bootstrap] = []
         for item in values:  # of a single worker all batches are whole, and nobody tells progress
             if isinstance(item, Batch):
                 self._windows.fill_timed(item)
                 made.append(self._models.work_timed(item))
-            elif isinstance(item, Wake):
+            elif isinstance(item, Bootstrap):
                 made.append(item)
         return made, False
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from anabranch.dataflows.batch.batch import Batch
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.rollout.messages import cause_of_row, rollout_message
-from anabranch.dataflows.sink.encoder import Results
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.learners.learner import Learner
 from anabranch.models.prequential.model_set import ModelSet

@@ -55,7 +55,7 @@ def _warm_models(pipeline: Pipeline) -> None:
         learners,
         PrequentialSettings(
             metrics=pipeline.metric_names,
-            rules=LabelRules(wait_ms=1000),
+            rules=LabelRules(timeout_ms=1000),
             inline=not apart,
             slices=pipeline.slices,
             rollouts=rollouts,

@@ -10,113 +10,25 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
-from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.batch import IDLE, Batch, EntityRows, Progress, Wake
-from anabranch.dataflows.batch.candidates import FIRST
-from anabranch.dataflows.batch.taking import take_rows
+from anabranch.dataflows.batch.batch import MODELS, Batch, EntityRows, WorkerWatermark
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.recovery.state_partition import Place, Token, windows_of
-from anabranch.dataflows.sharding.entity_windows import EntityWindows, ValueReader
-from anabranch.dataflows.sharding.side_by_side import run_all
-from anabranch.dataflows.sharding.worker_watermarks import Origins
+from anabranch.dataflows.sharding.entity_windows import EntityWindows, ValueReader, run_in_threads
+from anabranch.dataflows.sharding.router import Item, shard_of
+from anabranch.dataflows.sharding.worker_watermarks import WorkerWatermarks
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
-from anabranch.models.metrics.ranking import EVENT, LIST
-from anabranch.state.keys.hashing import hash64
 from anabranch.state.store.delta import Delta
-
-MODELS = "0"
-"""The key of the place where the models are; with one worker, of everything."""
 
 if TYPE_CHECKING:
     from anabranch.dataflows.recovery.state_directory import StateDirectory
 
-Item = Batch | EntityRows | Wake | Progress
-Keyed = tuple[str, Item]
-"""What the intake hands over, and the steps to each other."""
-
 SIDE_BY_SIDE = 2048
 """From so many rows on, entities are worked on by a thread each: below it, that costs more."""
-
-TELL_EVERY_S = 1.0
-"""How often a worker tells the shards how far it is."""
-
-
-class Router:
-    """Says where the rows of a batch are worked on: here with one worker, else shard by shard."""
-
-    def __init__(self, pipeline: Pipeline, shards: int, workers: int) -> None:
-        self._shards = shards
-        self._workers = workers
-        self._tell_at = 0.0
-        self._values = ValueReader(pipeline)
-        self._model_fields = pipeline.model_fields
-        self._needed = {
-            entity: {feature.value for feature, _ in features if feature.value is not None}
-            for entity, features in pipeline.entities.items()
-        }
-        if pipeline.candidates is not None:
-            self._model_fields += [EVENT, LIST] if pipeline.has_rollouts else [EVENT]
-            for names in self._needed.values():
-                names.add(FIRST)
-
-    def route(self, batch: Batch, watermark: int) -> list[Keyed]:
-        """Keyed items for the window step, all of the batch; it tells the batch how many parts.
-
-        ``watermark`` is how far event time has come here (epoch ms): no shard may let go of events
-        that a slower worker's rows will still ask for, so all are told, now and then.
-        """
-        if self._workers == 1 or not len(batch):
-            return [(MODELS, batch)]
-        values = self._values.read(batch.columns)
-        parts: list[Keyed] = []
-        for entity, names in self._needed.items():
-            parts += self._split(batch, entity, {name: values[name] for name in names})
-        batch.expected = len(parts)
-        batch.columns = {name: batch.columns[name] for name in self._model_fields}
-        return [*parts, (MODELS, batch), *self.progress(batch.origin, watermark)]
-
-    def wake(self) -> list[Keyed]:
-        """For every shard, and so for the models and the outputs: see `Wake`."""
-        return [(str(shard), Wake(shard)) for shard in range(self._shards)]
-
-    def progress(self, origin: str, watermark: int) -> list[Keyed]:
-        """For every shard, once a second at most: how far this worker is."""
-        now = time.monotonic()
-        if self._workers == 1 or now < self._tell_at:
-            return []
-        self._tell_at = now + TELL_EVERY_S
-        return self._told(origin, watermark)
-
-    def farewell(self, origin: str) -> list[Keyed]:
-        """For every shard: nothing more comes from this worker."""
-        return [] if self._workers == 1 else self._told(origin, IDLE)
-
-    def _told(self, origin: str, watermark: int) -> list[Keyed]:
-        return [(str(shard), Progress(origin, watermark, shard)) for shard in range(self._shards)]
-
-    def _split(self, batch: Batch, entity: str, columns: dict[str, NDArray[Any]]) -> list[Keyed]:
-        keys = batch.columns[entity]
-        shards = hash64(keys) % np.uint64(self._shards)
-        parts: list[Keyed] = []
-        for shard in np.unique(shards).tolist():
-            rows = np.flatnonzero(shards == shard)
-            part = EntityRows(
-                batch.origin,
-                batch.sequence,
-                entity,
-                rows,
-                take_rows(keys, rows),
-                batch.times[rows],
-                {name: values[rows] for name, values in columns.items()},
-                shard=shard,
-            )
-            parts.append((str(shard), part))
-        return parts
 
 
 class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
@@ -139,7 +51,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
         token: Token | None = None,
     ) -> None:
         self._together = origins > 1
-        self._origins = Origins(origins)
+        self._origins = WorkerWatermarks(origins)
         self._pipeline = pipeline
         self._entities = list(pipeline.entities)
         self._metrics = metrics
@@ -156,10 +68,10 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
 
     def on_batch(self, values: list[Item]) -> tuple[list[Item], bool]:
         if self._place is None and self._state is not None:
-            self._open(self._state.windows(windows_of(_shard_of(values[0]))), None)
+            self._open(self._state.windows(windows_of(shard_of(values[0]))), None)
         filled: list[Item] = []
         for item in values:  # in order: an origin's progress is told after the rows behind it
-            if isinstance(item, Progress):
+            if isinstance(item, WorkerWatermark):
                 self._note(item)
                 if item.shard == int(MODELS):
                     filled.append(item)
@@ -193,7 +105,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
             else:
                 tasks.append(partial(windows.fill, columns[entity], times, values, features))
         if tasks:
-            run_all(tasks)
+            run_in_threads(tasks)
 
     def snapshot(self) -> Token | None:
         if self._place is None:
@@ -211,7 +123,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
             windows.restore(image.part(entity))
             self._late_rows[entity] = sum(state.late_rows for _, state in windows.groups)
             if self._together:
-                windows.hold(self._origins.slowest())
+                windows.advance_watermark(self._origins.slowest())
 
     def windows(self, entity: str, in_place: bool) -> EntityWindows:
         """The windows of an entity, made when its first row comes."""
@@ -219,14 +131,14 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
         if found is None:
             found = self._windows[entity] = EntityWindows(self._pipeline, entity, in_place)
             if self._together:
-                found.hold(self._origins.slowest())
+                found.advance_watermark(self._origins.slowest())
         return found
 
-    def _note(self, progress: Progress) -> None:
-        self._origins.note(progress.origin, progress.watermark)
+    def _note(self, progress: WorkerWatermark) -> None:
+        self._origins.update(progress.worker_id, progress.watermark)
         slowest = self._origins.slowest()
         for windows in self._windows.values():
-            windows.hold(slowest)
+            windows.advance_watermark(slowest)
 
     def _answer(self, rows: EntityRows) -> EntityRows:
         began = time.perf_counter()
@@ -235,7 +147,7 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
         windows.fill(rows.keys, rows.times, rows.columns, features)
         self._metrics.latency.spent("windows", began)
         return EntityRows(
-            rows.origin, rows.sequence, rows.entity, rows.rows, [], rows.times, {}, features
+            rows.worker_id, rows.sequence, rows.entity, rows.rows, [], rows.times, {}, features
         )
 
     def _tell(self) -> None:
@@ -250,13 +162,3 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
                 late_rows - self._late_rows.get(entity, 0),
             )
             self._late_rows[entity] = late_rows
-
-
-def _shard_of(item: Item) -> int:
-    """The shard that an item is for; a batch on its way to the models passes the shard there."""
-    return int(MODELS) if isinstance(item, Batch) else item.shard
-
-
-def to_models(filled: list[Keyed]) -> list[Keyed]:
-    """All parts go to the one place where the models are."""
-    return [(MODELS, part) for _, part in filled]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Histogram
 
-from anabranch.dataflows.batch.outgoing import Outgoing
+from anabranch.dataflows.batch.output_records import OutputRecords
 from anabranch.dataflows.telemetry.latency_kernels import count_late, count_written
 from anabranch.state.compile import entry
 from anabranch.state.durations import parse_duration_ms
@@ -109,7 +109,7 @@ class LatencyMetrics:
         """Events were admitted, with their times; behind the newest before them (ms)."""
         self._late_sum += count_late(times, newest_ms, self._late_bounds, self._late_counts)
 
-    def on_written(self, outgoing: Outgoing, now: float) -> None:
+    def on_written(self, outgoing: OutputRecords, now: float) -> None:
         """Predictions were handed to the bus."""
         self._count_written(
             outgoing.published, outgoing.event_times, now, now - outgoing.read_at, self._bounds,

@@ -20,9 +20,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from anabranch.dataflows.batch.batch import Batch, RawBatch
-from anabranch.dataflows.batch.outgoing import Outgoing
-from anabranch.dataflows.sink.encoder import Results
-from anabranch.dataflows.source.event_time_merge import AlignedReader
+from anabranch.dataflows.batch.output_records import OutputRecords
+from anabranch.dataflows.batch.results import Results
+from anabranch.dataflows.bus.protocol import TopicPartition
 from anabranch.dataflows.telemetry.drift import ShiftMetrics
 from anabranch.dataflows.telemetry.http_server import HEARTBEAT, READY
 from anabranch.dataflows.telemetry.latency import UNDER_LOAD, LatencyMetrics, observe_many
@@ -170,7 +170,7 @@ class WorkerMetrics:
         self._events += len(raw.events.values)
         if raw.labels.values:
             self._counts["labels"] += len(raw.labels.values)
-        for letter in batch.dead:
+        for letter in batch.dead_letters:
             self._dead_counts[letter.reason] += 1
         if self.latency.timed:
             rows = len(raw.events.values) + len(raw.labels.values) + len(raw.controls.values)
@@ -179,10 +179,10 @@ class WorkerMetrics:
         if batch.rows.values and batch.span[1] > self._newest_ms:
             self._newest_ms = batch.span[1]
 
-    def on_lag(self, reader: AlignedReader) -> None:
-        """Tell how many messages are waiting, by topic partition."""
-        for at, lag in reader.lag().items():
-            self._lag.labels(self._pipeline, at.topic, str(at.partition)).set(lag)
+    def on_lag(self, lag: Mapping[TopicPartition, int]) -> None:
+        """Set how many messages are not yet read, by topic partition."""
+        for at, count in lag.items():
+            self._lag.labels(self._pipeline, at.topic, str(at.partition)).set(count)
 
     def on_windows(
         self, shard: object, entity: str, keys: int, nbytes: int, late_rows: int
@@ -203,7 +203,7 @@ class WorkerMetrics:
         self._learned += learned - suspect
         if suspect:
             self._counts["suspect"] += suspect
-        for letter in results.dead:
+        for letter in results.dead_letters:
             self._dead_counts[letter.reason] += 1
         for signal in results.signals:
             self._drift.labels(self._pipeline, signal.subject, signal.severity).inc()
@@ -256,7 +256,7 @@ class WorkerMetrics:
         shared = sum(each["labels"] for each in told if not each["own"])
         self._shared.labels(self._pipeline).set(shared)
 
-    def on_written(self, outgoing: Outgoing, now: float) -> None:
+    def on_written(self, outgoing: OutputRecords, now: float) -> None:
         """Messages were handed to the bus."""
         published = len(outgoing.published)
         if published:

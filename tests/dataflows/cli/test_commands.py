@@ -173,7 +173,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["run", "payments", "--addresses", "a:1,b:2"], "say which one this is with --process-id"),
     (["consume", "nosuch"], "topic 'nosuch' does not exist on sqlite:data/bus"),
     (["publish", "fraud.py", "missing.jsonl"], "there is no file missing.jsonl"),
-    (["publish", "fraud.py", "rows.txt"], "rows.txt is of no known kind"),
+    (["publish", "fraud.py", "rows.txt"], "rows.txt is of an unknown kind"),
     (["publish", "fraud.py", "rows.jsonl"], "no field 'card' in the first 1 lines of rows.jsonl"),
     (["publish", "boom.py", "rows.jsonl", "--labels", "rows.jsonl"], "leave out --labels"),
     (["publish", "--dataset", "Nope"], "River has no data set 'Nope'"),
@@ -183,7 +183,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["publish", "--dataset", "Phishing", "--bus-set", "x"], "must be written KEY=VALUE"),
     (["publish", "--dataset", "Phishing", "--bus", "sqlite:fraud.py/x"], "can't create"),
     (["simulate", "nosuch"], "there is no simulator 'nosuch': choose one of payments"),
-    (["simulate", "payments", "--malformed", "2"], "a share of 2 of malformed is impossible"),
+    (["simulate", "payments", "--malformed", "2"], "a share of 2 of malformed is out of range"),
     (["demo", "--keep", "."], "is not empty"),
 ]  # fmt: skip
 

@@ -25,7 +25,7 @@ from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.pipelines.datasets import dataset_pipeline
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.http_server import HEARTBEAT, serve
 from anabranch.dataflows.telemetry.worker_metrics import (
     WorkerMetrics,
@@ -113,7 +113,7 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
 
 def run(bus: MemoryBus, pipeline: Pipeline, limit: int) -> CollectorRegistry:
     telling = WorkerMetrics(pipeline.name)
-    run_worker(pipeline, bus, IntakeOptions(limit=limit, until_end=True), metrics=telling)
+    run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True), metrics=telling)
     return telling.registry
 
 
@@ -257,10 +257,10 @@ def test_observing_many_is_observing_each(pieces):
 WORKER = """
 import sys
 from tests.dataflows.telemetry.test_metrics_export import bus_with_orders, orders
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.runtime.worker import run_worker
 
-run_worker(orders(), bus_with_orders(), IntakeOptions(limit=int(sys.argv[1]), until_end=True))
+run_worker(orders(), bus_with_orders(), SourceOptions(limit=int(sys.argv[1]), until_end=True))
 """
 
 

@@ -242,7 +242,7 @@ def prequential(case: str, bounds: Bounds | None, most: int) -> Prequential:
         {"m": learner(case, most, 2)},
         PrequentialSettings(
             metrics=[metric],
-            rules=LabelRules(wait_ms=20_000),
+            rules=LabelRules(timeout_ms=20_000),
             bounds=bounds,
             segments=Segments("shop", most),
         ),

@@ -96,7 +96,7 @@ def step_for(case: str, slices: list[SliceBy], inline_labels: bool = False) -> P
         {name: learner_for(model.clone(), NAMES, task) for name in ("m", "n")},
         PrequentialSettings(
             metrics=metrics,
-            rules=LabelRules(wait_ms=20_000, hold_ms=5000),
+            rules=LabelRules(timeout_ms=20_000, early_ms=5000),
             default={Task.BINARY: False, Task.MULTICLASS: "low"}.get(task, 0.5),
             inline=inline_labels,
             slices=slices,

@@ -169,7 +169,7 @@ def through_the_disk(deltas: list[Delta]) -> Delta:
 def test_cut_and_restored_anywhere_it_serves_and_decides_the_same(case: str, data: Any) -> None:
     arguments: dict[str, Any] = {"inline": data.draw(st.booleans(), "inline")}
     if not arguments["inline"]:
-        arguments["rules"] = LabelRules(wait_ms=data.draw(st.sampled_from([None, 6000]), "wait"))
+        arguments["rules"] = LabelRules(timeout_ms=data.draw(st.sampled_from([None, 6000]), "wait"))
     given_data = stream(data.draw(st.integers(0, 9), "seed"))
     cuts = data.draw(st.lists(st.integers(0, 2 * SIZE), max_size=8), "cuts")
     kept = data.draw(st.sets(st.integers(0, 8)), "kept")
@@ -189,12 +189,12 @@ def test_cut_and_restored_anywhere_it_serves_and_decides_the_same(case: str, dat
     fed = joined(parts)
     for name in expected:
         assert fed.get(name, []) == expected[name], name
-    assert list(broken.learners) == list(whole.models.learners)
-    assert broken.champion == whole.models.champion
-    assert {n: repr(of["LogLoss"].value) for n, of in broken.metrics.items()} == {
+    assert list(broken.models.learners) == list(whole.models.learners)
+    assert broken.models.champion == whole.models.champion
+    assert {n: repr(of["LogLoss"].value) for n, of in broken.models.metrics.items()} == {
         n: repr(of["LogLoss"].value) for n, of in whole.models.metrics.items()
     }
-    assert broken.slices.report() == whole.models.slices.report()
+    assert broken.models.slices.report() == whole.models.slices.report()
 
 
 def test_a_canary_that_is_judged_by_the_area_under_the_curve() -> None:

@@ -16,7 +16,7 @@ from anabranch.dataflows.registry.model_snapshot import take_snapshot
 from anabranch.dataflows.registry.warm_start import begin_with, find_beginning
 from anabranch.models.registry.registry import Registry
 from anabranch.state.errors import StateError
-from tests.dataflows.source.test_intake_resume import run
+from tests.dataflows.source.test_source_resume import run
 
 T0 = 1_700_000_000_000
 DECLARED = """

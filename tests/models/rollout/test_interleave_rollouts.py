@@ -42,7 +42,7 @@ def rollout(challenger: Fixed, policy: Interleave, champion: Fixed | None = None
     return Prequential(
         models,
         PrequentialSettings(
-            rules=LabelRules(wait_ms=600_000),
+            rules=LabelRules(timeout_ms=600_000),
             default=False,
             rollouts=Serving(Deployment("old", ["new"], policy, Task.BINARY, "p"), Task.BINARY),
             ranking=True,

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from anabranch import Prediction
 from anabranch.dataflows.batch.batch import Batch
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.replay.training_rows import RowBuilder, RowColumns
-from anabranch.dataflows.sink.encoder import Encoder, Results
+from anabranch.dataflows.sink.encoder import Encoder
 from anabranch.dataflows.telemetry.status import read_status, status_table
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.learners.learner import Predictions
