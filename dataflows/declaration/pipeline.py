@@ -39,8 +39,8 @@ from anabranch.models.drift.detectors import Monitor
 from anabranch.models.learners.imbalance import Imbalance, with_imbalance
 from anabranch.models.learners.learner import Learner, Task
 from anabranch.models.learners.linear import learner_for
-from anabranch.models.learners.segmented import Segmented
-from anabranch.models.learners.subsampling import Thinned
+from anabranch.models.learners.segmented import SegmentedLearner
+from anabranch.models.learners.subsampling import SubsampledLearner
 from anabranch.models.metrics.slices import SliceBy
 from anabranch.models.rollout.challenger import Challenger, OnDrift
 from anabranch.models.rollout.policies import Canary, Policy, Shadow
@@ -347,23 +347,23 @@ class Pipeline:
 
     def learner(self) -> Learner:
         """A fresh learner of its model: compiled where that is possible, else River itself."""
-        return self.equipped(self.plain_learner())
+        return self.wrap(self.base_learner())
 
-    def plain_learner(self) -> Learner:
+    def base_learner(self) -> Learner:
         """`learner` without what is declared around it."""
         return learner_for(self.model.clone(), self.columns, self.task)
 
-    def equipped(self, learner: Learner, share: float = 1.0) -> Learner:
+    def wrap(self, learner: Learner, share: float = 1.0) -> Learner:
         """A plain learner with what is declared around it: for rare classes, and for segments.
 
         ``share`` is that of the labels which it learns.
         """
         learner = with_imbalance(learner, self.imbalance)
         if share < 1:
-            learner = Thinned(learner, share)
+            learner = SubsampledLearner(learner, share)
         if self.model_key is None:
             return learner
-        return Segmented(learner, self.max_segments, self.segment_after)
+        return SegmentedLearner(learner, self.max_segments, self.segment_after)
 
     def challenging(self) -> dict[str, Learner]:
         """A fresh learner of each challenger, by name, in the order of their declaration."""
@@ -382,7 +382,7 @@ class Pipeline:
         model, share = declared, 1.0
         if isinstance(declared, Challenger):
             model, share = declared.fresh, declared.learn
-        return self.equipped(learner_for(model.clone(), self.columns, self.task), share)
+        return self.wrap(learner_for(model.clone(), self.columns, self.task), share)
 
     @property
     def time_scale(self) -> float:

@@ -10,7 +10,7 @@ from river import base
 
 from anabranch.models.drift.detectors import LOSS
 from anabranch.models.learners.learner import Task
-from anabranch.models.learners.river import check_fits
+from anabranch.models.learners.river import check_task
 from anabranch.models.registry.version import check_name
 from anabranch.models.rollout.challenger import STARTING, Challenger
 from anabranch.models.rollout.policies import Bandit, Interleave, check_policy
@@ -113,7 +113,7 @@ def _check_challenger(pipeline: Pipeline, model: object, where: str) -> None:
             "tree.HoeffdingTreeClassifier()"
         )
     try:
-        check_fits(model, pipeline.task)
+        check_task(model, pipeline.task)
     except DeclarationError as error:
         raise DeclarationError(f"{where}: {error}") from None
 

@@ -109,4 +109,4 @@ class RolloutStep:
             raise InputError(f"the registry has no model {command.model}") from None
         check_columns(version.columns, pipeline.columns, f"model {version.reference}")
         learner = self._registry.learner(version, pipeline.columns, pipeline.task)
-        return pipeline.equipped(learner)
+        return pipeline.wrap(learner)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from anabranch.models.categories import Vocabulary
 from anabranch.models.learners.learner import Predictions, Targets, Task
+from anabranch.models.learners.pickling import dumps, loads
 from anabranch.models.metrics.grouped import MetricGroups
 from anabranch.models.metrics.kernels import count_by
 from anabranch.models.metrics.slices import SliceBy
@@ -156,9 +156,8 @@ class Slices:
 
     def changes(self) -> bytes | None:
         """All that it knows, for `restore`; None if that is what the last call gave."""
-        told = pickle.dumps(
-            [(each.declared, each.values, each.labels, each.metrics) for each in self._slices],
-            protocol=5,
+        told = dumps(
+            [(each.declared, each.values, each.labels, each.metrics) for each in self._slices]
         )
         if told == self._told:
             return None
@@ -238,7 +237,7 @@ def _known(metrics: dict[str, MetricGroups], names: Sequence[str]) -> dict[str, 
 
 def _load(blob: bytes) -> list[Any]:
     try:
-        found: list[Any] = pickle.loads(blob)
+        found: list[Any] = loads(blob)
     except Exception as error:
         raise StateError(
             f"the quality by slices can't be read from the state: {error}; go on with the version "

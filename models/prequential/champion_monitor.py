@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.drift.detectors import Alarm, Watch
+from anabranch.models.drift.detectors import Alarm, DriftMonitor
 from anabranch.models.learners.learner import Predictions, Targets, Task
 from anabranch.models.metrics.losses import losses
 from anabranch.models.prequential.monitors import Monitors
@@ -75,18 +75,18 @@ class ChampionWatch:
             for alarm in self._update(watch, champion, end, stop):
                 step = int(self._steps[alarm.row])
                 self.found.append((step, order, alarm))
-                if stop and alarm.rises and stopped is None:
+                if stop and alarm.increased and stopped is None:
                     stopped = step, alarm
                     end = alarm.row + 1
         self._done = max(end, self._done)
         return stopped
 
-    def _end_of(self, watch: Watch, champion: str, end: int) -> int:
+    def _end_of(self, watch: DriftMonitor, champion: str, end: int) -> int:
         """Behind the label at which it would stop."""
-        rising = (alarm for alarm in self._update(watch, champion, end, True) if alarm.rises)
+        rising = (alarm for alarm in self._update(watch, champion, end, True) if alarm.increased)
         return next((alarm.row + 1 for alarm in rising), end)
 
-    def _update(self, watch: Watch, champion: str, end: int, stop: bool) -> list[Alarm]:
+    def _update(self, watch: DriftMonitor, champion: str, end: int, stop: bool) -> list[Alarm]:
         some = slice(self._done, end)
         values = self._losses(champion, watch.monitor.loss)[some]
         found = watch.update_many(values, self._times[some], stop)

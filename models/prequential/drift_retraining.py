@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import LOSS, Alarm
-from anabranch.models.learners.fault_isolation import failed_steps
 from anabranch.models.learners.learner import LEARN, NO_LABEL, Predictions, Targets, Task
 from anabranch.models.learners.targets import select
 from anabranch.models.prequential.champion_monitor import ChampionWatch
@@ -139,7 +138,7 @@ class BirthWatch:
         answers = keeper._kept[name].run(
             lessons.features, lessons.op[later], lessons.row[later], select(lessons.target, later)
         )
-        worked.failed[name] = lessons.numbers[later[failed_steps(keeper.learners[name])]]
+        worked.failed[name] = lessons.numbers[later[list(keeper.learners[name].failures)]]
         asked, taught = worked.asked > step, worked.taught > step
         if lessons.dropped is None:  # each label is of an event of the batch, by its index
             whole = _spread(answers, asked)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import heapq
-import pickle
 
 import numpy as np
 
 from anabranch.models.learners.learner import Label
+from anabranch.models.learners.pickling import dumps, loads
 from anabranch.state.store.delta import Delta, Items
 
 
@@ -54,9 +54,7 @@ class HeldLabels:
         if self._touched:
             held = {place: (n, value, note) for n, (place, value, note) in self._labels.items()}
             places = sorted(self._touched)
-            values = [
-                pickle.dumps(held[place], protocol=5) if place in held else None for place in places
-            ]
+            values = [dumps(held[place]) if place in held else None for place in places]
             delta.items["held"] = Items(np.array(places, np.int64), values)
             self._touched.clear()
         return delta
@@ -70,7 +68,7 @@ class HeldLabels:
         free = set(range(self._places))
         for place, blob in zip(items.index.tolist(), items.values, strict=True):
             if blob is not None:
-                number, value, note = pickle.loads(blob)
+                number, value, note = loads(blob)
                 self._labels[number] = place, value, note
                 free.discard(place)
         self._free = sorted(free)

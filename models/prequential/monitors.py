@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.drift.detectors import LOSS, Alarm, Monitor, Watch, of_errors
+from anabranch.models.drift.detectors import LOSS, Alarm, DriftMonitor, Monitor
 from anabranch.models.learners.learner import Predictions, Task
 from anabranch.models.metrics.losses import check_loss, losses
 from anabranch.models.metrics.sliced_metrics import Slices
@@ -35,7 +35,7 @@ class SliceWatch:
 
     def __init__(self, declared: Monitor) -> None:
         self.monitor = declared
-        self._watches: dict[int, Watch] = {}
+        self._watches: dict[int, DriftMonitor] = {}
 
     def subject(self, group: int, slices: Slices) -> str:
         """What alarms call a group."""
@@ -54,9 +54,9 @@ class SliceWatch:
             if not slices.known(place, group):
                 continue
             rows = np.flatnonzero(groups[:, place] == group)
-            watch = self._watches.setdefault(group, Watch(self.monitor))
+            watch = self._watches.setdefault(group, DriftMonitor(self.monitor))
             for alarm in watch.update_many(values[rows], times[rows]):
-                if alarm.rises:
+                if alarm.increased:
                     subject, row = self.subject(group, slices), int(rows[alarm.row])
                     found.append(replace(alarm, subject=subject, row=row))
         return sorted(found, key=lambda alarm: alarm.row)
@@ -87,8 +87,9 @@ class Monitors:
     ) -> None:
         self._task = task
         self._columns = [_column(monitor, task, names, slices) for monitor in declared]
-        self.watches: list[Watch | SliceWatch] = [
-            Watch(monitor) if monitor.by is None else SliceWatch(monitor) for monitor in declared
+        self.watches: list[DriftMonitor | SliceWatch] = [
+            DriftMonitor(monitor) if monitor.by is None else SliceWatch(monitor)
+            for monitor in declared
         ]
 
     def __bool__(self) -> bool:
@@ -98,9 +99,9 @@ class Monitors:
     def newest(self) -> list[tuple[str, str, float]]:
         """Subject, detector and mean of the newest values, of monitors that are of no slice."""
         return [
-            (watch.monitor.subject, watch.monitor.detector, watch.newest)
+            (watch.monitor.subject, watch.monitor.detector, watch.recent_mean)
             for watch in self.watches
-            if isinstance(watch, Watch)
+            if isinstance(watch, DriftMonitor)
         ]
 
     def subjects(self, slices: Slices) -> list[str]:
@@ -113,21 +114,21 @@ class Monitors:
                 found.append(watch.monitor.subject)
         return found
 
-    def of_loss(self, model: str) -> list[tuple[int, Watch]]:
+    def of_loss(self, model: str) -> list[tuple[int, DriftMonitor]]:
         """Those on the loss, by their place: that of this model, which begin anew if it is another.
 
         One of no model in particular becomes this one's.
         """
         found = []
         for i, (watch, column) in enumerate(zip(self.watches, self._columns, strict=True)):
-            if column == _OF_LOSS and isinstance(watch, Watch):
+            if column == _OF_LOSS and isinstance(watch, DriftMonitor):
                 if watch.model not in ("", model):
-                    watch = self.watches[i] = Watch(watch.monitor)
+                    watch = self.watches[i] = DriftMonitor(watch.monitor)
                 watch.model = model
                 found.append((i, watch))
         return found
 
-    def go_on(self, stored: Sequence[Watch | SliceWatch]) -> None:
+    def go_on(self, stored: Sequence[DriftMonitor | SliceWatch]) -> None:
         """Take up what equal monitors have seen before; the others begin now."""
         left = list(stored)
         for i, watch in enumerate(self.watches):
@@ -145,7 +146,7 @@ class Monitors:
         """
         found: AlarmsAt = []
         for i, (watch, column) in enumerate(zip(self.watches, self._columns, strict=True)):
-            if column >= 0 and isinstance(watch, Watch):
+            if column >= 0 and isinstance(watch, DriftMonitor):
                 alarms = watch.update_many(features[rows, column], times)
                 found += [(int(asked[alarm.row]), i, alarm) for alarm in alarms]
         return found
@@ -174,7 +175,7 @@ class Monitors:
             if column >= 0 or (column == _OF_LOSS and of_loss is not None):
                 continue
             values = losses(self._task, learned.target, led, watch.monitor.loss)
-            if isinstance(watch, Watch):
+            if isinstance(watch, DriftMonitor):
                 alarms = watch.update_many(values, learned.times)
             else:
                 assert groups is not None
@@ -187,7 +188,7 @@ def _column(monitor: Monitor, task: Task, names: tuple[str, ...], slices: Sequen
     """The feature that a monitor watches, or `_OF_LOSS`, `_OF_SLICES`."""
     if monitor.subject == LOSS:
         kind = check_loss(task, monitor.loss)
-        if of_errors(monitor) and kind != "error":
+        if monitor.errors_only and kind != "error":
             raise DeclarationError(
                 f"{monitor.detector} looks at right and wrong, which a {task.value} task has not: "
                 "take ADWIN or PageHinkley"

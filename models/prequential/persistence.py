@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from anabranch.models.learners.checkpoint import restored
-from anabranch.models.learners.fault_isolation import forgive
 from anabranch.models.learners.learner import Learner, Task
 from anabranch.models.prequential.step_record import StepRecord, part_of
 from anabranch.state.errors import StateError
@@ -65,7 +64,7 @@ def restore_step(step: Prequential, image: Delta) -> None:
         if answers is not None:
             step._answers[name].restore(answers)
         if step.rollouts is not None:
-            forgive(kept.learner)
+            kept.learner.isolate_faults()
     step.learners = {name: kept.learner for name, kept in step._kept.items()}
     step._declared = record.models
     step.metrics = {

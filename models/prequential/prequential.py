@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import Monitor
 from anabranch.models.learners.checkpoint import PARTS, Bounds, Checkpoint
-from anabranch.models.learners.description import described
-from anabranch.models.learners.fault_isolation import forgive
 from anabranch.models.learners.learner import Label, Learner, Targets
 from anabranch.models.learners.segments import Segments
 from anabranch.models.learners.targets import select
@@ -57,7 +55,7 @@ class Prequential:
         bounds: when a model is too large to be written whole in `changes`.
         rollouts: who of the learners serves; None: the champion.
         slices: parts of the events for which the metrics are kept apart, too.
-        segments: of the events, for learners that are `Segmented`.
+        segments: of the events, for learners that are segmented.
         on_drift: what a rise of the champion's loss starts; needs `rollouts`.
         ranking: whether events come as candidates, a row each (`models.metrics.ranking`).
         quarantine: whether some events may be suspect (`Outside`): nothing is learned of those.
@@ -150,14 +148,14 @@ class Prequential:
                 f"model {name!r} has another task or other features than the champion"
             )
         if self.rollouts is not None:
-            forgive(learner)
+            learner.isolate_faults()
         self.metrics[name] = {m: metric(m, self.task) for m in self._metric_names}
         self.slices.add(name)
         self.learners[name] = learner
         self.pending.add_model()
         self._answers[name] = Answers(self.pending)
         self._kept[name] = Checkpoint(name, learner, self._bounds)
-        self._declared[name] = described(learner)
+        self._declared[name] = learner.describe()
 
     def take_up(self, name: str, learner: Learner) -> None:
         """Let one that has learned stand in for a fresh one, as which it was declared.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.learners.learner import Targets
+from anabranch.models.learners.pickling import dumps, loads
 from anabranch.models.learners.targets import select
 from anabranch.state.store.delta import Delta, Items, Rows
 
@@ -78,7 +78,7 @@ class LabelledRows:
         if isinstance(self._targets, np.ndarray):
             columns["target"] = self._targets[places]
         else:
-            labels = [pickle.dumps(self._targets[at], protocol=5) for at in places.tolist()]
+            labels = [dumps(self._targets[at]) for at in places.tolist()]
             delta.items["labels"] = Items(places, list(labels))
         delta.rows["rows"] = Rows(places, columns)
         delta.blobs["count"] = b"%d %d %d" % (self.count, self.most, self._since)
@@ -102,7 +102,7 @@ class LabelledRows:
             targets = stored.columns["target"][order]
         else:
             labels = image.items["labels"].values
-            targets = [pickle.loads(labels[at] or b"") for at in order.tolist()]
+            targets = [loads(labels[at] or b"") for at in order.tolist()]
         self.count = self._since = count - held
         self.add(features, targets)
         self._told = self.count if most == self.most else 0

@@ -6,13 +6,13 @@ of answers and pickle to up to 220 KB in 0.6 ms.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from anabranch.models.drift.detectors import Watch
+from anabranch.models.drift.detectors import DriftMonitor
 from anabranch.models.learners.learner import Task
+from anabranch.models.learners.pickling import dumps, loads
 from anabranch.models.metrics.metrics import Metric
 from anabranch.models.metrics.ranking import RankQuality
 from anabranch.models.prequential.monitors import SliceWatch
@@ -50,14 +50,14 @@ class StepRecord:
     inline: bool
     champion: str
     metrics: dict[str, dict[str, Metric]]
-    watches: list[Watch | SliceWatch]
+    watches: list[DriftMonitor | SliceWatch]
     deployment: Deployment | None = None
     ranking: RankQuality | None = None
     quarantine: bool = False
 
     def dump(self) -> bytes:
         """A pickle; give it to `load` only."""
-        return pickle.dumps(self, protocol=5)
+        return dumps(self)
 
     @staticmethod
     def load(blob: bytes) -> StepRecord:
@@ -67,7 +67,7 @@ class StepRecord:
             StateError: it is none, or of another version.
         """
         try:
-            found = pickle.loads(blob)
+            found = loads(blob)
         except Exception as error:
             raise StateError(
                 f"metrics and monitors can't be read from the state: {error}; "

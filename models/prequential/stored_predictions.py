@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.learners.learner import Predictions
+from anabranch.models.learners.pickling import dumps, loads
 from anabranch.state.labels.pending_store import PendingStore
 from anabranch.state.store.delta import Items
 
@@ -58,7 +58,7 @@ class Answers:
         """A pickle for each of `rows` that waits, None for one that left; multi-class only."""
         kept = self._by_row
         values = [
-            pickle.dumps(kept[row], protocol=5) if waiting and row in kept else None
+            dumps(kept[row]) if waiting and row in kept else None
             for row, waiting in zip(rows.tolist(), waits.tolist(), strict=True)
         ]
         return Items(rows, values)
@@ -67,4 +67,4 @@ class Answers:
         """Take what `changes` gave. It is unpickled: give only what this program wrote."""
         for row, value in zip(items.index.tolist(), items.values, strict=True):
             if value is not None:
-                self._by_row[row] = pickle.loads(value)
+                self._by_row[row] = loads(value)

@@ -10,11 +10,10 @@ from river import base
 from river.utils import VectorDict
 
 from anabranch.models.learners.description import describe
-from anabranch.models.learners.durable import why_not_durable
 from anabranch.models.learners.learner import LEARN, PREDICT, Label, Predictions, Task
 from anabranch.models.learners.linear import learner_for
-from anabranch.models.learners.pickling import dumps, loads
-from anabranch.models.learners.river import RiverLearner, check_fits
+from anabranch.models.learners.pickling import dump_model, load_model, why_not_picklable
+from anabranch.models.learners.river import RiverLearner, check_task
 from anabranch.state.errors import AnabranchError, DeclarationError, InputError
 
 # Where River's own classes keep something by feature: scalers, linear models, optimizers, trees.
@@ -35,10 +34,10 @@ def check_model(model: Any, task: Task, what: str) -> None:
             f"{what} holds {type(model).__name__!r} and no River model: pickle the model itself"
         )
     try:
-        check_fits(model, task)
+        check_task(model, task)
     except DeclarationError as error:
         raise InputError(f"{what} does not fit: {error}") from None
-    reason = why_not_durable(model)
+    reason = why_not_picklable(model)
     if reason is not None:
         raise InputError(f"{what} can't be kept in a registry: {reason}")
 
@@ -70,7 +69,7 @@ def check_by_trial(model: Any, task: Task, columns: Sequence[str], what: str) ->
     Raises:
         InputError: it fails, or its answers are not ones of the task.
     """
-    copy = loads(what, dumps(what, model))
+    copy = load_model(what, dump_model(what, model))
     try:
         learner = learner_for(copy, columns, task)
         row, at = np.zeros((1, len(columns))), np.zeros(1, np.int64)

@@ -7,6 +7,8 @@ from typing import Any
 
 from river import linear_model
 
+from anabranch.models.learners.river import final_estimator
+
 INTERCEPT = "(intercept)"
 """Stands among the weights for the intercept."""
 
@@ -19,13 +21,6 @@ _LINEAR = (
 )
 
 
-def final(model: Any) -> Any:
-    """The estimator that answers: the last step of a pipeline."""
-    while hasattr(model, "steps"):
-        model = list(model.steps.values())[-1]
-    return model
-
-
 def weights(model: Any) -> dict[str, float]:
     """Weight by feature, and `INTERCEPT`, of a River model that ends in a linear one; else empty.
 
@@ -36,7 +31,7 @@ def weights(model: Any) -> dict[str, float]:
     >>> weights(linear)
     {'(intercept)': 0.02, 'a': 0.02}
     """
-    linear = final(model)
+    linear = final_estimator(model)
     if not isinstance(linear, _LINEAR) or not isinstance(linear.weights, Mapping):
         return {}
     found = {INTERCEPT: float(linear.intercept)}

@@ -220,7 +220,7 @@ class Deployment:
         self.add(name)
         what = f"the loss of {self.champion}" if alarm.kind == LOSS else alarm.subject
         why = (
-            f"{what} has drifted ({alarm.detector}: {alarm.told}): a fresh model begins, warmed "
+            f"{what} has drifted ({alarm.detector}: {alarm.change}): a fresh model begins, warmed "
             f"with {warm:,} labelled rows"
         )
         return self.start(name, alarm.time, step, why)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.learners.fault_isolation import failed_steps
 from anabranch.models.learners.learner import Label, Learner, Predictions, Targets, Task
 from anabranch.models.metrics.losses import losses
 from anabranch.models.rollout import decision as d
@@ -82,7 +81,7 @@ class Spent:
         """A model has worked since the last call; `steps` are the numbers of what it did."""
         now = time.perf_counter()
         self.seconds[model], self._since = now - self._since, now
-        failed = failed_steps(learner)
+        failed = np.array(learner.failures, np.int64)
         self.failed[model] = failed if steps is None else steps[failed]
 
 

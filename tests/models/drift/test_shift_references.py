@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from anabranch.models.drift.declarations import PIECES, Distributions, Seasonal, Sliding, told
-from anabranch.models.drift.distribution_shift import Shift, Shifts
+from anabranch.models.drift.declarations import PIECES, Distributions, Seasonal, Sliding
+from anabranch.models.drift.distribution_shift import DistributionMonitor, DistributionShift
 from anabranch.models.drift.references import reference_of
 from anabranch.state.errors import DeclarationError
 from anabranch.state.store.delta import decode, encode, merge
@@ -31,17 +31,17 @@ def declared(reference: str | Sliding | Seasonal) -> Distributions:
 
 def looked(
     values: F64, how: Distributions, cuts: Sequence[int] = (), kept: Sequence[int] = ()
-) -> list[Shift]:
+) -> list[DistributionShift]:
     """All that is found, rows counted from the start; begun again at the cuts `kept`."""
     columns = values.shape[1]
-    shifts, deltas, found = Shifts(how, columns, columns), [], []
+    shifts, deltas, found = DistributionMonitor(how, columns, columns), [], []
     times = np.arange(len(values)) * EVERY_MS
     for number, (low, high) in enumerate(pairwise([0, *cuts, len(values)])):
-        some = shifts.look(values[low:high], times[low:high])
+        some = shifts.update(values[low:high], times[low:high])
         found += [replace(each, row=each.row + low) for each in some]
         deltas.append(decode(encode(shifts.changes())))
         if number in kept:
-            shifts = Shifts(how, columns, columns)
+            shifts = DistributionMonitor(how, columns, columns)
             shifts.restore(merge(deltas))
     return found
 
@@ -54,7 +54,7 @@ def rhythm(days: int, seed: int, weekend: float = 0.0) -> F64:
     return values
 
 
-def told_of(found: list[Shift]) -> list[tuple[int, str]]:
+def told_of(found: list[DistributionShift]) -> list[tuple[int, str]]:
     """Drift and its ends, without warnings that came to nothing."""
     told, drifting = [], set()
     for each in found:
@@ -90,7 +90,7 @@ def test_a_sliding_reference_is_that_of_the_last_windows():
     time = 5_000_000
     for _ in range(300):
         last = time + int(rng.integers(1, 30_000))
-        known = reference.known(time)
+        known = reference.statistics_at(time)
         newest = windows[-1][0] // 10_000 if windows else 0
         first = windows[0][0] // 10_000 if windows else 0
         within = [c for at, c in windows if newest - PIECES <= at // 10_000 < newest]
@@ -103,7 +103,7 @@ def test_a_sliding_reference_is_that_of_the_last_windows():
         reference.add(counts, 50, time, last, None)
         windows.append((last, counts))
         time = last
-    assert reference.known(time) is not None
+    assert reference.statistics_at(time) is not None
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -139,13 +139,13 @@ def test_days_that_differ_by_themselves_are_no_drift(between):
 def test_where_little_comes_a_window_goes_on_into_the_next_slots(caplog):
     values = np.random.default_rng(1).normal(size=(60 * 48, 1))
     times = np.arange(len(values)) * HOUR // 2
-    shifts = Shifts(declared(DAILY), 1, 1)
-    shifts.look(values, times)
+    shifts = DistributionMonitor(declared(DAILY), 1, 1)
+    shifts.update(values, times)
     assert shifts.rows == len(values)
     assert "were visited twice" in caplog.text  # four windows a week are in no slot twice
     values[1800:] += 3
     daily = replace(DAILY, slot="12h", periods=8)
-    found = Shifts(declared(daily), 1, 1).look(values, times)
+    found = DistributionMonitor(declared(daily), 1, 1).update(values, times)
     assert [each.severity for each in found][:2] == ["warning", "drift"]
 
 
@@ -176,21 +176,21 @@ def test_ten_windows_are_the_least_however_long_ago():
 def test_another_reference_begins_anew():
     values = rhythm(6, 1)
     times = np.arange(len(values)) * EVERY_MS
-    old = Shifts(declared("1d"), 2, 2)
-    old.look(values, times)
+    old = DistributionMonitor(declared("1d"), 2, 2)
+    old.update(values, times)
     deltas = [decode(encode(old.changes()))]
-    new = Shifts(declared(DAILY), 2, 2)
+    new = DistributionMonitor(declared(DAILY), 2, 2)
     new.restore(merge(deltas))
     assert new.rows == 0
     deltas.append(decode(encode(new.changes())))
     for low in range(0, len(values), 5000):
-        new.look(values[low : low + 5000], times[low : low + 5000])
+        new.update(values[low : low + 5000], times[low : low + 5000])
         deltas.append(decode(encode(new.changes())))
-    again = Shifts(declared(DAILY), 2, 2)
+    again = DistributionMonitor(declared(DAILY), 2, 2)
     again.restore(merge(deltas))
     values[:, 1] += 3
     later = times + 6 * 24 * HOUR
-    assert again.look(values, later) == new.look(values, later) != []
+    assert again.update(values, later) == new.update(values, later) != []
 
 
 @pytest.mark.parametrize(
@@ -209,20 +209,20 @@ def test_what_can_not_be_is_one_sentence(how, words):
 
 
 def test_people_are_told_what_it_is():
-    said = [told(Distributions(reference=how)) for how in ("36h", Sliding(), Seasonal())]
+    said = [Distributions(reference=how).reference_text for how in ("36h", Sliding(), Seasonal())]
     assert said == ["the first 1d12h", "the last 7d", "the same 1h in the first 2 × 7d"]
 
 
 @pytest.mark.parametrize(("how", "days"), [("1d", 1), ("3d", 3), (Sliding("2d"), 2), (DAILY, 5)])
 def test_it_is_told_when_windows_are_compared(how, days):
-    shifts, values = Shifts(declared(how), 2, 2), rhythm(7, 1)
+    shifts, values = DistributionMonitor(declared(how), 2, 2), rhythm(7, 1)
     for day in range(7):
         part = slice(day * DAY, (day + 1) * DAY)
-        shifts.look(values[part], np.arange(len(values))[part] * EVERY_MS)
+        shifts.update(values[part], np.arange(len(values))[part] * EVERY_MS)
         if day + 1 < days:
-            assert not shifts.whole
+            assert not shifts.reference_ready
         elif day > days:
-            assert shifts.whole
+            assert shifts.reference_ready
 
 
 def test_what_looks_far_back_is_not_known_by_one_day():
@@ -233,13 +233,13 @@ def test_what_looks_far_back_is_not_known_by_one_day():
     slow = np.convolve(steps, memory)[: len(steps)] / np.sqrt(np.square(memory).sum() * DAY / 24)
     values = np.column_stack([slow, rng.normal(size=len(slow))])
     times = np.arange(len(values)) * EVERY_MS
-    without = Shifts(declared("1d"), 2, 2).look(values, times)
+    without = DistributionMonitor(declared("1d"), 2, 2).update(values, times)
     assert (0, "drift") in told_of(without)
-    knowing = Shifts(declared("1d"), 2, 2, [24 * HOUR, 0])
-    assert told_of(knowing.look(values, times)) == []
+    knowing = DistributionMonitor(declared("1d"), 2, 2, [24 * HOUR, 0])
+    assert told_of(knowing.update(values, times)) == []
     values[8 * DAY :, 1] += 1
-    again = Shifts(declared("1d"), 2, 2, [24 * HOUR, 0])
-    assert told_of(again.look(values, times)) == [(1, "drift")]
+    again = DistributionMonitor(declared("1d"), 2, 2, [24 * HOUR, 0])
+    assert told_of(again.update(values, times)) == [(1, "drift")]
     values[:, 0] = np.where(np.arange(len(values)) < 8 * DAY, rng.normal(size=len(values)), 99.0)
-    longer = Shifts(declared("6d"), 2, 2, [24 * HOUR, 0])
-    assert (0, "drift") in told_of(longer.look(values, times))
+    longer = DistributionMonitor(declared("6d"), 2, 2, [24 * HOUR, 0])
+    assert (0, "drift") in told_of(longer.update(values, times))

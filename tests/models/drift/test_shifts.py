@@ -36,7 +36,7 @@ from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import IntakeOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.drift.bins import edges_of
-from anabranch.models.drift.distribution_shift import SAMPLE, Shift, Shifts
+from anabranch.models.drift.distribution_shift import SAMPLE, DistributionMonitor, DistributionShift
 from anabranch.producers.batch import Kind
 from anabranch.producers.publish import publish
 from anabranch.producers.simulators.by_name import simulate
@@ -50,13 +50,15 @@ QUICK = Distributions(window=200, reference="0s")
 ROWS = 200_000
 
 
-def looked(values: F64, declared: Distributions = QUICK, cuts: Sequence[int] = ()) -> list[Shift]:
+def looked(
+    values: F64, declared: Distributions = QUICK, cuts: Sequence[int] = ()
+) -> list[DistributionShift]:
     """All that is found, with rows counted from the start."""
-    shifts = Shifts(declared, values.shape[1], values.shape[1])
+    shifts = DistributionMonitor(declared, values.shape[1], values.shape[1])
     found = []
     times = np.arange(len(values)) * 1000
     for low, high in pairwise([0, *cuts, len(values)]):
-        for each in shifts.look(values[low:high], times[low:high]):
+        for each in shifts.update(values[low:high], times[low:high]):
             found.append(replace(each, row=each.row + low))
     return found
 
@@ -175,14 +177,14 @@ def test_no_cut_shows_and_no_restart(seed, cuts, kept):
     whole = looked(values)
     assert whole
     assert looked(values, cuts=sorted(cuts)) == whole
-    shifts, deltas, found = Shifts(QUICK, 3, 3), [], []
+    shifts, deltas, found = DistributionMonitor(QUICK, 3, 3), [], []
     times = np.arange(6000) * 1000
     for number, (low, high) in enumerate(pairwise([0, *sorted(cuts), 6000])):
-        some = shifts.look(values[low:high], times[low:high])
+        some = shifts.update(values[low:high], times[low:high])
         found += [replace(each, row=each.row + low) for each in some]
         deltas.append(decode(encode(shifts.changes())))
         if number in kept:
-            shifts = Shifts(QUICK, 3, 3)
+            shifts = DistributionMonitor(QUICK, 3, 3)
             shifts.restore(merge(deltas))
     assert found == whole
     assert shifts.rows == 6000 > SAMPLE

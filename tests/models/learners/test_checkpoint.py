@@ -31,9 +31,9 @@ from river import (
 )
 
 from anabranch.models.learners.checkpoint import Bounds, Checkpoint, restored
-from anabranch.models.learners.durable import unchanged_by_predicting, why_not_durable
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Task
 from anabranch.models.learners.linear import learner_for
+from anabranch.models.learners.pickling import unchanged_by_predicting, why_not_picklable
 from anabranch.models.learners.river import RiverLearner
 from anabranch.state.errors import StateError
 from anabranch.state.store.delta import Delta, decode, encode, merge
@@ -168,7 +168,7 @@ def name_of(value: Any) -> str | None:
 @pytest.mark.parametrize("first", [0, 200])
 def test_logged_rows_bring_a_model_where_it_was(task: Task, model: Any, first: int) -> None:
     """The full pickle is taken fresh, or after 200 rows; the rest comes from the log."""
-    assert why_not_durable(model) is None
+    assert why_not_picklable(model) is None
     whole = RiverLearner(model.clone(), NAMES, task)
     kept = Checkpoint(
         "m", RiverLearner(pickle.loads(pickle.dumps(whole.model)), NAMES, task), LOGGED
@@ -365,13 +365,15 @@ def not_found(x: Any) -> Any:
 
 
 def test_what_can_not_be_written_is_said() -> None:
-    assert "can't be pickled" in str(why_not_durable(compose.FuncTransformer(lambda x: x)))
-    assert why_not_durable(compose.FuncTransformer(not_found)) is None
-    assert "addresses" in str(why_not_durable(feature_extraction.RandomTreesEmbedding() | LOGREG()))
+    assert "can't be pickled" in str(why_not_picklable(compose.FuncTransformer(lambda x: x)))
+    assert why_not_picklable(compose.FuncTransformer(not_found)) is None
+    assert "addresses" in str(
+        why_not_picklable(feature_extraction.RandomTreesEmbedding() | LOGREG())
+    )
     hat = tree.HoeffdingAdaptiveTreeClassifier
-    assert "has no seed" in str(why_not_durable(ensemble.LeveragingBaggingClassifier(hat())))
-    assert why_not_durable(ensemble.LeveragingBaggingClassifier(hat(seed=3))) is None
-    assert why_not_durable(preprocessing.StandardScaler() | forest.ARFClassifier()) is None
+    assert "has no seed" in str(why_not_picklable(ensemble.LeveragingBaggingClassifier(hat())))
+    assert why_not_picklable(ensemble.LeveragingBaggingClassifier(hat(seed=3))) is None
+    assert why_not_picklable(preprocessing.StandardScaler() | forest.ARFClassifier()) is None
     learner = RiverLearner(compose.FuncTransformer(lambda x: x) | LOGREG(), NAMES, Task.BINARY)
     with pytest.raises(StateError, match=r"model 'm' can't be pickled.*named functions"):
         Checkpoint("m", learner).changes()

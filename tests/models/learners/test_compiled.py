@@ -183,9 +183,9 @@ def adam_after_learn_many() -> Any:
 
 
 UNKNOWN = [
-    (tree.HoeffdingTreeClassifier(), "no linear model"),
-    (preprocessing.MinMaxScaler() | linear_model.LogisticRegression(), "no linear model"),
-    (compose.Select("a") | linear_model.LogisticRegression(), "no linear model"),
+    (tree.HoeffdingTreeClassifier(), "not a linear model"),
+    (preprocessing.MinMaxScaler() | linear_model.LogisticRegression(), "not a linear model"),
+    (compose.Select("a") | linear_model.LogisticRegression(), "not a linear model"),
     (linear(True, optim.FTRLProximal()), "the optimizer FTRLProximal"),
     (linear(True, optim.SGD(optim.schedulers.InverseScaling(0.1))), "InverseScaling"),
     (
@@ -210,7 +210,7 @@ def test_learned_features_that_are_not_given_are_not_dropped() -> None:
     model = linear_model.LogisticRegression()
     model.learn_one({"a": 1.0, "zip": 2.0}, True)
     assert compiled(model, NAMES) is None
-    assert "not given: zip" in str(why_not(model, NAMES))
+    assert "not among the columns: zip" in str(why_not(model, NAMES))
 
 
 def test_a_subclass_may_do_anything_and_is_left_to_river() -> None:
@@ -229,7 +229,7 @@ def test_river_is_used_and_said_in_the_log(caplog: pytest.LogCaptureFixture) -> 
         learner = learner_for(naive_bayes.GaussianNB(), NAMES, Task.BINARY)
     assert isinstance(learner, RiverLearner)
     assert [r.getMessage() for r in caplog.records] == [
-        "GaussianNB runs as River, not compiled: GaussianNB is no linear model with an optional "
+        "GaussianNB runs as River, not compiled: GaussianNB is not a linear model with an optional "
         "StandardScaler before it"
     ]
 

@@ -32,7 +32,7 @@ from anabranch.models.learners.checkpoint import Bounds, Checkpoint
 from anabranch.models.learners.imbalance import Imbalance, with_imbalance
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Task
 from anabranch.models.learners.linear import CompiledLinear, learner_for
-from anabranch.models.learners.resampling import Sampled, Sampler, corrected
+from anabranch.models.learners.resampling import ResampledLearner, Sampler, corrected
 from anabranch.models.learners.river import RiverLearner
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import DeclarationError
@@ -112,7 +112,7 @@ def test_equal_to_rivers_wrapper(
     learner = with_imbalance(
         learner_for(model.clone(), NAMES, task), declare(desired, seed=seed, correct=False)
     )
-    assert isinstance(learner, Sampled)
+    assert isinstance(learner, ResampledLearner)
     want, got = river.run(*run), learner.run(*run)
     if case == "compiled":
         assert isinstance(learner.learner, CompiledLinear)
@@ -434,7 +434,7 @@ def test_what_can_not_work_is_one_sentence(declare: Any, said: str) -> None:
 
 
 def test_a_pipeline_makes_the_learner_declared() -> None:
-    assert isinstance(sales(undersample({True: 0.5, False: 0.5})).learner(), Sampled)
+    assert isinstance(sales(undersample({True: 0.5, False: 0.5})).learner(), ResampledLearner)
     assert isinstance(sales(class_weights({True: 2.0})).learner(), CompiledLinear)
     assert isinstance(sales(None).learner(), CompiledLinear)
     several = sales(class_weights({"new": 2.0}), TREE, "kind").learner()

@@ -28,9 +28,9 @@ from anabranch import Event, Pipeline, field, inline, undersample, window
 from anabranch.models.learners.checkpoint import Bounds, Checkpoint
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Task
 from anabranch.models.learners.linear import CompiledLinear, learner_for
-from anabranch.models.learners.resampling import Sampled
+from anabranch.models.learners.resampling import ResampledLearner
 from anabranch.models.learners.river import RiverLearner
-from anabranch.models.learners.segmented import SEGMENT, Segmented
+from anabranch.models.learners.segmented import SEGMENT, SegmentedLearner
 from anabranch.models.learners.segments import Segments
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import DeclarationError
@@ -73,9 +73,9 @@ def steps(task: Task, seed: int, rows: int = 120, kinds: int = 6) -> Steps:
     return features, op, row, truth
 
 
-def learner(case: str, most: int, after: int = 1) -> Segmented:
+def learner(case: str, most: int, after: int = 1) -> SegmentedLearner:
     task, model = MODELS[case]
-    return Segmented(learner_for(model.clone(), NAMES, task), most, after)
+    return SegmentedLearner(learner_for(model.clone(), NAMES, task), most, after)
 
 
 def texts(predictions: Predictions) -> list[str]:
@@ -149,7 +149,7 @@ def in_pieces(found: Learner, run: Steps, cuts: list[int], pickled: bool = False
         part = found.run(features, op[low:high], row[low:high], target[low:high])
         values += list(part.values)
         labels += [] if part.labels is None else list(part.labels)
-    assert isinstance(found, Segmented)
+    assert isinstance(found, SegmentedLearner)
     return [repr(values), repr(labels), repr(found.version), repr(found.labels)]
 
 
@@ -187,7 +187,7 @@ def test_a_checkpoint_brings_all_models_back(
         kept.restore(merge([decode(encode(delta)) for delta in deltas]))
         assert texts(kept.run(*part)) == texts(whole.run(*part))
         found = kept.learner
-        assert isinstance(found, Segmented)
+        assert isinstance(found, SegmentedLearner)
         assert found.version == whole.version
         assert list(found.models) == list(whole.models)
 
@@ -215,9 +215,11 @@ def test_each_segment_draws_rows_by_its_own_classes() -> None:
     """A copy has the counts and the random numbers of the shared one, and goes on by itself."""
     run = steps(Task.BINARY, 7, 200, kinds=3)
     inner = learner_for(naive_bayes.GaussianNB(), NAMES, Task.BINARY)
-    found = Segmented(Sampled(inner, {True: 0.5, False: 0.5}, 4, correct=False), 3, 2)
+    found = SegmentedLearner(
+        ResampledLearner(inner, {True: 0.5, False: 0.5}, 4, correct=False), 3, 2
+    )
     want = RiverLearner(MODELS["drawn"][1].clone(), NAMES, Task.BINARY)
-    assert texts(found.run(*run)) == texts(Segmented(want, 3, 2).run(*run))
+    assert texts(found.run(*run)) == texts(SegmentedLearner(want, 3, 2).run(*run))
     counts = [each._sampler.seen for each in found.models.values()]  # type: ignore[attr-defined]
     assert len({repr(sorted(each.items())) for each in counts}) == 3
 
@@ -403,12 +405,12 @@ def test_a_pipeline_makes_the_learner_declared() -> None:
     plain = sales().learner()
     assert isinstance(plain, CompiledLinear)
     found = sales(model_key="abroad", max_segments=2, segment_after=50).learner()
-    assert isinstance(found, Segmented)
+    assert isinstance(found, SegmentedLearner)
     assert found.names == ("price", "shop_1d_count", SEGMENT)
     assert isinstance(found.shared, CompiledLinear)
     drawn = sales(model_key="shop", imbalance=undersample({True: 0.5, False: 0.5})).learner()
-    assert isinstance(drawn, Segmented)
-    assert isinstance(drawn.shared, Sampled)
+    assert isinstance(drawn, SegmentedLearner)
+    assert isinstance(drawn.shared, ResampledLearner)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from river import drift, linear_model, naive_bayes, preprocessing, tree
 from anabranch.models.drift.detectors import monitor
 from anabranch.models.learners.learner import Learner, Task
 from anabranch.models.learners.linear import learner_for
-from anabranch.models.learners.subsampling import Thinned
+from anabranch.models.learners.subsampling import SubsampledLearner
 from anabranch.models.metrics.slices import slice_by
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.prequential.replay_buffer import LabelledRows
@@ -54,7 +54,7 @@ def make(
 
     def beginner() -> Learner:
         learner = learner_for(declared.fresh.clone(), NAMES, task)
-        return learner if learn == 1 else Thinned(learner, learn)
+        return learner if learn == 1 else SubsampledLearner(learner, learn)
 
     models = {"old": slow(), **dict(challengers)}
     rollouts = Rollouts(Deployment("old", list(models)[1:], policy, task, "p"), task)
