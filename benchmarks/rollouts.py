@@ -51,7 +51,7 @@ def learner() -> Learner:
     return learner_for(model(), NAMES, Task.BINARY)
 
 
-class Breaks:
+class Breaks(Learner):
     """A good learner, until it has learned so many rows; then `how` changes its answers."""
 
     def __init__(self, after: int, how: Callable[[F64], F64]) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from anabranch.models.learners.description import describe, parameters_by_path
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Task
-from anabranch.models.learners.linear import CompiledLinear, learner_for
+from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.pickling import library_versions
 from anabranch.models.learners.river import estimator_name
 from anabranch.models.registry.version import Version, finite
@@ -64,7 +64,7 @@ def go_on(learner: Learner, rows: slice = slice(ROWS // 2, ROWS)) -> Predictions
 
 def river_of(learner: Learner) -> Any:
     """Its River object."""
-    return learner.to_river() if isinstance(learner, CompiledLinear) else learner.model  # type: ignore[attr-defined]
+    return learner.to_river()
 
 
 def references(versions: Sequence[Version]) -> list[str]:

@@ -259,7 +259,7 @@ class Clock:
         return self.now
 
 
-class Slow:
+class Slow(Learner):
     """A learner that takes a second for each row, and a while to pickle."""
 
     task, names, version = Task.REGRESSION, ("a",), 0

@@ -27,7 +27,6 @@ from river import (
 )
 
 from anabranch import Event, Pipeline, class_weights, field, inline, oversample, undersample
-from anabranch.dataflows.registry.model_snapshot import to_river
 from anabranch.models.learners.checkpoint import Bounds, Checkpoint
 from anabranch.models.learners.imbalance import Imbalance, with_imbalance
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Task
@@ -115,7 +114,7 @@ def test_equal_to_rivers_wrapper(
     assert isinstance(learner, ResampledLearner)
     want, got = river.run(*run), learner.run(*run)
     if case == "compiled":
-        assert isinstance(learner.learner, CompiledLinear)
+        assert isinstance(learner.inner, CompiledLinear)
         np.testing.assert_allclose(got.values, want.values, rtol=1e-12, atol=1e-12)
     else:
         assert texts(got) == texts(want)
@@ -366,7 +365,7 @@ def test_the_river_object_behind_is_the_one_declared() -> None:
     for declared in (undersample({True: 0.5, False: 0.5}), class_weights(WEIGHTS)):
         learner = with_imbalance(learner_for(SCALED.clone(), NAMES, Task.BINARY), declared)
         learner.run(*run)
-        river = to_river(learner)
+        river = learner.to_river()
         assert type(river) is type(SCALED)
         assert river["LogisticRegression"].loss.weight_pos == 1.0
         assert river["LogisticRegression"].weights
@@ -394,23 +393,29 @@ def sales(imbalance: Any, model: Any = SCALED, label: str | None = "returned") -
 @pytest.mark.parametrize(
     ("declare", "said"),
     [
-        (lambda: undersample({True: 0.5, False: 0.6}), "sum up to 1.1"),
+        (lambda: undersample({True: 0.5, False: 0.6}), "sum to 1.1"),
         (lambda: undersample({True: 1.0, False: 0.0}), "above 0"),
         (lambda: oversample([True, False]), "oversample needs the desired share"),
         (lambda: undersample({True: 0.5, False: 0.5}, seed=None), "seed=None of undersample"),
-        (lambda: class_weights({}), "needs a weight by class"),
+        (lambda: class_weights({}), "needs a weight for each class"),
         (lambda: class_weights({True: -1}), "class_weights of True is -1"),
         (lambda: class_weights({True: float("nan")}), "is nan: give a number above 0"),
-        (lambda: sales("balanced"), "imbalance='balanced' of pipeline 'sales' is none: use unders"),
+        (
+            lambda: sales("balanced"),
+            "imbalance='balanced' of pipeline 'sales' is not supported: use",
+        ),
         (lambda: sales(undersample({True: 1.0})), "of one class only"),
-        (lambda: sales(class_weights({1: 2.0})), "1 in imbalance= of pipeline 'sales' is no label"),
+        (
+            lambda: sales(class_weights({1: 2.0})),
+            "1 in imbalance= of pipeline 'sales' is not a value of",
+        ),
         (
             lambda: sales(class_weights({"yes": 2.0})),
             "'yes' in imbalance= of .*: it is True or Fal",
         ),
         (
             lambda: sales(class_weights({True: 2.0}), naive_bayes.GaussianNB(), "kind"),
-            "True in imbalance= of pipeline 'sales' is no label: it is text",
+            "True in imbalance= of pipeline 'sales' is not a value of the label, which is text",
         ),
         (
             lambda: sales(class_weights({True: 2.0}), naive_bayes.GaussianNB()),
@@ -418,7 +423,7 @@ def sales(imbalance: Any, model: Any = SCALED, label: str | None = "returned") -
         ),
         (
             lambda: sales(class_weights({1.0: 2.0}), linear_model.LinearRegression(), "price"),
-            "is for classifiers, and LinearRegression is asked for a number: leave it out",
+            "is for classifiers, and LinearRegression predicts a number: leave it out",
         ),
         (
             lambda: sales(class_weights({True: 2.0}), anomaly.HalfSpaceTrees()),

@@ -132,7 +132,7 @@ def test_equal_to_copies_made_by_hand(case: str, seed: int, most: int, after: in
         assert list(zip(got.values, got.labels, strict=True)) == want
         return
     values = [np.nan if each is None else float(each) for each in want]
-    if isinstance(found.shared, CompiledLinear):
+    if isinstance(found.inner, CompiledLinear):
         np.testing.assert_allclose(got.values, values, rtol=1e-12, atol=1e-12)
     else:
         got.values[np.isnan(values)] = np.nan  # a tree that knows one class says nothing of others
@@ -407,10 +407,10 @@ def test_a_pipeline_makes_the_learner_declared() -> None:
     found = sales(model_key="abroad", max_segments=2, segment_after=50).learner()
     assert isinstance(found, SegmentedLearner)
     assert found.names == ("price", "shop_1d_count", SEGMENT)
-    assert isinstance(found.shared, CompiledLinear)
+    assert isinstance(found.inner, CompiledLinear)
     drawn = sales(model_key="shop", imbalance=undersample({True: 0.5, False: 0.5})).learner()
     assert isinstance(drawn, SegmentedLearner)
-    assert isinstance(drawn.shared, ResampledLearner)
+    assert isinstance(drawn.inner, ResampledLearner)
 
 
 @pytest.fixture

@@ -222,7 +222,7 @@ def test_a_damaged_pickle_is_refused_unread(registry: Registry) -> None:
 def test_a_version_that_was_copied_by_hand_is_refused(registry: Registry) -> None:
     add(registry)
     shutil.copytree(registry.path / "m" / "1", registry.path / "m" / "5")
-    with pytest.raises(StateError, match=r"is of m@1, not of m@5"):
+    with pytest.raises(StateError, match=r"describes m@1, not m@5"):
         registry.get("m")
     assert add(registry).version == 6
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anabranch.models.learners.learner import Predictions, Task
+from anabranch.models.learners.learner import Learner, Predictions, Task
 from anabranch.models.metrics.ranking import EVENT, LIST
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout import decision as d
@@ -23,7 +23,7 @@ SHOWN = 6
 F64 = NDArray[np.float64]
 
 
-class Fixed:
+class Fixed(Learner):
     """Scores by weights that it was given, and learns nothing."""
 
     def __init__(self, *weights: float) -> None:
@@ -38,7 +38,7 @@ class Fixed:
 def rollout(challenger: Fixed, policy: Interleave, champion: Fixed | None = None) -> Prequential:
     models = {"old": champion or Fixed(0.0, 0.2), "new": challenger}
     return Prequential(
-        models,  # type: ignore[arg-type]
+        models,
         rules=LabelRules(wait_ms=600_000),
         otherwise=False,
         rollouts=Rollouts(Deployment("old", ["new"], policy, Task.BINARY, "p"), Task.BINARY),
