@@ -4,7 +4,7 @@ How such a comparison misleads, and what is done about it:
 
 * A test that errs less often than it may, and therefore is slow, or the other way round. Both are
   measured on the same tests with the same settings: those of the classes themselves, and nothing
-  cut, which is what a pipeline has for losses with a bound unless it declares a scale.
+  cut, which is what a pipeline has for losses with a bound unless it declares `clip=`.
 * Models that are easy to tell apart. The two here are calibrated and share nearly all of their
   noise; equal ones still differ at every event.
 * A rival of straw. The test of a fixed horizon knows beforehand the effect and the variance, and
@@ -47,12 +47,12 @@ RAMP = (0.01, 0.05, 0.25, 0.50)
 F64 = NDArray[np.float64]
 Arms = NDArray[np.int8]
 
-UNCUT = "paired, scale=0.25, bound=1"
-"""The one that judges sizes on differences as they are: four times its scale is the bound."""
+UNCUT = "paired, clip=0.25, bound=1"
+"""The one that judges sizes on differences as they are: four times its clip is the bound."""
 PAIRED: dict[str, Callable[..., PairedEvidence]] = {
     "paired": PairedEvidence,
-    UNCUT: partial(PairedEvidence, scale=0.25, bound=1.0),
-    "paired, scale=1 (nothing cut)": partial(PairedEvidence, scale=1.0, bound=1.0),
+    UNCUT: partial(PairedEvidence, clip=0.25, bound=1.0),
+    "paired, clip=1 (nothing cut)": partial(PairedEvidence, clip=1.0, bound=1.0),
     "paired, asymptotic": partial(PairedEvidence, method="asymptotic"),
 }
 TWO_SAMPLES: dict[str, Callable[[], TwoSampleEvidence]] = {
@@ -91,7 +91,7 @@ def wrong_of_paired(runs: int, labels: int = LABELS) -> Iterator[dict[str, Any]]
 
 
 def wrong_of_heavy_tails(runs: int, labels: int = LABELS) -> Iterator[dict[str, Any]]:
-    """As `wrong_of_paired`, where differences cut at any scale are for the challenger."""
+    """As `wrong_of_paired`, where differences clipped anywhere are for the challenger."""
     random, factor = np.random.default_rng(7), heavy_tails.evened_out()
     tried = {name: PAIRED[name] for name in ("paired", "paired, asymptotic")}
     wrong = {name: np.zeros(2) for name in tried}

@@ -1,7 +1,7 @@
 """Two forecasts with heavy tails and equal mean absolute errors: where cutting may mislead.
 
 Amounts are lognormal, relative errors Student's t with three degrees of freedom, as of durations or
-prices. The challenger's errors are other ones with thinner tails: cut at any scale, their mean is
+prices. The challenger's errors are other ones with thinner tails: clipped anywhere, their mean is
 smaller.
 """
 

@@ -123,7 +123,7 @@ def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[st
     """One challenger that breaks in the middle of its first step, at 1 % of the keys."""
     features, values = stream(events)
     rails = Guardrails(latency_us=_SLOW_US / 2) if name == "becomes slow" else Guardrails()
-    policy = Canary(steps=(0.01, 0.5, 1.0), hold="10d", guardrails=rails, min_effect=0.0)
+    policy = Canary(steps=(0.01, 0.5, 1.0), min_duration="10d", guardrails=rails, min_effect=0.0)
     breaks = events // 2
     to = step(policy, bad=Breaks(breaks - DELAY, how))
     served = before = 0
@@ -159,7 +159,7 @@ def cost(events: int, rounds: int) -> list[dict[str, Any]]:
     shadows = (0, 1, 4)
     for _ in range(rounds):
         for place, count in enumerate(shadows):
-            policy = Shadow(report=10**9, guardrails=Guardrails(loss_ratio=1e9), alpha=1e-6)
+            policy = Shadow(report_every=10**9, guardrails=Guardrails(loss_ratio=1e9), alpha=1e-6)
             to = step(policy, **{f"s{i}": learner() for i in range(count)})
             for first in range(0, 4 * BATCH, BATCH):
                 feed(to, features, values, first, first + BATCH)

@@ -321,7 +321,7 @@ def _tell(
     from anabranch.state.durations import parse_duration_ms
 
     control = Control(kind=kind, id=uuid.uuid4().hex, by=by or _me(), **about)
-    if (fault := control.command().fault()) is not None:
+    if (fault := control.command().problem()) is not None:
         raise InputError(fault)
     timeout_s = parse_duration_ms(timeout) / 1000
     declared = load_pipeline(pipeline)

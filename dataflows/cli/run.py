@@ -247,7 +247,7 @@ def _check_processes(processes: int, addresses: str | None, shards: int) -> None
 
 def _check_inputs(pipeline: Pipeline, bus: Bus, name: str) -> None:
     """Raise if an input topic is missing; ``name`` is what the user calls the pipeline."""
-    from anabranch.dataflows.source.bus_source import partition_count
+    from anabranch.dataflows.declaration.input_topics import partition_count
 
     found = {*bus.topics(), pipeline.topics.control}  # that one is made when it is missing
     missing = [topic for topic in pipeline.inputs if topic not in found]

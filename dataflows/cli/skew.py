@@ -154,7 +154,7 @@ def skew(
             raise InputError(
                 f"pipeline {declared.name!r} ranks candidates, whose features are not recomputed"
             )
-        if declared.labels_apart and declared.label_windows:
+        if declared.has_label_topic and declared.label_windows:
             labels = labels or declared.topics.labels
         elif labels is not None:
             raise InputError(f"pipeline {declared.name!r} has no features of labels from a topic")

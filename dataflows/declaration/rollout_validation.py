@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from river import base
 
+from anabranch.dataflows.declaration.declaration import Declaration
 from anabranch.models.drift.detectors import LOSS
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.river import check_task
 from anabranch.models.registry.version import check_name
-from anabranch.models.rollout.challenger import STARTING, Challenger
+from anabranch.models.rollout.challenger import TRIGGERS, Challenger
 from anabranch.models.rollout.policies import Bandit, Interleave, check_policy
 from anabranch.state.errors import DeclarationError, InputError
 
-if TYPE_CHECKING:
-    from anabranch.dataflows.declaration.pipeline import Pipeline
 
-
-def check_rollout(pipeline: Pipeline) -> None:
+def check_rollout(pipeline: Declaration) -> None:
     """Challengers, policy, key and fallback can work.
 
     Raises:
@@ -64,11 +61,11 @@ def check_rollout(pipeline: Pipeline) -> None:
         _check_fallback(pipeline, where)
 
 
-def _check_on_drift(pipeline: Pipeline, where: str) -> None:
+def _check_on_drift(pipeline: Declaration, where: str) -> None:
     if not isinstance(pipeline.on_drift, Challenger):
         raise DeclarationError(
-            f"{where} is {pipeline.on_drift!r}: give Challenger(fresh=…, warm=…), with a River "
-            "model as fresh="
+            f"{where} is {pipeline.on_drift!r}: give Challenger(model=…, warmup_rows=…), with a "
+            "River model as model="
         )
     _check_challenger(pipeline, pipeline.on_drift, where)
     watched = {
@@ -77,8 +74,8 @@ def _check_on_drift(pipeline: Pipeline, where: str) -> None:
         if monitor.by is None
     }
     if pipeline.distributions is not None:
-        watched |= {*STARTING} - {LOSS}
-    for kind in pipeline.on_drift.after:
+        watched |= {*TRIGGERS} - {LOSS}
+    for kind in pipeline.on_drift.triggers:
         if kind not in watched:
             what = "monitors=[monitor('loss')]" if kind == LOSS else "distributions=Distributions()"
             raise DeclarationError(
@@ -87,7 +84,7 @@ def _check_on_drift(pipeline: Pipeline, where: str) -> None:
             )
 
 
-def _check_name(pipeline: Pipeline, name: object, where: str) -> None:
+def _check_name(pipeline: Declaration, name: object, where: str) -> None:
     try:
         if not isinstance(name, str):
             raise InputError(f"model name {name!r} is no text")
@@ -101,12 +98,12 @@ def _check_name(pipeline: Pipeline, name: object, where: str) -> None:
         )
 
 
-def _check_challenger(pipeline: Pipeline, model: object, where: str) -> None:
+def _check_challenger(pipeline: Declaration, model: object, where: str) -> None:
     if isinstance(model, Challenger):
-        fault = model.fault()
-        if fault is not None:
-            raise DeclarationError(f"{where}: {fault}")
-        model = model.fresh
+        problem = model.problem()
+        if problem is not None:
+            raise DeclarationError(f"{where}: {problem}")
+        model = model.model
     if not isinstance(model, base.Estimator):
         raise DeclarationError(
             f"{where} is {model!r}, and no River model: give an object, such as "
@@ -118,7 +115,7 @@ def _check_challenger(pipeline: Pipeline, model: object, where: str) -> None:
         raise DeclarationError(f"{where}: {error}") from None
 
 
-def _check_fallback(pipeline: Pipeline, where: str) -> None:
+def _check_fallback(pipeline: Declaration, where: str) -> None:
     given, task = pipeline.fallback, pipeline.task
     if task is Task.MULTICLASS:
         kind, types = pipeline.target_kind, _TYPES.get(pipeline.target_kind or "", ())

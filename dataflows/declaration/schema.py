@@ -18,14 +18,14 @@ Kind = Literal["number", "boolean", "text", "other"]
 class Field:
     """One field of a message: its kind, and whether null, or an integer, is allowed.
 
-    ``several``: it is a list of such, one for each candidate of a ranking.
+    ``is_list``: it is a list of such, one for each candidate of a ranking.
     """
 
     name: str
     kind: Kind
     optional: bool
     integer: bool = False
-    several: bool = False
+    is_list: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def _list_or_field(name: str, annotation: Any) -> Field:
     bare = annotation.__origin__ if hasattr(annotation, "__metadata__") else annotation
     if get_origin(bare) is not list:
         return _field(name, annotation)
-    return replace(_field(name, get_args(bare)[0]), several=True)
+    return replace(_field(name, get_args(bare)[0]), is_list=True)
 
 
 def _field(name: str, annotation: Any) -> Field:

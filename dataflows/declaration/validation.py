@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from river import base
 
+from anabranch.dataflows.declaration.declaration import TIME_UNITS_MS, Declaration
 from anabranch.dataflows.declaration.features import DayOfWeek, Feature, HourOfDay, KeyedFeature
 from anabranch.dataflows.declaration.schema import Schema
 from anabranch.dataflows.messages.inputs import Delayed, Inline, Label
@@ -24,12 +24,6 @@ from anabranch.state.arrays import LARGEST
 from anabranch.state.durations import parse_duration_ms
 from anabranch.state.errors import DeclarationError
 
-if TYPE_CHECKING:
-    from anabranch.dataflows.declaration.pipeline import Pipeline
-
-TIME_UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
-"""What a number in a time field may count, in milliseconds."""
-
 MOST_SEGMENTS = 10_000
 """So many can have a model, at most; each costs memory, and time in every commit."""
 
@@ -37,7 +31,7 @@ _LABEL_TYPES: dict[str, type] = {"boolean": bool, "text": str}
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 
 
-def check_names(pipeline: Pipeline) -> None:
+def check_names(pipeline: Declaration) -> None:
     """The pipeline's name, and the fields that hold an event's id, time and key."""
     name, schema = pipeline.name, pipeline.schema
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -56,21 +50,21 @@ def check_names(pipeline: Pipeline) -> None:
         schema.require_present(pipeline.key, ("text",), f"{where} (key=)")
 
 
-def check_candidates(pipeline: Pipeline) -> None:
+def check_candidates(pipeline: Declaration) -> None:
     """What is ranked is a list of texts, and a label can name one of them."""
     name, where = pipeline.candidates, f"pipeline {pipeline.name!r}"
     if name is None:
         return
     schema = pipeline.schema
     found = schema.require_present(name, ("text",), f"{where} (candidates=)")
-    if not found.several:
+    if not found.is_list:
         raise DeclarationError(
             f"candidates={name!r} of {where} must be a list of texts, such as list[str]: "
             f"{schema.type_name}.{name} is one text"
         )
     for what in ("id", "time", "key", "rollout_key"):
         field = getattr(pipeline, what)
-        if field is not None and field in schema.fields and schema.fields[field].several:
+        if field is not None and field in schema.fields and schema.fields[field].is_list:
             raise DeclarationError(f"{what}={field!r} of {where} must be one value, not a list")
     most = pipeline.max_candidates
     if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= MOST_CANDIDATES - 1:
@@ -84,7 +78,7 @@ def check_candidates(pipeline: Pipeline) -> None:
         )
 
 
-def check_features(pipeline: Pipeline) -> None:
+def check_features(pipeline: Declaration) -> None:
     """Every feature finds what it needs, and no column is there twice."""
     if not pipeline.features:
         raise DeclarationError(f"pipeline {pipeline.name!r} declares no features")
@@ -105,7 +99,7 @@ def check_features(pipeline: Pipeline) -> None:
             seen.add(name)
 
 
-def check_label(pipeline: Pipeline) -> None:
+def check_label(pipeline: Declaration) -> None:
     """The label is one that can be learned, and no feature gives it away."""
     label = pipeline.label
     if isinstance(label, Inline):
@@ -120,7 +114,7 @@ def check_label(pipeline: Pipeline) -> None:
         _check_label_window(pipeline, windows[0][0].label)
 
 
-def find_task(pipeline: Pipeline) -> Task:
+def find_task(pipeline: Declaration) -> Task:
     """What the model is asked, by the kind of the label's values."""
     kind, model = pipeline.target_kind, pipeline.model
     if kind is None:
@@ -133,7 +127,7 @@ def find_task(pipeline: Pipeline) -> Task:
     return Task.REGRESSION
 
 
-def check_model(pipeline: Pipeline) -> None:
+def check_model(pipeline: Declaration) -> None:
     """The model can do the task, and the metrics can score it."""
     if pipeline.label is None and not isinstance(
         pipeline.model, base.AnomalyDetector | base.AnomalyFilter
@@ -156,7 +150,7 @@ def check_model(pipeline: Pipeline) -> None:
         check_imbalance(pipeline.imbalance, pipeline.model, pipeline.task, label, where)
 
 
-def check_monitors(pipeline: Pipeline) -> None:
+def check_monitors(pipeline: Declaration) -> None:
     """Every monitor watches something that is there."""
     known = [LOSS, *pipeline.columns]
     if pipeline.distributions is not None:
@@ -176,7 +170,7 @@ def check_monitors(pipeline: Pipeline) -> None:
     Monitors(pipeline.monitors, pipeline.task, tuple(pipeline.columns), pipeline.slices)
 
 
-def _check_distributions(pipeline: Pipeline) -> None:
+def _check_distributions(pipeline: Declaration) -> None:
     declared, where = pipeline.distributions, f"distributions= of pipeline {pipeline.name!r}"
     if not isinstance(declared, Distributions):
         raise DeclarationError(f"{where} is {declared!r}: give Distributions(…)")
@@ -186,7 +180,7 @@ def _check_distributions(pipeline: Pipeline) -> None:
             raise DeclarationError(f"{where} ignores {name!r}, and there is no such feature")
 
 
-def check_slices(pipeline: Pipeline) -> None:
+def check_slices(pipeline: Declaration) -> None:
     """Every slice is by something that is there, and there is a quality to tell apart."""
     where, names = f"pipeline {pipeline.name!r}", set[str]()
     for each in pipeline.slices:
@@ -199,48 +193,48 @@ def check_slices(pipeline: Pipeline) -> None:
             )
         if each.name in names:
             raise DeclarationError(
-                f"two slices of {where} are called {each.name!r}: say called= of one of them"
+                f"two slices of {where} are called {each.name!r}: give one of them another name="
             )
         names.add(each.name)
         _check_subject(pipeline, each, f"{each} of {where}")
 
 
-def _check_subject(pipeline: Pipeline, declared: SliceBy, where: str) -> None:
+def _check_subject(pipeline: Declaration, declared: SliceBy, where: str) -> None:
     schema, subject = pipeline.schema, declared.subject
-    if declared.edges is not None and subject in pipeline.columns:
+    if declared.bins is not None and subject in pipeline.columns:
         return
     if subject == pipeline.time:
         raise DeclarationError(f"{where} is by the event's time: slice by hour_of_day instead")
     if subject not in schema.fields:
         if subject in pipeline.columns:
-            raise DeclarationError(f"{where} is by a feature, a number: say where to cut, edges=")
+            raise DeclarationError(f"{where} is by a feature, which is a number: give bins=")
         raise DeclarationError(
             f"{where} is by something unknown: {schema.type_name} has {', '.join(schema.fields)}; "
-            f"and with edges= there are the features {', '.join(pipeline.columns)}"
+            f"and with bins= there are the features {', '.join(pipeline.columns)}"
         )
     field = schema.fields[subject]
-    if field.kind == "number" and declared.edges is None:
-        raise DeclarationError(f"{where} is by a number: say where to cut, edges=")
-    schema.require(subject, ("text", "boolean") if declared.edges is None else ("number",), where)
+    if field.kind == "number" and declared.bins is None:
+        raise DeclarationError(f"{where} is by a number: give bins=")
+    schema.require(subject, ("text", "boolean") if declared.bins is None else ("number",), where)
     if field.kind == "boolean" and not {*declared.names} <= {"true", "false"}:
         raise DeclarationError(f"{where} is by a boolean: its values are True and False")
 
 
-def check_segments(pipeline: Pipeline) -> None:
+def check_segments(pipeline: Declaration) -> None:
     """The field of `model_key` can be one, and the numbers beside it are numbers."""
     key, where = pipeline.model_key, f"pipeline {pipeline.name!r}"
     if key is None:
-        if (pipeline.max_segments, pipeline.segment_after) != (1000, 1):
+        if (pipeline.max_segments, pipeline.min_labels_per_segment) != (1000, 1):
             raise DeclarationError(
-                f"max_segments= and segment_after= of {where} are for a model per segment: say by "
-                "which field, model_key="
+                f"max_segments= and min_labels_per_segment= of {where} are for "
+                "a model per segment: give model_key= as well"
             )
         return
     where = f"model_key={key!r} of {where}"
     pipeline.schema.require_present(key, ("text", "boolean"), where)
     if isinstance(pipeline.label, Inline) and pipeline.label.field == key:
         raise DeclarationError(f"{where} is the label: a model per label has nothing to predict")
-    for name, most in (("max_segments", MOST_SEGMENTS), ("segment_after", 2**31)):
+    for name, most in (("max_segments", MOST_SEGMENTS), ("min_labels_per_segment", 2**31)):
         value = getattr(pipeline, name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise DeclarationError(
@@ -248,18 +242,20 @@ def check_segments(pipeline: Pipeline) -> None:
             )
 
 
-def check_times(pipeline: Pipeline) -> None:
+def check_times(pipeline: Declaration) -> None:
     """Durations are durations, and no event can make all others late."""
-    lateness, ahead = parse_duration_ms(pipeline.lateness), parse_duration_ms(pipeline.ahead)
-    parse_duration_ms(pipeline.duplicates)
-    if ahead > lateness:
+    lateness_ms = parse_duration_ms(pipeline.allowed_lateness)
+    skew_ms = parse_duration_ms(pipeline.max_clock_skew)
+    parse_duration_ms(pipeline.dedup_window)
+    if skew_ms > lateness_ms:
         raise DeclarationError(
-            f"ahead={pipeline.ahead!r} of pipeline {pipeline.name!r} is more than "
-            f"lateness={pipeline.lateness!r}: one event that far ahead would make all others late"
+            f"max_clock_skew={pipeline.max_clock_skew!r} of pipeline {pipeline.name!r} is more "
+            f"than allowed_lateness={pipeline.allowed_lateness!r}: one event that far ahead would "
+            "make all others late"
         )
 
 
-def _check_use_of_time(pipeline: Pipeline, feature: Feature) -> None:
+def _check_use_of_time(pipeline: Declaration, feature: Feature) -> None:
     """The event's time may be text on the wire: it is for `hour_of_day` and `day_of_week` alone."""
     value = feature.value if isinstance(feature, KeyedFeature) else feature.field
     of_time = isinstance(feature, HourOfDay | DayOfWeek)
@@ -275,7 +271,7 @@ def _check_use_of_time(pipeline: Pipeline, feature: Feature) -> None:
         )
 
 
-def _check_inline(pipeline: Pipeline, label: Inline) -> None:
+def _check_inline(pipeline: Declaration, label: Inline) -> None:
     kinds = ("number", "boolean", "text")
     pipeline.schema.require_present(label.field, kinds, f"inline({label.field!r})")  # type: ignore[arg-type]
     for feature in pipeline.features:
@@ -287,7 +283,7 @@ def _check_inline(pipeline: Pipeline, label: Inline) -> None:
             )
 
 
-def _check_label_window(pipeline: Pipeline, window: str) -> None:
+def _check_label_window(pipeline: Declaration, window: str) -> None:
     """There is a label, and it can be counted."""
     kind = pipeline.target_kind
     if kind is None:
@@ -302,7 +298,7 @@ def _check_label_window(pipeline: Pipeline, window: str) -> None:
         )
 
 
-def _check_delayed(pipeline: Pipeline, label: Delayed) -> None:
+def _check_delayed(pipeline: Declaration, label: Delayed) -> None:
     if not (isinstance(label.type, type) and issubclass(label.type, Label)):
         raise DeclarationError(f"{label.type!r} must be a subclass of Label")
     schema = Schema.of(label.type)
@@ -310,41 +306,45 @@ def _check_delayed(pipeline: Pipeline, label: Delayed) -> None:
     schema.require_present(label.field, ("number", "boolean", "text"), where)
     schema.require_present(label.id, ("text",), where)
     _check_time(schema, label.time, where)
-    for duration in (label.wait, label.correct_within, label.early):
+    for duration in (label.timeout, label.update_within, label.early_buffer):
         parse_duration_ms(duration)
     kind = schema.fields[label.field].kind
     if pipeline.candidates is not None:
         schema.require_present(label.field, ("text",), f"{where}, which names a candidate,")
         kind = "boolean"
-        if label.otherwise not in (None, False):
+        if label.default not in (None, False):
             raise DeclarationError(
-                f"otherwise={label.otherwise!r} of {where}: a candidate that nobody chose was not "
+                f"default={label.default!r} of {where}: a candidate that nobody chose was not "
                 "chosen; leave it out"
             )
-    _check_otherwise(label, kind, where)
+    _check_default(label, kind, where)
 
 
 _KINDS: dict[str, tuple[type, ...]] = {"boolean": (bool,), "number": (int, float), "text": (str,)}
 
 
-def _check_otherwise(label: Delayed, kind: str, where: str) -> None:
+def _check_default(label: Delayed, kind: str, where: str) -> None:
     """What is assumed is a label like any other, and only what was assumed can be corrected."""
-    known = label.otherwise
-    if known is not None:
-        fits = isinstance(known, _KINDS[kind]) and (kind == "boolean" or known is not bool(known))
-        if not fits or (kind == "number" and not abs(float(known)) <= LARGEST):
-            raise DeclarationError(
-                f"otherwise={known!r} of {where} is no label: {label.field} is a {kind}"
-            )
-    if label.late not in ("refuse", "correct"):
-        raise DeclarationError(
-            f"late={label.late!r} of {where} is unknown: a late label is 'refuse'd, or 'correct's "
-            "what was assumed"
+    default = label.default
+    if default is not None:
+        fits = isinstance(default, _KINDS[kind]) and (
+            kind == "boolean" or default is not bool(default)
         )
-    if label.late == "correct" and known is None:
+        if not fits or (kind == "number" and not abs(float(default)) <= LARGEST):
+            raise DeclarationError(
+                f"default={default!r} of {where} is no label: {label.field} is a {kind}"
+            )
+    if label.late == "correct":
+        raise DeclarationError("late='correct' is now called late='update'")
+    if label.late not in ("refuse", "update"):
         raise DeclarationError(
-            f"late='correct' of {where} has nothing to correct: give otherwise=, what is assumed "
-            "when the wait is over, or wait for longer"
+            f"late={label.late!r} of {where} is unknown: give 'refuse' (a late label is a dead "
+            "letter) or 'update' (it updates what was learned)"
+        )
+    if label.late == "update" and default is None:
+        raise DeclarationError(
+            f"late='update' of {where} has nothing to update: give default=, the label to assume "
+            "after timeout=, or a longer timeout="
         )
 
 

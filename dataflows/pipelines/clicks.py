@@ -37,7 +37,7 @@ pipeline = Pipeline(
     name="clicks",
     event=Page,
     candidates="items",
-    label=Click.target("item", wait="10m"),
+    label=Click.target("item", timeout="10m"),
     features=[
         field("relevance"),
         field("prices"),

@@ -25,5 +25,5 @@ pipeline = replace(
         "bolder": payments.model,
         "bayes": preprocessing.StandardScaler() | naive_bayes.GaussianNB(),  # type: ignore[no-untyped-call]
     },
-    rollout=Canary(steps=(0.01, 0.05, 0.25, 0.5, 1.0), hold_labels=20),
+    rollout=Canary(steps=(0.01, 0.05, 0.25, 0.5, 1.0), min_labels=20),
 )

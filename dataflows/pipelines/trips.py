@@ -32,7 +32,7 @@ class Arrival(Label):
 pipeline = Pipeline(
     name="trips",
     event=Trip,
-    label=Arrival.target("minutes", wait="6h"),
+    label=Arrival.target("minutes", timeout="6h"),
     features=[
         field("distance_km"),
         field("passengers"),

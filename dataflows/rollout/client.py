@@ -12,7 +12,7 @@ import msgspec
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control
-from anabranch.dataflows.messages.inputs import RolloutMessage
+from anabranch.dataflows.messages.outputs import RolloutMessage
 from anabranch.state.errors import InputError
 
 _PIECE = 1000
@@ -85,7 +85,7 @@ def check_steerable(pipeline: Pipeline, bus: Bus) -> None:
     Raises:
         InputError: the pipeline has none, or has not run yet.
     """
-    if not pipeline.controlled:
+    if not pipeline.has_rollouts:
         raise InputError(
             f"pipeline {pipeline.name!r} has no rollouts: declare challengers={{…}} or "
             "rollout=Shadow(), Canary(), ABTest() or Bandit(…) in it, and start it again"

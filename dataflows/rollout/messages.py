@@ -11,7 +11,7 @@ from msgspec import UNSET
 from anabranch.dataflows.batch.batch import Batch, RawRows
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control
-from anabranch.dataflows.messages.inputs import Cause, ComparedModels, RolloutMessage
+from anabranch.dataflows.messages.outputs import Cause, ComparedModels, RolloutMessage
 from anabranch.models.rollout.decision import Decision, Evidence
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from anabranch.dataflows.messages.inputs import ComparedModels, RolloutMessage
+from anabranch.dataflows.messages.outputs import ComparedModels, RolloutMessage
 from anabranch.models.rollout.decision import CHAMPION_FAILED, PROGRESS, REFUSED, REMOVED
 
 

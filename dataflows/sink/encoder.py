@@ -15,7 +15,7 @@ from anabranch.dataflows.batch.batch import Batch, RawRows, Wake
 from anabranch.dataflows.batch.outgoing import Mark, Marking, Outgoing
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.inputs import (
+from anabranch.dataflows.messages.outputs import (
     DeadLetter,
     DriftSignal,
     Ranked,

@@ -78,7 +78,7 @@ def joined_steps(pipeline: Pipeline, events: pl.DataFrame, labels: pl.DataFrame)
     """
     label = pipeline.label
     assert isinstance(label, Delayed)
-    assumed = None if label.otherwise is None else float(label.otherwise)
+    assumed = None if label.default is None else float(label.default)
     places = [RISING, "rank", PARTITION, OFFSET, ID, TIME]
     merged = events.with_columns(rank=pl.lit(0), number=pl.int_range(pl.len()))
     merged = merged.select(*places, "number", pl.lit(_ASKS).alias(LABEL))

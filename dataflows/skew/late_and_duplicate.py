@@ -34,8 +34,8 @@ def admitted(pipeline: Pipeline, arrivals: Arrivals) -> Admitted:
     frame = arrivals.frame
     times = frame[TIME].to_numpy()
     newest = np.maximum.accumulate(times)
-    late = times < newest - parse_duration_ms(pipeline.lateness)
-    period = newest // max(parse_duration_ms(pipeline.duplicates), 1)
+    late = times < newest - parse_duration_ms(pipeline.allowed_lateness)
+    period = newest // max(parse_duration_ms(pipeline.dedup_window), 1)
     repeated = np.zeros(len(frame), np.bool_)
     repeated[_repeats(frame, period.tolist())] = True
     enters = ~late & ~repeated

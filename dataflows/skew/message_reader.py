@@ -178,7 +178,7 @@ class _Reader:
         self._frames: list[pl.DataFrame] = []
         self._rising: dict[int, int] = {}
         self._complaint = ""
-        self._ahead_ms = parse_duration_ms(pipeline.ahead)
+        self._ahead_ms = parse_duration_ms(pipeline.max_clock_skew)
         self._time_scale = pipeline.time_scale
         wire = msgspec.defstruct(
             kind.type.__name__, [(kind.time, int | float | str)], bases=(kind.type,), kw_only=True

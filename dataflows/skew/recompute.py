@@ -102,7 +102,7 @@ def longest_look_back_ms(pipeline: Pipeline) -> int:
     """How far back the features of an event reach, in ms: of labels, to the events they judge."""
     keyed = [feature for feature in pipeline.features if isinstance(feature, KeyedFeature)]
     label = pipeline.label
-    wait_ms = parse_duration_ms(label.wait) if isinstance(label, Delayed) else 0
+    wait_ms = parse_duration_ms(label.timeout) if isinstance(label, Delayed) else 0
     return max(
         (
             each.spec.retention_ms + (wait_ms if isinstance(each, LabelWindow) else 0)
@@ -122,7 +122,7 @@ def _columns(
         return None  # made of something else than the event
     entity = entities.get(feature.entity)
     if entity is None:
-        lateness_ms = parse_duration_ms(pipeline.lateness)
+        lateness_ms = parse_duration_ms(pipeline.allowed_lateness)
         entity = entities[feature.entity] = _Entity(frame, feature.entity, lateness_ms)
     return entity.columns(feature)
 

@@ -12,7 +12,8 @@ from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.batch.row_ids import candidate
 from anabranch.dataflows.declaration.features import DayOfWeek, HourOfDay, KeyedFeature
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.inputs import Cause, Delayed
+from anabranch.dataflows.messages.inputs import Delayed
+from anabranch.dataflows.messages.outputs import Cause
 from anabranch.dataflows.rollout.messages import cause_of_row
 from anabranch.models.learners.learner import Predictions, Task
 from anabranch.models.metrics.popularity import Popularity

@@ -10,7 +10,7 @@ import numpy as np
 
 from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.inputs import Cause, DriftSignal, Moved
+from anabranch.dataflows.messages.outputs import Cause, DriftSignal, Moved
 from anabranch.dataflows.sink.encoder import Results
 from anabranch.dataflows.steps.distribution_inputs import BEFORE, Subjects, Watched, WatchedValues
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics

@@ -7,8 +7,8 @@ import msgspec
 from anabranch.dataflows.batch.batch import Batch, LabelRows
 from anabranch.dataflows.batch.dead_letters import payload_fields
 from anabranch.dataflows.batch.row_ids import told
-from anabranch.dataflows.declaration.pipeline import Topics
-from anabranch.dataflows.messages.inputs import Cause, DeadLetter
+from anabranch.dataflows.declaration.declaration import Topics
+from anabranch.dataflows.messages.outputs import Cause, DeadLetter
 from anabranch.models.prequential import outcome as reasons
 from anabranch.models.prequential.outcome import GivenUp, Outcome
 

@@ -16,13 +16,8 @@ from anabranch.dataflows.batch.dead_letters import dead_letter
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control
-from anabranch.dataflows.messages.inputs import (
-    DeadLetter,
-    Delayed,
-    DriftSignal,
-    Inline,
-    RolloutMessage,
-)
+from anabranch.dataflows.messages.inputs import Delayed, Inline
+from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal, RolloutMessage
 from anabranch.dataflows.recovery.state_partition import Place, Token
 from anabranch.dataflows.rollout.messages import cause_of_control, rollout_message
 from anabranch.dataflows.sharding.reassembly import Assembler
@@ -80,11 +75,11 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         self._labelled = isinstance(label, Inline)
         rollouts = rollouts_of(pipeline)
         self.prequential = Prequential(
-            {pipeline.model_name: pipeline.learner(), **pipeline.challenging()},
+            {pipeline.model_name: pipeline.learner(), **pipeline.challenger_learners()},
             metrics=pipeline.metric_names,
             monitors=pipeline.monitors,
             rules=label.rules() if isinstance(label, Delayed) else None,
-            otherwise=label.otherwise if isinstance(label, Delayed) else None,
+            otherwise=label.default if isinstance(label, Delayed) else None,
             inline=self._inline,
             slices=pipeline.slices,
             rollouts=rollouts,
@@ -382,4 +377,6 @@ def label_windows(pipeline: Pipeline) -> LabelWindows | None:
         entity: [(feature.spec, place) for feature, place in features]
         for entity, features in pipeline.label_windows.items()
     }
-    return LabelWindows(declared, parse_duration_ms(pipeline.lateness)) if declared else None
+    return (
+        LabelWindows(declared, parse_duration_ms(pipeline.allowed_lateness)) if declared else None
+    )

@@ -45,7 +45,7 @@ def _warm_models(pipeline: Pipeline) -> None:
     learners, rollouts = {"warm": learner}, None
     if pipeline.rollout is not None:
         # A report of its one label, so that the interval is computed as well.
-        policy = replace(pipeline.rollout, report=1)
+        policy = replace(pipeline.rollout, report_every=1)
         deployment = Deployment("warm", ["other"], policy, pipeline.task, pipeline.name)
         rollouts = Rollouts(deployment, pipeline.task)
         learners["other"] = learner_for(model.clone(), pipeline.columns, pipeline.task)

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from anabranch.dataflows.messages.inputs import DeadLetter, DriftSignal, RolloutMessage
+from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal, RolloutMessage
 from anabranch.models.rollout.decision import CHAMPION_FAILED, ROLLED_BACK
 
 LOG = logging.getLogger(__name__)

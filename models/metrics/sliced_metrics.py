@@ -34,13 +34,13 @@ class _Slice:
 
     def __init__(self, declared: SliceBy, column: int | None) -> None:
         self.declared = declared
-        self.values = Vocabulary(declared.most, declared.names)
+        self.values = Vocabulary(declared.max_values, declared.names)
         # Beside the values: all others, or a number that is null.
-        self.groups = declared.most + 1
+        self.groups = declared.max_values + 1
         self.labels = np.zeros(self.groups, np.int64)
         self.metrics: dict[str, dict[str, MetricGroups]] = {}
         self._column = column
-        self._edges = None if declared.edges is None else np.array(declared.edges)
+        self._edges = None if declared.bins is None else np.array(declared.bins)
 
     def groups_of(self, fields: Fields, features: F64, rows: I64, order: I64 | None) -> Any:
         edges = self._edges
@@ -50,12 +50,12 @@ class _Slice:
             return np.searchsorted(edges, features[rows, self._column], side="right")
         numbers = np.array(fields[self.declared.subject], np.float64)  # null is NaN
         found = np.searchsorted(edges, numbers, side="right")
-        found[np.isnan(numbers)] = self.declared.most
+        found[np.isnan(numbers)] = self.declared.max_values
         return found
 
     def name(self, group: int) -> str:
         """What a group is called."""
-        if self.declared.edges is not None and group == self.declared.most:
+        if self.declared.bins is not None and group == self.declared.max_values:
             return "null"
         return self.values.name(group)
 
@@ -72,7 +72,7 @@ class Slices:
     Raises:
         DeclarationError: two slices have one name.
 
-    >>> from models.slices import slice_by
+    >>> from anabranch.models.metrics.slices import slice_by
     >>> slices = Slices([slice_by("country")], ("amount",), ("Accuracy",), Task.BINARY)
     >>> slices.add("m")
     >>> groups = slices.groups_of({"country": ["DE", "US", "DE"]}, np.zeros((3, 1)), np.arange(3))
@@ -94,7 +94,7 @@ class Slices:
         self._slices = [_Slice(each, _column(each, places)) for each in declared]
         self._told = b""
         if len({each.name for each in declared}) < len(declared):
-            raise DeclarationError("two slices have one name: say called= of one of them")
+            raise DeclarationError("two slices have one name: give one of them another name=")
 
     def __len__(self) -> int:
         return len(self._slices)
@@ -228,7 +228,7 @@ def _report(each: _Slice) -> dict[str, dict[str, Any]]:
 
 
 def _column(declared: SliceBy, places: Mapping[str, int]) -> int | None:
-    return None if declared.edges is None else places.get(declared.subject)
+    return None if declared.bins is None else places.get(declared.subject)
 
 
 def _known(metrics: dict[str, MetricGroups], names: Sequence[str]) -> dict[str, MetricGroups]:

@@ -39,7 +39,7 @@ class Births:
 
     def __init__(self, what: OnDrift, width: int, task: Task) -> None:
         self.what = what
-        self.rows = LabelledRows(what.declared.warm, width, task is not Task.MULTICLASS)
+        self.rows = LabelledRows(what.declared.warmup_rows, width, task is not Task.MULTICLASS)
 
     @classmethod
     def of(cls, what: OnDrift | None, width: int, task: Task) -> Births | None:
@@ -91,8 +91,8 @@ class BirthWatch:
         )  # fmt: skip
         self.found = self._watch.found
         declared = None if step.births is None else step.births.what.declared
-        self.grace = 0 if declared is None else declared.grace
-        self._after = () if declared is None else declared.after
+        self.grace = 0 if declared is None else declared.burn_in
+        self._after = () if declared is None else declared.triggers
         calls = [] if lessons is None else lessons.calls
         heard = [call for call in calls if call[1].kind in self._after]
         self._calls = sorted(heard, key=lambda call: call[0])

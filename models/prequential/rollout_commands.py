@@ -18,7 +18,7 @@ from anabranch.models.rollout.policies import (
     Policy,
     check_policy,
 )
-from anabranch.models.rollout.policy_update import change
+from anabranch.models.rollout.policy_update import update_policy
 from anabranch.models.rollout.trial import Contest
 from anabranch.state.errors import AnabranchError, InputError
 
@@ -44,7 +44,7 @@ class Steering:
     def command(self, command: Command, time: int) -> list[Decision]:
         """Follow a command at event time `time` (ms); one that can't be is `refused`."""
         try:
-            fault = command.fault()
+            fault = command.problem()
             if fault is not None:
                 raise InputError(fault)
             return self._follow(command, time)
@@ -99,7 +99,7 @@ class Steering:
         deployment = self._deployment
         if not command.policy:
             return deployment.policy
-        changed = change(deployment.policy, command.policy)
+        changed = update_policy(deployment.policy, command.policy)
         check_policy(changed, self._step.task, len(deployment.waiting) + 1, "the command")
         return changed
 

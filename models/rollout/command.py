@@ -41,12 +41,12 @@ class Command:
     policy: Mapping[str, Any] = field(default_factory=dict)
     by: str = ""
 
-    def fault(self) -> str | None:
+    def problem(self) -> str | None:
         """What is wrong with it, whatever the state of the rollout; None where nothing is.
 
-        >>> Command(kind="set_traffic", id="1", challenger="tree", share=1.5).fault()
+        >>> Command(kind="set_traffic", id="1", challenger="tree", share=1.5).problem()
         'the share 1.5 is none: give one from 0 to 1'
-        >>> Command(kind="pause", id="2").fault()
+        >>> Command(kind="pause", id="2").problem()
         """
         if self.kind not in KINDS:
             return f"{self.kind!r} is no command: use one of {', '.join(KINDS)}"

@@ -13,7 +13,7 @@ from anabranch.models.evidence.paired import Finding, PairedEvidence
 from anabranch.models.evidence.two_sample import TwoSampleEvidence
 from anabranch.models.learners.learner import Task
 from anabranch.models.rollout.decision import Evidence as Summary
-from anabranch.models.rollout.policies import AUC, Policy, bound_of, loss_of, scale_of
+from anabranch.models.rollout.policies import AUC, Policy, bound_of, clip_of, loss_of
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
@@ -44,11 +44,11 @@ class Judge:
         self._policy = policy
         self._evidence: _Evidence
         if policy.loss == AUC:
-            self._evidence = AucEvidence(policy.alpha, policy.scale, window=policy.window)
+            self._evidence = AucEvidence(policy.alpha, policy.clip, window=policy.auc_window)
         else:
-            kind = PairedEvidence if policy.judge == "paired" else TwoSampleEvidence
+            kind = PairedEvidence if policy.comparison == "paired" else TwoSampleEvidence
             bound = bound_of(task, loss_of(policy, task))
-            self._evidence = kind(policy.alpha, scale_of(policy, task), bound=bound)
+            self._evidence = kind(policy.alpha, clip_of(policy, task), bound=bound)
         # What `look` made of so many labels: `take` has it, unless it is given fewer.
         self._looked: tuple[int, _Evidence] | None = None
 

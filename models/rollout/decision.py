@@ -44,7 +44,7 @@ class Evidence:
     """How two models compare so far; losses are those that the policy names.
 
     Attributes:
-        labels: that both, or either (`judge="served"`), were judged by.
+        labels: that both, or either (`comparison="unpaired"`), were judged by.
         served: labels of events that the challenger served.
         champion_loss, challenger_loss: means; NaN before the first label.
         difference: champion's minus challenger's, of clipped losses: above 0, the challenger is

@@ -260,7 +260,7 @@ class Deployment:
 
         Where a label judges the model that served alone, it has to serve.
         """
-        decides = isinstance(self.policy, Canary | ABTest) and self.policy.judge == "paired"
+        decides = isinstance(self.policy, Canary | ABTest) and self.policy.comparison == "paired"
         return decides and name in self.born
 
     def promote(self, contest: Contest, why: str, time: int, step: int) -> list[Decision]:

@@ -221,17 +221,17 @@ class Rails:
 
     def __init__(self, declared: Guardrails) -> None:
         self.declared = declared
-        self.errors = Errors(declared.errors)
+        self.errors = Errors(declared.error_rate)
         self.ratio = LossRatio(declared.loss_ratio)
-        self.shift = Shift(declared.shift)
+        self.shift = Shift(declared.psi)
         self.latency = Latency(declared.latency_us)
 
     def figures(self) -> dict[str, float]:
         """What stands at each, by name, of those that are known."""
         found = {
-            "errors": self.errors.share,
+            "error_rate": self.errors.share,
             "loss_ratio": self.ratio.value,
-            "shift": self.shift.value,
+            "psi": self.shift.value,
             "latency_us": self.latency.value,
         }
         return {name: value for name, value in found.items() if value == value}

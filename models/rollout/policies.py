@@ -19,11 +19,13 @@ from anabranch.models.learners.learner import Task
 from anabranch.models.metrics.losses import check_loss
 from anabranch.state.durations import parse_duration_ms
 from anabranch.state.errors import DeclarationError
+from anabranch.state.renamed import renamed
 
-Judge = Literal["paired", "served"]
-"""Which losses are compared: of both models on every label, or of the one that served each."""
+Comparison = Literal["paired", "unpaired"]
+"""Which losses are compared: of both models on each label, or of the one that served each."""
 
 
+@renamed(errors="error_rate", shift="psi")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guardrails:
     """What a challenger must never do; a breach takes it out of service at once.
@@ -32,22 +34,24 @@ class Guardrails:
     shadow never serves at all. One that is shown to be worse than the champion goes too.
 
     Attributes:
-        errors: share of its last 1,000 predictions and lessons that may raise or be NaN; 0.0: none.
+        error_rate: largest share of its last 1,000 predictions and updates that may raise or be
+            NaN; 0.0: none.
         loss_ratio: its mean loss over the last 1,000 labels against the champion's on the same: for
             one that was good for long and breaks, which evidence of all labels shows late.
-        shift: population stability index of its last 1,000 predictions against the champion's on
+        psi: population stability index of its last 1,000 predictions against the champion's on
             the same events. Below 0.1 is usually called none, above 0.25 a large one; models that
             are to differ need room. None: not looked at.
         latency_us: microseconds that it may take for each prediction and lesson, on average over a
             second or so. None: not looked at. It is measured by the clock, so a replay may differ.
     """
 
-    errors: float = 0.0
+    error_rate: float = 0.0
     loss_ratio: float = 3.0
-    shift: float | None = None
+    psi: float | None = None
     latency_us: float | None = None
 
 
+@renamed(judge="comparison", report="report_every", window="auc_window", scale="clip")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Judged:
     """What policies that decide by evidence have in common.
@@ -57,13 +61,13 @@ class _Judged:
         for
             rollouts (`loss_of`). `"auc"` (binary): 1 − the area under the ROC curve, on windows of
             labels (`models.evidence.auc`); `loss_ratio` of the guardrails goes by the usual loss.
-        window: labels of a window of `"auc"`; ten or more of them should be true.
+        auc_window: labels of a window of `"auc"`; ten or more of them should be true.
         alpha: probability with which a challenger that is no better is promoted, at most, however
             often one looks.
-        judge: `"paired"`: every label compares both models, which takes the fewest labels.
-            `"served"`: each label judges the model that served the event alone. For predictions
+        comparison: `"paired"`: every label compares both models, which takes the fewest labels.
+            `"unpaired"`: each label judges the model that served the event alone. For predictions
             that decide what is labelled at all, or how (a payment refused, an offer made).
-        scale: differences of two losses are clipped at this, in units of the loss; what is tested
+        clip: differences of two losses are clipped at this, in units of the loss; what is tested
             is the mean of the clipped differences. A small one takes fewer labels, and does not see
             what models gain in few large losses, as of rare classes. None: the bound of the loss,
             so that nothing is clipped; learned from the first labels where it has none (see
@@ -72,24 +76,26 @@ class _Judged:
             champion's. A challenger that can't have it any more is given up (futility); looked at
             with every report. 0.0: never.
         guardrails: see there.
-        report: labels between two reports on the way, published on the rollouts topic.
+        report_every: labels between two progress reports, published on the rollouts topic.
     """
 
     loss: str | None = None
     alpha: float = 0.05
-    judge: Judge = "paired"
-    scale: float | None = None
+    comparison: Comparison = "paired"
+    clip: float | None = None
     min_effect: float = 0.01
     guardrails: Guardrails = field(default_factory=Guardrails)
-    report: int = 1000
-    window: int = 500
+    report_every: int = 1000
+    auc_window: int = 500
 
 
+@renamed()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shadow(_Judged):
     """Challengers serve nobody. Evidence is reported; who leads is decided by control messages."""
 
 
+@renamed(hold="min_duration", hold_labels="min_labels")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canary(_Judged):
     """A challenger serves a growing share of the keys, and is promoted once it is shown better.
@@ -99,15 +105,16 @@ class Canary(_Judged):
     Attributes:
         steps: shares of the keys that it serves, one after the other, growing. A last step of 1.0
             is the promotion itself.
-        hold: event time that each step lasts at least.
-        hold_labels: labels that each step lasts at least, of events that the challenger served.
+        min_duration: event time that each step lasts at least.
+        min_labels: labels that each step lasts at least, of events that the challenger served.
     """
 
     steps: Sequence[float] = (0.01, 0.05, 0.25, 0.5, 1.0)
-    hold: str = "0s"
-    hold_labels: int = 100
+    min_duration: str = "0s"
+    min_labels: int = 100
 
 
+@renamed()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ABTest(_Judged):
     """Fixed shares until one is shown better, or the horizon has come.
@@ -121,6 +128,7 @@ class ABTest(_Judged):
     horizon: str = "14d"
 
 
+@renamed()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interleave(_Judged):
     """For rankings: lists are drafted from those of both models, and choices are counted.
@@ -128,7 +136,7 @@ class Interleave(_Judged):
     Every choice on an interleaved list compares both models, and neither has the better places
     (`models.rollout.interleaving`): it takes far fewer choices than to compare lists of different
     visitors. The loss of a list is 1 for the model whose entry was not chosen first, so that there
-    is no ``loss``, ``judge`` or ``scale`` to declare. One challenger at a time, in the order of
+    is no ``loss``, ``comparison`` or ``clip`` to declare. One challenger at a time, in the order of
     their declaration.
 
     Attributes:
@@ -140,6 +148,7 @@ class Interleave(_Judged):
     horizon: str = "14d"
 
 
+@renamed()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bandit(_Judged):
     """Each event is served by the arm that a River bandit policy pulls; nobody is promoted.
@@ -206,15 +215,15 @@ def _said(value: Any) -> str:
     return repr(list(value) if isinstance(value, tuple) else value)
 
 
-def scale_of(policy: Policy, task: Task) -> float | None:
+def clip_of(policy: Policy, task: Task) -> float | None:
     """At what differences of the loss are clipped; None: that is learned."""
-    return policy.scale or bound_of(task, loss_of(policy, task))
+    return policy.clip or bound_of(task, loss_of(policy, task))
 
 
 def reward_unit(policy: Policy, task: Task) -> float:
     """The loss that is a bandit's reward of 0."""
     bound = bound_of(task, loss_of(policy, task))
-    return policy.scale or bound or 1.0
+    return policy.clip or bound or 1.0
 
 
 def rewarded(policy: RiverPolicy, reward: float) -> float | bool:
@@ -240,19 +249,25 @@ def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
         _check_auc(policy, task, f"{name} of {where}")
     if not _is_number(policy.alpha) or not 0 < policy.alpha < 0.5:
         raise DeclarationError(f"alpha={policy.alpha!r} of {name} of {where}: give one in (0, 0.5)")
-    if policy.judge not in ("paired", "served"):
+    if policy.comparison not in ("paired", "unpaired"):
         raise DeclarationError(
-            f"judge={policy.judge!r} of {name} of {where}: give 'paired' or 'served'"
+            f"comparison={policy.comparison!r} of {name} of {where}: give 'paired' or 'unpaired'"
         )
-    if policy.scale is not None and not (_is_number(policy.scale) and policy.scale > 0):
-        raise DeclarationError(f"scale={policy.scale!r} of {name} of {where} must be above 0")
+    if policy.clip is not None and not (_is_number(policy.clip) and policy.clip > 0):
+        raise DeclarationError(f"clip={policy.clip!r} of {name} of {where} must be above 0")
     if not (_is_number(policy.min_effect) and 0 <= policy.min_effect < 1):
         raise DeclarationError(
             f"min_effect={policy.min_effect!r} of {name} of {where} must be a share of the "
             "champion's loss, in [0, 1)"
         )
-    if isinstance(policy.report, bool) or not isinstance(policy.report, int) or policy.report < 1:
-        raise DeclarationError(f"report={policy.report!r} of {name} of {where} must be 1 or more")
+    if (
+        isinstance(policy.report_every, bool)
+        or not isinstance(policy.report_every, int)
+        or policy.report_every < 1
+    ):
+        raise DeclarationError(
+            f"report_every={policy.report_every!r} of {name} of {where} must be 1 or more"
+        )
     _check_guardrails(policy.guardrails, f"{name} of {where}")
     if isinstance(policy, Canary):
         _check_canary(policy, f"{name} of {where}")
@@ -262,28 +277,38 @@ def check_policy(policy: Any, task: Task, challengers: int, where: str) -> None:
         _check_interleave(policy, f"{name} of {where}")
     elif isinstance(policy, Bandit):
         _check_bandit(policy, bound_of(task, loss), f"{name} of {where}")
-        if policy.judge != "paired":
-            raise DeclarationError(f"judge='served' of {name} of {where}: a bandit compares paired")
+        if policy.comparison != "paired":
+            raise DeclarationError(
+                f"comparison='unpaired' of {name} of {where}: a bandit compares paired"
+            )
 
 
 def _check_auc(policy: Policy, task: Task, where: str) -> None:
     if task is not Task.BINARY:
         raise DeclarationError(f"loss='auc' of {where} is for labels that are true or false")
-    if policy.judge != "paired" or isinstance(policy, Interleave | Bandit):
+    if policy.comparison != "paired" or isinstance(policy, Interleave | Bandit):
         raise DeclarationError(
-            f"loss='auc' of {where} compares both models on the same labels: leave out judge=, and "
-            "use Shadow, Canary or ABTest"
+            f"loss='auc' of {where} compares both models on the same labels: leave out "
+            "comparison=, and use Shadow, Canary or ABTest"
         )
-    if isinstance(policy.window, bool) or not isinstance(policy.window, int) or policy.window < 2:
-        raise DeclarationError(f"window={policy.window!r} of {where} must be 2 or more labels")
+    if (
+        isinstance(policy.auc_window, bool)
+        or not isinstance(policy.auc_window, int)
+        or policy.auc_window < 2
+    ):
+        raise DeclarationError(
+            f"auc_window={policy.auc_window!r} of {where} must be 2 or more labels"
+        )
 
 
 def _check_guardrails(rails: Guardrails, where: str) -> None:
-    if not (_is_number(rails.errors) and 0 <= rails.errors < 1):
-        raise DeclarationError(f"errors={rails.errors!r} in {where} must be a share in [0, 1)")
+    if not (_is_number(rails.error_rate) and 0 <= rails.error_rate < 1):
+        raise DeclarationError(
+            f"error_rate={rails.error_rate!r} in {where} must be a share in [0, 1)"
+        )
     if not (_is_number(rails.loss_ratio) and rails.loss_ratio > 1):
         raise DeclarationError(f"loss_ratio={rails.loss_ratio!r} in {where} must be above 1")
-    for what, value in (("shift", rails.shift), ("latency_us", rails.latency_us)):
+    for what, value in (("psi", rails.psi), ("latency_us", rails.latency_us)):
         if value is not None and not (_is_number(value) and value > 0):
             raise DeclarationError(f"{what}={value!r} in {where} must be above 0, or None")
 
@@ -295,9 +320,9 @@ def _check_canary(policy: Canary, where: str) -> None:
         raise DeclarationError(
             f"steps={policy.steps!r} of {where} must be growing shares, above 0 and up to 1"
         )
-    parse_duration_ms(policy.hold)
-    if isinstance(policy.hold_labels, bool) or not isinstance(policy.hold_labels, int):
-        raise DeclarationError(f"hold_labels={policy.hold_labels!r} of {where} must be an integer")
+    parse_duration_ms(policy.min_duration)
+    if isinstance(policy.min_labels, bool) or not isinstance(policy.min_labels, int):
+        raise DeclarationError(f"min_labels={policy.min_labels!r} of {where} must be an integer")
 
 
 def _check_test(policy: ABTest, challengers: int, where: str) -> None:
@@ -311,7 +336,7 @@ def _check_test(policy: ABTest, challengers: int, where: str) -> None:
 
 
 def _check_interleave(policy: Interleave, where: str) -> None:
-    for name, usual in (("loss", None), ("judge", "paired"), ("scale", None)):
+    for name, usual in (("loss", None), ("comparison", "paired"), ("clip", None)):
         if (given := getattr(policy, name)) != usual:
             raise DeclarationError(
                 f"{name}={given!r} of {where}: interleaved lists are judged by what was chosen; "
@@ -344,8 +369,8 @@ def _check_bandit(policy: Bandit, bound: float | None, where: str) -> None:
             f"{type(policy.policy).__name__} in {where} can't be used: {type(error).__name__}: "
             f"{error}"
         ) from error
-    if bound is None and policy.scale is None:
-        raise DeclarationError(f"{where} needs scale=, by which a loss becomes a reward")
+    if bound is None and policy.clip is None:
+        raise DeclarationError(f"{where} needs clip=, by which a loss becomes a reward")
 
 
 def _is_number(value: Any) -> bool:

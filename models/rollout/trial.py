@@ -123,7 +123,7 @@ class Contest:
         add(ratio, d.ROLLED_BACK, f"its loss over the last {LOSSES_OVER} labels was more than "
             f"{self.policy.guardrails.loss_ratio:g} times the champion's")  # fmt: skip
         add(look.worse, d.ROLLED_BACK, "it was shown to be worse than the champion")
-        report = self.policy.report - 1 - self.labels % self.policy.report
+        report = self.policy.report_every - 1 - self.labels % self.policy.report_every
         add(report if report < len(steps) else None, d.PROGRESS, "still going on")
         if not self.paused and not isinstance(self.policy, Shadow | Bandit):
             better = 0 if self.shown and len(steps) else look.better
@@ -144,8 +144,8 @@ class Contest:
             add(better, d.PROMOTED, promoted)
             return
         served = self.held + np.cumsum(arms == self.number)
-        due = self.since + parse_duration_ms(self.policy.hold)
-        needed = self.policy.hold_labels if self.share else 0
+        due = self.since + parse_duration_ms(self.policy.min_duration)
+        needed = self.policy.min_labels if self.share else 0
         over = np.flatnonzero((served >= needed) & (times >= due))
         if not over.size:
             return
@@ -209,7 +209,7 @@ class Contest:
         step = self.rails.errors.find(raised, silent, first)
         if step is not None:
             what = "it raised an error" if step in raised else "it gave no answer, or NaN"
-            allowed = self.policy.guardrails.errors
+            allowed = self.policy.guardrails.error_rate
             why = what if not allowed else f"{what}, more often than at {allowed:.1%} of the rows"
             found.append(Trigger(step, d.ROLLED_BACK, why, _time_at(rows, step)))
         event = self.rails.shift.find(rows.scores[champion], rows.scores[self.challenger])

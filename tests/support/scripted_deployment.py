@@ -33,7 +33,7 @@ class Obedient:
         self._step = step
 
     def command(self, command: Command, time: int) -> list[Decision]:
-        fault = command.fault()
+        fault = command.problem()
         if fault is not None:
             return [self._decision(REFUSED, command, time, fault)]
         done = [self._decision(ACTIONS[command.kind], command, time, self._after())]
@@ -57,7 +57,7 @@ class Obedient:
             time=time,
             step=0,
             evidence=EVIDENCE if command.kind == "promote" else None,
-            guardrails={"errors": 0.0, "shift": float("nan")},
+            guardrails={"error_rate": 0.0, "psi": float("nan")},
             policy="Shadow",
         )
 

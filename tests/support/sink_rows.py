@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from anabranch.dataflows.batch.outgoing import Marking, Marks, Outgoing
-from anabranch.dataflows.messages.inputs import DeadLetter, DriftSignal, Prediction, RolloutMessage
+from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal, Prediction, RolloutMessage
 
 EVENTS, LABELS, CONTROL = INPUTS = "toy.events", "toy.labels", "toy.control"
 PREDICTIONS, DRIFT, DEAD = "toy.predictions", "toy.drift", "toy.dead-letters"

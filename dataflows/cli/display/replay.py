@@ -75,7 +75,7 @@ def summary(
         where = settings.dead_letters or "--dead-letters FILE writes them down"
         yield f"{found.dead.total():,} dead letters ({reasons}): {where}"
     if found.dead["late"] > found.rows:
-        yield f"most events were late: sort {settings.events} by time, or raise the lateness"
+        yield f"most events were late: sort {settings.events} by time, or raise allowed_lateness="
     if settings.state is not None:
         places = ", ".join(
             f"{at.topic} {at.partition} at {offset:,}"

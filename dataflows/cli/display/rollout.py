@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from rich.box import SIMPLE
 from rich.table import Table
 
-from anabranch.dataflows.messages.inputs import RolloutMessage
+from anabranch.dataflows.messages.outputs import RolloutMessage
 from anabranch.dataflows.rollout.status import ChallengerStatus, RolloutStatus
 from anabranch.models.rollout.decision import ACTIONS
 

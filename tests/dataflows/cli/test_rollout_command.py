@@ -21,7 +21,7 @@ import typer.main
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.cli.rollout import rollout
 from anabranch.dataflows.messages.control import Control
-from anabranch.dataflows.messages.inputs import ComparedModels, RolloutMessage
+from anabranch.dataflows.messages.outputs import ComparedModels, RolloutMessage
 from anabranch.dataflows.rollout.client import RolloutLog
 from anabranch.models.rollout.command import KINDS
 from tests.support.checkpoint_pipeline import PARTITIONS, PIPELINE, T0, refused, went_well
@@ -30,8 +30,8 @@ from tests.support.commands import Call, Command, caller
 CONTROL, ROLLOUTS = "trades.control", "trades.rollouts"
 GROUP: Any = typer.main.get_command(rollout)
 SAID = {
-    "start": (("tree", "--set", "alpha=0.01", "--set", "judge=served"),
-              {"challenger": "tree", "policy": {"alpha": 0.01, "judge": "served"}}),
+    "start": (("tree", "--set", "alpha=0.01", "--set", "comparison=unpaired"),
+              {"challenger": "tree", "policy": {"alpha": 0.01, "comparison": "unpaired"}}),
     "pause": ((), {}),
     "resume": (("tree",), {"challenger": "tree"}),
     "promote": (("tree",), {"challenger": "tree"}),
@@ -134,7 +134,7 @@ def test_a_command_is_published_and_its_answer_printed(name: str, bus: Bus, call
     assert len(control.id) == 32
     expected = Control(kind=name.replace("-", "_"), id=control.id, by="ann", **said)  # type: ignore[arg-type]
     assert control == expected
-    assert control.command().fault() is None
+    assert control.command().problem() is None
 
 
 def test_all_answers_to_a_command_are_printed(bus: Bus, call: Call) -> None:
@@ -203,7 +203,7 @@ HISTORY = [
     decided("started", ts=T0),
     decided("stepped", ts=T0 + 60_000, share=0.05),
     decided("refused", challenger="bush", why="no"),
-    decided("progress", evidence=EVIDENCE, share=0.05, guardrails={"errors": 0.0, "shift": None}),
+    decided("progress", evidence=EVIDENCE, share=0.05, guardrails={"error_rate": 0.0, "psi": None}),
     decided("champion_failed", challenger=""),
     decided("added", challenger="bush", rollout=""),
 ]
@@ -217,7 +217,7 @@ def test_status_shows_each_challenger_as_it_stands(bus: Bus, call: Call) -> None
     went_well(done)
     for words in (
         "LogisticRegression leads, Shadow", "stepped", "11-14 22:14", "5.0%", "1,234", "56 served",
-        "0.2 ", "vs 0.25", "0.05", "> -0.01", "< —", "7.5 ", "of 20", "errors 0", "shift —",
+        "0.2 ", "vs 0.25", "0.05", "> -0.01", "< —", "7.5 ", "of 20", "error 0", "psi —",
     ):  # fmt: skip
         assert words in done.out, done.out
     assert all(len(line) <= 80 for line in done.out.splitlines())

@@ -227,7 +227,7 @@ def test_what_is_allowed(options: list[Any], code: int, place: Path, call: Call)
 def narrower(text: str) -> str:
     """A declaration whose window is not as wide as its name says."""
     return text + (
-        "from state.aggregates import WindowSpec\n"
+        "from anabranch.state.windows.specs import WindowSpec\n"
         "class Narrower(WindowSpec):\n"
         "    def columns(self):\n"
         "        return [c.replace('59m59s', '1h') for c in super().columns()]\n"
@@ -241,7 +241,12 @@ def narrower(text: str) -> str:
     ("fault", "differing"),
     [
         (narrower, {"merchant_amount_1h_count", "merchant_amount_1h_mean"}),
-        (lambda text: text.replace("=True)", "=True, lateness='1m', ahead='1m')"), None),
+        (
+            lambda text: text.replace(
+                "=True)", "=True, allowed_lateness='1m', max_clock_skew='1m')"
+            ),
+            None,
+        ),
     ],
     ids=["a window's width", "the lateness"],
 )

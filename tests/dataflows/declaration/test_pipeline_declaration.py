@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
 from river import anomaly, linear_model, naive_bayes, preprocessing, tree
 
+import anabranch
 from anabranch import (
+    Delayed,
     Event,
     Label,
     Pipeline,
+    count_distinct,
     day_of_week,
     decayed,
-    distinct,
     field,
     hashed,
     hour_of_day,
@@ -23,6 +26,7 @@ from anabranch import (
     monitor,
     one_hot,
     since_last,
+    slice_by,
     target,
     window,
 )
@@ -114,7 +118,7 @@ def sentence(declare: Callable[[], Any]) -> str:
         (lambda: field("amuont"), "field('amuont')"),
         (lambda: one_hot("amuont", ("a",)), "one_hot('amuont')"),
         (lambda: hashed("amuont"), "hashed('amuont')"),
-        (lambda: distinct("card", "amuont", over="1h"), "distinct(card)"),
+        (lambda: count_distinct("card", "amuont", over="1h"), "count_distinct(card)"),
         (lambda: decayed("card", "amuont", half_life="1h"), "decayed(card)"),
         (lambda: since_last("amuont"), "since_last(amuont)"),
         (lambda: hour_of_day("amuont"), "hour_of_day"),
@@ -171,8 +175,8 @@ def test_an_unknown_field_outside_the_features(changes, told):
             "field 'amount' in window(amount) must be a text, but Payment.amount is a number",
         ),
         (
-            lambda: distinct("card", "amount", over="1h"),
-            "field 'amount' in distinct(card) must be a text, but Payment.amount is a number",
+            lambda: count_distinct("card", "amount", over="1h"),
+            "field 'amount' in count_distinct(card) must be a text, but Payment.amount is a number",
         ),
         (
             lambda: hashed("amount"),
@@ -197,7 +201,7 @@ def test_a_list_can_be_no_feature():
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"features": [field("price")]}, ("field('price') may be null", "missing=0.0")),
+        ({"features": [field("price")]}, ("field('price') may be null", "fill_null=0.0")),
         ({"features": [window("shop", over="1h")]}, ("'shop'", "window(shop)", "may be null")),
         ({"features": [since_last("shop")]}, ("'shop'", "since_last(shop)", "may be null")),
         ({"features": [hashed("shop")]}, ("'shop'", "hashed('shop')", "may be null")),
@@ -213,10 +217,10 @@ def test_null_where_there_must_be_a_value(changes, parts):
 @pytest.mark.parametrize(
     ("rules", "parts"),
     [
-        ({"otherwise": 0}, ("otherwise=0", "'payments'", "fraud is a boolean")),
-        ({"otherwise": "no"}, ("otherwise='no'", "fraud is a boolean")),
-        ({"otherwise": False, "late": "ignore"}, ("late='ignore'", "'refuse'd", "'correct's")),
-        ({"late": "correct"}, ("late='correct'", "nothing to correct", "otherwise=")),
+        ({"default": 0}, ("default=0", "'payments'", "fraud is a boolean")),
+        ({"default": "no"}, ("default='no'", "fraud is a boolean")),
+        ({"default": False, "late": "ignore"}, ("late='ignore'", "'refuse'", "'update'")),
+        ({"late": "update"}, ("late='update'", "nothing to update", "default=")),
     ],
 )
 def test_rules_of_labels_that_make_no_sense(rules, parts):
@@ -226,19 +230,19 @@ def test_rules_of_labels_that_make_no_sense(rules, parts):
 
 
 @pytest.mark.parametrize(
-    ("field", "otherwise", "fits"),
+    ("field", "default", "fits"),
     [
         ("kind", "theft", True), ("kind", True, False), ("loss", 0.0, True), ("loss", 0, True),
         ("loss", False, False), ("loss", float("nan"), False), ("loss", 1e308, False),
     ],
 )  # fmt: skip
-def test_what_is_assumed_is_a_label_like_any_other(field, otherwise, fits):
+def test_what_is_assumed_is_a_label_like_any_other(field, default, fits):
     model = BAYES if field == "kind" else LINEAR
-    declare = lambda: payments(label=Verdict.target(field, otherwise=otherwise), model=model)  # noqa: E731
+    declare = lambda: payments(label=Verdict.target(field, default=default), model=model)  # noqa: E731
     if fits:
-        assert declare().label.otherwise == otherwise
+        assert declare().label.default == default
     else:
-        assert f"otherwise={otherwise!r}" in sentence(declare)
+        assert f"default={default!r}" in sentence(declare)
 
 
 @pytest.mark.parametrize(
@@ -268,8 +272,8 @@ def test_what_is_assumed_is_a_label_like_any_other(field, otherwise, fits):
             ("'card_target_1d_count' is declared twice",),
         ),
         (
-            lambda: payments(features=[distinct("card", target(), over="1d")]),
-            ("distinct(card) can't be made of target()",),
+            lambda: payments(features=[count_distinct("card", target(), over="1d")]),
+            ("count_distinct(card) can't be made of target()",),
         ),
     ],
 )
@@ -412,7 +416,7 @@ BAD_DURATIONS = ["", "10", "10 minutes", "-5m", "5M", "1h 30m", "m", "1e3s", Non
 
 
 @pytest.mark.parametrize("text", BAD_DURATIONS)
-@pytest.mark.parametrize("where", ["lateness", "ahead", "duplicates"])
+@pytest.mark.parametrize("where", ["allowed_lateness", "max_clock_skew", "dedup_window"])
 def test_a_duration_of_the_pipeline_that_is_none(where, text):
     told = sentence(lambda: payments(**{where: text}))
     assert f"{text!r} is not a duration" in told
@@ -426,11 +430,11 @@ def test_a_duration_of_the_pipeline_that_is_none(where, text):
         lambda: window("card", "amount", over="ten"),
         lambda: window("card", "amount", over="1h", resolution="ten"),
         lambda: since_last("card", within="ten"),
-        lambda: distinct("card", "merchant", over="ten"),
+        lambda: count_distinct("card", "merchant", over="ten"),
         lambda: decayed("card", "amount", half_life="ten"),
-        lambda: payments(label=Verdict.target("fraud", wait="ten")),
-        lambda: payments(label=Verdict.target("fraud", early="ten")),
-        lambda: payments(label=Verdict.target("fraud", correct_within="ten")),
+        lambda: payments(label=Verdict.target("fraud", timeout="ten")),
+        lambda: payments(label=Verdict.target("fraud", early_buffer="ten")),
+        lambda: payments(label=Verdict.target("fraud", update_within="ten")),
     ],
 )
 def test_a_duration_of_a_feature_or_label_that_is_none(declare):
@@ -464,12 +468,12 @@ def test_a_name_that_can_be_no_topic(name):
 
 
 def test_more_ahead_than_late_is_refused():
-    told = sentence(lambda: payments(ahead="11m"))
+    told = sentence(lambda: payments(max_clock_skew="11m"))
     assert told == (
-        "ahead='11m' of pipeline 'payments' is more than lateness='10m': "
+        "max_clock_skew='11m' of pipeline 'payments' is more than allowed_lateness='10m': "
         "one event that far ahead would make all others late"
     )
-    assert payments(ahead="10m").ahead == "10m"
+    assert payments(max_clock_skew="10m").max_clock_skew == "10m"
 
 
 @pytest.mark.parametrize(
@@ -515,7 +519,7 @@ def test_what_a_good_declaration_says_of_itself():
             one_hot("merchant", ("shop", "bar")),
             hashed("card", buckets=2),
             since_last("card", within="2h"),
-            distinct("card", "merchant", over="1h"),
+            count_distinct("card", "merchant", over="1h"),
             decayed("card", "amount", half_life="30m", stats=("mean",)),
         ],
         monitors=[monitor("loss"), monitor("card_amount_1m_std", "PageHinkley")],
@@ -580,9 +584,9 @@ def test_the_label_and_the_model_say_the_task(pipeline, task):
 def test_null_may_stand_in_values_of_windows_and_in_fields_with_a_stand_in():
     pipeline = orders(
         features=[
-            field("price", missing=-1.0),
+            field("price", fill_null=-1.0),
             window("user", "price", over="1h"),
-            distinct("user", "shop", over="1h"),
+            count_distinct("user", "shop", over="1h"),
             decayed("user", "maybe", half_life="1h"),
             one_hot("shop", ("a",)),
             one_hot("channel", ("web", "app")),
@@ -597,3 +601,52 @@ def test_a_declared_model_is_not_taught_by_its_pipelines():
     first, second = pipeline.learner(), pipeline.learner()
     assert first is not second
     assert not model._weights
+
+
+@pytest.mark.parametrize(
+    ("declare", "expected"),
+    [
+        (lambda: payments(lateness="1m"), "Pipeline(lateness=) is now called allowed_lateness="),
+        (lambda: payments(ahead="1m"), "Pipeline(ahead=) is now called max_clock_skew="),
+        (lambda: payments(duplicates="1m"), "Pipeline(duplicates=) is now called dedup_window="),
+        (
+            lambda: payments(segment_after=2),
+            "Pipeline(segment_after=) is now called min_labels_per_segment=",
+        ),
+        (
+            lambda: replace(payments(), lateness="1m"),
+            "Pipeline(lateness=) is now called allowed_lateness=",
+        ),
+        (
+            lambda: Verdict.target("fraud", wait="1h"),
+            "target(wait=) is now called timeout=",
+        ),
+        (
+            lambda: Verdict.target("fraud", otherwise=False),
+            "target(otherwise=) is now called default=",
+        ),
+        (
+            lambda: Delayed(Verdict, "fraud", correct_within="1h"),
+            "Delayed(correct_within=) is now called update_within=",
+        ),
+        (
+            lambda: Delayed(Verdict, "fraud", early="1h"),
+            "Delayed(early=) is now called early_buffer=",
+        ),
+        (
+            lambda: payments(label=Verdict.target("fraud", default=False, late="correct")),
+            "late='correct' is now called late='update'",
+        ),
+        (lambda: field("price", missing=0.0), "field(missing=) is now called fill_null="),
+        (lambda: slice_by("card", most=9), "slice_by(most=) is now called max_values="),
+        (lambda: slice_by("card", called="x"), "slice_by(called=) is now called name="),
+        (lambda: slice_by("amount", edges=(1,)), "slice_by(edges=) is now called bins="),
+        (
+            lambda: slice_by("amount", bins=(1,), names=("a", "b")),
+            "slice_by(names=) is now called bin_names=",
+        ),
+        (lambda: anabranch.distinct, "distinct(…) is now called count_distinct(…)"),
+    ],
+)
+def test_a_renamed_parameter_is_refused_with_its_new_name(declare, expected):
+    assert sentence(declare) == expected

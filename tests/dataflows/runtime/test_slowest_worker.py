@@ -18,9 +18,9 @@ from tests.support.manual_cluster import Cluster
 
 SETTINGS = replace(WORLD, rate=0.002, verdict_median_s=20_000.0, silent=0.2)
 RULES: dict[str, dict[str, Any]] = {
-    "dropped": {"wait": "1d"},
-    "assumed": {"wait": "1d", "otherwise": False},
-    "corrected": {"wait": "1d", "otherwise": False, "late": "correct", "correct_within": "30d"},
+    "dropped": {"timeout": "1d"},
+    "assumed": {"timeout": "1d", "default": False},
+    "corrected": {"timeout": "1d", "default": False, "late": "update", "update_within": "30d"},
 }
 
 

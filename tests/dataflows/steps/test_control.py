@@ -18,7 +18,7 @@ from anabranch import Event, Label, Pipeline, Shadow, field, inline, window
 from anabranch.dataflows.batch.batch import EntityRows, RawBatch
 from anabranch.dataflows.bus import TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
-from anabranch.dataflows.messages.inputs import DeadLetter, RolloutMessage
+from anabranch.dataflows.messages.outputs import DeadLetter, RolloutMessage
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import IntakeOptions
 from anabranch.dataflows.source.event_time_merge import AlignedReader
@@ -51,7 +51,7 @@ def orders(**changes: Any) -> Pipeline:
     declared: dict[str, Any] = {
         "name": "p",
         "event": Order,
-        "label": Return.target("odd", wait="1h"),
+        "label": Return.target("odd", timeout="1h"),
         "features": [field("amount"), window("shop", "amount", over="1h", stats=("count",))],
         "model": preprocessing.StandardScaler() | linear_model.LogisticRegression(),
         "rollout": Shadow(),
@@ -153,7 +153,7 @@ def run(
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
     publish(bus, "p.events", [(i, order(i, i)) for i in range(12)])
-    if pipeline.labels_apart:
+    if pipeline.has_label_topic:
         publish(bus, "p.labels", [(i + 2, returned(i, i + 2)) for i in range(10)])
     publish(bus, "p.control", commands)
     run_worker(pipeline, bus, IntakeOptions(until_end=True, limit=limit))
@@ -193,7 +193,7 @@ def test_figures_that_are_none_are_null(monkeypatch):
         "difference": 0.1, "low": None, "high": None, "e_value": 3.0, "e_worse": 0.2,
         "alpha": 0.05,
     }  # fmt: skip
-    assert promoted["guardrails"] == {"errors": 0.0, "shift": None}
+    assert promoted["guardrails"] == {"error_rate": 0.0, "psi": None}
     assert promoted["share"] is None
     assert "by" not in promoted
 
@@ -238,7 +238,7 @@ def test_a_dead_control_message_comes_behind_the_dead_letters_of_its_batch(monke
     """Of labels that were held in vain, which only the model step finds, too."""
     obey(monkeypatch)
     bus = MemoryBus()
-    pipeline = orders(label=Return.target("odd", wait="1h", early="0s"))
+    pipeline = orders(label=Return.target("odd", timeout="1h", early_buffer="0s"))
     bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
     publish(bus, "p.labels", [(1, returned(99, 1))])
     publish(bus, "p.events", [(1, b"oops")])

@@ -14,7 +14,7 @@ import pytest
 from anabranch import Pipeline
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.messages.control import Control
-from anabranch.dataflows.messages.inputs import RolloutMessage
+from anabranch.dataflows.messages.outputs import RolloutMessage
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.rollout.client import RolloutLog, ask
 from anabranch.dataflows.runtime.worker import run_worker

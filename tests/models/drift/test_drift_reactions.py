@@ -56,8 +56,8 @@ def reacting(after: str = "feature", **changes: Any) -> Pipeline:
         "model": linear_model.LogisticRegression(optim.SGD(1e-9)),  # never learns
         "monitors": watched if after in ("loss", "any") else [],
         "on_drift": Challenger(
-            fresh=fresh(), warm=50,
-            after=("loss", *WATCHED, "label") if after == "any" else (after,),
+            model=fresh(), warmup_rows=50,
+            triggers=("loss", *WATCHED, "label") if after == "any" else (after,),
         ),
     }  # fmt: skip
     return sensors(**(declared | changes))
@@ -245,11 +245,11 @@ WRONG: dict[str, Any] = {
         "monitors": [monitor("loss", "DDM")],
     },
     "on_drift= of pipeline 'rides' is for a keys that has drifted": {
-        "on_drift": Challenger(fresh=fresh(), after=("keys",))
+        "on_drift": Challenger(model=fresh(), triggers=("keys",))
     },
-    "after='loss' must name some of": {"on_drift": Challenger(fresh=fresh(), after="loss")},
-    "after=('prediction',) must name": {
-        "on_drift": Challenger(fresh=fresh(), after=("prediction",))
+    "triggers='loss' must name some of": {"on_drift": Challenger(model=fresh(), triggers="loss")},
+    "triggers=('prediction',) must name": {
+        "on_drift": Challenger(model=fresh(), triggers=("prediction",))
     },
     "quarantine=('label',) of distributions=": {
         "distributions": Distributions(quarantine=("label",))

@@ -391,8 +391,11 @@ def sales(**changes: Any) -> Pipeline:
         ({"model_key": "shop", "max_segments": 0}, "max_segments=0 .* from 1 to 10,000"),
         ({"model_key": "shop", "max_segments": 10_001}, "from 1 to 10,000"),
         ({"model_key": "shop", "max_segments": "9"}, "must be an integer"),
-        ({"model_key": "shop", "segment_after": 0}, "segment_after=0 for model_key='shop'"),
-        ({"segment_after": 5}, "are for a model per segment: say by which field, model_key="),
+        (
+            {"model_key": "shop", "min_labels_per_segment": 0},
+            "min_labels_per_segment=0 for model_key='shop'",
+        ),
+        ({"min_labels_per_segment": 5}, "are for a model per segment: give model_key="),
     ],
 )
 def test_what_can_not_work_is_one_sentence(changes: dict[str, Any], said: str) -> None:
@@ -404,7 +407,7 @@ def test_what_can_not_work_is_one_sentence(changes: dict[str, Any], said: str) -
 def test_a_pipeline_makes_the_learner_declared() -> None:
     plain = sales().learner()
     assert isinstance(plain, CompiledLinear)
-    found = sales(model_key="abroad", max_segments=2, segment_after=50).learner()
+    found = sales(model_key="abroad", max_segments=2, min_labels_per_segment=50).learner()
     assert isinstance(found, SegmentedLearner)
     assert found.names == ("price", "shop_1d_count", SEGMENT)
     assert isinstance(found.inner, CompiledLinear)
@@ -418,7 +421,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Call:
     return caller(tmp_path, capfd)
 
 
-SEGMENTED = 'metrics=("LogLoss",), model_key="account", max_segments=5, segment_after=2,'
+SEGMENTED = 'metrics=("LogLoss",), model_key="account", max_segments=5, min_labels_per_segment=2,'
 
 
 def segmented(directory: Path, call: Call) -> Kept:
@@ -444,7 +447,7 @@ def with_all(kept: Kept) -> None:
         (
             "    model=",
             """    imbalance=undersample({True: 0.5, False: 0.5}, seed=7),
-    slices=[slice_by("account", most=3), slice_by("account_target_1h_mean", edges=(0.5,))],
+    slices=[slice_by("account", max_values=3), slice_by("account_target_1h_mean", bins=(0.5,))],
     model=""",
         ),
         (

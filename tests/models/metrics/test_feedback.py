@@ -50,7 +50,7 @@ class Choice(Label):
 def shop(**changes: Any) -> Pipeline:
     declared: dict[str, Any] = {
         "name": "shop", "event": Page, "candidates": "items", "features": [field("prices")],
-        "label": Choice.target("item", wait="10m"), "model": linear_model.LogisticRegression(),
+        "label": Choice.target("item", timeout="10m"), "model": linear_model.LogisticRegression(),
         "distributions": WATCHED, "metrics": (),
     }  # fmt: skip
     return Pipeline(**(declared | changes))
@@ -131,7 +131,7 @@ class Repaid(Label):
 def test_labels_that_come_for_high_scores_alone_are_a_loop(loop):
     """From the middle on only those get a loan whom the model likes; of the others nobody hears."""
     pipeline = Pipeline(
-        name="loans", event=Loan, label=Repaid.target("repaid", wait="1m"),
+        name="loans", event=Loan, label=Repaid.target("repaid", timeout="1m"),
         features=[field("income")], model=linear_model.LogisticRegression(),
         distributions=WATCHED, metrics=(),
     )  # fmt: skip

@@ -33,10 +33,10 @@ from tests.support.commands import Call, Command, caller
 
 NAMES = ("a", "b")
 SLICES = [
-    slice_by("country", most=3),
-    slice_by("country", ("US", "DE"), called="two"),
-    slice_by("b", edges=(-0.5, 0.5)),
-    slice_by("age", edges=(30,), names=("young", "old")),
+    slice_by("country", max_values=3),
+    slice_by("country", ("US", "DE"), name="two"),
+    slice_by("b", bins=(-0.5, 0.5)),
+    slice_by("age", bins=(30,), bin_names=("young", "old")),
     slice_by("known"),
 ]
 CASES: dict[str, tuple[Task, Any, tuple[str, ...]]] = {
@@ -129,7 +129,7 @@ def run(step: Prequential, found: Stream, cuts: list[int]) -> list[Any]:
 
 def value_of(declared: SliceBy, found: Stream, event: int, seen: list[str]) -> str:
     """In which part of a slice an event is; by another way than the code under test."""
-    if declared.edges is None:
+    if declared.bins is None:
         raw = found.fields[declared.subject][event]
         text = {None: "null", True: "true", False: "false"}.get(raw, raw)
         known = list(declared.names) if declared.names else seen
@@ -137,7 +137,7 @@ def value_of(declared: SliceBy, found: Stream, event: int, seen: list[str]) -> s
     number = found.features[event, 1] if declared.subject == "b" else found.fields["age"][event]
     if number is None:
         return "null"
-    return declared.names[sum(number >= edge for edge in declared.edges)]
+    return declared.names[sum(number >= edge for edge in declared.bins)]
 
 
 def expected(case: str, found: Stream, learned: list[Any]) -> Any:
@@ -149,7 +149,7 @@ def expected(case: str, found: Stream, learned: list[Any]) -> Any:
             {None: "null", True: "true", False: "false"}.get(raw, raw)
             for raw in found.fields.get(declared.subject, [])
         ]
-        seen = list(dict.fromkeys(texts))[: declared.most]
+        seen = list(dict.fromkeys(texts))[: declared.max_values]
         values: Any = {}
         for part in learned:
             events = part.tags.tolist()
@@ -318,27 +318,30 @@ def sales(*slices: Any, **changes: Any) -> Pipeline:
     [
         (lambda: slice_by("card", ()), "needs its values in a tuple"),
         (lambda: slice_by("card", "US"), "needs its values in a tuple"),
-        (lambda: slice_by("card", (1, 2)), "texts or booleans as values, and edges= for numbers"),
+        (lambda: slice_by("card", (1, 2)), "texts or booleans as values, and bins= for numbers"),
         (lambda: slice_by("card", ("US", "US")), "needs values that differ"),
-        (lambda: slice_by("card", ("US", "other")), "'other' is what all else is called"),
-        (lambda: slice_by("card", ("US",), edges=(1,)), "not several of them at once"),
-        (lambda: slice_by("card", most=0), "from 1 to 200 values, not most=0"),
-        (lambda: slice_by("card", most=201), "not most=201"),
-        (lambda: slice_by("price", edges=()), "needs its edges in a tuple of numbers"),
-        (lambda: slice_by("price", edges=(2, 1)), "needs edges that rise"),
-        (lambda: slice_by("price", edges=(float("nan"),)), "a tuple of numbers"),
-        (lambda: slice_by("price", edges=(1,), names=("low",)), "1 edges and so 2 parts"),
-        (lambda: slice_by("price", edges=(1,), names=("low", "low")), "none of them twice"),
-        (lambda: slice_by("card", names=("a", "b")), "no edges: give edges="),
+        (lambda: slice_by("card", ("US", "other")), "'other' is the name of all others"),
+        (lambda: slice_by("card", ("US",), bins=(1,)), "not several of them at once"),
+        (lambda: slice_by("card", max_values=0), "from 1 to 200 values, not max_values=0"),
+        (lambda: slice_by("card", max_values=201), "not max_values=201"),
+        (lambda: slice_by("price", bins=()), "needs its bins in a tuple of numbers"),
+        (lambda: slice_by("price", bins=(2, 1)), "needs bins that rise"),
+        (lambda: slice_by("price", bins=(float("nan"),)), "a tuple of numbers"),
+        (lambda: slice_by("price", bins=(1,), bin_names=("low",)), "1 bin edges and so 2 bins"),
+        (lambda: slice_by("price", bins=(1,), bin_names=("low", "low")), "all different"),
+        (lambda: slice_by("card", bin_names=("a", "b")), "needs bins= too"),
         (lambda: slice_by(3), "name of a field or of a feature as text"),
         (lambda: sales("card"), "'card' in the slices of pipeline 'sales' is none: use slice_by"),
         (lambda: sales(slice_by("cart")), "by something unknown: Sale has id, ts, card"),
-        (lambda: sales(slice_by("price")), "is by a number: say where to cut, edges="),
-        (lambda: sales(slice_by("card_1d_count")), "by a feature, a number: say where to cut"),
-        (lambda: sales(slice_by("card", edges=(1,))), "must be a number, but Sale.card is text"),
+        (lambda: sales(slice_by("price")), "is by a number: give bins="),
+        (lambda: sales(slice_by("card_1d_count")), "by a feature, which is a number: give bins="),
+        (lambda: sales(slice_by("card", bins=(1,))), "must be a number, but Sale.card is text"),
         (lambda: sales(slice_by("abroad", ("yes",))), "by a boolean: its values are True and"),
-        (lambda: sales(slice_by("ts", edges=(1,))), "by the event's time"),
-        (lambda: sales(slice_by("card"), slice_by("card", most=2)), "two slices .* called 'card'"),
+        (lambda: sales(slice_by("ts", bins=(1,))), "by the event's time"),
+        (
+            lambda: sales(slice_by("card"), slice_by("card", max_values=2)),
+            "two slices .* called 'card'",
+        ),
         (lambda: sales(slice_by("card"), metrics=()), "has no quality to tell apart"),
         (
             lambda: sales(slice_by("card"), label=None, model=anomaly.HalfSpaceTrees()),
@@ -355,9 +358,9 @@ def test_what_can_not_work_is_one_sentence(declare: Any, said: str) -> None:
 def test_a_pipeline_reads_what_its_slices_need() -> None:
     declared = sales(
         slice_by("abroad"),
-        slice_by("pieces", edges=(2,)),
-        slice_by("price", edges=(9.99,)),
-        slice_by("card_since_last_1d", edges=(86_400,), names=("known", "new"), called="card"),
+        slice_by("pieces", bins=(2,)),
+        slice_by("price", bins=(9.99,)),
+        slice_by("card_since_last_1d", bins=(86_400,), bin_names=("known", "new"), name="card"),
     )
     assert declared.model_fields == ["abroad", "pieces"]
     assert declared.read_fields == ["price", "card", "abroad", "pieces"]
@@ -368,7 +371,7 @@ def test_a_pipeline_reads_what_its_slices_need() -> None:
 def test_slices_are_exported() -> None:
     registry = CollectorRegistry()
     worker = WorkerMetrics("sales", registry)
-    slices = Slices([slice_by("country", most=1)], NAMES, ("Accuracy",), Task.BINARY)
+    slices = Slices([slice_by("country", max_values=1)], NAMES, ("Accuracy",), Task.BINARY)
     slices.add("m")
     groups = slices.groups_of({"country": ["US", "DE", "US"]}, np.zeros((3, 2)), np.arange(3))
     learner = learner_for(linear_model.LogisticRegression(), NAMES, Task.BINARY)
@@ -389,9 +392,9 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Call:
 
 DECLARED = """metrics=("LogLoss",),
     slices=[
-        slice_by("account", most=3),
+        slice_by("account", max_values=3),
         slice_by(
-            "account_since_last_2h", edges=(7200,), names=("known", "new"), called="account seen"
+            "account_since_last_2h", bins=(7200,), bin_names=("known", "new"), name="account seen"
         ),
     ],"""
 

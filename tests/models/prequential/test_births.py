@@ -31,7 +31,7 @@ from anabranch.state.store.delta import Delta, decode, encode, merge
 
 NAMES = ("a", "b")
 SIZE, CHANGE, WARM = 900, 300, 40
-QUICK = Canary(steps=(0.5, 1.0), hold_labels=10, alpha=0.2, min_effect=0.0)
+QUICK = Canary(steps=(0.5, 1.0), min_labels=10, alpha=0.2, min_effect=0.0)
 Row = tuple[int, bool]  # the number of an event, and whether it is its label
 
 
@@ -50,10 +50,10 @@ def make(
     learn: float = 1.0,
     challengers: Any = (),
 ) -> Prequential:
-    declared = Challenger(fresh=fresh or slow(), warm=WARM, grace=grace, learn=learn)
+    declared = Challenger(model=fresh or slow(), warmup_rows=WARM, burn_in=grace, sample_rate=learn)
 
     def beginner() -> Learner:
-        learner = learner_for(declared.fresh.clone(), NAMES, task)
+        learner = learner_for(declared.model.clone(), NAMES, task)
         return learner if learn == 1 else SubsampledLearner(learner, learn)
 
     models = {"old": slow(), **dict(challengers)}
@@ -291,7 +291,9 @@ def test_a_loss_that_falls_starts_none():
 
 
 def test_with_labels_that_judge_who_served_it_has_to_serve():
-    policy = Canary(steps=(0.5, 1.0), hold_labels=10, alpha=0.2, judge="served", min_effect=0.0)
+    policy = Canary(
+        steps=(0.5, 1.0), min_labels=10, alpha=0.2, comparison="unpaired", min_effect=0.0
+    )
     step, stream = make(policy), Stream(seed=1)
     whole = run(step, stream, [])
     assert (d.STEPPED, "fresh-1") in [(a, w) for a, w, *_ in whole["decisions"]] or any(
@@ -311,7 +313,7 @@ def test_grace_is_labels_that_do_not_judge():
 
 def test_it_does_not_stop_a_canary_that_climbs_nor_is_it_stopped():
     step = make(
-        Canary(steps=(0.1, 0.5), hold_labels=10**6, min_effect=0.0), challengers={"x": slow()}
+        Canary(steps=(0.1, 0.5), min_labels=10**6, min_effect=0.0), challengers={"x": slow()}
     )
     whole = run(step, Stream(seed=1), [])
     assert [who for action, who, *_ in whole["decisions"] if action == d.STARTED][:2] == [
@@ -367,14 +369,14 @@ def test_the_last_labelled_rows_are_kept_through_anything(numbers, sizes, most, 
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"warm": -1}, "warm=-1 must be 0 or more labels"),
-        ({"warm": True}, "warm=True must be"),
-        ({"warm": 10**7}, "more than the 100,000 rows"),
-        ({"grace": 0.5}, "grace=0.5 must be"),
-        ({"learn": 0}, "learn=0 must be a share"),
-        ({"learn": float("nan")}, "learn=nan must be a share"),
+        ({"warmup_rows": -1}, "warmup_rows=-1 must be 0 or more labels"),
+        ({"warmup_rows": True}, "warmup_rows=True must be"),
+        ({"warmup_rows": 10**7}, "more than the 100,000 rows"),
+        ({"burn_in": 0.5}, "burn_in=0.5 must be"),
+        ({"sample_rate": 0}, "sample_rate=0 must be a share"),
+        ({"sample_rate": float("nan")}, "sample_rate=nan must be a share"),
     ],
 )
 def test_what_can_not_be_is_said(how, words):
     with pytest.raises(DeclarationError, match=words):
-        OnDrift(Challenger(fresh=slow(), **how), lambda: learner_for(slow(), NAMES, Task.BINARY))
+        OnDrift(Challenger(model=slow(), **how), lambda: learner_for(slow(), NAMES, Task.BINARY))

@@ -31,7 +31,7 @@ from anabranch.state.store.delta import Delta, decode, encode, merge
 from tests.support.faulty_models import BecomesNaN, Mistaken, Raises
 
 NAMES = ("a", "b")
-QUICK = Canary(steps=(0.3, 0.6, 1.0), hold_labels=4, alpha=0.2, report=40)
+QUICK = Canary(steps=(0.3, 0.6, 1.0), min_labels=4, alpha=0.2, report_every=40)
 
 
 def linear() -> Any:
@@ -129,23 +129,23 @@ def actions(fed: dict[str, list[Any]], *without: str) -> list[tuple[str, str]]:
 
 
 def greedy() -> Bandit:
-    return Bandit(policy=bandit.EpsilonGreedy(epsilon=0.2, seed=1), report=50)
+    return Bandit(policy=bandit.EpsilonGreedy(epsilon=0.2, seed=1), report_every=50)
 
 
 CASES: dict[str, Any] = {
     "canary": lambda **a: make(QUICK, {"bad": Raises(12), "new": linear()}, **a),
     "test": lambda **a: make(
-        ABTest(split=0.4, alpha=0.2, judge="served"), {"new": linear()}, fallback=0.1, **a
+        ABTest(split=0.4, alpha=0.2, comparison="unpaired"), {"new": linear()}, fallback=0.1, **a
     ),
     "bandit": lambda **a: make(greedy(), {"bad": BecomesNaN(60), "new": linear()}, **a),
     "shadow": lambda **a: make(
-        Shadow(report=50, guardrails=Guardrails(errors=0.02)),
+        Shadow(report_every=50, guardrails=Guardrails(error_rate=0.02)),
         {"bad": Raises(30, learning=True), "new": naive_bayes.GaussianNB()},
         slices=[slice_by("kind")],
         **a,
     ),
     "auc": lambda **a: make(
-        Canary(steps=(0.3, 1.0), hold_labels=4, alpha=0.3, loss="auc", window=8, min_effect=0.0),
+        Canary(steps=(0.3, 1.0), min_labels=4, alpha=0.3, loss="auc", auc_window=8, min_effect=0.0),
         {"new": linear()},
         **a,
     ),
@@ -296,7 +296,7 @@ def say(steering: Steering, kind: str, challenger: str = "", **more: Any) -> lis
 
 
 def test_traffic_is_set_paused_and_resumed() -> None:
-    step = make(Canary(steps=(0.1, 1.0), hold="10d"), {"new": linear()}, inline=True)
+    step = make(Canary(steps=(0.1, 1.0), min_duration="10d"), {"new": linear()}, inline=True)
     steering = steered(step)
     feed(step, stream(1), 0, 100)
     assert say(steering, "set_traffic", "new", share=0.5)[0][0] == d.TRAFFIC
@@ -355,9 +355,9 @@ def test_one_that_was_taken_out_is_started_anew() -> None:
         ("refused", "alpha=2.0 of Canary of the command: give one in (0, 0.5)")
     ]
     assert say(steering, "start", "new", policy={"colour": 2})[0][0] == d.REFUSED
-    assert say(steering, "start", "new", policy={"hold_labels": 2})[0][0] == d.STARTED
+    assert say(steering, "start", "new", policy={"min_labels": 2})[0][0] == d.STARTED
     assert step.rollouts is not None
-    assert step.rollouts.deployment.policy.hold_labels == 2  # type: ignore[union-attr]
+    assert step.rollouts.deployment.policy.min_labels == 2  # type: ignore[union-attr]
     assert step.learners["new"].version == 0
 
 

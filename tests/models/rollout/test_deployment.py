@@ -25,7 +25,7 @@ def actions(run, without=(d.PROGRESS,)):
     return [action for action, *_ in run.actions if action not in without]
 
 
-RAMP = Canary(steps=(0.05, 0.25, 0.5, 1.0), hold_labels=30, report=500)
+RAMP = Canary(steps=(0.05, 0.25, 0.5, 1.0), min_labels=30, report_every=500)
 
 
 def test_a_better_model_climbs_and_is_promoted():
@@ -72,7 +72,7 @@ def test_a_growing_share_takes_no_key_away():
 )
 def test_a_bad_challenger_is_taken_out(answers, nan_from, raised, why):
     stream = Stream(3000, {"old": calibrated, "new": answers}, nan_from=nan_from, raised=raised)
-    run = play(stream, deployment(Canary(steps=(0.01, 0.5, 1.0), hold="1h")))
+    run = play(stream, deployment(Canary(steps=(0.01, 0.5, 1.0), min_duration="1h")))
     assert actions(run) == [d.STARTED, d.ROLLED_BACK]
     assert why in run.decisions[-1].why
     ended = next(at for action, _, at in run.actions if action == d.ROLLED_BACK)
@@ -86,7 +86,7 @@ def test_a_bad_challenger_is_taken_out(answers, nan_from, raised, why):
 
 def test_equal_models_are_given_up_in_the_end():
     stream = Stream(30_000, {"old": noisy(0.5), "new": noisy(0.5)})
-    run = play(stream, deployment(Canary(steps=(0.5, 1.0), min_effect=0.2, report=500)))
+    run = play(stream, deployment(Canary(steps=(0.5, 1.0), min_effect=0.2, report_every=500)))
     assert actions(run) == [d.STARTED, d.GIVEN_UP]
     assert "20.0%" in run.decisions[-1].why
 
@@ -101,7 +101,7 @@ def test_a_test_ends_at_its_horizon():
 
 def test_in_shadow_nobody_is_served_and_nothing_decided_but_by_guardrails():
     stream = Stream(6000, {"old": noisy(1.2), "new": calibrated, "bad": noise})
-    run = play(stream, deployment(Shadow(report=1000), "new", "bad"))
+    run = play(stream, deployment(Shadow(report_every=1000), "new", "bad"))
     assert set(run.by) == {"old"}
     assert [pair[:2] for pair in run.actions if pair[0] != d.PROGRESS] == [
         (d.STARTED, "new"), (d.STARTED, "bad"), (d.ROLLED_BACK, "bad"),
@@ -126,7 +126,7 @@ def test_challengers_are_tried_one_after_the_other():
 
 def test_only_the_served_are_judged():
     stream = Stream(40_000, {"old": noisy(2.5), "new": calibrated})
-    served = play(stream, deployment(ABTest(judge="served", min_effect=0.0)))
+    served = play(stream, deployment(ABTest(comparison="unpaired", min_effect=0.0)))
     paired = play(stream, deployment(ABTest(min_effect=0.0)))
     assert actions(served) == actions(paired) == [d.STARTED, d.PROMOTED]
     assert served.decisions[-1].evidence.labels > paired.decisions[-1].evidence.labels
@@ -146,7 +146,7 @@ def test_a_bandit_finds_the_better_arm():
 
 def test_a_champion_that_fails_is_stood_in_for():
     stream = Stream(4000, {"old": noisy(1.2), "new": calibrated})
-    made = deployment(Canary(steps=(0.5, 1.0), hold_labels=10))
+    made = deployment(Canary(steps=(0.5, 1.0), min_labels=10))
     run = play(stream, made)
     assert made.champion == "new"
     assert made.standby == "old"
@@ -171,19 +171,19 @@ def test_the_shift_of_predictions_is_a_guardrail():
         return p / 2
 
     stream = Stream(3000, {"old": calibrated, "new": halved})
-    rails = Guardrails(shift=0.25, loss_ratio=99)
+    rails = Guardrails(psi=0.25, loss_ratio=99)
     run = play(stream, deployment(Shadow(guardrails=rails, alpha=1e-9)))
     assert actions(run) == [d.STARTED, d.ROLLED_BACK]
     assert "too unlike the champion's" in run.decisions[-1].why
-    assert run.decisions[-1].guardrails["shift"] > 0.25
+    assert run.decisions[-1].guardrails["psi"] > 0.25
 
 
 POLICIES = [
     RAMP,
-    ABTest(split=0.4, report=200),
-    ABTest(judge="served", report=300),
-    Shadow(report=100, guardrails=Guardrails(shift=0.2, errors=0.01)),
-    Bandit(policy=bandit.ThompsonSampling(reward_obj=proba.Beta(), seed=3), report=400),
+    ABTest(split=0.4, report_every=200),
+    ABTest(comparison="unpaired", report_every=300),
+    Shadow(report_every=100, guardrails=Guardrails(psi=0.2, error_rate=0.01)),
+    Bandit(policy=bandit.ThompsonSampling(reward_obj=proba.Beta(), seed=3), report_every=400),
 ]
 
 

@@ -135,7 +135,7 @@ def test_visitors_who_click_a_lot_are_no_evidence_each_time():
 @pytest.mark.parametrize("later", [0, 2, 150])
 @pytest.mark.parametrize("cut", [1, 3, 100])
 def test_a_list_gives_one_point_however_the_stream_is_cut(cut, later):
-    step, other = tastes(alpha=1e-6, report=10), tastes(alpha=1e-6, report=10)
+    step, other = tastes(alpha=1e-6, report_every=10), tastes(alpha=1e-6, report_every=10)
     told = [(e.action, e.time, e.evidence) for e in likings(step, 200, 7, cut, later=later)]
     assert step.rollouts is not None
     assert step.ranking is not None

@@ -9,7 +9,7 @@ from river import bandit, tree
 
 from anabranch import ABTest, Bandit, Canary, Pipeline
 from anabranch.dataflows.bus.memory import MemoryBus
-from anabranch.dataflows.messages.inputs import RolloutMessage
+from anabranch.dataflows.messages.outputs import RolloutMessage
 from anabranch.dataflows.steps.model_step import ModelStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.rollout.command import Command
@@ -35,19 +35,21 @@ NONSENSE: list[dict[str, Any]] = [
     {"steps": 5},
     {"steps": ["a", "b"]},
     {"steps": [0.5, 0.1]},
-    {"hold": 5},
-    {"hold": "soon"},
-    {"hold_labels": [1]},
+    {"min_duration": 5},
+    {"min_duration": "soon"},
+    {"min_labels": [1]},
     {"guardrails": 1},
     {"guardrails": None},
-    {"guardrails": {"errors": "many"}},
+    {"guardrails": {"error_rate": "many"}},
     {"guardrails": {"erors": 0.1}},
     {"loss": ["brier"]},
     {"loss": "nonsense"},
-    {"judge": {}},
-    {"report": 0},
+    {"comparison": {}},
+    {"report_every": 0},
     {"nonsense": 1},
-    {"scale": -1},
+    {"clip": -1},
+    {"hold": "1h"},
+    {"guardrails": {"errors": 0.1}},
     {"": 0},
     {"__class__": "x"},
 ]
@@ -68,6 +70,21 @@ def test_nonsense_is_refused_in_one_sentence_and_changes_nothing(change: dict[st
     assert deployment.waiting == ["tree"]
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"hold": "1h"}, "hold of Canary is now called min_duration"),
+        ({"judge": "served"}, "judge of Canary is now called comparison"),
+        ({"guardrails": {"shift": 0.1}}, "shift of Guardrails is now called psi"),
+    ],
+)
+def test_an_old_attribute_gives_the_new_name(change: dict[str, Any], reason: str) -> None:
+    step = ModelStep(canary(), WorkerMetrics("p"))
+    assert step.deployment is not None
+    command = Command(kind="start", id="1", challenger="tree", policy=change)
+    assert [each.why for each in step.deployment.command(command, 0)] == [reason]
+
+
 def test_the_stream_goes_on_behind_all_of_it() -> None:
     bodies = [{"kind": "start", "challenger": "tree", "policy": each} for each in NONSENSE]
     bodies = [{"kind": "rollback"}, *bodies]
@@ -80,7 +97,12 @@ def test_the_stream_goes_on_behind_all_of_it() -> None:
 def test_what_can_be_changed_is() -> None:
     pipeline = canary()
     step = ModelStep(pipeline, WorkerMetrics("p"))
-    change = {"alpha": 0.01, "steps": [0.2, 1], "hold": "1h", "guardrails": {"errors": 0.1}}
+    change = {
+        "alpha": 0.01,
+        "steps": [0.2, 1],
+        "min_duration": "1h",
+        "guardrails": {"error_rate": 0.1},
+    }
     assert step.deployment is not None
     (started,) = step.deployment.command(
         Command(kind="start", id="1", challenger="tree", policy=change), 0
@@ -88,8 +110,8 @@ def test_what_can_be_changed_is() -> None:
     assert started.action == "started"
     policy = step.prequential.rollouts.deployment.policy  # type: ignore[union-attr]
     assert isinstance(policy, Canary)
-    assert (policy.alpha, list(policy.steps), policy.hold) == (0.01, [0.2, 1.0], "1h")
-    assert policy.guardrails == Guardrails(errors=0.1)
+    assert (policy.alpha, list(policy.steps), policy.min_duration) == (0.01, [0.2, 1.0], "1h")
+    assert policy.guardrails == Guardrails(error_rate=0.1)
     assert started.share == pytest.approx(0.2)
 
 
