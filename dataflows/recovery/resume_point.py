@@ -8,6 +8,7 @@ and two of them in one process take each other's locks away.
 
 from __future__ import annotations
 
+import pickle
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from anabranch.dataflows.source.bus_source import PartitionState
-from anabranch.models.learners.pickling import loads
 from anabranch.state.errors import StateError
 
 # As the engine does it (recovery.rs): the least of the frontiers that the workers of the last
@@ -150,7 +150,7 @@ def _query(file: Path, question: str, *values: int) -> list[tuple[Any, ...]]:
 def _load(file: Path, pickled: bytes) -> Any:
     """A state in a file that the engine has written on behalf of this program."""
     try:
-        return loads(pickled)
+        return pickle.loads(pickled)
     except Exception as error:
         raise StateError(
             f"the recovery store {file} is damaged ({error}): restore it "

@@ -2,9 +2,9 @@
 
 A pickle refers to a class by its module and name, so that it can't be read any more once the module
 has moved. Here each class of ours that is pickled has a number in `_CLASSES`, by the extension
-registry of the standard library (`copyreg`, PEP 307): the pickle holds the number, whoever writes
-it, the stream engine included. When a class moves, its line in the table changes, and nothing else.
-Classes of River, numpy and users are pickled as usual, by module and name.
+registry of the standard library (`copyreg`, PEP 307): the pickle holds the number. When a class
+moves, its line in the table changes, and nothing else. Classes of River, numpy and users are
+pickled as usual, by module and name.
 
 A pickle runs code when it is read. So `loads` is for what this program wrote into a state
 directory, and `load_model` also for a file that the user has named; never for anything that arrived
@@ -43,13 +43,11 @@ from anabranch.models.learners.description import parameters
 from anabranch.state.errors import StateError
 
 _FIRST_CODE = 0xAB00
-"""Codes begin here. PEP 307 leaves the range to nobody in particular; another library in the same
-process that took the same one would be reported by `copyreg` when this module is imported."""
+"""The codes start here. PEP 307 does not assign this range; if another library in the process had
+registered one of them, `copyreg` would raise when this module is imported."""
 
-# A number, once given, belongs to its class for ever; a class that is removed leaves a gap.
+# A number belongs to its class for good; that of a removed class is not used again.
 _CLASSES: dict[int, str] = {
-    1: "dataflows.recovery.state_partition.Token",
-    2: "dataflows.source.bus_source.PartitionState",
     10: "models.learners.learner.Task",
     11: "models.learners.linear.CompiledLinear",
     12: "models.learners.null.NullLearner",
@@ -93,8 +91,6 @@ _PROGRAM, _PIPELINES = "anabranch.", "anabranch.dataflows.pipelines."
 
 # What pickles of version 0.1 begin with, when classes were referred to by module.
 _VERSION_0_1 = {
-    "dataflows.intake.PartitionState",
-    "dataflows.recovery.place.Token",
     "models.compiled.CompiledLinear",
     "models.river_adapter.RiverLearner",
     "models.sampled.Sampled",
