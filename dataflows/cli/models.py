@@ -142,12 +142,12 @@ def snapshot(
     if name is not None:
         check_name(name)
     path = _state_directory(place)
-    taken, registry = take_snapshot(path, name, note), Registry.of(path)
-    found = nothing_new(registry, taken.about)
-    if found is not None:
-        print_added(found, "nothing was learned since", json)
+    new, registry = take_snapshot(path, name, note), Registry.of(path)
+    same = nothing_new(registry, new.about)
+    if same is not None:
+        print_added(same, "nothing was learned since", json)
         return
-    print_added(registry.add(taken.model, taken.about, keep, taken.distributions), "added", json)
+    print_added(registry.add(new.model, new.about, keep, new.distributions), "added", json)
 
 
 @models.command()
@@ -242,7 +242,7 @@ def import_(
             f"directory with --state {pipeline}"
         )
     declared = load_pipeline(pipeline)
-    found = read_import(file, river, declared)
+    read = read_import(file, river, declared)
     console = stderr_console()
     console.print(
         f"warning: unpickling {file}, which runs any code that is in it",
@@ -250,7 +250,7 @@ def import_(
         highlight=False,
         soft_wrap=True,
     )
-    checked = check_import(found, declared, name, note, river)
+    checked = check_import(read, declared, name, note, river)
     for remark in checked.remarks:
         console.print(f"note: {remark}", highlight=False, soft_wrap=True)
     registry = Registry.of(state or Path("data", "state", declared.name))

@@ -37,16 +37,16 @@ def edges_of(values: F64) -> F64:
     >>> edges_of(np.arange(101.0))
     array([10., 20., 30., 40., 50., 60., 70., 80., 90.])
     """
-    known = np.unique(values[~np.isnan(values)])
-    if 0 < len(known) <= BINS - 2:
-        between = (known[1:] + known[:-1]) / 2
-        return np.array([known[0], *between, np.nextafter(known[-1], np.inf)])
-    if not len(known):
-        return known
+    distinct = np.unique(values[~np.isnan(values)])
+    if 0 < len(distinct) <= BINS - 2:
+        between = (distinct[1:] + distinct[:-1]) / 2
+        return np.array([distinct[0], *between, np.nextafter(distinct[-1], np.inf)])
+    if not len(distinct):
+        return distinct
     deciles = np.quantile(values[~np.isnan(values)], np.arange(1, BINS) / BINS)
     edges: F64 = np.unique(deciles)
     # A value that fills whole deciles has a bin of its own: the next one starts after it.
-    above: F64 = edges[edges > known[0]]
+    above: F64 = edges[edges > distinct[0]]
     return above
 
 

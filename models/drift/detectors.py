@@ -162,11 +162,11 @@ def _check_detector(name: str, parameters: Mapping[str, Any], where: str) -> Non
         raise DeclarationError(
             f"unknown detector {name!r} {where}: there are {', '.join(DETECTORS)}"
         )
-    known = list(inspect.signature(DETECTORS[name].river).parameters)
+    allowed = list(inspect.signature(DETECTORS[name].river).parameters)
     for parameter in parameters:
-        if parameter not in known:
+        if parameter not in allowed:
             raise DeclarationError(
-                f"unknown parameter {parameter!r} {where}: {name} has {', '.join(known)}"
+                f"unknown parameter {parameter!r} {where}: {name} has {', '.join(allowed)}"
             )
 
 

@@ -96,8 +96,8 @@ def why_not(model: Any, names: Iterable[str] | None = None) -> str | None:
         return "the StandardScaler has a window"
     reason = _why_not_linear(linear)
     if reason is None and names is not None:
-        known = {name for _, memory in _memories(scaler, linear) for name in memory}
-        unknown = sorted(map(str, known - set(names)))
+        remembered = {name for _, memory in _memories(scaler, linear) for name in memory}
+        unknown = sorted(map(str, remembered - set(names)))
         if unknown:
             return (
                 f"it has learned features that are not among the columns: {', '.join(unknown[:5])}"

@@ -48,25 +48,25 @@ def check_model(model: Any, task: Task, what: str) -> None:
         raise InputError(f"{what} can't be kept in a registry: {reason}")
 
 
-def check_columns(known: Sequence[str], columns: Sequence[str], what: str) -> list[str]:
+def check_columns(learned: Sequence[str], columns: Sequence[str], what: str) -> list[str]:
     """The columns of a pipeline that a model has never seen, which it will learn from scratch.
 
     Args:
-        known: the features that the model has learned; empty: not known.
+        learned: the features that the model has learned; empty: not known.
         columns: those of the pipeline.
         what: the model, for the message.
 
     Raises:
         InputError: it has learned features that the pipeline does not have.
     """
-    unknown = sorted(set(known) - set(columns))
+    unknown = sorted(set(learned) - set(columns))
     if unknown:
         shown = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
         raise InputError(
             f"{what} has learned features that the pipeline does not have: {shown}; declare them, "
             f"or train it on {', '.join(columns[:5])}{', …' if len(columns) > 5 else ''}"
         )
-    return [name for name in columns if name not in set(known)] if known else []
+    return [name for name in columns if name not in set(learned)] if learned else []
 
 
 def check_by_trial(model: Any, task: Task, columns: Sequence[str], what: str) -> None:

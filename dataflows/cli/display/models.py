@@ -65,9 +65,11 @@ def print_diff(first: Version, second: Version, top: int, json: bool) -> None:
     """Print what differs between two versions, with the ``top`` most changed weights."""
     diff = diff_versions(first, second)
     if json:
-        whole = {"first": first.reference, "second": second.reference, **asdict(diff)}
-        whole["weights"] = [{**asdict(each), "change": each.change} for each in diff.weights[:top]]
-        _print_json(whole)
+        document = {"first": first.reference, "second": second.reference, **asdict(diff)}
+        document["weights"] = [
+            {**asdict(each), "change": each.change} for each in diff.weights[:top]
+        ]
+        _print_json(document)
         return
     _print_diff(diff, first.reference, second.reference, top)
 
