@@ -98,9 +98,9 @@ class EntityWindows:
             state.restore(image.part(str(number)))
 
     def hold(self, watermark: int) -> None:
-        """See `EntityState.hold`."""
+        """See `EntityState.advance_watermark`."""
         for _, state in self.groups:
-            state.hold(watermark)
+            state.advance_watermark(watermark)
 
     def fill(
         self,

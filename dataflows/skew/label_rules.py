@@ -24,7 +24,7 @@ from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.dataflows.skew.message_reader import ID, LABEL, OFFSET, PARTITION, RISING
 from anabranch.dataflows.skew.row_features import TIME
 from anabranch.models.learners.learner import Task
-from anabranch.state.labels.label_rules import MOST_HELD, MOST_SETTLED, LabelRules
+from anabranch.state.labels.label_rules import MAX_EARLY, MAX_RESOLVED, LabelRules
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -128,9 +128,9 @@ class _Walk:
     def _keep_ms(self) -> int:
         """How long an id is remembered after its label, or after its wait."""
         rules = self.rules
-        if rules.correct_ms is not None:
-            return rules.correct_ms
-        return _DAY_MS if rules.wait_ms is None else rules.wait_ms
+        if rules.update_ms is not None:
+            return rules.update_ms
+        return _DAY_MS if rules.timeout_ms is None else rules.timeout_ms
 
     def take(self, came: int, name: str, time: int, row: int, value: float | None) -> None:
         """An event (its ``row``), or a label (`_LABEL`), whose value None can't be learned."""
@@ -153,7 +153,7 @@ class _Walk:
             self.steps.append((row, max(said, time), value, came))
             return
         self._waiting[name] = row
-        if self.rules.wait_ms is not None:
+        if self.rules.timeout_ms is not None:
             heapq.heappush(self._by_time, (time, row, name))
 
     def _judge(self, came: int, name: str, time: int, value: float) -> None:
@@ -169,7 +169,7 @@ class _Walk:
     def _judge_again(self, came: int, name: str, time: int, value: float) -> None:
         """Another label for the same id teaches only where it corrects."""
         row, known, since = self._settled[name]
-        if self.rules.correct_ms is None or known == value:
+        if self.rules.update_ms is None or known == value:
             return
         self._settled[name] = (row, value, since)
         self.steps.append((row, time, value, came))
@@ -177,16 +177,16 @@ class _Walk:
     def _hold(self, name: str, time: int, value: float) -> None:
         """A label whose event has not come yet."""
         rules = self.rules
-        if rules.wait_ms is not None and time + rules.wait_ms < self._watermark:
+        if rules.timeout_ms is not None and time + rules.timeout_ms < self._watermark:
             return
-        if rules.hold_ms <= 0 or name in self._early:
+        if rules.early_ms <= 0 or name in self._early:
             return
-        if len(self._early) == MOST_HELD:
+        if len(self._early) == MAX_EARLY:
             del self._early[next(iter(self._early))]
         self._early[name] = (value, time, self._watermark)
 
     def _end_waits(self, came: int) -> None:
-        wait = self.rules.wait_ms
+        wait = self.rules.timeout_ms
         while self._by_time and wait is not None:
             time, row, name = self._by_time[0]
             if time + wait >= self._watermark:
@@ -201,14 +201,14 @@ class _Walk:
                 self.steps.append((row, time + wait, self.assumed, came))
 
     def _settle(self, name: str, row: int, value: float) -> None:
-        if self.rules.correct_ms is None and len(self._by_age) == MOST_SETTLED:
+        if self.rules.update_ms is None and len(self._by_age) == MAX_RESOLVED:
             self._forget_oldest()
         found = self._settled[name] = (row, value, self._watermark)
         self._by_age.append((name, found))
 
     def _forget(self) -> None:
         """What is behind its time: ids that have their label, and labels that were held."""
-        keep, hold = self._keep_ms, self.rules.hold_ms
+        keep, hold = self._keep_ms, self.rules.early_ms
         while self._by_age and self._by_age[0][1][2] + keep < self._watermark:
             self._forget_oldest()
         while self._early:

@@ -102,10 +102,10 @@ def longest_look_back_ms(pipeline: Pipeline) -> int:
     """How far back the features of an event reach, in ms: of labels, to the events they judge."""
     keyed = [feature for feature in pipeline.features if isinstance(feature, KeyedFeature)]
     label = pipeline.label
-    wait_ms = parse_duration_ms(label.timeout) if isinstance(label, Delayed) else 0
+    timeout_ms = parse_duration_ms(label.timeout) if isinstance(label, Delayed) else 0
     return max(
         (
-            each.spec.retention_ms + (wait_ms if isinstance(each, LabelWindow) else 0)
+            each.spec.retention_ms + (timeout_ms if isinstance(each, LabelWindow) else 0)
             for each in keyed
         ),
         default=0,

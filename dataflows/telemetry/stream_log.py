@@ -42,7 +42,7 @@ class StreamLog:
         for each in decisions:
             LOG.log(
                 logging.WARNING if each.action in _WARNED else logging.INFO,
-                "%s %s: %s", each.challenger or each.champion, each.action, each.why,
+                "%s %s: %s", each.challenger or each.champion, each.action, each.reason,
                 extra={"action": each.action, "challenger": each.challenger},
             )  # fmt: skip
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.learners.learner import LEARN, Learner, Predictions, Targets
-from anabranch.models.learners.pickling import dumps, garbage_collector_paused, loads
+from anabranch.models.learners.pickling import garbage_collector_paused, pickled, unpickled
 from anabranch.models.learners.targets import select
 from anabranch.state.errors import StateError
 from anabranch.state.store.delta import Delta, Items, Rows
@@ -85,7 +85,7 @@ class _Log:
         if isinstance(targets[0], np.ndarray):
             columns["target"] = np.concatenate(targets)
         else:
-            labels = dumps([label for some in targets for label in some])
+            labels = pickled([label for some in targets for label in some])
             delta.items["labels"] = Items(index[:1], [labels])
         delta.rows["log"] = Rows(index, columns)
         self.rows += len(index)
@@ -233,7 +233,7 @@ class Checkpoint:
         columns = steps.columns
         targets: Targets
         if "labels" in image.items:
-            pieces = [loads(piece) for piece in image.items["labels"].values if piece]
+            pieces = [unpickled(piece) for piece in image.items["labels"].values if piece]
             targets = [label for piece in pieces for label in piece]
         else:
             targets = columns["target"]
@@ -267,7 +267,7 @@ def restored(name: str, image: Delta) -> Learner | None:
 def _dump(name: str, learner: Learner) -> bytes:
     try:
         with garbage_collector_paused():
-            return dumps(learner)
+            return pickled(learner)
     except Exception as error:
         raise StateError(
             f"model {name!r} can't be pickled, so its state can't be kept: {error}; "
@@ -278,7 +278,7 @@ def _dump(name: str, learner: Learner) -> bytes:
 def _load(name: str, blob: bytes, kind: type[Any]) -> Any:
     try:
         with garbage_collector_paused():
-            learner = loads(blob)
+            learner = unpickled(blob)
         if not isinstance(learner, kind):
             raise TypeError(f"{kind.__name__} is declared, and {type(learner).__name__} is stored")
         return learner

@@ -6,8 +6,8 @@ registry of the standard library (`copyreg`, PEP 307): the pickle holds the numb
 moves, its line in the table changes, and nothing else. Classes of River, numpy and users are
 pickled as usual, by module and name.
 
-A pickle runs code when it is read. So `loads` is for what this program wrote into a state
-directory, and `load_model` also for a file that the user has named; never for anything that arrived
+A pickle runs code when it is read. So `unpickled` is for what this program wrote into a state
+directory, and `loads` also for a file that the user has named; never for anything that arrived
 on a topic.
 """
 
@@ -58,33 +58,23 @@ _CLASSES: dict[int, str] = {
     17: "models.learners.subsampling.SubsampledLearner",
     30: "models.drift.detectors.DriftMonitor",
     31: "models.drift.detectors.Monitor",
-    40: "models.categories.Vocabulary",
-    41: "models.metrics.grouped.MetricGroups",
-    42: "models.metrics.metrics.RiverMetric",
-    43: "models.metrics.metrics._Confusion",
-    44: "models.metrics.metrics._Mean",
-    45: "models.metrics.metrics._Thresholds",
-    46: "models.metrics.ranking.RankQuality",
-    47: "models.metrics.slices.SliceBy",
-    60: "models.prequential.monitors.SliceWatch",
-    61: "models.prequential.step_record.StepRecord",
-    70: "models.evidence.auc.AucEvidence",
-    71: "models.evidence.paired.PairedEvidence",
-    72: "models.evidence.two_sample.TwoSampleEvidence",
-    80: "models.rollout.comparison.Judge",
-    81: "models.rollout.deployment.Deployment",
-    82: "models.rollout.guardrails.Errors",
-    83: "models.rollout.guardrails.Latency",
-    84: "models.rollout.guardrails.LossRatio",
-    85: "models.rollout.guardrails.Rails",
-    86: "models.rollout.guardrails.Shift",
-    87: "models.rollout.policies.ABTest",
-    88: "models.rollout.policies.Bandit",
-    89: "models.rollout.policies.Canary",
-    90: "models.rollout.policies.Guardrails",
-    91: "models.rollout.policies.Interleave",
-    92: "models.rollout.policies.Shadow",
-    93: "models.rollout.trial.Contest",
+    40: "models.evidence.auc.AucEvidence",
+    41: "models.evidence.paired.PairedEvidence",
+    42: "models.evidence.two_sample.TwoSampleEvidence",
+    50: "models.rollout.comparison.Comparison",
+    51: "models.rollout.deployment.Deployment",
+    52: "models.rollout.guardrails.ErrorRate",
+    53: "models.rollout.guardrails.GuardrailMonitors",
+    54: "models.rollout.guardrails.Latency",
+    55: "models.rollout.guardrails.LossRatio",
+    56: "models.rollout.guardrails.PredictionShift",
+    57: "models.rollout.policies.ab_test.ABTest",
+    58: "models.rollout.policies.bandit.Bandit",
+    59: "models.rollout.policies.canary.Canary",
+    60: "models.rollout.policies.interleave.Interleave",
+    61: "models.rollout.policies.policy.Guardrails",
+    62: "models.rollout.policies.shadow.Shadow",
+    63: "models.rollout.trial.Trial",
 }
 
 _PROGRAM, _PIPELINES = "anabranch.", "anabranch.dataflows.pipelines."
@@ -128,13 +118,13 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def dumps(value: Any) -> bytes:
-    """A value as a pickle, for `loads`; raises what `pickle.dumps` raises."""
+def pickled(value: Any) -> bytes:
+    """A value as a pickle, for `unpickled`; raises what `pickle.dumps` raises."""
     return pickle.dumps(value, protocol=5)
 
 
-def loads(blob: bytes) -> Any:
-    """What `dumps` wrote; raises what `pickle.loads` raises. Only for what this program wrote."""
+def unpickled(blob: bytes) -> Any:
+    """What `pickled` wrote; raises what `pickle.loads` raises. Only for what this program wrote."""
     return _Unpickler(io.BytesIO(blob)).load()
 
 
@@ -153,7 +143,7 @@ def garbage_collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def dump_model(what: str, model: Any) -> bytes:
+def dumps(what: str, model: Any) -> bytes:
     """A model as a pickle; ``what`` names it in an error.
 
     Raises:
@@ -161,14 +151,14 @@ def dump_model(what: str, model: Any) -> bytes:
     """
     try:
         with garbage_collector_paused():
-            return dumps(model)
+            return pickled(model)
     except Exception as error:
         raise StateError(
             f"{what} can't be pickled: {error}; use named functions of a module in it"
         ) from error
 
 
-def load_model(what: str, blob: bytes) -> Any:
+def loads(what: str, blob: bytes) -> Any:
     """The model in a pickle, whose code is run; ``what`` names it in an error.
 
     Raises:
@@ -176,7 +166,7 @@ def load_model(what: str, blob: bytes) -> Any:
     """
     try:
         with garbage_collector_paused():
-            return loads(blob)
+            return unpickled(blob)
     except Exception as error:
         raise StateError(
             f"{what} can't be unpickled ({error}): it is damaged, not a pickle, or needs code that "
@@ -333,7 +323,7 @@ rows again would give another model: give it seed=1'
                 "learning the same rows again would give another model: give it seed=1"
             )
     try:
-        loads(dumps(model))
+        unpickled(pickled(model))
     except Exception as error:
         return f"it can't be pickled ({error}): use named functions of a module"
     return None

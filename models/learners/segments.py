@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.categories import Vocabulary
+from anabranch.models.categories import Categories
 from anabranch.models.learners.learner import Learner, find_learner
 from anabranch.models.learners.segmented import SegmentedLearner
 from anabranch.state.errors import StateError
@@ -45,7 +45,7 @@ class Segments:
 
     def __init__(self, field: str, max_segments: int) -> None:
         self.field = field
-        self._values = Vocabulary(max_segments)
+        self._values = Categories(max_segments)
         self._stored = b""
         self._warned = False
 
@@ -60,18 +60,18 @@ class Segments:
         Args:
             features: of the events.
             fields: of the events, by name.
-            order: see `Vocabulary.codes`.
+            order: see `Categories.codes`.
         """
         wide = np.empty((len(features), features.shape[1] + 1))
         wide[:, :-1] = features
         wide[:, -1] = codes = self._values.codes(fields[self.field], order)
-        if not self._warned and (codes == self._values.most).any():
+        if not self._warned and (codes == self._values.capacity).any():
             self._warned = True
             _log.warning(
                 "%s has more than %d values: later ones get no model of their own, and the shared "
                 "model serves them; raise max_segments for more",
                 self.field,
-                self._values.most,
+                self._values.capacity,
             )
         return wide
 
@@ -94,7 +94,7 @@ class Segments:
             StateError: it is damaged.
         """
         self._stored = blob
-        self._values = Vocabulary(self._values.most, _load(blob).names)
+        self._values = Categories(self._values.capacity, _load(blob).names)
 
     def report(self, learner: Learner) -> dict[str, dict[str, Any]]:
         """By segment: ``labels``, and whether it has a model of its ``own``."""
@@ -107,7 +107,7 @@ class Segments:
             for code, name in enumerate(names)
         }
         if labels[-1]:
-            report[self._values.name(self._values.most)] = {"labels": labels[-1], "own": False}
+            report[self._values.name(self._values.capacity)] = {"labels": labels[-1], "own": False}
         return report
 
 

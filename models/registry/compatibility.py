@@ -12,7 +12,7 @@ from river.utils import VectorDict
 from anabranch.models.learners.description import describe
 from anabranch.models.learners.learner import LEARN, PREDICT, Label, Predictions, Task
 from anabranch.models.learners.linear import learner_for
-from anabranch.models.learners.pickling import dump_model, load_model, why_not_picklable
+from anabranch.models.learners.pickling import dumps, loads, why_not_picklable
 from anabranch.models.learners.river import RiverLearner, check_task
 from anabranch.state.errors import AnabranchError, DeclarationError, InputError
 
@@ -76,7 +76,7 @@ def check_by_trial(model: Any, task: Task, columns: Sequence[str], what: str) ->
         InputError: it fails, or its predictions are not of the task's type.
     """
     try:
-        _try_out(load_model(what, dump_model(what, model)), task, columns, what)
+        _try_out(loads(what, dumps(what, model)), task, columns, what)
     except InputError:
         raise
     except Exception as error:  # the model may be of any class

@@ -28,7 +28,7 @@ import msgspec
 
 from anabranch.models.learners.learner import Learner, Task
 from anabranch.models.learners.linear import learner_for
-from anabranch.models.learners.pickling import check_river, dump_model, load_model
+from anabranch.models.learners.pickling import check_river, dumps, loads
 from anabranch.models.registry.version import Version, check_name, parse_reference, seal, unseal
 from anabranch.state.errors import InputError, StateError
 from anabranch.state.store.atomic_files import sync_directory, write_whole
@@ -104,7 +104,7 @@ class Registry:
         Raises:
             StateError: another River wrote it, or it is damaged.
         """
-        return load_model(f"model {version.reference}", self.pickle(version))
+        return loads(f"model {version.reference}", self.pickle(version))
 
     def pickle(self, version: Version) -> bytes:
         """The pickle of a version, after checking its checksum and the version of River.
@@ -175,7 +175,7 @@ class Registry:
             InputError: the name can't be used.
             StateError: the model can't be pickled, or the disk can't be written; nothing changed.
         """
-        blob = dump_model(f"model {about.name!r}", model)
+        blob = dumps(f"model {about.name!r}", model)
         return self.add_pickle(blob, about, keep, distributions)
 
     def add_pickle(

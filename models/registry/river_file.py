@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anabranch.models.learners.pickling import check_river, load_model
+from anabranch.models.learners.pickling import check_river, loads
 from anabranch.models.registry.version import Version, seal, unseal
 from anabranch.state.errors import InputError, StateError
 from anabranch.state.store.atomic_files import write_whole
@@ -46,7 +46,7 @@ class RiverFile:
             InputError: it can't be unpickled.
         """
         try:
-            return load_model(str(self.path), self.blob)
+            return loads(str(self.path), self.blob)
         except StateError as error:
             raise InputError(str(error)) from None
 

@@ -106,8 +106,8 @@ def test_at_the_end_of_its_input_a_worker_no_longer_holds_back_the_waits_of_othe
     mine = reader.read()
     for batch in mine[: len(mine) // 2]:
         cluster.work(batch)
-    held = len(cluster.models.prequential.pending)
+    held = len(cluster.models.prequential.models.pending)
     cluster.pass_on(cluster.router.farewell("1"))
     for batch in mine[len(mine) // 2 :]:
         cluster.work(batch)
-    assert len(cluster.models.prequential.pending) < held / 2
+    assert len(cluster.models.prequential.models.pending) < held / 2

@@ -32,7 +32,9 @@ from anabranch.dataflows.source.bus_source import IntakeOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.linear import learner_for
-from anabranch.models.prequential.external_drift import Outside
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.external_drift import ExternalDrift
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import DeclarationError
 from anabranch.state.store.delta import decode, encode, merge
@@ -88,7 +90,7 @@ def test_any_monitor_can_start_a_model_whatever_the_batches(after):
         "feature": "the distribution of ", "missing": "the distribution of missing load",
         "label": "the distribution of label", "loss": "the loss of LogisticRegression", "any": "",
     }  # fmt: skip
-    assert said[after] in started[0]["why"]
+    assert said[after] in started[0]["reason"]
     assert started[0]["offset"] > (2800 if after in ("missing", "label") else 600)
     for limit in (7, 333):
         assert worked(reacting(after), limit) == whole
@@ -159,7 +161,10 @@ def test_quarantine_equals_a_loop_over_river_that_skips_rows(inline, seed, suspe
 
     def make() -> Prequential:
         learner = learner_for(fresh(), ("a", "b"), Task.BINARY)
-        return Prequential({"m": learner}, ["Accuracy"], inline=inline, quarantine=True)
+        return Prequential(
+            {"m": learner},
+            PrequentialSettings(metrics=["Accuracy"], inline=inline, quarantine=True),
+        )
 
     step, kept, found, scored, left = make(), [], [], 0, 0
     mask = np.isin(np.arange(SIZE), sorted(suspect))
@@ -172,22 +177,31 @@ def test_quarantine_equals_a_loop_over_river_that_skips_rows(inline, seed, suspe
         events = np.arange(low, high)
         moments = np.concatenate([events * 1.0, due + behind + 0.5])
         outcome = step.run(
-            ids=[f"e{i}" for i in events], features=np.ascontiguousarray(features[low:high]),
-            times=events * 1000, label_ids=[f"e{i}" for i in due],
-            label_values=target[low:high] if inline else target[due], label_times=due * 1000 + 2500,
+            EventBatch(
+                features=np.ascontiguousarray(features[low:high]),
+                times=events * 1000,
+                ids=[f"e{i}" for i in events],
+                external_drift=ExternalDrift(
+                    suspect=mask[low:high] if mask[low:high].any() else None
+                ),
+            ),
+            LabelBatch(
+                ids=[f"e{i}" for i in due],
+                values=target[low:high] if inline else target[due],
+                times=due * 1000 + 2500,
+            ),
             order=np.argsort(moments, kind="stable"),
-            outside=Outside(suspect=mask[low:high] if mask[low:high].any() else None),
-        )  # fmt: skip
+        )
         found += outcome.predictions["m"].values.tolist()
         scored += len(outcome.learned.times)
-        left += outcome.suspect
+        left += outcome.quarantined
         if again:
             kept.append(decode(encode(step.changes())))
             step = make()
             step.restore(merge(kept))
     assert found == pytest.approx(want, abs=1e-12)
     assert (scored, left) == (SIZE, len(suspect))
-    assert step.learners["m"].version == SIZE - len(suspect)
+    assert step.models.learners["m"].version == SIZE - len(suspect)
 
 
 class Ride(Event):
@@ -236,10 +250,10 @@ def test_the_slice_that_became_worse_is_named():
 
 
 WRONG: dict[str, Any] = {
-    "by='town' of a monitor is no slice: declared are city": {
+    "by='town' of a monitor is not a slice: declared are city": {
         "monitors": [monitor("loss", by="town")]
     },
-    "DDM looks at right and wrong": {
+    "DDM monitors whether predictions are right": {
         "model": linear_model.LinearRegression(), "label": inline("value"), "slices": (),
         "features": [one_hot("city", ("a", "b"))],
         "monitors": [monitor("loss", "DDM")],

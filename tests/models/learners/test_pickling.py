@@ -21,16 +21,17 @@ from anabranch.models.learners.checkpoint import Checkpoint
 from anabranch.models.learners.learner import Learner, Task
 from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.null import NullLearner
-from anabranch.models.learners.pickling import dumps, loads
+from anabranch.models.learners.pickling import pickled, unpickled
 from anabranch.models.learners.resampling import ResampledLearner
 from anabranch.models.learners.segmented import SegmentedLearner
 from anabranch.models.learners.subsampling import SubsampledLearner
 from anabranch.models.metrics.slices import slice_by
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.prequential.step_record import StepRecord
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import Canary
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import StateError
 
 NAMES = ("a", "b")
@@ -64,9 +65,9 @@ def learners() -> list[Learner]:
 
 @pytest.mark.parametrize("learner", learners(), ids=lambda each: type(each).__name__)
 def test_learners_are_pickled_without_the_names_of_modules(learner: Learner) -> None:
-    blob = dumps(learner)
+    blob = pickled(learner)
     assert not modules(blob)
-    again = loads(blob)
+    again = unpickled(blob)
     assert (type(again), again.version) == (type(learner), learner.version)
     assert again.describe() == learner.describe()
 
@@ -76,10 +77,12 @@ def test_a_step_with_everything_is_persisted_without_the_names_of_modules() -> N
         deployment = Deployment("m", ["n"], Canary(), Task.BINARY, "p")
         return Prequential(
             {name: learned(linear_model.LogisticRegression()) for name in ("m", "n")},
-            ["Accuracy", "LogLoss", "ROCAUC", "F1", "RollingROCAUC"],
-            [monitor("loss"), monitor("a", "KSWIN"), monitor("loss", by="shop")],
-            slices=[slice_by("shop")],
-            rollouts=Rollouts(deployment, Task.BINARY),
+            PrequentialSettings(
+                metrics=["Accuracy", "LogLoss", "ROCAUC", "F1", "RollingROCAUC"],
+                monitors=[monitor("loss"), monitor("a", "KSWIN"), monitor("loss", by="shop")],
+                slices=[slice_by("shop")],
+                rollouts=Serving(deployment, Task.BINARY),
+            ),
         )
 
     image = make().changes()
@@ -93,7 +96,7 @@ def test_every_class_of_the_table_is_where_the_table_says(path: str) -> None:
     module, _, name = path.rpartition(".")
     found = getattr(import_module(f"anabranch.{module}"), name)
     assert found.__module__ == f"anabranch.{module}"
-    assert not modules(dumps(found))
+    assert not modules(pickled(found))
 
 
 def test_a_moved_class_is_read_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,14 +118,14 @@ print(pickling.loads(sys.stdin.buffer.read()).version)
     learner = NullLearner(NAMES, Task.BINARY)
     learner.version = 7
     done = subprocess.run(
-        [sys.executable, "-c", program], input=dumps(learner), capture_output=True, check=True
+        [sys.executable, "-c", program], input=pickled(learner), capture_output=True, check=True
     )
     assert done.stdout == b"7\n"
 
 
 def test_classes_of_the_program_that_are_not_in_the_table_are_not_read() -> None:
     with pytest.raises(pickle.UnpicklingError, match="MemoryBus is not a class that is kept"):
-        loads(b"\x80\x05\x8c\x1eanabranch.dataflows.bus.memory\x8c\tMemoryBus\x93)\x81.")
+        unpickled(b"\x80\x05\x8c\x1eanabranch.dataflows.bus.memory\x8c\tMemoryBus\x93)\x81.")
 
 
 def of_version_0_1(path: str, value: Any = None) -> bytes:
@@ -145,7 +148,7 @@ def of_version_0_1(path: str, value: Any = None) -> bytes:
 @pytest.mark.parametrize("path", sorted(pickling._VERSION_0_1))
 def test_what_version_0_1_wrote_is_refused_and_the_way_named(path: str) -> None:
     with pytest.raises(pickle.UnpicklingError, match=REFUSED):
-        loads(of_version_0_1(path))
+        unpickled(of_version_0_1(path))
 
 
 def test_a_state_of_version_0_1_is_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -161,7 +164,7 @@ def test_a_state_of_version_0_1_is_refused_in_one_sentence(tmp_path: Path) -> No
 def test_a_model_that_version_0_1_registered_is_read() -> None:
     """A registry holds pickles of River models, which name no class of the program."""
     model = learned(preprocessing.StandardScaler() | linear_model.LogisticRegression()).to_river()
-    assert loads(pickle.dumps(model, protocol=5)).learn_one is not None
+    assert unpickled(pickle.dumps(model, protocol=5)).learn_one is not None
 
 
 def clip(x: dict[str, float]) -> dict[str, float]:
@@ -170,7 +173,7 @@ def clip(x: dict[str, float]) -> dict[str, float]:
 
 def test_models_of_the_users_own_module_are_pickled_by_name() -> None:
     learner = learned(compose.FuncTransformer(clip) | linear_model.LogisticRegression())
-    again = loads(dumps(learner))
+    again = unpickled(pickled(learner))
     assert again.to_river()["clip"].func is clip
 
 
@@ -181,6 +184,6 @@ def test_a_users_module_may_be_called_models() -> None:
     module.Mine = type("Mine", (), {"__module__": "models.compiled"})  # type: ignore[attr-defined]
     sys.modules["models.compiled"] = module
     try:
-        assert type(loads(blob)) is module.Mine
+        assert type(unpickled(blob)) is module.Mine
     finally:
         del sys.modules["models.compiled"]
