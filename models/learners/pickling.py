@@ -144,7 +144,7 @@ def garbage_collector_paused() -> Iterator[None]:
 
 
 def dumps(what: str, model: Any) -> bytes:
-    """A model as a pickle; ``what`` names it in an error.
+    """A model, or what was measured of it, as a pickle; ``what`` names it in an error.
 
     Raises:
         StateError: it can't be pickled.
@@ -159,7 +159,7 @@ def dumps(what: str, model: Any) -> bytes:
 
 
 def loads(what: str, blob: bytes) -> Any:
-    """The model in a pickle, whose code is run; ``what`` names it in an error.
+    """The content of a pickle, whose code is run; ``what`` names it in an error.
 
     Raises:
         StateError: it can't be unpickled here.

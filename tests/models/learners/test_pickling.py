@@ -113,7 +113,7 @@ import copyreg
 copyreg.remove_extension("anabranch.models.learners.null", "NullLearner", 0xAB00 + code)
 copyreg.add_extension(moved.__name__, "NullLearner", 0xAB00 + code)
 pickling._REGISTERED |= {(moved.__name__, "NullLearner")}
-print(pickling.loads(sys.stdin.buffer.read()).version)
+print(pickling.unpickled(sys.stdin.buffer.read()).version)
 """
     learner = NullLearner(NAMES, Task.BINARY)
     learner.version = 7
