@@ -55,8 +55,8 @@ from anabranch.dataflows.recovery.state_partition import (
     check_state_partition,
 )
 from anabranch.dataflows.recovery.tokens import Commit
-from anabranch.models.learners.durable import why_not_durable
 from anabranch.models.learners.learner import Learner
+from anabranch.models.learners.pickling import why_not_picklable
 from anabranch.models.registry.registry import DIRECTORY, Registry
 from anabranch.models.rollout.challenger import Challenger
 from anabranch.state.errors import StateError
@@ -333,7 +333,7 @@ def _check_picklable(pipeline: Pipeline) -> None:
     if pipeline.on_drift is not None:
         models["the model of on_drift="] = pipeline.on_drift
     for what, model in models.items():
-        reason = why_not_durable(model.model if isinstance(model, Challenger) else model)
+        reason = why_not_picklable(model.model if isinstance(model, Challenger) else model)
         if reason is not None:
             raise StateError(
                 f"{what} of pipeline {pipeline.name!r} can't be stored: {reason}; change it, or "
