@@ -135,7 +135,7 @@ def snapshot(
         anabranch models snapshot data/state/payments --name friday --note "before the sale"
     """
     from anabranch.dataflows.cli.display.models import print_added
-    from anabranch.dataflows.registry.model_snapshot import nothing_new, take_snapshot
+    from anabranch.dataflows.registry.model_snapshot import latest_equal, take_snapshot
     from anabranch.models.registry.registry import Registry
     from anabranch.models.registry.version import check_name
 
@@ -143,11 +143,11 @@ def snapshot(
         check_name(name)
     path = _state_directory(place)
     new, registry = take_snapshot(path, name, note), Registry.of(path)
-    same = nothing_new(registry, new.about)
+    same = latest_equal(registry, new.version)
     if same is not None:
         print_added(same, "nothing was learned since", json)
         return
-    print_added(registry.add(new.model, new.about, keep, new.distributions), "added", json)
+    print_added(registry.add(new.model, new.version, keep, new.distributions), "added", json)
 
 
 @models.command()
@@ -250,11 +250,11 @@ def import_(
         highlight=False,
         soft_wrap=True,
     )
-    checked = check_import(read, declared, name, note, river)
+    checked = check_import(read, declared, name, note)
     for remark in checked.remarks:
         console.print(f"note: {remark}", highlight=False, soft_wrap=True)
     registry = Registry.of(state or Path("data", "state", declared.name))
-    print_added(registry.add(checked.model, checked.about, keep), "added", json)
+    print_added(registry.add(checked.model, checked.version, keep), "added", json)
 
 
 def _state_directory(place: str) -> Path:
@@ -283,4 +283,6 @@ def _state_directory(place: str) -> Path:
 
 
 def _is_state(path: Path) -> bool:
-    return any((path / name).exists() for name in ("identity.json", "registry"))
+    from anabranch.dataflows.recovery.manifest import is_state_directory
+
+    return is_state_directory(path) or (path / "registry").exists()

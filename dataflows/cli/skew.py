@@ -258,6 +258,7 @@ class _Check:
         return all(each.psi <= psi for each in found)
 
     def _served(self, name: str, watch: Watch) -> Served:
+        from anabranch.dataflows.codec import codec_of
         from anabranch.dataflows.skew.served_features import served_in_file, served_on_topic
         from anabranch.dataflows.skew.sources import file_of
 
@@ -265,7 +266,8 @@ class _Check:
         if path is not None:
             return served_in_file(pipeline.name, pipeline.columns, path, watch)
         assert self._bus is not None
-        return served_on_topic(pipeline.name, pipeline.columns, self._bus, name, watch)
+        codec = codec_of(pipeline, name)
+        return served_on_topic(pipeline.name, pipeline.columns, self._bus, name, watch, codec)
 
     def _arrivals(self, name: str, watch: Watch) -> Arrivals:
         from anabranch.dataflows.skew.arrival_order import arrivals_of_file, arrivals_of_topic

@@ -6,9 +6,10 @@ import re
 
 from river import base
 
-from anabranch.dataflows.declaration.declaration import TIME_UNITS_MS, Declaration
+from anabranch.dataflows.declaration.declaration import Declaration
 from anabranch.dataflows.declaration.features import DayOfWeek, Feature, HourOfDay, KeyedFeature
 from anabranch.dataflows.declaration.schema import Schema
+from anabranch.dataflows.messages.event_time import TIME_UNITS_MS
 from anabranch.dataflows.messages.inputs import Delayed, Inline, Label
 from anabranch.models.drift.declarations import Distributions
 from anabranch.models.drift.detectors import LOSS

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.recovery.resume_point import read_resume_point
@@ -25,9 +26,8 @@ from anabranch.dataflows.replay.features_only import FeaturesOnly
 from anabranch.dataflows.replay.source_offsets import ContinueAt, Origin, open_origin
 from anabranch.dataflows.replay.training_file import RowFile, Workspace
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.sink.callback_sink import Outlet
-from anabranch.dataflows.sink.encoder import Results
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.sink.callback_sink import ResultsCallback
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.state.errors import AnabranchError, InputError
 from anabranch.state.store.atomic_files import sync_directory
@@ -166,14 +166,14 @@ def _run(
     draft: _Draft | None,
     stop: threading.Event,
     metrics: WorkerMetrics,
-    outlet: Outlet,
+    outlet: ResultsCallback,
 ) -> None:
     """Run the flow over the history, to its end or until ``stop`` is set."""
-    options = IntakeOptions(
+    options = SourceOptions(
         limit=settings.batch,
         until_end=True,
-        patience_s=float("inf"),
-        places=origin.places,
+        idle_timeout_s=float("inf"),
+        recorded_offsets=origin.places,
         stop=stop,
     )
     with ExitStack() as stack:
@@ -186,10 +186,10 @@ def _run(
             origin.bus,
             options,
             metrics=metrics,
-            epoch_s=_EPOCH_S,
+            checkpoint_interval_s=_EPOCH_S,
             shards=settings.shards,
             state=state,
-            outlet=outlet,
+            callback=outlet,
         )
 
 
@@ -206,7 +206,7 @@ class _Tally:
         found, batch, rows = self._found, results.batch, self._rows
         found.events += len(batch.raw.events)
         found.labels += len(batch.raw.labels)
-        for letter in (*batch.dead, *results.dead):
+        for letter in (*batch.dead_letters, *results.dead_letters):
             found.dead[letter.reason] += 1
             if not found.first_dead and letter.topic == batch.raw.events.topic:
                 found.first_dead = f"{letter.reason}, {letter.detail}"

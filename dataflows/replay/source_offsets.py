@@ -14,7 +14,7 @@ from typing import Literal
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.files.file_rows import PLACE, FileTable
+from anabranch.dataflows.files.file_rows import POSITION_COLUMNS, FileTable
 from anabranch.dataflows.files.file_topic import FileTopic
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.dataflows.replay.bus_topic import BusTopic
@@ -156,13 +156,13 @@ def _places(
     """Where a run would go on, of topics whose offsets the histories do not know."""
     strange = [history for history in histories if not _knows_offsets(history)]
     for history in histories:
-        if isinstance(history, FileTopic) and history.table.placed:
+        if isinstance(history, FileTopic) and history.table.has_positions:
             _check_copy(history, bus)
     if continue_at is None and strange:
         raise InputError(
             f"nobody knows which messages of {strange[0].name} on {bus.url} this replay stands "
-            f"for: a file can say so itself, in columns {' and '.join(PLACE)}; else say where to "
-            "go on: --continue-at earliest if the topic holds what comes after the replay, "
+            f"for: a file can say so in columns {' and '.join(POSITION_COLUMNS)}; else say where "
+            "to go on: --continue-at earliest if the topic holds what comes after the replay, "
             "--continue-at latest if all that is on it now was replayed"
         )
     if continue_at is not None and not strange:
@@ -177,7 +177,7 @@ def _places(
 
 def _knows_offsets(history: History) -> bool:
     if isinstance(history, FileTopic):
-        return history.table.placed
+        return history.table.has_positions
     return isinstance(history, BusTopic) and history.source == history.name
 
 
@@ -191,4 +191,4 @@ def _check_copy(history: FileTopic, bus: Bus) -> None:
                 f"{history.name} on {bus.url} holds {starts[number]:,} to {ends[number]:,}: the "
                 "file was made of another topic, or the messages behind it are gone"
             )
-    history.begin_at(starts)
+    history.start_at(starts)

@@ -18,6 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.codec import CODECS, Codec
 from anabranch.dataflows.skew.message_reader import topic_pieces
 from anabranch.dataflows.skew.progress import Watch
 from anabranch.dataflows.skew.sources import format_of, offsets_of
@@ -53,20 +54,26 @@ class Served:
 
 
 def served_on_topic(
-    pipeline: str, names: Sequence[str], bus: Bus, topic: str, watch: Watch
+    pipeline: str,
+    names: Sequence[str],
+    bus: Bus,
+    topic: str,
+    watch: Watch,
+    codec: Codec = CODECS["json"],
 ) -> Served:
     """The features of a topic of predictions.
 
     Args:
         pipeline: its name, for complaints.
         names: the features that must be there, and no others.
+        codec: the format of the topic.
 
     Raises:
         BusError: the topic does not exist, or can't be read.
         InputError: it is empty, or a message has other features.
     """
     starts, ends = offsets_of(bus, topic)
-    reader = _JsonRows(f"topic {topic!r}", pipeline, names)
+    reader = _RowReader(f"topic {topic!r}", pipeline, names, codec)
     total = sum(ends) - sum(starts)
     for piece in topic_pieces(bus, topic, starts, ends):
         first = int(piece.offsets[0])
@@ -86,7 +93,7 @@ def served_in_file(pipeline: str, names: Sequence[str], path: Path, watch: Watch
         watch(_READING, 0, None)
         frame = _parquet(path, names) if kind == "parquet" else _csv(path)
         return _of_table(path, pipeline, names, frame)
-    reader = _JsonRows(str(path), pipeline, names)
+    reader = _RowReader(str(path), pipeline, names, CODECS["json"])
     size, done, line = path.stat().st_size, 0, 1
     for lines in _lines(path):
         reader.add(lines, "line", line)
@@ -96,10 +103,13 @@ def served_in_file(pipeline: str, names: Sequence[str], path: Path, watch: Watch
     return reader.served()
 
 
-class _JsonRows:
-    """Collects rows of JSON, whose features stand apart (predictions) or side by side."""
+class _RowReader:
+    """Collects rows whose features are a field of their own (predictions) or one field each."""
 
-    def __init__(self, source: str, pipeline: str, names: Sequence[str]) -> None:
+    def __init__(self, source: str, pipeline: str, names: Sequence[str], codec: Codec) -> None:
+        self._codec = codec
+        self._decode_any = codec.decoder(dict)
+        self._no_object = f"this is no {codec.name.upper()} object"
         self._source = source
         self._pipeline = pipeline
         self._names = list(names)
@@ -120,7 +130,7 @@ class _JsonRows:
                 self._begin(value, f"{unit} {number}")
             try:
                 row = self._decode(value)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except self._codec.errors as error:
                 raise InputError(self._complaint(value, f"{unit} {number}", error)) from None
             where.append((row.id, row.topic, row.partition, row.offset))
             features.append(msgspec.structs.astuple(row.features if self._apart else row))
@@ -142,9 +152,9 @@ class _JsonRows:
 
     def _begin(self, value: bytes, at: str) -> None:
         """Find out from the first row how they are written."""
-        row = _object(value)
+        row = self._fields(value)
         if row is None:
-            raise InputError(f"{self._source}, {at}: this is no JSON object")
+            raise InputError(f"{self._source}, {at}: {self._no_object}")
         self._apart = isinstance(row.get("features"), dict)
         if not self._apart and not set(self._names) & row.keys():
             raise InputError(
@@ -164,12 +174,19 @@ class _JsonRows:
             row_type = msgspec.defstruct(
                 "Row", [*where, *features], rename=renamed | taken, kw_only=True
             )
-        self._decode = msgspec.json.Decoder(row_type).decode
+        self._decode = self._codec.decoder(row_type)
+
+    def _fields(self, value: bytes) -> dict[str, Any] | None:
+        """The fields of a row, whatever they are; None if it is no message with fields."""
+        try:
+            return self._decode_any(value)
+        except self._codec.errors:
+            return None
 
     def _complaint(self, value: bytes, at: str, error: Exception) -> str:
-        row = _object(value)
+        row = self._fields(value)
         if row is None:
-            return f"{self._source}, {at}: this is no JSON object"
+            return f"{self._source}, {at}: {self._no_object}"
         features = row.get("features") if self._apart else row
         if not isinstance(features, dict):
             return f"{self._source}, {at}: this row has no features, as those before it have"
@@ -177,14 +194,6 @@ class _JsonRows:
         if other:
             return f"{self._source}, {at}: {_another_version(self._pipeline, other)}"
         return f"{self._source}, {at}: {error}"
-
-
-def _object(value: bytes) -> dict[str, Any] | None:
-    try:
-        row = msgspec.json.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def _lines(path: Path) -> Iterator[list[bytes]]:

@@ -34,7 +34,7 @@ from anabranch.models.drift.reference_statistics import (
 from anabranch.state.durations import parse_duration_ms
 
 F64 = NDArray[np.float64]
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("anabranch.drift")
 
 
 class Reference(Protocol):

@@ -27,7 +27,7 @@ from anabranch.models.learners.linear_kernels import run_each, run_linear
 from anabranch.models.learners.optimizers import OPTIMIZERS
 from anabranch.models.learners.river import RiverLearner, check_task
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("anabranch.models")
 
 _LOSSES: dict[type, type] = {
     linear_model.LogisticRegression: optim.losses.Log,

@@ -25,7 +25,7 @@ from anabranch.models.learners.learner import (
 from anabranch.models.learners.pickling import unchanged_by_predicting
 from anabranch.state.errors import DeclarationError
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("anabranch.models")
 
 _KINDS: dict[Task, tuple[type, ...]] = {
     Task.BINARY: (base.Classifier,),

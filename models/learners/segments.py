@@ -15,7 +15,7 @@ from anabranch.models.learners.learner import Learner, find_learner
 from anabranch.models.learners.segmented import SegmentedLearner
 from anabranch.state.errors import StateError
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("anabranch.models")
 
 
 class _Stored(msgspec.Struct):

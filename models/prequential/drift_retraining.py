@@ -143,7 +143,7 @@ def serve_batch(
     """Decide what is served for a batch, and start fresh models where the champion's loss drifts.
 
     Returns:
-        What `Rollouts.serve` returns, and the alarms of the champion's loss.
+        What `Serving.serve` returns, and the alarms of the champion's loss.
     """
     assert models.rollouts is not None
     retraining = DriftRetraining(models, batch, training)

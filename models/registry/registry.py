@@ -31,7 +31,7 @@ from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.pickling import check_river, dumps, loads
 from anabranch.models.registry.version import Version, check_name, parse_reference, seal, unseal
 from anabranch.state.errors import InputError, StateError
-from anabranch.state.store.atomic_files import sync_directory, write_whole
+from anabranch.state.store.atomic_files import atomic_write, sync_directory
 
 DIRECTORY = "registry"
 """The name of the registry in a state directory."""
@@ -193,9 +193,9 @@ class Registry:
         try:
             draft.mkdir(parents=True)
             sync_directory(self.path)
-            write_whole(draft / _MODEL, blob)
+            atomic_write(draft / _MODEL, blob)
             if distributions is not None:
-                write_whole(draft / _DISTRIBUTIONS, distributions)
+                atomic_write(draft / _DISTRIBUTIONS, distributions)
             added = self._assign_number(draft, about)
             sync_directory(home)
         except OSError as error:
@@ -227,7 +227,7 @@ class Registry:
         Raises:
             StateError: the disk can't be written.
         """
-        write_whole(self._directory(version.name, version.version) / _PINNED, b"")
+        atomic_write(self._directory(version.name, version.version) / _PINNED, b"")
 
     def problems(self) -> Sequence[str]:
         """What is wrong with versions, as sentences; of pickles only the size is checked."""
@@ -302,7 +302,7 @@ class Registry:
         number = max(self._numbers(about.name), default=0) + 1
         while True:
             numbered = msgspec.structs.replace(about, version=number)
-            write_whole(draft / _ABOUT, seal(numbered))
+            atomic_write(draft / _ABOUT, seal(numbered))
             try:
                 draft.rename(self._directory(about.name, number))
                 return numbered

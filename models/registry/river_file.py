@@ -15,7 +15,7 @@ from typing import Any
 from anabranch.models.learners.pickling import check_river, loads
 from anabranch.models.registry.version import Version, seal, unseal
 from anabranch.state.errors import InputError, StateError
-from anabranch.state.store.atomic_files import write_whole
+from anabranch.state.store.atomic_files import atomic_write
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -58,8 +58,8 @@ def write_river_file(path: Path, blob: bytes, about: Version) -> None:
         InputError: they can't be written.
     """
     try:
-        write_whole(path, blob)
-        write_whole(description_path(path), seal(about))
+        atomic_write(path, blob)
+        atomic_write(description_path(path), seal(about))
     except (StateError, OSError) as error:
         raise InputError(str(error)) from None
 

@@ -280,7 +280,7 @@ def test_a_state_that_has_learned_nothing_has_no_model_yet(kept: Kept) -> None:
     shutil.rmtree(kept.state)
     went_well(kept.run("--from", "latest"))
     assert "no models in" in kept.call("models", "list", "state").out
-    refused(kept.call("models", "snapshot", "state"), "state has not kept a model yet: run")
+    refused(kept.call("models", "snapshot", "state"), "state holds no model yet: run")
 
 
 def test_a_recovery_store_that_lacks_a_partition_is_refused(kept: Kept) -> None:
@@ -316,13 +316,13 @@ def test_beside_a_run_snapshots_are_whole_and_rise(kept: Kept) -> None:
     with Command(kept.directory, "run", "flow.py", *options, "--batch", "2") as command:
         while command.process.poll() is None:
             taken = take_snapshot(kept.state)
-            assert taken.about.rows is not None
-            assert taken.about.rows >= rows
-            registry.add(taken.model, taken.about, keep=3)
-            rows, looks = taken.about.rows, looks + 1
+            assert taken.version.rows is not None
+            assert taken.version.rows >= rows
+            registry.add(taken.model, taken.version, keep=3)
+            rows, looks = taken.version.rows, looks + 1
         went_well(command.done())
     assert looks > 1
-    assert take_snapshot(kept.state).about.rows >= rows
+    assert take_snapshot(kept.state).version.rows >= rows
     assert len(registry.list()) <= 3
     assert registry.problems() == []
     went_well(kept.call("state", "state", "--verify"))

@@ -28,7 +28,7 @@ from anabranch import (
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.linear import learner_for
@@ -38,7 +38,7 @@ from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import DeclarationError
 from anabranch.state.store.delta import decode, encode, merge
-from tests.dataflows.source.test_intake_resume import run
+from tests.dataflows.source.test_source_resume import run
 from tests.models.drift.test_shifts import sensor_bus, sensors
 
 QUICK = Distributions(window=100, reference="10m", false_alarms=100.0)
@@ -73,7 +73,7 @@ def outputs(bus: MemoryBus, pipeline: Pipeline) -> dict[str, list[bytes]]:
 
 def worked(pipeline: Pipeline, limit: int, metrics: WorkerMetrics | None = None) -> Any:
     bus = sensor_bus(pipeline)
-    run_worker(pipeline, bus, IntakeOptions(limit=limit, until_end=True), metrics=metrics)
+    run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True), metrics=metrics)
     return outputs(bus, pipeline)
 
 
@@ -135,7 +135,7 @@ def test_quarantined_events_are_predicted_and_scored_and_not_learned():
     labels = {"pipeline": "sensors"}
     suspect = value("anabranch_quarantined_labels_total", labels)
     assert suspect >= len(last) - 1
-    assert value("anabranch_learned_total", labels) + suspect == len(predictions)
+    assert value("anabranch_learned_labels_total", labels) + suspect == len(predictions)
     for limit in (7, 333):
         assert worked(quarantining(), limit) == whole
 
@@ -234,7 +234,7 @@ def rides_signals(pipeline: Pipeline, limit: int) -> list[dict[str, Any]]:
         ride = {"id": f"r{number}", "ts": 1_700_000_000_000 + number * 1000, "city": city,
                 "value": value, "late": late}  # fmt: skip
         publisher.append("rides.events", [json.dumps(ride).encode()], partitions=0)
-    run_worker(pipeline, bus, IntakeOptions(limit=limit, until_end=True))
+    run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True))
     return [json.loads(value) for value in bus.values("rides.drift")]
 
 

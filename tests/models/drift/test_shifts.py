@@ -33,17 +33,17 @@ from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.pipelines.payments import pipeline as payments
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.drift.bins import edges_of
 from anabranch.models.drift.distribution_shift import SAMPLE, DistributionMonitor, DistributionShift
 from anabranch.producers.batch import Kind
 from anabranch.producers.publish import publish
 from anabranch.producers.simulators.by_name import simulate
-from anabranch.producers.simulators.upstream_faults import UPSTREAM, broken
+from anabranch.producers.simulators.upstream_faults import UPSTREAM_FAULTS, with_upstream_fault
 from anabranch.state.errors import DeclarationError, InputError
 from anabranch.state.store.delta import decode, encode, merge
-from tests.dataflows.source.test_intake_resume import run
+from tests.dataflows.source.test_source_resume import run
 
 F64 = NDArray[np.float64]
 QUICK = Distributions(window=200, reference="0s")
@@ -210,19 +210,19 @@ def signals(fault: str | None) -> list[dict[str, Any]]:
     bus.create_topics(dict.fromkeys(watched.inputs, 1))
     batches = simulate("payments", seed=3, events=ALL, event_rate=0.2)
     if fault is not None:
-        batches = broken(batches, fault, AT)
+        batches = with_upstream_fault(batches, fault, AT)
     topics: dict[Kind, str] = {"events": "payments.events", "labels": "payments.labels"}
     publish(bus, batches, topics=topics)
-    run_worker(watched, bus, IntakeOptions(limit=1000, until_end=True))
+    run_worker(watched, bus, SourceOptions(limit=1000, until_end=True))
     found = map(json.loads, bus.values("payments.drift"))
     # Labels that trickle in when nothing more happens are as late as they say.
     return [each for each in found if each["subject"] != "label delay"]
 
 
 def test_every_fault_that_can_be_simulated_is_tried():
-    assert FAULTS.keys() == UPSTREAM.keys()
+    assert FAULTS.keys() == UPSTREAM_FAULTS.keys()
     with pytest.raises(InputError, match="choose one of cents, country, feed, type"):
-        next(broken([], "another", 0))
+        next(with_upstream_fault([], "another", 0))
 
 
 def test_unchanged_payments_give_no_signal():
@@ -307,7 +307,7 @@ def drift_topic(
     pipeline: Pipeline, limit: int, metrics: WorkerMetrics | None = None
 ) -> list[bytes]:
     bus = sensor_bus(pipeline)
-    run_worker(pipeline, bus, IntakeOptions(limit=limit, until_end=True), metrics=metrics)
+    run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True), metrics=metrics)
     return bus.values("sensors.drift")
 
 
@@ -326,7 +326,7 @@ def test_every_kind_is_monitored_whatever_the_batches():
     assert not {subject for _, subject in drifted} & {"hour", "mode=a", "sensor keys"}
     assert [sorted(drift_topic(pipeline, limit)) for limit in (7, 200)] == [sorted(whole)] * 2
     labels = {"pipeline": "sensors", "kind": "feature", "subject": "value"}
-    assert metrics.registry.get_sample_value("anabranch_drifting", labels) == 2.0
+    assert metrics.registry.get_sample_value("anabranch_drift_level", labels) == 2.0
     assert metrics.registry.get_sample_value("anabranch_population_stability_index", labels) > 0.1
 
 

@@ -16,7 +16,7 @@ from anabranch.dataflows.registry.model_snapshot import take_snapshot
 from anabranch.dataflows.registry.warm_start import begin_with, find_beginning
 from anabranch.models.registry.registry import Registry
 from anabranch.state.errors import StateError
-from tests.dataflows.source.test_intake_resume import run
+from tests.dataflows.source.test_source_resume import run
 
 T0 = 1_700_000_000_000
 DECLARED = """
@@ -56,7 +56,7 @@ def versioned(tmp_path: Path, pipeline: Pipeline) -> Registry:
     """The state after 3,000 readings, as version 1."""
     assert not run(pipeline, bus_of(pipeline, 0, 3000, 0.0), tmp_path / "old", batch=100)
     taken, registry = take_snapshot(tmp_path / "old"), Registry.of(tmp_path / "old")
-    registry.add(taken.model, taken.about, distributions=taken.distributions)
+    registry.add(taken.model, taken.version, distributions=taken.distributions)
     return registry
 
 
