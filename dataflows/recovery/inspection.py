@@ -20,7 +20,7 @@ from anabranch.models.prequential.step_record import StepRecord
 from anabranch.state.errors import StateError
 from anabranch.state.store.delta import Delta
 from anabranch.state.store.lock import holder
-from anabranch.state.store.store import look
+from anabranch.state.store.read_only import ReadOnlyStore
 from anabranch.state.windows.event_log import COUNT
 
 INPUT = "input"
@@ -117,7 +117,7 @@ def _inspect(path: Path, verify: bool) -> StateReport:
         try:
             reports.append(_report(directory, token))
             if verify and (directory / DATABASE).exists():
-                problems += look(directory / DATABASE).verify()
+                problems += ReadOnlyStore(directory / DATABASE).verify()
         except StateError as error:
             problems.append(str(error))
     # In a cluster on several hosts the others are elsewhere.
@@ -167,7 +167,7 @@ def _progress(point: ResumePoint) -> tuple[dict[str, dict[int, int]], int | None
 def _report(directory: Path, token: Token | None) -> StatePartitionReport:
     if token is None and not (directory / DATABASE).exists():  # it is being created
         return StatePartitionReport(directory.name, 0, None, 0)
-    view = look(directory / DATABASE)
+    view = ReadOnlyStore(directory / DATABASE)
     summary = view.summary()
     if token is not None and read_id(directory) != token.id:
         raise StateError(

@@ -18,7 +18,7 @@ from anabranch.dataflows.declaration.schema import Schema
 from anabranch.dataflows.messages.inputs import Delayed, Inline
 from anabranch.models.learners.description import describe as describe_model
 from anabranch.state.errors import StateError
-from anabranch.state.store.atomic_files import write_whole
+from anabranch.state.store.atomic_files import atomic_write
 
 FORMAT = 2
 """Counts the incompatible changes of what is in a state directory."""
@@ -130,7 +130,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     Raises:
         StateError: it can't be written.
     """
-    write_whole(directory / NAME, msgspec.json.format(msgspec.json.encode(manifest)))
+    atomic_write(directory / NAME, msgspec.json.format(msgspec.json.encode(manifest)))
 
 
 def check(manifest: Manifest, pipeline: Pipeline, directory: Path, shards: int) -> None:

@@ -55,12 +55,12 @@ from anabranch.dataflows.recovery.state_partition import (
     check_state_partition,
 )
 from anabranch.dataflows.recovery.tokens import Commit
-from anabranch.models.learners.durable import why_not_durable
 from anabranch.models.learners.learner import Learner
+from anabranch.models.learners.pickling import why_not_picklable
 from anabranch.models.registry.registry import DIRECTORY, Registry
 from anabranch.models.rollout.challenger import Challenger
 from anabranch.state.errors import StateError
-from anabranch.state.store.atomic_files import sync_directory, write_whole
+from anabranch.state.store.atomic_files import atomic_write, sync_directory
 from anabranch.state.store.delta import Delta, decode
 from anabranch.state.store.lock import hold, join
 
@@ -225,7 +225,7 @@ class StateDirectory:
             StateError: it can't be written.
         """
         path = self.path / f"{INPUT}-{partition}" / START_OFFSETS
-        write_whole(path, msgspec.json.encode(offsets))
+        atomic_write(path, msgspec.json.encode(offsets))
 
     def set_initial_model(self, reference: str) -> None:
         """Let learning start from this version of the registry; before anything is committed.
@@ -333,7 +333,7 @@ def _check_picklable(pipeline: Pipeline) -> None:
     if pipeline.on_drift is not None:
         models["the model of on_drift="] = pipeline.on_drift
     for what, model in models.items():
-        reason = why_not_durable(model.model if isinstance(model, Challenger) else model)
+        reason = why_not_picklable(model.model if isinstance(model, Challenger) else model)
         if reason is not None:
             raise StateError(
                 f"{what} of pipeline {pipeline.name!r} can't be stored: {reason}; change it, or "

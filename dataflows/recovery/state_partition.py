@@ -18,9 +18,10 @@ from pathlib import Path
 from anabranch.dataflows.error_guard import ErrorGuard
 from anabranch.dataflows.recovery.tokens import Commit, Token
 from anabranch.state.errors import StateError
-from anabranch.state.store.atomic_files import check_room, write_whole
+from anabranch.state.store.atomic_files import atomic_write, check_free_space
 from anabranch.state.store.delta import Delta
-from anabranch.state.store.store import Store, look
+from anabranch.state.store.read_only import ReadOnlyStore
+from anabranch.state.store.store import Store
 
 DATABASE = "db"
 MODELS = "models"
@@ -123,7 +124,7 @@ class StatePartition:
 
     def _commit(self, delta: Delta) -> Token:
         assert self._store is not None
-        check_room(self._directory, _RESERVED_BYTES)
+        check_free_space(self._directory, _RESERVED_BYTES)
         started = time.perf_counter()
         token = Token(self.name, self._id, self._store.commit(delta))
         if self._on_commit is not None:
@@ -144,7 +145,7 @@ def check_state_partition(directory: Path, token: Token | None) -> None:
         _check_id(directory, token)
     elif not (directory / DATABASE).exists():
         return
-    stored = look(directory / DATABASE).summary()
+    stored = ReadOnlyStore(directory / DATABASE).summary()
     if token is None:
         if stored.generation > stored.adopted + _MAX_AHEAD:
             raise _unknown_generations(directory, stored.generation)
@@ -204,7 +205,7 @@ def _create(directory: Path) -> str:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StateError(f"{directory} can't be created: {error.strerror}") from None
-    write_whole(directory / _ID, own_id.encode())
+    atomic_write(directory / _ID, own_id.encode())
     return own_id
 
 

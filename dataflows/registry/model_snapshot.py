@@ -16,24 +16,20 @@ from anabranch.dataflows.recovery.state_directory import START_OFFSETS
 from anabranch.dataflows.recovery.state_partition import DATABASE, MODELS, read_id
 from anabranch.dataflows.recovery.tokens import Token
 from anabranch.models.drift.declarations import DISTRIBUTIONS
-from anabranch.models.drift.distribution_shift import told_of
+from anabranch.models.drift.distribution_shift import stored_reference
 from anabranch.models.learners.checkpoint import restored
 from anabranch.models.learners.description import parameters_by_path
-from anabranch.models.learners.learner import Learner
-from anabranch.models.learners.linear import CompiledLinear
 from anabranch.models.learners.pickling import library_versions
-from anabranch.models.learners.resampling import Sampled
-from anabranch.models.learners.river import RiverLearner
-from anabranch.models.learners.segmented import SEGMENT, Segmented
-from anabranch.models.learners.subsampling import Thinned
+from anabranch.models.learners.river import estimator_name
+from anabranch.models.learners.segmented import SEGMENT
 from anabranch.models.prequential.step_record import StepRecord, part_of
 from anabranch.models.registry.registry import Registry
 from anabranch.models.registry.version import Span, Version, finite
-from anabranch.models.registry.weights import final, weights
+from anabranch.models.registry.weights import weights
 from anabranch.state.errors import StateError
 from anabranch.state.store.delta import Delta, encode
 from anabranch.state.store.lock import holder
-from anabranch.state.store.store import look
+from anabranch.state.store.read_only import ReadOnlyStore
 
 _ATTEMPTS, _PAUSE_S = 20, 0.05
 
@@ -72,7 +68,7 @@ def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapsh
     learner = restored(record.champion, image.part(part_of(record.champion)))
     if learner is None:
         raise _nothing(path)
-    model = to_river(learner)
+    model = learner.to_river()
     version = Version(
         name=name or record.champion,
         made="snapshot",
@@ -80,7 +76,7 @@ def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapsh
         source=str(path),
         pipeline=manifest.pipeline,
         task=record.task.value,
-        model=type(final(model)).__name__,
+        model=estimator_name(model),
         declaration=record.models[record.champion],
         parameters=parameters_by_path(model),
         columns=[name for name in record.columns if name != SEGMENT],
@@ -95,21 +91,16 @@ def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapsh
         note=note,
     )
     parent, monitored = _parent(path, manifest, version), image.part(DISTRIBUTIONS)
-    version = msgspec.structs.replace(version, parent=parent, distributions=told_of(monitored))
+<<<<<<< HEAD
+    distributions = stored_reference(monitored)
+    version = msgspec.structs.replace(version, parent=parent, distributions=distributions)
+=======
+    version = msgspec.structs.replace(
+        version, parent=parent, distributions=stored_reference(monitored)
+    )
+>>>>>>> w/M2
     stored = msgspec.msgpack.encode(encode(monitored)) if version.distributions else None
     return Snapshot(model, version, stored)
-
-
-def to_river(learner: Learner) -> Any:
-    """The River object of a learner; of a wrapper, that of the learner inside that learns all."""
-    if isinstance(learner, Sampled | Thinned):
-        return to_river(learner.learner)
-    if isinstance(learner, Segmented):
-        return to_river(learner.shared)
-    if isinstance(learner, CompiledLinear):
-        return learner.to_river()
-    assert isinstance(learner, RiverLearner)
-    return learner.model
 
 
 def latest_equal(registry: Registry, version: Version) -> Version | None:
@@ -139,7 +130,7 @@ def _read(path: Path, manifest: Manifest) -> tuple[ResumePoint, Token, Delta]:
                 token = _newest(path / MODELS)
             if token is not None:
                 _check_complete(path, point, manifest)
-                return point, token, look(path / MODELS / DATABASE).image(token.generation)
+                return point, token, ReadOnlyStore(path / MODELS / DATABASE).image(token.generation)
         except StateError:
             if not (attempts_left and in_use):
                 raise
@@ -153,7 +144,7 @@ def _newest(models: Path) -> Token | None:
     """The last generation that is written, whether or not the cluster resumes from it."""
     if not (models / DATABASE).exists():
         raise StateError(f"{models} is missing: take the snapshot on the host that has the models")
-    generation = look(models / DATABASE).generation
+    generation = ReadOnlyStore(models / DATABASE).generation
     return Token(MODELS, read_id(models) or "", generation) if generation else None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.dataflows.skew.defined_statistics import by_definition
 from anabranch.dataflows.skew.sparse_table import (
     SCALE,
     Combine,
@@ -109,6 +110,7 @@ def windows(
     for width in widths:
         pieces = timeline.pieces(timeline.starts(width))
         of_width, free = _statistics(entered, pieces, set(stats), times)
+        of_width |= _by_definition(entered, pieces, set(stats) - set(of_width), times)
         found += [of_width[stat] for stat in stats]
         slack += [free.get(stat) for stat in stats]
     return found, slack
@@ -146,6 +148,17 @@ def _statistics(
             by_turn[turn] = values
             found[stat] = np.where(count > 0, by_turn[at], 0.0)
     return found, slack
+
+
+def _by_definition(entered: Entered, pieces: Pieces, stats: set[str], times: I64) -> dict[str, F64]:
+    if not stats:
+        return {}
+    rows = np.arange(len(pieces.first))
+    runs = [
+        (rows, *entered.run(pieces.first, rows)),
+        (pieces.owner, *entered.run(pieces.cut_first, pieces.cut_last)),
+    ]
+    return by_definition(stats, entered.values, _turns(entered, times), runs, len(rows))
 
 
 def _turns(entered: Entered, times: I64) -> I64:

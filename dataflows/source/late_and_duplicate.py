@@ -65,7 +65,7 @@ class LateAndDuplicateFilter:
         may_be_late = earliest < newest - self._lateness_ms
         recent = self._recent.get(batch.partition)
         # Where no row can be late and no table changes, one number stands for all watermarks.
-        if recent is not None and not may_be_late and not recent.turns_before(newest):
+        if recent is not None and not may_be_late and not recent.rotates_before(newest):
             is_new = recent.is_new(batch.ids, newest)
             return batch if is_new is None else self._remove(batch, newest, None, is_new)
         partitions = self._partitions(batch, before)

@@ -21,9 +21,9 @@ from anabranch.dataflows.steps.distribution_inputs import (
 )
 from anabranch.dataflows.steps.stage import BatchWork, Stage
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
-from anabranch.models.drift.declarations import DISTRIBUTIONS, Distributions, told
+from anabranch.models.drift.declarations import DISTRIBUTIONS, Distributions
 from anabranch.models.drift.detectors import Alarm
-from anabranch.models.drift.distribution_shift import Shift, Shifts
+from anabranch.models.drift.distribution_shift import DistributionMonitor, DistributionShift
 from anabranch.models.prequential.external_drift import ExternalDrift
 from anabranch.models.prequential.outcome import LearnedLabels
 from anabranch.state.store.delta import Delta
@@ -44,7 +44,7 @@ class _Monitor:
     """The monitor of one family of columns."""
 
     family: Family
-    shifts: Shifts
+    shifts: DistributionMonitor
     ready_logged: bool = False
 
 
@@ -57,12 +57,14 @@ class DistributionMonitors:
 
     def __init__(self, pipeline: Pipeline, declared: Distributions, metrics: WorkerMetrics) -> None:
         self._pipeline, self._metrics = pipeline, metrics.drift
-        self._reference, self._quarantine = told(declared), set(declared.quarantine)
+        self._reference, self._quarantine = declared.reference_text, set(declared.quarantine)
         self._inputs = DistributionInputs(pipeline, declared.ignore, metrics.drift.feedback)
         families = self._inputs.families
         columns = sum(len(each.names) for each in families)
         self._monitors = [
-            _Monitor(each, Shifts(declared, len(each.names), columns, each.memories_ms))
+            _Monitor(
+                each, DistributionMonitor(declared, len(each.names), columns, each.memories_ms)
+            )
             for each in families
         ]
         self._signals: list[DriftSignal] = []
@@ -120,21 +122,21 @@ class DistributionMonitors:
         """Load what `changes` gave."""
         for monitor in self._monitors:
             monitor.shifts.restore(image.part(monitor.family.source))
-            monitor.ready_logged = monitor.shifts.whole
+            monitor.ready_logged = monitor.shifts.reference_ready
         self._inputs.restore(image.part(_INPUTS))
 
     def use_references(self, image: Delta) -> None:
         """Compare the first windows with the references in what `changes` gave elsewhere."""
         for monitor in self._monitors:
-            monitor.shifts.begin_with(image.part(monitor.family.source))
+            monitor.shifts.restore_reference(image.part(monitor.family.source))
 
     def report(self) -> None:
         """Set the metrics; log each reference that is complete."""
         ready: dict[str, bool] = {}
         for monitor in self._monitors:
             family, shifts = monitor.family, monitor.shifts
-            ready[family.kind] = ready.get(family.kind, True) and shifts.whole
-            if shifts.whole and not monitor.ready_logged:
+            ready[family.kind] = ready.get(family.kind, True) and shifts.reference_ready
+            if shifts.reference_ready and not monitor.ready_logged:
                 monitor.ready_logged = True
                 LOG.info(
                     "%s: windows are now compared with %s (%s)", family.kind, self._reference,
@@ -163,7 +165,7 @@ class DistributionMonitors:
 
         ``quarantined`` is set for the rows of a window that drifts.
         """
-        shifts = monitor.shifts.look(observed.values, observed.times, quarantined)
+        shifts = monitor.shifts.update(observed.values, observed.times, quarantined)
         if not shifts:
             return []
         family = monitor.family
@@ -180,7 +182,7 @@ class DistributionMonitors:
                 triggers.append((row, alarm))
         return triggers
 
-    def _signal(self, family: Family, shift: Shift, cause: Cause) -> DriftSignal:
+    def _signal(self, family: Family, shift: DistributionShift, cause: Cause) -> DriftSignal:
         return DriftSignal(
             pipeline=self._pipeline.name,
             subject=family.names[shift.column],

@@ -54,5 +54,5 @@ class DriftSignals(Stage):
             partition=int(partitions[row]),
             offset=int(offsets[row]),
             kind=alarm.kind,
-            severity="drift" if alarm.rises or alarm.kind != LOSS else "resolved",
+            severity="drift" if alarm.increased or alarm.kind != LOSS else "resolved",
         )

@@ -314,6 +314,7 @@ def test_no_kernel_of_the_flow_has_a_part_in_it():
     """Of `state` only declarations, durations and errors; of the flow only decoding and files."""
     allowed = {
         "anabranch.state.windows.specs",
+        "anabranch.state.windows.statistics",
         "anabranch.state.durations",
         "anabranch.state.errors",
         "anabranch.state.labels.label_rules",

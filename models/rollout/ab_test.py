@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from anabranch.models.rollout.policies.policy import (
+from anabranch.models.rollout.policy import (
     Policy,
     PolicyContext,
     RunningTrial,

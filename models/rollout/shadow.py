@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from anabranch.models.rollout.policies.policy import Policy
+from anabranch.models.rollout.policy import Policy
 from anabranch.state.renamed import renamed
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anabranch.models.rollout.policies.policy import (
+from anabranch.models.rollout.policy import (
     BETTER,
     Policy,
     PolicyContext,

@@ -12,7 +12,7 @@ from river.proba.base import BinaryDistribution
 
 from anabranch.models.learners.learner import Task
 from anabranch.models.rollout.observations import RolloutRows
-from anabranch.models.rollout.policies.policy import (
+from anabranch.models.rollout.policy import (
     CHANGEABLE,
     Policy,
     PolicyContext,

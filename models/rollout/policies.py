@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from anabranch.models.rollout.policies.ab_test import ABTest
-from anabranch.models.rollout.policies.bandit import Bandit
-from anabranch.models.rollout.policies.canary import Canary
-from anabranch.models.rollout.policies.interleave import Interleave
-from anabranch.models.rollout.policies.policy import (
+from anabranch.models.rollout.ab_test import ABTest
+from anabranch.models.rollout.bandit import Bandit
+from anabranch.models.rollout.canary import Canary
+from anabranch.models.rollout.interleaving import Interleave
+from anabranch.models.rollout.policy import (
     AUC,
     Guardrails,
     Policy,
     PolicyContext,
     update_policy,
 )
-from anabranch.models.rollout.policies.shadow import Shadow
+from anabranch.models.rollout.shadow import Shadow
 from anabranch.state.errors import DeclarationError
 
 POLICIES: Final = (Shadow, Canary, ABTest, Interleave, Bandit)
