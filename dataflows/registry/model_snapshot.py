@@ -91,8 +91,9 @@ def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapsh
         note=note,
     )
     parent, monitored = _parent(path, manifest, version), image.part(DISTRIBUTIONS)
-    distributions = stored_reference(monitored)
-    version = msgspec.structs.replace(version, parent=parent, distributions=distributions)
+    version = msgspec.structs.replace(
+        version, parent=parent, distributions=stored_reference(monitored)
+    )
     stored = msgspec.msgpack.encode(encode(monitored)) if version.distributions else None
     return Snapshot(model, version, stored)
 

@@ -68,12 +68,12 @@ _CLASSES: dict[int, str] = {
     54: "models.rollout.guardrails.Latency",
     55: "models.rollout.guardrails.LossRatio",
     56: "models.rollout.guardrails.PredictionShift",
-    57: "models.rollout.policies.ab_test.ABTest",
-    58: "models.rollout.policies.bandit.Bandit",
-    59: "models.rollout.policies.canary.Canary",
-    60: "models.rollout.policies.interleave.Interleave",
-    61: "models.rollout.policies.policy.Guardrails",
-    62: "models.rollout.policies.shadow.Shadow",
+    57: "models.rollout.ab_test.ABTest",
+    58: "models.rollout.bandit.Bandit",
+    59: "models.rollout.canary.Canary",
+    60: "models.rollout.interleaving.Interleave",
+    61: "models.rollout.policy.Guardrails",
+    62: "models.rollout.shadow.Shadow",
     63: "models.rollout.trial.Trial",
 }
 

@@ -89,7 +89,7 @@ def test_a_snapshot_has_the_lineage_of_the_champion(kept: Kept) -> None:
         for partition, end in ends.items():
             assert spans[topic, int(partition)]["end"] == end
             assert spans[topic, int(partition)]["start"] == 0
-    (place,) = [each for each in state["places"] if each["name"] == "models"]
+    (place,) = [each for each in state["state_partitions"] if each["name"] == "models"]
     assert made["metrics"] == place["models"][NAME]
     assert made["generation"] == place["resumes_at"]
     assert made["versions"] == library_versions()

@@ -448,7 +448,7 @@ def segmented(directory: Path, call: Call) -> Kept:
 def told_by(kept: Kept) -> Any:
     done = kept.call("state", kept.state, "--json")
     went_well(done)
-    return {place["name"]: place for place in json.loads(done.out)["places"]}["models"]
+    return {place["name"]: place for place in json.loads(done.out)["state_partitions"]}["models"]
 
 
 def with_all(kept: Kept) -> None:

@@ -421,7 +421,7 @@ def sliced(kept: Kept) -> None:
 def told_by(kept: Kept) -> Any:
     done = kept.call("state", "state", "--json")
     went_well(done)
-    places = {place["name"]: place for place in json.loads(done.out)["places"]}
+    places = {place["name"]: place for place in json.loads(done.out)["state_partitions"]}
     return places["models"]["slices"], places["models"]["models"]["LogisticRegression"]["LogLoss"]
 
 
