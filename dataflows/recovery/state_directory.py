@@ -47,8 +47,8 @@ from anabranch.dataflows.recovery.resume_point import (
     resume_epoch,
 )
 from anabranch.dataflows.recovery.state_partition import WINDOWS, Committed, Place, check_place
-from anabranch.models.learners.durable import why_not_durable
 from anabranch.models.learners.learner import Learner
+from anabranch.models.learners.pickling import why_not_picklable
 from anabranch.models.registry.registry import DIRECTORY, Registry
 from anabranch.models.rollout.challenger import Challenger
 from anabranch.state.errors import StateError
@@ -314,7 +314,7 @@ def _check_durable(pipeline: Pipeline) -> None:
     if pipeline.on_drift is not None:
         models["the model of on_drift="] = pipeline.on_drift
     for what, model in models.items():
-        reason = why_not_durable(model.model if isinstance(model, Challenger) else model)
+        reason = why_not_picklable(model.model if isinstance(model, Challenger) else model)
         if reason is not None:
             raise StateError(
                 f"{what} of pipeline {pipeline.name!r} can't be kept: {reason}; change it, or "

@@ -12,6 +12,7 @@ from anabranch.dataflows.recovery.manifest import describe
 from anabranch.models.learners.description import describe as describe_model
 from anabranch.models.learners.description import parameters_by_path
 from anabranch.models.learners.pickling import library_versions
+from anabranch.models.learners.river import estimator_name
 from anabranch.models.registry.compatibility import (
     check_by_trial,
     check_columns,
@@ -21,7 +22,7 @@ from anabranch.models.registry.compatibility import (
 )
 from anabranch.models.registry.river_file import RiverFile, read_river_file
 from anabranch.models.registry.version import Version, finite
-from anabranch.models.registry.weights import final, weights
+from anabranch.models.registry.weights import weights
 from anabranch.state.errors import InputError
 
 
@@ -72,7 +73,7 @@ def check_import(
     same = (told is not None and told.declaration == declared) or same_declaration(
         model, pipeline.model, pipeline.task, columns
     )
-    kind = type(final(model)).__name__
+    kind = estimator_name(model)
     about = Version(
         name=name or (told.name if told is not None else kind),
         made="import",

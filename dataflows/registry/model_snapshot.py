@@ -15,20 +15,16 @@ from anabranch.dataflows.recovery.resume_point import ResumePoint, read_resume_p
 from anabranch.dataflows.recovery.state_directory import BEGAN
 from anabranch.dataflows.recovery.state_partition import DATABASE, Token, read_id
 from anabranch.models.drift.declarations import DISTRIBUTIONS
-from anabranch.models.drift.distribution_shift import told_of
+from anabranch.models.drift.distribution_shift import stored_reference
 from anabranch.models.learners.checkpoint import restored
 from anabranch.models.learners.description import parameters_by_path
-from anabranch.models.learners.learner import Learner
-from anabranch.models.learners.linear import CompiledLinear
 from anabranch.models.learners.pickling import library_versions
-from anabranch.models.learners.resampling import Sampled
-from anabranch.models.learners.river import RiverLearner
-from anabranch.models.learners.segmented import SEGMENT, Segmented
-from anabranch.models.learners.subsampling import Thinned
+from anabranch.models.learners.river import estimator_name
+from anabranch.models.learners.segmented import SEGMENT
 from anabranch.models.prequential.step_record import StepRecord, part_of
 from anabranch.models.registry.registry import Registry
 from anabranch.models.registry.version import Span, Version, finite
-from anabranch.models.registry.weights import final, weights
+from anabranch.models.registry.weights import weights
 from anabranch.state.errors import StateError
 from anabranch.state.store.delta import Delta, encode
 from anabranch.state.store.lock import holder
@@ -69,7 +65,7 @@ def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapsh
     learner = restored(record.champion, image.part(part_of(record.champion)))
     if learner is None:
         raise _nothing(path)
-    model = to_river(learner)
+    model = learner.to_river()
     about = Version(
         name=name or record.champion,
         made="snapshot",
@@ -77,7 +73,7 @@ def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapsh
         source=str(path),
         pipeline=identity.pipeline,
         task=record.task.value,
-        model=type(final(model)).__name__,
+        model=estimator_name(model),
         declaration=record.models[record.champion],
         parameters=parameters_by_path(model),
         columns=[name for name in record.columns if name != SEGMENT],
@@ -92,21 +88,9 @@ def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapsh
         note=note,
     )
     parent, watched = _parent(path, identity, about), image.part(DISTRIBUTIONS)
-    about = msgspec.structs.replace(about, parent=parent, distributions=told_of(watched))
+    about = msgspec.structs.replace(about, parent=parent, distributions=stored_reference(watched))
     kept = msgspec.msgpack.encode(encode(watched)) if about.distributions else None
     return Snapshot(model, about, kept)
-
-
-def to_river(learner: Learner) -> Any:
-    """The River object of a learner; of one around others, the one behind that learns all."""
-    if isinstance(learner, Sampled | Thinned):
-        return to_river(learner.learner)
-    if isinstance(learner, Segmented):
-        return to_river(learner.shared)
-    if isinstance(learner, CompiledLinear):
-        return learner.to_river()
-    assert isinstance(learner, RiverLearner)
-    return learner.model
 
 
 def nothing_new(registry: Registry, about: Version) -> Version | None:

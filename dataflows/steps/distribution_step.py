@@ -14,9 +14,9 @@ from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.outputs import Cause, DriftSignal, Moved
 from anabranch.dataflows.steps.distribution_inputs import BEFORE, Subjects, Watched, WatchedValues
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
-from anabranch.models.drift.declarations import Distributions, told
+from anabranch.models.drift.declarations import Distributions
 from anabranch.models.drift.detectors import Alarm
-from anabranch.models.drift.distribution_shift import Shift, Shifts
+from anabranch.models.drift.distribution_shift import DistributionMonitor, DistributionShift
 from anabranch.models.prequential.external_drift import ExternalDrift
 from anabranch.models.prequential.outcome import LearnedLabels, Outcome
 from anabranch.state.store.delta import Delta
@@ -34,7 +34,7 @@ class _Family:
     """Columns whose rows come together, at work."""
 
     of: Subjects
-    shifts: Shifts
+    shifts: DistributionMonitor
     told: bool = False  # that its reference is whole
 
 
@@ -47,12 +47,14 @@ class DistributionStep:
 
     def __init__(self, pipeline: Pipeline, declared: Distributions, metrics: WorkerMetrics) -> None:
         self._pipeline, self._metrics = pipeline, metrics
-        self._reference, self._quarantine = told(declared), set(declared.quarantine)
+        self._reference, self._quarantine = declared.reference_text, set(declared.quarantine)
         self._values = WatchedValues(pipeline, declared.ignore, metrics.shifts.feedback)
         subjects = self._values.subjects
         together = sum(len(each.names) for each in subjects)
         self._families = [
-            _Family(each, Shifts(declared, len(each.names), together, each.memories_ms))
+            _Family(
+                each, DistributionMonitor(declared, len(each.names), together, each.memories_ms)
+            )
             for each in subjects
         ]
         self._signals: list[DriftSignal] = []
@@ -72,7 +74,7 @@ class DistributionStep:
             watched = self._values.of_events(source, batch)
             if watched is not None:
                 marks = suspect if family.of.kind in self._quarantine else None
-                found = family.shifts.look(watched.values, watched.times, marks)
+                found = family.shifts.update(watched.values, watched.times, marks)
                 calling = self._tell(family, watched, found)
                 if source != "invalid":  # its rows are not those of the batch
                     calls += calling
@@ -96,7 +98,7 @@ class DistributionStep:
     def _tell_metrics(self) -> None:
         whole: dict[str, bool] = {}
         for family in self._families:
-            kind, is_whole = family.of.kind, family.shifts.whole
+            kind, is_whole = family.of.kind, family.shifts.reference_ready
             whole[kind] = whole.get(kind, True) and is_whole
             if is_whole and not family.told:
                 family.told = True
@@ -121,13 +123,13 @@ class DistributionStep:
         """Take up what `changes` gave."""
         for family in self._families:
             family.shifts.restore(image.part(family.of.source))
-            family.told = family.shifts.whole
+            family.told = family.shifts.reference_ready
         self._values.restore(image.part(_VALUES))
 
     def begin_with(self, image: Delta) -> None:
         """Compare, from the first window on, with what was usual when `changes` gave this."""
         for family in self._families:
-            family.shifts.begin_with(image.part(family.of.source))
+            family.shifts.restore_reference(image.part(family.of.source))
 
     def _look_at_labels(self, batch: Batch, learned: LearnedLabels) -> list[tuple[int, Alarm]]:
         """Before anything is decided by them; calls."""
@@ -141,11 +143,11 @@ class DistributionStep:
     def _look(self, family: _Family, watched: Watched | None) -> list[tuple[int, Alarm]]:
         if watched is None:
             return []
-        found = family.shifts.look(watched.values, watched.times)
+        found = family.shifts.update(watched.values, watched.times)
         return self._tell(family, watched, found)
 
     def _tell(
-        self, family: _Family, watched: Watched, found: list[Shift]
+        self, family: _Family, watched: Watched, found: list[DistributionShift]
     ) -> list[tuple[int, Alarm]]:
         """Keep the signals of what was found; and what calls for a fresh model, by its row."""
         if not found:
@@ -164,7 +166,7 @@ class DistributionStep:
                 calls.append((row, alarm))
         return calls
 
-    def _signal(self, family: _Family, shift: Shift, cause: Cause) -> DriftSignal:
+    def _signal(self, family: _Family, shift: DistributionShift, cause: Cause) -> DriftSignal:
         return DriftSignal(
             pipeline=self._pipeline.name,
             subject=family.of.names[shift.column],

@@ -366,7 +366,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Bootstrap, Token | None]):
             partition=int(partitions[row]),
             offset=int(offsets[row]),
             kind=alarm.kind,
-            severity="drift" if alarm.rises or alarm.kind != LOSS else "resolved",
+            severity="drift" if alarm.increased or alarm.kind != LOSS else "resolved",
         )
 
 

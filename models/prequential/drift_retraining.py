@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import LOSS, Alarm
-from anabranch.models.learners.fault_isolation import failed_steps
 from anabranch.models.learners.learner import LEARN, NO_LABEL, Predictions, Targets
 from anabranch.models.learners.targets import select
 from anabranch.models.prequential.champion_monitor import ChampionMonitor
@@ -121,7 +120,7 @@ class DriftRetraining:
             training.features, training.op[later], training.row[later],
             select(training.target, later),
         )  # fmt: skip
-        failed = failed_steps(models.learners[name])
+        failed = list(models.learners[name].failures)
         batch.failed_steps[name] = training.step_indices[later[failed]]
         predicted, labeled = batch.event_steps > step, batch.label_steps > step
         if training.dropped is None:  # each label is of an event of the batch, by its index

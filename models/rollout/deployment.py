@@ -418,8 +418,8 @@ class Deployment:
         self.add(name)
         subject = f"the loss of {self.champion}" if alarm.kind == LOSS else alarm.subject
         reason = (
-            f"{subject} has drifted ({alarm.detector}: {alarm.told}): a new model starts, trained "
-            f"on the last {rows:,} labelled rows"
+            f"{subject} has drifted ({alarm.detector}: {alarm.change}): a new model starts, "
+            f"trained on the last {rows:,} labelled rows"
         )
         return self.start(name, alarm.time, step, reason)
 
