@@ -176,7 +176,7 @@ def test_commands_are_followed_between_two_rows_however_the_stream_is_cut(monkey
     assert {(each.topic, each.partition) for each in found} == {("p.control", 0)}
     assert [each.ts for each in found] == [T0 + m * MINUTE for m in (2, 4, 4, 4, 9)]
     assert found[0].requested_by == "ann"
-    assert found[1].by is msgspec.UNSET
+    assert found[1].requested_by is msgspec.UNSET
 
 
 def test_before_the_first_event_a_decision_has_the_time_of_its_message(monkeypatch):
