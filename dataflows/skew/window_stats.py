@@ -150,9 +150,7 @@ def _statistics(
     return found, slack
 
 
-def _by_definition(
-    entered: Entered, pieces: Pieces, stats: set[str], times: I64
-) -> dict[str, F64]:
+def _by_definition(entered: Entered, pieces: Pieces, stats: set[str], times: I64) -> dict[str, F64]:
     if not stats:
         return {}
     rows = np.arange(len(pieces.first))
