@@ -69,4 +69,4 @@ def _work(url: str, name: str, path: Path | None, epoch_s: float, ready: Any) ->
     state = None if path is None else StateDirectory.open(path, pipeline, bus)
     ready.set()
     with state or nullcontext():
-        run_worker(pipeline, bus, SourceOptions(), epoch_s=epoch_s, state=state)
+        run_worker(pipeline, bus, SourceOptions(), checkpoint_interval_s=epoch_s, state=state)

@@ -53,7 +53,7 @@ def learner() -> Learner:
     return learner_for(model(), NAMES, Task.BINARY)
 
 
-class Breaks:
+class Breaks(Learner):
     """A good learner that changes its predictions by `how` once it has learned `after` rows."""
 
     def __init__(self, after: int, how: Callable[[F64], F64]) -> None:

@@ -58,7 +58,7 @@ def _round(
         for entity, slots in keys.items():  # the look-ups alone, which windows repeats
             clock("keys", lambda s=slots, e=entity, r=rows: s.slots(r.columns[e]))  # type: ignore[misc]
         clock("windows", lambda rows=rows: windows.fill(rows))  # type: ignore[misc]
-        result = clock("model", lambda rows=rows: models.work(rows))  # type: ignore[misc]
+        result = clock("model", lambda rows=rows: models.process(rows))  # type: ignore[misc]
         clock("encode", lambda result=result: encoder([("0", result)]))  # type: ignore[misc]
     costs = {name: clock.spent[name] / len(messages) * 1e6 for name in STAGES}
     costs["windows"] -= costs["keys"]

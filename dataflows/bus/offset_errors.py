@@ -9,7 +9,7 @@ from anabranch.state.errors import BusError
 
 __all__ = ["next_offset", "offset_past_end", "topic_deleted", "topic_recreated"]
 
-_LOG = logging.getLogger("anabranch.dataflows.bus")
+_LOG = logging.getLogger("anabranch.bus")
 
 
 def next_offset(

@@ -10,7 +10,7 @@ __all__ = ["SILENT_S", "OutageLog"]
 
 SILENT_S = 5.0  # a shorter outage is not reported: a broker restarts in that time
 _AGAIN_S = 30.0
-_LOG = logging.getLogger("anabranch.dataflows.bus")
+_LOG = logging.getLogger("anabranch.bus")
 
 
 class OutageLog:

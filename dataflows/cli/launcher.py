@@ -17,13 +17,13 @@ import typer
 from rich.console import Console
 
 from anabranch.dataflows.bus import Bus
-from anabranch.dataflows.runtime.member import Member
 from anabranch.dataflows.runtime.supervised_worker import (
     EXIT_INTERRUPTED,
     EXIT_LOST,
+    WorkerId,
     end_with_supervisor,
 )
-from anabranch.dataflows.runtime.supervisor import LocalCluster, Stop, Supervisor
+from anabranch.dataflows.runtime.supervisor import LocalWorkers, StopRequest, Supervisor
 from anabranch.dataflows.telemetry.logs import record, stderr_console, structured, warn
 from anabranch.dataflows.telemetry.versions import versions
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from anabranch.dataflows.declaration.pipeline import Pipeline
     from anabranch.dataflows.recovery.state_directory import StateDirectory
-    from anabranch.dataflows.registry.warm_start import Beginning
+    from anabranch.dataflows.registry.warm_start import WarmStart
     from anabranch.dataflows.source.bus_source import SourceOptions
     from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
@@ -67,10 +67,10 @@ class RunSettings:
     shards: int
     epoch_s: float
     metrics_port: int | None
-    beginning: Beginning | None = None
+    beginning: WarmStart | None = None
 
 
-def work(pipeline: Pipeline, bus: Bus, member: Member, settings: RunSettings) -> None:
+def work(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: RunSettings) -> None:
     """The only worker, or one of a cluster without state: in this process."""
     from anabranch.dataflows.cli.display.live_status import (
         Watch,  # the engine is only loaded where it runs
@@ -96,7 +96,7 @@ def work(pipeline: Pipeline, bus: Bus, member: Member, settings: RunSettings) ->
     watch.summary()
 
 
-def work_supervised(pipeline: Pipeline, bus: Bus, member: Member, settings: RunSettings) -> None:
+def work_supervised(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: RunSettings) -> None:
     """A worker that a supervisor has started."""
     from anabranch.dataflows.runtime.worker import LostWorkerError, stop_on_signals
     from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
@@ -125,7 +125,7 @@ def work_supervised(pipeline: Pipeline, bus: Bus, member: Member, settings: RunS
 
 
 def supervise(
-    pipeline: Pipeline, bus: Bus, member: Member, members: Sequence[int], settings: RunSettings
+    pipeline: Pipeline, bus: Bus, member: WorkerId, members: Sequence[int], settings: RunSettings
 ) -> None:
     """The local members of a cluster, each a process of its own."""
     from anabranch.dataflows.cli.display.live_status import Watch
@@ -139,7 +139,7 @@ def supervise(
     workers = member.workers if member.addresses else len(members)
     with (
         _prepared(pipeline, bus, member, workers, settings, console) as state,
-        LocalCluster(command, members, member.addresses, environment=known) as cluster,
+        LocalWorkers(command, members, member.addresses, environment=known) as cluster,
     ):
         registry = shared_registry(cluster.metrics_directory)
         restarts = restarts_counter(registry)
@@ -165,7 +165,7 @@ def _run_worker(
     pipeline: Pipeline,
     bus: Bus,
     options: SourceOptions,
-    member: Member,
+    member: WorkerId,
     settings: RunSettings,
     metrics: WorkerMetrics,
     state: StateDirectory | None,
@@ -179,9 +179,9 @@ def _run_worker(
         pipeline,
         bus,
         options,
-        member=member,
+        worker_id=member,
         metrics=metrics,
-        epoch_s=settings.epoch_s,
+        checkpoint_interval_s=settings.epoch_s,
         shards=settings.shards,
         state=state,
     )
@@ -203,7 +203,7 @@ def _options(pipeline: Pipeline, settings: RunSettings) -> SourceOptions:
 def _prepared(
     pipeline: Pipeline,
     bus: Bus,
-    member: Member,
+    member: WorkerId,
     workers: int,
     settings: RunSettings,
     console: Console,
@@ -228,10 +228,10 @@ def _prepared(
             line = f"--from {settings.begin} is ignored: the state says where to go on from"
             console.print(line, soft_wrap=True)
         if settings.beginning is not None:
-            from anabranch.dataflows.registry.warm_start import begin_with
+            from anabranch.dataflows.registry.warm_start import warm_start
 
             say = partial(console.print, highlight=False, soft_wrap=True)
-            begin_with(state, settings.beginning, say)
+            warm_start(state, settings.beginning, say)
         yield state
 
 
@@ -246,7 +246,7 @@ def _say_running(
     if state is None:
         where = "state in memory only"
     elif generation := state.generation():
-        behind = state.behind(bus)
+        behind = state.lag(bus)
         where = (
             f"state in {settings.state}, going on from generation {generation:,}, "
             f"{behind:,} messages behind"
@@ -264,13 +264,13 @@ def _stop_on_signals(
     console: Console,
     first: Callable[[], None] = lambda: None,
     again: Callable[[], None] = lambda: None,
-) -> Stop:
+) -> StopRequest:
     def asked() -> None:
         first()
         console.print("ending after what was read; Ctrl-C again ends at once", soft_wrap=True)
 
-    stop = Stop(asked, again)
-    stop.listen()
+    stop = StopRequest(asked, again)
+    stop.install()
     return stop
 
 

@@ -75,7 +75,7 @@ def opened_bus(url: str, settings: Sequence[str] | None) -> Iterator[Bus]:
     Until it has answered, a client's own remarks are kept off the terminal: if it does not answer,
     the error says so.
     """
-    remarks = logging.getLogger("anabranch.dataflows.bus")
+    remarks = logging.getLogger("anabranch.bus")
     remarks.setLevel(logging.CRITICAL)
     try:
         bus = open_bus(url, parse_settings(settings))

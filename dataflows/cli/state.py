@@ -13,7 +13,7 @@ from rich.table import Table
 from anabranch.state.errors import StateError
 
 if TYPE_CHECKING:
-    from anabranch.dataflows.recovery.inspection import PlaceReport, StateReport
+    from anabranch.dataflows.recovery.inspection import StatePartitionReport, StateReport
 
 
 def state(
@@ -50,9 +50,11 @@ def state(
     else:
         _print_tables(report, console)
     if report.problems:
-        raise StateError(f"{directory} is not whole: {'; '.join(report.problems)}")
+        raise StateError(f"{directory} is not intact: {'; '.join(report.problems)}")
     if verify and not json:
-        console.print(f"{len(report.places)} places read and checked: all is whole")
+        console.print(
+            f"{len(report.state_partitions)} state partitions read and checked: all are intact"
+        )
 
 
 def _print_json(report: StateReport) -> None:
@@ -67,36 +69,36 @@ def _print_json(report: StateReport) -> None:
 def _print_tables(report: StateReport, console: Console) -> None:
     import numpy as np
 
-    identity = report.identity
-    used = "nobody" if report.process is None else f"process {report.process}"
-    layout = f"{identity.shards} shards" if identity.by_shard else "one worker"
+    manifest = report.manifest
+    used = "no run" if report.process is None else f"process {report.process}"
+    layout = f"{manifest.shards} shards" if manifest.by_shard else "one worker"
     lines = [
-        f"pipeline {identity.pipeline}, generation {report.generation:,}, in use by {used}",
-        f"windows laid out for {layout}, {identity.partitions} input partitions",
+        f"pipeline {manifest.pipeline}, generation {report.generation:,}, in use by {used}",
+        f"windows partitioned for {layout}, {manifest.partitions} input partitions",
     ]
     if report.event_time_ms is not None:
         lines.append(f"event time {np.datetime64(report.event_time_ms, 'ms')} UTC")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-    offsets = Table(title="goes on reading at", title_justify="left")
+    offsets = Table(title="resumes reading at", title_justify="left")
     offsets.add_column("topic")
     offsets.add_column("offsets by partition")
     for topic, by_partition in report.offsets.items():
         offsets.add_row(topic, ", ".join(f"{p}: {at:,}" for p, at in by_partition.items()))
     console.print(offsets)
-    places = Table(title="places", title_justify="left")
-    for name in ("place", "generation", "holds", "stored"):
-        places.add_column(name, justify="left" if name in ("place", "holds") else "right")
-    for place in report.places:
+    partitions = Table(title="state partitions", title_justify="left")
+    for name in ("partition", "generation", "holds", "stored"):
+        partitions.add_column(name, justify="left" if name in ("partition", "holds") else "right")
+    for place in report.state_partitions:
         at = "—" if place.resumes_at is None else f"{place.resumes_at:,}"
-        places.add_row(place.name, at, _contents(place), _size(place.bytes))
-    console.print(places)
-    for place in report.places:
+        partitions.add_row(place.name, at, _contents(place), _size(place.bytes))
+    console.print(partitions)
+    for place in report.state_partitions:
         if place.slices:
             console.print(_slices_table(place))
 
 
-def _slices_table(place: PlaceReport) -> Table:
+def _slices_table(place: StatePartitionReport) -> Table:
     """A row for each value of each slice: how many labels, and how good the model that serves."""
     metrics = list(place.models.get(place.champion, {}))
     table = Table(title=f"quality of {place.champion} by slices", title_justify="left")
@@ -110,7 +112,7 @@ def _slices_table(place: PlaceReport) -> Table:
     return table
 
 
-def _contents(place: PlaceReport) -> str:
+def _contents(place: StatePartitionReport) -> str:
     kept = "labels" if place.models else "events"
     windows = "; ".join(
         f"{entity}: {keys:,} keys, {place.events.get(entity, 0):,} {kept}"
@@ -122,14 +124,14 @@ def _contents(place: PlaceReport) -> str:
             + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             for model, metrics in place.models.items()
         )
-        waiting = f"{place.waiting:,} predictions wait for a label"
+        waiting = f"{place.pending_predictions:,} predictions wait for a label"
         return "; ".join(filter(None, (quality, _segments(place), waiting, windows)))
     if windows:
         return windows
     return f"{place.ids:,} ids seen" if place.ids else "nothing yet"
 
 
-def _segments(place: PlaceReport) -> str:
+def _segments(place: StatePartitionReport) -> str:
     """How many segments have a model, and those with the most labels."""
     if not place.segments:
         return ""

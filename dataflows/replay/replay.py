@@ -186,10 +186,10 @@ def _run(
             origin.bus,
             options,
             metrics=metrics,
-            epoch_s=_EPOCH_S,
+            checkpoint_interval_s=_EPOCH_S,
             shards=settings.shards,
             state=state,
-            outlet=outlet,
+            callback=outlet,
         )
 
 

@@ -28,7 +28,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from anabranch.dataflows.batch.output_records import OutputRecords, Provenance
 from anabranch.dataflows.bus import Bus, BusError, Publisher, TopicPartition, UnreachableError
 from anabranch.dataflows.codec import Codec
-from anabranch.dataflows.error_guard import Guard
+from anabranch.dataflows.error_guard import ErrorGuard
 from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
 from anabranch.dataflows.sink.published import Published
 from anabranch.dataflows.sink.read_back import ReadBack
@@ -37,7 +37,7 @@ from anabranch.dataflows.telemetry.latency import LatencyMetrics
 Ends = dict[str, int]
 """Output topic → the offset up to which one partition of it is confirmed."""
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("anabranch.sink")
 OnWritten = Callable[[OutputRecords, float], None]
 _FLUSH_S = 1.0
 _LAST_FLUSH_S = 10.0
@@ -84,7 +84,7 @@ class BusSink(FixedPartitionedSink[OutputRecords, Ends | None]):
         *,
         recovery: SinkRecovery | None = None,
         retry: DeliveryRetry | None = None,
-        guard: Guard | None = None,
+        guard: ErrorGuard | None = None,
         latency: LatencyMetrics | None = None,
     ) -> None:
         self._partitions = partitions
@@ -139,7 +139,7 @@ class _Writer:
     """What the partitions of one worker share: the publisher, and where their outputs end."""
 
     def __init__(
-        self, bus: Bus, outputs: tuple[str, ...], retry: DeliveryRetry, guard: Guard | None
+        self, bus: Bus, outputs: tuple[str, ...], retry: DeliveryRetry, guard: ErrorGuard | None
     ) -> None:
         self._bus = bus
         self._outputs = outputs
@@ -195,7 +195,7 @@ class _Writer:
         publisher, call = self._publisher, self._retry.call
         if publisher is not None:
             call(lambda: publisher.flush(_FLUSH_S))
-        if self.guard is not None and self.guard.failing:  # then a watched flush does nothing
+        if self.guard is not None and self.guard.failed:  # then a watched flush does nothing
             raise BusError("nothing is confirmed: a step of the flow has failed")
         for topic in self._outputs:
             self._ends[topic] = call(lambda topic=topic: self._bus.end_offsets(topic))  # type: ignore[misc]
@@ -249,7 +249,7 @@ class _SinkPartition(StatefulSinkPartition[OutputRecords, Ends | None]):
                     on_written(item, time.time())
         except BaseException as error:
             if writer.guard is not None:
-                writer.guard.note(error)
+                writer.guard.record(error)
             raise
 
     def snapshot(self) -> Ends | None:

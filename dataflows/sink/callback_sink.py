@@ -8,7 +8,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from anabranch.dataflows.batch.batch import Bootstrap
 from anabranch.dataflows.batch.results import Results
-from anabranch.dataflows.error_guard import Guard
+from anabranch.dataflows.error_guard import ErrorGuard
 
 ResultsCallback = Callable[[Results], None]
 """Called with the results of each batch, in order."""
@@ -23,7 +23,7 @@ class CallbackSink(FixedPartitionedSink[Results | Bootstrap, int]):
     errors that the user should see alone.
     """
 
-    def __init__(self, callback: ResultsCallback, guard: Guard | None = None) -> None:
+    def __init__(self, callback: ResultsCallback, guard: ErrorGuard | None = None) -> None:
         self._callback = callback
         self._guard = guard
 
@@ -40,7 +40,7 @@ class CallbackSink(FixedPartitionedSink[Results | Bootstrap, int]):
 
 
 class _CallbackPartition(StatefulSinkPartition[Results | Bootstrap, int]):
-    def __init__(self, callback: ResultsCallback, guard: Guard | None) -> None:
+    def __init__(self, callback: ResultsCallback, guard: ErrorGuard | None) -> None:
         self._callback = callback
         self._guard = guard
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from anabranch.dataflows.bus import BusError, UnreachableError
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("anabranch.sink")
 Result = TypeVar("Result")
 
 

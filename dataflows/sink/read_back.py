@@ -17,7 +17,7 @@ from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
 from anabranch.dataflows.sink.published import Published
 from anabranch.state.errors import StateError
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("anabranch.sink")
 _LIMIT = 4096
 _POLL_S = 1.0
 _REPORT_EVERY_S = 2.0

@@ -25,7 +25,14 @@ from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition
 from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.event_time import FIRST_MS
-from anabranch.dataflows.recovery.state_partition import Place, Token
+from anabranch.dataflows.recovery.state_partition import StatePartition
+from anabranch.dataflows.recovery.tokens import (
+    PartitionState,
+    StepState,
+    Token,
+    decode_partition,
+    encode,
+)
 from anabranch.dataflows.sharding.router import Keyed, Router
 from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.event_time_merge import MergedReader
@@ -36,21 +43,6 @@ from anabranch.state.store.delta import Delta
 
 if TYPE_CHECKING:
     from anabranch.dataflows.recovery.state_directory import StateDirectory
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionState:
-    """What the engine keeps of one partition number.
-
-    ``offsets`` are to be read next, by topic, of topics too that are no input any more; ``latest``
-    the times that rows had risen to, by topic (epoch ms). ``watermark`` is the reader's, ``token``
-    that of the ids seen; None without state.
-    """
-
-    offsets: dict[str, int]
-    latest: dict[str, int]
-    watermark: int
-    token: Token | None
 
 
 _FOLLOWER_POLL = timedelta(milliseconds=200)
@@ -89,7 +81,7 @@ class SourceOptions:
     failure: AnabranchError | None = None
 
 
-class BusSource(FixedPartitionedSource[Keyed, PartitionState]):
+class BusSource(FixedPartitionedSource[Keyed, StepState]):
     """All input topics of a pipeline as one stream of batches, merged in event time.
 
     ``router`` makes the keyed items of a batch that the next step works on.
@@ -114,9 +106,9 @@ class BusSource(FixedPartitionedSource[Keyed, PartitionState]):
         return [str(number) for number in range(self._partitions)]
 
     def build_part(
-        self, step_id: str, for_part: str, resume_state: PartitionState | None
-    ) -> StatefulSourcePartition[Keyed, PartitionState]:
-        return _SourcePartition(int(for_part), self._reader, resume_state)
+        self, step_id: str, for_part: str, resume_state: StepState
+    ) -> StatefulSourcePartition[Keyed, StepState]:
+        return _SourcePartition(int(for_part), self._reader, decode_partition(resume_state))
 
 
 class _WorkerReader:
@@ -133,7 +125,7 @@ class _WorkerReader:
     ) -> None:
         self.inputs = pipeline.inputs
         self._state = state
-        self.needs_bootstrap = state is not None and state.identity.by_shard
+        self.needs_bootstrap = state is not None and state.manifest.by_shard
         self.options = options
         self._router = router
         self._quiet_since: float | None = None
@@ -157,15 +149,15 @@ class _WorkerReader:
         self._former_inputs: dict[int, dict[str, int]] = {}
         self._committed_at = time.monotonic()
         self.parts: list[_SourcePartition] = []
-        metrics.ask(lambda: metrics.on_lag(self.reader.lag()))
+        metrics.add_reporter(lambda: metrics.on_lag(self.reader.lag()))
 
-    def join(self, part: _SourcePartition, resume: PartitionState | None) -> Place | None:
+    def join(self, part: _SourcePartition, resume: PartitionState | None) -> StatePartition | None:
         """Add a partition; without ``resume`` it starts where the options say.
 
         A topic that was no input before starts at its first message. Where a former input was left
         is remembered: it may become one again.
 
-        Returns the place that keeps the ids seen on it; None without state.
+        Returns the state partition with the ids seen on it; None without state.
         """
         offsets = resume.offsets if resume is not None else {}
         start = "earliest" if offsets else self.options.start_offset
@@ -180,14 +172,14 @@ class _WorkerReader:
         }
         place = None
         if self._state is not None:
-            place = self._state.intake(part.number)
+            place = self._state.input_partition(part.number)
             image = place.open(None if resume is None else resume.token)
             self._filter.restore(
                 part.number, image, FIRST_MS if resume is None else resume.watermark
             )
             if resume is None:
                 recorded = self.options.recorded_offsets
-                self._state.begins(
+                self._state.write_start_offsets(
                     part.number,
                     {t.topic: None if t in recorded else offset for t, offset in at.items()},
                 )
@@ -302,7 +294,7 @@ class _WorkerReader:
         return offsets(topic)[partition]
 
 
-class _SourcePartition(StatefulSourcePartition[Keyed, PartitionState]):
+class _SourcePartition(StatefulSourcePartition[Keyed, StepState]):
     def __init__(self, number: int, reader: _WorkerReader, resume: PartitionState | None) -> None:
         self.number = number
         self.snapshots = 0
@@ -333,13 +325,13 @@ class _SourcePartition(StatefulSourcePartition[Keyed, PartitionState]):
             return None
         return datetime.now(UTC) + _FOLLOWER_POLL
 
-    def snapshot(self) -> PartitionState:
+    def snapshot(self) -> StepState:
         self.snapshots += 1
         if self._place is not None:
             delta = self._reader.changes(self)
             if delta or self._token is None:
                 self._token = self._place.commit(delta)
-        return self._reader.state_of(self, self._token)
+        return encode(self._reader.state_of(self, self._token))
 
     def close(self) -> None:
         self._reader.leave(self)

@@ -6,7 +6,7 @@ labels compare two models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -122,8 +122,7 @@ class RolloutRows(BatchSteps):
             name: steps[slice(*np.searchsorted(steps, (first, end)).tolist())]
             for name, steps in self.raised.items()
         }
-        return replace(
-            self,
+        return RolloutRows(
             steps=end - first,
             event_steps=self.event_steps[e],
             event_times=self.event_times[e],
@@ -132,6 +131,9 @@ class RolloutRows(BatchSteps):
             label_steps=self.label_steps[n],
             label_times=self.label_times[n],
             label_rows=self.label_rows[n],
+            arms=self.arms,
+            drafts=self.drafts,
+            drafted_lists=self.drafted_lists,
             groups=None if self.groups is None else self.groups[e],
             list_ids=None if self.list_ids is None else self.list_ids[e],
             scores=_sliced(self.scores, e),

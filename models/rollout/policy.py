@@ -26,6 +26,7 @@ from anabranch.state.renamed import renamed, renamed_parameters
 
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
+_NO_RANKS: Final = np.zeros(0, np.int64)
 
 ComparisonMode = Literal["paired", "unpaired"]
 """Which losses are compared: of both models on each label, or of the one that served each."""
@@ -273,7 +274,7 @@ class Policy:
         Returns:
             `(events,) int64` ranks, see `Assignments.ranks`; empty: nothing is mixed.
         """
-        return np.zeros(0, np.int64)
+        return _NO_RANKS
 
     # What callers use.
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import Alarm
-from anabranch.models.learners.fault_isolation import failed_steps
 from anabranch.models.learners.learner import Label, Learner, Predictions, Targets, Task
 from anabranch.models.metrics.losses import losses
 from anabranch.models.rollout import decision as d
@@ -70,7 +69,7 @@ class Timings:
         """
         now = time.perf_counter()
         self.seconds[model], self._since = now - self._since, now
-        failed = failed_steps(learner)
+        failed = np.array(learner.failures, np.int64)
         self.failed_steps[model] = failed if steps is None else steps[failed]
 
 

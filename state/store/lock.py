@@ -27,10 +27,10 @@ from pathlib import Path
 
 from anabranch.state.errors import StateError
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("anabranch.state")
 
 LAUNCHER, WORKERS = "LOCK", "WORKERS"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 _POLL_S = 0.02
 _PROBED_S = 0.2  # `holder` locks it briefly

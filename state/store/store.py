@@ -47,7 +47,7 @@ from anabranch.state.store.generations import (
     summarise,
 )
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("anabranch.state")
 _compactor = Compactor()
 
 # Bytes of one write. A growing batch is copied, so large ones cost more per byte; and rocksdict

@@ -70,7 +70,7 @@ def run(
         sample.labels["metric"]: sample.value
         for family in registry.collect()
         for sample in family.samples
-        if sample.name == "anabranch_prequential"
+        if sample.name == "anabranch_model_quality"
     }
     return predictions, quality
 

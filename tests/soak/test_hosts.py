@@ -101,7 +101,7 @@ def cluster(tmp_path: Path, patience: int | None) -> Iterator[TwoHosts]:
         yield running
 
 
-LOST = "lost its connection to another one; starting it again"
+LOST = "lost its connection to another one; restarting it"
 
 
 def test_a_host_that_is_cut_off_for_a_while_or_dies_costs_nothing(cluster: TwoHosts) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from anabranch.dataflows.recovery.state_partition import Place
+from anabranch.dataflows.recovery.state_partition import StatePartition
 from anabranch.state.errors import StateError
 from anabranch.state.store.atomic_files import check_free_space
 from anabranch.state.store.delta import Delta
@@ -50,7 +50,7 @@ def test_a_disk_that_reports_no_blocks(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_commit_leaves_space_for_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path / "models")
+    place = StatePartition(tmp_path / "models")
     place.open(None)
     token = place.commit(Delta(blobs={"a": b"1"}))
     monkeypatch.setattr(os, "statvfs", lambda _: disk(free=1023))

@@ -156,7 +156,7 @@ class Kept:
         bus = self.open_bus()
         try:
             with StateDirectory.open(self.state, pipeline, bus) as state:
-                run_worker(pipeline, bus, options, epoch_s=epoch_s, state=state)
+                run_worker(pipeline, bus, options, checkpoint_interval_s=epoch_s, state=state)
         finally:
             bus.close()
         return stop.is_set()

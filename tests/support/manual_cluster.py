@@ -56,7 +56,7 @@ class Cluster:
         self.router = Router(pipeline, SHARDS, WORKERS)
         self.readers = [Reader(pipeline, self.bus, number) for number in range(WORKERS)]
         self.shards = {str(n): WindowStep(pipeline, metrics, WORKERS) for n in range(SHARDS)}
-        self.models = ModelStep(pipeline, metrics, origins=WORKERS)
+        self.models = ModelStep(pipeline, metrics, workers=WORKERS)
         self.made: list[Results] = []
 
     def publish(self, messages: Sequence[Message]) -> None:

@@ -18,7 +18,8 @@ from anabranch.dataflows.bus import TopicPartition, open_bus
 from anabranch.dataflows.recovery.inspection import inspect
 from anabranch.dataflows.recovery.state_partition import DATABASE
 from anabranch.dataflows.sharding.entity_windows import EntityWindows
-from anabranch.dataflows.steps.model_step import ModelStep, label_windows
+from anabranch.dataflows.steps.learning import label_windows
+from anabranch.dataflows.steps.model_step import ModelStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.prequential.label_windows import LABEL_WINDOWS
 from anabranch.state.store.read_only import ReadOnlyStore
@@ -56,8 +57,8 @@ def rows(trial: Trial, topic: str) -> Iterator[Row]:
 
 def window_fingerprints(trial: Trial, state: str) -> dict[str, list[str]]:
     """By entity; for the layout of a single worker."""
-    identity = inspect(trial.directory / state).identity
-    place = trial.directory / state / f"layout-{identity.layout}" / "windows"
+    manifest = inspect(trial.directory / state).manifest
+    place = trial.directory / state / f"layout-{manifest.layout}" / "windows"
     image = ReadOnlyStore(place / DATABASE).image()
     found = {}
     for entity in trial.declared.entities:

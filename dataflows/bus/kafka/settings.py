@@ -13,7 +13,7 @@ from anabranch.state.errors import BusError
 
 __all__ = ["LOG", "NO_LEADER", "RDKAFKA_LOG", "ClientLog", "KafkaSettings", "error_text"]
 
-LOG = logging.getLogger("anabranch.dataflows.bus.kafka.bus")
+LOG = logging.getLogger("anabranch.bus.kafka")
 
 # Exactly-once depends on these. An attempt to set one is refused with the reason.
 _RESERVED = {

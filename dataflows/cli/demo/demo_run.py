@@ -22,7 +22,7 @@ from anabranch.dataflows.cli.topic_sample import event_time_ms, last_messages, o
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.supervised_worker import EXIT_INTERRUPTED, STOP_SIGNALS
-from anabranch.dataflows.runtime.supervisor import LocalCluster, Stop, Supervisor
+from anabranch.dataflows.runtime.supervisor import LocalWorkers, StopRequest, Supervisor
 from anabranch.dataflows.steps.warmup import warm
 from anabranch.dataflows.telemetry.status import Status, latencies, live_only, read_status
 from anabranch.dataflows.telemetry.worker_metrics import shared_registry
@@ -59,7 +59,7 @@ class Show:
         self._epoch_s = min(_EPOCH_S, seconds / _EPOCHS)
         self._pipeline = load_pipeline(NAME)
         self._crash = Crash((history + self._events) // 2) if crash else None
-        self._stop = Stop()
+        self._stop = StopRequest()
         self._failure: Exception | None = None
         self._began = time.monotonic()
         self._finished = False
@@ -99,7 +99,7 @@ class Show:
         with ExitStack() as stack:
             state = StateDirectory.open(path, self._pipeline, bus, say=print_)
             stack.enter_context(state)
-            worker = LocalCluster(self._worker_command(path), [0], environment=_none_of_ours())
+            worker = LocalWorkers(self._worker_command(path), [0], environment=_none_of_ours())
             stack.enter_context(worker)
             counts = TopicCounts(self._pipeline, bus, shared_registry(worker.metrics_directory))
             watch = Watch(NAME, counts, console, line_every_s=5.0)
@@ -114,10 +114,10 @@ class Show:
                     with watch.shown():
                         supervisor.run(self._stop)
                 except AnabranchError:
-                    if not (self._stop.asked and self._crash and self._crash.going_on):
+                    if not (self._stop.requested and self._crash and self._crash.going_on):
                         raise  # else Ctrl-C came together with the kill
                 finally:
-                    self._stop.asked = True
+                    self._stop.requested = True
                     thread.join()
             if self._failure is not None:
                 raise self._failure
@@ -170,7 +170,7 @@ class Show:
         except Exception as error:  # for the thread that waits
             self._failure = error
         finally:
-            self._stop.asked = True
+            self._stop.requested = True
 
     def _wait(
         self, condition: Callable[[], bool], simulator: subprocess.Popen[bytes] | None = None
@@ -183,7 +183,7 @@ class Show:
         """
         while not condition():
             ended = None if simulator is None else simulator.poll()
-            if self._stop.asked or ended in _INTERRUPTED:
+            if self._stop.requested or ended in _INTERRUPTED:
                 raise _Stopped
             if ended:
                 said = self._log.read_text(errors="replace").strip().splitlines()
@@ -223,7 +223,7 @@ class Run:
         bus: Bus,
         predictions: str,
         state: StateDirectory,
-        worker: LocalCluster,
+        worker: LocalWorkers,
         counts: TopicCounts,
         print_: Printer,
     ) -> None:
@@ -303,10 +303,10 @@ class _Stopped(Exception):
 
 
 @contextmanager
-def _listening(stop: Stop) -> Iterator[None]:
+def _listening(stop: StopRequest) -> Iterator[None]:
     """Let ``stop`` take the stop signals while the block runs."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    stop.listen()
+    stop.install()
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.recovery.resume_point import read_resume_point
 
-_EVENTS, _LABELS, _LEARNED = "anabranch_events", "anabranch_labels", "anabranch_learned"
+_EVENTS, _LABELS, _LEARNED = "anabranch_events", "anabranch_labels", "anabranch_learned_labels"
 _PREDICTIONS, _LAG = "anabranch_predictions", "anabranch_lag_messages"
 _DEAD, _DRIFT = "anabranch_dead_letters", "anabranch_drift_signals"
 _OURS = {_EVENTS, _LABELS, _LEARNED, _PREDICTIONS, _LAG, _DEAD, _DRIFT}

@@ -22,7 +22,7 @@ from anabranch.dataflows.replay.replay import (
     replay,
 )
 from anabranch.dataflows.runtime.supervised_worker import EXIT_INTERRUPTED
-from anabranch.dataflows.runtime.supervisor import Stop
+from anabranch.dataflows.runtime.supervisor import StopRequest
 from anabranch.dataflows.steps.warmup import warm
 from anabranch.dataflows.telemetry.logs import stderr_console
 from anabranch.dataflows.telemetry.status import quality_title, read_status
@@ -44,8 +44,8 @@ def show(pipeline: Pipeline, settings: ReplaySettings, bus: Bus | None, name: st
     console = stderr_console()
     found, metrics = Replayed(), WorkerMetrics(pipeline.name)
     asked = threading.Event()
-    stop = Stop(asked.set, lambda: _end_at_once(console))
-    stop.listen()
+    stop = StopRequest(asked.set, lambda: _end_at_once(console))
+    stop.install()
     with compiling(console):
         warm(pipeline)
     began = time.monotonic()

@@ -146,7 +146,7 @@ def test_a_broker_that_hangs_is_waited_for_and_logged(
     reader = bus.reader(dict.fromkeys([TopicPartition(topic, p) for p in range(2)], 0))
     traffic = Traffic(bus, topic, 2)
     slices = poll_until(reader, lambda: len(traffic.sent) > 1000)
-    with caplog.at_level(logging.INFO, "anabranch.dataflows.bus"):
+    with caplog.at_level(logging.INFO, "anabranch.bus"):
         broker.pause()
         began = time.monotonic()
         slices += poll_until(reader, reader.unavailable_reason)
@@ -159,7 +159,7 @@ def test_a_broker_that_hangs_is_waited_for_and_logged(
     reader.close()
     check_all(traffic, slices, 2)
     assert 4.5 < noticed_s < 10
-    logged = [r.getMessage() for r in caplog.records if r.name == "anabranch.dataflows.bus"]
+    logged = [r.getMessage() for r in caplog.records if r.name == "anabranch.bus"]
     assert logged[0].startswith(f"no answer from {broker.url} for 5 s: still waiting")
     assert logged[1].startswith(f"no answer from {broker.url} for 11 s: still waiting")
     assert logged[-1].startswith(f"{broker.url} answers again, after ")
@@ -175,10 +175,10 @@ def test_a_quiet_topic_is_no_outage(
     at = TopicPartition(new_topic(bus, 1), 0)
     reader = bus.reader({at: 0})
     end = time.monotonic() + 2
-    with caplog.at_level(logging.INFO, "anabranch.dataflows.bus"):
+    with caplog.at_level(logging.INFO, "anabranch.bus"):
         poll_until(reader, lambda: reader.unavailable_reason() or time.monotonic() > end)
     assert reader.unavailable_reason() is None
-    assert [r for r in caplog.records if r.name == "anabranch.dataflows.bus"] == []
+    assert [r for r in caplog.records if r.name == "anabranch.bus"] == []
     reader.close()
 
 
@@ -202,9 +202,9 @@ def test_a_full_queue_waits_for_a_dead_broker_until_stopped(
             raised.append(error)
 
     thread = threading.Thread(target=append, daemon=True)
-    with caplog.at_level(logging.WARNING, "anabranch.dataflows.bus"):
+    with caplog.at_level(logging.WARNING, "anabranch.bus"):
         thread.start()
-        until(lambda: sum(r.name == "anabranch.dataflows.bus" for r in caplog.records) == 2)
+        until(lambda: sum(r.name == "anabranch.bus" for r in caplog.records) == 2)
         assert not raised
         stop.set()
         thread.join(5)
@@ -315,7 +315,7 @@ def test_a_gap_at_opening(broker: KafkaBroker, caplog: pytest.LogCaptureFixture)
     )
     with pytest.raises(BusError, match=says):
         bus.reader(wanted)
-    with caplog.at_level(logging.WARNING, "anabranch.dataflows.bus"):
+    with caplog.at_level(logging.WARNING, "anabranch.bus"):
         reader = bus.reader(wanted, on_out_of_range="earliest")
     assert "continuing there without the 4 messages from offset 2" in caplog.text
     assert values_of(drain(reader, 7)) == {0: numbered(10)[6:], 1: numbered(3)}
@@ -347,7 +347,7 @@ def test_a_gap_in_mid_run(
     slices = drain(reader, 4, limit=1, timeout_s=5)
     slices += poll_until(reader, lambda: reader.positions()[at] > 5)
     broker.delete_records(topic, {0: 400 - left})
-    with caplog.at_level(logging.WARNING, "anabranch.dataflows.bus"):
+    with caplog.at_level(logging.WARNING, "anabranch.bus"):
         if policy == "stop":
             assert f"topic {topic} partition 0 keeps nothing before" in failure_of(reader)
             return

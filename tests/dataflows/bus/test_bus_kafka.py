@@ -47,7 +47,7 @@ def test_a_broker_that_comes_back_is_waited_for(
     at = [TopicPartition(topic, p) for p in range(2)]
     publisher, reader = bus.publisher(), bus.reader(dict.fromkeys(at, 0))
     slices: list[Slice] = []
-    with caplog.at_level(logging.WARNING, "anabranch.dataflows.bus"):
+    with caplog.at_level(logging.WARNING, "anabranch.bus"):
         for turn in range(400):
             if turn == 50:
                 getattr(own_broker, how)()
@@ -64,7 +64,7 @@ def test_a_broker_that_comes_back_is_waited_for(
     for p in range(2):
         offsets = np.concatenate([s.offsets for s in slices if s.partition == p])
         assert np.all(np.diff(offsets) > 0)
-    logged = [r for r in caplog.records if r.name == "anabranch.dataflows.bus"]
+    logged = [r for r in caplog.records if r.name == "anabranch.bus"]
     assert len(logged) <= 2, [r.getMessage() for r in logged]  # under 5 s it is not logged
 
 

@@ -67,7 +67,7 @@ def run_pieces(
             sample.labels["metric"]: sample.value
             for family in registry.collect()
             for sample in family.samples
-            if sample.name == "anabranch_prequential"
+            if sample.name == "anabranch_model_quality"
         }
     predictions = [json.loads(value) for value in values(url, PREDICTIONS)]
     return predictions, [json.loads(value) for value in values(url, DEAD)], quality

@@ -79,7 +79,7 @@ def run(pipeline: Pipeline, url: str, state: Path | None, batch: int = 300) -> N
             run_worker(pipeline, bus, options)
             return
         with StateDirectory.open(state, pipeline, bus) as opened:
-            run_worker(pipeline, bus, options, state=opened, epoch_s=0.05)
+            run_worker(pipeline, bus, options, state=opened, checkpoint_interval_s=0.05)
     finally:
         bus.close()
 

@@ -11,7 +11,7 @@ import pytest
 
 from anabranch.dataflows.bus import BusError, UnreachableError
 from anabranch.dataflows.bus.memory import MemoryBus
-from anabranch.dataflows.error_guard import Guard
+from anabranch.dataflows.error_guard import ErrorGuard
 from anabranch.dataflows.sink.bus_sink import BusSink, part_name
 from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
 from tests.support.output_messages import (
@@ -158,10 +158,10 @@ def test_waiting_is_reported_after_the_first_pause_and_then_at_intervals():
 
 @pytest.mark.parametrize("error", [UNAVAILABLE, REFUSED])
 def test_after_a_failed_append_nothing_is_confirmed(error):
-    bus, guard = FlakyBus(), Guard()
+    bus, guard = FlakyBus(), ErrorGuard()
     (part,) = parts(bus, guard=guard)
     bus.append_fails = error
-    with pytest.raises(BusError, match=str(error)) as raised, guard.watching():
+    with pytest.raises(BusError, match=str(error)) as raised, guard.engine_running():
         part.write_batch([output_of([event(0)])])
     assert not isinstance(raised.value, UnreachableError)
     assert guard.failure is raised.value
@@ -173,11 +173,11 @@ def test_after_a_failed_append_nothing_is_confirmed(error):
 
 
 def test_nothing_is_confirmed_once_another_step_has_failed():
-    bus, guard = FlakyBus(), Guard()
+    bus, guard = FlakyBus(), ErrorGuard()
     part = written(bus, guard=guard)
     with pytest.raises(ZeroDivisionError):
         guard.call(lambda: 1 / 0)
-    with pytest.raises(BusError, match="a step of the flow has failed"), guard.watching():
+    with pytest.raises(BusError, match="a step of the flow has failed"), guard.engine_running():
         part.snapshot()
 
 

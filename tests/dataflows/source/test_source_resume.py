@@ -75,7 +75,7 @@ def run(
     if reads is not None:
         options.stop = StopAfter(reads)
     with StateDirectory.open(state, pipeline, bus) as opened:
-        run_worker(pipeline, bus, options, epoch_s=epoch_s, state=opened)
+        run_worker(pipeline, bus, options, checkpoint_interval_s=epoch_s, state=opened)
     return reads is not None and options.stop.is_set()
 
 
@@ -219,7 +219,7 @@ def test_rows_are_read_however_short_epochs_are(
     """
     for seed in range(3):
         bus, state, rounds = bus_with(MESSAGES), tmp_path / f"state {seed}", 0
-        while run(pipeline, bus, state, reads=100, epoch_s=0):
+        while run(pipeline, bus, state, reads=100, checkpoint_interval_s=0):
             rounds += 1
             assert rounds < 12, "it makes no progress"
         assert outputs(bus) == uninterrupted

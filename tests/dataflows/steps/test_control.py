@@ -176,7 +176,7 @@ def test_commands_are_followed_between_two_rows_however_the_stream_is_cut(monkey
     assert {(each.topic, each.partition) for each in found} == {("p.control", 0)}
     assert [each.ts for each in found] == [T0 + m * MINUTE for m in (2, 4, 4, 4, 9)]
     assert found[0].requested_by == "ann"
-    assert found[1].by is msgspec.UNSET
+    assert found[1].requested_by is msgspec.UNSET
 
 
 def test_before_the_first_event_a_decision_has_the_time_of_its_message(monkeypatch):
@@ -217,6 +217,7 @@ BAD = {
     b'{"kind":"pause","id":""}': "Expected `str` of length >= 1",
     b'{"kind":"pause","id":"1","share":"much"}': "Expected `float | null`, got `str`",
     b'{"kind":"pause","id":"1","chalenger":"tree"}': "unknown field `chalenger`",
+    b'{"kind":"pause","id":"1","by":"ann"}': "the field by is now called requested_by",
     b'{"kind":"start","id":"1","policy":[1]}': "Expected `object`, got `array`",
 }
 
@@ -285,12 +286,12 @@ def test_with_several_workers_a_command_without_events_goes_to_the_models():
     pipeline = orders()
     router, metrics = Router(pipeline, 4, workers=2), WorkerMetrics("p")
     step = ModelStep(pipeline, metrics)
-    step.deployment = Obedient(step)
+    step.commands.controller = Obedient(step)
     windows: dict[str, WindowStep] = {}
     items = []
     for batch in raw_of(pipeline, COMMANDS[2:3] + COMMANDS[:1], events=5):
         for key, item in pickle.loads(pickle.dumps(router.route(batch, T0))):
-            shard = windows.setdefault(key, WindowStep(pipeline, metrics, origins=2))
+            shard = windows.setdefault(key, WindowStep(pipeline, metrics, workers=2))
             items += shard.on_batch([item])[0]
     results, _ = step.on_batch(sorted(items, key=lambda item: isinstance(item, EntityRows)))
     told = [(d.action, d.reason) for result in results for d in result.decisions]

@@ -345,7 +345,7 @@ def test_two_workers_give_the_features_of_one():
     reader.add({TopicPartition(t, n): 0 for t in pipeline.inputs for n in range(PARTITIONS)})
     decoder, spread = BatchDecoder(pipeline), Candidates(pipeline)
     late_filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
-    router, models = Router(pipeline, 3, 2), ModelStep(pipeline, metrics, origins=2)
+    router, models = Router(pipeline, 3, 2), ModelStep(pipeline, metrics, workers=2)
     shards = {str(n): WindowStep(pipeline, metrics, 2) for n in range(3)}
     made = []
     while (raw := reader.read()) is not None:
@@ -385,7 +385,7 @@ def test_where_the_chosen_ones_stood_is_measured():
     read = metrics.registry.get_sample_value
     for name, value in quality.values().items():
         sample = {"pipeline": "shop", "model": "served", "metric": name}
-        assert read("anabranch_prequential", sample) == pytest.approx(value)
+        assert read("anabranch_model_quality", sample) == pytest.approx(value)
 
 
 @given(

@@ -389,7 +389,7 @@ def test_shards_of_several_workers_give_the_same_bits(rules):
     expected = [list(each["features"].values()) for each in run(pipeline, messages)]
     metrics = WorkerMetrics(pipeline.name)
     router, models = Router(pipeline, shards=4, workers=2), ModelStep(pipeline, metrics)
-    shards = {str(n): WindowStep(pipeline, metrics, origins=2) for n in range(4)}
+    shards = {str(n): WindowStep(pipeline, metrics, workers=2) for n in range(4)}
     found: list[list[float]] = []
     for batch in batches(pipeline, messages):
         filled = [

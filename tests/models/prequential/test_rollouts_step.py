@@ -280,7 +280,7 @@ def test_a_slow_challenger_is_taken_out_at_the_end_of_a_batch() -> None:
     )  # fmt: skip
     fed = joined([feed(step, stream(1), low, low + 200) for low in range(0, 2 * SIZE, 200)])
     assert ("rolled_back", "slow") in actions(fed)
-    assert "us for each prediction and lesson" in fed["decisions"][-1][4]
+    assert "us for each prediction and update" in fed["decisions"][-1][4]
     assert list(step.models.learners) == ["old"]
 
 

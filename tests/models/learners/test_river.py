@@ -1,4 +1,4 @@
-"""Any River model behind the learner protocol."""
+"""Any River model as a learner."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_failing_model_names_the_step() -> None:
         (naive_bayes.GaussianNB, Task.BINARY, r"is a class: give an object, GaussianNB\(\)"),
     ],
 )
-def test_the_model_must_fit_the_task(model: Any, task: Task, message: str) -> None:
+def test_a_model_of_another_task_is_refused(model: Any, task: Task, message: str) -> None:
     with pytest.raises(DeclarationError, match=message):
         RiverLearner(model, ["a"], task)
 
@@ -118,7 +118,7 @@ def test_the_model_must_fit_the_task(model: Any, task: Task, message: str) -> No
         ensemble.ADWINBaggingClassifier(naive_bayes.GaussianNB(), n_models=3, seed=3),
     ],
 )
-def test_a_pickled_copy_goes_on_identically(model: Any) -> None:
+def test_a_pickled_copy_continues_identically(model: Any) -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(300, 2))
     op, row = np.tile(PL, 300), np.repeat(np.arange(300), 2)

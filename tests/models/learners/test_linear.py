@@ -1,4 +1,4 @@
-"""Compiled linear models: equal to River, taken over from it, and given back to it."""
+"""Compiled linear models: equal to River, converted from it, and converted back."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_equal_to_river_from_any_start(
     assert learner is not None
     run = (features, op[trained:150], row[trained:150], target[trained:150])
     assert_equal_runs(model, learner, run)
-    # Given back, River goes on as if it had never left, in its own and in the compiled form.
+    # Given back, River continues identically, as itself and compiled.
     back = learner.to_river()
     assert type(back) is type(model)
     rest = (features, op[150:], row[150:], target[150:])
@@ -110,7 +110,7 @@ def test_a_feature_without_variance_counts_for_nothing() -> None:
     assert_equal_runs(model, learner, (features, op, row, np.ones(5)))
 
 
-def test_log_loss_weights_are_kept() -> None:
+def test_log_loss_weights_are_converted() -> None:
     loss = optim.losses.Log(weight_pos=5.0, weight_neg=0.5)
     model = linear_model.LogisticRegression(loss=loss)
     learner = compiled(model, NAMES)
@@ -119,7 +119,7 @@ def test_log_loss_weights_are_kept() -> None:
     assert_equal_runs(model, learner, (features, *run))
 
 
-def test_no_cut_and_no_pickle_changes_a_bit() -> None:
+def test_bit_equal_however_calls_are_split_and_pickled() -> None:
     model = linear(True, optim.Adam(), preprocessing.StandardScaler())
     features, op, row, target = steps(300, np.random.default_rng(2))
     whole, cut = compiled(model, NAMES), compiled(model, NAMES)
@@ -139,7 +139,7 @@ def test_no_cut_and_no_pickle_changes_a_bit() -> None:
     scaler=st.sampled_from([None, True, False]),
     rows=st.integers(0, 60),
 )
-def test_row_by_row_is_so_many_steps_bit_for_bit(
+def test_run_each_equals_single_steps_bit_for_bit(
     seed: int, logistic: bool, optimizer: Any, scaler: bool | None, rows: int
 ) -> None:
     scale = None if scaler is None else preprocessing.StandardScaler(with_std=scaler)
@@ -159,7 +159,7 @@ def test_row_by_row_is_so_many_steps_bit_for_bit(
 
 
 @pytest.mark.parametrize("logistic", [True, False])
-def test_row_by_row_does_nothing_when_a_target_is_unusable(logistic: bool) -> None:
+def test_run_each_does_nothing_when_a_target_is_unusable(logistic: bool) -> None:
     learner = compiled(linear(logistic, OPTIMIZERS[0]), NAMES)
     assert learner is not None
     before = pickle.dumps(learner)
@@ -169,7 +169,7 @@ def test_row_by_row_does_nothing_when_a_target_is_unusable(logistic: bool) -> No
     assert learner.run_each(np.ones((2, 3)), np.array([1.0, 0.0])) is not None
 
 
-def test_untrained_goes_back_as_it_came() -> None:
+def test_an_untrained_model_is_converted_back_unchanged() -> None:
     learner = compiled(linear(True, optim.SGD(), preprocessing.StandardScaler()), NAMES)
     assert learner is not None
     learner.run(np.ones((1, 3)), np.zeros(1, np.uint8), np.zeros(1, np.int64), np.zeros(1))
@@ -183,9 +183,9 @@ def adam_after_learn_many() -> Any:
 
 
 UNKNOWN = [
-    (tree.HoeffdingTreeClassifier(), "no linear model"),
-    (preprocessing.MinMaxScaler() | linear_model.LogisticRegression(), "no linear model"),
-    (compose.Select("a") | linear_model.LogisticRegression(), "no linear model"),
+    (tree.HoeffdingTreeClassifier(), "not a linear model"),
+    (preprocessing.MinMaxScaler() | linear_model.LogisticRegression(), "not a linear model"),
+    (compose.Select("a") | linear_model.LogisticRegression(), "not a linear model"),
     (linear(True, optim.FTRLProximal()), "the optimizer FTRLProximal"),
     (linear(True, optim.SGD(optim.schedulers.InverseScaling(0.1))), "InverseScaling"),
     (
@@ -201,26 +201,26 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize(("model", "reason"), UNKNOWN)
-def test_what_is_not_recognised_says_why(model: Any, reason: str) -> None:
+def test_why_a_model_is_not_compiled(model: Any, reason: str) -> None:
     assert compiled(model, NAMES) is None
     assert reason in str(why_not(model))
 
 
-def test_learned_features_that_are_not_given_are_not_dropped() -> None:
+def test_a_model_with_other_learned_features_is_not_compiled() -> None:
     model = linear_model.LogisticRegression()
     model.learn_one({"a": 1.0, "zip": 2.0}, True)
     assert compiled(model, NAMES) is None
-    assert "not given: zip" in str(why_not(model, NAMES))
+    assert "not among the columns: zip" in str(why_not(model, NAMES))
 
 
-def test_a_subclass_may_do_anything_and_is_left_to_river() -> None:
+def test_a_subclass_is_not_compiled() -> None:
     class Special(linear_model.LogisticRegression):
         pass
 
     assert compiled(Special(), NAMES) is None
 
 
-def test_river_is_used_and_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_runs_as_river_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert isinstance(
             learner_for(linear_model.LogisticRegression(), NAMES, Task.BINARY), CompiledLinear
@@ -229,7 +229,7 @@ def test_river_is_used_and_said_in_the_log(caplog: pytest.LogCaptureFixture) -> 
         learner = learner_for(naive_bayes.GaussianNB(), NAMES, Task.BINARY)
     assert isinstance(learner, RiverLearner)
     assert [r.getMessage() for r in caplog.records] == [
-        "GaussianNB runs as River, not compiled: GaussianNB is no linear model with an optional "
+        "GaussianNB runs as River, not compiled: GaussianNB is not a linear model with an optional "
         "StandardScaler before it"
     ]
 
