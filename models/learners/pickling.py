@@ -75,6 +75,8 @@ _CLASSES: dict[int, str] = {
     61: "models.rollout.policy.Guardrails",
     62: "models.rollout.shadow.Shadow",
     63: "models.rollout.trial.Trial",
+    64: "models.rollout.observations.LabelPairs",
+    65: "models.rollout.interleaving.ListPairs",
 }
 
 _PROGRAM, _PIPELINES = "anabranch.", "anabranch.dataflows.pipelines."
