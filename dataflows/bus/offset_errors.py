@@ -26,7 +26,7 @@ def next_offset(at: TopicPartition, wanted: int, start: int, end: int, lost: Los
         raise BusError(
             f"topic {at.topic} partition {at.partition} keeps nothing before offset {start}, but "
             f"offset {wanted} was to be read: {start - wanted} messages are gone; keep messages "
-            "for longer, and go on without those with --lost earliest"
+            "for longer, and go on without those with --on-offset-out-of-range earliest"
         )
     _LOG.warning(
         "topic %s partition %d keeps nothing before offset %d: going on from there without the "

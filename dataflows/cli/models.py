@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from anabranch.dataflows.cli.options import renamed_options
 from anabranch.dataflows.telemetry.logs import stderr_console
 from anabranch.state.errors import InputError, StateError
 
@@ -42,7 +43,7 @@ Reference = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
 Keep = Annotated[
     int,
-    typer.Option("--keep", min=1, metavar="N", help="Versions of that name to keep, the newest."),
+    typer.Option("--retain", min=1, metavar="N", help="Versions of that name to keep, the newest."),
 ]
 Note = Annotated[str, typer.Option("--note", metavar="TEXT", help="To be shown with it.")]
 
@@ -110,7 +111,7 @@ def diff(
     print_differences(registry.find(first), registry.find(second), top, json)
 
 
-@models.command()
+@models.command(cls=renamed_options({"--keep": "--retain"}))
 def snapshot(
     place: Place,
     name: Annotated[
@@ -120,7 +121,7 @@ def snapshot(
         ),
     ] = None,
     note: Note = "",
-    keep: Keep = 20,
+    retain: Keep = 20,
     json: Json = False,
 ) -> None:
     """Make a version of the champion as it was last committed; a run may be going on meanwhile.
@@ -146,7 +147,7 @@ def snapshot(
     if found is not None:
         print_made(found, "nothing was learned since", json)
         return
-    print_made(registry.add(taken.model, taken.about, keep, taken.distributions), "made", json)
+    print_made(registry.add(taken.model, taken.about, retain, taken.distributions), "made", json)
 
 
 @models.command()
@@ -175,7 +176,7 @@ def export(
     typer.echo(f"{version.reference} is in {to} (river {version.river}), told of in {beside(to)}")
 
 
-@models.command("import")
+@models.command("import", cls=renamed_options({"--keep": "--retain"}))
 def import_(
     pipeline: Annotated[
         str, typer.Argument(metavar="PIPELINE", help="The pipeline that it is for.")
@@ -210,7 +211,7 @@ def import_(
         ),
     ] = None,
     note: Note = "",
-    keep: Keep = 20,
+    retain: Keep = 20,
     json: Json = False,
 ) -> None:
     """Make a River model from a local file a version, if it fits the pipeline.
@@ -250,7 +251,7 @@ def import_(
     for remark in checked.remarks:
         console.print(f"note: {remark}", highlight=False, soft_wrap=True)
     registry = Registry.of(state or Path("data", "state", declared.name))
-    print_made(registry.add(checked.model, checked.about, keep), "made", json)
+    print_made(registry.add(checked.model, checked.about, retain), "made", json)
 
 
 def _state_directory(place: str) -> Path:

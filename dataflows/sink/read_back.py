@@ -115,7 +115,7 @@ class ReadBack:
             if not self.accept_loss:
                 raise StateError(
                     f"{sentence}; use the bus that belongs to this state, or go on without what "
-                    "is gone with --lost earliest"
+                    "is gone with --on-offset-out-of-range earliest"
                 )
             LOG.warning("%s; what was lost is not published again", sentence)
             return kept

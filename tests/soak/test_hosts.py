@@ -70,7 +70,9 @@ class TwoHosts:
         for run in self.runs:
             run.process.send_signal(signal.SIGTERM)
         assert [run.wait(60) for run in self.runs] == [0, 0], [run.said() for run in self.runs]
-        self.runs = [self.start(number, "--epoch", "2s", batch=1000) for number in (0, 1)]
+        self.runs = [
+            self.start(number, "--checkpoint-interval", "2s", batch=1000) for number in (0, 1)
+        ]
         assert [run.wait(180) for run in self.runs] == [0, 0], [run.said() for run in self.runs]
 
     def check(self) -> None:

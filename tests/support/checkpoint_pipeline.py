@@ -145,7 +145,15 @@ class Kept:
 
     def run(self, *more: object, state: object = "state", epoch: str = "1ms") -> Done:
         """Run to the end of what is published."""
-        told = ("--bus", "sqlite:bus", "--state", state, "--until-end", "--epoch", epoch)
+        told = (
+            "--bus",
+            "sqlite:bus",
+            "--state",
+            state,
+            "--until-end",
+            "--checkpoint-interval",
+            epoch,
+        )
         return self.call("run", "flow.py", *told, *more)
 
     def run_until(self, reads: int, batch: int = 5, epoch_s: float = 0.001) -> bool:

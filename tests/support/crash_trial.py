@@ -73,8 +73,8 @@ class Trial:
         """What starts the run, to the end of the backlog."""
         return [
             sys.executable, "-m", "anabranch", "run", self.pipeline, "--bus", self.url,
-            "--state", str(self.directory / state), "--until-end", "--epoch", self.epoch,
-            "--batch", str(batch), *more,
+            "--state", str(self.directory / state), "--until-end",
+            "--checkpoint-interval", self.epoch, "--batch-size", str(batch), *more,
         ]  # fmt: skip
 
     def start(self, state: str, *more: str, batch: int = 0, within: Sequence[str] = ()) -> Run:
@@ -86,7 +86,7 @@ class Trial:
         self, state: str, processes: int = 1, timeout_s: float = 240, batch: int = ALL_AT_ONCE
     ) -> None:
         """Run to the end without a kill."""
-        more = ("--processes", str(processes), "--epoch", "1s")
+        more = ("--processes", str(processes), "--checkpoint-interval", "1s")
         with self.start(state, *more, batch=batch) as run:
             assert run.wait(timeout_s) == 0, run.said()
 

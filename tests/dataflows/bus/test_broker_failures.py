@@ -311,7 +311,7 @@ def test_a_gap_at_opening(broker: KafkaBroker, caplog: pytest.LogCaptureFixture)
     wanted = {TopicPartition(topic, 0): 2, TopicPartition(topic, 1): 0}
     says = (
         f"topic {topic} partition 0 keeps nothing before offset 6, but offset 2 was to be read: "
-        "4 messages are gone; .* --lost earliest"
+        "4 messages are gone; .* --on-offset-out-of-range earliest"
     )
     with pytest.raises(BusError, match=says):
         bus.reader(wanted)

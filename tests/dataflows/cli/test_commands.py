@@ -151,7 +151,7 @@ def test_a_wrong_value_in_a_variable_is_wrong_usage(name: str, call: Call) -> No
 
 
 NUMBERS = {
-    "--batch", "--delay", "--duplicates", "--events", "--history", "--limit", "--malformed",
+    "--batch-size", "--delay", "--duplicates", "--events", "--history", "--limit", "--malformed",
     "--metrics-port", "--partitions", "--processes", "--rate", "--seconds", "--seed", "--shards",
     "--speedup",
 }  # fmt: skip
@@ -168,7 +168,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["run", "no.such:flow"], "no.such: the pipeline can't be loaded: ModuleNotFoundError"),
     (["run", "dataset:Nope"], "River has no data set 'Nope': choose one of Bananas"),
     (["run", "fraud.py"], "create it with `anabranch topics fraud.py --create`"),
-    (["run", "payments", "--epoch", "soon"], "'soon' is not a duration"),
+    (["run", "payments", "--checkpoint-interval", "soon"], "'soon' is not a duration"),
     (["run", "payments", "--process-id", "0"], "--process-id needs --addresses"),
     (["run", "payments", "--addresses", "a:1,b:2"], "say which one this is with --process-id"),
     (["consume", "nosuch"], "topic 'nosuch' does not exist on sqlite:data/bus"),
@@ -210,12 +210,12 @@ def test_a_mistake_is_one_sentence(
     [
         ["frobnicate"],
         ["run"],
-        ["run", "payments", "--from", "middle"],
+        ["run", "payments", "--start-offset", "middle"],
         ["run", "payments", "--processes", "0"],
         ["publish"],
         ["publish", "payments"],
         ["publish", "payments", "x.jsonl", "--dataset", "Phishing"],
-        ["consume", "x", "--from", "middle"],
+        ["consume", "x", "--start-offset", "middle"],
         ["topics", "--create"],
         ["topics", "--nosuch"],
     ],

@@ -64,7 +64,9 @@ class Parts:
 
     def run(self, bus: str, state: str, *more: object) -> Done:
         where = ("--bus", f"sqlite:{bus}", "--state", state)
-        return self.call("run", "parts.py", *where, "--until-end", "--epoch", "1s", *more)
+        return self.call(
+            "run", "parts.py", *where, "--until-end", "--checkpoint-interval", "1s", *more
+        )
 
     def snapshot(self, state: str, *more: object) -> Any:
         done = self.call("models", "snapshot", state, "--json", *more)
@@ -213,7 +215,7 @@ def test_what_can_not_begin_is_one_sentence(parts: Parts) -> None:
 
 def test_another_model_than_it_began_with_is_refused(parts: Parts) -> None:
     went_well(parts.run("second", "new", *BEGIN))
-    went_well(parts.run("whole", "old", "--lost", "earliest"))
+    went_well(parts.run("whole", "old", "--on-offset-out-of-range", "earliest"))
     parts.snapshot("old", "--name", "half")
     words = ("new has begun with half@1 and come to generation", "--model half@2")
     refused(parts.run("second", "new", "--model", "half@2", "--registry", "old"), *words)

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from anabranch.dataflows.bus import Bus, open_bus
-from anabranch.dataflows.cli.topic_sample import all_messages
+from anabranch.dataflows.cli.demo.topic_sample import all_messages
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import IntakeOptions
@@ -134,7 +134,7 @@ def test_features_of_labels_are_checked(labels: str, place: Path, call: Call) ->
         (place / labels).write_bytes(b"\n".join(all_messages(bus, "payments.labels")))
         bus.close()
     names = ["merchant_target_1d_count", "merchant_target_1d_mean"]
-    check = ("skew", "labelled.py", "--labels", labels, "--order-slack", "0s", "--json")
+    check = ("skew", "labelled.py", "--labels", labels, "--order-tolerance", "0s", "--json")
     done = call(*check, "--features", "labelled.parquet")
     assert done.code == 0, done
     assert found(done)["not_checked"] == []
@@ -213,7 +213,7 @@ def test_values_that_were_changed_are_found_and_named(place: Path, call: Call) -
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [(["--allow", 0.02], 0), (["--allow", 0.005], 1), (["--tolerance", 0.01], 0)],
+    [(["--max-mismatch", 0.02], 0), (["--max-mismatch", 0.005], 1), (["--tolerance", 0.01], 0)],
     ids=str,
 )
 def test_what_is_allowed(options: list[Any], code: int, place: Path, call: Call) -> None:
@@ -274,7 +274,7 @@ def test_rows_that_either_side_lacks_are_counted(place: Path, call: Call) -> Non
     assert "nobody (no event)" in done.out
     assert "more rows are missing than is allowed" in done.out
     assert call("skew", "pay.py", "--events", "events.jsonl", "--features", "more.jsonl",
-                "--allow", "0.01").code == 0  # fmt: skip
+                "--max-mismatch", "0.01").code == 0  # fmt: skip
 
 
 BAD: list[tuple[list[str], str]] = [
@@ -367,10 +367,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     "arguments",
     [
         [],
-        ["pay.py", "--allow", "2"],
+        ["pay.py", "--max-mismatch", "2"],
         ["pay.py", "--tolerance", "-1"],
         ["pay.py", "--bins", "1"],
-        ["pay.py", "--psi", "much"],
+        ["pay.py", "--max-psi", "much"],
         ["pay.py", "--training", "served.parquet", "--events", "events.jsonl"],
     ],
     ids=" ".join,
@@ -405,4 +405,4 @@ def test_a_shift_is_found_and_stands_first(place: Path, call: Call) -> None:
     shown = call("skew", "pay.py", *names)
     assert shown.code == 1
     assert "2 of 31 features are shifted: their PSI is above 0.25" in shown.out
-    assert call("skew", "pay.py", *names, "--psi", "50").code == 0
+    assert call("skew", "pay.py", *names, "--max-psi", "50").code == 0

@@ -126,9 +126,19 @@ def test_beside_a_run_it_is_always_whole(kept: Kept) -> None:
     """The run is a process of its own: two copies of SQLite in one break each other's locks."""
     shutil.rmtree(kept.state)
     kept.run_until(0)
-    told = ("--bus", "sqlite:bus", "--state", "state", "--until-end", "--epoch", "100ms")
+    options = (
+        "--bus",
+        "sqlite:bus",
+        "--state",
+        "state",
+        "--until-end",
+        "--checkpoint-interval",
+        "100ms",
+    )
     looks, used = 0, False
-    with Command(kept.directory, "run", "flow.py", *told, "--batch", "1") as command:
+    with Command(
+        kept.directory, "run", "flow.py", *options, "--until-end", "--batch-size", "1"
+    ) as command:
         while command.process.poll() is None:
             report = inspect(kept.state, verify=True)
             assert report.problems == []

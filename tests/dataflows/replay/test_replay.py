@@ -18,7 +18,7 @@ from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.replay import labels, row_file
-from anabranch.dataflows.replay.replay import Replayed, ReplaySettings, replay
+from anabranch.dataflows.replay.replay import ReplayReport, ReplaySettings, replay
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import IntakeOptions
 from anabranch.producers.simulators.faults import Faults
@@ -59,7 +59,7 @@ def pipeline() -> Pipeline:
 
 def replayed(
     pipeline: Pipeline, to: Path, events: str, url: str = "", **settings: Any
-) -> tuple[pl.DataFrame, Replayed]:
+) -> tuple[pl.DataFrame, ReplayReport]:
     """The rows of a replay, and what it told."""
     bus = open_bus(url) if url else None
     try:
@@ -110,7 +110,7 @@ def test_files_give_the_rows_that_the_topic_gives(
         tmp_path / "file.parquet",
         write(tmp_path / f"events.{kind}", events),
         labels=write(tmp_path / f"labels.{kind}", verdicts),
-        batch=97,
+        batch_size=97,
     )
     assert_frame_equal(rows, expected, check_exact=True)
     assert len(rows) == len(events) == found.rows
@@ -127,13 +127,13 @@ def test_rows_are_the_predictions_that_a_run_publishes_with_the_labels_that_it_l
     monkeypatch.setattr(labels, "_MOST_IN_MEMORY", 40)
     dead = tmp_path / "dead.jsonl"
     rows, found = replayed(
-        pipeline, tmp_path / "rows.parquet", EVENTS, url, dead_letters=dead, batch=50
+        pipeline, tmp_path / "rows.parquet", EVENTS, url, dead_letters=dead, batch_size=50
     )
     run(pipeline, url, None)
     assert as_served(rows, pipeline) == [json.loads(value) for value in values(url, PREDICTIONS)]
     refused = values(url, DEAD)
     assert sorted(dead.read_bytes().splitlines()) == sorted(refused)
-    assert found.dead.total() == len(refused) > 20
+    assert found.dead_letters.total() == len(refused) > 20
     check_labels(rows, faulty)
 
 
@@ -169,7 +169,7 @@ def test_a_run_goes_on_where_a_replay_ended_as_if_it_had_been_one_run(
     run(pipeline, whole, None)
     publish(parts, first)
     rows, _ = replayed(
-        pipeline, tmp_path / "rows.parquet", EVENTS, parts, state=tmp_path / "state", batch=333
+        pipeline, tmp_path / "rows.parquet", EVENTS, parts, state=tmp_path / "state", batch_size=333
     )
     publish(parts, rest)
     run(pipeline, parts, tmp_path / "state")
@@ -255,7 +255,7 @@ def test_a_file_that_has_kept_its_places_is_as_good_as_the_topic(
         urls[1],
         labels=copy_of_topic(tmp_path / f"labels.{kind}", urls[1], LABELS, order),
         state=tmp_path / "b",
-        batch=61,
+        batch_size=61,
     )
     assert_frame_equal(rows, expected, check_exact=True)
     assert set(rows["partition"]) == {0, 1, 2}

@@ -15,7 +15,7 @@ from anabranch import Event, Pipeline, distinct, field, hashed, inline, one_hot,
 from anabranch.dataflows.batch.typed_rows import TypedRows
 from anabranch.dataflows.files import file_rows
 from anabranch.dataflows.files.typed_frames import TypedFrames
-from anabranch.dataflows.replay.replay import Replayed, ReplaySettings, replay
+from anabranch.dataflows.replay.replay import ReplayReport, ReplaySettings, replay
 from anabranch.state.errors import InputError
 from tests.support.small_disk import mounted
 
@@ -79,7 +79,7 @@ SCHEMA = {
 
 def replayed(
     directory: Path, frame: pl.DataFrame, pipeline: Pipeline = THINGS, **settings: Any
-) -> tuple[pl.DataFrame, list[Row], Replayed]:
+) -> tuple[pl.DataFrame, list[Row], ReplayReport]:
     """Rows and dead letters of a replay."""
     directory.mkdir(exist_ok=True)
     frame.write_parquet(directory / "e.parquet", row_group_size=64)
@@ -91,7 +91,7 @@ def replayed(
     letters = list(map(json.loads, dead.read_bytes().splitlines()))
     for letter in letters:
         if letter["reason"] == "event time ahead":
-            letter["detail"] = found.first_dead = ""  # the time of day is in it
+            letter["detail"] = found.first_rejected = ""  # the time of day is in it
     return pl.read_parquet(to), letters, found
 
 
@@ -124,7 +124,7 @@ def both(
 def test_typed_rows_give_what_decoded_ones_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    found, dead = both(tmp_path, monkeypatch, pl.DataFrame(rows(), SCHEMA), batch=batch)
+    found, dead = both(tmp_path, monkeypatch, pl.DataFrame(rows(), SCHEMA), batch_size=batch)
     assert len(found) == 400
     assert not dead
 
@@ -155,7 +155,7 @@ def test_a_row_in_doubt_is_what_its_json_says_and_touches_no_other(
     things = rows(60)
     for i in (20, 21, 59):
         things[i] |= change
-    found, dead = both(tmp_path, monkeypatch, pl.DataFrame(things, SCHEMA), batch=batch)
+    found, dead = both(tmp_path, monkeypatch, pl.DataFrame(things, SCHEMA), batch_size=batch)
     assert len(found) + len(dead) == 60
 
 
@@ -206,7 +206,7 @@ def test_labels_of_several_classes_come_along(
         metrics=(),
     )
     frame = pl.DataFrame(rows(120), SCHEMA)
-    found, _ = both(tmp_path, monkeypatch, frame, pipeline=several, batch=50)
+    found, _ = both(tmp_path, monkeypatch, frame, pipeline=several, batch_size=50)
     assert found["label"].to_list() == frame["place" if kind == "text" else "size"].to_list()
 
 

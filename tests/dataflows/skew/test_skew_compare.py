@@ -12,13 +12,17 @@ import pytest
 
 from anabranch.dataflows.bus import TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
-from anabranch.dataflows.skew.arrival_order import Arrivals, arrivals_of_file, arrivals_of_topic
+from anabranch.dataflows.skew.arrival_order import (
+    ArrivedEvents,
+    events_from_file,
+    events_from_topic,
+)
 from anabranch.dataflows.skew.compare import SkewReport, compare
 from anabranch.dataflows.skew.message_reader import ID, OFFSET, PARTITION
-from anabranch.dataflows.skew.progress import unwatched
+from anabranch.dataflows.skew.progress import ignore_progress
 from anabranch.dataflows.skew.recompute import Recomputed, longest_look_back_ms, recompute
 from anabranch.dataflows.skew.row_features import TIME
-from anabranch.dataflows.skew.served_features import Served, served_on_topic
+from anabranch.dataflows.skew.served_features import ServedFeatures, served_from_topic
 from anabranch.state.errors import InputError
 from tests.dataflows.skew.test_skew_recompute import ORDERS, on_bus, served
 from tests.end_to_end.test_batch_cuts import Step
@@ -43,7 +47,7 @@ def report(
             TIME: list(range(len(mine))),
         }
     )
-    arrivals = Arrivals("events", topic, places, len(mine), 0, True)
+    arrivals = ArrivedEvents("events", topic, places, len(mine), 0, True)
     values = np.array(list(mine.values()))
     recomputed = Recomputed(places, {"x": values}, served=np.ones(len(mine), np.bool_))
     if "slack" in more:
@@ -56,7 +60,7 @@ def report(
             "offset": [offset for _, _, offset in theirs],
         }
     )
-    log = Served("log", where, {"x": np.array(list(theirs.values()))})
+    log = ServedFeatures("log", where, {"x": np.array(list(theirs.values()))})
     return compare("p", arrivals, recomputed, log, **({"tolerance": 1e-9} | more))
 
 
@@ -129,9 +133,9 @@ def test_where_the_first_events_are_gone_the_longest_window_is_left_out():
     bus = on_bus(steps, 1)
     expected = served(bus)
     bus.delete_before(TopicPartition("orders.events", 0), 300)
-    log = served_on_topic("orders", ORDERS.columns, bus, "orders.predictions", unwatched)
+    log = served_from_topic("orders", ORDERS.columns, bus, "orders.predictions", ignore_progress)
     assert len(log) == len(expected) == 900
-    arrivals = arrivals_of_topic(ORDERS, bus, "orders.events", unwatched)
+    arrivals = events_from_topic(ORDERS, bus, "orders.events", ignore_progress)
     assert not arrivals.from_start
     found = recompute(ORDERS, arrivals)
     far = longest_look_back_ms(ORDERS)
@@ -147,7 +151,7 @@ def test_a_log_of_several_partitions_is_read_whole():
     steps = [Step("good", 5, 0, i % 5, 1.0, i % 12, None) for i in range(60)]
     bus = on_bus(steps, 3)
     expected = served(bus)
-    log = served_on_topic("orders", ORDERS.columns, bus, "orders.predictions", unwatched)
+    log = served_from_topic("orders", ORDERS.columns, bus, "orders.predictions", ignore_progress)
     rows = zip(log.where["partition"], log.where["offset"], log.features["price"], strict=True)
     assert {(p, o): price for p, o, price in rows} == {
         place: features["price"] for place, features in expected.items()
@@ -162,7 +166,7 @@ def test_what_comes_while_it_is_read_is_left_for_the_next_time():
     ends = bus.end_offsets("t")
     bus.publisher().append("t", [b"not for us"])
     bus.end_offsets = lambda topic: ends  # type: ignore[method-assign]
-    assert len(served_on_topic("p", ["x"], bus, "t", unwatched)) == 3
+    assert len(served_from_topic("p", ["x"], bus, "t", ignore_progress)) == 3
 
 
 def test_a_file_that_says_where_its_rows_were_is_its_topic(tmp_path: Path):
@@ -175,8 +179,8 @@ def test_a_file_that_says_where_its_rows_were_is_its_topic(tmp_path: Path):
         for offset, (value, time) in enumerate(zip(log.values, log.times, strict=True))
     ]
     pl.DataFrame(rows).write_parquet(tmp_path / "events.parquet")
-    of_file = arrivals_of_file(ORDERS, tmp_path / "events.parquet", unwatched)
-    of_topic = arrivals_of_topic(ORDERS, bus, "orders.events", unwatched)
+    of_file = events_from_file(ORDERS, tmp_path / "events.parquet", ignore_progress)
+    of_topic = events_from_topic(ORDERS, bus, "orders.events", ignore_progress)
     assert of_file.topic == of_topic.topic
     assert of_file.from_start
     assert of_file.frame[PARTITION].n_unique() == 3

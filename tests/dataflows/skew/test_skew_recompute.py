@@ -23,9 +23,9 @@ from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.declaration.features import OneHot, window
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.skew.arrival_order import arrivals_of_topic, labels_of_topic
+from anabranch.dataflows.skew.arrival_order import events_from_topic, labels_from_topic
 from anabranch.dataflows.skew.message_reader import OFFSET, PARTITION
-from anabranch.dataflows.skew.progress import unwatched
+from anabranch.dataflows.skew.progress import ignore_progress
 from anabranch.dataflows.skew.recompute import Recomputed, recompute
 from anabranch.dataflows.skew.row_features import TIME, row_columns
 from anabranch.dataflows.skew.sparse_table import (
@@ -80,10 +80,10 @@ def served(
 
 
 def recomputed(bus: MemoryBus, orders: Pipeline = ORDERS) -> Recomputed:
-    arrivals = arrivals_of_topic(orders, bus, orders.topics.events, unwatched)
+    arrivals = events_from_topic(orders, bus, orders.topics.events, ignore_progress)
     if orders.labels_apart:
-        arrivals.labels = labels_of_topic(orders, bus, orders.topics.labels, unwatched)
-    return recompute(orders, arrivals, unwatched)
+        arrivals.labels = labels_from_topic(orders, bus, orders.topics.labels, ignore_progress)
+    return recompute(orders, arrivals, ignore_progress)
 
 
 def check(steps: list[Step], partitions: int, orders: Pipeline = ORDERS) -> Recomputed | None:
@@ -213,7 +213,7 @@ def test_features_of_kinds_that_are_not_known_are_named():
     )
     bus = on_bus([Step("good", 1, 0, user=0, price=1.0, choice=1, delay=None)], 1)
     orders.features = [*orders.features, Mystery()]  # type: ignore[list-item]
-    found = recompute(orders, arrivals_of_topic(orders, bus, "orders.events", unwatched))
+    found = recompute(orders, events_from_topic(orders, bus, "orders.events", ignore_progress))
     assert found.not_checked == ["mystery"]
     assert list(found.features) == ["user_price_1m_max"]
 

@@ -60,7 +60,8 @@ def test_each_command_is_followed_once_whatever_is_killed(tmp_path: Path) -> Non
 
     def start(*more: str) -> Command:
         return Command(
-            tmp_path, "run", "flow.py", "--processes", 2, "--epoch", "200ms", "--batch", 5, *more,
+            tmp_path, "run", "flow.py", "--processes", 2, "--checkpoint-interval", "200ms",
+            "--batch-size", 5, *more,
             **environment,
         )  # fmt: skip
 

@@ -77,7 +77,16 @@ def test_every_query_has_an_answer_or_a_reason(tmp_path: Path) -> None:
     anabranch = [sys.executable, "-m", "anabranch"]
     bus = ["--bus", f"sqlite:{tmp_path}/bus"]
     pipeline = "anabranch.dataflows.pipelines.payments_canary"
-    run = [*anabranch, "run", pipeline, *bus, "--state", str(tmp_path / "state"), "--epoch", "1s"]
+    run = [
+        *anabranch,
+        "run",
+        pipeline,
+        *bus,
+        "--state",
+        str(tmp_path / "state"),
+        "--checkpoint-interval",
+        "1s",
+    ]
     simulate = [*anabranch, "simulate", "payments", *bus, "--rate", "500", "--malformed", "0.01"]
     prometheus = [
         "prometheus", f"--config.file={tmp_path}/prometheus.yml",
