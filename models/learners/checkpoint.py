@@ -119,8 +119,8 @@ class Checkpoint:
         run_each: see `CompiledLinear.run_each`; None where only `run` will do.
 
     >>> from river import linear_model
-    >>> from models.compiled import learner_for
-    >>> from models.learner import Task
+    >>> from anabranch.models.learners.linear import learner_for
+    >>> from anabranch.models.learners.learner import Task
     >>> make = lambda: learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION)
     >>> kept = Checkpoint("champion", make())
     >>> steps = np.array([1], np.uint8), np.array([0]), np.array([3.0])

@@ -109,7 +109,7 @@ class Sampled:
         failures: see `RiverLearner`.
 
     >>> from river import linear_model
-    >>> from models.compiled import learner_for
+    >>> from anabranch.models.learners.linear import learner_for
     >>> inner = learner_for(linear_model.LogisticRegression(), ("a",), Task.BINARY)
     >>> learner = Sampled(inner, {True: 0.5, False: 0.5}, seed=1)
     >>> op, row = np.array([1, 1, 1, 1, 1, 0], np.uint8), np.zeros(6, np.int64)

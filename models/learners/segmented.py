@@ -49,7 +49,7 @@ class Segmented:
         version: labels that it was given.
 
     >>> from river import linear_model
-    >>> from models.compiled import learner_for
+    >>> from anabranch.models.learners.linear import learner_for
     >>> shared = learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION)
     >>> learner = Segmented(shared, most=2)
     >>> rows = np.array([[1.0, 0], [1.0, 1], [1.0, 1]])

@@ -30,8 +30,8 @@ class Thinned:
         failures: see `RiverLearner`.
 
     >>> from river import linear_model
-    >>> from models.compiled import learner_for
-    >>> from models.learner import Task
+    >>> from anabranch.models.learners.linear import learner_for
+    >>> from anabranch.models.learners.learner import Task
     >>> inner = learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION)
     >>> thinned = Thinned(inner, 0.25)
     >>> op, row = np.ones(1000, np.uint8), np.zeros(1000, np.int64)

@@ -57,7 +57,7 @@ def _popularity(places: I64, cells: F64, out: F64) -> Any:
 class Popularity:
     """Counts items by the hash of their names, and forgets: by half in some 14,000 items.
 
-    >>> from state.hashing import hash64
+    >>> from anabranch.state.keys.hashing import hash64
     >>> popularity = Popularity()
     >>> popularity.of(hash64(["a", "b", "a", "a"])).round(2).tolist()
     [0.0, -1.0, 0.0, 0.26]

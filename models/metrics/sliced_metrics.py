@@ -72,7 +72,7 @@ class Slices:
     Raises:
         DeclarationError: two slices have one name.
 
-    >>> from models.slices import slice_by
+    >>> from anabranch.models.metrics.slices import slice_by
     >>> slices = Slices([slice_by("country")], ("amount",), ("Accuracy",), Task.BINARY)
     >>> slices.add("m")
     >>> groups = slices.groups_of({"country": ["DE", "US", "DE"]}, np.zeros((3, 1)), np.arange(3))

@@ -73,8 +73,8 @@ class Prequential:
         DeclarationError: no learner, unlike learners, an unknown metric, loss or feature.
 
     >>> from river import linear_model
-    >>> from models.compiled import learner_for
-    >>> from models.learner import Task
+    >>> from anabranch.models.learners.linear import learner_for
+    >>> from anabranch.models.learners.learner import Task
     >>> model = learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION)
     >>> step = Prequential({"champion": model}, metrics=["MAE"])
     >>> outcome = step.run(

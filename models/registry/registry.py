@@ -54,7 +54,7 @@ class Registry:
 
     >>> import tempfile
     >>> from river import linear_model
-    >>> from models.version import Version
+    >>> from anabranch.models.registry.version import Version
     >>> registry = Registry(Path(tempfile.mkdtemp()))
     >>> about = Version(name="champion", made="import", made_ms=0, source="here", pipeline="p",
     ...     task="regression", model="LinearRegression", declaration="", parameters={},

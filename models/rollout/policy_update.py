@@ -23,7 +23,7 @@ def change(policy: Changed, changes: Mapping[str, Any]) -> Changed:
     Raises:
         InputError: there is no such attribute, or the value is of another type.
 
-    >>> from models.policies import Canary
+    >>> from anabranch.models.rollout.policies import Canary
     >>> change(Canary(), {"steps": [0.1, 1], "guardrails": {"errors": 0.2}}).guardrails.errors
     0.2
     """

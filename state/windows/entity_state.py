@@ -51,7 +51,7 @@ class EntityState:
         places: the column at which each aggregate's features begin in the rows of a caller that
             gives `out` to `update`; by default they stand side by side.
 
-    >>> from state.aggregates import WindowSpec
+    >>> from anabranch.state.windows.specs import WindowSpec
     >>> cards = EntityState([WindowSpec("amount", (60_000,), ("count", "sum"))], lateness_ms=0)
     >>> cards.columns()
     ['amount_1m_count', 'amount_1m_sum']

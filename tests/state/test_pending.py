@@ -408,7 +408,9 @@ def test_a_lone_surrogate_does_not_stop_the_stream() -> None:
 
 
 def test_the_same_in_another_process() -> None:
-    code = "from state.hashing import hash64; print(hash64(['card-1', 'é']).tolist())"
+    code = (
+        "from anabranch.state.keys.hashing import hash64; print(hash64(['card-1', 'é']).tolist())"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == str(hash64(["card-1", "é"]).tolist())
 

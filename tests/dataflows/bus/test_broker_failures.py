@@ -17,10 +17,10 @@ from anabranch.dataflows.bus import (
     Slice,
     TopicPartition,
     UnreachableError,
-    kafka_watch,
     open_bus,
-    waiting,
+    outage_log,
 )
+from anabranch.dataflows.bus.kafka import broker_watch
 from tests.dataflows.bus.test_bus import drain, new_topic, numbered, publish, values_of
 from tests.support.kafka_broker import KafkaBroker
 
@@ -140,7 +140,7 @@ def test_nothing_is_lost_doubled_or_reordered_when_the_broker_is_killed(
 def test_a_broker_that_hangs_is_waited_for_and_talked_about(
     broker: KafkaBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "_AGAIN_S", 6.0)
+    monkeypatch.setattr(outage_log, "_AGAIN_S", 6.0)
     bus = open_bus(broker.url)
     topic = new_topic(bus, 2)
     reader = bus.reader(dict.fromkeys([TopicPartition(topic, p) for p in range(2)], 0))
@@ -169,8 +169,8 @@ def test_a_broker_that_hangs_is_waited_for_and_talked_about(
 def test_a_quiet_topic_is_no_trouble(
     broker: KafkaBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_watch, "_EVERY_S", 0.05)
-    monkeypatch.setattr(waiting, "SILENT_S", 0.5)
+    monkeypatch.setattr(broker_watch, "_EVERY_S", 0.05)
+    monkeypatch.setattr(outage_log, "SILENT_S", 0.5)
     bus = open_bus(broker.url)
     at = TopicPartition(new_topic(bus, 1), 0)
     reader = bus.reader({at: 0})
@@ -185,7 +185,7 @@ def test_a_quiet_topic_is_no_trouble(
 def test_a_full_queue_waits_for_a_dead_broker_until_told_to_stop(
     broker: KafkaBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "_AGAIN_S", 1.0)
+    monkeypatch.setattr(outage_log, "_AGAIN_S", 1.0)
     bus = open_bus(broker.url, {"queue.buffering.max.messages": "100"})
     topic = new_topic(bus, 1)
     stop = threading.Event()

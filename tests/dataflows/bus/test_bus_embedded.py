@@ -14,10 +14,10 @@ from anabranch.dataflows.bus import (
     BusError,
     Lost,
     TopicPartition,
-    embedded_publisher,
-    embedded_reader,
     open_bus,
 )
+from anabranch.dataflows.bus.embedded import publisher as embedded_publisher
+from anabranch.dataflows.bus.embedded import reader as embedded_reader
 from anabranch.dataflows.bus.embedded.bus import EmbeddedBus
 from anabranch.dataflows.bus.embedded.topic_file import FORMAT, SUFFIX
 
@@ -247,7 +247,7 @@ def test_large_appends_become_several_segments(
 
 def test_two_creators_at_once_make_one_topic(tmp_path: Path) -> None:
     script = (
-        "import sys; from dataflows.bus import open_bus;"
+        "import sys; from anabranch.dataflows.bus import open_bus;"
         "print(len(open_bus(sys.argv[1]).create_topics({f't{i}': 2 for i in range(20)})))"
     )
     url = f"sqlite:{tmp_path / 'bus'}"

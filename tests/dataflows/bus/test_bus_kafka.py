@@ -16,9 +16,9 @@ from anabranch.dataflows.bus import (
     Slice,
     TopicPartition,
     UnreachableError,
-    kafka_reader,
     open_bus,
 )
+from anabranch.dataflows.bus.kafka import reader as kafka_reader
 from tests.dataflows.bus.test_bus import drain, new_topic, numbered, values_of
 from tests.support.kafka_broker import KafkaBroker, missing_tools
 

@@ -227,7 +227,7 @@ def test_what_is_allowed(options: list[Any], code: int, place: Path, call: Call)
 def narrower(text: str) -> str:
     """A declaration whose window is not as wide as its name says."""
     return text + (
-        "from state.aggregates import WindowSpec\n"
+        "from anabranch.state.windows.specs import WindowSpec\n"
         "class Narrower(WindowSpec):\n"
         "    def columns(self):\n"
         "        return [c.replace('59m59s', '1h') for c in super().columns()]\n"

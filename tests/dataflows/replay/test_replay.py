@@ -17,7 +17,7 @@ from anabranch.dataflows.bus import TopicPartition, open_bus
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
-from anabranch.dataflows.replay import labels, row_file
+from anabranch.dataflows.replay import late_labels, training_file
 from anabranch.dataflows.replay.replay import ReplayReport, ReplaySettings, replay
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import IntakeOptions
@@ -123,8 +123,8 @@ def test_rows_are_the_predictions_that_a_run_publishes_with_the_labels_that_it_l
 ) -> None:
     url = f"sqlite:{tmp_path / 'bus'}"
     publish(url, faulty)
-    monkeypatch.setattr(row_file, "PART_ROWS", 130)
-    monkeypatch.setattr(labels, "_MOST_IN_MEMORY", 40)
+    monkeypatch.setattr(training_file, "PART_ROWS", 130)
+    monkeypatch.setattr(late_labels, "_MOST_IN_MEMORY", 40)
     dead = tmp_path / "dead.jsonl"
     rows, found = replayed(
         pipeline, tmp_path / "rows.parquet", EVENTS, url, dead_letters=dead, batch_size=50

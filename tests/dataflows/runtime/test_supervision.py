@@ -133,7 +133,7 @@ def test_each_start_has_ports_of_its_own_that_both_workers_know(tmp_path: Path) 
 
 
 def test_a_refusal_is_the_end_and_said_once(tmp_path: Path) -> None:
-    refuse = "from state.errors import BusError\nraise BusError('mend this — please')"
+    refuse = "from anabranch.state.errors import BusError\nraise BusError('mend this — please')"
     run = Run(tmp_path, refuse)
     with pytest.raises(AnabranchError) as refused:
         run()
@@ -162,7 +162,7 @@ def test_who_is_to_blame(tmp_path: Path, mine: str, others: str, sentence: str) 
 
 def test_who_refuses_a_little_later_than_the_other_one_is_lost_is_heard(tmp_path: Path) -> None:
     late = (
-        "from state.errors import StateError\nif me == 0: sys.exit(3)\n"
+        "from anabranch.state.errors import StateError\nif me == 0: sys.exit(3)\n"
         "time.sleep(0.3)\nraise StateError('the disk is full')"
     )
     with pytest.raises(AnabranchError, match=r"^the disk is full$"):

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from river import linear_model
 
-from anabranch import Pipeline, skew
+from anabranch import Pipeline
+from anabranch.dataflows import skew
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.declaration.features import OneHot, window
