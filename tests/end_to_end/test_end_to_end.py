@@ -40,6 +40,7 @@ from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import IntakeOptions
 from anabranch.models.learners.learner import ModelError
 from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, Spec, WindowSpec
+from tests.support.waiting import GENEROUS_S
 from tests.support.window_reference import Reference
 
 T0 = 1_700_000_000_000
@@ -506,7 +507,7 @@ def test_a_bus_that_refuses_predictions_ends_the_run_with_its_sentence(failing):
         [sys.executable, "-c", REFUSED, failing],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=GENEROUS_S,
         check=False,
     )
     assert ended.stderr.strip().endswith("told: the broker has gone away"), ended.stderr[-2000:]

@@ -28,6 +28,7 @@ from anabranch.producers.publish import publish
 from anabranch.state.errors import StateError
 from tests.support.backlog import backlog
 from tests.support.kill_points import hits
+from tests.support.waiting import GENEROUS_S, wait_until
 
 EPOCH = "150ms"
 ALL_AT_ONCE = 1000  # messages in a batch of a run that nobody wants to hit
@@ -83,12 +84,16 @@ class Trial:
         return Run(told, self.directory / f"{Path(state).name}.log")
 
     def finish(
-        self, state: str, processes: int = 1, timeout_s: float = 240, batch: int = ALL_AT_ONCE
+        self,
+        state: str,
+        processes: int = 1,
+        limit_s: float = 2 * GENEROUS_S,
+        batch: int = ALL_AT_ONCE,
     ) -> None:
         """Run to the end without a kill."""
         more = ("--processes", str(processes), "--checkpoint-interval", "1s")
         with self.start(state, *more, batch=batch) as run:
-            assert run.wait(timeout_s) == 0, run.said()
+            assert run.wait(limit_s) == 0, run.said()
 
     def kill_until(self, state: str, kills: int, processes: int = 1) -> None:
         """Kill ``kills`` times at random moments of the run, starting again each time."""
@@ -134,12 +139,12 @@ class Trial:
             time.sleep(self.random.uniform(0, 0.6))
         assert run.process.poll() is None, f"there is nothing left to kill:\n{run.said()}"
 
-    def wait_for_predictions(self, run: Run, count: int = 1, timeout_s: float = 90) -> None:
+    def wait_for_predictions(self, run: Run, count: int = 1, limit_s: float = GENEROUS_S) -> None:
         """Until the run has published so many more."""
         bus = open_bus(self.url)
         try:
             before = self._published(bus)
-            run.wait_until(lambda: self._published(bus) >= before + count, timeout_s)
+            run.wait_until(lambda: self._published(bus) >= before + count, limit_s)
         finally:
             bus.close()
 
@@ -175,24 +180,27 @@ class Run:
             words.seek(self._from)
             return words.read()
 
-    def wait(self, timeout_s: float) -> int:
+    def wait(self, limit_s: float) -> int:
         """Its exit code, once it has ended."""
         try:
-            return self.process.wait(timeout_s)
+            return self.process.wait(limit_s)
         except TimeoutExpired:
-            raise AssertionError(f"it did not end in {timeout_s:g} s:\n{self.said()}") from None
+            raise AssertionError(f"it did not end in {limit_s:g} s:\n{self.said()}") from None
 
-    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 90) -> None:
+    def wait_until(self, condition: Callable[[], bool], limit_s: float = GENEROUS_S) -> None:
         """Until ``condition()`` is true; it must not end before."""
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert self.process.poll() is None, f"it ended too early:\n{self.said()}"
-            assert time.monotonic() < deadline, f"no progress:\n{self.said()}"
-            time.sleep(0.05)
 
-    def wait_until_said(self, words: str, timeout_s: float = 90) -> None:
+        def met() -> bool:
+            if condition():
+                return True
+            assert self.process.poll() is None, f"it ended too early:\n{self.said()}"
+            return False
+
+        wait_until(met, limit_s, lambda: f"progress of the run, which said:\n{self.said()}", 0.05)
+
+    def wait_until_said(self, words: str, limit_s: float = GENEROUS_S) -> None:
         """Until it has said ``words``."""
-        self.wait_until(lambda: words in self.said(), timeout_s)
+        self.wait_until(lambda: words in self.said(), limit_s)
 
     def kill(self, all_at_once: bool = False) -> None:
         """Kill it, and wait for its workers, who end by themselves or are killed ``all_at_once``.
@@ -204,11 +212,11 @@ class Run:
         for worker in workers if all_at_once else []:
             kill(worker)
         self.process.wait()
-        deadline = time.monotonic() + 30
         for worker in workers:
-            while Path(f"/proc/{worker}").exists():
-                assert time.monotonic() < deadline, f"worker {worker} goes on:\n{self.said()}"
-                time.sleep(0.05)
+            wait_until(
+                lambda worker=worker: not Path(f"/proc/{worker}").exists(),  # type: ignore[misc]
+                what=lambda worker=worker: f"the end of worker {worker}:\n{self.said()}",  # type: ignore[misc]
+            )
 
 
 def reached(state: Path) -> int:

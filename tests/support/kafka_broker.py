@@ -116,7 +116,7 @@ class KafkaBroker:
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, timeout_s: float = 60.0, wait: bool = True) -> None:
+    def start(self, timeout_s: float = 180.0, wait: bool = True) -> None:
         """Start the broker and return once a client can reach it, or at once without ``wait``.
 
         Call it from the main thread: the broker ends with the thread that started it.
@@ -261,7 +261,7 @@ class KafkaBroker:
         process.send_signal(signal.SIGCONT)  # a paused one would not hear SIGTERM
         process.send_signal(how)
         try:
-            process.wait(15)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

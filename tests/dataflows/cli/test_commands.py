@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from anabranch.dataflows.bus import open_bus
 from anabranch.dataflows.cli.app import app
 from anabranch.producers.datasets import DATASETS
 from tests.support.commands import Call, Command, Done, caller, run_command
+from tests.support.waiting import GENEROUS_S, wait_until
 
 ROOT = Path(__file__).parents[3]
 GROUP: Any = typer.main.get_command(app)
@@ -73,17 +74,23 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Call:
 
 def test_help_comes_at_once(tmp_path: Path) -> None:
     run_command(tmp_path, "--help")  # the first may have to compile Python
-    took = []
+    cpu_s = []  # the time of the processor, which does not depend on what else runs
     for _ in range(3):
-        started = time.monotonic()
+        before = children_cpu_s()
         assert run_command(tmp_path, "--help").code == 0
-        took.append(time.monotonic() - started)
-    assert min(took) < 1.0
+        cpu_s.append(children_cpu_s() - before)
+    assert min(cpu_s) < 1.0
+
+
+def children_cpu_s() -> float:
+    """Processor time of all processes that have been started and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def test_help_loads_neither_the_engine_nor_the_models() -> None:
     code = (
-        "import sys, dataflows.cli; "
+        "import sys, anabranch.dataflows.cli; "
         "print([m for m in ('river', 'numba', 'polars', 'bytewax') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -229,11 +236,9 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], call: Call) -> None:
 
 
 def test_a_bus_that_cannot_be_reached(call: Call) -> None:
-    started = time.monotonic()
     done = call("run", "payments", "--bus", "kafka://127.0.0.1:1",
                 "--bus-set", "reach.timeout.ms=1500")  # fmt: skip
-    assert_sentence(done, "can't reach Kafka at 127.0.0.1:1")
-    assert time.monotonic() - started < 10
+    assert_sentence(done, "can't reach Kafka at 127.0.0.1:1 within 1.5 s")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -281,7 +286,7 @@ def test_consume_into_a_pipe_that_closes_ends_quietly(tmp_path: Path) -> None:
         assert command.process.stdout is not None
         assert json.loads(command.process.stdout.readline())["id"]
         command.process.stdout.close()
-        assert command.process.wait(20) == 0
+        assert command.process.wait(GENEROUS_S) == 0
         assert command.process.stderr is not None
         assert command.process.stderr.read() == ""
 
@@ -330,7 +335,7 @@ def test_publishing_that_is_interrupted_says_what_is_stored(
     with Command(tmp_path, "publish", "--dataset", "Phishing", "--rate", "100") as command:
         wait_until(lambda: "phishing.events" in bus.topics())
         wait_until(lambda: sum(bus.end_offsets("phishing.events")) > 20)
-        command.tell(number)
+        command.send(number)
         done = command.done()
     assert done.code == 130
     stored = sum(bus.end_offsets("phishing.events"))
@@ -352,7 +357,7 @@ def test_a_run_that_is_told_to_end_finishes_what_it_read(
         wait_until(lambda: sum(bus.end_offsets("trips.predictions")) > 0)
         children = children_of(command.process.pid)
         assert len(children) == (0 if processes == 1 else 2)
-        command.tell(number)
+        command.send(number)
         done = command.done()
     assert done.code == 0
     predictions = sum(bus.end_offsets("trips.predictions"))
@@ -414,13 +419,6 @@ def assert_sentence(done: Done, sentence: str) -> None:
     assert len(lines) == 1, done.err
     assert lines[0].startswith("error: ")
     assert sentence in lines[0]
-
-
-def wait_until(condition: Any, timeout_s: float = 40.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def children_of(process: int) -> list[int]:

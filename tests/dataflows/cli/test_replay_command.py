@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from tests.support.history import (
     values,
     write,
 )
+from tests.support.waiting import wait_until
 
 Row = dict[str, Any]
 MESSAGES = simulated(400, Faults(duplicates=0.02))
@@ -283,11 +283,8 @@ def test_ctrl_c_ends_it_with_130(tmp_path: Path) -> None:
     text = b"\n".join(message.value for message in many) + b"\n"
     (tmp_path / "e.jsonl").write_bytes(text * 2000)  # duplicates, all but the first
     with Command(tmp_path, "replay", "payments", "--from", "e.jsonl", *TO) as command:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / ".rows.parquet.replaying").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        command.tell(signal.SIGINT)
+        wait_until(lambda: (tmp_path / ".rows.parquet.replaying").exists())
+        command.send(signal.SIGINT)
         done = command.done()
     assert done.code == 130, done
     assert done.out.startswith("interrupted after ")

@@ -13,9 +13,9 @@ from river import datasets, evaluate, metrics
 
 from anabranch.dataflows.bus import Bus, open_bus
 from anabranch.dataflows.pipelines.datasets import dataset_pipeline
-from tests.dataflows.cli.test_commands import wait_until
 from tests.support.commands import Command, run_command
 from tests.support.kafka_broker import KafkaBroker
+from tests.support.waiting import wait_until
 
 ROWS = 1250
 
@@ -54,7 +54,7 @@ def test_run_started_first(tmp_path: Path, river_accuracy: float) -> None:
         assert f"published {ROWS:,} events to phishing.events" in published.out
         wait_until(lambda: predictions(bus) == ROWS)
         wait_until(lambda: quality(address.group()) == river_accuracy)
-        command.tell(signal.SIGTERM)
+        command.send(signal.SIGTERM)
         done = command.done()
     assert done.code == 0
     assert f"{river_accuracy:.4f}" in done.err

@@ -81,7 +81,7 @@ def run(path: Path, sittings: Sequence[Pieces]) -> Ran:
                 publish(url, piece, PARTITIONS)
                 published += events_in(piece)
                 wait_for(bus, published, workers)
-            workers.tell(signal.SIGTERM)
+            workers.send(signal.SIGTERM)
             done = workers.done(300)
             assert done.code == 0, done
     bus.close()

@@ -33,6 +33,7 @@ from tests.support.sink_rows import (
     on_outputs,
     outgoing,
 )
+from tests.support.waiting import GENEROUS_S
 
 PARTITIONS = 2
 
@@ -189,7 +190,7 @@ def test_killed_again_and_again_each_message_is_there_once(tmp_path, processes):
         for child in children:
             child.start()
         enough = before + random.randint(1, 3000) if kills < 3 else 10**9
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 2 * GENEROUS_S
         while children[0].is_alive() and sum(bus.end_offsets(PREDICTIONS)) < enough:
             assert time.monotonic() < deadline
             children[0].join(0.002)
@@ -201,7 +202,7 @@ def test_killed_again_and_again_each_message_is_there_once(tmp_path, processes):
             child.join()
         kills += 1
     for child in children:
-        child.join(30)
+        child.join(GENEROUS_S)
     assert [child.exitcode for child in children] == [0] * processes
     assert kills == 3
     check_each_once(bus, count)

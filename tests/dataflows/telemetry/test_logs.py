@@ -19,6 +19,7 @@ from anabranch.dataflows.messages.inputs import DeadLetter
 from anabranch.dataflows.telemetry import logs
 from anabranch.dataflows.telemetry.stream_log import StreamLog
 from tests.support.commands import Command, run_command
+from tests.support.waiting import GENEROUS_S
 
 FAULT = ["--fault", "type", "--fault-at", "1000"]
 KEYS = {"time", "level", "logger", "msg"}
@@ -163,7 +164,6 @@ def test_every_line_of_a_run_is_a_record(tmp_path: Path):
     assert sum(sum(reasons.values()) for reasons in told) == ended["dead_letters"]
 
 
-@pytest.mark.timeout(90)
 def test_workers_say_who_they_are_and_a_restart_is_a_warning(tmp_path: Path):
     run_command(tmp_path, "simulate", "payments", "--events", "3000", *FAULT)
     arguments = ["run", "payments", "--processes", "2", "--checkpoint-interval", "500ms"]
@@ -180,7 +180,7 @@ def test_workers_say_who_they_are_and_a_restart_is_a_warning(tmp_path: Path):
             if any("starting all again" in each["msg"] for each in found):
                 break
         command.process.send_signal(signal.SIGINT)
-        command.process.wait(60)
+        command.process.wait(GENEROUS_S)
     restart = next(each for each in found if "starting all again" in each["msg"])
     assert restart["level"] == "warning"
     workers = {each["worker"] for each in found if "worker" in each}
