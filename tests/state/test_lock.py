@@ -21,6 +21,8 @@ from anabranch.state.errors import StateError
 from anabranch.state.store.lock import hold, holder, join
 from tests.support.waiting import GENEROUS_S
 
+pytestmark = pytest.mark.stress
+
 HOLDER = """
 import os, sys
 from pathlib import Path

@@ -32,6 +32,8 @@ from tests.state.test_store import (
 from tests.support.small_disk import make_read_only, mounted
 from tests.support.waiting import GENEROUS_S, wait_until
 
+pytestmark = pytest.mark.stress
+
 
 def commit_for_ever(path: Path, back: int, acknowledged: Path, started) -> None:
     """Go back a little, then commit; each generation's number is written once it is safe."""

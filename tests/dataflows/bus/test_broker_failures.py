@@ -26,7 +26,7 @@ from tests.dataflows.bus.test_bus import drain, new_topic, numbered, publish, va
 from tests.support.kafka_broker import KafkaBroker
 from tests.support.waiting import GENEROUS_S, wait_until
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.stress]
 QUICK = {"reach.timeout.ms": "1000"}
 
 

@@ -19,6 +19,8 @@ from anabranch.dataflows.bus.partitioner import partition_of_key
 from tests.support.kafka_broker import free_ports
 from tests.support.waiting import GENEROUS_S
 
+pytestmark = pytest.mark.stress
+
 spawn = multiprocessing.get_context("spawn")  # librdkafka does not survive a fork
 
 

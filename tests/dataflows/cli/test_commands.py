@@ -23,6 +23,8 @@ from anabranch.producers.datasets import DATASETS
 from tests.support.commands import Call, Command, Done, caller, run_command
 from tests.support.waiting import GENEROUS_S, wait_until
 
+pytestmark = pytest.mark.stress
+
 ROOT = Path(__file__).parents[3]
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = GROUP.commands

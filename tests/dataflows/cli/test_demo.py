@@ -19,6 +19,8 @@ from anabranch.state.errors import AnabranchError
 from tests.support.commands import Command, Done, caller, run_command
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.stress
+
 SHORT = ("--history", "5000", "--rate", "3000", "--seconds")
 PAYMENTS = load_pipeline("payments")
 FAILING = """

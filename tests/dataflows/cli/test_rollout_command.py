@@ -28,6 +28,8 @@ from tests.support.checkpoint_pipeline import PARTITIONS, PIPELINE, T0, refused,
 from tests.support.commands import Call, Command, caller
 from tests.support.waiting import GENEROUS_S
 
+pytestmark = pytest.mark.stress
+
 CONTROL, ROLLOUTS = "trades.control", "trades.rollouts"
 GROUP: Any = typer.main.get_command(rollout)
 SAID = {

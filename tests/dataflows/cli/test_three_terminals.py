@@ -17,6 +17,8 @@ from tests.support.commands import Command, run_command
 from tests.support.kafka_broker import KafkaBroker
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.stress
+
 ROWS = 1250
 
 

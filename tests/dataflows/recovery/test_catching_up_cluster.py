@@ -29,6 +29,8 @@ from tests.support.commands import Command
 from tests.support.history import EVENTS, LABELS, Message, messages_of, publish, values
 from tests.support.manual_cluster import PARTITIONS, WORKERS, Cluster, Learned
 
+pytestmark = pytest.mark.stress
+
 Pieces = Sequence[Sequence[Message]]
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from anabranch.dataflows.bus import open_bus
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.resume_point import read_resume_point
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from tests.support.commands import run_command
+
+pytestmark = pytest.mark.stress
 
 
 def test_a_run_without_messages_commits_every_shard_the_models_and_the_outputs(

@@ -64,7 +64,10 @@ pipeline = Pipeline(
 """
 Json = dict[str, Any]
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc"),
+    pytest.mark.stress,
+]
 
 
 def account_in(partition: int, number: int) -> str:

@@ -16,6 +16,8 @@ from anabranch.producers.simulators.payments import simulate_payments
 from tests.support.history import WORLD, Message, messages_of
 from tests.support.manual_cluster import Cluster
 
+pytestmark = pytest.mark.stress
+
 SETTINGS = replace(WORLD, rate=0.002, verdict_median_s=20_000.0, silent=0.2)
 RULES: dict[str, dict[str, Any]] = {
     "dropped": {"wait": "1d"},

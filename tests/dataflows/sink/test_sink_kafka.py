@@ -24,7 +24,7 @@ from tests.support.sink_rows import (
 )
 from tests.support.waiting import GENEROUS_S
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.stress]
 ROWS = [event(o, reasons=("odd",) if o % 10 == 0 else ()) for o in range(3000)]
 
 

@@ -35,6 +35,8 @@ from tests.support.sink_rows import (
 )
 from tests.support.waiting import GENEROUS_S
 
+pytestmark = pytest.mark.stress
+
 PARTITIONS = 2
 
 

@@ -17,6 +17,8 @@ from anabranch.dataflows.sink.delivery_retry import Patience
 from tests.support.sink_rows import EVENTS, INPUTS, MARKING, OUTPUTS, PREDICTIONS, event, outgoing
 from tests.support.waiting import GENEROUS_S
 
+pytestmark = pytest.mark.stress
+
 AWAY = UnreachableError("nobody answers")
 REFUSED = BusError("1 messages could not be delivered: message too large")
 

@@ -22,7 +22,10 @@ ROOT = str(Path(__file__).parents[3])
 ALL = trades(120, seed=5)
 HALF = len(ALL) // 2
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc"),
+    pytest.mark.stress,
+]
 
 
 def declare(directory: Path) -> None:

@@ -21,6 +21,8 @@ from anabranch.dataflows.telemetry.stream_log import StreamLog
 from tests.support.commands import Command, run_command
 from tests.support.waiting import GENEROUS_S
 
+pytestmark = pytest.mark.stress
+
 FAULT = ["--fault", "type", "--fault-at", "1000"]
 KEYS = {"time", "level", "logger", "msg"}
 
