@@ -1,13 +1,13 @@
-"""Rollouts in a stream: what bad challengers do before they are stopped, and what shadows cost.
+"""Rollouts in a stream: the damage of bad challengers before rollback, and the cost of shadows.
 
-How such a comparison misleads, and what is done about it:
+How such a comparison can mislead, and what is done about it:
 
-* A bad challenger that is bad from the start. These are as good as the champion until the middle of
-  the stream, when they are trusted: a copy of the champion's own model breaks there.
-* Labels that come at once. Here they come 500 events later, so that for so long nobody can know.
-* A shadow that costs little because it is cheap. What the shadow's own predicting and learning
-  takes is measured by itself, on the same rows in the same batches, and taken off.
-* A noisy machine. Costs are the best of many rounds, all contestants taking turns.
+* A challenger that is bad from the start. These are as good as the champion until the middle of the
+  stream, when they are trusted: a copy of the champion's own model breaks there.
+* Labels that arrive at once. Here they arrive 500 events later, until when a fault is not visible.
+* A shadow that costs little because its model is cheap. The time for its own predicting and
+  learning is measured separately, on the same rows in the same batches, and subtracted.
+* A noisy machine. Costs are the best of many rounds, all contenders taking turns.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SLOW_US = 300.0
 
 
 def model() -> Any:
-    """What everybody runs: small steps, scaled features."""
+    """The model of champion and challengers: small steps, scaled features."""
     return preprocessing.StandardScaler() | linear_model.LogisticRegression(
         optimizer=optim.SGD(0.01)
     )
@@ -52,7 +52,7 @@ def learner() -> Learner:
 
 
 class Breaks:
-    """A good learner, until it has learned so many rows; then `how` changes its answers."""
+    """A good learner until it has learned so many rows; then `how` changes its predictions."""
 
     def __init__(self, after: int, how: Callable[[F64], F64]) -> None:
         self._good = learner()
@@ -83,7 +83,7 @@ def slow(values: F64) -> F64:
 
 
 def stream(events: int, seed: int = 1) -> tuple[F64, F64]:
-    """Features and outcomes, about one in twenty true."""
+    """Features and labels, about one in twenty true."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(events, WIDTH))
     odds = features[:, :4].sum(axis=1) - 4.5
@@ -97,7 +97,7 @@ def step(policy: Policy, **challengers: Any) -> Prequential:
 
 
 def feed(to: Prequential, features: F64, values: F64, first: int, end: int) -> Any:
-    """Events `first` to before `end`, each followed by the label of one long before."""
+    """Process the events `first` to before `end`, each followed by the label of an earlier one."""
     ids = [f"e{i}" for i in range(first, end)]
     judged = np.arange(max(first - DELAY, 0), end - DELAY) if end > DELAY else np.arange(0)
     count = end - first
@@ -140,12 +140,12 @@ def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[st
                 ended = first + event
                 why = decision.why
     if ended is None:
-        return {"challenger": name, "events until rolled back": math.nan, "bad answers": 1.0}
+        return {"challenger": name, "events until rolled back": math.nan, "bad predictions": 1.0}
     bad = served - before
     return {
         "challenger": name,
         "events until rolled back": ended - breaks + 1,
-        "bad answers served": bad,
+        "bad predictions served": bad,
         "share of all traffic": bad / events,
         "why": why,
     }
@@ -189,7 +189,7 @@ def cost(events: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def run(quick: bool) -> Report:
-    """All of it."""
+    """Run all parts."""
     events = 20_000 if quick else 100_000
     rows = [
         bad_challenger("becomes noise", noise, events),
@@ -205,7 +205,9 @@ def run(quick: bool) -> Report:
     until = rows[1]["events until rolled back"]
     beside = costs[-1]["us per event"]
     targets = [
-        Target("bad challenger at 1 %: share of all traffic that got a bad answer", worst, 0.002),
+        Target(
+            "bad challenger at 1 %: share of all traffic that got a bad prediction", worst, 0.002
+        ),
         Target("becomes NaN: events until it is rolled back", until, 1),
         Target(
             "fraud moves: served loss of the next day, on_drift / champion alone",
@@ -220,6 +222,6 @@ def run(quick: bool) -> Report:
         "of what champions alone lose on the day after fraud has moved, beside an oracle, on_drift "
         f"saves {(alone - adapting) / (alone - oracle):.0%}: frauds are rare, so it takes hours to "
         "signal the drift and to show that the fresh model is better",
-        "one that becomes NaN, or raises, never serves such an answer: the champion's goes out",
+        "where a challenger returns NaN, or raises, the champion's prediction is served",
     ]
     return Report("rollouts", [*rows, *days, *costs], targets, notes)

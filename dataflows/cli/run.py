@@ -148,8 +148,8 @@ def run(
             "--log-format",
             envvar=FORMAT,
             metavar="FORMAT",
-            help="plain text for people, or logfmt or json: one record per event, for log "
-            "collectors. The variable applies to all commands.",
+            help="plain text for people; logfmt or json for log collectors, with a record per "
+            "message. The variable applies to all commands.",
             show_default="plain",
         ),
     ] = None,

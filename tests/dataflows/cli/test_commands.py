@@ -18,7 +18,7 @@ import pytest
 import typer.main
 
 from anabranch.dataflows.bus import open_bus
-from anabranch.dataflows.cli.app import app
+from anabranch.dataflows.cli.app import RENAMED, app
 from anabranch.producers.datasets import DATASETS
 from tests.support.commands import Call, Command, Done, caller, run_command
 from tests.support.waiting import GENEROUS_S, wait_until
@@ -235,6 +235,34 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], call: Call) -> None:
     assert done.code == 2
     assert "Usage: anabranch" in done.err
     assert "Traceback" not in done.err
+
+
+FORMER = [
+    (command.__name__, *names) for command, renames in RENAMED.items() for names in renames.items()
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new"), FORMER)
+def test_a_former_option_name_is_refused_with_the_current_one(
+    name: str, old: str, new: str, call: Call
+) -> None:
+    sentences = [f"{old} is now called {new}"]
+    attempts = [call(name, "payments", old, "1"), call(name, "payments", f"{old}=1")]
+    variable, current = (
+        f"ANABRANCH_{name.upper()}_{option[2:].replace('-', '_').upper()}" for option in (old, new)
+    )
+    sentences.append(f"{variable} is now called {current}")
+    attempts.append(call(name, "payments", **{variable: "1"}))
+    for done, sentence in zip(attempts, [sentences[0], *sentences], strict=True):
+        assert done.code == 2
+        assert sentence in " ".join(done.err.replace("│", " ").split())
+
+
+def test_a_former_name_as_an_argument_or_an_empty_variable_is_no_mistake(call: Call) -> None:
+    done = call("run", "--", "--lost")
+    assert "there is no pipeline '--lost'" in done.err
+    assert call("topics", "payments", ANABRANCH_RUN_LOST="stop").code == 0
+    assert "there is no pipeline" in call("run", "nosuch", ANABRANCH_RUN_LOST="").err
 
 
 def test_a_bus_that_cannot_be_reached(call: Call) -> None:

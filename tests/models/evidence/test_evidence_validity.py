@@ -15,7 +15,7 @@ from anabranch.models.evidence.paired import Finding, PairedEvidence
 from anabranch.models.evidence.two_sample import TwoSampleEvidence
 from benchmarks import heavy_tails
 from benchmarks.calibrated_models import CHAMPION, losses_of_both, losses_of_one
-from benchmarks.usual_tests import peeked_paired
+from benchmarks.standard_tests import peeked_paired
 
 ALPHA = 0.1
 
