@@ -2,10 +2,10 @@
 
 It works event by event: orjson for input and output, a deque and compensated sums per key and
 width, a monotonic deque for the maximum, River's own pipeline. It does the same work as the
-pipeline it is compared with: messages are validated, ids are deduplicated, an event out of order gets the
-features as of its own time and counts for later ones, sums do not drift, and keys without events
-expire. Everything is in one operator with plain dicts as state, so that the engine costs almost
-nothing; that state can't be recovered or distributed over workers.
+pipeline it is compared with: messages are validated, ids are deduplicated, an event out of order
+gets the features as of its own time and counts for later ones, sums do not drift, and keys without
+events expire. Everything is in one operator with plain dicts as state, so that the engine costs
+almost nothing; that state can't be recovered or distributed over workers.
 """
 
 from __future__ import annotations

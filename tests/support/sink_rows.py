@@ -1,4 +1,4 @@
-"""Source rows whose outputs are known, as the flow would hand them to the sink."""
+"""Rows with known outputs, as the dataflow passes them to the sink."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MARKING = Marking(
 
 
 class Row(NamedTuple):
-    """A message that was read, and what the flow makes of it."""
+    """A message of the source and its outputs."""
 
     topic: str
     offset: int
@@ -51,7 +51,7 @@ def control(offset: int, **made: Any) -> Row:
 
 
 def messages_of(row: Row, partition: int, life: int) -> dict[str, list[Any]]:
-    """Output topic → what is published for a row; the contents differ from life to life."""
+    """Output topic → messages published for a row; their content differs between runs."""
     at = {"topic": row.topic, "partition": partition, "offset": row.offset}
     predictions = [
         Prediction(id=str(row.offset), ts=0, model="m", version=life, prediction=None, **at)
@@ -76,7 +76,7 @@ def _decision(action: str, life: int, at: dict[str, Any]) -> RolloutMessage:
 
 
 def outgoing(rows: Iterable[Row], partition: int = 0, life: int = 0) -> Outgoing:
-    """One item of what the flow makes of these rows."""
+    """One item for the sink, with the outputs of these rows."""
     messages: dict[str, list[bytes]] = {}
     marks: dict[str, Marks] = {}
     for topic in OUTPUTS:
@@ -94,7 +94,7 @@ def outgoing(rows: Iterable[Row], partition: int = 0, life: int = 0) -> Outgoing
 
 
 def expected(rows: Iterable[Row], partition: int = 0) -> Counter[tuple[Any, ...]]:
-    """How often each mark must be on the outputs."""
+    """How often each provenance must be on the outputs."""
     return Counter(
         (topic, *MARKING.mark(topic, each))
         for row in rows
@@ -104,7 +104,7 @@ def expected(rows: Iterable[Row], partition: int = 0) -> Counter[tuple[Any, ...]
 
 
 def on_outputs(values: dict[str, list[bytes]]) -> Counter[tuple[Any, ...]]:
-    """The same of what is published: topic → messages."""
+    """How often each provenance is on the outputs."""
     found: Counter[tuple[Any, ...]] = Counter()
     for topic, messages in values.items():
         for message in messages:
