@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from anabranch.dataflows.cli.display.progress import in_background
 from anabranch.dataflows.telemetry.logs import record, structured
 from anabranch.dataflows.telemetry.status import (
     Buckets,
@@ -75,15 +76,8 @@ class LiveStatus:
     @contextmanager
     def displayed(self) -> Iterator[None]:
         """Display the status while the ``with`` block runs."""
-        done = threading.Event()
-        show = self._show_live if self._console.is_terminal else self._show_lines
-        thread = threading.Thread(target=show, args=(done,), daemon=True)
-        thread.start()
-        try:
+        with in_background(self._show_live if self._console.is_terminal else self._show_lines):
             yield
-        finally:
-            done.set()
-            thread.join()
 
     def summary(self, elapsed_s: float | None = None) -> Status:
         """Print the final table, with the mean rate and latency of the whole run; return it."""
@@ -134,10 +128,10 @@ class LiveStatus:
 @contextmanager
 def compiling(console: Console) -> Iterator[None]:
     """Display that kernels are being compiled if the ``with`` block takes more than a second."""
-    started, done = time.monotonic(), threading.Event()
+    started = time.monotonic()
     text = "compiling kernels (only the first time on this machine, about half a minute) …"
 
-    def display() -> None:
+    def display(done: threading.Event) -> None:
         if done.wait(_SLOW_S):
             return
         if not console.is_terminal:
@@ -146,13 +140,8 @@ def compiling(console: Console) -> Iterator[None]:
         with console.status(text):
             done.wait()
 
-    thread = threading.Thread(target=display, daemon=True)
-    thread.start()
-    try:
+    with in_background(display):
         yield
-    finally:
-        done.set()
-        thread.join()
     seconds = time.monotonic() - started
     if seconds > _SLOW_S:
         console.print(f"kernels compiled in {seconds:.0f} s", highlight=False)

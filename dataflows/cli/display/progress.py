@@ -1,7 +1,8 @@
-"""Progress of a long check on stderr: bars on a terminal, else a line every ten seconds."""
+"""Displays progress on stderr: bars on a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,19 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from anabranch.dataflows.telemetry.logs import stderr_console
 
 _LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def in_background(display: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run ``display`` in a thread during the ``with`` block, which sets its event at the end."""
+    done = threading.Event()
+    thread = threading.Thread(target=display, args=(done,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.cli.display.live_status import compiling
+from anabranch.dataflows.cli.display.progress import in_background
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.replay.replay import (
     InterruptedReplayError,
@@ -49,7 +50,7 @@ def run_replay(pipeline: Pipeline, settings: ReplaySettings, bus: Bus | None, na
         warm(pipeline)
     started = time.monotonic()
     try:
-        with _progress(console, report):
+        with in_background(partial(_bar if console.is_terminal else _lines, console, report)):
             replay(pipeline, settings, bus, stop=interrupted, metrics=metrics, report=report)
     except InterruptedReplayError:
         typer.echo(f"interrupted after {_messages(report)}: nothing was written")
@@ -91,19 +92,6 @@ def summary(
 
 def _messages(report: ReplayReport) -> str:
     return f"{report.events:,} events and {report.labels:,} labels"
-
-
-@contextmanager
-def _progress(console: Console, report: ReplayReport) -> Iterator[None]:
-    done = threading.Event()
-    follow = _bar if console.is_terminal else _lines
-    thread = threading.Thread(target=follow, args=(console, report, done), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _bar(console: Console, report: ReplayReport, done: threading.Event) -> None:

@@ -186,7 +186,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["publish", "fraud.py", "rows.jsonl"], "no field 'card' in the first 1 lines of rows.jsonl"),
     (["publish", "boom.py", "rows.jsonl", "--labels", "rows.jsonl"], "leave out --labels"),
     (["publish", "--dataset", "Nope"], "River has no data set 'Nope'"),
-    (["publish", "--dataset", "Phishing", "--rate", "0"], "--rate 0 can't be kept"),
+    (["publish", "--dataset", "Phishing", "--rate", "0"], "--rate 0 is not possible"),
     (["publish", "--dataset", "Phishing", "--rate", "1", "--speedup", "1"], "choose one of them"),
     (["publish", "--dataset", "Phishing", "--bus", "redis://x"], "'redis://x' is not a bus"),
     (["publish", "--dataset", "Phishing", "--bus-set", "x"], "must be written KEY=VALUE"),

@@ -70,7 +70,9 @@ def test_a_newcomer_replays_a_topic_and_runs_on(tmp_path: Path, call: Call) -> N
     assert lines[1] == f"rows.parquet: {len(rows):,} rows, {rows['label'].count():,} with a label"
     assert lines[2].startswith("quality: ROC AUC ")
     assert lines[3].startswith(f"{events - len(rows)} dead letters ({events - len(rows)} duplicate")
-    assert lines[4] == f"kept: goes on from {EVENTS} 0 at {events:,}, {LABELS} 0 at {labels:,}"
+    assert (
+        lines[4] == f"kept: a run continues from {EVENTS} 0 at {events:,}, {LABELS} 0 at {labels:,}"
+    )
     assert lines[5] == "next: anabranch run payments --state kept"
     publish(f"sqlite:{tmp_path / 'bus'}", rest)
     done = call("run", "payments", "--state", "kept", "--until-end", *bus)
@@ -209,16 +211,16 @@ def test_a_file_that_can_not_be_used_is_one_sentence_and_leaves_nothing(
         (("--from", "e.jsonl", "--dead-letters", "no/d.jsonl"), ["no/d.jsonl", "does not exist"]),
         (("--from", "e.jsonl", "--labels", "bad.csv"), ["no column 'fraud' in bad.csv"]),
         (("--from", "old.events", "--bus", "sqlite:bus"), ["topic 'old.events' does not exist"]),
-        (("--from", "e.jsonl", "--continue-at", "latest"), ["--continue-at is for --state"]),
+        (("--from", "e.jsonl", "--continue-at", "latest"), ["--continue-at needs --state"]),
         (
             ("--from", "e.jsonl", "--bus", "sqlite:bus", "--state", "state"),
-            ["nobody knows which messages of payments.events", "--continue-at earliest"],
+            ["it is unknown which messages of payments.events", "--continue-at earliest"],
         ),
         (
             ("--from", EVENTS, "--bus", "sqlite:bus", "--state", "s", "--continue-at", "latest"),
             ["--continue-at is not needed"],
         ),
-        (("--from", EVENTS, "--bus", "sqlite:bus", "--state", "full"), ["full is there already"]),
+        (("--from", EVENTS, "--bus", "sqlite:bus", "--state", "full"), ["full exists already"]),
         (
             ("--from", "far.parquet", "--labels", LABELS, "--bus", "sqlite:bus", "--state", "s"),
             ["far.parquet ends at offset 90,001", "another topic"],

@@ -129,7 +129,7 @@ def test_a_start_with_the_same_command_goes_on(parts: Parts) -> None:
     predictions = parts.predictions("second")
     again = parts.run("second", "new", *BEGIN)
     went_well(again)
-    assert "going on from generation" in again.err
+    assert "resuming from generation" in again.err
     shutil.rmtree(parts.directory / "old")  # it has all that it needs
     went_well(parts.run("second", "new", *BEGIN))
     went_well(parts.run("second", "new"))
@@ -191,9 +191,9 @@ def test_what_can_not_begin_is_one_sentence(parts: Parts) -> None:
     refused(parts.run("second", "new", "--model", "half@1"), "there is no model 'half@1'")
     refused(parts.run("second", "new", "--model", "half", "--registry", "old"), "half@VERSION")
     refused(parts.run("second", "new", "--model", "half@2", "--registry", "old"), "it has half@1")
-    refused(parts.run("second", "new", "--registry", "old"), "name it with --model NAME@VERSION")
+    refused(parts.run("second", "new", "--registry", "old"), "without --model NAME@VERSION")
     refused(
-        parts.call("run", "parts.py", "--no-state", "--model", "half@1"), "leave out --no-state"
+        parts.call("run", "parts.py", "--no-state", "--model", "half@1"), "--no-state contradict"
     )
     for model in (FOREST, COMPILED.replace("0.05", "0.06"), "naive_bayes.GaussianNB()"):
         parts.declare(model)

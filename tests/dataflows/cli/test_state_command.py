@@ -35,13 +35,13 @@ def test_it_tells_how_far_the_state_is_and_what_it_holds(kept: Kept) -> None:
     done = kept.call("state", "state")
     went_well(done)
     assert "pipeline trades, generation" in done.out
-    assert "in use by nobody" in done.out
-    assert "windows laid out for one worker, 3 input partitions" in done.out
+    assert ", not in use" in done.out
+    assert "windows partitioned for one worker, 3 input partitions" in done.out
     for name in ("trades.events", "trades.labels", "intake-0", "windows", "models"):
         assert name in done.out
     whole = kept.call("state", "state", "--verify")
     went_well(whole)
-    assert "5 places read and checked: all is whole" in whole.out
+    assert "5 state partitions verified: no damage found" in whole.out
 
 
 def test_as_json_it_is_one_object_with_all_of_it(kept: Kept) -> None:
@@ -70,7 +70,7 @@ def test_what_is_damaged_or_missing_is_named(kept: Kept, tmp_path: Path) -> None
         file = max(tables, key=lambda each: each.stat().st_size)
         content = file.read_bytes()
         file.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])
-        refused(kept.call("state", "state", "--verify"), "state is not whole", place)
+        refused(kept.call("state", "state", "--verify"), "state is damaged", place)
         file.write_bytes(content)
         (kept.state / place).rename(tmp_path / "away")
         refused(kept.call("state", "state"), f"lacks its place {Path(place).name}")
@@ -111,7 +111,7 @@ def test_one_of_several_workers_and_strangers_beside_the_places(kept: Kept) -> N
     (kept.state / "layout-2" / "windows-1.bak").mkdir()
     done = kept.call("state", "state", "--verify")
     went_well(done)
-    assert "windows laid out for 8 shards" in done.out
+    assert "windows partitioned for 8 shards" in done.out
     names = [
         place["name"] for place in json.loads(kept.call("state", "state", "--json").out)["places"]
     ]

@@ -216,7 +216,7 @@ def test_features_only_are_those_of_a_whole_replay_and_leave_no_state(tmp_path: 
     only, _, found = replayed(tmp_path / "only", frame, features_only=True)
     assert_frame_equal(only, whole.drop("model", "version", "prediction", "score_"))
     assert (found.rows, found.labelled) == (told.rows, told.labelled) == (400, 400)
-    with pytest.raises(InputError, match="leaves no state"):
+    with pytest.raises(InputError, match="can't write a state"):
         replayed(tmp_path / "state", frame, features_only=True, state=tmp_path / "s")
 
 

@@ -338,7 +338,7 @@ def test_with_state_killed_workers_and_a_killed_supervisor_cost_nothing(tmp_path
         publish(bus, rows[160:])
         third = run_cluster(path, "--start-offset", "latest")
         assert third.returncode == 0, third.stderr
-        assert "going on from generation" in third.stderr
+        assert "resuming from generation" in third.stderr
         assert "--start-offset latest is ignored" in third.stderr
         check_predictions(bus, rows)
         assert running(path) == []

@@ -121,7 +121,7 @@ def test_each_partition_of_the_log_has_a_span_of_its_own():
 
 
 def test_nothing_in_common_is_a_mistake():
-    with pytest.raises(InputError, match=r"^no row of log is about an event of events"):
+    with pytest.raises(InputError, match=r"^no row of log belongs to an event of events"):
         report({("a", 0, 0): 1.0}, {("b", 0, 5): 1.0})
 
 
