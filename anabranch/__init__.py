@@ -1,8 +1,9 @@
 """Real-time machine learning on event streams: the public API.
 
-Everything that a pipeline's file or a program beside it needs is importable from here: the
-declaration, the messages that a run publishes, errors, the buses and the model registry. Nothing
-below is loaded before it is asked for, so that importing this package costs next to nothing.
+Everything that a pipeline file, or a program beside it, needs is importable from here: the
+declaration, the typed messages that a run publishes and `read_outputs` to read them, errors, the
+buses and the model registry. A name is loaded when it is first used, so importing this package is
+cheap.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
     from anabranch.dataflows.bus import open_bus
     from anabranch.dataflows.bus.memory import MemoryBus
     from anabranch.dataflows.declaration.features import (
+        count_distinct,
         day_of_week,
         decayed,
-        distinct,
         field,
         hashed,
         hour_of_day,
@@ -25,21 +26,40 @@ if TYPE_CHECKING:
         target,
         window,
     )
+    from anabranch.dataflows.declaration.output_topics import (
+        OutputReader,
+        read_outputs,
+    )
     from anabranch.dataflows.declaration.pipeline import Pipeline
     from anabranch.dataflows.messages.inputs import (
-        DeadLetter,
         Delayed,
-        DriftSignal,
         Event,
+        Inline,
         Label,
-        Prediction,
-        Ranking,
-        RolloutMessage,
         inline,
     )
-    from anabranch.models.drift.declarations import Distributions, Seasonal, Sliding
+    from anabranch.dataflows.messages.outputs import (
+        Cause,
+        ComparedModels,
+        DeadLetter,
+        DriftSignal,
+        Moved,
+        Prediction,
+        Ranked,
+        Ranking,
+        RolloutMessage,
+    )
+    from anabranch.models.drift.declarations import (
+        Distributions,
+        Seasonal,
+        Sliding,
+    )
     from anabranch.models.drift.detectors import monitor
-    from anabranch.models.learners.imbalance import class_weights, oversample, undersample
+    from anabranch.models.learners.imbalance import (
+        class_weights,
+        oversample,
+        undersample,
+    )
     from anabranch.models.metrics.slices import slice_by
     from anabranch.models.registry.registry import Registry
     from anabranch.models.rollout.challenger import Challenger
@@ -63,9 +83,9 @@ _PUBLIC = {
     "anabranch.dataflows.bus": ("open_bus",),
     "anabranch.dataflows.bus.memory": ("MemoryBus",),
     "anabranch.dataflows.declaration.features": (
+        "count_distinct",
         "day_of_week",
         "decayed",
-        "distinct",
         "field",
         "hashed",
         "hour_of_day",
@@ -74,21 +94,40 @@ _PUBLIC = {
         "target",
         "window",
     ),
+    "anabranch.dataflows.declaration.output_topics": (
+        "OutputReader",
+        "read_outputs",
+    ),
     "anabranch.dataflows.declaration.pipeline": ("Pipeline",),
     "anabranch.dataflows.messages.inputs": (
-        "DeadLetter",
         "Delayed",
-        "DriftSignal",
         "Event",
+        "Inline",
         "Label",
-        "Prediction",
-        "Ranking",
-        "RolloutMessage",
         "inline",
     ),
-    "anabranch.models.drift.declarations": ("Distributions", "Seasonal", "Sliding"),
+    "anabranch.dataflows.messages.outputs": (
+        "Cause",
+        "ComparedModels",
+        "DeadLetter",
+        "DriftSignal",
+        "Moved",
+        "Prediction",
+        "Ranked",
+        "Ranking",
+        "RolloutMessage",
+    ),
+    "anabranch.models.drift.declarations": (
+        "Distributions",
+        "Seasonal",
+        "Sliding",
+    ),
     "anabranch.models.drift.detectors": ("monitor",),
-    "anabranch.models.learners.imbalance": ("class_weights", "oversample", "undersample"),
+    "anabranch.models.learners.imbalance": (
+        "class_weights",
+        "oversample",
+        "undersample",
+    ),
     "anabranch.models.metrics.slices": ("slice_by",),
     "anabranch.models.registry.registry": ("Registry",),
     "anabranch.models.rollout.challenger": ("Challenger",),
@@ -116,7 +155,9 @@ __all__ = [
     "Bandit",
     "BusError",
     "Canary",
+    "Cause",
     "Challenger",
+    "ComparedModels",
     "DeadLetter",
     "DeclarationError",
     "Delayed",
@@ -124,12 +165,16 @@ __all__ = [
     "DriftSignal",
     "Event",
     "Guardrails",
+    "Inline",
     "InputError",
     "Interleave",
     "Label",
     "MemoryBus",
+    "Moved",
+    "OutputReader",
     "Pipeline",
     "Prediction",
+    "Ranked",
     "Ranking",
     "Registry",
     "RolloutMessage",
@@ -138,9 +183,9 @@ __all__ = [
     "Sliding",
     "StateError",
     "class_weights",
+    "count_distinct",
     "day_of_week",
     "decayed",
-    "distinct",
     "field",
     "hashed",
     "hour_of_day",
@@ -149,6 +194,7 @@ __all__ = [
     "one_hot",
     "open_bus",
     "oversample",
+    "read_outputs",
     "since_last",
     "slice_by",
     "target",
@@ -158,6 +204,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "distinct":
+        from anabranch.state.errors import DeclarationError
+
+        raise DeclarationError("distinct(…) is now called count_distinct(…)")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_MODULE_OF[name]), name)

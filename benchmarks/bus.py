@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
-from anabranch.dataflows.declaration.pipeline import Topics
+from anabranch.dataflows.declaration.declaration import Topics
 from benchmarks.echo import echo_between, measure
 from benchmarks.pipeline_program import PAYMENTS, pipeline_between
 from benchmarks.report import Report, Target

@@ -4,7 +4,7 @@ How such a comparison can mislead, and what is done about it:
 
 * A test that errs less often than it may, and therefore is slow, or the other way round. Both are
   measured on the same tests with the same settings: the defaults of the classes, without clipping,
-  as a pipeline has them for bounded losses unless it declares a scale.
+  as a pipeline has them for bounded losses unless it declares `clip=`.
 * Models that are easy to tell apart. The two here are calibrated and share nearly all of their
   noise; equal ones still differ at every event.
 * A weak competitor. The fixed-horizon test knows the effect and the variance beforehand, and is
@@ -47,12 +47,12 @@ RAMP = (0.01, 0.05, 0.25, 0.50)
 F64 = NDArray[np.float64]
 Arms = NDArray[np.int8]
 
-UNCUT = "paired, scale=0.25, bound=1"
-"""Scale of the test on unclipped differences: their bound is four times it."""
+UNCUT = "paired, clip=0.25, bound=1"
+"""Scale of the test on unclipped differences: their bound is four times its clip."""
 PAIRED: dict[str, Callable[..., PairedEvidence]] = {
     "paired": PairedEvidence,
-    UNCUT: partial(PairedEvidence, scale=0.25, bound=1.0),
-    "paired, scale=1 (nothing cut)": partial(PairedEvidence, scale=1.0, bound=1.0),
+    UNCUT: partial(PairedEvidence, clip=0.25, bound=1.0),
+    "paired, clip=1 (nothing cut)": partial(PairedEvidence, clip=1.0, bound=1.0),
     "paired, asymptotic": partial(PairedEvidence, method="asymptotic"),
 }
 TWO_SAMPLES: dict[str, Callable[[], TwoSampleEvidence]] = {

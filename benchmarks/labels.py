@@ -27,10 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.learners.learner import Task
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.label_join import LabelJoin
 from anabranch.models.prequential.label_windows import LabelWindows
 from anabranch.models.prequential.outcome import CONTRADICTS, DUPLICATE, LATE, UNKNOWN_ID
-from anabranch.state.labels.label_rules import MOST_SETTLED, LabelRules
+from anabranch.state.labels.label_rules import MAX_RESOLVED, LabelRules
 from anabranch.state.windows.specs import WindowSpec
 from benchmarks.report import Report, Target
 
@@ -42,6 +43,7 @@ WAITING = (10_000, 100_000, 1_000_000)
 BATCHES = (10, 100, 1000)
 _ROUND = 4_000  # labels
 _NONE, _NO_ROWS = np.empty(0, np.int64), np.empty((0, WIDTH))
+_NO_LABELS = LabelBatch([], [], _NONE)
 
 Found = list[tuple[str, Any]]
 """Results of labels and timeouts: what happened, and to which event (by its first feature)."""
@@ -69,37 +71,36 @@ class Contender(Protocol):
 class Ours:
     """The join that pipelines use."""
 
-    def __init__(self, wait_ms: int = WAIT_MS) -> None:
-        rules = LabelRules(wait_ms=wait_ms)
-        self.join = LabelJoin(WIDTH, Task.BINARY, rules, otherwise=False)
+    def __init__(self, timeout_ms: int = WAIT_MS) -> None:
+        rules = LabelRules(timeout_ms=timeout_ms)
+        self.join = LabelJoin(WIDTH, Task.BINARY, rules, default=False)
 
     def column(self, values: list[Any]) -> Any:
         return np.array(values)
 
     def events(self, ids: list[str], times: Any, features: F64) -> Any:
-        return self.join.join(ids, times, features, [], [], _NONE, np.arange(len(ids)), None, None)
+        return self.join.join(EventBatch(features, times, ids), _NO_LABELS, np.arange(len(ids)))
 
     def labels(self, ids: list[str], times: Any, values: Any) -> Any:
-        return self.join.join(
-            [], _NONE, _NO_ROWS, ids, values, times, np.arange(len(ids)), None, None
-        )
+        labels = LabelBatch(ids, values, times)
+        return self.join.join(EventBatch(_NO_ROWS, _NONE), labels, np.arange(len(ids)))
 
     def __len__(self) -> int:
         return len(self.join.pending)
 
     def found(self, of: Any) -> Found:
-        rows = of.row[of.taught]
+        rows = of.row[of.scored_steps]
         served = self.join.pending.features[rows, 0].tolist()
-        taught = zip(of.target[of.taught].tolist(), served, strict=True)
+        taught = zip(of.target[of.scored_steps].tolist(), served, strict=True)
         found: Found = [(f"learns {target:g}", event) for target, event in taught]
-        return found + [(why, label) for label, why in of.refused_labels]
+        return found + [(why, label) for label, why in of.rejected_labels]
 
 
 class OursWithWindows(Ours):
     """The join, with windows over the labels of each merchant."""
 
-    def __init__(self, wait_ms: int = WAIT_MS) -> None:
-        super().__init__(wait_ms)
+    def __init__(self, timeout_ms: int = WAIT_MS) -> None:
+        super().__init__(timeout_ms)
         spec = WindowSpec("target", (WAIT_MS // 7, WAIT_MS), ("count", "mean"))
         self._windows = LabelWindows({"merchant": [(spec, slice(0, 4))]}, 600_000)
         self._merchants = [f"merchant-{number * number % 1009}" for number in range(10_000)]
@@ -121,8 +122,8 @@ class Baseline:
     Events arrive in order of their times, so the queue needs no heap.
     """
 
-    def __init__(self, wait_ms: int = WAIT_MS) -> None:
-        self._wait_ms = wait_ms
+    def __init__(self, timeout_ms: int = WAIT_MS) -> None:
+        self._wait_ms = timeout_ms
         self._waiting: dict[str, tuple[int, F64]] = {}
         self._due: deque[tuple[int, str]] = deque()
         self._settled: dict[str, tuple[bool, float]] = {}  # whether by a label, and which
@@ -181,7 +182,7 @@ class Baseline:
             del self._settled[self._order.popleft()[1]]
 
     def _settle(self, id: str, by_label: bool, value: float) -> None:
-        if len(self._order) == MOST_SETTLED:
+        if len(self._order) == MAX_RESOLVED:
             del self._settled[self._order.popleft()[1]]
         self._settled[id] = by_label, value
         self._order.append((self._now, id))
@@ -202,7 +203,7 @@ def check_agreement(events: int = 4_000) -> None:
     results = []
     for make in CONTESTANTS.values():
         random = np.random.default_rng(5)
-        contender = make(wait_ms=1_000)
+        contender = make(timeout_ms=1_000)
         found: Found = []
         for start in range(0, events, 50):
             ids, times = _events(start, 50)
@@ -281,7 +282,7 @@ def _windows_rows(labels: int) -> list[dict[str, Any]]:
 def _notes(labels: int) -> list[str]:
     return [
         f"best of {labels // _ROUND} rounds of {_ROUND:,} labels, each for any of those that wait; "
-        f"{MOST_SETTLED:,} ids are remembered after their label; {WIDTH} features",
+        f"{MAX_RESOLVED:,} ids are remembered after their label; {WIDTH} features",
         "a label includes the hash of its id and the check of its value; it does not include what "
         "the model learns",
         "label windows: of 1,009 merchants over 1 and 7 days, count and mean; 100,000 wait",
@@ -300,7 +301,7 @@ class _Bench:
         self._features = np.ones((1000, WIDTH))
         self._add(waiting)
         # So many labels that each new one expires an old one.
-        while self._next < waiting + MOST_SETTLED:
+        while self._next < waiting + MAX_RESOLVED:
             self._judge(10_000, 1000)
 
     def labels_us(self, labels: int, batch: int) -> float:

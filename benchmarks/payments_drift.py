@@ -50,7 +50,7 @@ def pipeline(on_drift: bool) -> Pipeline:
         return declared
     return replace(
         declared,
-        on_drift=Challenger(fresh=model(), warm=2000, grace=1000),
+        on_drift=Challenger(model=model(), warmup_rows=2000, burn_in=1000),
         rollout=Canary(alpha=0.05),
     )
 

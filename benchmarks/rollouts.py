@@ -24,11 +24,13 @@ from river import linear_model, optim, preprocessing
 
 from anabranch.models.learners.learner import Learner, Predictions, Task
 from anabranch.models.learners.linear import learner_for
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import Canary, Guardrails, Policy, Shadow
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from benchmarks.payments_drift import drifted_day
 from benchmarks.report import Report, Target
 
@@ -93,37 +95,41 @@ def stream(events: int, seed: int = 1) -> tuple[F64, F64]:
 def step(policy: Policy, **challengers: Any) -> Prequential:
     deployment = Deployment("champion", list(challengers), policy, Task.BINARY, "benchmark")
     learners = {"champion": learner(), **challengers}
-    return Prequential(learners, rollouts=Rollouts(deployment, Task.BINARY))
+    return Prequential(learners, PrequentialSettings(rollouts=Serving(deployment, Task.BINARY)))
 
 
 def feed(to: Prequential, features: F64, values: F64, first: int, end: int) -> Any:
     """Process the events `first` to before `end`, each followed by the label of an earlier one."""
     ids = [f"e{i}" for i in range(first, end)]
-    judged = np.arange(max(first - DELAY, 0), end - DELAY) if end > DELAY else np.arange(0)
+    labelled = np.arange(max(first - DELAY, 0), end - DELAY) if end > DELAY else np.arange(0)
     count = end - first
-    order = np.arange(count + judged.size)
-    if judged.size:
-        lead = count - judged.size
+    order = np.arange(count + labelled.size)
+    if labelled.size:
+        lead = count - labelled.size
         order[lead:] = np.stack(
-            [np.arange(lead, count), np.arange(count, count + judged.size)], axis=1
-        ).ravel()[: judged.size + count - lead]
+            [np.arange(lead, count), np.arange(count, count + labelled.size)], axis=1
+        ).ravel()[: labelled.size + count - lead]
     return to.run(
-        ids=ids,
-        features=features[first:end],
-        times=np.arange(first, end) * 1000,
-        label_ids=[f"e{i}" for i in judged.tolist()],
-        label_values=values[judged],
-        label_times=(judged + DELAY) * 1000,
+        EventBatch(
+            features=features[first:end],
+            times=np.arange(first, end) * 1000,
+            ids=ids,
+            keys=[f"user{i * 7919 % 100_003}" for i in range(first, end)],
+        ),
+        LabelBatch(
+            ids=[f"e{i}" for i in labelled.tolist()],
+            values=values[labelled],
+            times=(labelled + DELAY) * 1000,
+        ),
         order=order,
-        keys=[f"user{i * 7919 % 100_003}" for i in range(first, end)],
-    ).answered
+    ).served
 
 
 def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[str, Any]:
     """One challenger that breaks in the middle of its first step, at 1 % of the keys."""
     features, values = stream(events)
     rails = Guardrails(latency_us=_SLOW_US / 2) if name == "becomes slow" else Guardrails()
-    policy = Canary(steps=(0.01, 0.5, 1.0), hold="10d", guardrails=rails, min_effect=0.0)
+    policy = Canary(steps=(0.01, 0.5, 1.0), min_duration="10d", guardrails=rails, min_effect=0.0)
     breaks = events // 2
     to = step(policy, bad=Breaks(breaks - DELAY, how))
     served = before = 0
@@ -138,7 +144,7 @@ def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[st
                 count = min(first + BATCH, events) - first
                 event = row if row < count else row - count + max(first - DELAY, 0) - first + DELAY
                 ended = first + event
-                why = decision.why
+                reason = decision.reason
     if ended is None:
         return {"challenger": name, "events until rolled back": math.nan, "bad predictions": 1.0}
     bad = served - before
@@ -147,7 +153,7 @@ def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[st
         "events until rolled back": ended - breaks + 1,
         "bad predictions served": bad,
         "share of all traffic": bad / events,
-        "why": why,
+        "reason": reason,
     }
 
 
@@ -159,7 +165,7 @@ def cost(events: int, rounds: int) -> list[dict[str, Any]]:
     shadows = (0, 1, 4)
     for _ in range(rounds):
         for place, count in enumerate(shadows):
-            policy = Shadow(report=10**9, guardrails=Guardrails(loss_ratio=1e9), alpha=1e-6)
+            policy = Shadow(report_every=10**9, guardrails=Guardrails(loss_ratio=1e9), alpha=1e-6)
             to = step(policy, **{f"s{i}": learner() for i in range(count)})
             for first in range(0, 4 * BATCH, BATCH):
                 feed(to, features, values, first, first + BATCH)

@@ -48,7 +48,7 @@ def _round(
     reader.add({TopicPartition(topic, 0): 0})
     metrics = WorkerMetrics(pipeline.name)
     decoder, encoder = BatchDecoder(pipeline), Encoder(pipeline)
-    admission = Admission(topic, pipeline.lateness, pipeline.duplicates)
+    admission = Admission(topic, pipeline.allowed_lateness, pipeline.dedup_window)
     windows, models = WindowStep(pipeline, metrics), ModelStep(pipeline, metrics)
     keys = {entity: KeySlots() for entity in pipeline.entities}
     clock = _Clock()

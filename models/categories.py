@@ -1,4 +1,4 @@
-"""The values of a field by number: the first so many that come; all others share one number."""
+"""Integer codes for the values of a categorical field; values beyond a limit share one code."""
 
 from __future__ import annotations
 
@@ -9,62 +9,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 OTHER = "other"
-"""What those without a number of their own are called together."""
+"""The name of all values without a code of their own."""
 
-_LONGEST = 100
+_MAX_LENGTH = 100
 
 
-class Vocabulary:
-    """Numbers values of text, booleans and null in the order in which they come.
+class Categories:
+    """Assigns codes to values of text, booleans and null, in the order in which they appear.
 
-    It never forgets one. A text of more than 100 characters gets no number.
+    A code is never reassigned. A text of more than 100 characters gets no code of its own.
 
     Args:
-        most: how many get a number, from 0 on. Any other value is `most`.
-        names: those that have one from the start.
+        capacity: number of values with a code of their own, from 0 on. All others have the code
+            `capacity`.
+        names: values that have a code from the start.
 
     Attributes:
-        names: of the numbered values: a text as it is, else as JSON writes it.
+        capacity: as given.
+        names: by code: a text as it is, other values as JSON writes them.
 
-    >>> countries = Vocabulary(2)
+    >>> countries = Categories(2)
     >>> countries.codes(["US", None, "FR", "US"])
     array([0, 1, 2, 0])
     >>> countries.names, countries.name(2)
     (['US', 'null'], 'other')
     """
 
-    def __init__(self, most: int, names: Iterable[str] = ()) -> None:
-        self.most = most
+    def __init__(self, capacity: int, names: Iterable[str] = ()) -> None:
+        self.capacity = capacity
         self.names = list(names)
-        self._numbers: dict[Any, int] = {}  # by the value as it comes
+        self._codes: dict[Any, int] = {}  # by the value as it is in the event
 
     def codes(self, values: Sequence[Any], order: NDArray[np.int64] | None = None) -> Any:
-        """The number of each value, `(rows,) int64`.
+        """The code of each value, `(rows,) int64`.
 
         Args:
-            values: of the rows.
-            order: in which they come, by row; what is no row in it is passed over. By default as
-                they are given.
+            values: one per row.
+            order: row indices in the order in which new values are assigned codes; indices beyond
+                the rows are skipped. By default the order of the rows.
         """
-        found: list[Any] = list(map(self._numbers.get, values))
-        if None in found:
-            turns = range(len(values)) if order is None else order[order < len(values)].tolist()
-            for row in turns:
-                if found[row] is None:
-                    found[row] = self._number(values[row])
-        return np.array(found, np.int64)
+        codes: list[Any] = list(map(self._codes.get, values))
+        if None in codes:
+            rows = range(len(values)) if order is None else order[order < len(values)].tolist()
+            for row in rows:
+                if codes[row] is None:
+                    codes[row] = self._code(values[row])
+        return np.array(codes, np.int64)
 
     def name(self, code: int) -> str:
-        """What a number stands for."""
+        """The name of the value, or of all values, with this code."""
         return self.names[code] if code < len(self.names) else OTHER
 
-    def _number(self, value: Any) -> int:
+    def _code(self, value: Any) -> int:
         name = text_of(value)
         if name not in self.names:
-            if len(self.names) == self.most or len(name) > _LONGEST or name == OTHER:
-                return self.most
+            if len(self.names) == self.capacity or len(name) > _MAX_LENGTH or name == OTHER:
+                return self.capacity
             self.names.append(name)
-        return self._numbers.setdefault(value, self.names.index(name))
+        return self._codes.setdefault(value, self.names.index(name))
 
 
 def text_of(value: Any) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.taking import take_rows
 from anabranch.dataflows.messages.control import Control
-from anabranch.dataflows.messages.inputs import DeadLetter
+from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.state.arrays import extent
 
 

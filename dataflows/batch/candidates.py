@@ -49,13 +49,13 @@ class Candidates:
         self._numbers = [
             name
             for name in pipeline.read_fields
-            if fields[name].several and fields[name].kind == "number"
+            if fields[name].is_list and fields[name].kind == "number"
         ]
-        self._lists = {name for name in pipeline.read_fields if fields[name].several}
+        self._lists = {name for name in pipeline.read_fields if fields[name].is_list}
         self._lists.add(self._field)
         self._row_features = list(pipeline.row_features)
         self._width = len(pipeline.columns)
-        self._controlled = pipeline.controlled
+        self._controlled = pipeline.has_rollouts
 
     def check(self, batch: Batch) -> Batch:
         """The batch without events that can't be ranked, which are dead letters.

@@ -6,7 +6,7 @@ import base64
 from typing import TypedDict
 
 from anabranch.dataflows.batch.batch import RawRows
-from anabranch.dataflows.messages.inputs import DeadLetter
+from anabranch.dataflows.messages.outputs import DeadLetter
 
 
 def dead_letter(rows: RawRows, row: int, reason: str, detail: str) -> DeadLetter:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import RawBatch
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.inputs import Cause
+from anabranch.dataflows.messages.outputs import Cause
 
 I64 = NDArray[np.int64]
 
@@ -48,7 +48,7 @@ class Marking:
             topics.drift: ("subject", "detector"),
             topics.dead_letters: ("reason",),
         }
-        if pipeline.controlled:
+        if pipeline.has_rollouts:
             fields[topics.rollouts] = ("action", "challenger", "rollout")
         return cls(pipeline.inputs, fields)
 

@@ -114,7 +114,7 @@ def _from_files(
     from anabranch.producers.files.formats import count_rows
 
     pipeline = load_pipeline(name)
-    if labels is not None and not pipeline.labels_apart:
+    if labels is not None and not pipeline.has_label_topic:
         raise InputError(
             f"the labels of pipeline {pipeline.name!r} are in its events: leave out --labels"
         )

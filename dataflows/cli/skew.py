@@ -159,7 +159,7 @@ def skew(
             raise InputError(
                 f"pipeline {declared.name!r} ranks candidates, whose features can't be recomputed"
             )
-        if declared.labels_apart and declared.label_windows:
+        if declared.has_label_topic and declared.label_windows:
             labels = labels or declared.topics.labels
         elif labels is not None:
             raise InputError(

@@ -1,10 +1,11 @@
-"""What a pipeline may declare as features.
+"""The features that a pipeline may declare.
 
-Row features (`field`, `hour_of_day`, `day_of_week`, `one_hot`, `hashed`) are made of the event
-alone. Window features (`window`, `since_last`, `distinct`, `decayed`) are made of what happened to
-an entity before; their state is in `state.windows.entity_state`. A window of `target()` is made of
-the labels of an entity as they came (`models.prequential.label_windows`). Every declaration names
-its columns, which are the names that the model, the predictions and the monitors know them by.
+Row features (`field`, `hour_of_day`, `day_of_week`, `one_hot`, `hashed`) are computed from the
+event alone. Window features (`window`, `since_last`, `count_distinct`, `decayed`) are computed from
+an entity's earlier events, whose state is in `state.windows.entity_state`. A window of `target()`
+is computed from the labels of an entity's events as they arrive; its state is in
+`models.prequential.label_windows`. Each feature names its columns; the model, the predictions and
+the monitors use those names.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from anabranch.state.durations import parse_duration_ms
 from anabranch.state.errors import DeclarationError
 from anabranch.state.keys.hashing import hash64
 from anabranch.state.keys.text_dictionary import CodedTexts
+from anabranch.state.renamed import renamed
 from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, Spec, WindowSpec
 
 Columns = Mapping[str, Any]
-"""Field name → one value per row: a list, or what `TypedRows` has."""
+"""Field name → one value per row: a list, or a column of `batch.typed_rows`."""
 
 TARGET = "target"
-"""What columns of label windows call the label."""
+"""The name of the label in the columns of label windows."""
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -35,20 +37,26 @@ _THURSDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 
 
 class RowFeature(Protocol):
-    """A feature made of the event alone."""
+    """A feature that is computed from the event alone."""
 
     @property
     def field(self) -> str:
-        """The field that it reads."""
+        """The event's field that it reads."""
 
     def columns(self) -> list[str]:
-        """The names of the columns that it fills."""
+        """The names of its columns."""
 
     def check(self, schema: Schema) -> None:
-        """Raise DeclarationError unless the event type has what this needs."""
+        """Raise DeclarationError if the event type lacks a field that this needs."""
 
     def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
-        """Write this feature's columns of ``out``, ``(rows, columns) float64``."""
+        """Compute the feature for a batch.
+
+        Args:
+            out: `(rows, columns) float64`, overwritten.
+            times: `(rows,) int64` event times, epoch ms.
+            columns: the batch's values by field.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +64,25 @@ class NumberField:
     """See `field`."""
 
     field: str
-    missing: float | None = None
+    fill_null: float | None = None
 
     def columns(self) -> list[str]:
         return [self.field]
 
     def check(self, schema: Schema) -> None:
-        found = schema.require(self.field, ("number", "boolean"), f"field({self.field!r})")
-        if found.optional and self.missing is None:
+        declared = schema.require(self.field, ("number", "boolean"), f"field({self.field!r})")
+        if declared.optional and self.fill_null is None:
             raise DeclarationError(
-                f"field({self.field!r}) may be null in {schema.type_name}: say what stands for it, "
-                f"for example field({self.field!r}, missing=0.0)"
+                f"field({self.field!r}) may be null in {schema.type_name}: give the value to use "
+                f"instead, for example field({self.field!r}, fill_null=0.0)"
             )
 
     def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
         values = columns[self.field]
-        if self.missing is not None and isinstance(values, np.ndarray):
-            values = np.where(np.isnan(values), self.missing, values)
-        elif self.missing is not None:
-            values = [self.missing if value is None else value for value in values]
+        if self.fill_null is not None and isinstance(values, np.ndarray):
+            values = np.where(np.isnan(values), self.fill_null, values)
+        elif self.fill_null is not None:
+            values = [self.fill_null if value is None else value for value in values]
         out[:, 0] = values
 
 
@@ -131,16 +139,16 @@ class OneHot:
     def check(self, schema: Schema) -> None:
         schema.require(self.field, ("text", "number", "boolean"), f"one_hot({self.field!r})")
         if not self.values or len(set(self.values)) != len(self.values):
-            raise DeclarationError(f"one_hot({self.field!r}) needs values, each of them once")
+            raise DeclarationError(f"one_hot({self.field!r}) needs values, none of them twice")
 
     def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
-        place = {value: column for column, value in enumerate(self.values)}
+        column_of = {value: column for column, value in enumerate(self.values)}
         values = columns[self.field]
         if isinstance(values, CodedTexts):
-            distinct, which = values.distinct()
-            codes = np.array([place.get(value, -1) for value in distinct])[which]
+            unique, inverse = values.distinct()
+            codes = np.array([column_of.get(value, -1) for value in unique])[inverse]
         else:
-            codes = np.array([place.get(value, -1) for value in values])
+            codes = np.array([column_of.get(value, -1) for value in values])
         out[:] = codes[:, None] == np.arange(len(self.values))
 
 
@@ -166,7 +174,15 @@ class Hashed:
 
 @dataclass(frozen=True, slots=True)
 class EntityFeature:
-    """A feature made of what happened to an entity: the field that names it, and what is kept."""
+    """A feature that is computed from an entity's earlier events.
+
+    Attributes:
+        entity: the field that names the entity.
+        spec: what is computed, and over which windows.
+        value: the field whose values enter; None where events are only counted or timed.
+        text_value: whether that is a text field.
+        label: what errors call the feature, such as ``window(card)``.
+    """
 
     entity: str
     spec: Spec
@@ -175,14 +191,14 @@ class EntityFeature:
     label: str
 
     def columns(self) -> list[str]:
-        """The names of its columns, the entity's name first."""
+        """The names of its columns, which begin with the entity's field."""
         return [f"{self.entity}_{name}" for name in self.spec.columns()]
 
     def check(self, schema: Schema) -> None:
-        """Raise DeclarationError unless the event type has what this needs."""
+        """Raise DeclarationError if the event type lacks a field that this needs."""
         schema.require_present(self.entity, ("text",), self.label)
         if isinstance(self.value, Target):
-            raise DeclarationError(f"{self.label} can't be made of target(): only window can")
+            raise DeclarationError(f"{self.label} can't use target(): only window can")
         if self.value is not None:
             kinds = ("text",) if self.text_value else ("number", "boolean")
             schema.require(self.value, kinds, self.label)  # type: ignore[arg-type]
@@ -195,7 +211,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class LabelWindow:
-    """A window over what an entity's events turned out to be; ``label`` is what errors call it."""
+    """A window over the labels of an entity's events; attributes as in `EntityFeature`."""
 
     entity: str
     spec: WindowSpec
@@ -203,14 +219,14 @@ class LabelWindow:
 
     @property
     def value(self) -> None:
-        """No field of the event goes into it."""
+        """None: no field of the event enters it."""
 
     def columns(self) -> list[str]:
-        """The names of its columns, the entity's name first."""
+        """The names of its columns, which begin with the entity's field."""
         return [f"{self.entity}_{name}" for name in self.spec.columns()]
 
     def check(self, schema: Schema) -> None:
-        """Raise DeclarationError unless the event type has what this needs."""
+        """Raise DeclarationError if the event type lacks a field that this needs."""
         schema.require_present(self.entity, ("text",), self.label)
 
 
@@ -218,33 +234,40 @@ KeyedFeature = EntityFeature | LabelWindow
 Feature = RowFeature | KeyedFeature
 
 
-def field(name: str, *, missing: float | None = None) -> NumberField:
-    """A number (or boolean, as 0 and 1) of the event as it is; ``missing`` stands for null."""
-    return NumberField(name, missing)
+@renamed(missing="fill_null")
+def field(name: str, *, fill_null: float | None = None) -> NumberField:
+    """A number, or a boolean as 0 and 1, of the event.
+
+    A field that may be null needs ``fill_null``, the value to use instead.
+    """
+    return NumberField(name, fill_null)
 
 
 def hour_of_day(time: str = "ts", *, cyclic: bool = False) -> HourOfDay:
-    """Hour of the event's time in UTC, 0 ≤ h < 24 with its fraction; ``cyclic``: sin and cos."""
+    """Hour of the event's time in UTC, from 0 to 24 with fraction; ``cyclic``: sine and cosine."""
     return HourOfDay(time, cyclic)
 
 
 def day_of_week(time: str = "ts") -> DayOfWeek:
-    """Day of the event's time in UTC: Monday is 0."""
+    """Day of the week of the event's time in UTC: Monday is 0."""
     return DayOfWeek(time)
 
 
 def one_hot(name: str, values: Sequence[str]) -> OneHot:
-    """One column per value, 1.0 where the field has it; any other value is all zeros."""
+    """One column per value, 1.0 where the field equals it; for any other value all are 0.0."""
     return OneHot(name, tuple(values))
 
 
 def hashed(name: str, *, buckets: int = 16) -> Hashed:
-    """The hashing trick: one column per bucket, 1.0 where the text hashes to it, on any machine."""
+    """The hashing trick: one column per bucket, 1.0 where the text hashes to it.
+
+    The hash is the same on every machine.
+    """
     return Hashed(name, buckets)
 
 
 def target() -> Target:
-    """The label, as that of which a `window` is made: how often it was fraud at this merchant."""
+    """The label as the value of a `window`: how often it was fraud at this merchant."""
     return Target()
 
 
@@ -280,19 +303,28 @@ def window(
 ) -> EntityFeature | LabelWindow:
     """Statistics of ``value`` over the events of the same entity in the last ``over``.
 
-    Stats are count, sum, mean, std, var, min, max, first and last; without ``value`` only count.
-    A null value is left out of the window, but the event still gets its features.
-    ``resolution`` merges events into panes of that length, which bounds memory of long windows.
+    With `target()` as ``value`` they are statistics of the labels of the entity's events, each at
+    the time at which it arrived: those that arrived in the last ``over`` before the event. The
+    event's own label is never among them.
 
-    With `target()` they are of the labels of the entity's events, each at the time at which it
-    came: those that are in the last ``over`` before an event, and had arrived before it. Its own
-    is never among them.
+    Args:
+        entity: the field that names the entity.
+        value: a number or boolean field, or `target()`; None: events are counted. A null value
+            does not enter the window, but its event still gets its features.
+        over: widths of the windows, such as ``"10m"``.
+        stats: of count, sum, mean, std, var, min, max, first and last.
+        resolution: merge events into panes of this length, which bounds the memory of long windows.
+
+    Raises:
+        DeclarationError: a duration or a statistic is unknown, or there are none.
     """
     label = f"window({entity})"
     stats = (stats,) if isinstance(stats, str) else tuple(stats)
     if value is None and stats != ("count",):
         if stats != ("count", "mean"):
-            raise DeclarationError(f"{label} without a value can only count: give stats='count'")
+            raise DeclarationError(
+                f"{label} without a value can only count: give stats='count', or a value"
+            )
         stats = ("count",)
     widths = _widths_ms(over, label)
     pane_ms = parse_duration_ms(resolution) if resolution else 0
@@ -304,21 +336,21 @@ def window(
 
 
 def since_last(entity: str, *, within: str = "1d") -> EntityFeature:
-    """Seconds since the entity's previous event; ``within`` (in seconds) when there was none."""
+    """Seconds since the entity's previous event, at most ``within``, also when there was none."""
     spec = SinceLastSpec(parse_duration_ms(within))
     return EntityFeature(entity, spec, None, False, f"since_last({entity})")
 
 
-def distinct(entity: str, value: str, *, over: Sequence[str] | str) -> EntityFeature:
-    """How many different values of a text field the entity had in the last ``over``."""
-    label = f"distinct({entity})"
+def count_distinct(entity: str, value: str, *, over: Sequence[str] | str) -> EntityFeature:
+    """How many different values of the text field ``value`` the entity had in the last ``over``."""
+    label = f"count_distinct({entity})"
     return EntityFeature(entity, DistinctSpec(value, _widths_ms(over, label)), value, True, label)
 
 
 def decayed(
     entity: str, value: str, *, half_life: str, stats: Sequence[str] = ("mean", "count")
 ) -> EntityFeature:
-    """Statistics in which an event counts half as much for every ``half_life`` that it is old."""
+    """Exponentially decayed statistics: an event's weight halves every ``half_life``."""
     spec = DecayedSpec(value, parse_duration_ms(half_life), tuple(stats))
     return EntityFeature(entity, spec, value, False, f"decayed({entity})")
 

@@ -1,4 +1,4 @@
-"""Control messages, by which people and programs steer a rollout, and what is made of them."""
+"""Control messages: commands by which people and programs control a rollout."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Control(
 ):
     """One message on ``<pipeline>.control``; a message that does not fit is a dead letter.
 
-    ``id`` comes back as ``answers`` of the message on ``<pipeline>.rollouts`` that tells what
-    became of it, so no two messages should have the same. All else is as in
+    ``id`` is repeated as ``request_id`` in the message on ``<pipeline>.rollouts`` that reports the
+    result, so each control message needs an id of its own. The other fields are as in
     `models.rollout.command.Command`.
     """
 
@@ -27,10 +27,10 @@ class Control(
     share: float | None = None
     model: _Text = ""
     policy: dict[str, Any] = {}
-    by: _Text = ""
+    requested_by: _Text = ""
 
     def command(self) -> Command:
-        """What the models are told."""
+        """The command to execute."""
         return Command(
             kind=self.kind,
             id=self.id,
@@ -38,7 +38,7 @@ class Control(
             share=self.share,
             model=self.model,
             policy=self.policy,
-            by=self.by,
+            requested_by=self.requested_by,
         )
 
 
@@ -46,10 +46,10 @@ _DECODE = msgspec.json.Decoder(Control).decode
 
 
 def decode_control(payload: bytes) -> Control:
-    """The message in ``payload``.
+    """Decode the control message in ``payload``, which is JSON.
 
     Raises:
-        ValueError: it is no control message; says why.
+        ValueError: it is not a control message; the text says why.
 
     >>> decode_control(b'{"kind":"pause","id":"7"}').command().kind
     'pause'
@@ -57,4 +57,6 @@ def decode_control(payload: bytes) -> Control:
     try:
         return _DECODE(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if str(error) == "Object contains unknown field `by`":
+            raise ValueError("the field by is now called requested_by") from None
         raise ValueError(str(error)) from None

@@ -1,8 +1,7 @@
-"""Is this card payment fraud? Learned from verdicts that come minutes to hours later.
+"""Is this card payment fraud? Learned from labels that arrive minutes to hours later.
 
-A payment without a verdict may be either, as fraud that nobody looked into is. So nothing is
-assumed when the wait is over: with ``otherwise=False`` the model would learn that fraud is rarer
-than it is.
+A payment without a verdict may be fraud that no one investigated. So there is no default label:
+with ``default=False`` the model would learn that fraud is rarer than it is.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 from river import linear_model, optim, preprocessing
 
 from anabranch.dataflows.declaration.features import (
+    count_distinct,
     decayed,
-    distinct,
     field,
     hour_of_day,
     one_hot,
@@ -36,7 +35,7 @@ class Payment(Event):
 
 
 class Verdict(Label):
-    """What the payment ``id`` turned out to be, found at ``ts``."""
+    """Whether the payment ``id`` was fraud, as known at ``ts``."""
 
     id: str
     ts: int
@@ -46,7 +45,7 @@ class Verdict(Label):
 pipeline = Pipeline(
     name="payments",
     event=Payment,
-    label=Verdict.target("fraud", wait="7d"),
+    label=Verdict.target("fraud", timeout="7d"),
     features=[
         field("amount"),
         hour_of_day(cyclic=True),
@@ -54,8 +53,8 @@ pipeline = Pipeline(
         window("card", "amount", over=("1m", "10m", "1h"), stats=("count", "mean", "std", "max")),
         window("card", "amount", over="1d", stats=("count", "mean", "std")),
         since_last("card", within="1h"),
-        distinct("card", "merchant", over="1h"),
-        distinct("card", "country", over="1d"),
+        count_distinct("card", "merchant", over="1h"),
+        count_distinct("card", "country", over="1d"),
         decayed("card", "amount", half_life="30m", stats=("mean", "count")),
         window("merchant", "amount", over=("1h", "1d"), stats=("count", "mean")),
     ],

@@ -22,7 +22,7 @@ class Trip(Event):
 
 
 class Arrival(Label):
-    """The trip ``id`` ended at ``ts`` and took so many minutes."""
+    """The trip ``id`` ended at ``ts`` and took this many minutes."""
 
     id: str
     ts: int
@@ -32,7 +32,7 @@ class Arrival(Label):
 pipeline = Pipeline(
     name="trips",
     event=Trip,
-    label=Arrival.target("minutes", wait="6h"),
+    label=Arrival.target("minutes", timeout="6h"),
     features=[
         field("distance_km"),
         field("passengers"),

@@ -54,8 +54,8 @@ def describe(pipeline: Pipeline) -> dict[str, str]:
         "features": "; ".join(map(repr, pipeline.features)),
         "label": _label(pipeline),
         "model": _model(pipeline),
-        "times": f"{pipeline.id} {pipeline.time} lateness {pipeline.lateness} "
-        f"duplicates {pipeline.duplicates}",
+        "times": f"{pipeline.id} {pipeline.time} lateness {pipeline.allowed_lateness} "
+        f"duplicates {pipeline.dedup_window}",
     }
 
 
@@ -137,7 +137,7 @@ def _model(pipeline: Pipeline) -> str:
         described += f", {pipeline.imbalance}"
     if pipeline.model_key is not None:
         described += (
-            f", by {pipeline.model_key} after {pipeline.segment_after} labels, at most "
+            f", by {pipeline.model_key} after {pipeline.min_labels_per_segment} labels, at most "
             f"{pipeline.max_segments} times"
         )
     if pipeline.candidates is not None:
@@ -149,11 +149,11 @@ def _label(pipeline: Pipeline) -> str:
     label = pipeline.label
     if isinstance(label, Delayed):
         late = label.late
-        if late == "correct":
-            late += f" within {label.correct_within}"
+        if late == "update":
+            late += f" within {label.update_within}"
         return (
-            f"{label.field} by {label.id} at {label.time}, wait {label.wait}, "
-            f"otherwise {label.otherwise!r}, late {late}, early {label.early}"
+            f"{label.field} by {label.id} at {label.time}, wait {label.timeout}, "
+            f"otherwise {label.default!r}, late {late}, early {label.early_buffer}"
         )
     return f"inline {label.field}" if isinstance(label, Inline) else "none"
 

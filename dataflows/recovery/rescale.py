@@ -20,7 +20,7 @@ from anabranch.dataflows.sharding.entity_windows import EntityWindows
 from anabranch.dataflows.steps.window_step import MODELS
 from anabranch.state.keys.hashing import hash64
 from anabranch.state.store.delta import Delta
-from anabranch.state.windows.repartition import assemble
+from anabranch.state.windows.repartition import repartition
 
 TOGETHER, BY_SHARD, MODELS_STEP = "windows_and_models", "windows", "models"
 """Ids of the stateful steps, without the number of the layout."""
@@ -90,7 +90,7 @@ def _image(sources: list[Windows], pipeline: Pipeline, shard: int | None, shards
         for group in groups:
             states = [windows[entity].groups[group][1] for windows in sources]
             parts = [(state, _keys(list(state.slots_by_key()), shard, shards)) for state in states]
-            image.put(f"{entity}/{group}", assemble(parts))
+            image.put(f"{entity}/{group}", repartition(parts))
     return image
 
 

@@ -25,6 +25,7 @@ import msgspec
 from bytewax.recovery import RecoveryConfig, init_db_dir
 
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import Guard
 from anabranch.dataflows.recovery.inspection import place_directories, tokens_by_place
@@ -46,7 +47,6 @@ from anabranch.dataflows.recovery.resume_point import (
     resume_epoch,
 )
 from anabranch.dataflows.recovery.state_partition import WINDOWS, Committed, Place, check_place
-from anabranch.dataflows.source.bus_source import partition_count
 from anabranch.models.learners.durable import why_not_durable
 from anabranch.models.learners.learner import Learner
 from anabranch.models.registry.registry import DIRECTORY, Registry
@@ -229,7 +229,7 @@ class StateDirectory:
             return None
         registry = Registry.of(self.path)
         version = registry.find(self.identity.model)
-        return pipeline.equipped(registry.learner(version, pipeline.columns, pipeline.task))
+        return pipeline.wrap(registry.learner(version, pipeline.columns, pipeline.task))
 
     def first_distributions(self) -> Delta | None:
         """How the data were distributed of what learning begins with, where that was watched.
@@ -314,7 +314,7 @@ def _check_durable(pipeline: Pipeline) -> None:
     if pipeline.on_drift is not None:
         models["the model of on_drift="] = pipeline.on_drift
     for what, model in models.items():
-        reason = why_not_durable(model.fresh if isinstance(model, Challenger) else model)
+        reason = why_not_durable(model.model if isinstance(model, Challenger) else model)
         if reason is not None:
             raise StateError(
                 f"{what} of pipeline {pipeline.name!r} can't be kept: {reason}; change it, or "

@@ -78,7 +78,7 @@ def _check_fits(pipeline: Pipeline, registry: Registry, version: Version) -> Non
         )
     check_columns(version.columns, pipeline.columns, what)
     learner = registry.learner(version, pipeline.columns, pipeline.task)
-    if type(learner) is not type(pipeline.plain_learner()):
+    if type(learner) is not type(pipeline.base_learner()):
         raise InputError(
             f"{what} can't go on as the kernel that pipeline {pipeline.name!r} runs: train it with "
             "learn_one alone"

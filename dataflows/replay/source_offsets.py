@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.files.file_rows import PLACE, FileTable
 from anabranch.dataflows.files.file_topic import FileTopic
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.dataflows.replay.bus_topic import BusTopic
 from anabranch.dataflows.replay.history_bus import EmptyTopic, History, HistoryBus
-from anabranch.dataflows.source.bus_source import partition_count
 from anabranch.producers.files.formats import FORMATS
 from anabranch.state.errors import InputError
 
@@ -78,7 +78,7 @@ def open_source(
     fixed = partition_count(pipeline, bus) if resumable and bus is not None else None
     topics = pipeline.topics
     histories = [_open(pipeline, topics.events, events, bus, fixed, check)]
-    if pipeline.labels_apart:
+    if pipeline.has_label_topic:
         if labels is None and events == topics.events:
             labels = topics.labels
         histories.append(_open(pipeline, topics.labels, labels, bus, fixed, check))
@@ -86,7 +86,7 @@ def open_source(
         raise InputError(
             f"the labels of pipeline {pipeline.name!r} are in its events: leave out --labels"
         )
-    control = _open_control(pipeline, events, bus) if pipeline.controlled else None
+    control = _open_control(pipeline, events, bus) if pipeline.has_rollouts else None
     topics_read = histories if control is None else [*histories, control]
     partitions = _common_partition_count(topics_read)
     start_offsets = {}

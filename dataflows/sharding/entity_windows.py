@@ -58,7 +58,7 @@ class EntityWindows:
     """
 
     def __init__(self, pipeline: Pipeline, entity: str, in_place: bool) -> None:
-        lateness_ms = parse_duration_ms(pipeline.lateness)
+        lateness_ms = parse_duration_ms(pipeline.allowed_lateness)
         groups: dict[str | None, list[tuple[int, EntityFeature]]] = {}
         self.width = 0
         # The columns that all candidates of an event share.
@@ -71,7 +71,7 @@ class EntityWindows:
             groups.setdefault(value if nullable else None, []).append((place, feature))
             shared += range(place, place + columns.stop - columns.start)
             self.width += columns.stop - columns.start
-        if pipeline.candidates is not None and not pipeline.schema.fields[entity].several:
+        if pipeline.candidates is not None and not pipeline.schema.fields[entity].is_list:
             self._shared = np.array(shared)
         self.groups = [
             (
@@ -98,9 +98,9 @@ class EntityWindows:
             state.restore(image.part(str(number)))
 
     def hold(self, watermark: int) -> None:
-        """See `EntityState.hold`."""
+        """See `EntityState.advance_watermark`."""
         for _, state in self.groups:
-            state.hold(watermark)
+            state.advance_watermark(watermark)
 
     def fill(
         self,

@@ -15,7 +15,7 @@ from anabranch.dataflows.batch.batch import Batch, RawRows, Wake
 from anabranch.dataflows.batch.outgoing import Mark, Marking, Outgoing
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.inputs import (
+from anabranch.dataflows.messages.outputs import (
     DeadLetter,
     DriftSignal,
     Ranked,
@@ -28,7 +28,7 @@ from anabranch.dataflows.telemetry.latency import LatencyMetrics
 from anabranch.dataflows.telemetry.stream_log import StreamLog
 from anabranch.models.learners.learner import NO_LABEL, Predictions, Task
 from anabranch.models.metrics.ranking import EVENT
-from anabranch.models.prequential.outcome import Corrected, Learned
+from anabranch.models.prequential.outcome import CorrectedLabels, LearnedLabels
 from anabranch.state.keys.text_column import Texts
 
 
@@ -47,8 +47,8 @@ class Results(msgspec.Struct):
     versions: Sequence[int]
     dead: list[DeadLetter] = msgspec.field(default_factory=list)
     signals: list[DriftSignal] = msgspec.field(default_factory=list)
-    learned: Learned | None = None
-    corrected: Corrected | None = None
+    learned: LearnedLabels | None = None
+    corrected: CorrectedLabels | None = None
     decisions: list[RolloutMessage] = msgspec.field(default_factory=list)
     models: Sequence[str] | None = None
     instead_of: Sequence[str | None] | None = None

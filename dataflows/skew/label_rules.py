@@ -24,7 +24,7 @@ from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.dataflows.skew.message_reader import ID, LABEL, OFFSET, PARTITION, PUBLISHED
 from anabranch.dataflows.skew.row_features import TIME
 from anabranch.models.learners.learner import Task
-from anabranch.state.labels.label_rules import MOST_HELD, MOST_SETTLED, LabelRules
+from anabranch.state.labels.label_rules import MAX_EARLY, MAX_RESOLVED, LabelRules
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -80,7 +80,7 @@ def delayed_label_steps(
     """
     label = pipeline.label
     assert isinstance(label, Delayed)
-    default = None if label.otherwise is None else float(label.otherwise)
+    default = None if label.default is None else float(label.default)
     columns = [PUBLISHED, "rank", PARTITION, OFFSET, ID, TIME]
     merged = events.with_columns(rank=pl.lit(0), number=pl.int_range(pl.len()))
     merged = merged.select(*columns, "number", pl.lit(_QUERY).alias(LABEL))
@@ -130,9 +130,9 @@ class _LabelJoin:
     def _retention_ms(self) -> int:
         """How long an id is remembered after its label, or after its timeout."""
         rules = self.rules
-        if rules.correct_ms is not None:
-            return rules.correct_ms
-        return _DAY_MS if rules.wait_ms is None else rules.wait_ms
+        if rules.update_ms is not None:
+            return rules.update_ms
+        return _DAY_MS if rules.timeout_ms is None else rules.timeout_ms
 
     def process(self, published: int, name: str, time: int, row: int, value: float | None) -> None:
         """Process an event, or a label if ``row`` is `_LABEL`; its ``value`` is None if invalid."""
@@ -155,7 +155,7 @@ class _LabelJoin:
             self.steps.append((row, max(label_time, time), value, published))
             return
         self._pending[name] = row
-        if self.rules.wait_ms is not None:
+        if self.rules.timeout_ms is not None:
             heapq.heappush(self._timeouts, (time, row, name))
 
     def _label(self, published: int, name: str, time: int, value: float) -> None:
@@ -171,7 +171,7 @@ class _LabelJoin:
     def _update(self, published: int, name: str, time: int, value: float) -> None:
         """A further label of the same id counts only if it updates the value."""
         row, current, since = self._finished[name]
-        if self.rules.correct_ms is None or current == value:
+        if self.rules.update_ms is None or current == value:
             return
         self._finished[name] = (row, value, since)
         self.steps.append((row, time, value, published))
@@ -179,16 +179,16 @@ class _LabelJoin:
     def _buffer(self, name: str, time: int, value: float) -> None:
         """Buffer a label whose event has not arrived yet."""
         rules = self.rules
-        if rules.wait_ms is not None and time + rules.wait_ms < self._watermark:
+        if rules.timeout_ms is not None and time + rules.timeout_ms < self._watermark:
             return
-        if rules.hold_ms <= 0 or name in self._early:
+        if rules.early_ms <= 0 or name in self._early:
             return
-        if len(self._early) == MOST_HELD:
+        if len(self._early) == MAX_EARLY:
             del self._early[next(iter(self._early))]
         self._early[name] = (value, time, self._watermark)
 
     def _apply_timeouts(self, published: int) -> None:
-        wait = self.rules.wait_ms
+        wait = self.rules.timeout_ms
         while self._timeouts and wait is not None:
             time, row, name = self._timeouts[0]
             if time + wait >= self._watermark:
@@ -203,14 +203,14 @@ class _LabelJoin:
                 self.steps.append((row, time + wait, self.default, published))
 
     def _finish(self, name: str, row: int, value: float) -> None:
-        if self.rules.correct_ms is None and len(self._finished_by_age) == MOST_SETTLED:
+        if self.rules.update_ms is None and len(self._finished_by_age) == MAX_RESOLVED:
             self._expire_oldest()
         entry = self._finished[name] = (row, value, self._watermark)
         self._finished_by_age.append((name, entry))
 
     def _expire(self) -> None:
         """Expire finished ids and buffered early labels."""
-        retention, buffer = self._retention_ms, self.rules.hold_ms
+        retention, buffer = self._retention_ms, self.rules.early_ms
         while (
             self._finished_by_age and self._finished_by_age[0][1][2] + retention < self._watermark
         ):

@@ -34,8 +34,8 @@ def accepted_events(pipeline: Pipeline, arrivals: ArrivedEvents) -> AcceptedEven
     frame = arrivals.frame
     times = frame[TIME].to_numpy()
     watermark = np.maximum.accumulate(times)
-    late = times < watermark - parse_duration_ms(pipeline.lateness)
-    period = watermark // max(parse_duration_ms(pipeline.duplicates), 1)
+    late = times < watermark - parse_duration_ms(pipeline.allowed_lateness)
+    period = watermark // max(parse_duration_ms(pipeline.dedup_window), 1)
     duplicate = np.zeros(len(frame), np.bool_)
     duplicate[_duplicates(frame, period.tolist())] = True
     passes = ~late & ~duplicate

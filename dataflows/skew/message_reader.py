@@ -179,7 +179,7 @@ class _Reader:
         self._frames: list[pl.DataFrame] = []
         self._published: dict[int, int] = {}
         self._first_error = ""
-        self._max_future_ms = parse_duration_ms(pipeline.ahead)
+        self._max_future_ms = parse_duration_ms(pipeline.max_clock_skew)
         self._time_scale = pipeline.time_scale
         wire = msgspec.defstruct(
             kind.type.__name__, [(kind.time, int | float | str)], bases=(kind.type,), kw_only=True

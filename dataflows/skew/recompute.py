@@ -103,10 +103,10 @@ def longest_look_back_ms(pipeline: Pipeline) -> int:
     """How far back in event time features depend on earlier events, in ms."""
     keyed = [feature for feature in pipeline.features if isinstance(feature, KeyedFeature)]
     label = pipeline.label
-    wait_ms = parse_duration_ms(label.wait) if isinstance(label, Delayed) else 0
+    timeout_ms = parse_duration_ms(label.timeout) if isinstance(label, Delayed) else 0
     return max(
         (
-            each.spec.retention_ms + (wait_ms if isinstance(each, LabelWindow) else 0)
+            each.spec.retention_ms + (timeout_ms if isinstance(each, LabelWindow) else 0)
             for each in keyed
         ),
         default=0,
@@ -123,7 +123,7 @@ def _columns(
         return None  # not a feature of the event's fields
     entity = entities.get(feature.entity)
     if entity is None:
-        lateness_ms = parse_duration_ms(pipeline.lateness)
+        lateness_ms = parse_duration_ms(pipeline.allowed_lateness)
         entity = entities[feature.entity] = _Entity(frame, feature.entity, lateness_ms)
     return entity.columns(feature)
 

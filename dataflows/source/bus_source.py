@@ -21,7 +21,8 @@ from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourc
 
 from anabranch.dataflows.batch.batch import IDLE, Batch
 from anabranch.dataflows.batch.candidates import Candidates
-from anabranch.dataflows.bus import Bus, BusError, Lost, TopicPartition
+from anabranch.dataflows.bus import Bus, Lost, TopicPartition
+from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.event_time import FIRST_MS
 from anabranch.dataflows.recovery.state_partition import Place, Token
@@ -133,7 +134,7 @@ class _SharedReader:
         self.reader = AlignedReader(
             bus,
             self.inputs,
-            control=pipeline.topics.control if pipeline.controlled else None,
+            control=pipeline.topics.control if pipeline.has_rollouts else None,
             origin=options.origin,
             group=options.group,
             lost=options.lost,
@@ -142,7 +143,9 @@ class _SharedReader:
         )
         self._decoder = BatchDecoder(pipeline)
         self._candidates = None if pipeline.candidates is None else Candidates(pipeline)
-        self._admission = Admission(pipeline.topics.events, pipeline.lateness, pipeline.duplicates)
+        self._admission = Admission(
+            pipeline.topics.events, pipeline.allowed_lateness, pipeline.dedup_window
+        )
         self._ends: dict[TopicPartition, int] | None = None
         self._aside: dict[int, dict[str, int]] = {}
         self._committed_at = time.monotonic()
@@ -328,36 +331,3 @@ class _IntakePartition(StatefulSourcePartition[Keyed, PartitionState]):
 
     def close(self) -> None:
         self._shared.leave(self)
-
-
-def create_control(pipeline: Pipeline, bus: Bus, partitions: int) -> None:
-    """Make the control topic if it is missing: nobody publishes to it before the pipeline runs.
-
-    Raises:
-        BusError: the bus refused.
-    """
-    if pipeline.controlled and pipeline.topics.control not in bus.topics():
-        bus.create_topics({pipeline.topics.control: partitions})
-
-
-def partition_count(pipeline: Pipeline, bus: Bus) -> int:
-    """How many partitions the input topics have; the control topic may be missing yet.
-
-    Raises:
-        BusError: one is missing, or they differ.
-    """
-    topics, control = bus.topics(), pipeline.topics.control
-    for topic in pipeline.inputs:
-        if topic not in topics and topic != control:
-            raise BusError(
-                f"topic {topic!r} of pipeline {pipeline.name!r} does not exist on {bus.url}: "
-                f"publish to it, or create it with `anabranch topics {pipeline.name} --create`"
-            )
-    counts = {topic: topics[topic] for topic in pipeline.inputs if topic in topics}
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
-        raise BusError(
-            f"the input topics of pipeline {pipeline.name!r} need equal partition counts "
-            f"(an event and its label go to the same number): {listed}"
-        )
-    return next(iter(counts.values()))

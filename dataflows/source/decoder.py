@@ -29,7 +29,8 @@ from anabranch.dataflows.batch.typed_rows import TypedRows
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control, decode_control
 from anabranch.dataflows.messages.event_time import FIRST_MS, LAST_MS, parse_times_ms
-from anabranch.dataflows.messages.inputs import DeadLetter, Delayed, Inline, field_types
+from anabranch.dataflows.messages.inputs import Delayed, Inline, field_types
+from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.source.json_decoder import json_columns
 from anabranch.state.arrays import LARGEST, extent, extents
 from anabranch.state.durations import format_duration_ms, parse_duration_ms
@@ -102,7 +103,7 @@ class BatchDecoder:
     def __init__(self, pipeline: Pipeline, now: Callable[[], float] = time.time) -> None:
         self._pipeline = pipeline
         self._now = now
-        self._ahead_ms = parse_duration_ms(pipeline.ahead)
+        self._ahead_ms = parse_duration_ms(pipeline.max_clock_skew)
         self._events = StructDecoder(pipeline.event, pipeline.time)
         label = pipeline.label
         self._label = label if isinstance(label, Delayed) else None

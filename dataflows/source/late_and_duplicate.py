@@ -9,7 +9,7 @@ from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.batch.dead_letters import payload_fields
 from anabranch.dataflows.batch.taking import take_rows
 from anabranch.dataflows.messages.event_time import FIRST_MS
-from anabranch.dataflows.messages.inputs import DeadLetter
+from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.state.durations import format_duration_ms, parse_duration_ms
 from anabranch.state.labels.recent_ids import RecentIds
 from anabranch.state.store.delta import Delta
@@ -116,7 +116,7 @@ class Admission:
             behind = format_duration_ms(watermark - int(batch.times[row]))
             allowed = format_duration_ms(self._lateness_ms)
             reason = "late"
-            detail = f"event time is {behind} behind the newest; lateness allows {allowed}"
+            detail = f"event time is {behind} behind the newest; allowed_lateness is {allowed}"
         return DeadLetter(
             topic=self._topic,
             partition=int(batch.partitions[row]),

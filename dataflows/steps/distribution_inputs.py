@@ -12,11 +12,12 @@ from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.batch.row_ids import candidate
 from anabranch.dataflows.declaration.features import DayOfWeek, HourOfDay, KeyedFeature
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.inputs import Cause, Delayed
+from anabranch.dataflows.messages.inputs import Delayed
+from anabranch.dataflows.messages.outputs import Cause
 from anabranch.dataflows.rollout.messages import cause_of_row
 from anabranch.models.learners.learner import Predictions, Task
 from anabranch.models.metrics.popularity import Popularity
-from anabranch.models.prequential.outcome import ASSUMED_LABEL, Learned
+from anabranch.models.prequential.outcome import ASSUMED_LABEL, LearnedLabels
 from anabranch.models.rollout.served import as_scores
 from anabranch.state.keys.hashing import hash64
 from anabranch.state.store.delta import Delta
@@ -170,7 +171,7 @@ class WatchedValues:
         self._count("first", first)
         return Watched(first[:, None], batch.times[rows], self._cause(batch), rows)
 
-    def of_labels(self, source: str, batch: Batch, learned: Learned) -> Watched | None:
+    def of_labels(self, source: str, batch: Batch, learned: LearnedLabels) -> Watched | None:
         """Of what was learned."""
         if not len(learned.times):
             return None
@@ -205,7 +206,7 @@ class WatchedValues:
     def _count(self, what: str, values: F64) -> None:
         self._counted.setdefault(what, []).append(values)
 
-    def _count_labels(self, learned: Learned) -> None:
+    def _count_labels(self, learned: LearnedLabels) -> None:
         """By the score of the model that the pipeline declares, of labels that came."""
         said = learned.predictions.get(self._pipeline.model_name)
         if said is None or self._pipeline.task is not Task.BINARY:

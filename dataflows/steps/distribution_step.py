@@ -10,15 +10,15 @@ import numpy as np
 
 from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.inputs import Cause, DriftSignal, Moved
+from anabranch.dataflows.messages.outputs import Cause, DriftSignal, Moved
 from anabranch.dataflows.sink.encoder import Results
 from anabranch.dataflows.steps.distribution_inputs import BEFORE, Subjects, Watched, WatchedValues
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.drift.declarations import Distributions, told
 from anabranch.models.drift.detectors import Alarm
 from anabranch.models.drift.distribution_shift import Shift, Shifts
-from anabranch.models.prequential.external_drift import Outside
-from anabranch.models.prequential.outcome import Learned, Outcome
+from anabranch.models.prequential.external_drift import ExternalDrift
+from anabranch.models.prequential.outcome import LearnedLabels, Outcome
 from anabranch.state.store.delta import Delta
 
 DETECTOR = "distribution"
@@ -60,7 +60,7 @@ class DistributionStep:
         metrics.shifts.on_families([(each.kind, each.names) for each in subjects])
         metrics.ask(self._tell_metrics)
 
-    def foresee(self, batch: Batch) -> Outside:
+    def foresee(self, batch: Batch) -> ExternalDrift:
         """What the events of a batch tell that is yet to be worked through."""
         self._signals, self._labels_seen = [], False
         suspect = np.zeros(len(batch), np.bool_) if self._quarantine else None
@@ -78,7 +78,7 @@ class DistributionStep:
                     calls += calling
         if suspect is not None and not suspect.any():
             suspect = None
-        return Outside(calls, suspect, lambda learned: self._look_at_labels(batch, learned))
+        return ExternalDrift(calls, suspect, lambda learned: self._look_at_labels(batch, learned))
 
     def look(self, batch: Batch, outcome: Outcome, results: Results) -> list[DriftSignal]:
         """All that was found in a batch, in the order of the families."""
@@ -129,7 +129,7 @@ class DistributionStep:
         for family in self._families:
             family.shifts.begin_with(image.part(family.of.source))
 
-    def _look_at_labels(self, batch: Batch, learned: Learned) -> list[tuple[int, Alarm]]:
+    def _look_at_labels(self, batch: Batch, learned: LearnedLabels) -> list[tuple[int, Alarm]]:
         """Before anything is decided by them; calls."""
         self._labels_seen = True
         calls: list[tuple[int, Alarm]] = []

@@ -25,6 +25,7 @@ from bytewax.operators import StatefulBatchLogic
 from anabranch.dataflows.batch.batch import Wake
 from anabranch.dataflows.batch.outgoing import Marking
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.declaration.input_topics import create_control, partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import Guard, watched
 from anabranch.dataflows.recovery.rescale import BY_SHARD, MODELS_STEP, TOGETHER
@@ -34,12 +35,7 @@ from anabranch.dataflows.sink.bus_sink import BusSink
 from anabranch.dataflows.sink.callback_sink import Outlet, OutletSink
 from anabranch.dataflows.sink.delivery_retry import Patience
 from anabranch.dataflows.sink.encoder import Encoder, Results
-from anabranch.dataflows.source.bus_source import (
-    Intake,
-    IntakeOptions,
-    create_control,
-    partition_count,
-)
+from anabranch.dataflows.source.bus_source import Intake, IntakeOptions
 from anabranch.dataflows.steps.model_step import ModelStep, Tokens, WindowsAndModels
 from anabranch.dataflows.steps.window_step import Item, Router, WindowStep, to_models
 from anabranch.dataflows.telemetry.stream_log import StreamLog

@@ -7,15 +7,15 @@ import msgspec
 from anabranch.dataflows.batch.batch import Batch, LabelRows
 from anabranch.dataflows.batch.dead_letters import payload_fields
 from anabranch.dataflows.batch.row_ids import told
-from anabranch.dataflows.declaration.pipeline import Topics
-from anabranch.dataflows.messages.inputs import Cause, DeadLetter
+from anabranch.dataflows.declaration.declaration import Topics
+from anabranch.dataflows.messages.outputs import Cause, DeadLetter
 from anabranch.models.prequential import outcome as reasons
-from anabranch.models.prequential.outcome import GivenUp, Outcome
+from anabranch.models.prequential.outcome import ExpiredLabel, Outcome
 
 SHORT = {
     reasons.UNKNOWN_ID: "label without event",
-    reasons.NEVER_CAME: "label without event",
-    reasons.TOO_MANY: "too many early labels",
+    reasons.EVENT_MISSING: "label without event",
+    reasons.BUFFER_FULL: "too many early labels",
     reasons.NO_VALUE: "label without value",
     reasons.DUPLICATE: "duplicate label",
     reasons.CONTRADICTS: "contradicting label",
@@ -49,12 +49,13 @@ class LabelTrouble:
     def letters(self, batch: Batch, outcome: Outcome) -> list[DeadLetter]:
         """One for each label that was refused or given up."""
         letters = [
-            self._letter(_note(batch.labels, row), reason) for row, reason in outcome.refused_labels
+            self._letter(_note(batch.labels, row), reason)
+            for row, reason in outcome.rejected_labels
         ]
-        return letters + [self._too_late(batch, each) for each in outcome.given_up]
+        return letters + [self._too_late(batch, each) for each in outcome.expired_labels]
 
-    def _too_late(self, batch: Batch, given_up: GivenUp) -> DeadLetter:
-        letter = self._letter(self._decoder.decode(given_up.note), given_up.reason)
+    def _too_late(self, batch: Batch, given_up: ExpiredLabel) -> DeadLetter:
+        letter = self._letter(self._decoder.decode(given_up.context), given_up.reason)
         topic, row = self._topics.events, given_up.item
         partitions, offsets = batch.partitions, batch.offsets
         if row >= len(batch):

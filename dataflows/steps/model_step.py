@@ -16,13 +16,8 @@ from anabranch.dataflows.batch.dead_letters import dead_letter
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control
-from anabranch.dataflows.messages.inputs import (
-    DeadLetter,
-    Delayed,
-    DriftSignal,
-    Inline,
-    RolloutMessage,
-)
+from anabranch.dataflows.messages.inputs import Delayed, Inline
+from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal, RolloutMessage
 from anabranch.dataflows.recovery.state_partition import Place, Token
 from anabranch.dataflows.rollout.messages import cause_of_control, rollout_message
 from anabranch.dataflows.sharding.reassembly import Assembler
@@ -37,15 +32,18 @@ from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.drift.declarations import DISTRIBUTIONS
 from anabranch.models.drift.detectors import LOSS, Alarm
 from anabranch.models.learners.segments import Segments
-from anabranch.models.prequential.external_drift import NOTHING, Outside
-from anabranch.models.prequential.label_join import Fill
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.external_drift import NO_EXTERNAL_DRIFT, ExternalDrift
+from anabranch.models.prequential.label_join import FillFeatures
 from anabranch.models.prequential.label_windows import LABEL_WINDOWS, LabelWindows
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.outcome import Outcome
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout.command import Commanded
 from anabranch.state.arrays import LARGEST, all_usable
 from anabranch.state.compile import entry
 from anabranch.state.durations import parse_duration_ms
+from anabranch.state.labels.label_rules import LabelRules
 from anabranch.state.store.delta import Delta
 
 if TYPE_CHECKING:
@@ -80,24 +78,27 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         self._labelled = isinstance(label, Inline)
         rollouts = rollouts_of(pipeline)
         self.prequential = Prequential(
-            {pipeline.model_name: pipeline.learner(), **pipeline.challenging()},
-            metrics=pipeline.metric_names,
-            monitors=pipeline.monitors,
-            rules=label.rules() if isinstance(label, Delayed) else None,
-            otherwise=label.otherwise if isinstance(label, Delayed) else None,
-            inline=self._inline,
-            slices=pipeline.slices,
-            rollouts=rollouts,
-            segments=Segments(key, pipeline.max_segments) if key is not None else None,
-            on_drift=pipeline.starts_on_drift,
-            ranking=pipeline.candidates is not None,
-            quarantine=pipeline.quarantines,
+            {pipeline.model_name: pipeline.learner(), **pipeline.challenger_learners()},
+            PrequentialSettings(
+                metrics=pipeline.metric_names,
+                monitors=pipeline.monitors,
+                rules=label.rules() if isinstance(label, Delayed) else LabelRules(),
+                default=label.default if isinstance(label, Delayed) else None,
+                inline=self._inline,
+                slices=pipeline.slices,
+                rollouts=rollouts,
+                segments=Segments(key, pipeline.max_segments) if key is not None else None,
+                on_drift=pipeline.starts_on_drift,
+                ranking=pipeline.candidates is not None,
+                quarantine=pipeline.quarantines,
+            ),
         )
+        self.models = self.prequential.models
         self._windows = label_windows(pipeline)
         self._rollouts: RolloutStep | None = None
         self.deployment: Commanded | None = None
         if rollouts is not None:
-            self._rollouts = RolloutStep(pipeline, self.prequential, metrics, state)
+            self._rollouts = RolloutStep(pipeline, self.models, metrics, state)
             self.deployment = self._rollouts.steering
         self._labels = LabelTrouble(pipeline.topics)
         self._events = 0  # so many were predicted
@@ -116,7 +117,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             if self._distributions is not None:
                 self._distributions.restore(image.part(DISTRIBUTIONS))
             if not image and (learner := state.first_learner(pipeline)) is not None:
-                self.prequential.take_up(pipeline.model_name, learner)
+                self.models.replace(pipeline.model_name, learner)
                 usual = state.first_distributions()
                 if self._distributions is not None and usual is not None:
                     self._distributions.begin_with(usual)
@@ -141,12 +142,12 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         origins, origin = self._origins, batch.origin
         if origins is None:
             return self.work_timed(batch)
-        span, pending = extent_of(batch), self.prequential.pending
+        span, pending = extent_of(batch), self.models.pending
         # Where nobody has said yet how far time may move on, it stands still.
         floor = pending.watermark if pending.watermark is not None else span[0]
-        pending.hold(max(origins.room(origin), floor))
+        pending.limit_time(max(origins.room(origin), floor))
         if self._windows is not None:
-            self._windows.hold(origins.slowest())
+            self._windows.advance_watermark(origins.slowest())
         done = self.work_timed(batch)
         if span[0] <= span[1]:
             origins.advance(origin, span[1])
@@ -190,14 +191,14 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         if batch.rows.values and not self._all_usable(batch.features):
             dead, good = self._refuse_huge(batch)
             batch = batch.keep(good)
-        outside = NOTHING
+        outside = NO_EXTERNAL_DRIFT
         if self._distributions is not None:
             outside = self._distributions.foresee(batch)
         if self._inline:
             outcome = self._learn_inline(batch, outside)
         else:
             outcome = self._learn_delayed(batch, dead, outside)
-        champion = self.prequential.champion
+        champion = self.models.champion
         signals = [self._signal(alarm, batch, outcome) for alarm in outcome.alarms]
         predictions, versions = outcome.predictions[champion], outcome.versions(champion)
         results = Results(batch, predictions, versions, dead, signals)
@@ -205,12 +206,12 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         if not self._inline:
             results.learned, results.corrected = outcome.learned, outcome.corrected
         if self._rollouts is not None:
-            self._rollouts.bring_in(outcome.answered, results)
+            self._rollouts.bring_in(outcome.served, results)
         if self._distributions is not None:
             results.signals += self._distributions.look(batch, outcome, results)
         if batch.control is not None:
             results.decisions += self._follow(batch, batch.control)
-        self._metrics.on_results(results, len(outcome.learned.times), outcome.suspect)
+        self._metrics.on_results(results, len(outcome.learned.times), outcome.quarantined)
         return results
 
     def _follow(self, batch: Batch, control: Control) -> list[RolloutMessage]:
@@ -220,7 +221,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
         cause, name = cause_of_control(batch.raw.controls), self._pipeline.name
         return [rollout_message(name, decision, cause, control) for decision in decisions]
 
-    def _learn_inline(self, batch: Batch, outside: Outside) -> Outcome:
+    def _learn_inline(self, batch: Batch, outside: ExternalDrift) -> Outcome:
         targets = batch.targets if self._labelled else []
         values = self._target.read([] if targets is None else targets, len(batch))
         if self._windows is not None and len(batch):
@@ -229,43 +230,55 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
                 keys, batch.times, values, self._pipeline.task, batch.features
             )
         return self.prequential.run_inline(
-            batch.features, batch.times, values, fields=batch.columns, keys=self._keys(batch),
-            outside=outside,
-        )  # fmt: skip
+            EventBatch(
+                batch.features,
+                batch.times,
+                fields=batch.columns,
+                keys=self._keys(batch),
+                external_drift=outside,
+            ),
+            values,
+        )
 
     def _keys(self, batch: Batch) -> Sequence[str]:
         return () if self._rollouts is None else self._rollouts.keys(batch)
 
-    def _learn_delayed(self, batch: Batch, dead: list[DeadLetter], outside: Outside) -> Outcome:
-        labels, first, ranks = batch.labels, self._events, self.prequential.ranking is not None
+    def _learn_delayed(
+        self, batch: Batch, dead: list[DeadLetter], outside: ExternalDrift
+    ) -> Outcome:
+        labels, first, ranks = batch.labels, self._events, self.models.rank_quality is not None
         self._events = first + len(batch)
         outcome = self.prequential.run(
-            ids=batch.ids,
-            features=batch.features,
-            times=batch.times,
-            label_ids=labels.ids,
-            label_values=self._target.read(labels.values, None),
-            label_times=labels.times,
+            EventBatch(
+                features=batch.features,
+                times=batch.times,
+                ids=batch.ids,
+                tags=None if ranks else np.arange(first, self._events).astype(np.int32),
+                fields=batch.columns,
+                keys=self._keys(batch),
+                external_drift=outside,
+            ),
+            LabelBatch(
+                ids=labels.ids,
+                values=self._target.read(labels.values, None),
+                times=labels.times,
+                context=lambda row: self._labels.note(labels, row),
+            ),
             order=batch.order,
-            tags=None if ranks else np.arange(first, self._events).astype(np.int32),
-            note=lambda row: self._labels.note(labels, row),
             fill=self._filling(batch),
-            fields=batch.columns,
-            keys=self._keys(batch),
-            outside=outside,
         )
-        dead += [self._refuse_twice(batch, row) for row in one_each(batch, outcome.refused_events)]
+        dead += [self._refuse_twice(batch, row) for row in one_each(batch, outcome.rejected_events)]
         dead += self._labels.letters(batch, outcome)
         self._metrics.on_labels(outcome)
         return outcome
 
-    def _filling(self, batch: Batch) -> Fill | None:
+    def _filling(self, batch: Batch) -> FillFeatures | None:
         """Writes the label windows of a batch's events, when it is known what its labels judge."""
         windows = self._windows
         if windows is None:
             return None
         keys = [batch.columns[entity] for entity in windows.entities] if batch.ids else []
-        pending = self.prequential.pending
+        pending = self.models.pending
         return lambda joined: windows.fill(joined, pending, keys, batch.features)
 
     def _tell(self) -> None:
@@ -273,28 +286,30 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
             for entity, state in self._windows.states.items():
                 name = f"{entity} labels"
                 self._metrics.on_windows(self, name, state.keys, state.nbytes, 0)
-        pending = self.prequential.pending
-        self._metrics.state.on_waiting(len(pending), len(pending.early), pending.nbytes)
+        models = self.models
+        self._metrics.state.on_waiting(
+            models.pending_predictions, models.buffered_early_labels, models.pending.nbytes
+        )
         self._metrics.on_quality(self._quality())
-        monitors = self.prequential.monitors
-        self._metrics.shifts.on_monitors(monitors.newest)
-        self._metrics.on_monitors(monitors.subjects(self.prequential.slices))
-        self._metrics.state.on_models(self.prequential.versions, self.prequential.sizes)
+        monitors = self.models.monitors
+        self._metrics.shifts.on_monitors(monitors.recent_means)
+        self._metrics.on_monitors(monitors.subjects(self.models.slices))
+        self._metrics.state.on_models(self.models.versions, self.models.sizes)
         if self._rollouts is not None:
             self._rollouts.tell()
-        if self.prequential.slices:
-            self._metrics.on_slices(self.prequential.slices.report())
-        if self.prequential.segments is not None:
-            learner = self.prequential.learners[self.prequential.champion]
-            self._metrics.on_segments(self.prequential.segments.report(learner))
+        if self.models.slices:
+            self._metrics.on_slices(self.models.slices.report())
+        if self.models.segments is not None:
+            learner = self.models.learners[self.models.champion]
+            self._metrics.on_segments(self.models.segments.report(learner))
 
     def _quality(self) -> dict[tuple[str, str], float]:
         found = {
             (model, name): metric.value
-            for model, metrics in self.prequential.metrics.items()
+            for model, metrics in self.models.metrics.items()
             for name, metric in metrics.items()
         }
-        ranked = self.prequential.ranking
+        ranked = self.models.rank_quality
         return (
             found
             if ranked is None
@@ -315,7 +330,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Wake, Token | None]):
 
     def _refuse_twice(self, batch: Batch, row: int) -> DeadLetter:
         """An id that came again after it was forgotten as a duplicate, but still waits."""
-        own = batch.ids[row] if self.prequential.ranking is None else event_id(batch.ids[row])
+        own = batch.ids[row] if self.models.rank_quality is None else event_id(batch.ids[row])
         what = (
             f"an event with id {own!r} still waits for its label: this one was "
             "predicted, but will not be learned"
@@ -382,4 +397,6 @@ def label_windows(pipeline: Pipeline) -> LabelWindows | None:
         entity: [(feature.spec, place) for feature, place in features]
         for entity, features in pipeline.label_windows.items()
     }
-    return LabelWindows(declared, parse_duration_ms(pipeline.lateness)) if declared else None
+    return (
+        LabelWindows(declared, parse_duration_ms(pipeline.allowed_lateness)) if declared else None
+    )

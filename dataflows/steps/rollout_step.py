@@ -13,53 +13,57 @@ from anabranch.dataflows.rollout.messages import cause_of_row, rollout_message
 from anabranch.dataflows.sink.encoder import Results
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.learners.learner import Learner
-from anabranch.models.prequential.prequential import Prequential
-from anabranch.models.prequential.rollout_commands import Steering
+from anabranch.models.prequential.model_set import ModelSet
+from anabranch.models.prequential.rollout_commands import RolloutController
 from anabranch.models.registry.compatibility import check_columns
 from anabranch.models.registry.registry import Registry
 from anabranch.models.rollout.challenger import Challenger
 from anabranch.models.rollout.command import Command
 from anabranch.models.rollout.deployment import Deployment
-from anabranch.models.rollout.served import Answered
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.served import ServedPredictions
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
     from anabranch.dataflows.recovery.state_directory import StateDirectory
 
 
-def rollouts_of(pipeline: Pipeline) -> Rollouts | None:
+def rollouts_of(pipeline: Pipeline) -> Serving | None:
     """The rollouts of a pipeline as they begin; None where it declares none."""
     if pipeline.rollout is None:
         return None
+    burn_in = {
+        name: challenger.burn_in
+        for name, challenger in pipeline.challengers.items()
+        if isinstance(challenger, Challenger)
+    }
     deployment = Deployment(
         pipeline.model_name, list(pipeline.challengers), pipeline.rollout, pipeline.task,
-        pipeline.name,
-        {n: each.grace for n, each in pipeline.challengers.items() if isinstance(each, Challenger)},
+        pipeline.name, burn_in,
     )  # fmt: skip
-    return Rollouts(deployment, pipeline.task, pipeline.fallback)
+    return Serving(deployment, pipeline.task, pipeline.fallback)
 
 
 class RolloutStep:
     """What the model step does with rollouts, beside letting the models work.
 
     Args:
-        step: with rollouts.
+        models: with rollouts.
         state: where the registry is that models can be added from.
     """
 
     def __init__(
         self,
         pipeline: Pipeline,
-        step: Prequential,
+        models: ModelSet,
         metrics: WorkerMetrics,
         state: StateDirectory | None,
     ) -> None:
         self._pipeline = pipeline
-        self._step = step
+        self._models = models
         self._metrics = metrics
         self._registry = None if state is None else Registry.of(state.path)
-        self.steering = Steering(step, self._provide)
+        self.steering = RolloutController(models, self._provide)
 
     def keys(self, batch: Batch) -> Sequence[str]:
         """By which traffic is divided, one per event."""
@@ -68,7 +72,7 @@ class RolloutStep:
             return list(map(event_id, batch.ids))  # an event's candidates stay together
         return batch.ids if field == self._pipeline.id else batch.columns.get(field, [])
 
-    def bring_in(self, answered: Answered | None, results: Results) -> None:
+    def bring_in(self, answered: ServedPredictions | None, results: Results) -> None:
         """Let go out what is served, instead of what the champion predicted."""
         if answered is None:
             return
@@ -85,17 +89,17 @@ class RolloutStep:
 
     def tell(self) -> None:
         """The shares, for the metrics."""
-        rollouts = self._step.rollouts
+        rollouts = self._models.rollouts
         if rollouts is not None:
-            self._metrics.rollouts.on_models(self._step.learners)
+            self._metrics.rollouts.on_models(self._models.learners)
             shares = rollouts.deployment.shares()
-            self._metrics.rollouts.on_traffic(dict.fromkeys(self._step.learners, 0.0) | shares)
+            self._metrics.rollouts.on_traffic(dict.fromkeys(self._models.learners, 0.0) | shares)
 
     def _provide(self, command: Command) -> Learner:
         """The learner that a command names: of the registry, or as it was declared."""
         pipeline = self._pipeline
         if command.kind != "add":
-            declared = pipeline.challenging().get(command.challenger)
+            declared = pipeline.challenger_learners().get(command.challenger)
             if declared is None:
                 raise InputError(
                     f"no challenger {command.challenger!r} is declared: add one of the registry"
@@ -109,4 +113,4 @@ class RolloutStep:
             raise InputError(f"the registry has no model {command.model}") from None
         check_columns(version.columns, pipeline.columns, f"model {version.reference}")
         learner = self._registry.learner(version, pipeline.columns, pipeline.task)
-        return pipeline.equipped(learner)
+        return pipeline.wrap(learner)

@@ -11,9 +11,11 @@ from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.linear import learner_for
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout.deployment import Deployment
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.labels.label_rules import LabelRules
 from anabranch.state.labels.recent_ids import RecentIds
 from anabranch.state.windows import entity_state
@@ -45,26 +47,28 @@ def _warm_models(pipeline: Pipeline) -> None:
     learners, rollouts = {"warm": learner}, None
     if pipeline.rollout is not None:
         # A report of its one label, so that the interval is computed as well.
-        policy = replace(pipeline.rollout, report=1)
+        policy = replace(pipeline.rollout, report_every=1)
         deployment = Deployment("warm", ["other"], policy, pipeline.task, pipeline.name)
-        rollouts = Rollouts(deployment, pipeline.task)
+        rollouts = Serving(deployment, pipeline.task)
         learners["other"] = learner_for(model.clone(), pipeline.columns, pipeline.task)
     prequential = Prequential(
         learners,
-        metrics=pipeline.metric_names,
-        rules=LabelRules(wait_ms=1000),
-        inline=not apart,
-        slices=pipeline.slices,
-        rollouts=rollouts,
+        PrequentialSettings(
+            metrics=pipeline.metric_names,
+            rules=LabelRules(timeout_ms=1000),
+            inline=not apart,
+            slices=pipeline.slices,
+            rollouts=rollouts,
+        ),
     )
     prequential.run(
-        ids=["0"],
-        features=np.zeros((1, len(pipeline.columns))),
-        times=one,
-        label_ids=["0"] if apart else [],
-        label_values=np.zeros(1),
-        label_times=one if apart else one[:0],
+        EventBatch(
+            features=np.zeros((1, len(pipeline.columns))),
+            times=one,
+            ids=["0"],
+            fields={name: [None] for name in pipeline.model_fields},
+            keys=["0"],
+        ),
+        LabelBatch(ids=["0"] if apart else [], values=np.zeros(1), times=one if apart else one[:0]),
         order=np.arange(2 if apart else 1),
-        fields={name: [None] for name in pipeline.model_fields},
-        keys=["0"],
     )

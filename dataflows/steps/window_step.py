@@ -60,7 +60,7 @@ class Router:
             for entity, features in pipeline.entities.items()
         }
         if pipeline.candidates is not None:
-            self._model_fields += [EVENT, LIST] if pipeline.controlled else [EVENT]
+            self._model_fields += [EVENT, LIST] if pipeline.has_rollouts else [EVENT]
             for names in self._needed.values():
                 names.add(FIRST)
 

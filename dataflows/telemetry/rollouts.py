@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from anabranch.dataflows.messages.inputs import RolloutMessage
+from anabranch.dataflows.messages.outputs import RolloutMessage
 from anabranch.models.rollout.decision import ROLLED_BACK
 
 

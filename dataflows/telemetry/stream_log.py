@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from anabranch.dataflows.messages.inputs import DeadLetter, DriftSignal, RolloutMessage
+from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal, RolloutMessage
 from anabranch.models.rollout.decision import CHAMPION_FAILED, ROLLED_BACK
 
 LOG = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class StreamLog:
         for each in decisions:
             LOG.log(
                 logging.WARNING if each.action in _WARNED else logging.INFO,
-                "%s %s: %s", each.challenger or each.champion, each.action, each.why,
+                "%s %s: %s", each.challenger or each.champion, each.action, each.reason,
                 extra={"action": each.action, "challenger": each.challenger},
             )  # fmt: skip
 

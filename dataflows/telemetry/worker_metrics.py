@@ -226,7 +226,7 @@ class WorkerMetrics:
             "dropped": outcome.dropped,
             "corrected": len(outcome.corrected or ()),
             "confirmed": outcome.confirmed,
-            "held": outcome.held,
+            "held": outcome.buffered,
         }
         for what, count in found.items():
             if count:

@@ -28,7 +28,7 @@ class AucEvidence(Evidence):
     the same labels. `champion_loss` and `challenger_loss` are of 1 − AUC.
 
     Args:
-        alpha: see `Evidence`, as for `scale` (in AUC), `min_effect` (in AUC) and `method`.
+        alpha: see `Evidence`, as for `clip` (in AUC), `min_effect` (in AUC) and `method`.
         burn_in: windows, 20 unless it says otherwise; 50 with `method="asymptotic"`.
         window: labels per window. The expected number of positives in one should be 10 or more.
 
@@ -45,7 +45,7 @@ class AucEvidence(Evidence):
     def __init__(
         self,
         alpha: float = 0.05,
-        scale: float | None = None,
+        clip: float | None = None,
         min_effect: float | None = None,
         method: str = "betting",
         burn_in: int | None = None,
@@ -53,7 +53,7 @@ class AucEvidence(Evidence):
     ) -> None:
         if burn_in is None:
             burn_in = 20 if method == "betting" else 50
-        super().__init__(alpha, scale, min_effect, method, burn_in, bound=1.0)
+        super().__init__(alpha, clip, min_effect, method, burn_in, bound=1.0)
         if window < 2:
             raise DeclarationError(f"window={window} in AucEvidence must be at least 2")
         # Rows that are waiting for their window to fill: truth, champion's score, challenger's.

@@ -8,9 +8,9 @@ from anabranch.models.evidence.kernels import (
     BET_SIZES,
     BET_WEIGHTS,
     BETS,
+    CLIP,
     HISTOGRAM,
     NODES,
-    SCALE,
     WIDE,
     node,
 )
@@ -21,13 +21,13 @@ from anabranch.state.compile import F64, kernel
 def _log_wealth(mean: float, side: float, cut: float, state: F64) -> float:
     """Log of the wealth of bets against "the mean is at most `mean`" (`side` 1), or least (-1)."""
     best, total = -math.inf, 0.0
-    scale, wide, middle = state[SCALE], state[WIDE], NODES // 2
+    clip, wide, middle = state[CLIP], state[WIDE], NODES // 2
     for k in range(BETS):
         log_wealth = math.log(BET_WEIGHTS[k])
         for j in range(NODES):
             count = state[HISTOGRAM + j]
             if count > 0.0:
-                size = min(node(abs(j - middle), scale, wide), cut)
+                size = min(node(abs(j - middle), clip, wide), cut)
                 d = size if j > middle else -size
                 x = side * (d - mean) / (cut + side * mean)
                 log_wealth += count * math.log1p(BET_SIZES[k] * x)
@@ -43,7 +43,7 @@ def _log_wealth(mean: float, side: float, cut: float, state: F64) -> float:
 def betting_bound(side: float, mean: float, cut: float, alpha: float, state: F64) -> float:
     """The lowest mean that is not refuted at level `alpha` (`side` 1), or the highest (-1).
 
-    Of the differences cut to ± `cut`, which is the scale or the wider cut; `mean` is their mean so
+    Of the differences cut to ± `cut`, which is the clip or the wider cut; `mean` is their mean so
     far.
     """
     want = -math.log(alpha)

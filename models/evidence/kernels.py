@@ -25,7 +25,7 @@ from anabranch.state.compile import F64, inlined, kernel
 LAYOUT, KIND, METHOD, ALPHA, MIN_EFFECT, BURN_IN, BLOCK = 0, 1, 2, 3, 4, 5, 6
 # What was seen: labels, differences, those that were bet on; of these the ones that were cut.
 SAMPLES, OBSERVED, USED, CLIPPED, NOT_FINITE = 7, 8, 9, 10, 11
-SCALE, SQUARES, LARGEST = 12, 13, 14
+CLIP, SQUARES, LARGEST = 12, 13, 14
 MEAN, M2, CLIPPED_MEAN = 15, 16, 17
 CHAMPION_LOSS, CHAMPION_COUNT, CHALLENGER_LOSS, CHALLENGER_COUNT = 18, 19, 20, 21
 # For each test: its e-value, and the label at which it crossed (counted from 1; 0 for never).
@@ -50,8 +50,8 @@ THIS_LAYOUT = 1.0
 
 BET_SIZES = np.geomspace(0.005, 0.9, BETS)
 BET_WEIGHTS = np.sqrt(BET_SIZES) / np.sqrt(BET_SIZES).sum()
-LEARNED_SCALE = 8.0
-"""A scale that is learned is this many times the root mean square of the burn-in."""
+LEARNED_CLIP = 8.0
+"""A clip that is learned is this many times the root mean square of the burn-in."""
 WIDER = 4.0
 """For the size of a difference it is cut this much further out than for its sign."""
 
@@ -88,13 +88,13 @@ def _remember(d: float, state: F64) -> None:
     The logarithm of a wealth is concave in the difference: what is computed from the nodes is
     never more than what betting on the difference itself would have won.
     """
-    scale, wide, size = state[SCALE], state[WIDE], abs(d)
-    if size <= scale:
-        step = min(int(INNER * math.sqrt(size / scale)), INNER - 1)
+    clip, wide, size = state[CLIP], state[WIDE], abs(d)
+    if size <= clip:
+        step = min(int(INNER * math.sqrt(size / clip)), INNER - 1)
     else:
         outer = NODES // 2 - INNER
-        step = INNER + min(int(outer * (size - scale) / (wide - scale)), outer - 1)
-    low, high = node(step, scale, wide), node(step + 1, scale, wide)
+        step = INNER + min(int(outer * (size - clip) / (wide - clip)), outer - 1)
+    low, high = node(step, clip, wide), node(step + 1, clip, wide)
     share = min(max((size - low) / (high - low), 0.0), 1.0)
     sign = 1 if d > 0.0 else -1
     middle = HISTOGRAM + NODES // 2
@@ -103,22 +103,22 @@ def _remember(d: float, state: F64) -> None:
 
 
 @inlined
-def node(j: int, scale: float, wide: float) -> float:
-    """Place of the node `j` steps from zero: dense there, one at `scale`, the last at `wide`."""
+def node(j: int, clip: float, wide: float) -> float:
+    """Place of the node `j` steps from zero: dense there, one at `clip`, the last at `wide`."""
     if j <= INNER:
-        return scale * j * j / (INNER * INNER)
-    return scale + (wide - scale) * (j - INNER) / (NODES // 2 - INNER)
+        return clip * j * j / (INNER * INNER)
+    return clip + (wide - clip) * (j - INNER) / (NODES // 2 - INNER)
 
 
 @inlined
 def _test_by_betting(d: float, state: F64) -> None:
-    scale, wide, effect = state[SCALE], state[WIDE], state[MIN_EFFECT]
-    clipped = min(max(d, -scale), scale)
+    clip, wide, effect = state[CLIP], state[WIDE], state[MIN_EFFECT]
+    clipped = min(max(d, -clip), clip)
     state[USED] += 1.0
     state[CLIPPED] += 1.0 if clipped != d else 0.0
     state[CLIPPED_MEAN] += (clipped - state[CLIPPED_MEAN]) / state[USED]
-    _bet(clipped / scale, BETTER, state)
-    _bet(-clipped / scale, WORSE, state)
+    _bet(clipped / clip, BETTER, state)
+    _bet(-clipped / clip, WORSE, state)
     clipped = min(max(d, -wide), wide)
     state[WIDE_MEAN] += (clipped - state[WIDE_MEAN]) / state[USED]
     if effect > 0.0:
@@ -179,23 +179,23 @@ def _new_crossings(state: F64) -> int:
 
 
 @inlined
-def _learn_scale(count: float, mean_square: float, state: F64) -> None:
-    """Fix the scale once the burn-in is over. Identical models leave it open: nothing to test."""
+def _learn_clip(count: float, mean_square: float, state: F64) -> None:
+    """Fix the clip once the burn-in is over. Identical models leave it open: nothing to test."""
     if count < state[BURN_IN]:
         return
     if mean_square > 0.0:
-        state[SCALE] = max(LEARNED_SCALE * math.sqrt(mean_square), state[MIN_EFFECT])
+        state[CLIP] = max(LEARNED_CLIP * math.sqrt(mean_square), state[MIN_EFFECT])
     elif state[NOT_FINITE] > 0.0:
-        state[SCALE] = max(1.0, state[MIN_EFFECT])
+        state[CLIP] = max(1.0, state[MIN_EFFECT])
     fix_cuts(state)
 
 
 @kernel
 def fix_cuts(state: F64) -> None:
-    """Both cuts, once the scale is known; neither beyond what is possible."""
+    """Both cuts, once the clip is known; neither beyond what is possible."""
     bound = state[BOUND] if state[BOUND] > 0.0 else math.inf
-    state[SCALE] = min(state[SCALE], bound)
-    state[WIDE] = min(WIDER * state[SCALE], bound)
+    state[CLIP] = min(state[CLIP], bound)
+    state[WIDE] = min(WIDER * state[CLIP], bound)
 
 
 @kernel
@@ -216,11 +216,11 @@ def _observe(d: float, worst: int, state: F64) -> int:
     state[M2] += (d - old) * (d - state[MEAN])
     if not betting:
         _test_by_limit(state)
-    elif state[SCALE] > 0.0:
+    elif state[CLIP] > 0.0:
         _test_by_betting(d, state)
     else:
         state[SQUARES] += 0.0 if worst != 0 else d * d
-        _learn_scale(state[OBSERVED], state[SQUARES] / state[OBSERVED], state)
+        _learn_clip(state[OBSERVED], state[SQUARES] / state[OBSERVED], state)
         return 0
     return _new_crossings(state)
 
@@ -279,7 +279,7 @@ def run_two_samples(arm: NDArray[np.int8], losses: F64, state: F64) -> int:
         loss, challenger = losses[i], arm[i] != 0
         state[SAMPLES] += 1.0
         _count_loss(loss, challenger, state)
-        if state[SCALE] == 0.0 and state[METHOD] == BETTING:
+        if state[CLIP] == 0.0 and state[METHOD] == BETTING:
             # The spread of single losses tells that of a block's difference beforehand.
             _learn_from_loss(loss, state)
             continue
@@ -307,7 +307,7 @@ def _learn_from_loss(loss: float, state: F64) -> None:
         state[mean] += (loss - old) / state[count]
         state[squares] += (loss - old) * (loss - state[mean])
     variance = state[squares] / max(state[count], 1.0)
-    _learn_scale(state[SAMPLES], 2.0 * variance / state[BLOCK], state)
-    if state[SCALE] > 0.0:
+    _learn_clip(state[SAMPLES], 2.0 * variance / state[BLOCK], state)
+    if state[CLIP] > 0.0:
         for j in range(OPEN, OPEN + 6):
             state[j] = 0.0

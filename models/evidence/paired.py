@@ -66,10 +66,10 @@ class Evidence:
     """What paired losses, losses of two samples and windows of AUC have in common.
 
     **What is tested.** BETTER and WORSE, the sign: the mean of the differences champion −
-    challenger, each cut to ± `scale`. Uncut, no test can be both quick and valid at every sample
+    challenger, each cut to ± `clip`. Uncut, no test can be both quick and valid at every sample
     size: a loss that may be 1 and was never seen could outweigh thousands of small gains. `clipped`
     tells how many were cut. FUTILE, HARMLESS and `interval`, the size: differences are cut at four
-    times the scale, or at `bound` if that is less. That is slower and hardly ever cuts; at `bound`
+    times the clip, or at `bound` if that is less. That is slower and hardly ever cuts; at `bound`
     it never does.
 
     **What is promised.** `method="betting"`: whatever the distribution of the losses, and at any
@@ -80,12 +80,12 @@ class Evidence:
 
     Args:
         alpha: the error allowed to each finding.
-        scale: where differences are cut, in units of the loss. None: learned from a burn-in, as
+        clip: where differences are cut, in units of the loss. None: learned from a burn-in, as
             eight times the root mean square of its differences; nothing is bet until then.
         min_effect: the smallest difference of interest, in units of the loss; None leaves out
             FUTILE and HARMLESS.
         method: `"betting"` or `"asymptotic"`.
-        burn_in: labels before the first e-value: 50 where a scale is learned, 100 for
+        burn_in: labels before the first e-value: 50 where a clip is learned, 100 for
             `"asymptotic"`, unless it says otherwise.
         bound: the largest difference that losses can have, if there is one: 1 for error, Brier
             score and the absolute error of a probability.
@@ -100,13 +100,13 @@ class Evidence:
     def __init__(
         self,
         alpha: float = 0.05,
-        scale: float | None = None,
+        clip: float | None = None,
         min_effect: float | None = None,
         method: str = "betting",
         burn_in: int | None = None,
         bound: float | None = None,
     ) -> None:
-        _check(type(self).__name__, alpha, scale, min_effect, method, burn_in, bound)
+        _check(type(self).__name__, alpha, clip, min_effect, method, burn_in, bound)
         state = np.zeros(k.LENGTH)
         betting = method == "betting"
         if burn_in is None:
@@ -115,8 +115,8 @@ class Evidence:
         state[k.METHOD] = k.BETTING if betting else k.ASYMPTOTIC
         state[k.ALPHA], state[k.MIN_EFFECT] = alpha, min_effect or 0.0
         state[k.BURN_IN] = burn_in
-        state[k.SCALE], state[k.BOUND] = scale or 0.0, bound or 0.0
-        if scale is not None:
+        state[k.CLIP], state[k.BOUND] = clip or 0.0, bound or 0.0
+        if clip is not None:
             k.fix_cuts(state)
         state[k.E_VALUE : k.E_VALUE + k.TESTS] = 1.0
         state[k.WEALTH : k.HISTOGRAM] = np.tile(k.BET_WEIGHTS, k.TESTS)
@@ -138,13 +138,13 @@ class Evidence:
         return float(self._state[k.ALPHA])
 
     @property
-    def scale(self) -> float | None:
+    def clip(self) -> float | None:
         """Where differences are cut; None while it is being learned, and if nothing is cut."""
-        return float(self._state[k.SCALE]) or None
+        return float(self._state[k.CLIP]) or None
 
     @property
     def clipped(self) -> float:
-        """Share of the differences that were cut to ± `scale`; 0 if there are none."""
+        """Share of the differences that were cut to ± `clip`; 0 if there are none."""
         used = self._state[k.USED]
         return float(self._state[k.CLIPPED] / used) if used else 0.0
 
@@ -170,7 +170,7 @@ class Evidence:
 
     @property
     def clipped_difference(self) -> float:
-        """Mean of the differences as they were cut to ± `scale`, without those of the burn-in.
+        """Mean of the differences as they were cut to ± `clip`, without those of the burn-in.
 
         The plain mean with `method="asymptotic"`; NaN if there are none.
         """
@@ -210,7 +210,7 @@ class Evidence:
     def interval(self) -> tuple[float, float]:
         """Where the mean difference lies, with probability 1 − alpha at all times together.
 
-        It takes about a millisecond. With betting, differences are cut at four times the scale or
+        It takes about a millisecond. With betting, differences are cut at four times the clip or
         at `bound`, and their mean is supposed to stay the same; the asymptotic one is of the
         average so far. Infinite, or as wide as the cut, while nothing is known. A sign can be known
         before a size: BETTER may be found when zero is still inside.
@@ -226,14 +226,14 @@ class Evidence:
 
     @property
     def clipped_interval(self) -> tuple[float, float]:
-        """As `interval`, of the differences cut to ± `scale`, which BETTER and WORSE are about."""
+        """As `interval`, of the differences cut to ± `clip`, which BETTER and WORSE are about."""
         if self._state[k.METHOD] == k.ASYMPTOTIC:
             return self.interval
-        return self._interval_within(k.SCALE, k.CLIPPED_MEAN)
+        return self._interval_within(k.CLIP, k.CLIPPED_MEAN)
 
     def _interval_within(self, cut: int, mean: int) -> tuple[float, float]:
         s = self._state
-        if s[k.SCALE] == 0.0:
+        if s[k.CLIP] == 0.0:
             return -math.inf, math.inf
         low, high = (
             float(betting_bound(side, s[mean], s[cut], self.alpha / 2, s)) for side in (1.0, -1.0)
@@ -275,7 +275,7 @@ class PairedEvidence(Evidence):
     """Both models score every event: each label gives one difference of losses.
 
     The strongest design, and the one for challengers that predict in shadow. A loss that is NaN or
-    infinite is worse than any: the difference is then the whole scale, and none if both are.
+    infinite is worse than any: the difference is then the whole clip, and none if both are.
 
     References:
         Waudby-Smith, Ramdas: *Estimating means of bounded random variables by betting*, JRSS B
@@ -362,7 +362,7 @@ def decode(result: int) -> Advance:
 def _check(
     where: str,
     alpha: float,
-    scale: float | None,
+    clip: float | None,
     min_effect: float | None,
     method: str,
     burn_in: int | None,
@@ -374,13 +374,13 @@ def _check(
         raise DeclarationError(
             f"unknown method {method!r} in {where}: there are betting, asymptotic"
         )
-    for name, value in (("scale", scale), ("min_effect", min_effect), ("bound", bound)):
+    for name, value in (("clip", clip), ("min_effect", min_effect), ("bound", bound)):
         if value is not None and not 1e-100 < value < 1e100:
             raise DeclarationError(f"{name}={value} in {where} must be a number above 0")
-    if scale is not None and method == "asymptotic":
-        raise DeclarationError(f"scale={scale} in {where}: the asymptotic method cuts nothing")
-    if scale is not None and min_effect is not None and min_effect >= scale:
-        raise DeclarationError(f"min_effect={min_effect} in {where} must be below scale={scale}")
+    if clip is not None and method == "asymptotic":
+        raise DeclarationError(f"clip={clip} in {where}: the asymptotic method cuts nothing")
+    if clip is not None and min_effect is not None and min_effect >= clip:
+        raise DeclarationError(f"min_effect={min_effect} in {where} must be below clip={clip}")
     if bound is not None and min_effect is not None and min_effect >= bound:
         raise DeclarationError(f"min_effect={min_effect} in {where} must be below bound={bound}")
     if burn_in is not None and burn_in < 1:

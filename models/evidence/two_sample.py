@@ -39,7 +39,7 @@ class TwoSampleEvidence(Evidence):
 
     Args:
         alpha: see `Evidence`, as for `min_effect` and `method`.
-        scale: where the difference of a block is cut. None: learned from the losses of the first
+        clip: where the difference of a block is cut. None: learned from the losses of the first
             `burn_in` labels, which are not used otherwise. 1 cuts nothing of losses in [0, 1].
         burn_in: labels, 100 unless it says otherwise; with `method="asymptotic"`, blocks.
         block: labels of each arm that fill a block. Of few, much of the larger arm is wasted; many
@@ -52,7 +52,7 @@ class TwoSampleEvidence(Evidence):
 
     >>> random = np.random.default_rng(1)
     >>> arm = (random.random(9000) < 0.2).astype(np.int8)
-    >>> evidence = TwoSampleEvidence(scale=1.0)
+    >>> evidence = TwoSampleEvidence(clip=1.0)
     >>> losses = random.random(9000) - 0.1 * arm
     >>> [crossing.finding.name for crossing in evidence.update(arm, losses)]
     ['BETTER']
@@ -63,7 +63,7 @@ class TwoSampleEvidence(Evidence):
     def __init__(
         self,
         alpha: float = 0.05,
-        scale: float | None = None,
+        clip: float | None = None,
         min_effect: float | None = None,
         method: str = "betting",
         burn_in: int | None = None,
@@ -71,7 +71,7 @@ class TwoSampleEvidence(Evidence):
         block: int = 4,
     ) -> None:
         burn_in = 100 if burn_in is None else burn_in
-        super().__init__(alpha, scale, min_effect, method, burn_in, bound)
+        super().__init__(alpha, clip, min_effect, method, burn_in, bound)
         if block < 1:
             raise DeclarationError(f"block={block} in TwoSampleEvidence must be at least 1")
         self._state[k.BLOCK] = block
@@ -82,7 +82,7 @@ class TwoSampleEvidence(Evidence):
         Args:
             arm: `(n,)` int8, 0 where the champion served and 1 where the challenger did.
             losses: `(n,) float64`, of the model that served. What is NaN or infinite is worse than
-                any: the difference of its block is the whole scale, and none if both arms have such
+                any: the difference of its block is the whole clip, and none if both arms have such
                 a loss.
 
         Raises:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.categories import Vocabulary
+from anabranch.models.categories import Categories
 from anabranch.models.learners.learner import Learner
 from anabranch.models.learners.segmented import Segmented
 from anabranch.state.errors import StateError
@@ -44,7 +44,7 @@ class Segments:
 
     def __init__(self, field: str, most: int) -> None:
         self.field = field
-        self._values = Vocabulary(most)
+        self._values = Categories(most)
         self._told = b""
         self._warned = False
 
@@ -59,18 +59,18 @@ class Segments:
         Args:
             features: of the events.
             fields: of the events.
-            order: see `Vocabulary.codes`.
+            order: see `Categories.codes`.
         """
         wide = np.empty((len(features), features.shape[1] + 1))
         wide[:, :-1] = features
         wide[:, -1] = codes = self._values.codes(fields[self.field], order)
-        if not self._warned and (codes == self._values.most).any():
+        if not self._warned and (codes == self._values.capacity).any():
             self._warned = True
             _log.warning(
                 "%s has more than %d values: those that came later have no model of their own, and "
                 "the shared one serves them; raise max_segments for more",
                 self.field,
-                self._values.most,
+                self._values.capacity,
             )
         return wide
 
@@ -93,7 +93,7 @@ class Segments:
             StateError: it is damaged.
         """
         self._told = blob
-        self._values = Vocabulary(self._values.most, _load(blob).names)
+        self._values = Categories(self._values.capacity, _load(blob).names)
 
     def report(self, learner: Learner) -> dict[str, dict[str, Any]]:
         """By segment: ``labels``, and whether it has a model of its ``own``."""
@@ -105,7 +105,7 @@ class Segments:
             for code, name in enumerate(names)
         }
         if labels[-1]:
-            found[self._values.name(self._values.most)] = {"labels": labels[-1], "own": False}
+            found[self._values.name(self._values.capacity)] = {"labels": labels[-1], "own": False}
         return found
 
 

@@ -1,8 +1,9 @@
-"""One metric for each group of rows, all of them updated in one pass."""
+"""One metric for each group of rows, all updated in one pass."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,25 +13,25 @@ from anabranch.models.learners.targets import select
 from anabranch.models.metrics.metrics import KernelMetric, Metric, metric
 
 
-class MetricGroups:
-    """A number of metrics of one kind; each is, bit for bit, `metric(name, task)` of its own rows.
+class GroupedMetric:
+    """A metric by group; each is, bit for bit, `metric(name, task)` over the rows of its group.
 
     Args:
         name, task: as `metric` takes them.
-        groups: how many, 255 at most.
+        groups: number of groups, 255 at most.
 
-    >>> hits = MetricGroups("Accuracy", Task.BINARY, 2)
-    >>> truths, answers = np.array([1.0, 1.0, 0.0]), Predictions(np.array([0.9, 0.1, 0.2]))
-    >>> hits.update_many(truths, answers, np.array([0, 1, 0], np.uint8))
-    >>> hits.value(0), hits.value(1)
+    >>> accuracy = GroupedMetric("Accuracy", Task.BINARY, 2)
+    >>> y_true, predictions = np.array([1.0, 1.0, 0.0]), Predictions(np.array([0.9, 0.1, 0.2]))
+    >>> accuracy.update_many(y_true, predictions, np.array([0, 1, 0], np.uint8))
+    >>> accuracy.value(0), accuracy.value(1)
     (1.0, 0.0)
     """
 
     def __init__(self, name: str, task: Task, groups: int) -> None:
         self._name, self._task = name, task
-        self._fresh = fresh = metric(name, task)
+        self._empty = empty = metric(name, task)
         self._by_group: dict[int, Metric] = {}
-        self._kernel = fresh if isinstance(fresh, KernelMetric) else None
+        self._kernel = empty if isinstance(empty, KernelMetric) else None
         self._arrays: tuple[NDArray[np.float64], ...] = ()
         if self._kernel is not None:
             self._arrays = tuple(np.repeat(a[None], groups, axis=0) for a in self._kernel.arrays)
@@ -38,7 +39,13 @@ class MetricGroups:
     def update_many(
         self, y_true: Targets, predictions: Predictions, group: NDArray[np.uint8]
     ) -> None:
-        """Score predictions in order, each in its group; in none where there is no such group."""
+        """Score predictions in order, each in its group.
+
+        Args:
+            y_true: `(rows,)`.
+            predictions: one per row.
+            group: `(rows,) uint8`; rows of a group beyond the last are skipped.
+        """
         if self._kernel is not None:
             self._kernel.update_by(y_true, predictions, group, self._arrays)
             return
@@ -51,7 +58,18 @@ class MetricGroups:
     def value(self, group: int) -> float:
         """See `Metric.value`."""
         if self._kernel is None:
-            return self._by_group.get(group, self._fresh).value
+            return self._by_group.get(group, self._empty).value
         one = copy.copy(self._kernel)
         one.arrays = tuple(each[group] for each in self._arrays)
         return one.value
+
+    def dump(self) -> tuple[Any, dict[int, Any]]:
+        """The state, for `load`: stacked arrays, and by group what `Metric.dump` returns."""
+        return self._arrays, {group: each.dump() for group, each in self._by_group.items()}
+
+    def load(self, state: tuple[Any, dict[int, Any]]) -> None:
+        """Continue from the state that `dump` returned."""
+        self._arrays, by_group = state
+        for group, each in by_group.items():
+            self._by_group[group] = metric(self._name, self._task)
+            self._by_group[group].load(each)

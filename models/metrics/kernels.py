@@ -1,4 +1,8 @@
-"""The kernels of the common metrics; the arithmetic is River's, operation by operation."""
+"""The kernels of the common metrics; the arithmetic is River's, operation by operation.
+
+They take arrays, six at most: a `NamedTuple` as an argument would take the dispatcher 0.65 µs a
+call, more than the update of ten rows.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +42,8 @@ def update_absolute(y_true: F64, predicted: F64, state: F64) -> None:
 def update_squared(y_true: F64, predicted: F64, state: F64) -> None:
     """`river.metrics.MSE`; `state[2]` is 2.0.
 
-    Read from memory so that the compiler can't turn the power into a product: River calls the C
-    library's `pow`, whose last bit may differ.
+    The exponent is read from memory so that the compiler can't turn the power into a product: River
+    calls the C library's `pow`, whose last bit may differ.
     """
     for i in range(predicted.size):
         if predicted[i] == predicted[i]:
@@ -48,7 +52,7 @@ def update_squared(y_true: F64, predicted: F64, state: F64) -> None:
 
 @kernel
 def update_confusion(y_true: F64, probability: F64, labels: U8, counts: F64) -> None:
-    """Count into `counts[truth, prediction]`; an empty `labels` stands for `probability > 0.5`."""
+    """Count into `counts[truth, prediction]`; an empty `labels` means `probability > 0.5`."""
     for i in range(probability.size):
         truth = int(y_true[i] == 1.0)
         if labels.size > 0:
@@ -72,7 +76,7 @@ def update_thresholds(y_true: F64, score: F64, thresholds: F64, counts: F64, tru
 
 @kernel
 def update_log_loss_by(y_true: F64, probability: F64, group: U8, states: F64) -> None:
-    """Each row into the state of its group; one beyond `states` is passed over. So all below."""
+    """`update_log_loss` by group: row i updates `states[group[i]]`; others are skipped."""
     for i in range(group.size):
         if group[i] < len(states):
             update_log_loss(y_true[i : i + 1], probability[i : i + 1], states[group[i]])
@@ -80,7 +84,7 @@ def update_log_loss_by(y_true: F64, probability: F64, group: U8, states: F64) ->
 
 @kernel
 def update_absolute_by(y_true: F64, predicted: F64, group: U8, states: F64) -> None:
-    """`update_absolute` by group."""
+    """`update_absolute` by group, see `update_log_loss_by`."""
     for i in range(group.size):
         if group[i] < len(states):
             update_absolute(y_true[i : i + 1], predicted[i : i + 1], states[group[i]])
@@ -88,7 +92,7 @@ def update_absolute_by(y_true: F64, predicted: F64, group: U8, states: F64) -> N
 
 @kernel
 def update_squared_by(y_true: F64, predicted: F64, group: U8, states: F64) -> None:
-    """`update_squared` by group."""
+    """`update_squared` by group, see `update_log_loss_by`."""
     for i in range(group.size):
         if group[i] < len(states):
             update_squared(y_true[i : i + 1], predicted[i : i + 1], states[group[i]])
@@ -96,7 +100,7 @@ def update_squared_by(y_true: F64, predicted: F64, group: U8, states: F64) -> No
 
 @kernel
 def update_confusion_by(y_true: F64, probability: F64, labels: U8, group: U8, counts: F64) -> None:
-    """`update_confusion` by group."""
+    """`update_confusion` by group, see `update_log_loss_by`."""
     for i in range(group.size):
         if group[i] < len(counts):
             one = slice(i, i + 1)
@@ -107,7 +111,7 @@ def update_confusion_by(y_true: F64, probability: F64, labels: U8, group: U8, co
 def update_thresholds_by(
     y_true: F64, score: F64, thresholds: F64, group: U8, counts: F64, truths: F64
 ) -> None:
-    """`update_thresholds` by group."""
+    """`update_thresholds` by group, see `update_log_loss_by`."""
     for i in range(group.size):
         if group[i] < len(counts):
             at, one = group[i], slice(i, i + 1)
@@ -116,7 +120,7 @@ def update_thresholds_by(
 
 @kernel
 def count_by(group: U8, counts: I64) -> None:
-    """One more for the group of each row."""
+    """Count the rows of each group into `counts`; groups beyond it are skipped."""
     for i in range(group.size):
         if group[i] < len(counts):
             counts[group[i]] += 1

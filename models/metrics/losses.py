@@ -1,4 +1,4 @@
-"""The loss of each prediction: what drift detectors and rollouts look at."""
+"""The loss of each prediction, as drift detectors and rollouts use it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LOSSES = {
     Task.REGRESSION: ("absolute", "squared"),
     Task.ANOMALY: ("absolute", "squared"),
 }
-"""The losses of each task; the first is the default."""
+"""The losses of each task; the first is its default."""
 
 
 def check_loss(task: Task, kind: str | None) -> str:
-    """The kind of loss, or the task's default one.
+    """Validate the kind of loss; None stands for the task's default.
 
     Raises:
         DeclarationError: the task has no such loss.
@@ -28,24 +28,24 @@ def check_loss(task: Task, kind: str | None) -> str:
     >>> check_loss(Task.REGRESSION, None)
     'absolute'
     """
-    known = LOSSES[task]
-    if kind is not None and kind not in known:
+    kinds = LOSSES[task]
+    if kind is not None and kind not in kinds:
         raise DeclarationError(
-            f"no loss {kind!r} for a {task.value} task: there are {', '.join(known)}"
+            f"no loss {kind!r} for a {task.value} task: there are {', '.join(kinds)}"
         )
-    return kind or known[0]
+    return kind or kinds[0]
 
 
 def losses(
     task: Task, y_true: Targets, predictions: Predictions, kind: str | None = None
 ) -> NDArray[np.float64]:
-    """One loss per pair, `(rows,) float64`; NaN where the model had no prediction.
+    """The loss of each row, `(rows,) float64`; NaN where there is no prediction.
 
     * error: 1 if the predicted label is wrong, else 0. In [0, 1].
-    * brier: squared distance of the probabilities from the truth; of True alone in a binary task,
-      in [0, 1]; summed over the labels in a multi-class one, in [0, 2].
+    * brier: squared distance of the probabilities from the truth; in a binary task of True alone,
+      in [0, 1]; in a multi-class task summed over the labels, in [0, 2].
     * logloss: in nats, clipped as River does: at most 34.6.
-    * absolute, squared: of the difference; unbounded, unless the values are probabilities.
+    * absolute, squared: of the difference; unbounded unless the values are probabilities.
 
     Raises:
         DeclarationError: the task has no such loss.

@@ -1,4 +1,4 @@
-"""Running metrics by River's names, equal to River bit for bit; the common ones are kernels."""
+"""Running metrics by River's names, equal to River bit for bit; common ones are compiled."""
 
 from __future__ import annotations
 
@@ -37,28 +37,36 @@ class Metric(Protocol):
 
     Attributes:
         name: River's class name.
-        bigger_is_better: the direction.
+        bigger_is_better: whether a larger value is a better one.
     """
 
     name: str
     bigger_is_better: bool
 
     def update_many(self, y_true: Targets, predictions: Predictions) -> None:
-        """Score predictions in order. Those that the model could not make are passed over."""
+        """Score predictions in order; rows without a prediction are skipped."""
+        ...
+
+    def dump(self) -> Any:
+        """The state, as numpy arrays or a River object with plain data, for `load`."""
+        ...
+
+    def load(self, state: Any) -> None:
+        """Continue from the state that `dump` returned."""
         ...
 
     @property
     def value(self) -> float:
-        """The metric over all that was scored; River's own value before the first."""
+        """The metric over all scored predictions; River's own value before the first."""
         ...
 
 
 @runtime_checkable
 class KernelMetric(Metric, Protocol):
-    """A metric that lives in arrays, so that many of its kind can be updated at once.
+    """A metric whose state is arrays, so that many of its kind can be updated in one pass.
 
     Attributes:
-        arrays: all that it knows.
+        arrays: the state.
     """
 
     arrays: Arrays
@@ -66,11 +74,32 @@ class KernelMetric(Metric, Protocol):
     def update_by(
         self, y_true: Targets, predictions: Predictions, group: NDArray[np.uint8], arrays: Arrays
     ) -> None:
-        """`update_many` of another one for each row: ``arrays[…][group[row]]`` are that one's."""
+        """`update_many` of several metrics at once.
+
+        Args:
+            y_true: `(rows,)`.
+            predictions: one per row.
+            group: `(rows,) uint8`: the metric that each row belongs to.
+            arrays: the stacked states; ``each[group[row]] for each in arrays`` is the metric's.
+        """
         ...
 
 
-class _Mean:
+class _ArrayMetric:
+    """What metrics whose state is arrays have in common."""
+
+    arrays: Arrays
+
+    def dump(self) -> Arrays:
+        """See `Metric.dump`."""
+        return tuple(self.arrays)
+
+    def load(self, state: Arrays) -> None:
+        """See `Metric.load`."""
+        self.arrays = state
+
+
+class _Mean(_ArrayMetric):
     """The mean of a loss, by the recurrence of `river.stats.Mean`."""
 
     bigger_is_better = False
@@ -101,12 +130,12 @@ class _Mean:
 
     @property
     def value(self) -> float:
-        """The mean; 0 before the first."""
+        """The mean, for RMSE its square root; 0 before the first."""
         mean = float(self._state[1])
         return mean**0.5 if self.name == "RMSE" else mean
 
 
-class _Confusion:
+class _Confusion(_ArrayMetric):
     """Accuracy, precision, recall and F1 of a binary task, from one table of counts."""
 
     bigger_is_better = True
@@ -148,8 +177,8 @@ class _Confusion:
         return precision if self.name == "Precision" else recall
 
 
-class _Thresholds:
-    """ROC AUC by ten thresholds, as `river.metrics.ROCAUC`."""
+class _Thresholds(_ArrayMetric):
+    """ROC AUC from counts at ten thresholds, as `river.metrics.ROCAUC`."""
 
     name = "ROCAUC"
     bigger_is_better = True
@@ -194,14 +223,15 @@ def _divide(a: float, b: float) -> float:
 
 
 class RiverMetric:
-    """Any other metric, run by River, one prediction at a time.
+    """Any other metric, computed by River, one prediction at a time.
 
     River's averages over classes (`MacroF1`) sum in the order of a set: over text labels their last
     bit may differ from one process to the next.
 
     Attributes:
-        skipped: pairs that the metric could not score (the logarithm of a negative number in
-            RMSLE, say); River would have stopped there.
+        metric: the River object.
+        skipped: number of pairs that the metric could not score (for example the logarithm of a
+            negative number in RMSLE); River itself would raise.
     """
 
     def __init__(self, river_metric: Any, task: Task) -> None:
@@ -215,20 +245,28 @@ class RiverMetric:
     def update_many(self, y_true: Targets, predictions: Predictions) -> None:
         """See `Metric.update_many`."""
         truths = y_true.tolist() if isinstance(y_true, np.ndarray) else y_true
-        for truth, answer in zip(truths, self._answers(predictions), strict=True):
-            if answer is None or answer == {} or answer != answer:
+        for truth, predicted in zip(truths, self._as_river(predictions), strict=True):
+            if predicted is None or predicted == {} or predicted != predicted:
                 continue
             if self._task in (Task.BINARY, Task.ANOMALY):
                 if truth != truth:
                     continue
                 truth = truth == 1.0
             try:
-                self.metric.update(truth, answer)
+                self.metric.update(truth, predicted)
             except (ArithmeticError, ValueError):
                 self.skipped += 1
 
-    def _answers(self, predictions: Predictions) -> list[Any]:
-        """What `evaluate.progressive_val_score` would give to the metric."""
+    def dump(self) -> tuple[Any, int]:
+        """See `Metric.dump`."""
+        return self.metric, self.skipped
+
+    def load(self, state: tuple[Any, int]) -> None:
+        """See `Metric.load`."""
+        self.metric, self.skipped = state
+
+    def _as_river(self, predictions: Predictions) -> list[Any]:
+        """What `evaluate.progressive_val_score` would pass to the metric."""
         if self._task is Task.MULTICLASS:
             return predictions.labels if self._labels else predictions.values  # type: ignore[no-any-return]
         if self._task is not Task.BINARY:
@@ -263,7 +301,7 @@ _TYPICAL = {
 
 
 def _make_river(name: str, task: Task) -> Any:
-    """The River metric of that name, or None when there is none that fits the task."""
+    """The River metric of that name; None if there is none that fits the task."""
     kind = getattr(river_metrics, name, None)
     if not isinstance(kind, type) or kind in (
         # Tables, not numbers.
@@ -272,14 +310,14 @@ def _make_river(name: str, task: Task) -> Any:
     ):
         return None
     try:
-        found = kind()
-    except TypeError:  # it wants an argument
+        river_metric = kind()
+    except TypeError:  # it requires an argument
         return None
-    if not found.works_with(_TYPICAL[task]()):
+    if not river_metric.works_with(_TYPICAL[task]()):
         return None
-    if task is Task.MULTICLASS and isinstance(found, river_metrics.base.BinaryMetric):
+    if task is Task.MULTICLASS and isinstance(river_metric, river_metrics.base.BinaryMetric):
         return None
-    return found
+    return river_metric
 
 
 def names_for(task: Task) -> list[str]:
@@ -292,7 +330,7 @@ def names_for(task: Task) -> list[str]:
 
 
 def metric(name: str, task: Task = Task.BINARY) -> Metric:
-    """A fresh metric by its name in `river.metrics`, one that needs no arguments.
+    """A new metric by its name in `river.metrics`; any that requires no arguments.
 
     Raises:
         DeclarationError: there is no such metric, or it does not fit the task.
@@ -304,7 +342,7 @@ def metric(name: str, task: Task = Task.BINARY) -> Metric:
     >>> metric("Acuracy")
     Traceback (most recent call last):
     ...
-    state.errors.DeclarationError: no metric 'Acuracy' for a binary task: did you mean Accuracy, \
+    DeclarationError: no metric 'Acuracy' for a binary task: did you mean Accuracy, \
 BalancedAccuracy?
     """
     river_metric = _make_river(name, task)

@@ -1,8 +1,8 @@
-"""How popular each item of a stream is when it comes, by those that came before.
+"""The popularity of each item of a stream, relative to the items before it.
 
-Where a model decides what is seen, and learns from what is chosen of it, popular items become more
+Where a model decides what is shown, and learns from what is chosen of it, popular items become more
 popular and the others are never learned: a degenerate feedback loop (Huyen, *Designing Machine
-Learning Systems*, chapter 8). It shows as a distribution of popularity that moves.
+Learning Systems*, chapter 8). It shows as a shift of the distribution of popularity.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from anabranch.state.store.delta import Delta
 U64 = NDArray[np.uint64]
 
 CELLS: Final = 4096
-FADES_EVERY: Final = 1000  # items
-FADES_TO: Final = 0.95
+DECAY_EVERY: Final = 1000  # items
+DECAY_FACTOR: Final = 0.95
 
 
 @kernel
-def _popularity(places: I64, cells: F64, out: F64) -> Any:
-    """For each place how often it was there before, over the mean of those that were; then count.
+def _popularity(buckets: I64, cells: F64, out: F64) -> Any:
+    """Write the log2 ratio of each bucket's count to the mean of the non-empty ones; then count it.
 
-    The last of `cells` counts the items since all faded.
+    The last of `cells` counts the items since the last decay.
     """
     last = cells.size - 1
-    total, known = 0.0, 0.0
+    total, used = 0.0, 0.0
     for i in range(last):
         total += cells[i]
-        known += cells[i] > 0.0
-    for i in range(places.size):
-        at = places[i]
-        mean = total / known if known > 0.0 else 0.0
+        used += cells[i] > 0.0
+    for i in range(buckets.size):
+        at = buckets[i]
+        mean = total / used if used > 0.0 else 0.0
         out[i] = np.log2((cells[at] + 1.0) / (mean + 1.0))
-        known += cells[at] == 0.0
+        used += cells[at] == 0.0
         cells[at] += 1.0
         total += 1.0
         cells[last] += 1.0
-        if cells[last] >= FADES_EVERY:
+        if cells[last] >= DECAY_EVERY:
             cells[last] = 0.0
-            total = known = 0.0
+            total = used = 0.0
             for j in range(last):
-                cells[j] *= FADES_TO
+                cells[j] *= DECAY_FACTOR
                 if cells[j] < 0.01:
                     cells[j] = 0.0
                 total += cells[j]
-                known += cells[j] > 0.0
+                used += cells[j] > 0.0
     return 0
 
 
 class Popularity:
-    """Counts items by the hash of their names, and forgets: by half in some 14,000 items.
+    """Decayed counts of items, by the hash of their names; half-life about 14,000 items.
 
     >>> from anabranch.state.keys.hashing import hash64
     >>> popularity = Popularity()
@@ -68,9 +68,13 @@ class Popularity:
         self._touched = False
 
     def of(self, hashes: U64) -> F64:
-        """`(items,) float64`, in order: log2 of how often each came before, over the mean of all.
+        """Score and count items, in order.
 
-        Those whose hashes share one of `CELLS` cells count as one.
+        Args:
+            hashes: `(items,) uint64`; items that share one of `CELLS` cells count as one.
+
+        Returns:
+            `(items,) float64`: log2 of each item's count so far plus 1, over the mean count plus 1.
         """
         out = np.empty(len(hashes))
         if len(hashes):
@@ -87,10 +91,16 @@ class Popularity:
         return delta
 
     def restore(self, image: Delta) -> None:
-        """Take up what `changes` gave. Raises StateError."""
+        """Restore what `changes` returned.
+
+        Raises:
+            StateError: it is damaged.
+        """
         blob = image.blobs.get("cells")
         if blob is None:
             return
         if len(blob) != self._cells.nbytes:
-            raise StateError("the popularity of items in the state is damaged")
+            raise StateError(
+                "the popularity of items in the state is damaged: restore the state from a backup"
+            )
         self._cells[:] = np.frombuffer(blob)

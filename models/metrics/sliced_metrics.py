@@ -1,17 +1,18 @@
-"""Quality by slices: which slices an event is in, and how good predictions are in each."""
+"""Metrics by slice: the slices that an event belongs to, and the metrics of each model in them."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.categories import Vocabulary
+from anabranch.models.categories import Categories
 from anabranch.models.learners.learner import Predictions, Targets, Task
-from anabranch.models.metrics.grouped import MetricGroups
+from anabranch.models.learners.pickling import dumps, loads
+from anabranch.models.metrics.grouped import GroupedMetric
 from anabranch.models.metrics.kernels import count_by
 from anabranch.models.metrics.slices import SliceBy
 from anabranch.state.errors import DeclarationError, StateError
@@ -23,61 +24,92 @@ Fields = Mapping[str, Sequence[Any]]
 """Field of the events → one value per event."""
 
 NO_FIELDS: Fields = {}
-"""For events of which no field is asked."""
+"""For events whose fields are not used."""
 
 Report = dict[str, dict[str, dict[str, Any]]]
 """Slice → value → ``labels`` and, by model and metric, ``quality``."""
 
 
 class _Slice:
-    """One declared slice: its groups, the labels in each, and the metrics by model."""
+    """One declared slice: its groups, the number of labels in each, and the metrics by model."""
 
     def __init__(self, declared: SliceBy, column: int | None) -> None:
         self.declared = declared
-        self.values = Vocabulary(declared.most, declared.names)
-        # Beside the values: all others, or a number that is null.
-        self.groups = declared.most + 1
+        self.categories = Categories(declared.max_values, declared.names)
+        # One more than the values: all others, or a number that is null.
+        self.groups = declared.max_values + 1
         self.labels = np.zeros(self.groups, np.int64)
-        self.metrics: dict[str, dict[str, MetricGroups]] = {}
+        self.metrics: dict[str, dict[str, GroupedMetric]] = {}
         self._column = column
-        self._edges = None if declared.edges is None else np.array(declared.edges)
+        self._edges = None if declared.bins is None else np.array(declared.bins)
 
     def groups_of(self, fields: Fields, features: F64, rows: I64, order: I64 | None) -> Any:
+        """The group of each event, `(events,) int64`."""
         edges = self._edges
         if edges is None:
-            return self.values.codes(fields[self.declared.subject], order)
+            return self.categories.codes(fields[self.declared.subject], order)
         if self._column is not None:
             return np.searchsorted(edges, features[rows, self._column], side="right")
         numbers = np.array(fields[self.declared.subject], np.float64)  # null is NaN
-        found = np.searchsorted(edges, numbers, side="right")
-        found[np.isnan(numbers)] = self.declared.most
-        return found
+        groups = np.searchsorted(edges, numbers, side="right")
+        groups[np.isnan(numbers)] = self.declared.max_values
+        return groups
 
     def name(self, group: int) -> str:
-        """What a group is called."""
-        if self.declared.edges is not None and group == self.declared.most:
+        """The name of a group."""
+        if self.declared.bins is not None and group == self.declared.max_values:
             return "null"
-        return self.values.name(group)
+        return self.categories.name(group)
+
+    def dump(self) -> dict[str, Any]:
+        """The declaration and the state as plain data."""
+        return {
+            "declared": astuple(self.declared),
+            "names": self.categories.names,
+            "labels": self.labels,
+            "metrics": {
+                model: {name: each.dump() for name, each in metrics.items()}
+                for model, metrics in self.metrics.items()
+            },
+        }
+
+    def load(self, stored: Mapping[str, Any]) -> None:
+        """Continue from what `dump` returned for an equal declaration; metrics apart."""
+        self.categories = Categories(self.declared.max_values, stored["names"])
+        self.labels = stored["labels"]
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """By group that has a label: the number of labels, and the quality by model and metric."""
+        return {
+            self.name(group): {
+                "labels": int(self.labels[group]),
+                "quality": {
+                    model: {name: metric.value(group) for name, metric in metrics.items()}
+                    for model, metrics in self.metrics.items()
+                },
+            }
+            for group in np.flatnonzero(self.labels).tolist()
+        }
 
 
-class Slices:
-    """The slices at work, all of which learn at the label, from the prediction that was served.
+class SlicedMetrics:
+    """The metrics of each model, by slice; updated by each label, with the stored prediction.
 
     Args:
-        declared: in the order of the groups.
+        declared: the slices, in the order of the group columns.
         columns: names of the features.
-        metrics: names, kept for every model.
+        metrics: names, computed for every model.
         task: of the models.
 
     Raises:
-        DeclarationError: two slices have one name.
+        DeclarationError: two slices have the same name.
 
     >>> from anabranch.models.metrics.slices import slice_by
-    >>> slices = Slices([slice_by("country")], ("amount",), ("Accuracy",), Task.BINARY)
+    >>> slices = SlicedMetrics([slice_by("country")], ("amount",), ("Accuracy",), Task.BINARY)
     >>> slices.add("m")
     >>> groups = slices.groups_of({"country": ["DE", "US", "DE"]}, np.zeros((3, 1)), np.arange(3))
-    >>> truths, answers = np.array([1.0, 1.0, 0.0]), Predictions(np.array([0.9, 0.1, 0.7]))
-    >>> slices.score(groups, truths, {"m": answers})
+    >>> y_true, predictions = np.array([1.0, 1.0, 0.0]), Predictions(np.array([0.9, 0.1, 0.7]))
+    >>> slices.score(groups, y_true, {"m": predictions})
     >>> slices.report()["country"]["DE"]
     {'labels': 2, 'quality': {'m': {'Accuracy': 0.5}}}
     """
@@ -90,36 +122,34 @@ class Slices:
         task: Task,
     ) -> None:
         self._metrics, self._task = tuple(metrics), task
-        places = {name: place for place, name in enumerate(columns)}
-        self._slices = [_Slice(each, _column(each, places)) for each in declared]
-        self._told = b""
+        indices = {name: index for index, name in enumerate(columns)}
+        self._slices = [_Slice(each, _column(each, indices)) for each in declared]
+        self._written = b""
         if len({each.name for each in declared}) < len(declared):
-            raise DeclarationError("two slices have one name: say called= of one of them")
+            raise DeclarationError("two slices have the same name: give one of them another name=")
 
     def __len__(self) -> int:
         return len(self._slices)
 
-    def place(self, name: str) -> int:
-        """That of the slice of this name."""
+    def index(self, name: str) -> int:
+        """The column of the slice of this name."""
         return [each.declared.name for each in self._slices].index(name)
 
-    def known(self, place: int, group: int) -> bool:
-        """Whether a slice has such a group; not that of a row from before it was declared."""
-        return group < self._slices[place].groups
+    def has_group(self, index: int, group: int) -> bool:
+        """Whether a slice has such a group; a row from before its declaration has none."""
+        return group < self._slices[index].groups
 
-    def name(self, place: int, group: int) -> str:
-        """What a group of a slice is called."""
-        return self._slices[place].name(group)
+    def name(self, index: int, group: int) -> str:
+        """The name of a group of a slice."""
+        return self._slices[index].name(group)
 
     def add(self, model: str) -> None:
-        """A model from now on."""
+        """Add a model, with empty metrics."""
         for each in self._slices:
-            each.metrics[model] = {
-                name: MetricGroups(name, self._task, each.groups) for name in self._metrics
-            }
+            each.metrics[model] = self._new_metrics(each)
 
     def remove(self, model: str) -> None:
-        """Forget a model."""
+        """Remove a model and its metrics."""
         for each in self._slices:
             each.metrics.pop(model)
 
@@ -136,112 +166,116 @@ class Slices:
             fields: of the events.
             features: `(capacity, features) float64`; those of the events are at `rows`.
             rows: `(events,) int64`.
-            order: see `Vocabulary.codes`.
+            order: see `Categories.codes`.
         """
         groups = np.empty((len(rows), len(self._slices)), np.uint8)
-        for place, each in enumerate(self._slices):
-            groups[:, place] = each.groups_of(fields, features, rows, order)
+        for index, each in enumerate(self._slices):
+            groups[:, index] = each.groups_of(fields, features, rows, order)
         return groups
 
-    def score(self, groups: U8, truths: Targets, predictions: Mapping[str, Predictions]) -> None:
-        """Score the predictions of all models by their labels; ``groups`` as `groups_of` gave."""
-        if not len(groups):
-            return
-        for place, each in enumerate(self._slices):
-            group = np.ascontiguousarray(groups[:, place])
-            count_by(group, each.labels)
-            for model, answers in predictions.items():
-                for metric in each.metrics[model].values():
-                    metric.update_many(truths, answers, group)
-
-    def changes(self) -> bytes | None:
-        """All that it knows, for `restore`; None if that is what the last call gave."""
-        told = pickle.dumps(
-            [(each.declared, each.values, each.labels, each.metrics) for each in self._slices],
-            protocol=5,
-        )
-        if told == self._told:
-            return None
-        self._told = told
-        return told
-
-    def restore(self, blob: bytes | None, models: Sequence[str]) -> list[int]:
-        """Take up what `changes` gave; a slice or a metric that is new begins now.
+    def score(self, groups: U8, y_true: Targets, predictions: Mapping[str, Predictions]) -> None:
+        """Update the metrics of all models.
 
         Args:
-            blob: it is unpickled: give only what this program wrote. None: nothing was stored.
-            models: in their order from now on.
+            groups: `(labels, slices) uint8`, as `groups_of` returned them for the events.
+            y_true: `(labels,)`.
+            predictions: by model, one per label.
+        """
+        if not len(groups):
+            return
+        for index, each in enumerate(self._slices):
+            group = np.ascontiguousarray(groups[:, index])
+            count_by(group, each.labels)
+            for model, of_model in predictions.items():
+                for metric in each.metrics[model].values():
+                    metric.update_many(y_true, of_model, group)
+
+    def changes(self) -> bytes | None:
+        """The whole state, for `restore`; None if it is what the last call returned."""
+        content = {"task": self._task.value, "slices": [each.dump() for each in self._slices]}
+        blob = dumps("the metrics by slice", content)
+        if blob == self._written:
+            return None
+        self._written = blob
+        return blob
+
+    def restore(self, blob: bytes | None, models: Sequence[str]) -> list[int]:
+        """Continue from what `changes` returned; new slices and new metrics start empty.
+
+        Args:
+            blob: it is unpickled: pass only what this program wrote. None: nothing was stored.
+            models: the models from now on, in their order.
 
         Returns:
-            By slice, its place among those that were stored; -1 for a new one.
+            For each slice, its index among the stored ones; -1 for a new one.
 
         Raises:
             StateError: it can't be unpickled here.
         """
         if blob is None:
             return [-1] * len(self._slices)
-        self._told = blob
-        stored = _load(blob)
-        declared = [each[0] for each in stored]
-        places = []
+        self._written = blob
+        _, stored = _load(blob)
+        declared = [SliceBy(*each["declared"]) for each in stored]
+        indices = []
         for each in self._slices:
-            place = declared.index(each.declared) if each.declared in declared else -1
-            places.append(place)
-            kept: Mapping[str, dict[str, MetricGroups]] = {}
-            if place >= 0:
-                _, each.values, each.labels, kept = stored[place]
-            each.metrics = {
-                model: each.metrics[model] | _known(kept.get(model, {}), self._metrics)
-                for model in models
-            }
-        return places
+            index = declared.index(each.declared) if each.declared in declared else -1
+            indices.append(index)
+            metrics = {model: each.metrics[model] for model in models}
+            if index >= 0:
+                each.load(stored[index])
+                for model in models:
+                    self._load_metrics(metrics[model], stored[index]["metrics"].get(model, {}))
+            each.metrics = metrics
+        return indices
 
     def report(self) -> Report:
-        """What is known of every group that has a label."""
-        return {each.declared.name: _report(each) for each in self._slices}
+        """The quality in every group that has a label."""
+        return {each.declared.name: each.report() for each in self._slices}
+
+    def _new_metrics(self, each: _Slice) -> dict[str, GroupedMetric]:
+        return {name: GroupedMetric(name, self._task, each.groups) for name in self._metrics}
+
+    def _load_metrics(self, metrics: dict[str, GroupedMetric], stored: Mapping[str, Any]) -> None:
+        for name, metric in metrics.items():
+            if name in stored:
+                metric.load(stored[name])
 
 
 def stored_report(blob: bytes) -> Report:
-    """`Slices.report` of what `Slices.changes` gave. It is unpickled.
+    """`SlicedMetrics.report` of what `SlicedMetrics.changes` returned. It is unpickled.
 
     Raises:
         StateError: it can't be unpickled here.
     """
-    found = {}
-    for declared, values, labels, metrics in _load(blob):
+    report = {}
+    task, slices = _load(blob)
+    for stored in slices:
+        declared = SliceBy(*stored["declared"])
         each = _Slice(declared, None)
-        each.values, each.labels, each.metrics = values, labels, metrics
-        found[declared.name] = _report(each)
-    return found
+        each.load(stored)
+        for model, metrics in stored["metrics"].items():
+            each.metrics[model] = {}
+            for name, state in metrics.items():
+                each.metrics[model][name] = GroupedMetric(name, task, each.groups)
+                each.metrics[model][name].load(state)
+        report[declared.name] = each.report()
+    return report
 
 
-def _report(each: _Slice) -> dict[str, dict[str, Any]]:
-    return {
-        each.name(group): {
-            "labels": int(each.labels[group]),
-            "quality": {
-                model: {name: metric.value(group) for name, metric in metrics.items()}
-                for model, metrics in each.metrics.items()
-            },
-        }
-        for group in np.flatnonzero(each.labels).tolist()
-    }
+def _column(declared: SliceBy, indices: Mapping[str, int]) -> int | None:
+    return None if declared.bins is None else indices.get(declared.subject)
 
 
-def _column(declared: SliceBy, places: Mapping[str, int]) -> int | None:
-    return None if declared.edges is None else places.get(declared.subject)
-
-
-def _known(metrics: dict[str, MetricGroups], names: Sequence[str]) -> dict[str, MetricGroups]:
-    return {name: metric for name, metric in metrics.items() if name in names}
-
-
-def _load(blob: bytes) -> list[Any]:
+def _load(blob: bytes) -> tuple[Task, list[dict[str, Any]]]:
+    """The task, and by slice what `_Slice.dump` returned."""
     try:
-        found: list[Any] = pickle.loads(blob)
+        content = loads("the blob", blob)
+        if not isinstance(content, dict):
+            raise StateError("it was written by another version")
+        return Task(content["task"]), content["slices"]
     except Exception as error:
         raise StateError(
-            f"the quality by slices can't be read from the state: {error}; go on with the version "
-            "that wrote it, or begin a new state directory"
+            f"the metrics by slice in the state can't be read ({error}): continue with the version "
+            "that wrote them, or rebuild the state in a new directory with replay"
         ) from error
-    return found

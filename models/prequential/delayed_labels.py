@@ -1,10 +1,8 @@
-"""A batch whose labels come later, worked through by all models of a step."""
+"""Runs a batch whose labels arrive later: predict, train, score, serve."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +10,17 @@ from numpy.typing import NDArray
 from anabranch.models.drift.detectors import Alarm
 from anabranch.models.learners.learner import LEARN, Predictions, Targets
 from anabranch.models.learners.targets import select
-from anabranch.models.metrics.ranking import EVENT, LIST, final_ranks, numbered
-from anabranch.models.metrics.sliced_metrics import Fields
-from anabranch.models.prequential.drift_retraining import Found, Lessons, serve_batch
-from anabranch.models.prequential.external_drift import Outside
-from anabranch.models.prequential.label_join import Joined
+from anabranch.models.metrics.ranking import EVENT, LIST, final_ranks, run_numbers
+from anabranch.models.prequential.batch import EventBatch
+from anabranch.models.prequential.drift_retraining import TrainingBatch, serve_batch
+from anabranch.models.prequential.label_join import JoinedSteps
+from anabranch.models.prequential.model_set import ModelSet
 from anabranch.models.prequential.monitors import AlarmsAt
-from anabranch.models.prequential.outcome import Learned, Outcome
-from anabranch.models.rollout.assignment import key_hashes
+from anabranch.models.prequential.outcome import LearnedLabels, Outcome
 from anabranch.models.rollout.observations import RANK_BITS
-from anabranch.models.rollout.served import Answered
-from anabranch.models.rollout.serving import Spent, Worked
-
-if TYPE_CHECKING:
-    from anabranch.models.prequential.prequential import Prequential
+from anabranch.models.rollout.served import ServedPredictions
+from anabranch.models.rollout.serving import BatchPredictions, Timings
+from anabranch.models.rollout.traffic import key_hashes
 
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
@@ -34,144 +29,217 @@ Mask = NDArray[np.bool_]
 
 @dataclass(slots=True)
 class _Steps:
-    """What models are told: all that was laid out, but for lessons of events that are suspect.
+    """The steps that models run: those joined, without training on quarantined events.
 
-    ``numbers`` are the steps that are left, None: all; ``calm`` says which of `Joined.taught` are.
+    Attributes:
+        op, row, target: as `Learner.run` takes them.
+        kept: indices of the joined steps that are left; None: all.
+        trainable: `(labels,) bool`: which of `JoinedSteps.scored_steps` are left; None: all.
     """
 
     op: U8
     row: I64
     target: Targets
-    numbers: I64 | None = None
-    calm: Mask | None = None
+    kept: I64 | None = None
+    trainable: Mask | None = None
 
 
-def run_delayed(
-    step: Prequential,
-    joined: Joined,
-    events: int,
-    order: I64,
-    fields: Fields,
-    keys: Sequence[str],
-    outside: Outside,
-) -> Outcome:
-    """Predict and learn the steps that were laid out; see `Prequential.run`."""
-    pending, row, time = step.pending, joined.row, joined.time
-    asked, taught = joined.asked, joined.taught
-    # Events are predicted in `order`, but the caller counts them by index.
-    turn = np.empty(events, np.int64)
-    turn[joined.source[asked]] = np.arange(asked.size)
-    steps = _steps(step, joined, row[asked][turn], outside)
-    before = {name: learner.version for name, learner in step.learners.items()}
-    served: dict[str, Predictions] = {}
-    scored: dict[str, Predictions] = {}
-    answered: dict[str, Predictions] = {}
-    spent = None if step.rollouts is None else Spent()
-    for model, (name, kept) in enumerate(step._kept.items()):
-        answers = kept.run(pending.features, steps.op, steps.row, steps.target)
-        answered[name] = answers
-        if spent is not None:
-            spent.note(name, kept.learner, steps.numbers)
-        waiting = step._answers[name]
-        waiting.keep(model, row[asked], answers)
-        scored[name] = waiting.recall(model, row[taught], answers)
-        served[name] = answers.take(turn)
-        waiting.forget(joined.dropped)
-    left = row[taught]
-    learned = Learned(
-        joined.source[taught], select(joined.target, taught), scored,
-        pending.times[left], time[taught], pending.tags[left], joined.item[taught],
-    )  # fmt: skip
-    groups = None
-    if step.slices:
-        rows, own = row[asked][turn], slice(len(step.slices))
-        pending.groups[rows, own] = step.slices.groups_of(fields, pending.features, rows, order)
-        groups = pending.groups[left, own]
-    learned_before = _lessons(joined, steps)[asked]
-    of_features: AlarmsAt = []
-    if step.monitors:
-        of_features = step.monitors.look_at_features(
-            pending.features, row[asked], time[asked], asked
+class _Batch:
+    """A batch on its way through the models.
+
+    Attributes:
+        position: `(events,) int64`: the index of each event among the steps that predict. Events
+            are predicted in the order of the stream, but the caller counts them by index.
+        predicted_rows: `(events,) int64`: their pending rows, in the order of the steps.
+        event_rows: the same, in the order of the events.
+        scored_rows: `(labels,) int64`: pending rows of the labels that are scored.
+        steps: those that models run.
+        versions_before: per model, the rows learned before the batch.
+        learned_before: `(events,) int64`: in the order of the steps, the rows learned in this batch
+            before each.
+        predictions: per model, in the order of the steps.
+        scored: per model, the stored predictions for the events of the labels.
+        timings: with rollouts, the time and the failures of each model.
+    """
+
+    def __init__(self, models: ModelSet, joined: JoinedSteps, events: EventBatch) -> None:
+        self.models, self.joined, self.events = models, joined, events
+        predicted = joined.predict_steps
+        self.position = np.empty(len(events.times), np.int64)
+        self.position[joined.source[predicted]] = np.arange(predicted.size)
+        self.predicted_rows = joined.row[predicted]
+        self.event_rows = self.predicted_rows[self.position]
+        self.scored_rows = joined.row[joined.scored_steps]
+        self.steps = _trainable_steps(models, joined, events, self.event_rows)
+        self.versions_before = models.versions
+        self.learned_before = _trained_up_to(joined, self.steps)[predicted]
+        self.predictions: dict[str, Predictions] = {}
+        self.scored: dict[str, Predictions] = {}
+        self.timings = None if models.rollouts is None else Timings()
+
+    def run_models(self) -> LearnedLabels:
+        """Let every model predict and train; returns the labels that were learned."""
+        models, joined, steps, pending = self.models, self.joined, self.steps, self.models.pending
+        for column, (name, checkpoint) in enumerate(models.checkpoints.items()):
+            predictions = checkpoint.run(pending.features, steps.op, steps.row, steps.target)
+            self.predictions[name] = predictions
+            if self.timings is not None:
+                self.timings.record(name, checkpoint.learner, steps.kept)
+            stored = models.stored_predictions[name]
+            stored.put(column, self.predicted_rows, predictions)
+            self.scored[name] = stored.pop(column, self.scored_rows, predictions)
+            stored.discard(joined.dropped)
+        scored = joined.scored_steps
+        return LearnedLabels(
+            joined.source[scored], select(joined.target, scored), self.scored,
+            pending.times[self.scored_rows], joined.time[scored], pending.tags[self.scored_rows],
+            joined.item[scored],
+        )  # fmt: skip
+
+    def slice_groups(self, order: I64) -> U8 | None:
+        """Store the slice groups of the events; `(labels, slices) uint8` of the labels."""
+        models, pending = self.models, self.models.pending
+        if not models.slices:
+            return None
+        columns, rows = slice(len(models.slices)), self.event_rows
+        pending.groups[rows, columns] = models.slices.groups_of(
+            self.events.fields, pending.features, rows, order
         )
-    calls = [(int(asked[turn[event]]), alarm) for event, alarm in outside.calls]
-    if outside.labels is not None and step.births is not None:
-        calls += [(int(taught[place]), alarm) for place, alarm in outside.labels(learned)]
-    out: Answered | None = None
-    found: Found = None
-    led = scored[step.champion]
-    if step.rollouts is not None and spent is not None and joined.op.size:
-        hashes = key_hashes(keys)[joined.source[asked]]
-        worked = Worked(
-            joined.op.size, joined.item, asked, time[asked], row[asked], hashes, taught,
-            time[taught], left, pending.groups[:, -1], answered, scored, learned.target,
-            before, learned_before, spent.failed, spent.seconds,
-            *_grouped(step, fields, joined.source[asked]),
+        groups: U8 = pending.groups[self.scored_rows, columns]
+        return groups
+
+    def feature_alarms(self) -> AlarmsAt:
+        """The alarms of monitors on features."""
+        if not self.models.monitors:
+            return []
+        predicted = self.joined.predict_steps
+        return self.models.monitors.check_features(
+            self.models.pending.features, self.predicted_rows, self.joined.time[predicted],
+            predicted,
         )  # fmt: skip
-        numbers = np.arange(joined.op.size) if steps.numbers is None else steps.numbers
-        lessons = Lessons(
-            pending.features, steps.op, steps.row, steps.target, numbers, joined.dropped,
-            steps.calm, [*calls, *((at, alarm) for at, _, alarm in of_features)],
+
+    def serve(
+        self, learned: LearnedLabels, feature_alarms: AlarmsAt
+    ) -> tuple[ServedPredictions, Predictions, AlarmsAt]:
+        """Decide what rollouts serve; see `serve_batch`."""
+        joined, steps = self.joined, self.steps
+        signals = self._signals(learned)
+        signals += [(step, alarm) for step, _, alarm in feature_alarms]
+        kept = np.arange(joined.op.size) if steps.kept is None else steps.kept
+        training = TrainingBatch(
+            self.models.pending.features, steps.op, steps.row, steps.target, kept, joined.dropped,
+            steps.trainable, signals,
         )  # fmt: skip
-        out, led, found = serve_batch(step, worked, lessons, turn)
-        for name in answered.keys() - served.keys():  # begun in the middle
-            served[name] = answered[name].take(turn)
-    step.score(learned, groups, pending.features[left] if step.births else None, steps.calm)
+        return serve_batch(self.models, self._batch_predictions(learned), training, self.position)
+
+    def _signals(self, learned: LearnedLabels) -> list[tuple[int, Alarm]]:
+        """External drift, by step."""
+        external, joined = self.events.external_drift, self.joined
+        predicted = joined.predict_steps[self.position]
+        signals = [(int(predicted[event]), alarm) for event, alarm in external.signals]
+        if external.check_labels is not None and self.models.on_drift is not None:
+            for label, alarm in external.check_labels(learned):
+                signals.append((int(joined.scored_steps[label]), alarm))
+        return signals
+
+    def _batch_predictions(self, learned: LearnedLabels) -> BatchPredictions:
+        models, joined, timings = self.models, self.joined, self.timings
+        assert timings is not None
+        predicted, scored = joined.predict_steps, joined.scored_steps
+        event, pending = joined.source[predicted], models.pending
+        batch = BatchPredictions(
+            steps=joined.op.size,
+            items=joined.item,
+            event_steps=predicted,
+            event_times=joined.time[predicted],
+            event_rows=self.predicted_rows,
+            key_hashes=key_hashes(self.events.keys)[event],
+            label_steps=scored,
+            label_times=joined.time[scored],
+            label_rows=self.scored_rows,
+            arms=pending.groups[:, -1],
+            predictions=self.predictions,
+            label_predictions=self.scored,
+            target=learned.target,
+            versions_before=self.versions_before,
+            learned_before=self.learned_before,
+            failed_steps=timings.failed_steps,
+            seconds=timings.seconds,
+        )
+        if models.rank_quality is not None:
+            batch.groups = run_numbers(np.asarray(self.events.fields[EVENT])[event])
+            batch.drafts = pending.tags
+            batch.list_ids = np.asarray(self.events.fields[LIST])[event]
+            batch.drafted_lists = pending.lists
+        return batch
+
+    def rank(self, learned: LearnedLabels, served: Predictions, drafted: I64 | None) -> I64:
+        """Rank the candidates and store the ranks; score the ranks of those that were chosen."""
+        quality, tags = self.models.rank_quality, self.models.pending.tags
+        assert quality is not None
+        ranks = final_ranks(np.asarray(self.events.fields[EVENT]), served.values, drafted)
+        tags[self.event_rows] = tags[self.event_rows] >> RANK_BITS << RANK_BITS | ranks
+        learned.tags = tags[self.scored_rows]
+        chosen = np.asarray(learned.target) == 1.0
+        quality.update(learned.tags[chosen] & (1 << RANK_BITS) - 1)
+        return ranks
+
+
+def run_delayed(models: ModelSet, joined: JoinedSteps, events: EventBatch, order: I64) -> Outcome:
+    """Predict and train on the joined steps of a batch; see `Prequential.run`."""
+    pending, batch = models.pending, _Batch(models, joined, events)
+    learned = batch.run_models()
+    groups, feature_alarms = batch.slice_groups(order), batch.feature_alarms()
+    served: ServedPredictions | None = None
+    loss_alarms: AlarmsAt | None = None
+    champion_predictions = batch.scored[models.champion]
+    if models.rollouts is not None and joined.op.size:
+        served, champion_predictions, loss_alarms = batch.serve(learned, feature_alarms)
+    predictions = {name: each.take(batch.position) for name, each in batch.predictions.items()}
+    trainable = batch.steps.trainable
+    features = None if models.replay_buffer is None else pending.features[batch.scored_rows]
+    models.score(learned, groups, features, trainable)
     alarms: list[Alarm] = []
-    if step.monitors:
-        alarms = step.monitors.look(learned, led, taught, of_features, groups, step.slices, found)
+    if models.monitors:
+        alarms = models.monitors.check(
+            learned, champion_predictions, joined.scored_steps, feature_alarms, groups,
+            models.slices, loss_alarms,
+        )  # fmt: skip
     ranks = None
-    if step.ranking is not None:
-        answers = served[step.champion] if out is None else out.predictions
-        drafted = None if out is None else out.ranks
-        ranks = final_ranks(np.asarray(fields[EVENT]), answers.values, drafted)
-        _place(step, ranks, row[asked][turn], learned, left)
-    step.settle()
-    suspect = 0 if steps.calm is None else int(np.count_nonzero(~steps.calm))
+    if models.rank_quality is not None:
+        shown = predictions[models.champion] if served is None else served.predictions
+        ranks = batch.rank(learned, shown, None if served is None else served.ranks)
+    models.apply_decisions()
     return Outcome(
-        served, learned, alarms, joined.refused_labels, joined.refused_events,
-        len(joined.dropped), before, learned_before[turn], joined.given_up,
-        joined.corrections(pending.tags), joined.confirmed, joined.held, out,
-        ranks, suspect,
+        predictions, learned, alarms, joined.rejected_labels, joined.rejected_events,
+        len(joined.dropped), batch.versions_before, batch.learned_before[batch.position],
+        joined.expired_labels, joined.corrections(pending.tags), joined.confirmed, joined.buffered,
+        served, ranks, 0 if trainable is None else int(np.count_nonzero(~trainable)),
     )  # fmt: skip
 
 
-def _steps(step: Prequential, joined: Joined, rows: I64, outside: Outside) -> _Steps:
-    """Without what is not to be learned; ``rows`` are those of the events, which are marked."""
+def _trainable_steps(
+    models: ModelSet, joined: JoinedSteps, events: EventBatch, event_rows: I64
+) -> _Steps:
+    """Mark the quarantined events, and leave out training on them."""
     op, row, target = joined.op, joined.row, joined.target
-    if not step.quarantine:
+    if not models.settings.quarantine:
         return _Steps(op, row, target)
-    marks = step.pending.groups[:, len(step.slices)]
-    marks[rows] = 0 if outside.suspect is None else outside.suspect
+    quarantined = events.external_drift.quarantined
+    marks = models.quarantine_marks
+    marks[event_rows] = 0 if quarantined is None else quarantined
     left_out = (op == LEARN) & (marks[row] == 1)
     if not left_out.any():
         return _Steps(op, row, target)
     kept = np.flatnonzero(~left_out)
-    calm = ~left_out[joined.taught]
-    return _Steps(op[kept], row[kept], select(target, kept), kept, calm)
+    trainable = ~left_out[joined.scored_steps]
+    return _Steps(op[kept], row[kept], select(target, kept), kept, trainable)
 
 
-def _lessons(joined: Joined, steps: _Steps) -> I64:
-    """`(steps,) int64`: lessons up to each step."""
-    if steps.numbers is None:
+def _trained_up_to(joined: JoinedSteps, steps: _Steps) -> I64:
+    """`(steps,) int64`: the number of training steps up to each joined step."""
+    if steps.kept is None:
         return joined.op.cumsum(dtype=np.int64)
-    learned = np.zeros(joined.op.size, np.int64)
-    learned[steps.numbers] = steps.op
-    return learned.cumsum()
-
-
-def _grouped(step: Prequential, fields: Fields, asked: I64) -> tuple[Any, ...]:
-    """`groups`, `drafts`, `lists` and `listed` of `Worked`; ``asked`` are events by step."""
-    if step.ranking is None:
-        return ()
-    lists, pending = np.asarray(fields[LIST])[asked], step.pending
-    return numbered(np.asarray(fields[EVENT])[asked]), pending.tags, lists, pending.lists
-
-
-def _place(step: Prequential, ranks: I64, rows: I64, learned: Learned, left: I64) -> None:
-    """Keep where candidates stand, and count where those had stood that were chosen."""
-    assert step.ranking is not None
-    tags = step.pending.tags
-    tags[rows] = tags[rows] >> RANK_BITS << RANK_BITS | ranks
-    learned.tags = tags[left]
-    chosen = np.asarray(learned.target) == 1.0
-    step.ranking.update(learned.tags[chosen] & (1 << RANK_BITS) - 1)
+    trained = np.zeros(joined.op.size, np.int64)
+    trained[steps.kept] = steps.op
+    return trained.cumsum()

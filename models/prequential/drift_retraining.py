@@ -1,188 +1,171 @@
-"""Fresh models that drift starts in the middle of a batch, as if they had been added just there."""
+"""Fresh models that drift starts inside a batch, with the same result as if added at that row."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import LOSS, Alarm
 from anabranch.models.learners.fault_isolation import failed_steps
-from anabranch.models.learners.learner import LEARN, NO_LABEL, Predictions, Targets, Task
+from anabranch.models.learners.learner import LEARN, NO_LABEL, Predictions, Targets
 from anabranch.models.learners.targets import select
-from anabranch.models.prequential.champion_monitor import ChampionWatch
-from anabranch.models.prequential.replay_buffer import LabelledRows
-from anabranch.models.rollout.challenger import OnDrift
-from anabranch.models.rollout.served import Answered
-from anabranch.models.rollout.serving import Worked
-
-if TYPE_CHECKING:
-    from anabranch.models.prequential.prequential import Prequential
+from anabranch.models.prequential.champion_monitor import ChampionMonitor
+from anabranch.models.prequential.model_set import ModelSet
+from anabranch.models.prequential.monitors import AlarmsAt
+from anabranch.models.rollout.served import ServedPredictions
+from anabranch.models.rollout.serving import BatchPredictions
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-Found = list[tuple[int, int, Alarm]] | None
-"""See `ChampionWatch.found`; None where it was not looked at."""
-
-
-class Births:
-    """What drift starts, and the labelled rows that a start is warmed with.
-
-    Args:
-        what: to start.
-        width: features per row.
-        task: of the models.
-    """
-
-    def __init__(self, what: OnDrift, width: int, task: Task) -> None:
-        self.what = what
-        self.rows = LabelledRows(what.declared.warm, width, task is not Task.MULTICLASS)
-
-    @classmethod
-    def of(cls, what: OnDrift | None, width: int, task: Task) -> Births | None:
-        """Those that are declared; None where nothing is."""
-        return None if what is None else cls(what, width, task)
 
 
 @dataclass(slots=True)
-class Lessons:
-    """What every model was told in a batch.
+class TrainingBatch:
+    """The steps that every model ran in a batch, for a fresh model to run in part.
 
     Attributes:
         features: `(rows, features) float64`.
-        op, row, target: as `Learner.run` takes them.
-        numbers: `(len(op),) int64`: the step that each is, as `Worked` counts them.
-        dropped: rows whose wait is over; None where labels come with the events.
-        calm: `(labels,) bool`, of those that are scored: which are learned too; None: all.
-        calls: drift that was found elsewhere, by step: see `Outside`.
+        op, row, target: `(steps,)`, as `Learner.run` takes them.
+        step_indices: `(steps,) int64`: the index of each, as `BatchPredictions` counts steps.
+        dropped: rows that timed out; None where labels are inline.
+        trainable: `(labels,) bool`, of the labels that are scored: those that train, too; None:
+            all.
+        signals: drift found elsewhere, by step, see `ExternalDrift`.
     """
 
     features: F64
     op: NDArray[np.uint8]
     row: I64
     target: Targets
-    numbers: I64
+    step_indices: I64
     dropped: list[int] | None
-    calm: Mask | None = None
-    calls: list[tuple[int, Alarm]] = field(default_factory=list)
+    trainable: Mask | None = None
+    signals: list[tuple[int, Alarm]] = field(default_factory=list)
 
 
-class BirthWatch:
-    """Watches the champion's loss in one batch, and starts fresh models behind its steps.
+class DriftRetraining:
+    """Monitors the champion's loss in one batch, and starts fresh models where it drifts.
 
     Args:
-        step: whose models they are, and which may have `births`.
-        worked: what all models made of the batch; a fresh one's answers are added.
-        lessons: the same for the fresh one to go through; None where none can be started.
+        models: those of the step.
+        batch: what all models did in the batch; a fresh model's predictions are added.
+        training: the steps that a fresh model runs; None where none can be started.
 
     Attributes:
-        found: as `ChampionWatch.found`.
+        alarms: as `ChampionMonitor.alarms`.
+        burn_in: number of labels a fresh model trains on before it is compared.
     """
 
-    def __init__(self, step: Prequential, worked: Worked, lessons: Lessons | None) -> None:
-        self._step, self._births = step, step.births
-        self._worked, self._lessons = worked, lessons
-        self._watch = ChampionWatch(
-            step.monitors, step.task, worked.scored, worked.target, worked.taught,
-            worked.taught_times,
+    def __init__(
+        self, models: ModelSet, batch: BatchPredictions, training: TrainingBatch | None
+    ) -> None:
+        self._models, self._batch, self._training = models, batch, training
+        self._monitor = ChampionMonitor(
+            models.monitors, models.task, batch.label_predictions, batch.target, batch.label_steps,
+            batch.label_times,
         )  # fmt: skip
-        self.found = self._watch.found
-        declared = None if step.births is None else step.births.what.declared
-        self.grace = 0 if declared is None else declared.grace
-        self._after = () if declared is None else declared.after
-        calls = [] if lessons is None else lessons.calls
-        heard = [call for call in calls if call[1].kind in self._after]
-        self._calls = sorted(heard, key=lambda call: call[0])
+        self.alarms = self._monitor.alarms
+        declared = None if models.on_drift is None else models.on_drift.declared
+        self.burn_in = 0 if declared is None else declared.burn_in
+        self._triggers = () if declared is None else declared.triggers
+        signals = [] if training is None else training.signals
+        triggering = [each for each in signals if each[1].kind in self._triggers]
+        self._signals = sorted(triggering, key=lambda signal: signal[0])
 
-    def look(self, champion: str, until: int, may_bear: bool) -> tuple[int, Alarm] | None:
-        """See `DriftWatch`."""
-        bears = may_bear and self._births is not None
-        calls = self._calls
-        while calls and not bears and calls[0][0] <= until:
-            calls.pop(0)  # one is tried already
-        call = calls[0] if calls and calls[0][0] <= until else None
-        if call is not None:  # behind it, who leads may be another
-            until = call[0]
-        found = self._watch.look(champion, until, bears and LOSS in self._after)
-        if found is None and call is not None:
-            return calls.pop(0)
-        return found
+    def check(self, champion: str, until: int, may_start: bool) -> tuple[int, Alarm] | None:
+        """See `DriftReaction`."""
+        may_start = may_start and self._models.on_drift is not None
+        signals = self._signals
+        while signals and not may_start and signals[0][0] <= until:
+            signals.pop(0)  # a trial is running already
+        signal = signals[0] if signals and signals[0][0] <= until else None
+        if signal is not None:  # after it, another model may be the champion
+            until = signal[0]
+        alarm = self._monitor.check(champion, until, may_start and LOSS in self._triggers)
+        if alarm is None and signal is not None:
+            return signals.pop(0)
+        return alarm
 
-    def bear(self, name: str, step: int) -> int:
-        """See `DriftWatch`; its answers are NaN for what came before."""
-        births, worked, lessons = self._births, self._worked, self._lessons
-        assert births is not None
-        assert lessons is not None
-        learner = births.what.make()
-        self._step.add(name, learner)
-        known = worked.taught <= step
-        if lessons.calm is not None:
-            known &= lessons.calm
-        features = lessons.features[worked.taught_rows[known]]
-        features, target = births.rows.last(features, select(worked.target, _places(known)))
+    def start_challenger(self, name: str, step: int) -> int:
+        """See `DriftReaction`; its predictions are NaN for the events before."""
+        models, batch, training = self._models, self._batch, self._training
+        assert models.on_drift is not None
+        assert models.replay_buffer is not None
+        assert training is not None
+        learner = models.on_drift.make()
+        models.add(name, learner)
+        before = batch.label_steps <= step
+        if training.trainable is not None:
+            before &= training.trainable
+        features = training.features[batch.label_rows[before]]
+        target = select(batch.target, np.flatnonzero(before))
+        features, target = models.replay_buffer.last(features, target)
         rows = np.arange(len(features))
         learner.run(features, np.full(len(rows), LEARN, np.uint8), rows, target)
-        later = lessons.numbers > step
-        learned_before = int(np.count_nonzero((lessons.op == LEARN) & ~later))
-        worked.before[name] = learner.version - learned_before
-        self._go_through(lessons, name, _places(later), step)
+        later = training.step_indices > step
+        trained_before = int(np.count_nonzero((training.op == LEARN) & ~later))
+        batch.versions_before[name] = learner.version - trained_before
+        self._run_rest(training, name, np.flatnonzero(later), step)
         return len(rows)
 
-    def _go_through(self, lessons: Lessons, name: str, later: I64, step: int) -> None:
-        """Predict and learn what is left of the batch."""
-        worked, keeper = self._worked, self._step
-        began = time.perf_counter()
-        answers = keeper._kept[name].run(
-            lessons.features, lessons.op[later], lessons.row[later], select(lessons.target, later)
-        )
-        worked.failed[name] = lessons.numbers[later[failed_steps(keeper.learners[name])]]
-        asked, taught = worked.asked > step, worked.taught > step
-        if lessons.dropped is None:  # each label is of an event of the batch, by its index
-            whole = _spread(answers, asked)
-            scored = whole.take(worked.taught_rows)
+    def _run_rest(self, training: TrainingBatch, name: str, later: I64, step: int) -> None:
+        """Let a fresh model predict and train on the rest of the batch."""
+        batch, models = self._batch, self._models
+        start = time.perf_counter()
+        predictions = models.checkpoints[name].run(
+            training.features, training.op[later], training.row[later],
+            select(training.target, later),
+        )  # fmt: skip
+        failed = failed_steps(models.learners[name])
+        batch.failed_steps[name] = training.step_indices[later[failed]]
+        predicted, labeled = batch.event_steps > step, batch.label_steps > step
+        if training.dropped is None:  # each label is of an event of the batch, by its index
+            of_events = _spread(predictions, predicted)
+            scored = of_events.take(batch.label_rows)
         else:
-            model = list(keeper.learners).index(name)
-            waiting = keeper._answers[name]
-            waiting.keep(model, worked.asked_rows[asked], answers)
-            recalled = waiting.recall(model, worked.taught_rows[taught], answers)
-            waiting.forget(lessons.dropped)
-            whole, scored = _spread(answers, asked), _spread(recalled, taught)
-        worked.answers[name], worked.scored[name] = whole, scored
-        worked.seconds[name] = time.perf_counter() - began
+            column = list(models.learners).index(name)
+            stored = models.stored_predictions[name]
+            stored.put(column, batch.event_rows[predicted], predictions)
+            of_labels = stored.pop(column, batch.label_rows[labeled], predictions)
+            stored.discard(training.dropped)
+            of_events, scored = _spread(predictions, predicted), _spread(of_labels, labeled)
+        batch.predictions[name], batch.label_predictions[name] = of_events, scored
+        batch.seconds[name] = time.perf_counter() - start
 
 
 def serve_batch(
-    step: Prequential, worked: Worked, lessons: Lessons | None, turn: I64
-) -> tuple[Answered, Predictions, Found]:
-    """What goes out of a batch, see `Rollouts.serve`; and what was found of the champion's loss."""
-    assert step.rollouts is not None
-    drift = BirthWatch(step, worked, lessons)
-    out, led = step.rollouts.serve(worked, turn, drift)
-    return out, led, drift.found
+    models: ModelSet, batch: BatchPredictions, training: TrainingBatch | None, position: I64
+) -> tuple[ServedPredictions, Predictions, AlarmsAt]:
+    """Decide what is served for a batch, and start fresh models where the champion's loss drifts.
+
+    Returns:
+        What `Rollouts.serve` returns, and the alarms of the champion's loss.
+    """
+    assert models.rollouts is not None
+    retraining = DriftRetraining(models, batch, training)
+    served, champion_predictions = models.rollouts.serve(batch, position, retraining)
+    return served, champion_predictions, retraining.alarms
 
 
-def _places(mask: Mask) -> I64:
-    return np.flatnonzero(mask)
-
-
-def _spread(answers: Predictions, where: Mask) -> Predictions:
-    """The same at the rows ``where``; the others have none."""
-    if isinstance(answers.values, list):
+def _spread(predictions: Predictions, where: Mask) -> Predictions:
+    """The predictions at the rows where the mask is true; the other rows have none."""
+    if isinstance(predictions.values, list):
         values: list[Any] = [{}] * where.size
         labels: list[Any] = [None] * where.size
-        for at, value, label in zip(
-            _places(where).tolist(), answers.values, answers.labels, strict=True
+        for row, value, label in zip(
+            np.flatnonzero(where).tolist(), predictions.values, predictions.labels, strict=True
         ):
-            values[at], labels[at] = value, label
+            values[row], labels[row] = value, label
         return Predictions(values, labels)
     numbers = np.full(where.size, np.nan)
-    numbers[where] = answers.values
-    if answers.labels is None:
+    numbers[where] = predictions.values
+    if predictions.labels is None:
         return Predictions(numbers, None)
     codes = np.full(where.size, NO_LABEL, np.uint8)
-    codes[where] = answers.labels
+    codes[where] = predictions.labels
     return Predictions(numbers, codes)

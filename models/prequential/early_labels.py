@@ -1,4 +1,4 @@
-"""The values of labels whose events have not come, with whatever the caller wants back of them."""
+"""The buffer of labels that arrived before their events."""
 
 from __future__ import annotations
 
@@ -11,66 +11,67 @@ from anabranch.models.learners.learner import Label
 from anabranch.state.store.delta import Delta, Items
 
 
-class HeldLabels:
-    """Labels by the number that the pending store gave them.
+class EarlyLabels:
+    """Buffered labels by the number that the pending store gave them, each with its context.
 
-    They are kept on disk one by one, in places that are used again.
+    On disk each label has a slot; slots are reused.
 
-    >>> held = HeldLabels()
-    >>> held.keep(7, True, b"where it was read")
-    >>> len(held), held.take(7)
-    (1, (True, b'where it was read'))
+    >>> early = EarlyLabels()
+    >>> early.put(7, True, b"offset 12")
+    >>> len(early), early.pop(7)
+    (1, (True, b'offset 12'))
     """
 
     def __init__(self) -> None:
-        self._labels: dict[int, tuple[int, Label, bytes]] = {}  # place, value, note
+        self._labels: dict[int, tuple[int, Label, bytes]] = {}  # slot, value, context
         self._free: list[int] = []
-        self._places = 0
+        self._slots = 0
         self._touched: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def keep(self, number: int, value: Label, note: bytes) -> None:
-        """Hold a label."""
+    def put(self, number: int, value: Label, context: bytes) -> None:
+        """Buffer a label."""
         if self._free:
-            place = heapq.heappop(self._free)
+            slot = heapq.heappop(self._free)
         else:
-            place = self._places
-            self._places += 1
-        self._labels[number] = place, value, note
-        self._touched.add(place)
+            slot = self._slots
+            self._slots += 1
+        self._labels[number] = slot, value, context
+        self._touched.add(slot)
 
-    def take(self, number: int) -> tuple[Label, bytes]:
-        """Hold it no longer; its value and note."""
-        place, value, note = self._labels.pop(number)
-        heapq.heappush(self._free, place)
-        self._touched.add(place)
-        return value, note
+    def pop(self, number: int) -> tuple[Label, bytes]:
+        """Remove a label; returns its value and its context."""
+        slot, value, context = self._labels.pop(number)
+        heapq.heappush(self._free, slot)
+        self._touched.add(slot)
+        return value, context
 
     def changes(self) -> Delta:
-        """What changed since the last call; at first, everything."""
+        """What changed since the last call; everything at the first."""
         delta = Delta()
         if self._touched:
-            held = {place: (n, value, note) for n, (place, value, note) in self._labels.items()}
-            places = sorted(self._touched)
+            by_slot = {slot: (n, value, extra) for n, (slot, value, extra) in self._labels.items()}
+            slots = sorted(self._touched)
             values = [
-                pickle.dumps(held[place], protocol=5) if place in held else None for place in places
+                pickle.dumps(by_slot[slot], protocol=5) if slot in by_slot else None
+                for slot in slots
             ]
-            delta.items["held"] = Items(np.array(places, np.int64), values)
+            delta.items["early"] = Items(np.array(slots, np.int64), values)
             self._touched.clear()
         return delta
 
     def restore(self, image: Delta) -> None:
-        """Take what `changes` gave. It is unpickled: give only what this program wrote."""
-        if "held" not in image.items:
+        """Restore what `changes` returned. It is unpickled: pass only what this program wrote."""
+        if "early" not in image.items:
             return
-        items = image.items["held"]
-        self._places = int(items.index.max(initial=-1)) + 1
-        free = set(range(self._places))
-        for place, blob in zip(items.index.tolist(), items.values, strict=True):
+        items = image.items["early"]
+        self._slots = int(items.index.max(initial=-1)) + 1
+        free = set(range(self._slots))
+        for slot, blob in zip(items.index.tolist(), items.values, strict=True):
             if blob is not None:
-                number, value, note = pickle.loads(blob)
-                self._labels[number] = place, value, note
-                free.discard(place)
+                number, value, context = pickle.loads(blob)
+                self._labels[number] = slot, value, context
+                free.discard(slot)
         self._free = sorted(free)

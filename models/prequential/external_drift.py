@@ -1,4 +1,4 @@
-"""What monitors outside of the prequential step have found in a batch that it is yet to work on."""
+"""Drift found in a batch by monitors outside the prequential step, before the step processes it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import Alarm
-from anabranch.models.prequential.outcome import Learned
+from anabranch.models.prequential.outcome import LearnedLabels
 
 
 @dataclass(slots=True)
-class Outside:
-    """See the module.
+class ExternalDrift:
+    """Drift signals and quarantined events of one batch.
 
     Attributes:
-        calls: with the index of an event, drift that was found there: where drift starts a fresh
-            model, one may begin behind it.
-        suspect: `(events,) bool`: those of which nothing is to be learned; None: there are none.
-        labels: looks at labels before anything is decided by them; calls, with places of labels.
+        signals: `(index of an event, alarm)`: with `on_drift`, a fresh model may start right after
+            that event.
+        quarantined: `(events,) bool`: events that are predicted and scored but not trained on;
+            None: there are none.
+        check_labels: checks labels before any decision is taken on them; returns signals whose
+            index is that of a learned label.
     """
 
-    calls: list[tuple[int, Alarm]] = field(default_factory=list)
-    suspect: NDArray[np.bool_] | None = None
-    labels: Callable[[Learned], list[tuple[int, Alarm]]] | None = None
+    signals: list[tuple[int, Alarm]] = field(default_factory=list)
+    quarantined: NDArray[np.bool_] | None = None
+    check_labels: Callable[[LearnedLabels], list[tuple[int, Alarm]]] | None = None
 
 
-NOTHING: Final = Outside()
+NO_EXTERNAL_DRIFT: Final = ExternalDrift()

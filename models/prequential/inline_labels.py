@@ -1,117 +1,249 @@
-"""A batch whose targets come with the events, worked through by all models of a step."""
+"""Runs a batch whose labels come with the events: each event is predicted, then learned."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import Alarm
-from anabranch.models.learners.learner import LEARN, Targets, Task
-from anabranch.models.learners.targets import as_targets, select
-from anabranch.models.metrics.sliced_metrics import Fields
-from anabranch.models.prequential.drift_retraining import Found, Lessons, serve_batch
-from anabranch.models.prequential.external_drift import Outside
-from anabranch.models.prequential.inline_steps import Steps, inline_steps, run_each
+from anabranch.models.learners.checkpoint import Checkpoint
+from anabranch.models.learners.learner import LEARN, PREDICT, Predictions, Targets, Task
+from anabranch.models.learners.targets import as_targets, every_usable, select, usable
+from anabranch.models.prequential.batch import EventBatch
+from anabranch.models.prequential.drift_retraining import TrainingBatch, serve_batch
+from anabranch.models.prequential.model_set import ModelSet
 from anabranch.models.prequential.monitors import AlarmsAt
-from anabranch.models.prequential.outcome import Learned, Outcome
-from anabranch.models.rollout.assignment import key_hashes
-from anabranch.models.rollout.served import Answered
-from anabranch.models.rollout.serving import Spent, Worked
-
-if TYPE_CHECKING:
-    from anabranch.models.prequential.prequential import Prequential
+from anabranch.models.prequential.outcome import NO_VALUE, LearnedLabels, Outcome
+from anabranch.models.rollout.served import ServedPredictions
+from anabranch.models.rollout.serving import BatchPredictions, Timings
+from anabranch.models.rollout.traffic import key_hashes
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class InlineSteps:
+    """The steps of a batch with inline labels.
+
+    Attributes:
+        op, row, target: as `Learner.run` takes them.
+        learned: `(learned,) int64`: events whose label is scored.
+        rejected: `(event, reason)` of those whose label is not usable.
+    """
+
+    op: NDArray[np.uint8]
+    row: I64
+    target: Targets
+    learned: I64
+    rejected: list[tuple[int, str]]
+
+
+def inline_steps(values: Targets, task: Task, quarantined: Mask | None = None) -> InlineSteps:
+    """Lay out the steps that predict each event and train on it.
+
+    An anomaly detector trains on every event. A quarantined event is scored all the same.
+
+    >>> steps = inline_steps(np.array([1.0, np.nan]), Task.REGRESSION)
+    >>> steps.op, steps.row, steps.learned, steps.rejected
+    (array([0, 1, 0], dtype=uint8), array([0, 0, 1]), array([0]), [(1, 'the label has no usable \
+value')])
+    """
+    events = len(values)
+    row = np.repeat(np.arange(events), 2)
+    op = np.tile(np.array([PREDICT, LEARN], np.uint8), events)
+    target: Targets
+    if isinstance(values, np.ndarray):
+        target = np.empty(2 * events)
+        target[1::2] = values
+    else:
+        target = [value for value in values for _ in (PREDICT, LEARN)]
+    steps = InlineSteps(op, row, target, row[::2], [])
+    if task is not Task.ANOMALY and not every_usable(values, task):
+        is_usable = usable(values, task)
+        keep = np.ones(2 * events, np.bool_)
+        keep[1::2] = is_usable
+        rejected = [(event, NO_VALUE) for event in np.flatnonzero(is_usable == 0).tolist()]
+        target = select(target, np.flatnonzero(keep))
+        steps = InlineSteps(op[keep], row[keep], target, np.flatnonzero(is_usable), rejected)
+    if quarantined is not None:
+        kept = np.flatnonzero((steps.op != LEARN) | ~quarantined[steps.row])
+        steps.op, steps.row = steps.op[kept], steps.row[kept]
+        steps.target = select(steps.target, kept)
+    return steps
+
+
+class _Batch:
+    """A batch on its way through the models.
+
+    Attributes:
+        values: the targets of the events.
+        rows: `(events,) int64`, ascending from 0.
+        tags: `(events,) int32`.
+        learned_rows: `(learned,) int64`: the events whose label is scored.
+        rejected: see `InlineSteps`.
+        versions_before: per model, the rows learned before the batch.
+        learned_before: rows learned in this batch before each event.
+        predictions: per model, one per event.
+        timings: with rollouts, the time and the failures of each model.
+        trainable: `(learned,) bool`: those not quarantined; None: all.
+    """
+
+    def __init__(
+        self,
+        models: ModelSet,
+        events: EventBatch,
+        values: Targets,
+        rows: I64,
+        tags: NDArray[np.int32],
+    ) -> None:
+        self.models, self.events, self.rows, self.tags = models, events, rows, tags
+        self.values = as_targets(values, models.task)
+        self.learned_rows, self.rejected = rows, list[tuple[int, str]]()
+        self.versions_before = models.versions
+        self.learned_before: I64 | range = range(len(rows))
+        self.timings = None if models.rollouts is None else Timings()
+        self.trainable: Mask | None = None
+        self.predictions: dict[str, Predictions] = {}
+
+    def run_models(self) -> LearnedLabels:
+        """Let every model predict and train; returns the labels that were learned."""
+        models, values = self.models, self.values
+        quarantined, features = self.events.external_drift.quarantined, self.events.features
+        predictions = None
+        if quarantined is None:
+            predictions = run_row_by_row(models.checkpoints, features, values, self.timings)
+        if predictions is None:
+            steps = inline_steps(values, models.task, quarantined)
+            self.learned_rows, self.rejected = steps.learned, steps.rejected
+            predictions = {}
+            for name, checkpoint in models.checkpoints.items():
+                predictions[name] = checkpoint.run(features, steps.op, steps.row, steps.target)
+                if self.timings is not None:
+                    self.timings.record(name, checkpoint.learner, 2 * steps.row + steps.op)
+        self.predictions = predictions
+        return self._learned(quarantined)
+
+    def _learned(self, quarantined: Mask | None) -> LearnedLabels:
+        rows, times, tags = self.learned_rows, self.events.times, self.tags
+        if len(rows) == len(times):
+            learned = LearnedLabels(rows, self.values, self.predictions, times, times, tags)
+        else:
+            scored = {name: each.take(rows) for name, each in self.predictions.items()}
+            target, times = select(self.values, rows), times[rows]
+            learned = LearnedLabels(rows, target, scored, times, times, tags[rows])
+            self.learned_before = np.searchsorted(rows, self.rows)
+        if quarantined is not None:
+            self.trainable = ~quarantined[rows]
+            self.learned_before = np.searchsorted(rows[self.trainable], self.rows)
+        return learned
+
+    def serve(
+        self, learned: LearnedLabels, feature_alarms: AlarmsAt
+    ) -> tuple[ServedPredictions, Predictions, AlarmsAt]:
+        """Decide what rollouts serve; see `serve_batch`."""
+        training = None
+        if self.models.on_drift is not None:
+            signals = self._signals(learned)
+            signals += [(step, alarm) for step, _, alarm in feature_alarms]
+            quarantined = self.events.external_drift.quarantined
+            steps = inline_steps(self.values, self.models.task, quarantined)
+            training = TrainingBatch(
+                self.events.features, steps.op, steps.row, steps.target,
+                2 * steps.row + steps.op, None, self.trainable, signals,
+            )  # fmt: skip
+        return serve_batch(self.models, self._batch_predictions(learned), training, self.rows)
+
+    def _signals(self, learned: LearnedLabels) -> list[tuple[int, Alarm]]:
+        """External drift, by step."""
+        external = self.events.external_drift
+        signals = [(2 * event, alarm) for event, alarm in external.signals]
+        if external.check_labels is not None:
+            for label, alarm in external.check_labels(learned):
+                signals.append((2 * int(self.learned_rows[label]) + 1, alarm))
+        return signals
+
+    def _batch_predictions(self, learned: LearnedLabels) -> BatchPredictions:
+        timings = self.timings
+        assert timings is not None
+        return BatchPredictions(
+            steps=2 * len(self.rows),
+            items=self.rows.repeat(2),
+            event_steps=2 * self.rows,
+            event_times=self.events.times,
+            event_rows=self.rows,
+            key_hashes=key_hashes(self.events.keys),
+            label_steps=2 * self.learned_rows + 1,
+            label_times=learned.times,
+            label_rows=self.learned_rows,
+            arms=np.empty(len(self.rows), np.uint8),
+            predictions=self.predictions,
+            label_predictions=learned.predictions,
+            target=learned.target,
+            versions_before=self.versions_before,
+            learned_before=np.asarray(self.learned_before),
+            failed_steps=timings.failed_steps,
+            seconds=timings.seconds,
+        )
 
 
 def run_inline(
-    step: Prequential,
-    features: F64,
-    times: I64,
-    values: Targets,
-    tags: NDArray[np.int32],
-    fields: Fields,
-    keys: Sequence[str],
-    rows: I64,
-    outside: Outside,
+    models: ModelSet, events: EventBatch, values: Targets, rows: I64, tags: NDArray[np.int32]
 ) -> Outcome:
-    """See `Prequential.run_inline`; ``rows`` are the numbers of the events."""
-    events = len(times)
-    values = as_targets(values, step.task)
-    before = {name: learner.version for name, learner in step.learners.items()}
-    learned_before: I64 | range = range(events)
-    refused: list[tuple[int, str]] = []
-    taught = rows
-    spent = None if step.rollouts is None else Spent()
-    suspect = outside.suspect
-    served = run_each(step._kept, features, values, spent) if suspect is None else None
-    if served is None:
-        (op, row, target), taught, refused = _calm_steps(values, step.task, suspect)
-        served = {}
-        for name, kept in step._kept.items():
-            served[name] = kept.run(features, op, row, target)
-            if spent is not None:
-                spent.note(name, kept.learner, 2 * row + op)
-    if len(taught) == events:
-        learned = Learned(taught, values, served, times, times, tags)
-    else:
-        scored = {name: answers.take(taught) for name, answers in served.items()}
-        known, when = select(values, taught), times[taught]
-        learned = Learned(taught, known, scored, when, when, tags[taught])
-        learned_before = np.searchsorted(taught, np.arange(events))
-    calm: NDArray[np.bool_] | None = None
-    if suspect is not None:
-        calm = ~suspect[taught]
-        learned_before = np.searchsorted(taught[calm], np.arange(events))
-    groups = None
-    if step.slices:
-        groups = step.slices.groups_of(fields, features, rows)[taught]
-    out: Answered | None = None
-    found: Found = None
-    led = learned.predictions[step.champion]
-    of_features: AlarmsAt = []
-    if step.monitors:
-        of_features = step.monitors.look_at_features(features, rows, times, 2 * rows)
-    if step.rollouts is not None and spent is not None and events:
-        arms = np.empty(events, np.uint8)
-        worked = Worked(
-            2 * events, rows.repeat(2), 2 * rows, times, rows, key_hashes(keys), 2 * taught + 1,
-            times[taught], taught, arms, served, learned.predictions, learned.target,
-            before, np.asarray(learned_before), spent.failed, spent.seconds,
-        )  # fmt: skip
-        lessons = None
-        if step.births is not None:
-            (op, row, target), _, _ = _calm_steps(values, step.task, suspect)
-            calls = [(2 * event, alarm) for event, alarm in outside.calls]
-            calls += [(at, alarm) for at, _, alarm in of_features]
-            if outside.labels is not None:
-                calls += [(2 * int(taught[at]) + 1, a) for at, a in outside.labels(learned)]
-            lessons = Lessons(features, op, row, target, 2 * row + op, None, calm, calls)
-        out, led, found = serve_batch(step, worked, lessons, rows)
-    step.score(learned, groups, features[taught] if step.births else None, calm)
+    """Predict and train on each event of a batch; see `Prequential.run_inline`.
+
+    Args:
+        models: those of the step.
+        events: of the batch.
+        values: the targets of the events.
+        rows: `(events,) int64`, ascending from 0.
+        tags: `(events,) int32`, in place of those of `events`.
+    """
+    batch = _Batch(models, events, values, rows, tags)
+    learned = batch.run_models()
+    learned_rows, features = batch.learned_rows, events.features
+    groups, feature_alarms = None, list[tuple[int, int, Alarm]]()
+    if models.slices:
+        groups = models.slices.groups_of(events.fields, features, rows)[learned_rows]
+    if models.monitors:
+        feature_alarms = models.monitors.check_features(features, rows, events.times, 2 * rows)
+    served: ServedPredictions | None = None
+    loss_alarms: AlarmsAt | None = None
+    champion_predictions = learned.predictions[models.champion]
+    if models.rollouts is not None and len(rows):
+        served, champion_predictions, loss_alarms = batch.serve(learned, feature_alarms)
+    learned_features = None if models.replay_buffer is None else features[learned_rows]
+    models.score(learned, groups, learned_features, batch.trainable)
     alarms: list[Alarm] = []
-    if step.monitors:
-        alarms = step.monitors.look(
-            learned, led, 2 * taught + 1, of_features, groups, step.slices, found
+    if models.monitors:
+        alarms = models.monitors.check(
+            learned, champion_predictions, 2 * learned_rows + 1, feature_alarms, groups,
+            models.slices, loss_alarms,
         )  # fmt: skip
-    step.settle()
-    outcome = Outcome(served, learned, alarms, refused, [], 0, before, learned_before)
-    outcome.answered = out
-    if calm is not None:
-        outcome.suspect = int(np.count_nonzero(~calm))
-    return outcome
+    models.apply_decisions()
+    quarantined = 0 if batch.trainable is None else int(np.count_nonzero(~batch.trainable))
+    return Outcome(
+        batch.predictions, learned, alarms, batch.rejected, [], 0, batch.versions_before,
+        batch.learned_before, served=served, quarantined=quarantined,
+    )  # fmt: skip
 
 
-def _calm_steps(
-    values: Targets, task: Task, suspect: NDArray[np.bool_] | None
-) -> tuple[Steps, I64, list[tuple[int, str]]]:
-    """`inline_steps` without lessons of what is suspect; those are scored all the same."""
-    (op, row, target), taught, refused = inline_steps(values, task)
-    if suspect is None:
-        return (op, row, target), taught, refused
-    kept = np.flatnonzero((op != LEARN) | ~suspect[row])
-    return (op[kept], row[kept], select(target, kept)), taught, refused
+def run_row_by_row(
+    checkpoints: Mapping[str, Checkpoint], features: F64, values: Targets, timings: Timings | None
+) -> dict[str, Predictions] | None:
+    """The predictions of all models, if all can run row by row and every target is usable."""
+    predictions: dict[str, Predictions] = {}
+    if any(each.run_each is None for each in checkpoints.values()):
+        return None
+    for name, each in checkpoints.items():
+        of_model = None if each.run_each is None else each.run_each(features, values)
+        if of_model is None:
+            return None  # at the first model or never: the targets are the same
+        predictions[name] = of_model
+        if timings is not None:
+            timings.record(name, each.learner)
+    return predictions

@@ -1,8 +1,8 @@
-"""Joins labels to the predictions that wait for them, and says what is to be done, in order."""
+"""Joins labels to pending predictions, and lays out what models predict and learn, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,34 +12,32 @@ from numpy.typing import NDArray
 from anabranch.models.learners.learner import Label, Targets, Task
 from anabranch.models.learners.targets import as_targets, codes, select, usable
 from anabranch.models.prequential import outcome as reasons
-from anabranch.models.prequential.early_labels import HeldLabels
-from anabranch.models.prequential.outcome import HELD_LABEL, Corrected, GivenUp
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.early_labels import EarlyLabels
+from anabranch.models.prequential.outcome import BUFFERED_LABEL, CorrectedLabels, ExpiredLabel
 from anabranch.state.labels.label_rules import LabelRules
 from anabranch.state.labels.pending_store import (
-    ASSUMED,
     CONFIRMS,
     CONTRADICTS,
-    CORRECTED,
+    DEFAULTED,
     DROPPED,
     DUPLICATE,
     EARLY,
-    GIVEN_UP,
+    EXPIRED,
     LATE,
     LEARN,
     NO_VALUE,
     TOO_OLD,
     UNKNOWN,
+    UPDATED,
+    JoinResult,
     PendingStore,
-    Walk,
 )
 from anabranch.state.store.delta import Delta
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
-
-Note = Callable[[int], bytes]
-"""What to keep beside a label that is held, by its index; handed back if it is given up."""
 
 _REASONS = {
     NO_VALUE: reasons.NO_VALUE,
@@ -50,24 +48,26 @@ _REASONS = {
     TOO_OLD: reasons.TOO_OLD,
 }
 _KINDS = 7
-_TEACHES = np.zeros(_KINDS, np.uint8)
-_TEACHES[[LEARN, ASSUMED, CORRECTED, EARLY]] = 1
+_IS_TRAINED_ON = np.zeros(_KINDS, np.uint8)
+_IS_TRAINED_ON[[LEARN, DEFAULTED, UPDATED, EARLY]] = 1
 _NONE, _NO_STEPS = np.empty(0), np.empty(0, np.int64)
 
 
 @dataclass(slots=True)
-class Joined:
-    """The steps of a batch, for learners; and what was found beside them.
+class JoinedSteps:
+    """The steps of a batch, for learners, and what the join found beside them.
 
     Attributes:
         op, row, target: as `Learner.run` takes them.
-        source: `(steps,) int64`: the event asked; of what is scored, what `Learned.label` says.
-        time, item: `(steps,) int64`, as in `Walk`.
-        asked: the steps that predict; `taught`: those whose prediction is scored as they teach.
-            What corrects teaches too, and is not scored again.
-        corrected: the steps that correct.
-        dropped: rows whose wait is over, and of which nothing is learned.
-        refused_labels, refused_events, given_up, confirmed, held: as in `Outcome`.
+        source: `(steps,) int64`: of a prediction, the index of its event; of a label that is
+            scored, as in `LearnedLabels.label`.
+        time, item: `(steps,) int64`, as in `JoinResult`.
+        predict_steps: `(events,) int64`: the steps that predict.
+        scored_steps: `(labels,) int64`: the steps that train and whose prediction is scored.
+            Corrections train too, and are not scored again.
+        correction_steps: the steps that train on a corrected label.
+        dropped: rows that timed out, and of which nothing is learned.
+        rejected_labels, rejected_events, expired_labels, confirmed, buffered: as in `Outcome`.
     """
 
     op: U8
@@ -76,37 +76,41 @@ class Joined:
     source: I64
     time: I64
     item: I64
-    asked: I64
-    taught: I64
-    corrected: I64
+    predict_steps: I64
+    scored_steps: I64
+    correction_steps: I64
     dropped: list[int]
-    refused_labels: list[tuple[int, str]]
-    refused_events: list[int]
-    given_up: list[GivenUp]
+    rejected_labels: list[tuple[int, str]]
+    rejected_events: list[int]
+    expired_labels: list[ExpiredLabel]
     confirmed: int
-    held: int
+    buffered: int
 
-    def corrections(self, tags: NDArray[np.int32]) -> Corrected | None:
-        """The labels that corrected, with the store's `tags` by row; None where there is none."""
-        steps = self.corrected
+    def corrections(self, tags: NDArray[np.int32]) -> CorrectedLabels | None:
+        """The corrected labels, with the pending store's `tags` by row; None: there are none."""
+        steps = self.correction_steps
         if not steps.size:
             return None
-        return Corrected(select(self.target, steps), self.time[steps], tags[self.row[steps]])
+        return CorrectedLabels(select(self.target, steps), self.time[steps], tags[self.row[steps]])
 
 
-Fill = Callable[[Joined], None]
-"""Adds to the features of events what only the steps of their batch tell."""
+FillFeatures = Callable[[JoinedSteps], None]
+"""Writes the features of events that depend on labels of their own batch."""
 
 
 class LabelJoin:
-    """Predictions that wait, labels that are held, and the rules by which they meet.
+    """Pending predictions, early labels, and the rules by which they are joined.
 
     Args:
         width: features per row.
         task: decides what a label may be.
-        rules: see there; `assumes` and `assumed_code` follow from `otherwise`.
-        otherwise: the label to assume when a wait is over; None: nothing is assumed.
+        rules: see there; `has_default` and `default_code` follow from `default`.
+        default: the label to assume at the timeout; None: nothing is assumed.
         groups, lists: as `PendingStore` takes them.
+
+    Attributes:
+        pending: the predictions that wait for their label.
+        early: the labels that wait for their event.
     """
 
     def __init__(
@@ -114,132 +118,139 @@ class LabelJoin:
         width: int,
         task: Task,
         rules: LabelRules,
-        otherwise: Label,
+        default: Label,
         groups: int = 0,
         lists: bool = False,
     ) -> None:
-        self._otherwise, self._assumed = otherwise, 0.0
-        if otherwise is not None:
-            known: Targets = [otherwise]
+        self._default, self._assumed = default, 0.0
+        if default is not None:
+            as_target: Targets = [default]
             if task is not Task.MULTICLASS:
-                self._assumed = float(otherwise)  # type: ignore[arg-type]
-                known = np.array([self._assumed])
-            rules = replace(rules, assumes=True, assumed_code=int(codes(known)[0]))
+                self._assumed = float(default)  # type: ignore[arg-type]
+                as_target = np.array([self._assumed])
+            rules = replace(rules, has_default=True, default_code=int(codes(as_target)[0]))
         self.pending = PendingStore(width, 0, rules, groups, lists)
-        self.held = HeldLabels()
+        self.early = EarlyLabels()
         self._task = task
 
-    def join(
-        self,
-        ids: Sequence[str],
-        times: I64,
-        features: F64,
-        label_ids: list[str],
-        label_values: Targets,
-        label_times: I64,
-        order: I64,
-        tags: NDArray[np.int32] | None,
-        note: Note | None,
-    ) -> Joined:
-        """Store events and find what labels judge; arguments as `Prequential.run` has them."""
-        values: Targets = as_targets(label_values, self._task) if label_ids else _NONE
-        walk = self.pending.walk(
-            ids, times, features, label_ids, label_times, order,
-            usable(values, self._task) if label_ids else None, tags,
-            codes(values) if label_ids else None,
+    def join(self, events: EventBatch, labels: LabelBatch, order: I64) -> JoinedSteps:
+        """Store events, and find the predictions that labels belong to.
+
+        Args:
+            events, labels: of the batch.
+            order: `(events + labels,) int64`: event i as i, label j as `events + j`.
+        """
+        has_labels = bool(labels.ids)
+        values: Targets = as_targets(labels.values, self._task) if has_labels else _NONE
+        joined = self.pending.join(
+            events.ids, events.times, events.features, labels.ids, labels.times, order,
+            usable(values, self._task) if has_labels else None, events.tags,
+            codes(values) if has_labels else None,
         )  # fmt: skip
-        holding = 0
-        if label_ids and self.pending.rules.hold_ms > 0:
-            holding = self._hold(walk, values, note)
-        return self._joined(walk, values, holding)
+        buffered = 0
+        if has_labels and self.pending.rules.early_ms > 0:
+            buffered = self._buffer(joined, values, labels)
+        return self._steps(joined, values, buffered)
 
     def changes(self) -> Delta:
-        """What changed since the last call; at first, everything."""
+        """What changed since the last call; everything at the first."""
         delta = self.pending.changes()
-        delta.put("values", self.held.changes())
+        delta.put("values", self.early.changes())
         return delta
 
     def restore(self, image: Delta) -> None:
-        """Take up what gave `image`. Values are unpickled: give only what this program wrote."""
+        """Restore what gave `image`. Values are unpickled: pass only what this program wrote."""
         self.pending.restore(image)
-        self.held.restore(image.part("values"))
+        self.early.restore(image.part("values"))
 
-    def _hold(self, walk: Walk, values: Targets, note: Note | None) -> int:
-        """Keep the values of labels that are held from now on; how many there are."""
-        holding = (walk.held >= 0).nonzero()[0].tolist()
-        for label in holding:
-            self.held.keep(int(walk.held[label]), values[label], note(label) if note else b"")
-        return len(holding)
+    def _buffer(self, joined: JoinResult, values: Targets, labels: LabelBatch) -> int:
+        """Buffer the labels whose events have not arrived; returns how many there are."""
+        buffered = (joined.early_numbers >= 0).nonzero()[0].tolist()
+        for label in buffered:
+            context = labels.context(label) if labels.context else b""
+            self.early.put(int(joined.early_numbers[label]), values[label], context)
+        return len(buffered)
 
-    def _joined(self, walk: Walk, values: Targets, holding: int) -> Joined:
-        counts = np.bincount(walk.kind, minlength=_KINDS).tolist()
-        op = _TEACHES[walk.kind]
-        target = self._targets(walk, op.nonzero()[0], values, counts)
-        given_up: list[GivenUp] = []
+    def _steps(self, joined: JoinResult, values: Targets, buffered: int) -> JoinedSteps:
+        counts = np.bincount(joined.kind, minlength=_KINDS).tolist()
+        op = _IS_TRAINED_ON[joined.kind]
+        target = self._targets(joined, op.nonzero()[0], values, counts)
+        expired: list[ExpiredLabel] = []
         dropped: list[int] = []
-        kind, row, source, time, item = walk.kind, walk.row, walk.source, walk.time, walk.item
-        if counts[EARLY] or counts[GIVEN_UP]:
-            given_up = self._release(walk, target)
-            source = np.where(kind == EARLY, HELD_LABEL, source)
-        if counts[DROPPED] or counts[GIVEN_UP]:
+        kind, row, source, time, item = (
+            joined.kind,
+            joined.row,
+            joined.source,
+            joined.time,
+            joined.item,
+        )
+        if counts[EARLY] or counts[EXPIRED]:
+            expired = self._unbuffer(joined, target)
+            source = np.where(kind == EARLY, BUFFERED_LABEL, source)
+        if counts[DROPPED] or counts[EXPIRED]:
             dropped = row[kind == DROPPED].tolist()
-            done = ((kind != DROPPED) & (kind != GIVEN_UP)).nonzero()[0]
-            kind, row, source, time, item = (a[done] for a in (kind, row, source, time, item))
-            op, target = op[done], select(target, done)
-        taught, corrected = op, _NO_STEPS
-        if counts[CORRECTED]:
-            taught = op.astype(np.bool_) & (kind != CORRECTED)
-            corrected = (kind == CORRECTED).nonzero()[0]
-        refused, confirmed = _refused(walk.refused_labels)
-        return Joined(
+            kept = ((kind != DROPPED) & (kind != EXPIRED)).nonzero()[0]
+            kind, row, source, time, item = (a[kept] for a in (kind, row, source, time, item))
+            op, target = op[kept], select(target, kept)
+        scored, corrections = op, _NO_STEPS
+        if counts[UPDATED]:
+            scored = op.astype(np.bool_) & (kind != UPDATED)
+            corrections = (kind == UPDATED).nonzero()[0]
+        rejected, confirmed = _rejected(joined.rejected_labels)
+        return JoinedSteps(
             op, row, target, source, time, item,
-            asked=(op == 0).nonzero()[0],
-            taught=taught.nonzero()[0],
-            corrected=corrected,
+            predict_steps=(op == 0).nonzero()[0],
+            scored_steps=scored.nonzero()[0],
+            correction_steps=corrections,
             dropped=dropped,
-            refused_labels=refused,
-            refused_events=walk.refused_events.nonzero()[0].tolist(),
-            given_up=given_up,
+            rejected_labels=rejected,
+            rejected_events=joined.rejected_events.nonzero()[0].tolist(),
+            expired_labels=expired,
             confirmed=confirmed,
-            held=holding,
+            buffered=buffered,
         )  # fmt: skip
 
-    def _targets(self, walk: Walk, taught: I64, values: Targets, counts: list[int]) -> Targets:
-        """The target of each step; those of labels that were held are still to come."""
-        source = walk.source[taught]  # -1 where one is assumed, which is found at the end
+    def _targets(
+        self, joined: JoinResult, trained: I64, values: Targets, counts: list[int]
+    ) -> Targets:
+        """The target of each step; those of buffered labels are filled in by `_unbuffer`."""
+        source = joined.source[trained]  # -1 for a default label: it is appended to the values
         if counts[EARLY]:
-            source[walk.kind[taught] == EARLY] = -1
+            source[joined.kind[trained] == EARLY] = -1
         if self._task is not Task.MULTICLASS:
             assert isinstance(values, np.ndarray)
-            target = np.zeros(walk.kind.size)
-            if counts[ASSUMED] or counts[EARLY]:
+            target = np.zeros(joined.kind.size)
+            if counts[DEFAULTED] or counts[EARLY]:
                 values = np.append(values, self._assumed)
-            target[taught] = values[source]
+            target[trained] = values[source]
             return target
-        known = [*values, self._otherwise]
-        targets: list[Label] = [None] * walk.kind.size
-        for step, label in zip(taught.tolist(), source.tolist(), strict=True):
-            targets[step] = known[label]
+        with_default = [*values, self._default]
+        targets: list[Label] = [None] * joined.kind.size
+        for step, label in zip(trained.tolist(), source.tolist(), strict=True):
+            targets[step] = with_default[label]
         return targets
 
-    def _release(self, walk: Walk, target: Any) -> list[GivenUp]:
-        """Let go labels that were held: some teach, the others were held in vain."""
-        kind, given_up = walk.kind, []
-        for step in ((kind == EARLY) | (kind == GIVEN_UP)).nonzero()[0].tolist():
-            value, note = self.held.take(int(walk.source[step]))
+    def _unbuffer(self, joined: JoinResult, target: Any) -> list[ExpiredLabel]:
+        """Take labels out of the buffer: write the targets of those that met their event.
+
+        Returns the others, which expired.
+        """
+        kind, expired = joined.kind, []
+        for step in ((kind == EARLY) | (kind == EXPIRED)).nonzero()[0].tolist():
+            value, context = self.early.pop(int(joined.source[step]))
             if kind[step] == EARLY:
                 target[step] = value
             else:
-                why = reasons.TOO_MANY if walk.row[step] else reasons.NEVER_CAME
-                given_up.append(GivenUp(note, int(walk.item[step]), why))
-        return given_up
+                reason = reasons.BUFFER_FULL if joined.row[step] else reasons.EVENT_MISSING
+                expired.append(ExpiredLabel(context, int(joined.item[step]), reason))
+        return expired
 
 
-def _refused(why: U8) -> tuple[list[tuple[int, str]], int]:
-    """Labels that teach nothing, with the reason; and how many more say what was assumed."""
-    found = why.nonzero()[0]
-    if not found.size:
+def _rejected(codes: U8) -> tuple[list[tuple[int, str]], int]:
+    """Labels that were not learned, with the reason; and the number that confirm a default."""
+    rejected = codes.nonzero()[0]
+    if not rejected.size:
         return [], 0
-    pairs = list(zip(found.tolist(), why[found].tolist(), strict=True))
-    refused = [(label, _REASONS[code]) for label, code in pairs if code != CONFIRMS]
-    return refused, len(pairs) - len(refused)
+    pairs = list(zip(rejected.tolist(), codes[rejected].tolist(), strict=True))
+    with_reason = [(label, _REASONS[code]) for label, code in pairs if code != CONFIRMS]
+    return with_reason, len(pairs) - len(with_reason)

@@ -1,4 +1,4 @@
-"""What a prequential step hands back about a batch."""
+"""What a prequential step returns for a batch: predictions, labels learned, labels rejected."""
 
 from __future__ import annotations
 
@@ -11,39 +11,38 @@ from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import Alarm
 from anabranch.models.learners.learner import Predictions, Targets
-from anabranch.models.rollout.served import Answered
+from anabranch.models.rollout.served import ServedPredictions
 
 I64 = NDArray[np.int64]
 
 UNKNOWN_ID = "no event with this id was seen"
-NEVER_CAME = "its event did not come within the time that a label is held for"
-TOO_MANY = "more labels came before their events than are held: this one was the oldest"
+EVENT_MISSING = "its event did not arrive while the label was buffered"
+BUFFER_FULL = "the buffer of early labels was full, and this label was the oldest in it"
 NO_VALUE = "the label has no usable value"
 DUPLICATE = "this id has the same label already"
 CONTRADICTS = "this id has another label already, and the first one counts"
-LATE = "the wait for this label was over when it came"
-TOO_OLD = "the label is older than anything that still waits for one"
+LATE = "the label arrived after its timeout"
+TOO_OLD = "the label is older than any prediction still pending"
 """Why a label was not learned, as the end of a sentence."""
 
-ASSUMED_LABEL, HELD_LABEL = -1, -2
-"""In place of a label's index: assumed at the end of a wait; held since an earlier call, or since
-earlier in this one."""
+ASSUMED_LABEL, BUFFERED_LABEL = -1, -2
+"""In place of a label's index: the default label, assumed at the timeout; a label that arrived
+before its event and was buffered, in an earlier call or earlier in this one."""
 
 
-class Learned(msgspec.Struct):
-    """The labels that were learned for the first time, in order; assumed ones among them.
+class LearnedLabels(msgspec.Struct):
+    """The labels learned for the first time, in order, assumed ones included.
 
     Attributes:
-        label: `(learned,) int64`, index of the label; `ASSUMED_LABEL`, `HELD_LABEL`. Inline: of the
-            event.
+        label: `(learned,) int64`, index of the label; `ASSUMED_LABEL`, `BUFFERED_LABEL`. Inline:
+            index of the event.
         target: what was learned, as `Learner.run` takes it.
-        predictions: per model, the predictions made for these events when they came.
+        predictions: per model, the predictions made for these events when they arrived.
         event_times: `(learned,) int64` ms.
-        times: `(learned,) int64` ms: of the label, but never before its event; or when the wait was
-            over.
-        tags: `(learned,) int32`, given with the event.
-        items: `(learned,) int64`: at which event, or events + label, it was learned; None when
-            that is `label`.
+        times: `(learned,) int64` ms: of the label, but never before its event; or of the timeout.
+        tags: `(learned,) int32`, as given with the event.
+        items: `(learned,) int64`: the event, or events + label, at which each was learned; None
+            when that is `label`.
     """
 
     label: I64
@@ -56,19 +55,19 @@ class Learned(msgspec.Struct):
 
     @property
     def delays(self) -> I64:
-        """`(learned,) int64` ms between an event and its label."""
+        """`(learned,) int64` ms between each event and its label."""
         delays: I64 = self.times - self.event_times
         return delays
 
 
 @dataclass(slots=True)
-class Corrected:
-    """Labels that said otherwise than what was learned before, and taught again; in order.
+class CorrectedLabels:
+    """Labels that replaced another value learned before, and were learned in addition; in order.
 
     Attributes:
         target: what was learned now, as `Learner.run` takes it.
         times: `(corrected,) int64` ms, of the label.
-        tags: `(corrected,) int32`, given with the event.
+        tags: `(corrected,) int32`, as given with the event.
     """
 
     target: Targets
@@ -80,58 +79,62 @@ class Corrected:
 
 
 @dataclass(slots=True)
-class GivenUp:
-    """A label that was held in vain: the note that was given with it, and why.
+class ExpiredLabel:
+    """An early label that left the buffer without meeting its event.
 
-    `item` is the event, or events + label, at which it was given up.
+    Attributes:
+        context: the bytes stored with it, see `LabelBatch.context`.
+        item: the event, or events + label, at which it expired.
+        reason: `EVENT_MISSING` or `BUFFER_FULL`.
     """
 
-    note: bytes
+    context: bytes
     item: int
     reason: str
 
 
 class Outcome(msgspec.Struct):
-    """What became of a batch.
+    """The result of a batch.
 
     Attributes:
-        predictions: per model, one prediction per event; the champion's are those served.
+        predictions: per model, one prediction per event.
         learned: the labels that were used.
         alarms: in the order in which they arose.
-        refused_labels: `(index of the label, reason)`: dead letters. Inline: of the event.
-        given_up: labels that were held in vain: dead letters too.
-        refused_events: indices of events that were predicted but not stored, because a prediction
-            of the same id is waiting.
-        dropped: predictions whose time ran out without a label and without an assumed one.
-        versions_before: per model, the rows that it had learned before this batch.
-        learned_before: rows learned in this batch before each event's turn, `(events,) int64`; a
-            range where each event was learned before the next.
-        corrected: labels that taught again; None where there is none.
-        confirmed: labels that came after their wait and say what was assumed.
-        held: labels that are kept from now on because their events have not come.
-        answered: what is served; None: what the champion predicted.
-        ranks: of rankings, `(events,) int64`: where each candidate stands in its list, from 1.
-        suspect: so many of `learned` were scored only, their events being in quarantine.
+        rejected_labels: `(index of the label, reason)`: dead letters. Inline: index of the event.
+        rejected_events: indices of events that were predicted but not stored, because a prediction
+            of the same id is pending.
+        dropped: predictions that timed out without a label and without a default.
+        versions_before: per model, the rows learned before this batch.
+        learned_before: rows learned in this batch before each event was predicted,
+            `(events,) int64`; a range where each event was learned before the next.
+        expired_labels: early labels whose event never arrived: dead letters too.
+        corrected: labels that replaced another value; None where there is none.
+        confirmed: labels after the timeout that equal the assumed value.
+        buffered: number of labels buffered from now on because their events have not arrived.
+        served: what rollouts serve; None: the champion's predictions are served.
+        ranks: for rankings, `(events,) int64`: each candidate's position in its list, from 1.
+        quarantined: number of `learned` that were scored and not trained on, because their events
+            are quarantined.
     """
 
     predictions: dict[str, Predictions]
-    learned: Learned
+    learned: LearnedLabels
     alarms: list[Alarm]
-    refused_labels: list[tuple[int, str]]
-    refused_events: list[int]
+    rejected_labels: list[tuple[int, str]]
+    rejected_events: list[int]
     dropped: int
     versions_before: dict[str, int]
     learned_before: I64 | range
-    given_up: list[GivenUp] = msgspec.field(default_factory=list)
-    corrected: Corrected | None = None
+    expired_labels: list[ExpiredLabel] = msgspec.field(default_factory=list)
+    corrected: CorrectedLabels | None = None
     confirmed: int = 0
-    held: int = 0
-    answered: Answered | None = None
+    buffered: int = 0
+    served: ServedPredictions | None = None
     ranks: I64 | None = None
-    suspect: int = 0
+    quarantined: int = 0
 
     def versions(self, model: str) -> Sequence[int]:
-        """How many rows the model had learned when it predicted each event."""
+        """Per event, the rows the model had learned when it predicted it."""
         before, more = self.versions_before[model], self.learned_before
         if isinstance(more, range):
             return range(before, before + len(more))
@@ -140,5 +143,5 @@ class Outcome(msgspec.Struct):
 
     @property
     def matched(self) -> I64:
-        """Indices of the labels that were learned, int64."""
+        """`(matched,) int64`: indices of the labels of this batch that were learned."""
         return self.learned.label[self.learned.label >= 0]

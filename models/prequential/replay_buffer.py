@@ -1,4 +1,4 @@
-"""The last labelled rows, for models that begin in the middle of a stream."""
+"""The most recent labeled rows, for warming up a model that starts in the middle of a stream."""
 
 from __future__ import annotations
 
@@ -15,87 +15,94 @@ from anabranch.state.store.delta import Delta, Items, Rows
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
+REPLAY_BUFFER_PARTS = ("rows", "labels", "count")
+"""The names of what `ReplayBuffer.changes` may return."""
 
-class LabelledRows:
-    """A ring of rows with their labels, in the order in which they were learned.
+
+class ReplayBuffer:
+    """A ring of feature rows with their labels, in the order in which they were learned.
 
     Args:
-        most: rows that are kept.
+        capacity: number of rows kept.
         width: features per row.
-        numbers: whether labels are floats; else they are any objects.
+        numeric: whether labels are floats; otherwise they are any objects.
 
-    >>> rows = LabelledRows(2, 1, numbers=True)
-    >>> rows.add(np.array([[1.0], [2.0], [3.0]]), np.array([0.0, 1.0, 1.0]))
-    >>> rows.last()
+    Attributes:
+        capacity: number of rows kept.
+        count: rows ever added.
+
+    >>> buffer = ReplayBuffer(2, 1, numeric=True)
+    >>> buffer.add(np.array([[1.0], [2.0], [3.0]]), np.array([0.0, 1.0, 1.0]))
+    >>> buffer.last()
     (array([[2.],
            [3.]]), array([1., 1.]))
     """
 
-    def __init__(self, most: int, width: int, numbers: bool) -> None:
-        self.most = most
-        self.count = self._since = 0  # rows that ever came; the first of those known
-        self._features = np.zeros((most, width))
-        self._targets: F64 | list[Any] = np.zeros(most) if numbers else [None] * most
-        self._told = 0
+    def __init__(self, capacity: int, width: int, numeric: bool) -> None:
+        self.capacity = capacity
+        self.count = 0
+        self._first = 0  # rows before this one were not restored
+        self._features = np.zeros((capacity, width))
+        self._targets: F64 | list[Any] = np.zeros(capacity) if numeric else [None] * capacity
+        self._saved = 0  # value of `count` at the last `changes`
 
     def add(self, features: F64, targets: Targets) -> None:
-        """Rows `(n, width) float64` that were learned now, with what was learned of them."""
-        kept = slice(max(len(features) - self.most, 0), None)
+        """Add rows `(n, width) float64` that were just learned, with their targets."""
+        kept = slice(max(len(features) - self.capacity, 0), None)
         first = self.count + (kept.start or 0)
         self.count += len(features)
-        places = np.arange(first, self.count) % self.most if self.most else np.zeros(0, np.int64)
-        self._features[places] = features[kept]
+        slots = self._slots(first)
+        self._features[slots] = features[kept]
         if isinstance(self._targets, np.ndarray):
-            self._targets[places] = np.asarray(targets[kept])
+            self._targets[slots] = np.asarray(targets[kept])
         else:
-            for place, target in zip(places.tolist(), targets[kept], strict=True):
-                self._targets[place] = target
+            for slot, target in zip(slots.tolist(), targets[kept], strict=True):
+                self._targets[slot] = target
 
     def last(
         self, features: F64 | None = None, targets: Targets | None = None
     ) -> tuple[F64, Targets]:
-        """The rows that are kept, oldest first, as if these had come as well."""
-        held = min(self.count - self._since, self.most)
-        places = np.arange(self.count - held, self.count) % max(self.most, 1)
-        rows, known = self._features[places], select(self._targets, places)
+        """The rows in the buffer, oldest first, as if the given ones had been added."""
+        slots = self._slots(self.count - min(self.count - self._first, self.capacity))
+        rows, labels = self._features[slots], select(self._targets, slots)
         if features is not None and targets is not None:
             rows = np.concatenate([rows, features])
-            if isinstance(known, np.ndarray):
-                known = np.concatenate([known, targets])
+            if isinstance(labels, np.ndarray):
+                labels = np.concatenate([labels, targets])
             else:
-                known = [*known, *targets]
-        first = max(len(rows) - self.most, 0)
-        return rows[first:], known[first:]
+                labels = [*labels, *targets]
+        first = max(len(rows) - self.capacity, 0)
+        return rows[first:], labels[first:]
 
     def changes(self) -> Delta:
-        """What came since the last call; at first, everything."""
+        """What was added since the last call; everything at the first."""
         delta = Delta()
-        if self.count == self._told:
+        if self.count == self._saved:
             return delta
-        fresh = min(self.count - self._told, self.most)
-        places = np.unique(np.arange(self.count - fresh, self.count) % max(self.most, 1))
-        columns = {"features": self._features[places]}
+        new = min(self.count - self._saved, self.capacity)
+        slots = np.unique(self._slots(self.count - new))
+        columns = {"features": self._features[slots]}
         if isinstance(self._targets, np.ndarray):
-            columns["target"] = self._targets[places]
+            columns["target"] = self._targets[slots]
         else:
-            labels = [pickle.dumps(self._targets[at], protocol=5) for at in places.tolist()]
-            delta.items["labels"] = Items(places, list(labels))
-        delta.rows["rows"] = Rows(places, columns)
-        delta.blobs["count"] = b"%d %d %d" % (self.count, self.most, self._since)
-        self._told = self.count
+            labels = [pickle.dumps(self._targets[slot], protocol=5) for slot in slots.tolist()]
+            delta.items["labels"] = Items(slots, list(labels))
+        delta.rows["rows"] = Rows(slots, columns)
+        delta.blobs["count"] = b"%d %d %d" % (self.count, self.capacity, self._first)
+        self._saved = self.count
         return delta
 
     def restore(self, image: Delta) -> None:
-        """Take up what `changes` gave, also where more or fewer were kept.
+        """Restore what `changes` returned, also from a buffer of another capacity.
 
-        Labels are unpickled: give only what this program wrote.
+        Labels are unpickled: pass only what this program wrote.
         """
         if "count" not in image.blobs:
             return
-        count, most, since = map(int, image.blobs["count"].split())
+        count, capacity, first = map(int, image.blobs["count"].split())
         stored = image.rows["rows"]
-        held = min(count - since, most)
-        order = np.searchsorted(stored.index, np.arange(count - held, count) % most)
+        size = min(count - first, capacity)
+        order = np.searchsorted(stored.index, np.arange(count - size, count) % capacity)
         features = stored.columns["features"][order]
         targets: Targets
         if "target" in stored.columns:
@@ -103,6 +110,10 @@ class LabelledRows:
         else:
             labels = image.items["labels"].values
             targets = [pickle.loads(labels[at] or b"") for at in order.tolist()]
-        self.count = self._since = count - held
+        self.count = self._first = count - size
         self.add(features, targets)
-        self._told = self.count if most == self.most else 0
+        self._saved = self.count if capacity == self.capacity else 0
+
+    def _slots(self, first: int) -> I64:
+        """The slots of rows `first` up to the newest."""
+        return np.arange(first, self.count) % max(self.capacity, 1)

@@ -1,65 +1,57 @@
-"""Follows commands: what people and programs say about rollouts while they run."""
+"""Executes rollout commands: start, pause, promote and so on, while the stream runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from anabranch.models.learners.learner import Learner
+from anabranch.models.prequential.model_set import ModelSet
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.command import Command
 from anabranch.models.rollout.decision import Decision
 from anabranch.models.rollout.deployment import Deployment
-from anabranch.models.rollout.policies import (
-    ABTest,
-    Bandit,
-    Canary,
-    Interleave,
-    Policy,
-    check_policy,
-)
-from anabranch.models.rollout.policy_update import change
-from anabranch.models.rollout.trial import Contest
+from anabranch.models.rollout.policies import Policy, PolicyContext, check_policy, update_policy
+from anabranch.models.rollout.trial import Trial
 from anabranch.state.errors import AnabranchError, InputError
 
-if TYPE_CHECKING:
-    from anabranch.models.prequential.prequential import Prequential
-
-Provide = Callable[[Command], Learner]
-"""Gives the learner that a command names; raises an `AnabranchError` where there is none."""
+ProvideLearner = Callable[[Command], Learner]
+"""Returns the learner that a command names; raises an `AnabranchError` if there is none."""
 
 
-class Steering:
-    """A step's models, steered by commands between two rows.
+class RolloutController:
+    """Executes commands on the models of a step, between two rows of the stream.
 
     Args:
-        step: with rollouts.
-        provide: see there.
+        models: those of the step, with rollouts.
+        provide: loads a challenger that the models do not have yet.
     """
 
-    def __init__(self, step: Prequential, provide: Provide) -> None:
-        self._step = step
+    def __init__(self, models: ModelSet, provide: ProvideLearner) -> None:
+        self._models = models
         self._provide = provide
 
     def command(self, command: Command, time: int) -> list[Decision]:
-        """Follow a command at event time `time` (ms); one that can't be is `refused`."""
+        """Execute a command at event time `time` (ms); one that can't be executed is `rejected`."""
         try:
-            fault = command.fault()
-            if fault is not None:
-                raise InputError(fault)
-            return self._follow(command, time)
+            problem = command.problem()
+            if problem is not None:
+                raise InputError(problem)
+            return self._execute(command, time)
         except AnabranchError as error:
-            return [self._plain(d.REFUSED, command.challenger, str(error), time)]
+            rejected = self._deployment.plain_decision(
+                d.REJECTED, command.challenger, str(error), time
+            )
+            return [rejected]
         finally:
-            self._step.settle()
+            self._models.apply_decisions()
 
     @property
     def _deployment(self) -> Deployment:
-        assert self._step.rollouts is not None
-        return self._step.rollouts.deployment
+        assert self._models.rollouts is not None
+        return self._models.rollouts.deployment
 
-    def _follow(self, command: Command, time: int) -> list[Decision]:
-        does = {
+    def _execute(self, command: Command, time: int) -> list[Decision]:
+        methods = {
             "start": self._start,
             "pause": self._pause,
             "resume": self._resume,
@@ -69,150 +61,139 @@ class Steering:
             "add": self._add,
             "remove": self._remove,
         }
-        return does[command.kind](command, time)
+        return methods[command.kind](command, time)
 
     def _start(self, command: Command, time: int) -> list[Decision]:
         deployment = self._deployment
         name = command.challenger or next(iter(deployment.waiting), "")
         if not name:
-            raise InputError("no challenger waits for its turn: name one, or add one")
-        if deployment.contest(name) is not None:
-            raise InputError(f"{name} is being tried already")
-        if name == deployment.champion or name == deployment.standby:
-            raise InputError(f"{name} leads, or stands by: it can't be tried against itself")
-        ramped = [each.challenger for each in deployment.contests if not each.in_shadow]
-        if isinstance(deployment.policy, Canary | Interleave) and ramped:
-            what = "a canary" if isinstance(deployment.policy, Canary) else "interleaving"
-            raise InputError(f"{ramped[0]} is being tried, and {what} tries one at a time")
+            raise InputError("no challenger is waiting: name one, or add one")
+        if deployment.trial(name) is not None:
+            raise InputError(f"{name} is already in a rollout")
+        if name in (deployment.champion, deployment.previous_champion):
+            raise InputError(
+                f"{name} is the champion or the previous one: it can't challenge itself"
+            )
         policy = self._changed_policy(command)
-        if isinstance(policy, ABTest):
-            taken = sum(contest.share for contest in deployment.contests)
-            if taken + policy.split > 1:
-                raise InputError(f"{taken:.0%} of the keys are in tests already: too many for more")
+        problem = policy.may_start(deployment.trials)
+        if problem is not None:
+            raise InputError(problem)
         if name not in deployment.waiting:
-            self._bring(name, command)
-        deployment.policy = policy  # only now can nothing be refused any more
+            self._load(name, command)
+        deployment.policy = policy  # last: nothing can be rejected after this
         return [deployment.start(name, time, -1)]
 
     def _changed_policy(self, command: Command) -> Policy:
-        """The policy in force, with what the command changes."""
+        """The current policy with the changes of the command."""
         deployment = self._deployment
         if not command.policy:
             return deployment.policy
-        changed = change(deployment.policy, command.policy)
-        check_policy(changed, self._step.task, len(deployment.waiting) + 1, "the command")
+        changed = update_policy(deployment.policy, command.policy)
+        challengers, ranking = len(deployment.waiting) + 1, self._models.rank_quality is not None
+        context = PolicyContext(self._models.task, challengers, ranking, "the command")
+        check_policy(changed, context)
         return changed
 
     def _pause(self, command: Command, time: int) -> list[Decision]:
-        contest = self._named(command)
-        if contest.paused:
-            raise InputError(f"{contest.challenger} is paused already")
-        contest.paused = True
-        why = f"it keeps its share of {contest.share:.1%}{_by(command)}"
-        return [self._deployment.decision(d.PAUSED, contest, why, time, -1)]
+        trial = self._named(command)
+        if trial.paused:
+            raise InputError(f"{trial.challenger} is already paused")
+        trial.paused = True
+        reason = f"it keeps its share of {trial.share:.1%}{_by(command)}"
+        return [self._deployment.decision(d.PAUSED, trial, reason, time, -1)]
 
     def _resume(self, command: Command, time: int) -> list[Decision]:
-        contest = self._named(command)
-        if not contest.paused:
-            raise InputError(f"{contest.challenger} is not paused")
-        contest.paused = False
-        contest.set_share(contest.share, time)
-        return [
-            self._deployment.decision(d.RESUMED, contest, f"it goes on{_by(command)}", time, -1)
-        ]
+        trial = self._named(command)
+        if not trial.paused:
+            raise InputError(f"{trial.challenger} is not paused")
+        trial.paused = False
+        trial.set_share(trial.share, time)
+        return [self._deployment.decision(d.RESUMED, trial, _requested(command), time, -1)]
 
     def _promote(self, command: Command, time: int) -> list[Decision]:
-        contest = self._named(command)
-        return self._deployment.promote(contest, f"somebody said so{_by(command)}", time, -1)
+        return self._deployment.promote(self._named(command), _requested(command), time, -1)
 
     def _roll_back(self, command: Command, time: int) -> list[Decision]:
         deployment, name = self._deployment, command.challenger
-        goes_back = name == deployment.champion or not (name or deployment.contests)
-        if goes_back:
-            if deployment.standby is None:
-                raise InputError(f"{deployment.champion} leads, and there is none to go back to")
-            return [deployment.go_back(f"somebody said so{_by(command)}", time, -1)]
-        contest = self._named(command)
-        return self._take_out(d.ROLLED_BACK, contest, f"somebody said so{_by(command)}", time)
+        restores = name == deployment.champion or not (name or deployment.trials)
+        if restores:
+            if deployment.previous_champion is None:
+                raise InputError(
+                    f"there was no champion before {deployment.champion}: none to revert to"
+                )
+            return [deployment.restore_previous(_requested(command), time, -1)]
+        trial = self._named(command)
+        return deployment.end_trial(d.ROLLED_BACK, trial, _requested(command), time, -1)
 
     def _set_traffic(self, command: Command, time: int) -> list[Decision]:
-        contest, deployment = self._named(command), self._deployment
+        trial, deployment = self._named(command), self._deployment
         share = command.share or 0.0
-        if isinstance(deployment.policy, Bandit):
-            raise InputError("a bandit divides the traffic by itself")
-        others = sum(each.share for each in deployment.contests if each is not contest)
+        if deployment.policy.assigns_events:
+            raise InputError(f"{deployment.policy.name} assigns each event itself")
+        others = sum(each.share for each in deployment.trials if each is not trial)
         if others + share > 1:
-            raise InputError(f"{others:.1%} of the keys go to other challengers: too many for more")
-        contest.set_share(share, time)
-        contest.paused = True
-        why = f"its share is {share:.1%}, and stays so until it is resumed{_by(command)}"
-        return [deployment.decision(d.TRAFFIC, contest, why, time, -1)]
+            raise InputError(
+                f"{others:.1%} of the keys go to other challengers: too many to add {share:.1%}"
+            )
+        trial.set_share(share, time)
+        trial.paused = True
+        reason = f"its share is {share:.1%} until it is resumed{_by(command)}"
+        return [deployment.decision(d.TRAFFIC, trial, reason, time, -1)]
 
     def _add(self, command: Command, time: int) -> list[Decision]:
-        self._bring(command.challenger, command)
-        why = f"{command.model} of the registry{_by(command)}"
-        added = self._plain(d.ADDED, command.challenger, why, time)
-        return [added, *self._deployment.begin(time, -1)]
+        self._load(command.challenger, command)
+        reason = f"{command.model} from the registry{_by(command)}"
+        added = self._deployment.plain_decision(d.ADDED, command.challenger, reason, time)
+        return [added, *self._deployment.start_waiting(time, -1)]
 
     def _remove(self, command: Command, time: int) -> list[Decision]:
         deployment, name = self._deployment, command.challenger
-        contest = deployment.contest(name)
-        if contest is not None:
-            return self._take_out(d.REMOVED, contest, f"somebody said so{_by(command)}", time)
+        trial = deployment.trial(name)
+        if trial is not None:
+            return deployment.end_trial(d.REMOVED, trial, _requested(command), time, -1)
         if name not in deployment.waiting:
             raise InputError(self._unknown(name))
         deployment.retire(name)
-        return [self._plain(d.REMOVED, name, f"somebody said so{_by(command)}", time)]
+        return [deployment.plain_decision(d.REMOVED, name, _requested(command), time)]
 
-    def _take_out(self, action: str, contest: Contest, why: str, time: int) -> list[Decision]:
-        deployment = self._deployment
-        deployment.retire(contest.challenger)
-        contest.share = 0.0
-        gone = deployment.decision(action, contest, why, time, -1)
-        return [gone, *deployment.begin(time, -1)]
-
-    def _bring(self, name: str, command: Command) -> None:
-        """A learner more, under this name, which waits for its turn."""
-        if name in self._step.learners:
-            raise InputError(f"there is a model {name!r} already: choose another name")
+    def _load(self, name: str, command: Command) -> None:
+        """Add the learner that the command names to the waiting challengers."""
+        if name in self._models.learners:
+            raise InputError(f"there is already a model {name!r}: choose another name")
         learner = self._provide(command)
-        self._step.add(name, learner)
+        self._models.add(name, learner)
         self._deployment.add(name)
 
-    def _named(self, command: Command) -> Contest:
-        """The rollout that a command is about; the only one, if it names none."""
+    def _named(self, command: Command) -> Trial:
+        """The trial that a command refers to; the only one, if it names none."""
         deployment, name = self._deployment, command.challenger
         if not name:
-            if len(deployment.contests) == 1:
-                return deployment.contests[0]
-            tried = ", ".join(each.challenger for each in deployment.contests)
+            if len(deployment.trials) == 1:
+                return deployment.trials[0]
+            tried = ", ".join(trial.challenger for trial in deployment.trials)
             raise InputError(
-                f"name one of those that are tried: {tried}" if tried else "nobody is being tried"
+                f"name one of the challengers: {tried}" if tried else "no rollout is running"
             )
-        contest = deployment.contest(name)
-        if contest is None:
+        trial = deployment.trial(name)
+        if trial is None:
             raise InputError(self._unknown(name))
-        return contest
+        return trial
 
     def _unknown(self, name: str) -> str:
         deployment = self._deployment
         if name == deployment.champion:
-            return f"{name} leads already"
+            return f"{name} is already the champion"
         if name in deployment.waiting:
-            return f"{name} waits for its turn: start it first"
+            return f"{name} is waiting: start it first"
         if name in deployment.retired:
-            return f"{name} was taken out: start it anew"
-        tried = ", ".join(each.challenger for each in deployment.contests) or "nobody"
-        return f"there is no challenger {name!r}: {tried} is being tried"
-
-    def _plain(self, action: str, challenger: str, why: str, time: int) -> Decision:
-        """A decision without a rollout."""
-        deployment = self._deployment
-        return Decision(
-            action, "", challenger, deployment.champion, 0.0, why, time, -1, None, {},
-            type(deployment.policy).__name__,
-        )  # fmt: skip
+            return f"{name} was removed: start it again"
+        tried = ", ".join(trial.challenger for trial in deployment.trials) or "none"
+        return f"there is no challenger {name!r}; in a rollout: {tried}"
 
 
 def _by(command: Command) -> str:
-    return f" ({command.by})" if command.by else ""
+    return f" ({command.requested_by})" if command.requested_by else ""
+
+
+def _requested(command: Command) -> str:
+    return f"requested by {command.requested_by}" if command.requested_by else "requested"

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.state.arrays import larger
 from anabranch.state.compile import I32, I64, U8, entry
 from anabranch.state.keys.code_slots import CodeSlots
 from anabranch.state.keys.hashing import texts_of, texts_of_parts
@@ -30,7 +31,6 @@ from anabranch.state.keys.key_table import (
 from anabranch.state.keys.text_column import Texts
 from anabranch.state.keys.text_dictionary import CodedTexts
 from anabranch.state.store.delta import Delta, Items
-from anabranch.state.windows.event_log import larger
 
 _LEAST: Final = 64
 _INT64 = np.dtype(np.int64)
@@ -77,7 +77,7 @@ class KeySlots:
         return int(self._meta[LIVE])
 
     def __contains__(self, key: str) -> bool:
-        return bool(self.known([key])[0] >= 0)
+        return bool(self.find([key])[0] >= 0)
 
     @property
     def high_water(self) -> int:
@@ -104,7 +104,7 @@ class KeySlots:
             row = self._find(row, blob, spans, hashes, 1, out, *self._arrays)
         return out
 
-    def known(self, keys: Sequence[str]) -> I64:
+    def find(self, keys: Sequence[str]) -> I64:
         """The slot of each key, `(rows,) int64`; -1 for a key that has none."""
         texts, out = texts_of(keys), np.empty(len(keys), _INT64)
         self._find(0, texts.blob, texts.spans, texts.hashes, 0, out, *self._arrays)

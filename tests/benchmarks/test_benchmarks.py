@@ -68,8 +68,8 @@ def test_dicts_baseline_make_the_same_of_labels():
 
 
 def test_a_join_that_lets_go_too_soon_is_noticed(monkeypatch):
-    def sooner(wait_ms):
-        return labels.Ours(wait_ms - 1)
+    def sooner(timeout_ms):
+        return labels.Ours(timeout_ms - 1)
 
     monkeypatch.setitem(labels.CONTESTANTS, "anabranch", sooner)
     with pytest.raises(AssertionError, match="differ"):

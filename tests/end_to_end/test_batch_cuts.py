@@ -19,9 +19,9 @@ from anabranch import (
     Event,
     Label,
     Pipeline,
+    count_distinct,
     day_of_week,
     decayed,
-    distinct,
     field,
     hashed,
     hour_of_day,
@@ -65,7 +65,7 @@ class Returned(Label):
 
 FEATURES = (
     field("price"),
-    field("tip", missing=-1.0),
+    field("tip", fill_null=-1.0),
     hour_of_day(),
     day_of_week(),
     one_hot("voucher", ("x", "y")),
@@ -74,8 +74,8 @@ FEATURES = (
     window("user", "tip", over=("1m", "1h"), stats=STATS),
     window("user", "items", over="1h", stats=("sum", "max", "last"), resolution="1m"),
     since_last("user", within="10m"),
-    distinct("user", "shop", over=("1m", "1h")),
-    distinct("user", "voucher", over="1h"),
+    count_distinct("user", "shop", over=("1m", "1h")),
+    count_distinct("user", "voucher", over="1h"),
     decayed("user", "price", half_life="5m", stats=("mean", "count", "sum")),
     window("shop", over="5m"),
     window("shop", "price", over="5m", stats=("mean", "std")),
@@ -95,13 +95,13 @@ def pipeline(model: str, delayed: bool) -> Pipeline:
     return Pipeline(
         name="orders",
         event=Order,
-        label=Returned.target("returned", wait="30m") if delayed else inline("returned"),
+        label=Returned.target("returned", timeout="30m") if delayed else inline("returned"),
         features=FEATURES,
         model=COMPILED if model == "compiled" else RIVER,
         monitors=MONITORS,
-        lateness="5m",
-        ahead="1m",
-        duplicates="10m",
+        allowed_lateness="5m",
+        max_clock_skew="1m",
+        dedup_window="10m",
         with_features=True,
     )
 

@@ -40,7 +40,7 @@ def rollout_of(champion: base.Classifier, challenger: base.Classifier, seed: int
         | {
             "model": champion,
             "challengers": {"new": challenger},
-            "rollout": Interleave(min_effect=0.0, report=100),
+            "rollout": Interleave(min_effect=0.0, report_every=100),
         }
     )
     bus = MemoryBus()

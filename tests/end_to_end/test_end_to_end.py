@@ -25,8 +25,8 @@ from anabranch import (
     Event,
     Label,
     Pipeline,
+    count_distinct,
     decayed,
-    distinct,
     field,
     inline,
     one_hot,
@@ -78,7 +78,7 @@ def trades(**changes: Any) -> Pipeline:
         "label": Verdict.target("fraud"),
         "features": [field("amount"), window("account", "amount", over="1h", stats=STATS)],
         "model": preprocessing.StandardScaler() | linear_model.LogisticRegression(),
-        "lateness": "10m",
+        "allowed_lateness": "10m",
         "with_features": True,
     }
     return Pipeline(**(declared | changes))
@@ -179,7 +179,7 @@ def test_window_features_equal_pandas_and_polars_rolling_on_arrivals_in_order():
 ENTITY_FEATURES = [
     window("account", "amount", over=("1m", "30m"), stats=STATS),
     since_last("account", within="5m"),
-    distinct("account", "place", over=("2m", "30m")),
+    count_distinct("account", "place", over=("2m", "30m")),
     decayed("account", "amount", half_life="3m", stats=("mean", "count", "sum")),
     window("account", "amount", over="20m", stats=("count", "sum"), resolution="2m"),
 ]
@@ -274,7 +274,7 @@ def test_a_label_teaches_from_its_own_time_on():
 
 @pytest.mark.parametrize("limit", [1, 100])
 def test_labels_that_nobody_waits_for_are_dead_letters_and_teach_nothing(limit):
-    pipeline = trades(label=Verdict.target("fraud", wait="10m"))
+    pipeline = trades(label=Verdict.target("fraud", timeout="10m"))
     events = [trade(0, 0), trade(1, 1), trade(2, 30), trade(3, 31)]
     labels = [verdict(7, 0.5), verdict(0, 0.6), verdict(0, 0.7), verdict(1, 30.5)]
     bus = bus_with(pipeline, events, labels)
@@ -294,11 +294,11 @@ def test_labels_that_nobody_waits_for_are_dead_letters_and_teach_nothing(limit):
 
 @pytest.mark.parametrize("limit", [1, 100])
 @pytest.mark.parametrize(
-    ("late", "learned", "dead"), [("refuse", 2, ["label after its wait"]), ("correct", 3, [])]
+    ("late", "learned", "dead"), [("refuse", 2, ["label after its wait"]), ("update", 3, [])]
 )
 def test_what_is_assumed_when_nobody_says_otherwise(limit, late, learned, dead):
     """`t0` is silent; `t1` too, until it is too late; `t2` says so in time."""
-    label = Verdict.target("fraud", wait="10m", otherwise=False, late=late, correct_within="1h")
+    label = Verdict.target("fraud", timeout="10m", default=False, late=late, update_within="1h")
     pipeline = trades(label=label)
     events = [trade(0, 0), trade(1, 1), trade(2, 9), trade(3, 12), trade(4, 13)]
     labels = [verdict(1, 12.5), verdict(0, 12.6, fraud=False)]
@@ -435,7 +435,7 @@ def test_empty_topics_end_at_once():
     ("early", "found"), [("0s", {"label without event", "not JSON"}), ("10m", {"not JSON"})]
 )
 def test_only_labels(early, found):
-    pipeline = trades(label=Verdict.target("fraud", early=early))
+    pipeline = trades(label=Verdict.target("fraud", early_buffer=early))
     bus = bus_with(pipeline, [], [verdict(0, 1), b"{"])
     assert run(pipeline, bus) == []
     assert {d["reason"] for d in dead_letters(pipeline, bus)} == found

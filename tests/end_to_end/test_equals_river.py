@@ -159,7 +159,7 @@ def pipeline_of(name: str, model: Any, metric: str, delayed: bool) -> Pipeline:
         event = msgspec.defstruct(shape.name, fields, bases=(Event,), kw_only=True)
         truth = [(ID, str), (TIME, int), ("truth", shape.target)]
         label = Delayed(
-            msgspec.defstruct("Truth", truth, bases=(Label,), kw_only=True), "truth", wait="100d"
+            msgspec.defstruct("Truth", truth, bases=(Label,), kw_only=True), "truth", timeout="100d"
         )
     return Pipeline(
         name=shape.pipeline,

@@ -15,7 +15,7 @@ pipeline = replace(
         "bayes": preprocessing.StandardScaler() | naive_bayes.GaussianNB(),
     },
     monitors=[monitor("loss", "PageHinkley", loss="brier", cooldown="2h", threshold=4.0)],
-    on_drift=Challenger(fresh=shipped.model, warm=300, learn=0.5),
-    rollout=Canary(steps=(0.1, 0.3, 0.6, 1.0), hold_labels=100, report=1000),
+    on_drift=Challenger(model=shipped.model, warmup_rows=300, sample_rate=0.5),
+    rollout=Canary(steps=(0.1, 0.3, 0.6, 1.0), min_labels=100, report_every=1000),
     with_features=True,
 )

@@ -25,7 +25,7 @@ def test_slots_follow_a_dictionary(steps: list[tuple[list[str], bool]]) -> None:
         assert all(slot < keys.high_water for slot in slots)
         if release and names:
             keys.release([model.pop(names[0])])
-            assert keys.known(names)[0] == -1
+            assert keys.find(names)[0] == -1
 
 
 def test_free_slots_are_given_first() -> None:

@@ -51,20 +51,20 @@ def test_restored_at_any_cut_it_goes_on_the_same(
                 broken = restored(deltas, 1, 1, rules)
         assert walk(broken, items[low:high]) == walk(whole, items[low:high])
         assert (len(broken), broken.watermark) == (len(whole), whole.watermark)
-        assert (broken.kept, len(broken.settled)) == (whole.kept, len(whole.settled))
+        assert (broken.kept, len(broken.resolved)) == (whole.kept, len(whole.resolved))
 
 
 def add(store: PendingStore, ids: list[str], start: int = 0) -> None:
     none, size = np.empty(0, np.int64), len(ids)
     features = np.random.default_rng(start).random((size, store.features.shape[1]))
-    done = store.walk(ids, np.arange(size) + start, features, [], none, np.arange(size))
+    done = store.join(ids, np.arange(size) + start, features, [], none, np.arange(size))
     store.values[done.row] = 0.5
 
 
 def label(store: PendingStore, ids: list[str]) -> None:
     none, size = np.empty(0, np.int64), len(ids)
     empty = np.empty((0, store.features.shape[1]))
-    store.walk([], none, empty, ids, np.zeros(size, np.int64), np.arange(size))
+    store.join([], none, empty, ids, np.zeros(size, np.int64), np.arange(size))
 
 
 def test_only_touched_rows_are_written() -> None:
@@ -80,7 +80,7 @@ def test_only_touched_rows_are_written() -> None:
 
 
 def test_what_comes_and_goes_between_two_calls_leaves_no_content() -> None:
-    store = PendingStore(24, 1, LabelRules(most_settled=0))
+    store = PendingStore(24, 1, LabelRules(max_resolved=0))
     for start in range(0, 3000, 100):
         ids = [str(start + i) for i in range(100)]
         add(store, ids, start)
@@ -91,7 +91,7 @@ def test_what_comes_and_goes_between_two_calls_leaves_no_content() -> None:
 
 
 def test_the_stored_state_does_not_grow_with_time() -> None:
-    store, deltas, sizes = PendingStore(3, 1, LabelRules(most_settled=200)), [], []
+    store, deltas, sizes = PendingStore(3, 1, LabelRules(max_resolved=200)), [], []
     for round_ in range(60):
         ids = [f"{round_}-{i}" for i in range(50)]
         add(store, ids, round_)
@@ -151,15 +151,15 @@ def test_many_rows_are_written_and_restored_quickly() -> None:
 
 
 def test_equal_times_run_out_in_the_order_of_arrival() -> None:
-    store = PendingStore(1, 1, LabelRules(wait_ms=10))
+    store = PendingStore(1, 1, LabelRules(timeout_ms=10))
     walk(store, [("event", f"e{i}", 5, 0) for i in range(20)])
-    again = restored([store.changes()], 1, 1, LabelRules(wait_ms=10))
+    again = restored([store.changes()], 1, 1, LabelRules(timeout_ms=10))
     late: list[Item] = [("event", "late", 99, 0)]
     assert walk(again, late) == walk(store, late)
 
 
 def test_after_a_restoration_earlier_events_run_out_first() -> None:
-    rules = LabelRules(wait_ms=100)
+    rules = LabelRules(timeout_ms=100)
     store = PendingStore(1, 1, rules)
     walk(store, [("event", "e50", 50, 0), ("event", "e60", 60, 0)])
     again = restored([store.changes()], 1, 1, rules)

@@ -67,7 +67,7 @@ def test_slots_of_codes_are_those_of_texts(steps: list[tuple[list[str], str, int
             dictionary = TextDictionary()
         keys = texts if how == "plain" else coded(dictionary, texts)
         assert slots.slots(keys).tolist() == expected.slots(texts).tolist()
-        assert slots.known(keys).tolist() == expected.known(texts).tolist()
+        assert slots.find(keys).tolist() == expected.find(texts).tolist()
         held = list(expected.by_key().values())[:released]
         slots.release(held)
         expected.release(held)

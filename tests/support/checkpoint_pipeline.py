@@ -44,7 +44,7 @@ class Verdict(Label):
 pipeline = Pipeline(
     name="trades",
     event=Trade,
-    label=Verdict.target("fraud", wait="2h"),
+    label=Verdict.target("fraud", timeout="2h"),
     features=[
         field("amount"),
         window("account", "amount", over="10m", stats=("count", "sum")),
@@ -52,8 +52,8 @@ pipeline = Pipeline(
     ],
     model=preprocessing.StandardScaler() | linear_model.LogisticRegression(),
     metrics=("LogLoss",),
-    lateness="5m",
-    duplicates="1h",
+    allowed_lateness="5m",
+    dedup_window="1h",
     with_features=True,
 )
 """

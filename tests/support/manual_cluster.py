@@ -35,7 +35,9 @@ class Reader:
         own = range(number, PARTITIONS, WORKERS)
         self._reader.add({TopicPartition(topic, n): 0 for topic in (EVENTS, LABELS) for n in own})
         self._decoder = BatchDecoder(pipeline)
-        self._admission = Admission(pipeline.topics.events, pipeline.lateness, pipeline.duplicates)
+        self._admission = Admission(
+            pipeline.topics.events, pipeline.allowed_lateness, pipeline.dedup_window
+        )
 
     def read(self) -> list[Batch]:
         """Read all available batches."""

@@ -8,6 +8,6 @@ from anabranch.dataflows.pipelines.payments import pipeline as shipped
 pipeline = replace(
     shipped,
     features=[*shipped.features, window("merchant", target(), over=("1d", "7d"))],
-    label=replace(shipped.label, wait="2d"),
+    label=replace(shipped.label, timeout="2d"),
     with_features=True,
 )

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.rollout.assignment import key_hashes
 from anabranch.models.rollout.decision import Decision
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.observations import RolloutRows
+from anabranch.models.rollout.traffic import key_hashes
 
 F64 = NDArray[np.float64]
 Answer = Callable[[F64, NDArray[np.float64], np.random.Generator], F64]
@@ -99,28 +99,28 @@ class Run:
     A decision's step is counted from the start.
     """
 
-    meant: list[str]
-    by: list[str]
+    assigned: list[str]
+    served_by: list[str]
     decisions: list[Decision]
     actions: list[tuple[str, str, int]]
-    leads: list[str]
+    champions: list[str]
 
 
 def play(stream: Stream, deployment: Deployment, cuts: list[int] | None = None) -> Run:
     """Serve the whole stream in batches that end at `cuts`."""
     ends = sorted({*(cuts or []), len(stream.steps)})
-    names: dict[int, str] = {255: "nobody"}
+    names: dict[int, str] = {255: "fallback"}
     run = Run([], [], [], [], [])
     first = 0
     for end in ends:
         if end <= first:
             continue
-        names |= {number: name for name, number in deployment.numbers.items()}
+        names |= {number: name for name, number in deployment.arm_ids.items()}
         rows = stream.rows(first, end)
         served = deployment.serve(rows, 1000 * stream.steps[first][0])
-        run.meant += [names[number] for number in served.meant.tolist()]
-        run.by += [names[number] for number in served.by.tolist()]
-        run.leads += [names[number] for number in served.leads.tolist()]
+        run.assigned += [names[arm] for arm in served.assigned.tolist()]
+        run.served_by += [names[arm] for arm in served.served_by.tolist()]
+        run.champions += [names[arm] for arm in served.champions.tolist()]
         for decision in served.decisions:
             run.decisions.append(decision)
             run.actions.append((decision.action, decision.challenger, first + decision.step))
@@ -132,6 +132,6 @@ def told(run: Run) -> list[Any]:
     """The decisions without their steps, which count from the start of a batch."""
     return [
         (each.action, each.challenger, each.champion, each.share, each.time, repr(each.evidence),
-         repr(sorted(each.guardrails.items())), each.why, each.rollout)
+         repr(sorted(each.guardrails.items())), each.reason, each.rollout)
         for each in run.decisions
     ]  # fmt: skip

@@ -82,13 +82,16 @@ def model_digests(trial: Trial, state: str) -> dict[str, str]:
     step = ModelStep(trial.declared, WorkerMetrics(trial.declared.name)).prequential
     image = look(trial.directory / state / "models" / DATABASE).image()
     step.restore(image)
+    models = step.models
     waiting = image.rows["pending/state"].columns["waits"]
     return {
-        **{f"model {name}": _digest(learner) for name, learner in step.learners.items()},
-        "metrics": _digest(step.metrics),
-        "values": repr({n: {k: m.value for k, m in ms.items()} for n, ms in step.metrics.items()}),
-        "monitors": _digest(step.monitors.watches),
-        "slices": repr(step.slices.report()),
+        **{f"model {name}": _digest(learner) for name, learner in models.learners.items()},
+        "metrics": _digest(models.metrics),
+        "values": repr(
+            {n: {k: m.value for k, m in of.items()} for n, of in models.metrics.items()}
+        ),
+        "monitors": _digest(models.monitors.watches),
+        "slices": repr(models.slices.report()),
         "waiting": str(int(waiting.sum())),
     }
 

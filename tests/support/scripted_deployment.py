@@ -8,7 +8,7 @@ import pytest
 
 from anabranch.dataflows.steps.model_step import ModelStep
 from anabranch.models.rollout.command import Command
-from anabranch.models.rollout.decision import REFUSED, Decision, Evidence
+from anabranch.models.rollout.decision import REJECTED, Decision, Evidence
 
 ACTIONS = {
     "start": "started",
@@ -33,17 +33,17 @@ class Obedient:
         self._step = step
 
     def command(self, command: Command, time: int) -> list[Decision]:
-        fault = command.fault()
+        fault = command.problem()
         if fault is not None:
-            return [self._decision(REFUSED, command, time, fault)]
+            return [self._decision(REJECTED, command, time, fault)]
         done = [self._decision(ACTIONS[command.kind], command, time, self._after())]
         if command.kind == "promote":
             done.append(self._decision("ended", command, time, self._after()))
         return done
 
     def _after(self) -> str:
-        prequential = self._step.prequential
-        learned = prequential.learners[prequential.champion].version
+        models = self._step.models
+        learned = models.learners[models.champion].version
         return f"after {self._step._events} events and {learned} labels"
 
     def _decision(self, action: str, command: Command, time: int, why: str) -> Decision:
@@ -51,13 +51,13 @@ class Obedient:
             action=action,
             rollout="rollout-1",
             challenger=command.challenger,
-            champion=self._step.prequential.champion,
+            champion=self._step.models.champion,
             share=float("nan") if command.share is None else command.share,
-            why=why,
+            reason=why,
             time=time,
             step=0,
             evidence=EVIDENCE if command.kind == "promote" else None,
-            guardrails={"errors": 0.0, "shift": float("nan")},
+            guardrails={"error_rate": 0.0, "psi": float("nan")},
             policy="Shadow",
         )
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from anabranch.dataflows.batch.outgoing import Marking, Marks, Outgoing
-from anabranch.dataflows.messages.inputs import DeadLetter, DriftSignal, Prediction, RolloutMessage
+from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal, Prediction, RolloutMessage
 
 EVENTS, LABELS, CONTROL = INPUTS = "toy.events", "toy.labels", "toy.control"
 PREDICTIONS, DRIFT, DEAD = "toy.predictions", "toy.drift", "toy.dead-letters"
@@ -70,7 +70,7 @@ def messages_of(row: Row, partition: int, life: int) -> dict[str, list[Any]]:
 def _decision(action: str, life: int, at: dict[str, Any]) -> RolloutMessage:
     about = {"rollout": "toy-1", "challenger": "tree", "champion": "m", "policy": "Shadow"}
     return RolloutMessage(
-        pipeline="toy", action=action, share=0.5, why="", ts=life, evidence=None, guardrails={},
+        pipeline="toy", action=action, share=0.5, reason="", ts=life, evidence=None, guardrails={},
         **about, **at,
     )  # fmt: skip
 

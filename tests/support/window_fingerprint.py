@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.state.compile import I32, I64, kernel
-from anabranch.state.windows.distinct import DistinctState
-from anabranch.state.windows.entity_state import AggregateState, EntityState
+from anabranch.state.windows.aggregate_state import AggregateState
+from anabranch.state.windows.entity_state import EntityState
 from anabranch.state.windows.event_log import COUNT, HEAD, HOT, LATE_ROWS, MAX_SEEN, after
-from anabranch.state.windows.sliding import WindowState
 
 
 @kernel
@@ -58,10 +57,10 @@ def _contents(aggregate: AggregateState, slots: I64) -> list[NDArray[Any]]:
     places = np.full(log.ts.shape[0] + 1, -1)  # a start of -1 finds the last cell
     places[positions] = np.arange(len(positions))
     found.append(hot >= 0)
-    if isinstance(aggregate, WindowState):
-        found.append(aggregate.hotf[hots])
-    if isinstance(aggregate, WindowState | DistinctState):
-        cells = aggregate.hoti[hots]
+    if "hotf" in aggregate.by_hot:
+        found.append(aggregate.by_hot["hotf"][hots])
+    if aggregate.by_hot:
+        cells = aggregate.by_hot["hoti"][hots]
         for start in aggregate.starts:
             cells[:, start] = places[cells[:, start]]
         found.append(cells)

@@ -70,7 +70,7 @@ class TopicCounts(CollectorRegistry):
     def __init__(self, pipeline: Pipeline, bus: Bus, workers: CollectorRegistry) -> None:
         super().__init__()
         self._name, self._topics = pipeline.name, pipeline.topics
-        self._labels = [pipeline.topics.labels] if pipeline.labels_apart else []
+        self._labels = [pipeline.topics.labels] if pipeline.has_label_topic else []
         self._bus, self._workers = bus, workers
         self._lock = threading.Lock()
         sides = (self._topics.dead_letters, self._topics.drift)

@@ -241,7 +241,12 @@ def narrower(text: str) -> str:
     ("fault", "differing"),
     [
         (narrower, {"merchant_amount_1h_count", "merchant_amount_1h_mean"}),
-        (lambda text: text.replace("=True)", "=True, lateness='1m', ahead='1m')"), None),
+        (
+            lambda text: text.replace(
+                "=True)", "=True, allowed_lateness='1m', max_clock_skew='1m')"
+            ),
+            None,
+        ),
     ],
     ids=["a window's width", "the lateness"],
 )

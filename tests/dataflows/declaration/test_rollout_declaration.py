@@ -1,4 +1,4 @@
-"""Challengers and their rollout as they are declared; and what is said of what can't work."""
+"""The declaration of challengers and rollouts: what a valid one derives, and each mistake."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from anabranch import (
     Canary,
     Challenger,
     Guardrails,
+    Interleave,
     Pipeline,
     Shadow,
     field,
@@ -37,15 +38,15 @@ def orders(**changes: Any) -> Pipeline:
 def test_challengers_alone_are_in_shadow():
     pipeline = orders()
     assert isinstance(pipeline.rollout, Shadow)
-    assert pipeline.controlled
+    assert pipeline.has_rollouts
     assert pipeline.inputs == ("p.events", "p.labels", "p.control")
     assert pipeline.topics.outputs[-1] == "p.rollouts"
-    assert list(pipeline.challenging()) == ["tree"]
+    assert list(pipeline.challenger_learners()) == ["tree"]
 
 
 def test_without_challengers_and_rollout_there_is_neither_topic():
     pipeline = orders(challengers={})
-    assert not pipeline.controlled
+    assert not pipeline.has_rollouts
     assert pipeline.inputs == ("p.events", "p.labels")
     assert "p.rollouts" not in pipeline.topics.outputs
     assert "shop" in pipeline.read_fields
@@ -57,7 +58,7 @@ def test_without_challengers_and_rollout_there_is_neither_topic():
 )
 def test_every_policy_can_be_declared_with_challengers_or_without(rollout):
     assert orders(rollout=rollout).rollout is rollout
-    assert orders(rollout=rollout, challengers={}).controlled
+    assert orders(rollout=rollout, challengers={}).has_rollouts
 
 
 def test_traffic_goes_by_the_field_that_is_published_by_unless_another_is_named():
@@ -72,10 +73,12 @@ def test_traffic_goes_by_the_field_that_is_published_by_unless_another_is_named(
 def test_what_drift_starts_is_declared_with_a_monitor_and_climbs_by_evidence():
     watched = [anabranch.monitor("loss")]
     pipeline = orders(
-        challengers={}, monitors=watched, on_drift=Challenger(fresh=TREE, warm=7, learn=0.5)
+        challengers={},
+        monitors=watched,
+        on_drift=Challenger(model=TREE, warmup_rows=7, sample_rate=0.5),
     )
     assert isinstance(pipeline.rollout, Canary)
-    assert pipeline.controlled
+    assert pipeline.has_rollouts
     starts = pipeline.starts_on_drift
     assert starts is not None
     one, other = starts.make(), starts.make()
@@ -86,18 +89,18 @@ def test_what_drift_starts_is_declared_with_a_monitor_and_climbs_by_evidence():
 
 
 def test_a_challenger_may_learn_a_share_of_the_labels():
-    some = {"all": TREE, "some": Challenger(fresh=TREE, learn=0.1, grace=50)}
-    made = orders(challengers=some).challenging()
-    assert isinstance(made["some"], Thinned)
-    assert not isinstance(made["all"], Thinned)
+    some = {"all": TREE, "some": Challenger(model=TREE, sample_rate=0.1, burn_in=50)}
+    learners = orders(challengers=some).challenger_learners()
+    assert isinstance(learners["some"], Thinned)
+    assert not isinstance(learners["all"], Thinned)
     rollouts = rollouts_of(orders(challengers=some))
     assert rollouts is not None
-    assert rollouts.deployment.grace == {"some": 50}
+    assert rollouts.deployment.burn_in == {"some": 50}
 
 
 def test_a_challenger_is_fresh_each_time():
     pipeline = orders()
-    one, other = pipeline.challenging()["tree"], pipeline.challenging()["tree"]
+    one, other = pipeline.challenger_learners()["tree"], pipeline.challenger_learners()["tree"]
     assert one is not other
     assert one.names == tuple(pipeline.columns)
 
@@ -105,11 +108,11 @@ def test_a_challenger_is_fresh_each_time():
 WRONG = {
     "such as {'tree': …}, not list": {"challengers": [TREE]},
     "'t/ree' can't be used": {"challengers": {"t/ree": TREE}},
-    "model name 7 is no text": {"challengers": {7: TREE}},
-    "give it another one": {"challengers": {"LogisticRegression": TREE}},
-    "and no River model": {"challengers": {"tree": "HoeffdingTree"}},
+    "model name 7 is not a text": {"challengers": {7: TREE}},
+    "give it another name": {"challengers": {"LogisticRegression": TREE}},
+    "which is not a River model": {"challengers": {"tree": "HoeffdingTree"}},
     "challenger 'line' of pipeline 'p': ": {"challengers": {"line": LINE}},
-    "rollout='canary' of pipeline 'p' is none": {"rollout": "canary"},
+    "rollout='canary' of pipeline 'p' is no policy": {"rollout": "canary"},
     "split=0.9 of ABTest": {"rollout": ABTest(split=0.9), "challengers": {"a": TREE, "b": TREE}},
     "loss_ratio=0.5": {"rollout": Shadow(guardrails=Guardrails(loss_ratio=0.5))},
     "unknown field 'shoop'": {"rollout_key": "shoop"},
@@ -120,25 +123,25 @@ WRONG = {
     "fallback='no' of pipeline 'p' must be the probability": {"fallback": "no"},
     "fallback=nan of pipeline 'p' must be the probability": {"fallback": float("nan")},
     "loss='auc' of Canary of pipeline 'p' compares both models": {
-        "rollout": Canary(loss="auc", judge="served"),
+        "rollout": Canary(loss="auc", comparison="unpaired"),
     },
     "loss='auc' of Bandit of pipeline 'p' compares": {
         "rollout": Bandit(policy=EGREEDY, loss="auc"),
     },
-    "window=1 of Canary": {"rollout": Canary(loss="auc", window=1)},
+    "auc_window=1 of Canary": {"rollout": Canary(loss="auc", auc_window=1)},
     "on_drift= of pipeline 'p' is 'tree': give Challenger": {"on_drift": "tree"},
-    "on_drift= of pipeline 'p' is for a loss": {"on_drift": Challenger(fresh=TREE)},
-    "on_drift= of pipeline 'p' is 5, and no River model": {
-        "on_drift": Challenger(fresh=5), "monitors": [anabranch.monitor("loss")],
+    "on_drift= of pipeline 'p' is for drift of kind 'loss'": {"on_drift": Challenger(model=TREE)},
+    "on_drift= of pipeline 'p' is 5, which is not a River model": {
+        "on_drift": Challenger(model=5), "monitors": [anabranch.monitor("loss")],
     },
-    "on_drift= of pipeline 'p': warm=-1": {
-        "on_drift": Challenger(fresh=TREE, warm=-1), "monitors": [anabranch.monitor("loss")],
+    "on_drift= of pipeline 'p': warmup_rows=-1": {
+        "on_drift": Challenger(model=TREE, warmup_rows=-1), "monitors": [anabranch.monitor("loss")],
     },
-    "challenger 'x' of pipeline 'p': learn=2": {
-        "challengers": {"x": Challenger(fresh=TREE, learn=2)}
+    "challenger 'x' of pipeline 'p': sample_rate=2": {
+        "challengers": {"x": Challenger(model=TREE, sample_rate=2)}
     },
     "challenger 'x' of pipeline 'p': LinearRegression": {
-        "challengers": {"x": Challenger(fresh=LINE)}
+        "challengers": {"x": Challenger(model=LINE)}
     },
     "has no label, and models are compared": {
         "label": None,
@@ -150,10 +153,10 @@ WRONG = {
 
 @pytest.mark.parametrize("words", WRONG)
 def test_what_cannot_work_is_one_sentence(words):
-    with pytest.raises(DeclarationError) as said:
+    with pytest.raises(DeclarationError) as raised:
         orders(**WRONG[words])
-    assert words in str(said.value)
-    assert "\n" not in str(said.value)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_a_fallback_is_of_the_kind_of_the_answers(label, model, right, wrong):
         "label": inline(label),
         "model": model,
         "challengers": {},
-        "rollout": Shadow(scale=1.0),
+        "rollout": Shadow(clip=1.0),
         "features": [field("amount")] if label != "amount" else [anabranch.hour_of_day("ts")],
     }
     for value in right:
@@ -186,3 +189,33 @@ def test_what_is_declared_of_a_rollout_is_no_part_of_what_state_depends_on():
     assert describe(orders()) == plain
     assert describe(orders(rollout=Canary(), rollout_key="id", fallback=0.1)) == plain
     assert describe(orders(features=[window("shop", "amount", over="2h")])) != plain
+
+
+RENAMED = {
+    "Challenger(fresh=) is now called model=": lambda: Challenger(fresh=TREE),
+    "Challenger(warm=) is now called warmup_rows=": lambda: Challenger(model=TREE, warm=1),
+    "Challenger(grace=) is now called burn_in=": lambda: Challenger(model=TREE, grace=1),
+    "Challenger(learn=) is now called sample_rate=": lambda: Challenger(model=TREE, learn=0.5),
+    "Challenger(after=) is now called triggers=": lambda: Challenger(model=TREE, after=["loss"]),
+    "Canary(hold=) is now called min_duration=": lambda: Canary(hold="1h"),
+    "Canary(hold_labels=) is now called min_labels=": lambda: Canary(hold_labels=1),
+    "Canary(judge=) is now called comparison=": lambda: Canary(judge="paired"),
+    "ABTest(scale=) is now called clip=": lambda: ABTest(scale=0.1),
+    "Shadow(report=) is now called report_every=": lambda: Shadow(report=10),
+    "Interleave(window=) is now called auc_window=": lambda: Interleave(window=10),
+    "Bandit(judge=) is now called comparison=": lambda: Bandit(policy=EGREEDY, judge="served"),
+    "Guardrails(errors=) is now called error_rate=": lambda: Guardrails(errors=0.1),
+    "Guardrails(shift=) is now called psi=": lambda: Guardrails(shift=0.2),
+}
+
+
+@pytest.mark.parametrize("sentence", RENAMED)
+def test_an_old_parameter_gives_the_new_name(sentence):
+    with pytest.raises(DeclarationError) as raised:
+        RENAMED[sentence]()
+    assert str(raised.value) == sentence
+
+
+def test_an_old_value_gives_the_new_one():
+    with pytest.raises(DeclarationError, match="'paired' or 'unpaired'"):
+        orders(rollout=Canary(comparison="served"))

@@ -85,8 +85,8 @@ def cut(messages: list[Message], *moments: float) -> list[list[Message]]:
 @pytest.mark.parametrize(
     "rules",
     [
-        {"wait": "2d"},
-        {"wait": "12h", "otherwise": False, "late": "correct", "correct_within": "3d"},
+        {"timeout": "2d"},
+        {"timeout": "12h", "default": False, "late": "update", "update_within": "3d"},
     ],
     ids=["dropped", "assumed and corrected"],
 )
@@ -104,4 +104,4 @@ def test_after_a_week_it_goes_on_as_if_it_had_never_stopped(
     assert live[0][-1]["version"] > 1500
     reasons = {letter["reason"] for letter in live[1]}
     late = "label after its wait"
-    assert (late in reasons) == ("otherwise" not in rules)
+    assert (late in reasons) == ("default" not in rules)

@@ -144,7 +144,7 @@ def by_hand(pieces: Pieces, week: Sequence[Message], after: Pieces, first: int |
             id: dict(zip(pipeline.columns, row, strict=True))
             for id, row in zip(ids, rows, strict=True)
         }
-    [metrics] = cluster.models.prequential.metrics.values()
+    [metrics] = cluster.models.prequential.models.metrics.values()
     served.metrics = {name: metric.value for name, metric in metrics.items()}
     return served
 

@@ -69,9 +69,9 @@ def goes_on(kept: Kept, expected: dict[str, Any]) -> None:
 DECLARED = {
     "event fields": ("    amount: float", "    amount: float\n    more: int = 0"),
     "features": ('over="10m"', 'over="11m"'),
-    "label": ('wait="2h"', 'wait="3h"'),
+    "label": ('timeout="2h"', 'timeout="3h"'),
     "model": ("LogisticRegression()", "LogisticRegression(l2=0.1)"),
-    "times": ('lateness="5m"', 'lateness="6m"'),
+    "times": ('allowed_lateness="5m"', 'allowed_lateness="6m"'),
 }
 
 

@@ -69,7 +69,7 @@ def declared(target: str, label: Any) -> Pipeline:
         features=[field("score"), window("box", "score", over="1h", stats=("count", "max"))],
         model=MODELS[target](),
         metrics=(),
-        duplicates="1h",
+        dedup_window="1h",
         with_features=True,
     )
 
@@ -161,7 +161,7 @@ def test_labels_of_every_task_that_come_later(
         for i, thing in enumerate(things)
     ]
     labels = [{"id": id, "ts": ts, target: value} for id, ts, value in judged if value is not None]
-    pipeline = declared(target, label.target(target, wait="1h"))
+    pipeline = declared(target, label.target(target, timeout="1h"))
     rows = rows_of(tmp_path, pipeline, things, labels)
     found = [as_served(row, pipeline.columns) for row in rows.to_dicts()]
     assert found == served(pipeline, things, labels)
@@ -172,7 +172,7 @@ def test_labels_of_every_task_that_come_later(
 
 
 def test_a_model_that_has_nothing_to_say_yet_says_null(tmp_path: Path) -> None:
-    pipeline = declared("silent", Good.target("good", wait="1h"))
+    pipeline = declared("silent", Good.target("good", timeout="1h"))
     things, labels = events(9), [{"id": "t1", "ts": T0 + 5 * 60_000, "good": True}]
     rows = rows_of(tmp_path, pipeline, things, labels)
     found = [as_served(row, pipeline.columns) for row in rows.to_dicts()]
@@ -181,7 +181,7 @@ def test_a_model_that_has_nothing_to_say_yet_says_null(tmp_path: Path) -> None:
 
 
 def test_an_id_that_comes_again_has_each_time_its_own_label(tmp_path: Path) -> None:
-    pipeline = declared("good", Good.target("good", wait="3h"))
+    pipeline = declared("good", Good.target("good", timeout="3h"))
     things = [{**events(1)[0], "ts": T0 + hour * HOUR} for hour in (0, 2, 4, 9)]
     labels = [
         {"id": "t0", "ts": T0 + HOUR, "good": True},
@@ -195,7 +195,7 @@ def test_an_id_that_comes_again_has_each_time_its_own_label(tmp_path: Path) -> N
 
 
 def test_a_label_that_was_not_used_is_at_no_row(tmp_path: Path) -> None:
-    pipeline = declared("good", Good.target("good", wait="3h"))
+    pipeline = declared("good", Good.target("good", timeout="3h"))
     things = events(400)
     labels = [
         {"id": "t99", "ts": T0 + 5 * 60_000, "good": True},  # long before its event
@@ -216,7 +216,7 @@ def test_labels_that_were_assumed_held_or_corrected_are_told_as_they_were_learne
     monkeypatch.setattr(row_file, "PART_ROWS", part_rows)
     monkeypatch.setattr(replay_labels, "_MOST_IN_MEMORY", 2)
     minute = 60_000
-    label = Good.target("good", wait="10m", otherwise=False, late="correct", correct_within="1h")
+    label = Good.target("good", timeout="10m", default=False, late="update", update_within="1h")
     things = events(40)
     labels = [
         {"id": "t5", "ts": T0 + 3 * minute, "good": True},  # before its event

@@ -11,7 +11,7 @@ import pytest
 from polars.testing import assert_frame_equal
 from river import linear_model, tree
 
-from anabranch import Event, Pipeline, distinct, field, hashed, inline, one_hot, window
+from anabranch import Event, Pipeline, count_distinct, field, hashed, inline, one_hot, window
 from anabranch.dataflows.batch.typed_rows import TypedRows
 from anabranch.dataflows.files import file_rows
 from anabranch.dataflows.files.typed_frames import TypedFrames
@@ -41,12 +41,12 @@ THINGS = Pipeline(
     features=[
         field("score"),
         field("size"),
-        field("weight", missing=-1.0),
+        field("weight", fill_null=-1.0),
         one_hot("place", ("here", "there")),
         hashed("place", buckets=3),
         window("box", "score", over="1h", stats=("count", "max")),
         window("box", "weight", over="1h", stats=("count", "mean")),
-        distinct("box", "place", over="1h"),
+        count_distinct("box", "place", over="1h"),
         window("place", "size", over="2h", stats=("count", "sum")),
     ],
     model=linear_model.LogisticRegression(),

@@ -58,7 +58,7 @@ pipeline = Pipeline(
         window("shop", "amount", over="1h", stats=("count", "sum")),
     ],
     model=preprocessing.StandardScaler() | linear_model.LogisticRegression(),
-    lateness="10m",
+    allowed_lateness="10m",
     with_features=True,
 )
 """

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.stress
 
 SETTINGS = replace(WORLD, rate=0.002, verdict_median_s=20_000.0, silent=0.2)
 RULES: dict[str, dict[str, Any]] = {
-    "dropped": {"wait": "1d"},
-    "assumed": {"wait": "1d", "otherwise": False},
-    "corrected": {"wait": "1d", "otherwise": False, "late": "correct", "correct_within": "30d"},
+    "dropped": {"timeout": "1d"},
+    "assumed": {"timeout": "1d", "default": False},
+    "corrected": {"timeout": "1d", "default": False, "late": "update", "update_within": "30d"},
 }
 
 
@@ -108,8 +108,8 @@ def test_at_the_end_of_its_input_a_worker_no_longer_holds_back_the_waits_of_othe
     mine = reader.read()
     for batch in mine[: len(mine) // 2]:
         cluster.work(batch)
-    held = len(cluster.models.prequential.pending)
+    held = len(cluster.models.prequential.models.pending)
     cluster.pass_on(cluster.router.farewell("1"))
     for batch in mine[len(mine) // 2 :]:
         cluster.work(batch)
-    assert len(cluster.models.prequential.pending) < held / 2
+    assert len(cluster.models.prequential.models.pending) < held / 2

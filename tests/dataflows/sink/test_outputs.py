@@ -11,7 +11,7 @@ from river import linear_model, naive_bayes, preprocessing
 from anabranch import Event, Label, Pipeline, Prediction, field, inline, monitor
 from anabranch.dataflows.batch.outgoing import Marking, Outgoing
 from anabranch.dataflows.bus.memory import MemoryBus
-from anabranch.dataflows.messages.inputs import DeadLetter, DriftSignal
+from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.sink.bus_sink import BusSink, part_name
 from anabranch.dataflows.source.bus_source import IntakeOptions
@@ -96,7 +96,7 @@ def outgoing_of(pipeline: Pipeline, bus: MemoryBus, limit: int) -> list[Outgoing
 @pytest.mark.parametrize("delayed", [False, True])
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_every_output_is_known_again_by_its_mark_however_the_stream_is_cut(delayed, partitions):
-    label = Verdict.target("hot", wait="1h") if delayed else inline("hot")
+    label = Verdict.target("hot", timeout="1h") if delayed else inline("hot")
     pipeline = Pipeline(
         name="readings",
         event=Reading,

@@ -48,7 +48,7 @@ ROWS = [
     label(0, reasons=("label without event",)),
     event(3, reasons=("duplicate id", "odd", "odd")),
     label(1, subjects=("loss",), actions=("promoted",)),
-    control(0, actions=("paused", "refused", "refused")),
+    control(0, actions=("paused", "rejected", "rejected")),
     event(4, actions=("started",)),
     event(5),
 ]

@@ -48,13 +48,13 @@ ORDERS = pipeline("compiled", False)
 DELAYED = {
     rules: replace(pipeline("compiled", True), label=Returned.target("returned", **how))
     for rules, how in {
-        "dropped": {"wait": "30m"},
-        "assumed": {"wait": "5m", "otherwise": False},
+        "dropped": {"timeout": "30m"},
+        "assumed": {"timeout": "5m", "default": False},
         "corrected": {
-            "wait": "1m", "otherwise": False, "late": "correct", "correct_within": "5m",
-            "early": "1m",
+            "timeout": "1m", "default": False, "late": "update", "update_within": "5m",
+            "early_buffer": "1m",
         },
-        "not held": {"wait": "30m", "early": "0s"},
+        "not held": {"timeout": "30m", "early_buffer": "0s"},
     }.items()
 }  # fmt: skip
 Place = tuple[int, int]
@@ -82,7 +82,7 @@ def served(
 
 def recomputed(bus: MemoryBus, orders: Pipeline = ORDERS) -> Recomputed:
     arrivals = events_from_topic(orders, bus, orders.topics.events, ignore_progress)
-    if orders.labels_apart:
+    if orders.has_label_topic:
         arrivals.labels = labels_from_topic(orders, bus, orders.topics.labels, ignore_progress)
     return recompute(orders, arrivals, ignore_progress)
 

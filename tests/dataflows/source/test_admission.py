@@ -17,7 +17,7 @@ from river import linear_model
 
 from anabranch import Event, Label, Pipeline, field, inline, since_last
 from anabranch.dataflows.batch.batch import Batch, RawBatch, RawRows
-from anabranch.dataflows.messages.inputs import DeadLetter
+from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.late_and_duplicate import Admission
 

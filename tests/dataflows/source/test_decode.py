@@ -19,7 +19,7 @@ from river import linear_model
 
 from anabranch import Event, Label, Pipeline, field, inline, one_hot, window
 from anabranch.dataflows.batch.batch import Batch, RawBatch, RawRows
-from anabranch.dataflows.messages.inputs import DeadLetter
+from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.source.decoder import BatchDecoder
 
 T0 = 1_700_000_000_000

@@ -18,7 +18,7 @@ from anabranch import Event, Label, Pipeline, Shadow, field, inline, window
 from anabranch.dataflows.batch.batch import EntityRows, RawBatch
 from anabranch.dataflows.bus import TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
-from anabranch.dataflows.messages.inputs import DeadLetter, RolloutMessage
+from anabranch.dataflows.messages.outputs import DeadLetter, RolloutMessage
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import IntakeOptions
 from anabranch.dataflows.source.event_time_merge import AlignedReader
@@ -51,7 +51,7 @@ def orders(**changes: Any) -> Pipeline:
     declared: dict[str, Any] = {
         "name": "p",
         "event": Order,
-        "label": Return.target("odd", wait="1h"),
+        "label": Return.target("odd", timeout="1h"),
         "features": [field("amount"), window("shop", "amount", over="1h", stats=("count",))],
         "model": preprocessing.StandardScaler() | linear_model.LogisticRegression(),
         "rollout": Shadow(),
@@ -139,7 +139,7 @@ def test_a_control_message_does_not_wait_for_events_when_all_is_read():
 # Whole runs.
 
 COMMANDS = [
-    (2, {"kind": "start", "id": "a", "challenger": "tree", "by": "ann"}),
+    (2, {"kind": "start", "id": "a", "challenger": "tree", "requested_by": "ann"}),
     (4, {"kind": "set_traffic", "id": "b", "challenger": "tree", "share": 0.25}),
     (4, {"kind": "promote", "id": "c", "challenger": "tree"}),
     (9, {"kind": "set_traffic", "id": "d", "challenger": "tree", "share": 1.5}),
@@ -153,7 +153,7 @@ def run(
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
     publish(bus, "p.events", [(i, order(i, i)) for i in range(12)])
-    if pipeline.labels_apart:
+    if pipeline.has_label_topic:
         publish(bus, "p.labels", [(i + 2, returned(i, i + 2)) for i in range(10)])
     publish(bus, "p.control", commands)
     run_worker(pipeline, bus, IntakeOptions(until_end=True, limit=limit))
@@ -164,17 +164,17 @@ def run(
 def test_commands_are_followed_between_two_rows_however_the_stream_is_cut(monkeypatch, limit):
     obey(monkeypatch)
     found = decisions(run(orders(), limit=limit, commands=COMMANDS))
-    assert [(each.answers, each.action, each.why) for each in found] == [
+    assert [(each.request_id, each.action, each.reason) for each in found] == [
         ("a", "started", "after 3 events and 1 labels"),
         ("b", "traffic_set", "after 5 events and 3 labels"),
         ("c", "promoted", "after 5 events and 3 labels"),
         ("c", "ended", "after 5 events and 3 labels"),
-        ("d", "refused", "the share 1.5 is none: give one from 0 to 1"),
+        ("d", "rejected", "the share 1.5 is not possible: give one from 0 to 1"),
     ]
     assert [each.offset for each in found] == [0, 1, 2, 2, 3]
     assert {(each.topic, each.partition) for each in found} == {("p.control", 0)}
     assert [each.ts for each in found] == [T0 + m * MINUTE for m in (2, 4, 4, 4, 9)]
-    assert found[0].by == "ann"
+    assert found[0].requested_by == "ann"
     assert found[1].by is msgspec.UNSET
 
 
@@ -193,9 +193,9 @@ def test_figures_that_are_none_are_null(monkeypatch):
         "difference": 0.1, "low": None, "high": None, "e_value": 3.0, "e_worse": 0.2,
         "alpha": 0.05,
     }  # fmt: skip
-    assert promoted["guardrails"] == {"errors": 0.0, "shift": None}
+    assert promoted["guardrails"] == {"error_rate": 0.0, "psi": None}
     assert promoted["share"] is None
-    assert "by" not in promoted
+    assert "requested_by" not in promoted
 
 
 @pytest.mark.parametrize("limit", [1, 1000])
@@ -204,7 +204,7 @@ def test_a_pipeline_with_inline_labels_listens_as_well(monkeypatch, limit):
     pipeline = orders(label=inline("odd"), features=[field("amount")])
     assert pipeline.inputs == ("p.events", "p.control")
     found = decisions(run(pipeline, limit=limit, commands=COMMANDS[:1]))
-    assert [each.why for each in found] == ["after 0 events and 3 labels"]
+    assert [each.reason for each in found] == ["after 0 events and 3 labels"]
 
 
 BAD = {
@@ -231,14 +231,14 @@ def test_what_is_no_control_message_is_a_dead_letter_with_its_coordinates(monkey
     assert {each.reason for each in letters} == {"not a control message"}
     for letter, words in zip(letters, BAD.values(), strict=True):
         assert words in letter.detail, letter
-    assert [each.answers for each in decisions(bus)] == ["good"]
+    assert [each.request_id for each in decisions(bus)] == ["good"]
 
 
 def test_a_dead_control_message_comes_behind_the_dead_letters_of_its_batch(monkeypatch):
     """Of labels that were held in vain, which only the model step finds, too."""
     obey(monkeypatch)
     bus = MemoryBus()
-    pipeline = orders(label=Return.target("odd", wait="1h", early="0s"))
+    pipeline = orders(label=Return.target("odd", timeout="1h", early_buffer="0s"))
     bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
     publish(bus, "p.labels", [(1, returned(99, 1))])
     publish(bus, "p.events", [(1, b"oops")])
@@ -292,7 +292,7 @@ def test_with_several_workers_a_command_without_events_goes_to_the_models():
             shard = windows.setdefault(key, WindowStep(pipeline, metrics, origins=2))
             items += shard.on_batch([item])[0]
     results, _ = step.on_batch(sorted(items, key=lambda item: isinstance(item, EntityRows)))
-    told = [(d.action, d.why) for result in results for d in result.decisions]
+    told = [(d.action, d.reason) for result in results for d in result.decisions]
     assert told == [
         ("promoted", "after 5 events and 0 labels"),
         ("ended", "after 5 events and 0 labels"),

@@ -14,7 +14,7 @@ import pytest
 from anabranch import Pipeline
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.messages.control import Control
-from anabranch.dataflows.messages.inputs import RolloutMessage
+from anabranch.dataflows.messages.outputs import RolloutMessage
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.rollout.client import RolloutLog, ask
 from anabranch.dataflows.runtime.worker import run_worker
@@ -83,7 +83,7 @@ def test_kafka_decides_as_the_embedded_bus_does(
         (tmp_path / name).mkdir()
         found[name] = steer(url, tmp_path / name)
     assert found["kafka"] == found["sqlite"]
-    assert [each.answers for each in found["kafka"]] == ["a", "b", "c", "c", "d"]
+    assert [each.request_id for each in found["kafka"]] == ["a", "b", "c", "c", "d"]
 
 
 def test_an_answer_is_found_on_kafka(kafka_broker: KafkaBroker) -> None:
@@ -94,8 +94,8 @@ def test_an_answer_is_found_on_kafka(kafka_broker: KafkaBroker) -> None:
     control = Control(kind="pause", id="mine")
     answer = RolloutMessage(
         pipeline="asked", action="paused", rollout="r", challenger="tree", champion="m", share=0.1,
-        why="", ts=T0, policy="Shadow", evidence=None, guardrails={}, topic=topics.control,
-        partition=0, offset=0, answers="mine",
+        reason="", ts=T0, policy="Shadow", evidence=None, guardrails={}, topic=topics.control,
+        partition=0, offset=0, request_id="mine",
     )  # fmt: skip
 
     def listen() -> None:

@@ -84,7 +84,7 @@ def test_each_command_is_followed_once_whatever_is_killed(tmp_path: Path) -> Non
 
     told = [each for part in read(bus, "trades.rollouts") for each in part]
     assert [each["action"] for each in told] == ["started", "promoted", "ended", "paused"]
-    assert told[0]["answers"] == json.loads(first.out)[0]["answers"]
+    assert told[0]["request_id"] == json.loads(first.out)[0]["request_id"]
     assert [each["offset"] for each in told] == sorted(each["offset"] for each in told)
     assert T0 <= told[0]["ts"] <= told[-1]["ts"]
     check_events(bus_outputs(tmp_path), bus.end_offsets("trades.events"))

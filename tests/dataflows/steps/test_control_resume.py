@@ -69,13 +69,13 @@ def bus_with(commands: list[tuple[int, int, str]]) -> MemoryBus:
 def told(bus: MemoryBus, topic: str = ROLLOUTS) -> Told:
     """All messages, by partition; without the events that `Obedient` counts in memory only."""
     found = [[*map(json.loads, log.values)] for log in bus.logs(topic)]
-    for each in (each for part in found for each in part if "why" in each):
-        each["why"] = each["why"].rpartition(" and ")[2]
+    for each in (each for part in found for each in part if "reason" in each):
+        each["reason"] = each["reason"].rpartition(" and ")[2]
     return found
 
 
 def answers(bus: MemoryBus) -> list[str]:
-    return sorted(each["answers"] for part in told(bus) for each in part)
+    return sorted(each["request_id"] for part in told(bus) for each in part)
 
 
 def test_a_run_that_is_stopped_anywhere_follows_each_command_once(tmp_path):
@@ -133,7 +133,7 @@ def test_a_state_goes_on_when_rollouts_are_added_and_taken_away_and_added_again(
     # What others have published there before is none of this state's business.
     bus.create_topics({ROLLOUTS: PARTITIONS})
     foreign = b'{"action":"started","challenger":"tree","rollout":"rollout-1",'
-    foreign += b'"topic":"trades.control","partition":0,"offset":0,"answers":"foreign"}'
+    foreign += b'"topic":"trades.control","partition":0,"offset":0,"request_id":"foreign"}'
     bus.publisher().append(ROLLOUTS, [foreign], partitions=0)
 
     publish(bus, MESSAGES[100:200])

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 
-from anabranch.dataflows.messages.inputs import DeadLetter
+from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.telemetry import logs
 from anabranch.dataflows.telemetry.stream_log import StreamLog
 from tests.support.commands import Command, run_command

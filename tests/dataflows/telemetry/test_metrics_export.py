@@ -154,7 +154,9 @@ def test_the_delay_of_labels_is_a_histogram_and_their_fate_is_counted():
 
 
 def test_labels_that_are_assumed_or_held_have_no_delay_yet():
-    natural = Returned.target("returned", wait="5m", otherwise=False, late="correct", early="1h")
+    natural = Returned.target(
+        "returned", timeout="5m", default=False, late="update", early_buffer="1h"
+    )
     bus = bus_with_orders()
     at = T0 + 49 * MINUTE
     publisher = bus.publisher()

@@ -32,7 +32,9 @@ from anabranch.dataflows.source.bus_source import IntakeOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.linear import learner_for
-from anabranch.models.prequential.external_drift import Outside
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.external_drift import ExternalDrift
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import DeclarationError
 from anabranch.state.store.delta import decode, encode, merge
@@ -56,8 +58,8 @@ def reacting(after: str = "feature", **changes: Any) -> Pipeline:
         "model": linear_model.LogisticRegression(optim.SGD(1e-9)),  # never learns
         "monitors": watched if after in ("loss", "any") else [],
         "on_drift": Challenger(
-            fresh=fresh(), warm=50,
-            after=("loss", *WATCHED, "label") if after == "any" else (after,),
+            model=fresh(), warmup_rows=50,
+            triggers=("loss", *WATCHED, "label") if after == "any" else (after,),
         ),
     }  # fmt: skip
     return sensors(**(declared | changes))
@@ -88,7 +90,7 @@ def test_any_monitor_can_start_a_model_and_no_cut_shows(after):
         "feature": "the distribution of ", "missing": "the distribution of missing load",
         "label": "the distribution of label", "loss": "the loss of LogisticRegression", "any": "",
     }  # fmt: skip
-    assert said[after] in started[0]["why"]
+    assert said[after] in started[0]["reason"]
     assert started[0]["offset"] > (2800 if after in ("missing", "label") else 600)
     for limit in (7, 333):
         assert worked(reacting(after), limit) == whole
@@ -159,7 +161,10 @@ def test_it_is_the_model_of_a_loop_over_river_that_skips_them(inline, seed, susp
 
     def make() -> Prequential:
         learner = learner_for(fresh(), ("a", "b"), Task.BINARY)
-        return Prequential({"m": learner}, ["Accuracy"], inline=inline, quarantine=True)
+        return Prequential(
+            {"m": learner},
+            PrequentialSettings(metrics=["Accuracy"], inline=inline, quarantine=True),
+        )
 
     step, kept, found, scored, left = make(), [], [], 0, 0
     mask = np.isin(np.arange(SIZE), sorted(suspect))
@@ -172,22 +177,31 @@ def test_it_is_the_model_of_a_loop_over_river_that_skips_them(inline, seed, susp
         events = np.arange(low, high)
         moments = np.concatenate([events * 1.0, due + behind + 0.5])
         outcome = step.run(
-            ids=[f"e{i}" for i in events], features=np.ascontiguousarray(features[low:high]),
-            times=events * 1000, label_ids=[f"e{i}" for i in due],
-            label_values=target[low:high] if inline else target[due], label_times=due * 1000 + 2500,
+            EventBatch(
+                features=np.ascontiguousarray(features[low:high]),
+                times=events * 1000,
+                ids=[f"e{i}" for i in events],
+                external_drift=ExternalDrift(
+                    suspect=mask[low:high] if mask[low:high].any() else None
+                ),
+            ),
+            LabelBatch(
+                ids=[f"e{i}" for i in due],
+                values=target[low:high] if inline else target[due],
+                times=due * 1000 + 2500,
+            ),
             order=np.argsort(moments, kind="stable"),
-            outside=Outside(suspect=mask[low:high] if mask[low:high].any() else None),
-        )  # fmt: skip
+        )
         found += outcome.predictions["m"].values.tolist()
         scored += len(outcome.learned.times)
-        left += outcome.suspect
+        left += outcome.quarantined
         if again:
             kept.append(decode(encode(step.changes())))
             step = make()
             step.restore(merge(kept))
     assert found == pytest.approx(want, abs=1e-12)
     assert (scored, left) == (SIZE, len(suspect))
-    assert step.learners["m"].version == SIZE - len(suspect)
+    assert step.models.learners["m"].version == SIZE - len(suspect)
 
 
 class Ride(Event):
@@ -236,20 +250,20 @@ def test_the_slice_that_became_worse_is_named():
 
 
 WRONG: dict[str, Any] = {
-    "by='town' of a monitor is no slice: declared are city": {
+    "by='town' of a monitor is not a slice: declared are city": {
         "monitors": [monitor("loss", by="town")]
     },
-    "DDM looks at right and wrong": {
+    "DDM monitors whether predictions are right": {
         "model": linear_model.LinearRegression(), "label": inline("value"), "slices": (),
         "features": [one_hot("city", ("a", "b"))],
         "monitors": [monitor("loss", "DDM")],
     },
     "on_drift= of pipeline 'rides' is for a keys that has drifted": {
-        "on_drift": Challenger(fresh=fresh(), after=("keys",))
+        "on_drift": Challenger(model=fresh(), triggers=("keys",))
     },
-    "after='loss' must name some of": {"on_drift": Challenger(fresh=fresh(), after="loss")},
-    "after=('prediction',) must name": {
-        "on_drift": Challenger(fresh=fresh(), after=("prediction",))
+    "triggers='loss' must name some of": {"on_drift": Challenger(model=fresh(), triggers="loss")},
+    "triggers=('prediction',) must name": {
+        "on_drift": Challenger(model=fresh(), triggers=("prediction",))
     },
     "quarantine=('label',) of distributions=": {
         "distributions": Distributions(quarantine=("label",))

@@ -270,10 +270,10 @@ def sensors(**changes: Any) -> Pipeline:
     declared: dict[str, Any] = {
         "name": "sensors",
         "event": Reading,
-        "label": Check.target("right", wait="1h"),
+        "label": Check.target("right", timeout="1h"),
         "features": [
-            field("value"), field("load", missing=0.0), hour_of_day(), one_hot("mode", ("a", "b")),
-            window("sensor", "value", over="10m"),
+            field("value"), field("load", fill_null=0.0), hour_of_day(),
+            one_hot("mode", ("a", "b")), window("sensor", "value", over="10m"),
         ],
         "model": linear_model.LogisticRegression(),
         "distributions": Distributions(window=100, reference="10m", false_alarms=100.0),

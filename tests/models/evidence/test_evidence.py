@@ -18,7 +18,7 @@ from anabranch.state.errors import DeclarationError, StateError
 
 DECLARED: list[dict[str, Any]] = [
     {},
-    {"scale": 0.2, "min_effect": 0.01, "bound": 0.6},
+    {"clip": 0.2, "min_effect": 0.01, "bound": 0.6},
     {"min_effect": 0.005, "burn_in": 10, "alpha": 0.2},
     {"method": "asymptotic", "min_effect": 0.02},
 ]
@@ -141,21 +141,21 @@ def test_a_learned_scale_makes_the_unit_of_the_loss_meaningless() -> None:
     found = small.update(champion, challenger)
     assert found
     assert large.update(champion * 2.0**20, challenger * 2.0**20) == found
-    assert small.scale is not None
-    assert large.scale == small.scale * 2.0**20
+    assert small.clip is not None
+    assert large.clip == small.clip * 2.0**20
     assert large.e_value == small.e_value
     differences = (champion - challenger)[:50]
-    assert small.scale == pytest.approx(8.0 * math.sqrt((differences**2).mean()))
+    assert small.clip == pytest.approx(8.0 * math.sqrt((differences**2).mean()))
 
 
 def test_nothing_is_bet_on_what_the_scale_was_learned_from() -> None:
     champion, challenger = losses(4, 51)
     evidence = PairedEvidence(burn_in=50)
     evidence.update(champion[:49], challenger[:49])
-    assert evidence.scale is None
+    assert evidence.clip is None
     assert evidence.interval == (-math.inf, math.inf)
     evidence.update(champion[49:50], challenger[49:50])
-    assert evidence.scale is not None
+    assert evidence.clip is not None
     assert evidence.e_value == evidence.e_value_worse == 1.0
     evidence.update(champion[50:], challenger[50:])
     assert evidence.e_value != 1.0
@@ -164,18 +164,18 @@ def test_nothing_is_bet_on_what_the_scale_was_learned_from() -> None:
 def test_a_learned_scale_leaves_room_for_the_effect_of_interest() -> None:
     evidence = PairedEvidence(min_effect=0.5)
     evidence.update(*losses(2, 3000, better=0.0))
-    assert evidence.scale == 0.5
+    assert evidence.clip == 0.5
     assert evidence.found == {Finding.FUTILE, Finding.HARMLESS}
 
 
 def test_what_is_cut_is_counted() -> None:
     champion, challenger = np.array([0.9, 0.1, 0.5, 0.0]), np.array([0.1, 0.1, 0.45, 0.3])
-    evidence = PairedEvidence(scale=0.2)
+    evidence = PairedEvidence(clip=0.2)
     evidence.update(champion, challenger)
     assert evidence.clipped == 0.5
     assert evidence.clipped_difference == pytest.approx(0.0125)
     assert evidence.difference == pytest.approx(0.1375)
-    twin = PairedEvidence(scale=0.2)
+    twin = PairedEvidence(clip=0.2)
     twin.update(np.array([0.2, 0.0, 0.05, 0.0]), np.array([0.0, 0.0, 0.0, 0.2]))
     assert evidence.e_value == pytest.approx(twin.e_value)
     assert evidence.clipped_interval == pytest.approx(twin.clipped_interval)
@@ -185,7 +185,7 @@ def test_nothing_is_found_against_the_mean_of_uncut_losses() -> None:
     """Often a little better, rarely much worse: the cut differences alone would promote it."""
     champion, challenger = np.full(2000, 0.1), np.full(2000, 0.09)
     challenger[::40] = 1.0
-    evidence = PairedEvidence(scale=0.02)
+    evidence = PairedEvidence(clip=0.02)
     evidence.update(champion, challenger)
     assert evidence.e_value > 20
     assert evidence.difference < 0
@@ -196,17 +196,17 @@ def test_nothing_is_found_against_the_mean_of_uncut_losses() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
-    scale=st.one_of(st.none(), st.floats(0.005, 0.5)),
+    clip=st.one_of(st.none(), st.floats(0.005, 0.5)),
     better=st.floats(-0.3, 0.3),
 )
 def test_a_finding_is_one_of_the_asymptotic_test_too(
-    seed: int, scale: float | None, better: float
+    seed: int, clip: float | None, better: float
 ) -> None:
     champion, challenger = losses(seed, 1500, better)
     challenger[::97] += 0.5
-    evidence, row = PairedEvidence(scale=scale, min_effect=0.004), 0
-    if scale is not None and scale <= 0.01:
-        evidence = PairedEvidence(scale=scale)
+    evidence, row = PairedEvidence(clip=clip, min_effect=0.004), 0
+    if clip is not None and clip <= 0.01:
+        evidence = PairedEvidence(clip=clip)
     limit = PairedEvidence(min_effect=0.004, method="asymptotic", burn_in=1)
     while row < champion.size:
         step = evidence.advance(champion[row:], challenger[row:])
@@ -251,8 +251,8 @@ def test_identical_models_prove_nothing_about_a_difference(declared: dict[str, A
     evidence = PairedEvidence(**declared)
     evidence.update(champion, champion)
     assert evidence.e_value == evidence.e_value_worse == 1.0
-    # Nothing is learned of a scale, nor of a spread; with a scale, that there is no difference.
-    scaled = "scale" in declared
+    # Nothing is learned of a clip, nor of a spread; with a clip, that there is no difference.
+    scaled = "clip" in declared
     assert evidence.found == ({Finding.FUTILE, Finding.HARMLESS} if scaled else set())
     low, high = evidence.interval
     assert low < 0.0 < high
@@ -268,7 +268,7 @@ def test_numbers_stay_numbers_when_everything_is_certain(declared: dict[str, Any
     assert np.isfinite(evidence.to_array()).all()
     low, high = evidence.interval
     assert 0.0 < low < evidence.difference < high
-    huge = PairedEvidence(**{**declared, "scale": None})
+    huge = PairedEvidence(**{**declared, "clip": None})
     huge.update(np.array([1e308, -1e308] * 100), np.array([-1e308, 1e308] * 100))
     assert np.isfinite(huge.to_array()).all()
 
@@ -288,12 +288,12 @@ def test_no_rows_change_nothing() -> None:
     [
         ({"alpha": 0.0}, "alpha=0.0 in .*Evidence must lie between 0 and 1"),
         ({"alpha": math.nan}, "alpha=nan"),
-        ({"scale": -1.0}, "scale=-1.0 in .* must be a number above 0"),
-        ({"scale": math.inf}, "scale=inf"),
+        ({"clip": -1.0}, "clip=-1.0 in .* must be a number above 0"),
+        ({"clip": math.inf}, "clip=inf"),
         ({"min_effect": 0.0}, "min_effect=0.0 in .* must be a number above 0"),
-        ({"min_effect": 0.2, "scale": 0.1}, "min_effect=0.2 in .* must be below scale=0.1"),
+        ({"min_effect": 0.2, "clip": 0.1}, "min_effect=0.2 in .* must be below clip=0.1"),
         ({"method": "bayes"}, "unknown method 'bayes' in .*: there are betting, asymptotic"),
-        ({"method": "asymptotic", "scale": 0.1}, "the asymptotic method cuts nothing"),
+        ({"method": "asymptotic", "clip": 0.1}, "the asymptotic method cuts nothing"),
         ({"burn_in": 0}, "burn_in=0 in .* must be at least 1"),
     ],
 )  # fmt: skip
@@ -323,7 +323,7 @@ def test_the_state_of_something_else_is_refused() -> None:
 
 
 def test_a_copy_of_the_state_does_not_move() -> None:
-    evidence = PairedEvidence(scale=0.5)
+    evidence = PairedEvidence(clip=0.5)
     array = evidence.to_array()
     kept = array.copy()
     copy = PairedEvidence.from_array(array)

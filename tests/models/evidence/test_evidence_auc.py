@@ -78,7 +78,7 @@ def test_equal_rankings_are_not_told_apart() -> None:
 
 
 def test_a_window_of_one_class_says_nothing() -> None:
-    evidence = AucEvidence(window=4, scale=1.0)
+    evidence = AucEvidence(window=4, clip=1.0)
     evidence.update([0, 0, 0, 0, 1, 1, 1, 1], np.arange(8), -np.arange(8))
     assert (evidence.observations, evidence.samples) == (0, 8)
     evidence.update([0, 1, 0, 1], [0, 1, 0, 1], [1, 0, 1, 0])
@@ -89,7 +89,7 @@ def test_a_window_of_one_class_says_nothing() -> None:
 def test_a_score_that_is_no_number_makes_its_window_the_worst() -> None:
     y, champion, challenger = scores(3, 4_000, 1.5)
     challenger[::20] = np.nan
-    evidence = AucEvidence(window=20, scale=0.5)
+    evidence = AucEvidence(window=20, clip=0.5)
     evidence.update(y, champion, challenger)
     assert evidence.found == {Finding.WORSE}
     assert evidence.difference == -1.0

@@ -16,7 +16,7 @@ from tests.models.evidence.test_evidence import NOT_NUMBERS, in_cuts
 
 DECLARED: list[dict[str, Any]] = [
     {"alpha": 0.4},
-    {"scale": 1.0, "min_effect": 0.05, "block": 1},
+    {"clip": 1.0, "min_effect": 0.05, "block": 1},
     {"burn_in": 20, "block": 3},
     {"method": "asymptotic", "burn_in": 10},
 ]
@@ -69,7 +69,7 @@ def test_what_moves_both_arms_while_the_share_grows_is_no_difference() -> None:
     day = np.linspace(0.0, 1.0, 20_000)
     arm = arms(random, 0.02 + 0.6 * day, day.size)
     losses = 0.8 * day + 0.2 * random.random(day.size)
-    evidence = TwoSampleEvidence(scale=1.0)
+    evidence = TwoSampleEvidence(clip=1.0)
     evidence.update(arm, losses)
     assert evidence.challenger_loss - evidence.champion_loss > 0.1
     assert not evidence.found
@@ -78,7 +78,7 @@ def test_what_moves_both_arms_while_the_share_grows_is_no_difference() -> None:
 
 
 def test_a_block_is_full_when_both_arms_fill_it() -> None:
-    evidence = TwoSampleEvidence(scale=1.0, block=2)
+    evidence = TwoSampleEvidence(clip=1.0, block=2)
     evidence.update([0, 0, 0, 0, 1], [0.4, 0.6, 0.8, 0.6, 0.2])
     assert evidence.observations == 0
     evidence.update([1], [0.4])
@@ -121,4 +121,4 @@ def test_a_learned_scale_is_that_of_a_block() -> None:
     losses = np.random.default_rng(5).random(60)
     evidence = TwoSampleEvidence(burn_in=60, block=9)
     evidence.update(np.zeros(60, np.int8), losses)
-    assert evidence.scale == pytest.approx(8.0 * losses.std() * np.sqrt(2 / 9))
+    assert evidence.clip == pytest.approx(8.0 * losses.std() * np.sqrt(2 / 9))

@@ -45,7 +45,7 @@ def test_the_mean_of_an_e_value_is_one_at_the_edge_of_what_it_denies(
     expected = 0.0
     for ups in itertools.product([False, True], repeat=8):
         differences = np.where(ups, up, down)
-        evidence = PairedEvidence(scale=0.1, min_effect=0.02, bound=bound)
+        evidence = PairedEvidence(clip=0.1, min_effect=0.02, bound=bound)
         evidence.update(differences, np.zeros(8))
         probability = chance ** sum(ups) * (1.0 - chance) ** (8 - sum(ups))
         expected += probability * evidence.e_value_of(finding)
@@ -55,7 +55,7 @@ def test_the_mean_of_an_e_value_is_one_at_the_edge_of_what_it_denies(
 def test_the_mean_of_an_e_value_is_below_one_within_what_it_denies() -> None:
     values = {}
     for ups in itertools.product([False, True], repeat=8):
-        evidence = PairedEvidence(scale=0.1)
+        evidence = PairedEvidence(clip=0.1)
         evidence.update(np.where(ups, 0.1, -0.1), np.zeros(8))
         values[ups] = evidence.e_value
     worse = sum(0.4 ** sum(u) * 0.6 ** (8 - sum(u)) * value for u, value in values.items())
@@ -68,7 +68,7 @@ def test_the_mean_of_an_e_value_of_two_samples_is_one_whatever_the_shares() -> N
     arm = np.array([0, 0, 1, 0, 1, 1, 1, 0, 0, 1], np.int8)
     expected, distinct = 0.0, set()
     for bad in itertools.product([False, True], repeat=arm.size):
-        evidence = TwoSampleEvidence(scale=1.0, block=2)
+        evidence = TwoSampleEvidence(clip=1.0, block=2)
         evidence.update(arm, np.where(bad, 1.0, 0.25))
         probability = 0.2 ** sum(bad) * 0.8 ** (arm.size - sum(bad))
         expected += probability * evidence.e_value
@@ -78,9 +78,7 @@ def test_the_mean_of_an_e_value_of_two_samples_is_one_whatever_the_shares() -> N
     assert len(distinct) > 5
 
 
-@pytest.mark.parametrize(
-    "declared", [{}, {"scale": 0.1}, {"scale": 0.02}, {"method": "asymptotic"}]
-)
+@pytest.mark.parametrize("declared", [{}, {"clip": 0.1}, {"clip": 0.02}, {"method": "asymptotic"}])
 def test_equal_models_are_seldom_told_apart_at_any_label(declared: dict[str, Any]) -> None:
     runs, wrong, peeked = 300, np.zeros(2), 0
     random = np.random.default_rng(1)
@@ -121,7 +119,7 @@ def test_equal_arms_are_seldom_told_apart_at_any_label(shares: tuple[float, ...]
 
 
 @pytest.mark.parametrize("true_mean", [0.0, 0.02])
-@pytest.mark.parametrize("declared", [{"scale": 0.5, "bound": 0.5}, {"method": "asymptotic"}])
+@pytest.mark.parametrize("declared", [{"clip": 0.5, "bound": 0.5}, {"method": "asymptotic"}])
 def test_the_interval_holds_the_mean_at_all_times_at_once(
     declared: dict[str, Any], true_mean: float
 ) -> None:
@@ -147,15 +145,15 @@ def test_the_interval_holds_the_mean_at_all_times_at_once(
     seed=st.integers(0, 10_000),
     labels=st.integers(1, 3000),
     shift=st.floats(-0.2, 0.2),
-    scale=st.floats(0.01, 2.0),
+    clip=st.floats(0.01, 2.0),
     bound=st.one_of(st.none(), st.floats(0.01, 2.0)),
 )
 def test_interval_and_e_values_tell_the_same(
-    seed: int, labels: int, shift: float, scale: float, bound: float | None
+    seed: int, labels: int, shift: float, clip: float, bound: float | None
 ) -> None:
     """A value is never outside without its e-value; and with an e-value a bit beyond, always."""
     differences = np.random.default_rng(seed).normal(0.1 * shift, 0.1, labels)
-    evidence = PairedEvidence(scale=scale, min_effect=0.005, bound=bound)
+    evidence = PairedEvidence(clip=clip, min_effect=0.005, bound=bound)
     evidence.update(differences, np.zeros(labels))
     low, high = evidence.clipped_interval
     widest_low, widest_high = evidence.interval
@@ -168,7 +166,7 @@ def test_interval_and_e_values_tell_the_same(
         e_value = evidence.e_value_of(finding)
         assert not outside or e_value > 0.999 * 40
         assert outside or e_value < 40**1.1
-    for cut, interval in ((scale, (low, high)), (4 * scale, (widest_low, widest_high))):
+    for cut, interval in ((clip, (low, high)), (4 * clip, (widest_low, widest_high))):
         cut = min(cut, bound or cut)
         mean = np.clip(differences, -cut, cut).mean()
         assert -cut <= interval[0] <= mean + 1e-9
@@ -179,14 +177,14 @@ def test_an_interval_shrinks_with_the_root_of_the_labels() -> None:
     random = np.random.default_rng(4)
     widths = []
     for labels in (4_000, 400_000):
-        evidence = PairedEvidence(scale=0.2, bound=0.2)
+        evidence = PairedEvidence(clip=0.2, bound=0.2)
         evidence.update(random.normal(0.0, 0.02, labels), np.zeros(labels))
         low, high = evidence.interval
         widths.append(high - low)
     assert 7 < widths[0] / widths[1] < 11
 
 
-@pytest.mark.parametrize("declared", [{}, {"scale": 0.2}, {"method": "asymptotic"}])
+@pytest.mark.parametrize("declared", [{}, {"clip": 0.2}, {"method": "asymptotic"}])
 def test_a_better_model_is_found_in_a_few_times_the_labels_of_a_fixed_test(
     declared: dict[str, Any],
 ) -> None:
@@ -202,7 +200,7 @@ def test_a_better_model_is_found_in_a_few_times_the_labels_of_a_fixed_test(
 @pytest.mark.parametrize("d", [0.0007, 0.013, 0.0972, 0.13, 0.39])
 def test_the_interval_closes_on_equal_differences_from_both_sides(d: float) -> None:
     """Between two nodes of the histogram as well: what is kept there has the mean of what came."""
-    evidence = PairedEvidence(scale=0.1)
+    evidence = PairedEvidence(clip=0.1)
     evidence.update(np.full(200_000, d), np.zeros(200_000))
     low, high = evidence.interval
     assert 1e-6 < d - low < 2e-4

@@ -34,6 +34,8 @@ from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictio
 from anabranch.models.learners.linear import CompiledLinear, learner_for
 from anabranch.models.learners.resampling import Sampled, Sampler, corrected
 from anabranch.models.learners.river import RiverLearner
+from anabranch.models.prequential.batch import EventBatch
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import DeclarationError
 from anabranch.state.store.delta import Delta, decode, encode, merge
@@ -130,13 +132,15 @@ def test_progressive_validation_is_that_of_rivers_wrapper() -> None:
     names = tuple(rows[0][0])
     declared = undersample(desired, seed=42, correct=False)
     learner = with_imbalance(learner_for(TREE.clone(), names, Task.BINARY), declared)
-    step = Prequential({"m": learner}, ["LogLoss"], inline=True)
+    step = Prequential({"m": learner}, PrequentialSettings(metrics=["LogLoss"], inline=True))
     features = np.array([list(x.values()) for x, _ in rows])
     truths = np.array([float(y) for _, y in rows])
     for low in range(0, len(rows), 100):
         part = slice(low, low + 100)
-        step.run_inline(features[part], np.zeros(len(truths[part]), np.int64), truths[part])
-    assert step.metrics["m"]["LogLoss"].value == want.get()
+        step.run_inline(
+            EventBatch(features[part], np.zeros(len(truths[part]), np.int64)), truths[part]
+        )
+    assert step.models.metrics["m"]["LogLoss"].value == want.get()
 
 
 @pytest.mark.parametrize("case", MODELS)

@@ -32,6 +32,8 @@ from anabranch.models.learners.resampling import Sampled
 from anabranch.models.learners.river import RiverLearner
 from anabranch.models.learners.segmented import SEGMENT, Segmented
 from anabranch.models.learners.segments import Segments
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import DeclarationError
 from anabranch.state.labels.label_rules import LabelRules
@@ -238,10 +240,12 @@ def prequential(case: str, bounds: Bounds | None, most: int) -> Prequential:
     metric = {Task.BINARY: "LogLoss", Task.MULTICLASS: "Accuracy", Task.REGRESSION: "MAE"}[task]
     return Prequential(
         {"m": learner(case, most, 2)},
-        [metric],
-        rules=LabelRules(wait_ms=20_000),
-        bounds=bounds,
-        segments=Segments("shop", most),
+        PrequentialSettings(
+            metrics=[metric],
+            rules=LabelRules(timeout_ms=20_000),
+            bounds=bounds,
+            segments=Segments("shop", most),
+        ),
     )
 
 
@@ -257,16 +261,20 @@ def work(step: Prequential, case: str, low: int, high: int) -> Any:
         order.append(counts[kind])
         counts[kind] += 1
     return step.run(
-        ids=[f"e{i}" for i in events],
-        features=np.ascontiguousarray(run[0][events, :-1]),
-        times=events * 1000,
-        label_ids=[f"e{i}" for i in labels],
-        label_values=[truths[i] for i in labels]
-        if isinstance(truths, list)
-        else np.asarray(truths)[labels],
-        label_times=np.array([when for when, kind, _ in part if kind == 1], np.int64),
+        EventBatch(
+            features=np.ascontiguousarray(run[0][events, :-1]),
+            times=events * 1000,
+            ids=[f"e{i}" for i in events],
+            fields={"shop": [names[i] for i in events]},
+        ),
+        LabelBatch(
+            ids=[f"e{i}" for i in labels],
+            values=[truths[i] for i in labels]
+            if isinstance(truths, list)
+            else np.asarray(truths)[labels],
+            times=np.array([when for when, kind, _ in part if kind == 1], np.int64),
+        ),
         order=np.array(order, np.int64),
-        fields={"shop": [names[i] for i in events]},
     )
 
 
@@ -316,9 +324,9 @@ def test_a_label_teaches_the_segment_of_its_event(
         np.testing.assert_allclose(
             found, wanted, rtol=1e-12 if case == "compiled" else 0, atol=1e-15, equal_nan=True
         )
-    assert step.segments is not None
-    told = step.segments.report(step.learners["m"])
-    assert sum(each["labels"] for each in told.values()) == step.learners["m"].version
+    assert step.models.segments is not None
+    told = step.models.segments.report(step.models.learners["m"])
+    assert sum(each["labels"] for each in told.values()) == step.models.learners["m"].version
     _, names, order = delayed(case)
     came = dict.fromkeys(names[i] for _, kind, i in order if kind == 0)
     assert list(told) == [*list(came)[:3], "other"]
@@ -331,17 +339,20 @@ def test_inline_labels_too() -> None:
     truths = run[3][::2].copy()
     step, cut = (
         Prequential(
-            {"m": learner("compiled", 3)}, ["LogLoss"], inline=True, segments=Segments("shop", 3)
+            {"m": learner("compiled", 3)},
+            PrequentialSettings(metrics=["LogLoss"], inline=True, segments=Segments("shop", 3)),
         )
         for _ in range(2)
     )
     features = np.ascontiguousarray(run[0][:, :-1])
     times = np.arange(120)
-    whole = step.run_inline(features, times, truths, fields={"shop": names})
+    whole = step.run_inline(EventBatch(features, times, fields={"shop": names}), truths)
     for low, high in pairwise([0, 7, 8, 120]):
         part = slice(low, high)
-        cut.run_inline(features[part], times[part], truths[part], fields={"shop": names[part]})
-    assert step.metrics["m"]["LogLoss"].value == cut.metrics["m"]["LogLoss"].value > 0
+        cut.run_inline(
+            EventBatch(features[part], times[part], fields={"shop": names[part]}), truths[part]
+        )
+    assert step.models.metrics["m"]["LogLoss"].value == cut.models.metrics["m"]["LogLoss"].value > 0
     known = list(dict.fromkeys(names))[:3]
     segment = [known.index(n) if n in known else 3 for n in names]
     row = np.repeat(np.arange(120), 2)
@@ -389,8 +400,11 @@ def sales(**changes: Any) -> Pipeline:
         ({"model_key": "shop", "max_segments": 0}, "max_segments=0 .* from 1 to 10,000"),
         ({"model_key": "shop", "max_segments": 10_001}, "from 1 to 10,000"),
         ({"model_key": "shop", "max_segments": "9"}, "must be an integer"),
-        ({"model_key": "shop", "segment_after": 0}, "segment_after=0 for model_key='shop'"),
-        ({"segment_after": 5}, "are for a model per segment: say by which field, model_key="),
+        (
+            {"model_key": "shop", "min_labels_per_segment": 0},
+            "min_labels_per_segment=0 for model_key='shop'",
+        ),
+        ({"min_labels_per_segment": 5}, "are for a model per segment: give model_key="),
     ],
 )
 def test_what_can_not_work_is_one_sentence(changes: dict[str, Any], said: str) -> None:
@@ -402,7 +416,7 @@ def test_what_can_not_work_is_one_sentence(changes: dict[str, Any], said: str) -
 def test_a_pipeline_makes_the_learner_declared() -> None:
     plain = sales().learner()
     assert isinstance(plain, CompiledLinear)
-    found = sales(model_key="abroad", max_segments=2, segment_after=50).learner()
+    found = sales(model_key="abroad", max_segments=2, min_labels_per_segment=50).learner()
     assert isinstance(found, Segmented)
     assert found.names == ("price", "shop_1d_count", SEGMENT)
     assert isinstance(found.shared, CompiledLinear)
@@ -416,7 +430,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Call:
     return caller(tmp_path, capfd)
 
 
-SEGMENTED = 'metrics=("LogLoss",), model_key="account", max_segments=5, segment_after=2,'
+SEGMENTED = 'metrics=("LogLoss",), model_key="account", max_segments=5, min_labels_per_segment=2,'
 
 
 def segmented(directory: Path, call: Call) -> Kept:
@@ -442,7 +456,7 @@ def with_all(kept: Kept) -> None:
         (
             "    model=",
             """    imbalance=undersample({True: 0.5, False: 0.5}, seed=7),
-    slices=[slice_by("account", most=3), slice_by("account_target_1h_mean", edges=(0.5,))],
+    slices=[slice_by("account", max_values=3), slice_by("account_target_1h_mean", bins=(0.5,))],
     model=""",
         ),
         (

@@ -19,7 +19,7 @@ from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import IntakeOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
-from anabranch.models.metrics.popularity import CELLS, FADES_EVERY, Popularity
+from anabranch.models.metrics.popularity import CELLS, DECAY_EVERY, Popularity
 from anabranch.state.keys.hashing import hash64
 from anabranch.state.store.delta import decode, encode, merge
 from tests.dataflows.source.test_intake_resume import run
@@ -50,7 +50,7 @@ class Choice(Label):
 def shop(**changes: Any) -> Pipeline:
     declared: dict[str, Any] = {
         "name": "shop", "event": Page, "candidates": "items", "features": [field("prices")],
-        "label": Choice.target("item", wait="10m"), "model": linear_model.LogisticRegression(),
+        "label": Choice.target("item", timeout="10m"), "model": linear_model.LogisticRegression(),
         "distributions": WATCHED, "metrics": (),
     }  # fmt: skip
     return Pipeline(**(declared | changes))
@@ -131,7 +131,7 @@ class Repaid(Label):
 def test_labels_that_come_for_high_scores_alone_are_a_loop(loop):
     """From the middle on only those get a loan whom the model likes; of the others nobody hears."""
     pipeline = Pipeline(
-        name="loans", event=Loan, label=Repaid.target("repaid", wait="1m"),
+        name="loans", event=Loan, label=Repaid.target("repaid", timeout="1m"),
         features=[field("income")], model=linear_model.LogisticRegression(),
         distributions=WATCHED, metrics=(),
     )  # fmt: skip
@@ -181,7 +181,7 @@ def test_popularity_is_that_of_a_count_that_fades(numbers, cuts, again):
         mean = sum(counts.values()) / len(counts) if counts else 0.0
         want.append(np.log2((counts.get(cell, 0.0) + 1) / (mean + 1)))
         counts[cell] = counts.get(cell, 0.0) + 1
-        if seen % FADES_EVERY == 0:
+        if seen % DECAY_EVERY == 0:
             counts = {key: n * 0.95 for key, n in counts.items() if n * 0.95 >= 0.01}
     popularity, found, kept = Popularity(), [], []
     for part in np.split(hashes, sorted(cut for cut in cuts if cut < len(hashes))):

@@ -76,7 +76,7 @@ class Choice(Label):
 
 
 FEATURES = (
-    field("prices", missing=0.0),
+    field("prices", fill_null=0.0),
     field("hour"),
     hashed("items", buckets=4),
     window("visitor", over=("10m", "2h")),
@@ -93,11 +93,11 @@ def shop(**changes: Any) -> Pipeline:
         "name": "shop",
         "event": Page,
         "candidates": "items",
-        "label": Choice.target("item", wait="10m"),
+        "label": Choice.target("item", timeout="10m"),
         "features": FEATURES,
         "model": naive_bayes.GaussianNB(),
-        "lateness": "1m",
-        "ahead": "1m",
+        "allowed_lateness": "1m",
+        "max_clock_skew": "1m",
         "with_features": True,
     }
     return Pipeline(**(declared | changes))
@@ -253,7 +253,7 @@ def test_every_candidate_is_a_row_of_its_own(seed):
     """Features, scores and order of each list equal those of a loop over plain lists and River."""
     plain = [each for each in FEATURES if not each.columns()[0].startswith("items#")]
     model = linear_model.LogisticRegression()
-    pipeline = shop(features=plain, lateness="2m", model=model)
+    pipeline = shop(features=plain, allowed_lateness="2m", model=model)
     messages = traffic(seed, odd=False)
     found = ranked(pipeline, messages)
     hand = ByHand()
@@ -290,9 +290,9 @@ def test_what_can_not_be_ranked_is_a_dead_letter_with_its_reason():
 
 
 POLICIES: dict[str, Policy] = {
-    "interleaved": Interleave(alpha=0.3, report=20),
-    "partly interleaved": Interleave(split=0.8, alpha=0.3, report=5),
-    "canary": Canary(steps=(0.5, 1.0), hold_labels=5, alpha=0.3),
+    "interleaved": Interleave(alpha=0.3, report_every=20),
+    "partly interleaved": Interleave(split=0.8, alpha=0.3, report_every=5),
+    "canary": Canary(steps=(0.5, 1.0), min_labels=5, alpha=0.3),
     "shadow": Shadow(),
 }
 
@@ -332,7 +332,7 @@ def test_no_restart_shows(policy, tmp_path: Path):
 
 
 def test_two_workers_give_the_features_of_one():
-    pipeline, messages = shop(label=Choice.target("item", wait="1h")), traffic(3, odd=False)
+    pipeline, messages = shop(label=Choice.target("item", timeout="1h")), traffic(3, odd=False)
     messages = [each for each in messages if each[0] == "shop.events"]  # labels may come otherwise
     alone = {
         (each["partition"], each["offset"], entry["item"]): entry["features"]
@@ -343,7 +343,7 @@ def test_two_workers_give_the_features_of_one():
     reader = AlignedReader(bus, list(pipeline.inputs), origin="0", limit=20)
     reader.add({TopicPartition(t, n): 0 for t in pipeline.inputs for n in range(PARTITIONS)})
     decoder, spread = BatchDecoder(pipeline), Candidates(pipeline)
-    admission = Admission(pipeline.topics.events, pipeline.lateness, pipeline.duplicates)
+    admission = Admission(pipeline.topics.events, pipeline.allowed_lateness, pipeline.dedup_window)
     router, models = Router(pipeline, 3, 2), ModelStep(pipeline, metrics, origins=2)
     shards = {str(n): WindowStep(pipeline, metrics, 2) for n in range(3)}
     made = []
@@ -372,7 +372,7 @@ def test_two_workers_give_the_features_of_one():
 def test_where_the_chosen_ones_stood_is_measured():
     plain = [each for each in FEATURES if "#" not in each.columns()[0]]
     model = linear_model.LogisticRegression()
-    pipeline = shop(features=plain, lateness="2m", model=model)
+    pipeline = shop(features=plain, allowed_lateness="2m", model=model)
     messages = traffic(1, odd=False)
     bus, hand = bus_with(pipeline, messages), ByHand()
     for topic, _, _, said in messages:
@@ -441,7 +441,7 @@ def rows_of(*pages: dict[str, Any]) -> list[Message]:
 
 @pytest.mark.parametrize("policy", [ABTest(alpha=1e-6), Canary(steps=(0.5,), alpha=1e-6)])
 def test_a_list_is_of_one_model_though_its_key_is_its_own_id(policy):
-    plain = [field("prices", missing=0.0), window("items", over="1h")]  # nothing of a visitor
+    plain = [field("prices", fill_null=0.0), window("items", over="1h")]  # nothing of a visitor
     linear = preprocessing.StandardScaler() | linear_model.LogisticRegression()
     pipeline = shop(features=plain, challengers={"linear": linear}, rollout=policy)
     lists = told(ranked(pipeline, traffic(4, odd=False)), "shop.predictions")
@@ -474,7 +474,7 @@ def test_an_event_is_a_list_or_one_dead_letter_and_not_both():
 
 
 def test_an_event_that_still_waits_is_told_of_once():
-    pipeline = shop(label=Choice.target("item", wait="1h"), duplicates="1m")
+    pipeline = shop(label=Choice.target("item", timeout="1h"), dedup_window="1m")
     pages: list[dict[str, Any]] = [{"id": "e"}, {}, {}, {}, {"id": "e"}]
     letters = told(ranked(pipeline, rows_of(*pages)), "shop.dead-letters")
     assert [(each["offset"], each["reason"]) for each in letters] == [(4, "duplicate id")]
@@ -482,9 +482,9 @@ def test_an_event_that_still_waits_is_told_of_once():
 
 
 WRONG: dict[str, dict[str, Any]] = {
-    "judge='served' of Interleave": {"rollout": Interleave(judge="served")},
+    "comparison='unpaired' of Interleave": {"rollout": Interleave(comparison="unpaired")},
     "loss='auc' of Interleave": {"rollout": Interleave(loss="auc")},
-    "scale=0.1 of Interleave": {"rollout": Interleave(scale=0.1)},
+    "clip=0.1 of Interleave": {"rollout": Interleave(clip=0.1)},
     "Bandit of pipeline 'shop' pulls an arm for each candidate": {
         "rollout": Bandit(policy=bandit.EpsilonGreedy(epsilon=0.1, seed=1))
     },
@@ -495,7 +495,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "max_candidates=0 of pipeline 'shop'": {"max_candidates": 0},
     "max_candidates=5000 of pipeline 'shop'": {"max_candidates": 5000},
     "its label comes later: give label=Choice.target": {"label": inline("hour")},
-    "otherwise=True of the label": {"label": Choice.target("item", otherwise=True)},
+    "default=True of the label": {"label": Choice.target("item", default=True)},
     "Interleave of pipeline 'shop' is for rankings": {
         "candidates": None, "features": [field("hour")], "rollout": Interleave(),
         "label": Choice.target("item"),

@@ -17,13 +17,15 @@ from river import anomaly, linear_model, naive_bayes, tree
 
 from anabranch import Event, Pipeline, field, inline, since_last, slice_by, window
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
-from anabranch.models.categories import Vocabulary
+from anabranch.models.categories import Categories
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.targets import select
 from anabranch.models.metrics.metrics import metric
-from anabranch.models.metrics.sliced_metrics import Slices, stored_report
+from anabranch.models.metrics.sliced_metrics import SlicedMetrics, stored_report
 from anabranch.models.metrics.slices import SliceBy
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import DeclarationError
 from anabranch.state.labels.label_rules import LabelRules
@@ -33,10 +35,10 @@ from tests.support.commands import Call, Command, caller
 
 NAMES = ("a", "b")
 SLICES = [
-    slice_by("country", most=3),
-    slice_by("country", ("US", "DE"), called="two"),
-    slice_by("b", edges=(-0.5, 0.5)),
-    slice_by("age", edges=(30,), names=("young", "old")),
+    slice_by("country", max_values=3),
+    slice_by("country", ("US", "DE"), name="two"),
+    slice_by("b", bins=(-0.5, 0.5)),
+    slice_by("age", bins=(30,), bin_names=("young", "old")),
     slice_by("known"),
 ]
 CASES: dict[str, tuple[Task, Any, tuple[str, ...]]] = {
@@ -92,11 +94,13 @@ def step_for(case: str, slices: list[SliceBy], inline_labels: bool = False) -> P
     task, model, metrics = CASES[case]
     return Prequential(
         {name: learner_for(model.clone(), NAMES, task) for name in ("m", "n")},
-        metrics,
-        rules=LabelRules(wait_ms=20_000, hold_ms=5000),
-        otherwise={Task.BINARY: False, Task.MULTICLASS: "low"}.get(task, 0.5),
-        inline=inline_labels,
-        slices=slices,
+        PrequentialSettings(
+            metrics=metrics,
+            rules=LabelRules(timeout_ms=20_000, early_ms=5000),
+            default={Task.BINARY: False, Task.MULTICLASS: "low"}.get(task, 0.5),
+            inline=inline_labels,
+            slices=slices,
+        ),
     )
 
 
@@ -113,15 +117,19 @@ def run(step: Prequential, found: Stream, cuts: list[int]) -> list[Any]:
             e, j = e + (kind == "event"), j + (kind == "label")
         at = np.array(events, np.int64)
         outcome = step.run(
-            ids=[found.ids[i] for i in events],
-            features=np.ascontiguousarray(found.features[at]),
-            times=found.times[at],
-            label_ids=[found.ids[i] for i in labels],
-            label_values=select(found.truths, np.array(labels, np.int64)),
-            label_times=found.times[np.array(labels, np.int64)],
+            EventBatch(
+                features=np.ascontiguousarray(found.features[at]),
+                times=found.times[at],
+                ids=[found.ids[i] for i in events],
+                tags=at.astype(np.int32),
+                fields={name: [values[i] for i in events] for name, values in found.fields.items()},
+            ),
+            LabelBatch(
+                ids=[found.ids[i] for i in labels],
+                values=select(found.truths, np.array(labels, np.int64)),
+                times=found.times[np.array(labels, np.int64)],
+            ),
             order=np.array(order, np.int64),
-            tags=at.astype(np.int32),
-            fields={name: [values[i] for i in events] for name, values in found.fields.items()},
         )
         outcomes.append(outcome.learned)
     return outcomes
@@ -129,7 +137,7 @@ def run(step: Prequential, found: Stream, cuts: list[int]) -> list[Any]:
 
 def value_of(declared: SliceBy, found: Stream, event: int, seen: list[str]) -> str:
     """In which part of a slice an event is; by another way than the code under test."""
-    if declared.edges is None:
+    if declared.bins is None:
         raw = found.fields[declared.subject][event]
         text = {None: "null", True: "true", False: "false"}.get(raw, raw)
         known = list(declared.names) if declared.names else seen
@@ -137,7 +145,7 @@ def value_of(declared: SliceBy, found: Stream, event: int, seen: list[str]) -> s
     number = found.features[event, 1] if declared.subject == "b" else found.fields["age"][event]
     if number is None:
         return "null"
-    return declared.names[sum(number >= edge for edge in declared.edges)]
+    return declared.names[sum(number >= edge for edge in declared.bins)]
 
 
 def expected(case: str, found: Stream, learned: list[Any]) -> Any:
@@ -149,7 +157,7 @@ def expected(case: str, found: Stream, learned: list[Any]) -> Any:
             {None: "null", True: "true", False: "false"}.get(raw, raw)
             for raw in found.fields.get(declared.subject, [])
         ]
-        seen = list(dict.fromkeys(texts))[: declared.most]
+        seen = list(dict.fromkeys(texts))[: declared.max_values]
         values: Any = {}
         for part in learned:
             events = part.tags.tolist()
@@ -195,7 +203,7 @@ def test_each_slice_has_the_metrics_of_its_own_rows(
     if not killed:
         step = step_for(case, SLICES)
         run(step, found, cuts)
-        assert step.slices.report() == want
+        assert step.models.slices.report() == want
         return
     step, deltas = step_for(case, SLICES), []
     for low, high in pairwise([0, *sorted(cuts), len(found.order)]):
@@ -207,8 +215,8 @@ def test_each_slice_has_the_metrics_of_its_own_rows(
         step = step_for(case, SLICES)
         step.restore(merge([decode(encode(delta)) for delta in deltas]))
         run(step, piece, [])
-    assert step.slices.report() == want
-    blob = step.slices.changes()
+    assert step.models.slices.report() == want
+    blob = step.models.slices.changes()
     assert blob is not None
     assert stored_report(blob) == want
 
@@ -219,14 +227,19 @@ def test_inline_labels_are_scored_by_slice() -> None:
     truths[7] = np.nan  # is predicted and not learned
     whole, cut = (step_for("binary", SLICES, inline_labels=True) for _ in range(2))
     learned = whole.run_inline(
-        found.features, found.times, truths, np.arange(120, dtype=np.int32), found.fields
+        EventBatch(
+            found.features, found.times, tags=np.arange(120, dtype=np.int32), fields=found.fields
+        ),
+        truths,
     ).learned
     for low, high in pairwise([0, 1, 50, 120]):
         part = slice(low, high)
         fields = {name: values[part] for name, values in found.fields.items()}
-        cut.run_inline(found.features[part], found.times[part], truths[part], fields=fields)
+        cut.run_inline(
+            EventBatch(found.features[part], found.times[part], fields=fields), truths[part]
+        )
     want = expected("binary", found, [learned])
-    assert whole.slices.report() == cut.slices.report() == want
+    assert whole.models.slices.report() == cut.models.slices.report() == want
     assert sum(told["labels"] for told in want["country"].values()) == 119
 
 
@@ -246,8 +259,8 @@ def test_what_is_declared_anew_begins_now_and_the_rest_goes_on() -> None:
     again.restore(image)
     for step in (changed, again):
         learned = sum(len(part.times) for part in run(step, rest, []))
-        report = step.slices.report()
-        assert report["two"] == whole.slices.report()["two"]
+        report = step.models.slices.report()
+        assert report["two"] == whole.models.slices.report()["two"]
         new = sum(told["labels"] for told in report["b"].values())
         assert 0 < new < learned  # what waited before is in no slice
     none = step_for("binary", [])
@@ -263,9 +276,9 @@ def test_a_model_that_comes_and_goes() -> None:
     step = step_for("binary", SLICES)
     run(step, found, [])
     later = learner_for(linear_model.LogisticRegression(), NAMES, Task.BINARY)
-    step.add("late", later)
-    step.remove("n")
-    told = step.slices.report()["country"]["US"]["quality"]
+    step.models.add("late", later)
+    step.models.remove("n")
+    told = step.models.slices.report()["country"]["US"]["quality"]
     assert set(told) == {"m", "late"}
     assert told["late"]["LogLoss"] == 0.0
 
@@ -279,13 +292,13 @@ def test_a_model_that_comes_and_goes() -> None:
 def test_a_vocabulary_numbers_what_comes_first(
     values: list[Any], most: int, cut: int, backwards: bool
 ) -> None:
-    whole, parts = Vocabulary(most), Vocabulary(most)
+    whole, parts = Categories(most), Categories(most)
     order = np.arange(len(values))[:: -1 if backwards else 1]
     got = whole.codes(values, order).tolist()
     came = [values[i] for i in order.tolist()]
     named = [{None: "null", True: "true"}.get(each, each) for each in came]
     known = list(dict.fromkeys(each for each in named if len(each) < 101 and each != "other"))
-    assert whole.names == known[:most]
+    assert whole.models.names == known[:most]
     want = [known.index(n) if n in known[:most] else most for n in named]
     assert [got[i] for i in order.tolist()] == want
     assert [*parts.codes(came[:cut]).tolist(), *parts.codes(came[cut:]).tolist()] == want
@@ -318,27 +331,30 @@ def sales(*slices: Any, **changes: Any) -> Pipeline:
     [
         (lambda: slice_by("card", ()), "needs its values in a tuple"),
         (lambda: slice_by("card", "US"), "needs its values in a tuple"),
-        (lambda: slice_by("card", (1, 2)), "texts or booleans as values, and edges= for numbers"),
+        (lambda: slice_by("card", (1, 2)), "texts or booleans as values, and bins= for numbers"),
         (lambda: slice_by("card", ("US", "US")), "needs values that differ"),
-        (lambda: slice_by("card", ("US", "other")), "'other' is what all else is called"),
-        (lambda: slice_by("card", ("US",), edges=(1,)), "not several of them at once"),
-        (lambda: slice_by("card", most=0), "from 1 to 200 values, not most=0"),
-        (lambda: slice_by("card", most=201), "not most=201"),
-        (lambda: slice_by("price", edges=()), "needs its edges in a tuple of numbers"),
-        (lambda: slice_by("price", edges=(2, 1)), "needs edges that rise"),
-        (lambda: slice_by("price", edges=(float("nan"),)), "a tuple of numbers"),
-        (lambda: slice_by("price", edges=(1,), names=("low",)), "1 edges and so 2 parts"),
-        (lambda: slice_by("price", edges=(1,), names=("low", "low")), "none of them twice"),
-        (lambda: slice_by("card", names=("a", "b")), "no edges: give edges="),
+        (lambda: slice_by("card", ("US", "other")), "'other' is the name of all others"),
+        (lambda: slice_by("card", ("US",), bins=(1,)), "not several of them at once"),
+        (lambda: slice_by("card", max_values=0), "from 1 to 200 values, not max_values=0"),
+        (lambda: slice_by("card", max_values=201), "not max_values=201"),
+        (lambda: slice_by("price", bins=()), "needs its bins in a tuple of numbers"),
+        (lambda: slice_by("price", bins=(2, 1)), "needs bins that rise"),
+        (lambda: slice_by("price", bins=(float("nan"),)), "a tuple of numbers"),
+        (lambda: slice_by("price", bins=(1,), bin_names=("low",)), "1 bin edges and so 2 bins"),
+        (lambda: slice_by("price", bins=(1,), bin_names=("low", "low")), "all different"),
+        (lambda: slice_by("card", bin_names=("a", "b")), "needs bins= too"),
         (lambda: slice_by(3), "name of a field or of a feature as text"),
         (lambda: sales("card"), "'card' in the slices of pipeline 'sales' is none: use slice_by"),
         (lambda: sales(slice_by("cart")), "by something unknown: Sale has id, ts, card"),
-        (lambda: sales(slice_by("price")), "is by a number: say where to cut, edges="),
-        (lambda: sales(slice_by("card_1d_count")), "by a feature, a number: say where to cut"),
-        (lambda: sales(slice_by("card", edges=(1,))), "must be a number, but Sale.card is text"),
+        (lambda: sales(slice_by("price")), "is by a number: give bins="),
+        (lambda: sales(slice_by("card_1d_count")), "by a feature, which is a number: give bins="),
+        (lambda: sales(slice_by("card", bins=(1,))), "must be a number, but Sale.card is text"),
         (lambda: sales(slice_by("abroad", ("yes",))), "by a boolean: its values are True and"),
-        (lambda: sales(slice_by("ts", edges=(1,))), "by the event's time"),
-        (lambda: sales(slice_by("card"), slice_by("card", most=2)), "two slices .* called 'card'"),
+        (lambda: sales(slice_by("ts", bins=(1,))), "by the event's time"),
+        (
+            lambda: sales(slice_by("card"), slice_by("card", max_values=2)),
+            "two slices .* called 'card'",
+        ),
         (lambda: sales(slice_by("card"), metrics=()), "has no quality to tell apart"),
         (
             lambda: sales(slice_by("card"), label=None, model=anomaly.HalfSpaceTrees()),
@@ -355,9 +371,9 @@ def test_what_can_not_work_is_one_sentence(declare: Any, said: str) -> None:
 def test_a_pipeline_reads_what_its_slices_need() -> None:
     declared = sales(
         slice_by("abroad"),
-        slice_by("pieces", edges=(2,)),
-        slice_by("price", edges=(9.99,)),
-        slice_by("card_since_last_1d", edges=(86_400,), names=("known", "new"), called="card"),
+        slice_by("pieces", bins=(2,)),
+        slice_by("price", bins=(9.99,)),
+        slice_by("card_since_last_1d", bins=(86_400,), bin_names=("known", "new"), name="card"),
     )
     assert declared.model_fields == ["abroad", "pieces"]
     assert declared.read_fields == ["price", "card", "abroad", "pieces"]
@@ -368,7 +384,7 @@ def test_a_pipeline_reads_what_its_slices_need() -> None:
 def test_slices_are_exported() -> None:
     registry = CollectorRegistry()
     worker = WorkerMetrics("sales", registry)
-    slices = Slices([slice_by("country", most=1)], NAMES, ("Accuracy",), Task.BINARY)
+    slices = SlicedMetrics([slice_by("country", max_values=1)], NAMES, ("Accuracy",), Task.BINARY)
     slices.add("m")
     groups = slices.groups_of({"country": ["US", "DE", "US"]}, np.zeros((3, 2)), np.arange(3))
     learner = learner_for(linear_model.LogisticRegression(), NAMES, Task.BINARY)
@@ -389,9 +405,9 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Call:
 
 DECLARED = """metrics=("LogLoss",),
     slices=[
-        slice_by("account", most=3),
+        slice_by("account", max_values=3),
         slice_by(
-            "account_since_last_2h", edges=(7200,), names=("known", "new"), called="account seen"
+            "account_since_last_2h", bins=(7200,), bin_names=("known", "new"), name="account seen"
         ),
     ],"""
 

@@ -17,21 +17,23 @@ from anabranch.models.learners.learner import Learner, Task
 from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.subsampling import Thinned
 from anabranch.models.metrics.slices import slice_by
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
-from anabranch.models.prequential.replay_buffer import LabelledRows
-from anabranch.models.prequential.rollout_commands import Steering
+from anabranch.models.prequential.replay_buffer import ReplayBuffer
+from anabranch.models.prequential.rollout_commands import RolloutController
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.challenger import Challenger, OnDrift
 from anabranch.models.rollout.command import Command
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import ABTest, Bandit, Canary, Policy, Shadow
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import DeclarationError, InputError
 from anabranch.state.store.delta import Delta, decode, encode, merge
 
 NAMES = ("a", "b")
 SIZE, CHANGE, WARM = 900, 300, 40
-QUICK = Canary(steps=(0.5, 1.0), hold_labels=10, alpha=0.2, min_effect=0.0)
+QUICK = Canary(steps=(0.5, 1.0), min_labels=10, alpha=0.2, min_effect=0.0)
 Row = tuple[int, bool]  # the number of an event, and whether it is its label
 
 
@@ -50,22 +52,24 @@ def make(
     learn: float = 1.0,
     challengers: Any = (),
 ) -> Prequential:
-    declared = Challenger(fresh=fresh or slow(), warm=WARM, grace=grace, learn=learn)
+    declared = Challenger(model=fresh or slow(), warmup_rows=WARM, burn_in=grace, sample_rate=learn)
 
     def beginner() -> Learner:
-        learner = learner_for(declared.fresh.clone(), NAMES, task)
+        learner = learner_for(declared.model.clone(), NAMES, task)
         return learner if learn == 1 else Thinned(learner, learn)
 
     models = {"old": slow(), **dict(challengers)}
-    rollouts = Rollouts(Deployment("old", list(models)[1:], policy, task, "p"), task)
+    rollouts = Serving(Deployment("old", list(models)[1:], policy, task, "p"), task)
     return Prequential(
         {name: learner_for(model.clone(), NAMES, task) for name, model in models.items()},
-        ["Accuracy"],
-        watched or [monitor("loss", delta=0.01, cooldown="10s")],
-        rollouts=rollouts,
-        inline=inline,
-        slices=[slice_by("kind")],
-        on_drift=OnDrift(declared, beginner),
+        PrequentialSettings(
+            metrics=["Accuracy"],
+            monitors=watched or [monitor("loss", delta=0.01, cooldown="10s")],
+            rollouts=rollouts,
+            inline=inline,
+            slices=[slice_by("kind")],
+            on_drift=OnDrift(declared, beginner),
+        ),
     )
 
 
@@ -92,23 +96,27 @@ class Stream:
     def feed(self, step: Prequential, rows: list[Row]) -> dict[str, list[Any]]:
         """Work through some rows: what was served, decided and signalled, with their rows."""
         events = [i for i, is_label in rows if not is_label]
-        labels = events if step.inline else [i for i, is_label in rows if is_label]
+        labels = events if step.models.settings.inline else [i for i, is_label in rows if is_label]
         place = {(i, False): at for at, i in enumerate(events)}
-        if not step.inline:
+        if not step.models.settings.inline:
             place |= {(i, True): len(events) + at for at, i in enumerate(labels)}
         numbers = isinstance(self.values, np.ndarray)
         outcome = step.run(
-            ids=[f"e{i}" for i in events],
-            features=np.ascontiguousarray(self.features[events]),
-            times=np.array(events, np.int64) * 1000,
-            label_ids=[f"e{i}" for i in labels],
-            label_values=self.values[labels] if numbers else [self.values[i] for i in labels],
-            label_times=np.array(labels, np.int64) * 1000 + 500,
+            EventBatch(
+                features=np.ascontiguousarray(self.features[events]),
+                times=np.array(events, np.int64) * 1000,
+                ids=[f"e{i}" for i in events],
+                fields={"kind": [f"k{i % 3}" for i in events]},
+                keys=[f"user{i % 50}" for i in events],
+            ),
+            LabelBatch(
+                ids=[f"e{i}" for i in labels],
+                values=self.values[labels] if numbers else [self.values[i] for i in labels],
+                times=np.array(labels, np.int64) * 1000 + 500,
+            ),
             order=np.array([place[row] for row in rows if row in place], np.int64),
-            fields={"kind": [f"k{i % 3}" for i in events]},
-            keys=[f"user{i % 50}" for i in events],
         )
-        out = outcome.answered
+        out = outcome.served
         if out is None:
             return {}
         fresh = outcome.predictions.get("fresh-1")
@@ -121,7 +129,7 @@ class Stream:
             "events": events,
             "fresh": [None] * len(events) if fresh is None else list(fresh.values),
             "decisions": [
-                (e.action, e.challenger, e.champion, e.why, e.time, repr(e.evidence), every[row])
+                (e.action, e.challenger, e.champion, e.reason, e.time, repr(e.evidence), every[row])
                 for e, row in out.decisions
             ],
             "alarms": [(alarm.time, alarm.statistic, alarm.seen) for alarm in outcome.alarms],
@@ -130,7 +138,7 @@ class Stream:
 
 def run(step: Prequential, stream: Stream, cuts: list[int]) -> dict[str, list[Any]]:
     """Everything that came out, in batches that end at the cuts; inline all labels go at once."""
-    rows = [row for row in stream.order if not (step.inline and row[1])]
+    rows = [row for row in stream.order if not (step.models.settings.inline and row[1])]
     found: dict[str, list[Any]] = {}
     for low, high in zip([0, *cuts], [*cuts, len(rows)], strict=True):
         for name, values in stream.feed(step, rows[low:high]).items():
@@ -140,9 +148,11 @@ def run(step: Prequential, stream: Stream, cuts: list[int]) -> dict[str, list[An
 
 def knows(step: Prequential) -> list[Any]:
     """What was measured, of all models and slices."""
-    metrics = {name: {m: v.value for m, v in of.items()} for name, of in step.metrics.items()}
-    versions = {name: learner.version for name, learner in step.learners.items()}
-    return [metrics, versions, step.slices.report(), step.champion]
+    metrics = {
+        name: {m: v.value for m, v in of.items()} for name, of in step.models.metrics.items()
+    }
+    versions = {name: learner.version for name, learner in step.models.learners.items()}
+    return [metrics, versions, step.models.slices.report(), step.models.champion]
 
 
 CASES = {
@@ -181,7 +191,7 @@ def case(name: str) -> tuple[Prequential, Stream]:
 @settings(max_examples=3, deadline=None)
 def test_no_cut_shows(name, data):
     step, stream = case(name)
-    rows = SIZE if step.inline else 2 * SIZE
+    rows = SIZE if step.models.settings.inline else 2 * SIZE
     whole = run(step, stream, [])
     assert any(action == d.STARTED and who == "fresh-1" for action, who, *_ in whole["decisions"])
     cuts = sorted(data.draw(st.sets(st.integers(1, rows - 1), min_size=1, max_size=40)))
@@ -197,11 +207,11 @@ def test_no_cut_shows(name, data):
 @settings(max_examples=2, deadline=None)
 def test_no_restart_shows(name, data):
     step, stream = case(name)
-    rows = SIZE if step.inline else 2 * SIZE
+    rows = SIZE if step.models.settings.inline else 2 * SIZE
     whole = run(step, stream, [])
     kept: list[Delta] = []
     found: dict[str, list[Any]] = {}
-    order = [row for row in stream.order if not (step.inline and row[1])]
+    order = [row for row in stream.order if not (step.models.settings.inline and row[1])]
     cuts = sorted(data.draw(st.sets(st.integers(1, rows - 1), min_size=1, max_size=5)))
     for low, high in zip([0, *cuts], [*cuts, rows], strict=True):
         again, _ = case(name)
@@ -268,11 +278,11 @@ def test_it_leads_where_the_champion_no_longer_can():
     why = next(why for action, _, _, why, *_ in whole["decisions"] if action == d.STARTED)
     assert "the loss of old has drifted (ADWIN: from 0." in why
     assert f"warmed with {WARM} labelled rows" in why
-    assert step.champion.startswith("fresh-")
+    assert step.models.champion.startswith("fresh-")
     late = [
         model for event, model in zip(whole["events"], whole["models"], strict=True) if event > 850
     ]
-    assert set(late) == {step.champion}
+    assert set(late) == {step.models.champion}
     versions = dict(zip(whole["events"], whole["versions"], strict=True))
     # It has learned the rows that warmed it, and those since.
     assert WARM + 899 - began - 30 < versions[899] <= WARM + 900 - began
@@ -291,7 +301,9 @@ def test_a_loss_that_falls_starts_none():
 
 
 def test_with_labels_that_judge_who_served_it_has_to_serve():
-    policy = Canary(steps=(0.5, 1.0), hold_labels=10, alpha=0.2, judge="served", min_effect=0.0)
+    policy = Canary(
+        steps=(0.5, 1.0), min_labels=10, alpha=0.2, comparison="unpaired", min_effect=0.0
+    )
     step, stream = make(policy), Stream(seed=1)
     whole = run(step, stream, [])
     assert (d.STEPPED, "fresh-1") in [(a, w) for a, w, *_ in whole["decisions"]] or any(
@@ -311,16 +323,16 @@ def test_grace_is_labels_that_do_not_judge():
 
 def test_it_does_not_stop_a_canary_that_climbs_nor_is_it_stopped():
     step = make(
-        Canary(steps=(0.1, 0.5), hold_labels=10**6, min_effect=0.0), challengers={"x": slow()}
+        Canary(steps=(0.1, 0.5), min_labels=10**6, min_effect=0.0), challengers={"x": slow()}
     )
     whole = run(step, Stream(seed=1), [])
     assert [who for action, who, *_ in whole["decisions"] if action == d.STARTED][:2] == [
         "x",
         "fresh-1",
     ]
-    assert step.rollouts is not None
-    contest = step.rollouts.deployment.contest("x")
-    assert contest is None or contest.share == 0.1
+    assert step.models.rollouts is not None
+    trial = step.models.rollouts.deployment.trial("x")
+    assert trial is None or trial.share == 0.1
 
 
 def test_a_fresh_one_is_steered_as_any_other():
@@ -330,11 +342,11 @@ def test_a_fresh_one_is_steered_as_any_other():
     def provide(command: Command) -> Any:
         raise InputError("there is nothing to add")
 
-    [gone] = Steering(step, provide).command(
+    [gone] = RolloutController(step.models, provide).command(
         Command(kind="remove", id="1", challenger="fresh-1"), 5
     )
     assert (gone.action, gone.challenger) == (d.REMOVED, "fresh-1")
-    assert "fresh-1" not in step.learners
+    assert "fresh-1" not in step.models.learners
 
 
 @pytest.mark.parametrize("numbers", [True, False])
@@ -343,7 +355,7 @@ def test_a_fresh_one_is_steered_as_any_other():
 )
 @settings(max_examples=30, deadline=None)
 def test_the_last_labelled_rows_are_kept_through_anything(numbers, sizes, most, again):
-    rows, kept, deltas = LabelledRows(most, 1, numbers), [], []
+    rows, kept, deltas = ReplayBuffer(most, 1, numbers), [], []
     for size in sizes:
         fresh = [float(len(kept) + i) for i in range(size)]
         kept += fresh
@@ -352,14 +364,14 @@ def test_the_last_labelled_rows_are_kept_through_anything(numbers, sizes, most, 
         deltas.append(decode(encode(rows.changes())))
     expected = kept[max(len(kept) - most, 0) :]
 
-    def check(found: LabelledRows, wanted: list[float]) -> None:
+    def check(found: ReplayBuffer, wanted: list[float]) -> None:
         features, targets = found.last()
         assert features[:, 0].tolist() == wanted
         assert list(targets) == (wanted if numbers else [f"t{value:g}" for value in wanted])
 
     check(rows, expected)
     for size in (most, again):
-        other = LabelledRows(size, 1, numbers)
+        other = ReplayBuffer(size, 1, numbers)
         other.restore(merge(deltas))
         check(other, expected[max(len(expected) - size, 0) :])
 
@@ -367,14 +379,14 @@ def test_the_last_labelled_rows_are_kept_through_anything(numbers, sizes, most, 
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"warm": -1}, "warm=-1 must be 0 or more labels"),
-        ({"warm": True}, "warm=True must be"),
-        ({"warm": 10**7}, "more than the 100,000 rows"),
-        ({"grace": 0.5}, "grace=0.5 must be"),
-        ({"learn": 0}, "learn=0 must be a share"),
-        ({"learn": float("nan")}, "learn=nan must be a share"),
+        ({"warmup_rows": -1}, "warmup_rows=-1 must be 0 or more labels"),
+        ({"warmup_rows": True}, "warmup_rows=True must be"),
+        ({"warmup_rows": 10**7}, "more than the 100,000 rows"),
+        ({"burn_in": 0.5}, "burn_in=0.5 must be"),
+        ({"sample_rate": 0}, "sample_rate=0 must be a share"),
+        ({"sample_rate": float("nan")}, "sample_rate=nan must be a share"),
     ],
 )
 def test_what_can_not_be_is_said(how, words):
     with pytest.raises(DeclarationError, match=words):
-        OnDrift(Challenger(fresh=slow(), **how), lambda: learner_for(slow(), NAMES, Task.BINARY))
+        OnDrift(Challenger(model=slow(), **how), lambda: learner_for(slow(), NAMES, Task.BINARY))

@@ -15,6 +15,8 @@ from anabranch.models.drift.detectors import monitor
 from anabranch.models.learners.checkpoint import Bounds
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.linear import learner_for
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import StateError
 from anabranch.state.labels.label_rules import LabelRules
@@ -75,7 +77,10 @@ CASES: dict[str, tuple[Task, Any, list[str], list[Any]]] = {
 def fresh(case: str, bounds: Bounds | None = None, **arguments: Any) -> Prequential:
     task, models, metrics, monitors = CASES[case]
     learners = {name: learner_for(model, NAMES, task) for name, model in models().items()}
-    return Prequential(learners, metrics, monitors, bounds=bounds, **arguments)
+    return Prequential(
+        learners,
+        PrequentialSettings(metrics=metrics, monitors=monitors, bounds=bounds, **arguments),
+    )
 
 
 def stream(task: Task, seed: int, size: int) -> tuple[list[int], Any, Any, list[Any]]:
@@ -99,34 +104,43 @@ def feed(step: Prequential, data: Any, low: int, high: int) -> list[Any]:
     _, features, times, values = data
     size, piece = len(features), data[0][low:high]
     events, labels = [i for i in piece if i < size], [i - size for i in piece if i >= size]
-    if step.inline:
+    if step.models.settings.inline:
         labels = events
     at = {event: i for i, event in enumerate(events)}
     at |= {label + size: i + len(events) for i, label in enumerate(labels)}
     chosen = [values[j] for j in labels]
     outcome = step.run(
-        ids=[f"e{i - i % 7 // 6}" for i in events],  # every seventh id is that of its neighbour
-        features=np.ascontiguousarray(features[events]),
-        times=times[events],
-        label_ids=[f"e{j - j % 5 // 4}" for j in labels],  # every fifth label judges another event
-        label_values=chosen if step.task is Task.MULTICLASS else np.array(chosen, np.float64),
-        label_times=times[labels] + 80,
+        EventBatch(
+            features=np.ascontiguousarray(features[events]),
+            times=times[events],
+            ids=[f"e{i - i % 7 // 6}" for i in events],
+            tags=np.array(events, np.int32),
+        ),
+        LabelBatch(
+            ids=[f"e{j - j % 5 // 4}" for j in labels],
+            values=chosen if step.models.task is Task.MULTICLASS else np.array(chosen, np.float64),
+            times=times[labels] + 80,
+            context=lambda j: b"%d" % labels[j],
+        ),
         order=np.array([at[i] for i in piece if i in at], np.int64),
-        tags=np.array(events, np.int32),
-        note=lambda j: b"%d" % labels[j],
     )
     learned = outcome.learned
     return [
         {n: (repr(list(p.values)), repr(p.labels)) for n, p in outcome.predictions.items()},
         {n: (repr(list(p.values)), repr(p.labels)) for n, p in learned.predictions.items()},
-        {n: list(outcome.versions(n)) for n in step.learners},
+        {n: list(outcome.versions(n)) for n in step.models.learners},
         (learned.label.tolist(), learned.times.tolist(), learned.tags.tolist()),
         (learned.delays.tolist(), repr(list(learned.target))),
-        (outcome.alarms, outcome.refused_labels, outcome.refused_events, outcome.dropped),
-        (outcome.given_up, repr(outcome.corrected), outcome.confirmed, outcome.held),
-        {n: {m: repr(v.value) for m, v in of.items()} for n, of in step.metrics.items()},
-        {n: learner.version for n, learner in step.learners.items()},
-        (list(step.learners), step.champion, len(step.pending), step.pending.watermark),
+        (outcome.alarms, outcome.rejected_labels, outcome.rejected_events, outcome.dropped),
+        (outcome.expired_labels, repr(outcome.corrected), outcome.confirmed, outcome.buffered),
+        {n: {m: repr(v.value) for m, v in of.items()} for n, of in step.models.metrics.items()},
+        {n: learner.version for n, learner in step.models.learners.items()},
+        (
+            list(step.models.learners),
+            step.models.champion,
+            len(step.models.pending),
+            step.models.pending.watermark,
+        ),
     ]
 
 
@@ -143,13 +157,13 @@ def test_restored_anywhere_it_goes_on_the_same(case: str, data: Any) -> None:
     arguments: dict[str, Any] = {"inline": data.draw(st.booleans(), "inline")}
     if not arguments["inline"]:
         arguments["rules"] = LabelRules(
-            wait_ms=data.draw(st.sampled_from([None, 50, 100]), "wait"),
-            correct_ms=data.draw(st.sampled_from([None, 150]), "correct"),
-            hold_ms=data.draw(st.sampled_from([0, 30, 1000]), "hold"),
-            most_held=data.draw(st.sampled_from([2, 100]), "held"),
+            timeout_ms=data.draw(st.sampled_from([None, 50, 100]), "wait"),
+            update_ms=data.draw(st.sampled_from([None, 150]), "correct"),
+            early_ms=data.draw(st.sampled_from([0, 30, 1000]), "hold"),
+            max_early=data.draw(st.sampled_from([2, 100]), "held"),
         )
-        otherwise = st.sampled_from([None, "no" if task is Task.MULTICLASS else 0.0])
-        arguments["otherwise"] = data.draw(otherwise, "otherwise")
+        default = st.sampled_from([None, "no" if task is Task.MULTICLASS else 0.0])
+        arguments["default"] = data.draw(default, "default")
     bounds = data.draw(st.sampled_from([None, LOGGED, OFTEN]), "bounds")
     size = 60
     given_data = stream(task, data.draw(st.integers(0, 99), "seed"), size)
@@ -175,27 +189,28 @@ def test_models_that_come_lead_and_go_are_restored() -> None:
     deltas = [whole.changes()]
     feed(whole, data, 0, 40)
     deltas.append(whole.changes())
-    whole.champion = "a/b"
-    whole.remove("champion")
+    whole.models.champion = "a/b"
+    whole.models.remove("champion")
     feed(whole, data, 40, 60)
     deltas.append(whole.changes())
-    whole.add("new", learner_for(naive_bayes.GaussianNB(), NAMES, Task.BINARY))
-    whole.remove("a")
-    whole.add("a", learner_for(linear(), NAMES, Task.BINARY))
+    whole.models.add("new", learner_for(naive_bayes.GaussianNB(), NAMES, Task.BINARY))
+    whole.models.remove("a")
+    whole.models.add("a", learner_for(linear(), NAMES, Task.BINARY))
     deltas.append(whole.changes())
     feed(whole, data, 60, 80)
     deltas.append(whole.changes())
     models = {"a": linear(), "new": naive_bayes.GaussianNB(), "a/b": linear()}
     again = Prequential(
         {name: learner_for(model, NAMES, Task.BINARY) for name, model in models.items()},
-        ["LogLoss", "F1"],
-        [monitor("loss", delta=0.5, cooldown="1s")],
+        PrequentialSettings(
+            metrics=["LogLoss", "F1"], monitors=[monitor("loss", delta=0.5, cooldown="1s")]
+        ),
     )
     image = through_the_disk(deltas)
     assert not any("champion" in name for name in [*image.blobs, *image.rows, *image.items])
     again.restore(image)
-    assert list(again.learners) == ["a/b", "new", "a"]
-    assert again.champion == "a/b"
+    assert list(again.models.learners) == ["a/b", "new", "a"]
+    assert again.models.champion == "a/b"
     assert feed(again, data, 80, 120) == feed(whole, data, 80, 120)
 
 
@@ -218,31 +233,35 @@ def test_an_empty_image_leaves_the_step_fresh() -> None:
 def test_new_metrics_and_monitors_begin_and_the_known_go_on() -> None:
     data = stream(Task.BINARY, 1, 60)
     twice = [monitor("a"), monitor("a")]
-    old = Prequential({"m": learner_for(linear(), NAMES, Task.BINARY)}, ["LogLoss"], twice)
+    old = Prequential(
+        {"m": learner_for(linear(), NAMES, Task.BINARY)},
+        PrequentialSettings(metrics=["LogLoss"], monitors=twice),
+    )
     feed(old, data, 0, 120)
     new = Prequential(
-        {"m": learner_for(linear(), NAMES, Task.BINARY)}, ["F1", "LogLoss"], [*twice, monitor("b")]
+        {"m": learner_for(linear(), NAMES, Task.BINARY)},
+        PrequentialSettings(metrics=["F1", "LogLoss"], monitors=[*twice, monitor("b")]),
     )
     new.restore(through_the_disk([old.changes()]))
     assert new.metrics["m"]["LogLoss"].value == old.metrics["m"]["LogLoss"].value > 0
     assert new.metrics["m"]["F1"].value == 0
-    assert [watch.seen for watch in new.monitors.watches] == [60, 60, 0]
-    assert new.monitors.watches[0] is not new.monitors.watches[1]
+    assert [watch.seen for watch in new.models.monitors.watches] == [60, 60, 0]
+    assert new.models.monitors.watches[0] is not new.monitors.watches[1]
 
 
 @pytest.mark.parametrize(
     ("models", "names", "arguments", "message"),
     [
-        ({"n": linear()}, NAMES, {}, "holds the models 'm', declared are 'n': declare what"),
-        ({"m": linear(), "n": linear()}, NAMES, {}, "holds the models 'm', declared are 'm', 'n'"),
+        ({"n": linear()}, NAMES, {}, "has the models 'm', but 'n' are declared: declare what"),
+        ({"m": linear(), "n": linear()}, NAMES, {}, "the models 'm', but 'm', 'n' are declared"),
         ({"m": small_tree()}, NAMES, {}, r"'m' is Pipeline\(.*declared as HoeffdingTreeCl"),
         (
             {"m": preprocessing.StandardScaler() | linear_model.LogisticRegression(l2=0.5)},
             NAMES, {}, "l2=0.0.*l2=0.5",
         ),
-        ({"m": linear()}, ("a", "c"), {}, "other features.*only there b, only declared c"),
+        ({"m": linear()}, ("a", "c"), {}, "other features.*only stored b, only declared c"),
         ({"m": linear()}, ("b", "a"), {}, "the same names in another order"),
-        ({"m": linear()}, NAMES, {"inline": True}, "labels that come later, declared is a binary"),
+        ({"m": linear()}, NAMES, {"inline": True}, "labels that arrive later, but a binary"),
     ],
 )  # fmt: skip
 def test_another_declaration_is_refused(
@@ -251,7 +270,7 @@ def test_another_declaration_is_refused(
     old = Prequential({"m": learner_for(linear(), NAMES, Task.BINARY)})
     learners = {name: learner_for(model, names, Task.BINARY) for name, model in models.items()}
     with pytest.raises(StateError, match=message):
-        Prequential(learners, **arguments).restore(old.changes())
+        Prequential(learners, PrequentialSettings(**arguments)).restore(old.changes())
 
 
 @pytest.mark.parametrize("part", ["step", "models/m/full"])

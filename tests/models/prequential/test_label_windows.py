@@ -43,8 +43,8 @@ WIDTHS = {"40s": 40 * SECOND, "20m": 20 * MINUTE}
 STATS = ("count", "sum", "mean", "std", "var", "min", "max", "first", "last")
 RULES: dict[str, dict[str, Any]] = {
     "dropped": {},
-    "assumed": {"otherwise": 0.5},
-    "corrected": {"otherwise": 0.5, "late": "correct"},
+    "assumed": {"default": 0.5},
+    "corrected": {"default": 0.5, "late": "update"},
 }
 Json = dict[str, Any]
 SHOP: Json = {"shop": "s", "user": "u", "price": 1.0}
@@ -77,14 +77,14 @@ def sales(label: Any, **changes: Any) -> Pipeline:
         ],
         "model": preprocessing.StandardScaler() | linear_model.LinearRegression(),
         "metrics": (),
-        "lateness": "5m",
+        "allowed_lateness": "5m",
         "with_features": True,
     }
     return Pipeline(**(declared | changes))
 
 
 def judged(rules: str) -> Any:
-    return Judged.target("value", wait="10m", early="3m", **RULES[rules])
+    return Judged.target("value", timeout="10m", early_buffer="3m", **RULES[rules])
 
 
 class Message(NamedTuple):
@@ -232,7 +232,7 @@ def check(predictions: list[Json], messages: Sequence[Message], reference: Refer
 
 
 def reference_of(rules: str) -> Reference:
-    return Reference(RULES[rules].get("otherwise"), "late" in RULES[rules])
+    return Reference(RULES[rules].get("default"), "late" in RULES[rules])
 
 
 @pytest.mark.parametrize("rules", list(RULES))
@@ -409,7 +409,7 @@ def batches(pipeline: Pipeline, messages: Sequence[Message]) -> Iterator[Batch]:
     reader = AlignedReader(bus, list(pipeline.inputs), origin="0", limit=11)
     reader.add({TopicPartition(topic, 0): 0 for topic in pipeline.inputs})
     decoder = BatchDecoder(pipeline)
-    admission = Admission(pipeline.topics.events, pipeline.lateness, pipeline.duplicates)
+    admission = Admission(pipeline.topics.events, pipeline.allowed_lateness, pipeline.dedup_window)
     while (raw := reader.read()) is not None:
         yield admission.admit(decoder.decode(raw))
 

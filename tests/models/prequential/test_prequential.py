@@ -32,14 +32,16 @@ from anabranch.models.drift.detectors import monitor
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.linear import CompiledLinear, learner_for
 from anabranch.models.learners.river import RiverLearner
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.outcome import (
+    BUFFER_FULL,
+    BUFFERED_LABEL,
     CONTRADICTS,
     DUPLICATE,
-    HELD_LABEL,
+    EVENT_MISSING,
     LATE,
-    NEVER_CAME,
     NO_VALUE,
-    TOO_MANY,
     TOO_OLD,
     UNKNOWN_ID,
 )
@@ -166,20 +168,24 @@ def run_in_cuts(
         chosen = [ys[j] for j in judged]
         outcomes.append(
             step.run(
-                ids=[f"e{i}" for i in here],
-                features=np.ascontiguousarray(features[here]),
-                times=times[here],
-                label_ids=[f"e{names[j]}" for j in judged],
-                label_values=chosen
-                if step.task is Task.MULTICLASS
-                else np.array(chosen, np.float64),
-                label_times=times[judged] + kwargs.get("lag", 0),
+                EventBatch(
+                    features=np.ascontiguousarray(features[here]),
+                    times=times[here],
+                    ids=[f"e{i}" for i in here],
+                ),
+                LabelBatch(
+                    ids=[f"e{names[j]}" for j in judged],
+                    values=chosen
+                    if step.models.task is Task.MULTICLASS
+                    else np.array(chosen, np.float64),
+                    times=times[judged] + kwargs.get("lag", 0),
+                    context=lambda j, judged=judged: b"%d" % judged[j],
+                ),
                 order=np.array([at[i] for i in piece], np.int64),
-                note=lambda j, judged=judged: b"%d" % judged[j],
             )
         )
         answered += len(judged)
-        metrics = list(step.metrics[step.champion].values())
+        metrics = list(step.models.metrics[step.models.champion].values())
         running.append((answered, metrics[0].value if metrics else np.nan))
     return outcomes, running
 
@@ -216,7 +222,7 @@ def test_compiled_equals_river(data: str, model: Any, name: str, delay: Any) -> 
     features = np.array([[x[n] for n in names] for x in xs])
     learner = learner_for(model.clone(), names, task)
     assert isinstance(learner, CompiledLinear)
-    step = Prequential({"champion": learner}, [name])
+    step = Prequential({"champion": learner}, PrequentialSettings(metrics=[name]))
     order = arrival(xs, ys, delay)
     outcomes, running = run_in_cuts(step, features, ys, order, [10, 11, 500, 1700])
     labels = name in ("Accuracy", "F1")
@@ -241,7 +247,9 @@ def test_river_is_equal_bit_for_bit(
     labels = bool(getattr(metric, "requires_labels", False))
     want, want_metric = expected(xs, ys, model.clone(), name, delay)
     features = np.array([[x[n] for n in names] for x in xs])
-    step = Prequential({"champion": RiverLearner(model.clone(), names, task)}, [name])
+    step = Prequential(
+        {"champion": RiverLearner(model.clone(), names, task)}, PrequentialSettings(metrics=[name])
+    )
     order = arrival(xs, ys, delay)
     outcomes, running = run_in_cuts(step, features, ys, order, [3, 40, 41, 333])
     got = served_by_answer(outcomes, order, len(xs), labels)
@@ -263,18 +271,21 @@ def test_inline_equals_no_delay(task: Task, data: str, model: Any, name: str) ->
     names, plain, ys = bundled(data, 200)
     want, want_metric = expected(with_times(plain), ys, model.clone(), name, None)
     features = np.array([[x[n] for n in names] for x in plain])
-    step = Prequential({"champion": RiverLearner(model.clone(), names, task)}, [name], inline=True)
+    step = Prequential(
+        {"champion": RiverLearner(model.clone(), names, task)},
+        PrequentialSettings(metrics=[name], inline=True),
+    )
     outcomes = []
     for low, high in ((0, 1), (1, 50), (50, 200)):
         values = ys[low:high]
         outcomes.append(
             step.run(
-                ids=[],
-                features=features[low:high],
-                times=np.arange(low, high),
-                label_ids=[],
-                label_values=values if task is Task.MULTICLASS else np.array(values, np.float64),
-                label_times=np.empty(0, np.int64),
+                EventBatch(features=features[low:high], times=np.arange(low, high), ids=[]),
+                LabelBatch(
+                    ids=[],
+                    values=values if task is Task.MULTICLASS else np.array(values, np.float64),
+                    times=np.empty(0, np.int64),
+                ),
                 order=np.empty(0, np.int64),
             )
         )
@@ -286,7 +297,7 @@ def test_inline_equals_no_delay(task: Task, data: str, model: Any, name: str) ->
     else:
         np.testing.assert_array_equal(np.array(got, float), np.array(given, float))
     exact = {} if name == "MacroF1" else {"rel": 0, "abs": 0}
-    assert step.metrics["champion"][name].value == pytest.approx(want_metric[-1], **exact)
+    assert step.models.metrics["champion"][name].value == pytest.approx(want_metric[-1], **exact)
     assert list(outcomes[2].versions("champion")) == list(range(50, 200))
 
 
@@ -303,7 +314,10 @@ def make_step(kind: str, rules: LabelRules, otherwise: Any) -> Prequential:
         monitor("a", "PageHinkley", cooldown="5ms", threshold=1.0, min_instances=3),
     ]
     name = "Accuracy" if kind == "multiclass" else "LogLoss"
-    return Prequential(learners, [name], monitors, rules, otherwise=otherwise)
+    return Prequential(
+        learners,
+        PrequentialSettings(metrics=[name], monitors=monitors, rules=rules, default=otherwise),
+    )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -314,10 +328,10 @@ def test_no_result_depends_on_the_cut(data: Any) -> None:
     events = data.draw(st.integers(1, 60))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     rules = LabelRules(
-        wait_ms=data.draw(st.sampled_from([None, 0, 8, 40])),
-        correct_ms=data.draw(st.sampled_from([None, 60])),
-        hold_ms=data.draw(st.sampled_from([0, 20, 1000])),
-        most_held=data.draw(st.sampled_from([2, 100])),
+        timeout_ms=data.draw(st.sampled_from([None, 0, 8, 40])),
+        update_ms=data.draw(st.sampled_from([None, 60])),
+        early_ms=data.draw(st.sampled_from([0, 20, 1000])),
+        max_early=data.draw(st.sampled_from([2, 100])),
     )
     otherwise = data.draw(st.sampled_from([None, False]))
     features = rng.normal(size=(events, 2)).round(2)
@@ -345,47 +359,51 @@ def test_no_result_depends_on_the_cut(data: Any) -> None:
 def _everything(step: Prequential, outcomes: list[Any]) -> dict[str, Any]:
     """All that a stream has left, in a form that `==` compares bit for bit."""
     found: dict[str, Any] = {"alarms": [a for o in outcomes for a in o.alarms]}
-    for name in step.learners:
+    for name in step.models.learners:
         for what in ("predictions", "learned"):
             values = [
                 (o.predictions if what == "predictions" else o.learned.predictions)[name].values
                 for o in outcomes
             ]
             found[name, what] = [repr(v) for many in values for v in list(many)]
-        found[name, "metric"] = [m.value for m in step.metrics[name].values()]
-        found[name, "version"] = step.learners[name].version
+        found[name, "metric"] = [m.value for m in step.models.metrics[name].values()]
+        found[name, "version"] = step.models.learners[name].version
         found[name, "served at"] = [v for o in outcomes for v in o.versions(name)]
         # Within a call, predictions come by the index of the event and not by their turn.
         found[name, "predictions"].sort()
         found[name, "served at"].sort()
     found["delays"] = [d for o in outcomes for d in o.learned.delays.tolist()]
     found["target"] = [float(y) for o in outcomes for y in o.learned.target]
-    found["refused"] = sorted(why for o in outcomes for _, why in o.refused_labels)
+    found["refused"] = sorted(why for o in outcomes for _, why in o.rejected_labels)
     again = [o.corrected for o in outcomes if o.corrected]
     found["corrected"] = [
         (float(y), t) for c in again for y, t in zip(c.target, c.times, strict=True)
     ]
     for what in ("dropped", "confirmed", "held"):
         found[what] = sum(getattr(o, what) for o in outcomes)
-    found["given up"] = [(g.note, g.reason) for o in outcomes for g in o.given_up]
-    found["pending"] = len(step.pending)
+    found["given up"] = [(g.note, g.reason) for o in outcomes for g in o.expired_labels]
+    found["pending"] = len(step.models.pending)
     return found
 
 
 def binary_step(**kwargs: Any) -> Prequential:
     learner = learner_for(log_reg(), ("a",), Task.BINARY)
-    return Prequential({"champion": learner}, ["LogLoss"], **kwargs)
+    return Prequential({"champion": learner}, PrequentialSettings(metrics=["LogLoss"], **kwargs))
 
 
 def feed(step: Prequential, ids: str, label_ids: str, values: list[float], times: list[int]) -> Any:
     """Events first, then labels; one letter is an id."""
     return step.run(
-        ids=list(ids),
-        features=np.arange(len(ids), dtype=float)[:, None] + 1.0,
-        times=np.array(times[: len(ids)], np.int64),
-        label_ids=list(label_ids),
-        label_values=np.array(values),
-        label_times=np.array(times[len(ids) :], np.int64),
+        EventBatch(
+            features=np.arange(len(ids), dtype=float)[:, None] + 1.0,
+            times=np.array(times[: len(ids)], np.int64),
+            ids=list(ids),
+        ),
+        LabelBatch(
+            ids=list(label_ids),
+            values=np.array(values),
+            times=np.array(times[len(ids) :], np.int64),
+        ),
         order=np.arange(len(ids) + len(label_ids)),
     )
 
@@ -395,20 +413,21 @@ def test_what_was_served_is_what_is_learned() -> None:
     feed(step, "ab", "", [], [0, 1])
     caller = np.array([[5.0]])
     step.run(
-        ids=["c"], features=caller, times=np.array([2]), label_ids=[], label_values=np.empty(0),
-        label_times=np.empty(0, np.int64), order=np.array([0]),
-    )  # fmt: skip
+        EventBatch(features=caller, times=np.array([2]), ids=["c"]),
+        LabelBatch(ids=[], values=np.empty(0), times=np.empty(0, np.int64)),
+        order=np.array([0]),
+    )
     caller[:] = -99.0  # the caller reuses its array
     feed(step, "", "c", [1.0], [9])
     river = log_reg()
     river.learn_one({"a": 5.0}, True)
-    assert step.learners["champion"].to_river().weights == river.weights  # type: ignore[attr-defined]
+    assert step.models.learners["champion"].to_river().weights == river.weights  # type: ignore[attr-defined]
 
 
 def test_refused_labels_are_listed_with_a_reason() -> None:
     step = binary_step()
     outcome = feed(step, "ab", "aaaxb", [1.0, 1.0, 0.0, 0.0, np.nan], [0, 0, 5, 6, 6, 7, 8])
-    assert outcome.refused_labels == [
+    assert outcome.rejected_labels == [
         (1, DUPLICATE), (2, CONTRADICTS), (3, UNKNOWN_ID), (4, NO_VALUE),
     ]  # fmt: skip
     assert outcome.matched.tolist() == [0]
@@ -418,15 +437,15 @@ def test_refused_labels_are_listed_with_a_reason() -> None:
 
 
 def test_a_label_older_than_all_that_waits_is_told_from_an_unknown_one() -> None:
-    step = binary_step(rules=LabelRules(wait_ms=10, hold_ms=100))
+    step = binary_step(rules=LabelRules(timeout_ms=10, early_ms=100))
     outcome = feed(step, "a", "xy", [1.0, 1.0], [50, 39, 40])
-    assert outcome.refused_labels == [(0, TOO_OLD)]
-    assert outcome.held == 1
+    assert outcome.rejected_labels == [(0, TOO_OLD)]
+    assert outcome.buffered == 1
 
 
 def correcting(**rules: Any) -> Prequential:
-    rules = {"wait_ms": 10, "correct_ms": 100, **rules}
-    return binary_step(rules=LabelRules(**rules), otherwise=False)
+    rules = {"timeout_ms": 10, "update_ms": 100, **rules}
+    return binary_step(rules=LabelRules(**rules), default=False)
 
 
 def river_after(*learned: tuple[float, bool]) -> Any:
@@ -437,23 +456,23 @@ def river_after(*learned: tuple[float, bool]) -> Any:
 
 
 def weights(step: Prequential) -> Any:
-    return step.learners["champion"].to_river().weights  # type: ignore[attr-defined]
+    return step.models.learners["champion"].to_river().weights  # type: ignore[attr-defined]
 
 
 def test_a_late_label_corrects_what_was_assumed_and_is_not_scored_again() -> None:
     step = correcting()
     feed(step, "abc", "", [], [0, 0, 30])
-    metric = step.metrics["champion"]["LogLoss"].value
+    metric = step.models.metrics["champion"]["LogLoss"].value
     outcome = feed(step, "", "ab", [1.0, 0.0], [35, 36])
     assert (len(outcome.corrected), outcome.confirmed) == (1, 1)
     assert (outcome.corrected.target.tolist(), outcome.corrected.times.tolist()) == ([1.0], [35])
-    assert outcome.refused_labels == []
+    assert outcome.rejected_labels == []
     assert outcome.learned.label.size == 0
-    assert step.metrics["champion"]["LogLoss"].value == metric
+    assert step.models.metrics["champion"]["LogLoss"].value == metric
     assert weights(step) == river_after((1.0, False), (2.0, False), (1.0, True))
     # Both have their label now: a repeat is one, and another one corrects again.
     outcome = feed(step, "", "abb", [1.0, 0.0, 1.0], [42, 42, 42])
-    assert outcome.refused_labels == [(0, DUPLICATE), (1, DUPLICATE)]
+    assert outcome.rejected_labels == [(0, DUPLICATE), (1, DUPLICATE)]
     assert outcome.corrected.tags.tolist() == [0]
 
 
@@ -461,26 +480,26 @@ def test_a_label_corrects_no_longer_than_was_declared() -> None:
     step = correcting()
     feed(step, "ab", "a", [1.0], [0, 1, 5])
     assert feed(step, "", "a", [0.0], [105]).corrected.times.tolist() == [105]
-    assert step.pending.kept == 2
+    assert step.models.pending.kept == 2
     late = feed(step, "c", "a", [1.0], [206, 206])  # b's wait was seen to be over at 105
     assert late.corrected is None
-    assert step.pending.kept == 0
-    assert late.refused_labels == [(0, UNKNOWN_ID)]
+    assert step.models.pending.kept == 0
+    assert late.rejected_labels == [(0, UNKNOWN_ID)]
 
 
 def test_without_correction_a_late_label_has_its_own_reason() -> None:
-    step = binary_step(rules=LabelRules(wait_ms=10), otherwise=False)
+    step = binary_step(rules=LabelRules(timeout_ms=10), default=False)
     feed(step, "ab", "", [], [0, 30])
-    assert feed(step, "", "a", [1.0], [31]).refused_labels == [(0, LATE)]
+    assert feed(step, "", "a", [1.0], [31]).rejected_labels == [(0, LATE)]
     assert weights(step) == river_after((1.0, False))
 
 
 def test_a_label_that_runs_ahead_teaches_right_after_its_event() -> None:
-    step = binary_step(rules=LabelRules(hold_ms=100))
+    step = binary_step(rules=LabelRules(early_ms=100))
     first = feed(step, "", "aa", [1.0, 0.0], [7, 8])
-    assert (first.held, first.refused_labels) == (1, [(1, CONTRADICTS)])
+    assert (first.buffered, first.rejected_labels) == (1, [(1, CONTRADICTS)])
     outcome = feed(step, "ba", "", [], [3, 5])
-    assert outcome.learned.label.tolist() == [HELD_LABEL]
+    assert outcome.learned.label.tolist() == [BUFFERED_LABEL]
     assert outcome.learned.target.tolist() == [1.0]
     assert outcome.learned.times.tolist() == [7]
     assert outcome.learned.items is not None
@@ -494,83 +513,93 @@ def test_a_label_that_runs_ahead_teaches_right_after_its_event() -> None:
 
 
 def test_labels_that_are_held_in_vain_are_given_back_with_their_note() -> None:
-    step = binary_step(rules=LabelRules(hold_ms=10, most_held=2))
+    step = binary_step(rules=LabelRules(early_ms=10, max_early=2))
     step.run(
-        ids=[], features=np.empty((0, 1)), times=np.empty(0, np.int64), label_ids=list("abc"),
-        label_values=np.ones(3), label_times=np.array([1, 2, 3]), order=np.arange(3),
-        note=lambda j: b"label %d" % j,
-    )  # fmt: skip
+        EventBatch(features=np.empty((0, 1)), times=np.empty(0, np.int64), ids=[]),
+        LabelBatch(
+            ids=list("abc"),
+            values=np.ones(3),
+            times=np.array([1, 2, 3]),
+            context=lambda j: b"label %d" % j,
+        ),
+        order=np.arange(3),
+    )
     outcome = feed(step, "xy", "", [], [13, 14])
-    assert [(g.note, g.item, g.reason) for g in outcome.given_up] == [
-        (b"label 1", 0, NEVER_CAME), (b"label 2", 1, NEVER_CAME),
+    assert [(g.note, g.item, g.reason) for g in outcome.expired_labels] == [
+        (b"label 1", 0, EVENT_MISSING), (b"label 2", 1, EVENT_MISSING),
     ]  # fmt: skip
-    assert len(step.pending.early) == 0
+    assert len(step.models.pending.early) == 0
 
 
 def test_of_too_many_held_labels_the_oldest_is_given_up() -> None:
-    step = binary_step(rules=LabelRules(hold_ms=10, most_held=1))
+    step = binary_step(rules=LabelRules(early_ms=10, max_early=1))
     outcome = feed(step, "", "ab", [1.0, 1.0], [1, 2])
-    assert [(g.item, g.reason) for g in outcome.given_up] == [(1, TOO_MANY)]
-    assert feed(step, "ba", "", [], [2, 2]).learned.label.tolist() == [HELD_LABEL]
+    assert [(g.item, g.reason) for g in outcome.expired_labels] == [(1, BUFFER_FULL)]
+    assert feed(step, "ba", "", [], [2, 2]).learned.label.tolist() == [BUFFERED_LABEL]
 
 
 def test_an_id_that_waits_is_predicted_but_not_stored_again() -> None:
     step = binary_step()
     outcome = feed(step, "aa", "a", [1.0], [0, 1, 2])
-    assert outcome.refused_events == [1]
+    assert outcome.rejected_events == [1]
     assert outcome.predictions["champion"].values.tolist() == [0.5, 0.5]
-    assert step.learners["champion"].to_river().weights == {"a": 0.005}  # type: ignore[attr-defined]
+    assert step.models.learners["champion"].to_river().weights == {"a": 0.005}  # type: ignore[attr-defined]
 
 
 def test_the_wait_ends_after_its_last_millisecond() -> None:
-    step = binary_step(rules=LabelRules(wait_ms=10))
+    step = binary_step(rules=LabelRules(timeout_ms=10))
     assert feed(step, "a", "a", [1.0], [0, 10]).matched.tolist() == [0]
     late = feed(step, "b", "b", [1.0], [20, 31])
     assert late.dropped == 1
-    assert late.refused_labels == [(0, LATE)]
+    assert late.rejected_labels == [(0, LATE)]
 
 
 def test_an_assumed_label_is_learned_when_the_wait_is_over() -> None:
-    step = binary_step(rules=LabelRules(wait_ms=10), otherwise=False)
+    step = binary_step(rules=LabelRules(timeout_ms=10), default=False)
     outcome = feed(step, "abc", "", [], [0, 5, 30])
     assert outcome.learned.label.tolist() == [-1, -1]
     assert outcome.learned.target.tolist() == [0.0, 0.0]
     assert outcome.learned.times.tolist() == [10, 15]
     assert outcome.versions("champion") == [0, 0, 2]
-    assert step.metrics["champion"]["LogLoss"].value == pytest.approx(np.log(2))
+    assert step.models.metrics["champion"]["LogLoss"].value == pytest.approx(np.log(2))
 
 
 def test_models_come_lead_and_go() -> None:
     step = binary_step()
     feed(step, "ab", "", [], [0, 0])
-    step.add("new", learner_for(naive_bayes.GaussianNB(), ("a",), Task.BINARY))
+    step.models.add("new", learner_for(naive_bayes.GaussianNB(), ("a",), Task.BINARY))
     outcome = feed(step, "c", "ac", [1.0, 0.0], [1, 2, 3])
     assert np.isnan(outcome.learned.predictions["new"].values[0])
-    assert step.learners["new"].version == 2
-    step.champion = "new"
+    assert step.models.learners["new"].version == 2
+    step.models.champion = "new"
     with pytest.raises(DeclarationError, match="is the champion"):
-        step.remove("new")
-    step.remove("champion")
+        step.models.remove("new")
+    step.models.remove("champion")
     assert set(feed(step, "d", "b", [1.0], [4, 5]).predictions) == {"new"}
     with pytest.raises(DeclarationError, match="another task"):
-        step.add("r", learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION))
+        step.models.add("r", learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION))
 
 
 def test_inline_event_without_target_is_served_but_not_learned() -> None:
     step = binary_step(inline=True)
     outcome = feed(step, "abc", "", [1.0, np.nan, 0.5], [0, 1, 2])
     assert outcome.predictions["champion"].values.size == 3
-    assert outcome.refused_labels == [(1, NO_VALUE), (2, NO_VALUE)]
+    assert outcome.rejected_labels == [(1, NO_VALUE), (2, NO_VALUE)]
     assert outcome.versions("champion") == [0, 1, 1]
 
 
 def test_tags_come_back_with_the_label() -> None:
     step = binary_step()
     step.run(
-        ids=["a", "b"], features=np.ones((2, 1)), times=np.array([0, 0]), label_ids=[],
-        label_values=np.empty(0), label_times=np.empty(0, np.int64), order=np.array([0, 1]),
-        tags=np.array([7, 8], np.int32),
-    )  # fmt: skip
+        EventBatch(
+            features=np.ones((2, 1)),
+            times=np.array([0, 0]),
+            ids=["a", "b"],
+            tags=np.array([7, 8], np.int32),
+        ),
+        LabelBatch(ids=[], values=np.empty(0), times=np.empty(0, np.int64)),
+        order=np.array([0, 1]),
+    )
     assert feed(step, "", "ba", [1.0, 1.0], [3, 3]).learned.tags.tolist() == [8, 7]
 
 

@@ -17,21 +17,23 @@ from anabranch.models.learners.checkpoint import Bounds
 from anabranch.models.learners.learner import Learner, Task
 from anabranch.models.learners.linear import learner_for
 from anabranch.models.metrics.slices import slice_by
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
-from anabranch.models.prequential.rollout_commands import Steering
+from anabranch.models.prequential.rollout_commands import RolloutController
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.command import Command
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import ABTest, Bandit, Canary, Guardrails, Policy, Shadow
 from anabranch.models.rollout.served import FALLBACK
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import InputError, StateError
 from anabranch.state.labels.label_rules import LabelRules
 from anabranch.state.store.delta import Delta, decode, encode, merge
 from tests.support.faulty_models import BecomesNaN, Mistaken, Raises
 
 NAMES = ("a", "b")
-QUICK = Canary(steps=(0.3, 0.6, 1.0), hold_labels=4, alpha=0.2, report=40)
+QUICK = Canary(steps=(0.3, 0.6, 1.0), min_labels=4, alpha=0.2, report_every=40)
 
 
 def linear() -> Any:
@@ -49,16 +51,18 @@ def make(
     fallback: float | None = None,
     **arguments: Any,
 ) -> Prequential:
-    rollouts = Rollouts(
+    rollouts = Serving(
         Deployment("old", list(challengers), policy, Task.BINARY, "p"), Task.BINARY, fallback
     )
     models = {"old": champion or Mistaken(), **challengers}
     return Prequential(
         {name: learner(model) for name, model in models.items()},
-        ["LogLoss"],
-        [monitor("loss", delta=0.5, cooldown="1s")],
-        rollouts=rollouts,
-        **arguments,
+        PrequentialSettings(
+            metrics=["LogLoss"],
+            monitors=[monitor("loss", delta=0.5, cooldown="1s")],
+            rollouts=rollouts,
+            **arguments,
+        ),
     )
 
 
@@ -80,22 +84,22 @@ def feed(step: Prequential, data: Any, low: int = 0, high: int = 2 * SIZE) -> di
     order, features, times, values = data
     piece = order[low:high]
     events, labels = [i for i in piece if i < SIZE], [i - SIZE for i in piece if i >= SIZE]
-    if step.inline:
+    if step.models.settings.inline:
         labels = events
     at = {event: i for i, event in enumerate(events)}
     at |= {label + SIZE: i + len(events) for i, label in enumerate(labels)}
     outcome = step.run(
-        ids=[f"e{i}" for i in events],
-        features=np.ascontiguousarray(features[events]),
-        times=times[events],
-        label_ids=[f"e{j}" for j in labels],
-        label_values=values[labels],
-        label_times=times[labels] + 500,
+        EventBatch(
+            features=np.ascontiguousarray(features[events]),
+            times=times[events],
+            ids=[f"e{i}" for i in events],
+            fields={"kind": [f"k{i % 3}" for i in events]},
+            keys=[f"user{i % 60}" for i in events],
+        ),
+        LabelBatch(ids=[f"e{j}" for j in labels], values=values[labels], times=times[labels] + 500),
         order=np.array([at[i] for i in piece if i in at], np.int64),
-        fields={"kind": [f"k{i % 3}" for i in events]},
-        keys=[f"user{i % 60}" for i in events],
     )
-    out = outcome.answered
+    out = outcome.served
     if out is None:
         return {}
     served = out.predictions
@@ -107,7 +111,7 @@ def feed(step: Prequential, data: Any, low: int = 0, high: int = 2 * SIZE) -> di
         "versions": out.versions,
         "instead": out.instead_of or [None] * len(events),
         "decisions": [
-            (e.action, e.challenger, e.champion, e.share, e.why, e.time, repr(e.evidence),
+            (e.action, e.challenger, e.champion, e.share, e.reason, e.time, repr(e.evidence),
              repr(e.guardrails), rows[row])
             for e, row in out.decisions
         ],
@@ -129,23 +133,23 @@ def actions(fed: dict[str, list[Any]], *without: str) -> list[tuple[str, str]]:
 
 
 def greedy() -> Bandit:
-    return Bandit(policy=bandit.EpsilonGreedy(epsilon=0.2, seed=1), report=50)
+    return Bandit(policy=bandit.EpsilonGreedy(epsilon=0.2, seed=1), report_every=50)
 
 
 CASES: dict[str, Any] = {
     "canary": lambda **a: make(QUICK, {"bad": Raises(12), "new": linear()}, **a),
     "test": lambda **a: make(
-        ABTest(split=0.4, alpha=0.2, judge="served"), {"new": linear()}, fallback=0.1, **a
+        ABTest(split=0.4, alpha=0.2, comparison="unpaired"), {"new": linear()}, fallback=0.1, **a
     ),
     "bandit": lambda **a: make(greedy(), {"bad": BecomesNaN(60), "new": linear()}, **a),
     "shadow": lambda **a: make(
-        Shadow(report=50, guardrails=Guardrails(errors=0.02)),
+        Shadow(report_every=50, guardrails=Guardrails(error_rate=0.02)),
         {"bad": Raises(30, learning=True), "new": naive_bayes.GaussianNB()},
         slices=[slice_by("kind")],
         **a,
     ),
     "auc": lambda **a: make(
-        Canary(steps=(0.3, 1.0), hold_labels=4, alpha=0.3, loss="auc", window=8, min_effect=0.0),
+        Canary(steps=(0.3, 1.0), min_labels=4, alpha=0.3, loss="auc", auc_window=8, min_effect=0.0),
         {"new": linear()},
         **a,
     ),
@@ -165,7 +169,7 @@ def through_the_disk(deltas: list[Delta]) -> Delta:
 def test_cut_and_restored_anywhere_it_serves_and_decides_the_same(case: str, data: Any) -> None:
     arguments: dict[str, Any] = {"inline": data.draw(st.booleans(), "inline")}
     if not arguments["inline"]:
-        arguments["rules"] = LabelRules(wait_ms=data.draw(st.sampled_from([None, 6000]), "wait"))
+        arguments["rules"] = LabelRules(timeout_ms=data.draw(st.sampled_from([None, 6000]), "wait"))
     given_data = stream(data.draw(st.integers(0, 9), "seed"))
     cuts = data.draw(st.lists(st.integers(0, 2 * SIZE), max_size=8), "cuts")
     kept = data.draw(st.sets(st.integers(0, 8)), "kept")
@@ -185,12 +189,12 @@ def test_cut_and_restored_anywhere_it_serves_and_decides_the_same(case: str, dat
     fed = joined(parts)
     for name in expected:
         assert fed.get(name, []) == expected[name], name
-    assert list(broken.learners) == list(whole.learners)
-    assert broken.champion == whole.champion
+    assert list(broken.learners) == list(whole.models.learners)
+    assert broken.champion == whole.models.champion
     assert {n: repr(of["LogLoss"].value) for n, of in broken.metrics.items()} == {
-        n: repr(of["LogLoss"].value) for n, of in whole.metrics.items()
+        n: repr(of["LogLoss"].value) for n, of in whole.models.metrics.items()
     }
-    assert broken.slices.report() == whole.slices.report()
+    assert broken.slices.report() == whole.models.slices.report()
 
 
 def test_a_canary_that_is_judged_by_the_area_under_the_curve() -> None:
@@ -210,8 +214,8 @@ def test_a_canary_over_real_models(inline: bool) -> None:
         (d.STARTED, "bad"), (d.ROLLED_BACK, "bad"), (d.STARTED, "new"), (d.PROMOTED, "new"),
     ]  # fmt: skip
     assert (d.STEPPED, "new") in actions(fed)
-    assert step.champion == "new"
-    assert list(step.learners) == ["old", "new"]
+    assert step.models.champion == "new"
+    assert list(step.models.learners) == ["old", "new"]
     assert set(fed["models"][-50:]) == {"new"}
     # Where the bad one was to serve when it raised, the champion did.
     ended = next(entry[-1] for entry in fed["decisions"] if entry[0] == d.ROLLED_BACK)
@@ -277,32 +281,34 @@ def test_a_slow_challenger_is_taken_out_at_the_end_of_a_batch() -> None:
     fed = joined([feed(step, stream(1), low, low + 200) for low in range(0, 2 * SIZE, 200)])
     assert ("rolled_back", "slow") in actions(fed)
     assert "us for each prediction and lesson" in fed["decisions"][-1][4]
-    assert list(step.learners) == ["old"]
+    assert list(step.models.learners) == ["old"]
 
 
 # Commands.
 
 
-def steered(step: Prequential, provide: Any = None) -> Steering:
+def steered(step: Prequential, provide: Any = None) -> RolloutController:
     def nothing(command: Command) -> Learner:
         raise InputError(f"there is no {command.model or command.challenger}")
 
-    return Steering(step, provide or nothing)
+    return RolloutController(step.models, provide or nothing)
 
 
-def say(steering: Steering, kind: str, challenger: str = "", **more: Any) -> list[tuple[str, str]]:
+def say(
+    steering: RolloutController, kind: str, challenger: str = "", **more: Any
+) -> list[tuple[str, str]]:
     command = Command(kind=kind, id="1", challenger=challenger, **more)  # type: ignore[arg-type]
-    return [(each.action, each.why) for each in steering.command(command, 5000)]
+    return [(each.action, each.reason) for each in steering.command(command, 5000)]
 
 
 def test_traffic_is_set_paused_and_resumed() -> None:
-    step = make(Canary(steps=(0.1, 1.0), hold="10d"), {"new": linear()}, inline=True)
+    step = make(Canary(steps=(0.1, 1.0), min_duration="10d"), {"new": linear()}, inline=True)
     steering = steered(step)
     feed(step, stream(1), 0, 100)
     assert say(steering, "set_traffic", "new", share=0.5)[0][0] == d.TRAFFIC
     served = feed(step, stream(1), 100, 600)["models"]
     assert 0.35 < served.count("new") / len(served) < 0.65
-    assert say(steering, "pause") == [("refused", "new is paused already")]
+    assert say(steering, "pause") == [("rejected", "new is already paused")]
     assert say(steering, "resume")[0][0] == d.RESUMED
     assert say(steering, "set_traffic", "new", share=0.0)[0][0] == d.TRAFFIC
     assert set(feed(step, stream(1), 600, 800)["models"]) == {"old"}
@@ -313,15 +319,18 @@ def test_somebody_promotes_and_goes_back() -> None:
     steering = steered(step)
     feed(step, stream(1), 0, 100)
     assert say(steering, "rollback", "old") == [
-        ("refused", "old leads, and there is none to go back to")
+        ("rejected", "there was no champion before old: none to revert to")
     ]
-    assert say(steering, "promote", "new", by="ann")[0] == (d.PROMOTED, "somebody said so (ann)")
+    assert say(steering, "promote", "new", requested_by="ann")[0] == (
+        d.PROMOTED,
+        "requested by ann",
+    )
     assert set(feed(step, stream(1), 100, 200)["models"]) == {"new"}
-    assert say(steering, "promote", "new") == [("refused", "new leads already")]
+    assert say(steering, "promote", "new") == [("rejected", "new is already the champion")]
     assert say(steering, "rollback")[0][0] == d.ROLLED_BACK
     assert set(feed(step, stream(1), 200, 300)["models"]) == {"old"}
-    assert list(step.learners) == ["old"]
-    assert say(steering, "promote", "new") == [("refused", "new was taken out: start it anew")]
+    assert list(step.models.learners) == ["old"]
+    assert say(steering, "promote", "new") == [("rejected", "new was removed: start it again")]
 
 
 def test_a_model_is_added_while_it_runs_and_survives_a_restart() -> None:
@@ -333,32 +342,32 @@ def test_a_model_is_added_while_it_runs_and_survives_a_restart() -> None:
     feed(step, stream(1), 0, 300)
     told = say(steering, "add", "bayes", model="bayes@3")
     assert [action for action, _ in told] == [d.ADDED, d.STARTED]
-    assert say(steering, "add", "bayes", model="bayes@3")[0][0] == d.REFUSED
+    assert say(steering, "add", "bayes", model="bayes@3")[0][0] == d.REJECTED
     first = feed(step, stream(1), 300, 500)
     assert set(first["models"]) == {"old"}
     image = through_the_disk([step.changes()])
     again = make(Shadow(), {}, inline=False)
     again.restore(image)
-    assert list(again.learners) == ["old", "bayes"]
+    assert list(again.models.learners) == ["old", "bayes"]
     assert feed(again, stream(1), 500, 900) == feed(step, stream(1), 500, 900)
     assert say(steering, "remove", "bayes")[0][0] == d.REMOVED
-    assert list(step.learners) == ["old"]
+    assert list(step.models.learners) == ["old"]
 
 
 def test_one_that_was_taken_out_is_started_anew() -> None:
     step = make(QUICK, {"new": linear()}, inline=True)
     steering = steered(step, lambda _: learner(linear()))
     feed(step, stream(1), 0, 10)
-    assert say(steering, "start", "new") == [("refused", "new is being tried already")]
+    assert say(steering, "start", "new") == [("rejected", "new is already in a rollout")]
     assert say(steering, "rollback", "new")[0][0] == d.ROLLED_BACK
     assert say(steering, "start", "new", policy={"alpha": 2}) == [
-        ("refused", "alpha=2.0 of Canary of the command: give one in (0, 0.5)")
+        ("rejected", "alpha=2.0 of Canary of the command: give one in (0, 0.5)")
     ]
-    assert say(steering, "start", "new", policy={"colour": 2})[0][0] == d.REFUSED
-    assert say(steering, "start", "new", policy={"hold_labels": 2})[0][0] == d.STARTED
-    assert step.rollouts is not None
-    assert step.rollouts.deployment.policy.hold_labels == 2  # type: ignore[union-attr]
-    assert step.learners["new"].version == 0
+    assert say(steering, "start", "new", policy={"colour": 2})[0][0] == d.REJECTED
+    assert say(steering, "start", "new", policy={"min_labels": 2})[0][0] == d.STARTED
+    assert step.models.rollouts is not None
+    assert step.models.rollouts.deployment.policy.min_labels == 2  # type: ignore[union-attr]
+    assert step.models.learners["new"].version == 0
 
 
 # States of other declarations.
@@ -370,14 +379,14 @@ def stored(step: Prequential) -> Delta:
 
 
 def plain() -> Prequential:
-    return Prequential({"old": learner(Mistaken())}, ["LogLoss"])
+    return Prequential({"old": learner(Mistaken())}, PrequentialSettings(metrics=["LogLoss"]))
 
 
 def test_rollouts_are_declared_for_a_state_that_had_none() -> None:
     image = stored(plain())
     step = make(QUICK, {"new": linear()})
     step.restore(image)
-    assert list(step.learners) == ["old", "new"]
+    assert list(step.models.learners) == ["old", "new"]
     fed = feed(step, stream(1), 400, 2 * SIZE)
     assert actions(fed)[0] == (d.STARTED, "new")
 
@@ -386,7 +395,7 @@ def test_a_challenger_is_declared_later() -> None:
     image = stored(make(Shadow(), {"new": linear()}))
     step = make(Shadow(), {"new": linear(), "bayes": naive_bayes.GaussianNB()})
     step.restore(image)
-    assert list(step.learners) == ["old", "new", "bayes"]
+    assert list(step.models.learners) == ["old", "new", "bayes"]
     assert actions(feed(step, stream(1), 400, 600)) == [(d.STARTED, "bayes")]
 
 
@@ -401,23 +410,25 @@ def test_rollouts_are_declared_no_more() -> None:
     image = stored(make(Shadow(), {"new": linear()}))
     step = plain()
     step.restore(image)
-    assert list(step.learners) == ["old"]
+    assert list(step.models.learners) == ["old"]
     outcome = feed(step, stream(1), 400, 600)
     assert outcome == {}
     led = make(QUICK, {"new": linear()}, inline=True)
     feed(led, stream(1))
-    assert led.champion == "new"
+    assert led.models.champion == "new"
     image = through_the_disk([led.changes()])
-    with pytest.raises(StateError, match=r"led by model 'new'.*rollout=Shadow\(\)"):
-        Prequential({"old": learner(Mistaken())}, ["LogLoss"], inline=True).restore(image)
+    with pytest.raises(StateError, match=r"in the state is model 'new'.*rollout=Shadow\(\)"):
+        Prequential(
+            {"old": learner(Mistaken())}, PrequentialSettings(metrics=["LogLoss"], inline=True)
+        ).restore(image)
 
 
 def test_a_challenger_that_is_declared_otherwise_begins_anew() -> None:
     image = stored(make(Shadow(), {"bayes": naive_bayes.GaussianNB(), "new": linear()}))
     step = make(Shadow(), {"bayes": naive_bayes.GaussianNB(), "new": Raises(10**9)})
     step.restore(image)
-    assert list(step.learners) == ["old", "bayes", "new"]
-    assert step.learners["new"].version == 0 < step.learners["bayes"].version
+    assert list(step.models.learners) == ["old", "bayes", "new"]
+    assert step.models.learners["new"].version == 0 < step.models.learners["bayes"].version
     assert actions(feed(step, stream(1), 400, 600)) == [(d.STARTED, "new")]
     again = make(Shadow(), {"bayes": naive_bayes.GaussianNB(), "new": Raises(10**9)})
     again.restore(through_the_disk([decode(encode(image)), step.changes()]))
@@ -427,7 +438,7 @@ def test_a_challenger_that_is_declared_otherwise_begins_anew() -> None:
 def test_one_that_leads_or_stands_by_must_be_as_it_was() -> None:
     led = make(QUICK, {"new": linear()}, inline=True)
     feed(led, stream(1))
-    assert (led.champion, list(led.learners)) == ("new", ["old", "new"])
+    assert (led.models.champion, list(led.models.learners)) == ("new", ["old", "new"])
     image = through_the_disk([led.changes()])
     with pytest.raises(StateError, match="model 'new' is Pipeline"):
         make(QUICK, {"new": naive_bayes.GaussianNB()}, inline=True).restore(image)

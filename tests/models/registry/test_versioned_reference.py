@@ -24,7 +24,7 @@ from anabranch import Distributions, Sliding, field
 from tests.models.drift.test_shifts import sensors
 pipeline = sensors(
     distributions=Distributions(window=100, reference=REFERENCE),
-    features=[field("value"), field("load", missing=0.0)],
+    features=[field("value"), field("load", fill_null=0.0)],
 )
 """
 

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from anabranch.models.learners.learner import Predictions, Task
 from anabranch.models.metrics.ranking import EVENT, LIST
+from anabranch.models.prequential.batch import EventBatch, LabelBatch
+from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout import decision as d
-from anabranch.models.rollout import trial as contest
+from anabranch.models.rollout import interleaving
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import Interleave
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.labels.label_rules import LabelRules
 
 SHOWN = 6
@@ -38,11 +40,13 @@ class Fixed:
 def rollout(challenger: Fixed, policy: Interleave, champion: Fixed | None = None) -> Prequential:
     models = {"old": champion or Fixed(0.0, 0.2), "new": challenger}
     return Prequential(
-        models,  # type: ignore[arg-type]
-        rules=LabelRules(wait_ms=600_000),
-        otherwise=False,
-        rollouts=Rollouts(Deployment("old", ["new"], policy, Task.BINARY, "p"), Task.BINARY),
-        ranking=True,
+        models,
+        PrequentialSettings(
+            rules=LabelRules(timeout_ms=600_000),
+            default=False,
+            rollouts=Serving(Deployment("old", ["new"], policy, Task.BINARY, "p"), Task.BINARY),
+            ranking=True,
+        ),
     )
 
 
@@ -56,16 +60,23 @@ def visits(step: Prequential, pages: int, seed: int) -> list[d.Decision]:
         ids = [f"{page}/{item}" for item in range(SHOWN)]
         labels = [] if clicked is None else [f"{clicked[0]}/{clicked[1]}"]
         outcome = step.run(
-            ids=ids, features=features, times=np.full(SHOWN, page * 1000),
-            label_ids=labels, label_values=np.ones(len(labels)),
-            label_times=np.full(len(labels), page * 1000 - 500),
+            EventBatch(
+                features=features,
+                times=np.full(SHOWN, page * 1000),
+                ids=ids,
+                fields={EVENT: np.zeros(SHOWN, np.int64), LIST: np.full(SHOWN, page, np.uint64)},
+                keys=[f"v{page % 97}"] * SHOWN,
+            ),
+            LabelBatch(
+                ids=labels,
+                values=np.ones(len(labels)),
+                times=np.full(len(labels), page * 1000 - 500),
+            ),
             order=np.r_[np.arange(SHOWN, SHOWN + len(labels)), np.arange(SHOWN)],
-            fields={EVENT: np.zeros(SHOWN, np.int64), LIST: np.full(SHOWN, page, np.uint64)},
-            keys=[f"v{page % 97}"] * SHOWN,
-        )  # fmt: skip
-        assert outcome.answered is not None
+        )
+        assert outcome.served is not None
         assert outcome.ranks is not None
-        decisions += [decision for decision, _ in outcome.answered.decisions]
+        decisions += [decision for decision, _ in outcome.served.decisions]
         clicked = None
         for place, item in enumerate(np.argsort(outcome.ranks).tolist()):
             likes = 1 / (1 + math.exp(1.0 - 1.5 * features[item, 0]))
@@ -109,14 +120,22 @@ def likings(
             order += [len(ids) + len(clicks) + at for at in range(len(now))]
             clicks += now
         outcome = step.run(
-            ids=ids, features=rows.reshape(-1, 2), times=(first + events) * 1000,
-            label_ids=[item for _, item in clicks], label_values=np.ones(len(clicks)),
-            label_times=np.array([page * 1000 + 500 for page, _ in clicks], np.int64),
-            order=np.array(order), keys=[f"v{first + event}" for event in events.tolist()],
-            fields={EVENT: events, LIST: (first + events).astype(np.uint64)},
-        )  # fmt: skip
-        assert outcome.answered is not None
-        decisions += [decision for decision, _ in outcome.answered.decisions]
+            EventBatch(
+                features=rows.reshape(-1, 2),
+                times=(first + events) * 1000,
+                ids=ids,
+                fields={EVENT: events, LIST: (first + events).astype(np.uint64)},
+                keys=[f"v{first + event}" for event in events.tolist()],
+            ),
+            LabelBatch(
+                ids=[item for _, item in clicks],
+                values=np.ones(len(clicks)),
+                times=np.array([page * 1000 + 500 for page, _ in clicks], np.int64),
+            ),
+            order=np.array(order),
+        )
+        assert outcome.served is not None
+        decisions += [decision for decision, _ in outcome.served.decisions]
     return decisions
 
 
@@ -135,25 +154,25 @@ def test_visitors_who_click_a_lot_are_no_evidence_each_time():
 @pytest.mark.parametrize("later", [0, 2, 150])
 @pytest.mark.parametrize("cut", [1, 3, 100])
 def test_a_list_gives_one_point_however_the_stream_is_cut(cut, later):
-    step, other = tastes(alpha=1e-6, report=10), tastes(alpha=1e-6, report=10)
+    step, other = tastes(alpha=1e-6, report_every=10), tastes(alpha=1e-6, report_every=10)
     told = [(e.action, e.time, e.evidence) for e in likings(step, 200, 7, cut, later=later)]
-    assert step.rollouts is not None
-    assert step.ranking is not None
-    assert step.ranking.chosen == 200 + 2 * (200 - later)
-    assert step.rollouts.deployment.contests[0].labels == 200
+    assert step.models.rollouts is not None
+    assert step.models.rank_quality is not None
+    assert step.models.rank_quality.chosen == 200 + 2 * (200 - later)
+    assert step.models.rollouts.deployment.trials[0].labels == 200
     assert told == [(e.action, e.time, e.evidence) for e in likings(other, 200, 7, 17, later=later)]
 
 
 def test_lists_are_forgotten_when_nothing_of_them_waits_and_not_before(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(contest, "_LISTS", 4)
+    monkeypatch.setattr(interleaving, "_LISTS", 4)
     step = tastes(alpha=1e-6)
     likings(step, 3000, 8, later=500)  # a wait is over after 600 of them
-    assert step.rollouts is not None
-    at_work = step.rollouts.deployment.contests[0]
+    assert step.models.rollouts is not None
+    at_work = step.models.rollouts.deployment.trials[0]
     assert at_work.labels == 3000
-    assert len(at_work._counted) < 1500
+    assert len(at_work._pairs._counted) < 1500
 
 
 def ends(decisions: list[d.Decision]) -> str:
@@ -182,7 +201,7 @@ def test_a_better_ranker_is_promoted_within_a_few_hundred_clicks():
     # Of clicks: the share that went to the other team.
     assert promoted.evidence.champion_loss > 0.6
     assert promoted.evidence.challenger_loss == pytest.approx(1 - promoted.evidence.champion_loss)
-    assert step.champion == "new"
+    assert step.models.champion == "new"
 
 
 def test_a_worse_ranker_goes():
@@ -194,7 +213,7 @@ def test_a_worse_ranker_goes():
 def test_half_of_the_keys_see_the_champions_list_and_do_not_count():
     step = rollout(Fixed(1.0, 0.0), Interleave(split=0.5, min_effect=0.0, alpha=1e-40))
     visits(step, 600, seed=3)
-    assert step.rollouts is not None
-    contest = step.rollouts.deployment.contests[0]
-    all_clicks = step.ranking.chosen if step.ranking is not None else 0
-    assert 0.3 * all_clicks < contest.labels < 0.7 * all_clicks
+    assert step.models.rollouts is not None
+    trial = step.models.rollouts.deployment.trials[0]
+    all_clicks = step.models.rank_quality.chosen if step.models.rank_quality is not None else 0
+    assert 0.3 * all_clicks < trial.labels < 0.7 * all_clicks

@@ -9,7 +9,7 @@ from river import bandit, tree
 
 from anabranch import ABTest, Bandit, Canary, Pipeline
 from anabranch.dataflows.bus.memory import MemoryBus
-from anabranch.dataflows.messages.inputs import RolloutMessage
+from anabranch.dataflows.messages.outputs import RolloutMessage
 from anabranch.dataflows.steps.model_step import ModelStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.rollout.command import Command
@@ -24,7 +24,7 @@ def canary(**changes: Any) -> Pipeline:
 
 
 def answers(bus: MemoryBus) -> list[RolloutMessage]:
-    return [each for each in decisions(bus) if isinstance(each.answers, str)]
+    return [each for each in decisions(bus) if isinstance(each.request_id, str)]
 
 
 NONSENSE: list[dict[str, Any]] = [
@@ -35,19 +35,21 @@ NONSENSE: list[dict[str, Any]] = [
     {"steps": 5},
     {"steps": ["a", "b"]},
     {"steps": [0.5, 0.1]},
-    {"hold": 5},
-    {"hold": "soon"},
-    {"hold_labels": [1]},
+    {"min_duration": 5},
+    {"min_duration": "soon"},
+    {"min_labels": [1]},
     {"guardrails": 1},
     {"guardrails": None},
-    {"guardrails": {"errors": "many"}},
+    {"guardrails": {"error_rate": "many"}},
     {"guardrails": {"erors": 0.1}},
     {"loss": ["brier"]},
     {"loss": "nonsense"},
-    {"judge": {}},
-    {"report": 0},
+    {"comparison": {}},
+    {"report_every": 0},
     {"nonsense": 1},
-    {"scale": -1},
+    {"clip": -1},
+    {"hold": "1h"},
+    {"guardrails": {"errors": 0.1}},
     {"": 0},
     {"__class__": "x"},
 ]
@@ -57,15 +59,30 @@ NONSENSE: list[dict[str, Any]] = [
 def test_nonsense_is_refused_in_one_sentence_and_changes_nothing(change: dict[str, Any]) -> None:
     pipeline = canary()
     step = ModelStep(pipeline, WorkerMetrics("p"))
-    deployment = step.prequential.rollouts.deployment  # type: ignore[union-attr]
+    deployment = step.prequential.models.rollouts.deployment  # type: ignore[union-attr]
     command = Command(kind="start", id="1", challenger="tree", policy=change)
     assert step.deployment is not None
-    (refused,) = step.deployment.command(command, 0)
-    assert refused.action == "refused"
-    assert refused.why
-    assert "\n" not in refused.why
+    (rejected,) = step.deployment.command(command, 0)
+    assert rejected.action == "rejected"
+    assert rejected.reason
+    assert "\n" not in rejected.reason
     assert deployment.policy == pipeline.rollout
     assert deployment.waiting == ["tree"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"hold": "1h"}, "hold of Canary is now called min_duration"),
+        ({"judge": "served"}, "judge of Canary is now called comparison"),
+        ({"guardrails": {"shift": 0.1}}, "shift of Guardrails is now called psi"),
+    ],
+)
+def test_an_old_attribute_gives_the_new_name(change: dict[str, Any], reason: str) -> None:
+    step = ModelStep(canary(), WorkerMetrics("p"))
+    assert step.deployment is not None
+    command = Command(kind="start", id="1", challenger="tree", policy=change)
+    assert [each.reason for each in step.deployment.command(command, 0)] == [reason]
 
 
 def test_the_stream_goes_on_behind_all_of_it() -> None:
@@ -73,34 +90,39 @@ def test_the_stream_goes_on_behind_all_of_it() -> None:
     bodies = [{"kind": "rollback"}, *bodies]
     bus = run(canary(), limit=5, commands=[(1, {"id": str(i), **b}) for i, b in enumerate(bodies)])
     told = [each.action for each in answers(bus)]
-    assert told == ["rolled_back", *["refused"] * len(NONSENSE)]
+    assert told == ["rolled_back", *["rejected"] * len(NONSENSE)]
     assert len(bus.values("p.predictions")) == 12
 
 
 def test_what_can_be_changed_is() -> None:
     pipeline = canary()
     step = ModelStep(pipeline, WorkerMetrics("p"))
-    change = {"alpha": 0.01, "steps": [0.2, 1], "hold": "1h", "guardrails": {"errors": 0.1}}
+    change = {
+        "alpha": 0.01,
+        "steps": [0.2, 1],
+        "min_duration": "1h",
+        "guardrails": {"error_rate": 0.1},
+    }
     assert step.deployment is not None
     (started,) = step.deployment.command(
         Command(kind="start", id="1", challenger="tree", policy=change), 0
     )
     assert started.action == "started"
-    policy = step.prequential.rollouts.deployment.policy  # type: ignore[union-attr]
+    policy = step.prequential.models.rollouts.deployment.policy  # type: ignore[union-attr]
     assert isinstance(policy, Canary)
-    assert (policy.alpha, list(policy.steps), policy.hold) == (0.01, [0.2, 1.0], "1h")
-    assert policy.guardrails == Guardrails(errors=0.1)
+    assert (policy.alpha, list(policy.steps), policy.min_duration) == (0.01, [0.2, 1.0], "1h")
+    assert policy.guardrails == Guardrails(error_rate=0.1)
     assert started.share == pytest.approx(0.2)
 
 
 def test_a_start_that_is_refused_leaves_the_policy_as_it_was() -> None:
     pipeline = orders(challengers={"tree": TREE}, rollout=ABTest(split=0.9))
     step = ModelStep(pipeline, WorkerMetrics("p"))
-    deployment = step.prequential.rollouts.deployment  # type: ignore[union-attr]
+    deployment = step.prequential.models.rollouts.deployment  # type: ignore[union-attr]
     command = Command(kind="start", id="1", challenger="bush", policy={"alpha": 0.01})
     assert step.deployment is not None
-    (refused,) = step.deployment.command(command, 0)
-    assert refused.action == "refused"
+    (rejected,) = step.deployment.command(command, 0)
+    assert rejected.action == "rejected"
     assert deployment.policy == pipeline.rollout
 
 
@@ -109,7 +131,7 @@ def test_the_arms_of_a_bandit_are_no_business_of_a_message() -> None:
     step = ModelStep(canary(rollout=Bandit(policy=policy)), WorkerMetrics("p"))
     command = Command(kind="start", id="1", challenger="tree", policy={"policy": "UCB"})
     assert step.deployment is not None
-    assert [each.action for each in step.deployment.command(command, 0)] == ["refused"]
+    assert [each.action for each in step.deployment.command(command, 0)] == ["rejected"]
 
 
 def test_commands_are_followed_by_the_real_deployment_however_the_stream_is_cut() -> None:
@@ -122,13 +144,13 @@ def test_commands_are_followed_by_the_real_deployment_however_the_stream_is_cut(
     for limit in (1, 4, 1000):
         bus = run(canary(), limit=limit, commands=commands)
         found.append((bus.values("p.rollouts"), bus.values("p.predictions")))
-        assert [each.answers for each in answers(bus)] == list("abcdef")
+        assert [each.request_id for each in answers(bus)] == list("abcdef")
     assert found[0] == found[1] == found[2]
-    assert [(each.answers, each.action) for each in answers(bus)] == [
-        ("a", "refused"),  # it is tried already
+    assert [(each.request_id, each.action) for each in answers(bus)] == [
+        ("a", "rejected"),  # it is tried already
         ("b", "traffic_set"),
         ("c", "promoted"),
-        ("d", "refused"),
+        ("d", "rejected"),
         ("e", "rolled_back"),
-        ("f", "refused"),
+        ("f", "rejected"),
     ]

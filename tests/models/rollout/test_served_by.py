@@ -119,6 +119,6 @@ def test_what_metrics_tell_of_rollouts(monkeypatch):
         'anabranch_served_total{model="tree",pipeline="p"} 2.0',
         'anabranch_model_failures_total{model="tree",pipeline="p"} 3.0',
         'anabranch_rollout_decisions_total{action="promoted",pipeline="p"} 1.0',
-        'anabranch_rollout_decisions_total{action="refused",pipeline="p"} 1.0',
+        'anabranch_rollout_decisions_total{action="rejected",pipeline="p"} 1.0',
     ):
         assert line in text, line

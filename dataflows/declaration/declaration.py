@@ -1,0 +1,274 @@
+"""What a pipeline declares, and what follows from it: topics, columns, the fields that are read.
+
+Nothing here knows the engine that runs the pipeline. What a user writes is a `Pipeline`, which is a
+checked declaration (`dataflows.declaration.validation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from typing import Any
+
+from anabranch.dataflows.declaration.features import (
+    EntityFeature,
+    Feature,
+    KeyedFeature,
+    LabelWindow,
+    RowFeature,
+)
+from anabranch.dataflows.declaration.schema import Kind, Schema
+from anabranch.dataflows.messages.inputs import Delayed, Event, Inline
+from anabranch.models.drift.declarations import Distributions
+from anabranch.models.drift.detectors import Monitor
+from anabranch.models.learners.imbalance import Imbalance
+from anabranch.models.learners.learner import Task
+from anabranch.models.metrics.slices import SliceBy
+from anabranch.models.rollout.challenger import Challenger
+from anabranch.models.rollout.policies import Policy
+
+TIME_UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
+"""Milliseconds per unit of a number in a time field."""
+
+_DEFAULT_METRICS = {
+    Task.BINARY: ("Accuracy", "LogLoss", "ROCAUC"),
+    Task.MULTICLASS: ("Accuracy", "MacroF1"),
+    Task.REGRESSION: ("MAE", "RMSE"),
+    Task.ANOMALY: (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topics of a pipeline, named after it."""
+
+    pipeline: str
+    has_rollouts: bool = False
+
+    @property
+    def events(self) -> str:
+        return f"{self.pipeline}.events"
+
+    @property
+    def labels(self) -> str:
+        return f"{self.pipeline}.labels"
+
+    @property
+    def predictions(self) -> str:
+        return f"{self.pipeline}.predictions"
+
+    @property
+    def drift(self) -> str:
+        return f"{self.pipeline}.drift"
+
+    @property
+    def dead_letters(self) -> str:
+        return f"{self.pipeline}.dead-letters"
+
+    @property
+    def control(self) -> str:
+        return f"{self.pipeline}.control"
+
+    @property
+    def rollouts(self) -> str:
+        return f"{self.pipeline}.rollouts"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The topics that the pipeline writes."""
+        always = (self.predictions, self.drift, self.dead_letters)
+        return (*always, self.rollouts) if self.has_rollouts else always
+
+
+@dataclass(kw_only=True)
+class Declaration:
+    """The fields of a pipeline, which `Pipeline` documents, and what is derived from them.
+
+    ``schema`` and ``task`` are derived too; `Pipeline` sets them while it checks the declaration.
+    """
+
+    name: str
+    event: type[Event]
+    features: Sequence[Feature]
+    model: Any
+    label: Delayed | Inline | None = None
+    metrics: Sequence[str] | None = None
+    monitors: Sequence[Monitor] = ()
+    distributions: Distributions | None = None
+    slices: Sequence[SliceBy] = ()
+    imbalance: Imbalance | None = None
+    model_key: str | None = None
+    max_segments: int = 1000
+    min_labels_per_segment: int = 1
+    id: str = "id"
+    time: str = "ts"
+    time_unit: str = "ms"
+    allowed_lateness: str = "10m"
+    max_clock_skew: str = "5m"
+    dedup_window: str = "1h"
+    key: str | None = None
+    with_features: bool = False
+    challengers: Mapping[str, Any] = dataclass_field(default_factory=dict)
+    on_drift: Challenger | None = None
+    rollout: Policy | None = None
+    rollout_key: str | None = None
+    fallback: bool | int | float | str | None = None
+    candidates: str | None = None
+    max_candidates: int = 100
+    schema: Schema = dataclass_field(init=False, repr=False)
+    task: Task = dataclass_field(init=False)
+
+    @property
+    def topics(self) -> Topics:
+        """The names of the topics."""
+        return Topics(self.name, self.has_rollouts)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The topics that are read: events first, control last."""
+        topics = self.topics
+        labels = (topics.labels,) if self.has_label_topic else ()
+        return (topics.events, *labels, *((topics.control,) if self.has_rollouts else ()))
+
+    @property
+    def has_rollouts(self) -> bool:
+        """Whether there are rollouts, and with them the topics for control and rollout messages."""
+        return self.rollout is not None
+
+    @property
+    def quarantines(self) -> bool:
+        """Whether events may be excluded from training (`Distributions.quarantine`)."""
+        return self.distributions is not None and bool(self.distributions.quarantine)
+
+    @property
+    def has_label_topic(self) -> bool:
+        """Whether labels arrive on a topic of their own."""
+        return isinstance(self.label, Delayed)
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in predictions: the class of its last step."""
+        steps = getattr(self.model, "steps", None)
+        return type(list(steps.values())[-1] if steps else self.model).__name__
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics that are computed: those declared, or the defaults of the task."""
+        if self.metrics is not None:
+            return tuple(self.metrics)
+        return _DEFAULT_METRICS[self.task] if self.label is not None else ()
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the feature columns, in the model's order."""
+        return [name for feature in self.features for name in feature.columns()]
+
+    @property
+    def partition_field(self) -> str | None:
+        """The field by which events are partitioned; None: by no field."""
+        entities = [*self.entities, *self.label_windows]
+        single = (name for name in entities if not self.schema.fields[name].is_list)
+        return self.key or next(single, None)
+
+    @property
+    def traffic_field(self) -> str:
+        """The field by whose value a rollout assigns events to models."""
+        return self.rollout_key or self.partition_field or self.id
+
+    @property
+    def row_features(self) -> Iterator[tuple[RowFeature, slice]]:
+        """Each row feature with its columns in the feature matrix."""
+        for feature, columns in self._with_positions():
+            if not isinstance(feature, KeyedFeature):
+                yield feature, columns
+
+    @property
+    def entities(self) -> dict[str, list[tuple[EntityFeature, slice]]]:
+        """Entity field → its window features with their columns in the feature matrix."""
+        entities: dict[str, list[tuple[EntityFeature, slice]]] = {}
+        for feature, columns in self._with_positions():
+            if isinstance(feature, EntityFeature):
+                entities.setdefault(feature.entity, []).append((feature, columns))
+        return entities
+
+    @property
+    def label_windows(self) -> dict[str, list[tuple[LabelWindow, slice]]]:
+        """Entity field → its windows over labels with their columns in the feature matrix."""
+        entities: dict[str, list[tuple[LabelWindow, slice]]] = {}
+        for feature, columns in self._with_positions():
+            if isinstance(feature, LabelWindow):
+                entities.setdefault(feature.entity, []).append((feature, columns))
+        return entities
+
+    @property
+    def target_kind(self) -> Kind | None:
+        """The kind of the label's value; None without a label. A candidate is chosen or not."""
+        if self.candidates is not None:
+            return "boolean"
+        if isinstance(self.label, Inline):
+            return self.schema.fields[self.label.field].kind
+        if isinstance(self.label, Delayed):
+            return Schema.of(self.label.type).fields[self.label.field].kind
+        return None
+
+    @property
+    def used_fields(self) -> list[str]:
+        """The event's fields that features use, entities included, without its time."""
+        names: dict[str, None] = {}
+        for feature in self.features:
+            if isinstance(feature, KeyedFeature):
+                names[feature.entity] = None
+                if feature.value is not None:
+                    names[feature.value] = None
+            elif feature.field != self.time:
+                names[feature.field] = None
+        if self.candidates is not None:
+            names[self.candidates] = None
+        return list(names)
+
+    @property
+    def model_fields(self) -> list[str]:
+        """The event's fields that the model step uses besides the features."""
+        columns = set(self.columns)
+        subjects = [
+            each.subject for each in self.slices if each.bins is None or each.subject not in columns
+        ]
+        traffic = (
+            [self.traffic_field] if self.has_rollouts and self.traffic_field != self.id else []
+        )
+        keys = [self.model_key] if self.model_key is not None else []
+        others = [] if self.candidates is None else [self.candidates]
+        if self.distributions is not None:
+            fields = self.schema.fields
+            others += [*self.entities, *(n for n in self.used_fields if fields[n].optional)]
+        return list(dict.fromkeys([*self.label_windows, *subjects, *keys, *traffic, *others]))
+
+    @property
+    def read_fields(self) -> list[str]:
+        """The event's fields that are decoded besides its id and time."""
+        return list(dict.fromkeys([*self.used_fields, *self.model_fields]))
+
+    @property
+    def number_fields(self) -> list[str]:
+        """Fields whose numbers are validated when they are decoded: integers, and an inline label.
+
+        An integer may be too large for a float. Float fields are validated as features.
+        """
+        fields = self.schema.fields
+        names = [n for n in self.read_fields if fields[n].integer and not fields[n].is_list]
+        if isinstance(self.label, Inline) and fields[self.label.field].kind == "number":
+            names.append(self.label.field)
+        return names
+
+    @property
+    def time_scale(self) -> float:
+        """Milliseconds per unit of a number in the time field."""
+        return TIME_UNITS_MS[self.time_unit]
+
+    def _with_positions(self) -> Iterator[tuple[Feature, slice]]:
+        start = 0
+        for feature in self.features:
+            stop = start + len(feature.columns())
+            yield feature, slice(start, stop)
+            start = stop

@@ -1,0 +1,39 @@
+"""The input topics of a pipeline on a bus: how many partitions they have, and the control topic."""
+
+from __future__ import annotations
+
+from anabranch.dataflows.bus import Bus, BusError
+from anabranch.dataflows.declaration.declaration import Declaration
+
+
+def partition_count(pipeline: Declaration, bus: Bus) -> int:
+    """How many partitions each input topic has; the control topic need not exist yet.
+
+    Raises:
+        BusError: one is missing, or they differ.
+    """
+    topics, control = bus.topics(), pipeline.topics.control
+    for topic in pipeline.inputs:
+        if topic not in topics and topic != control:
+            raise BusError(
+                f"topic {topic!r} of pipeline {pipeline.name!r} does not exist on {bus.url}: "
+                f"publish to it, or create it with `anabranch topics {pipeline.name} --create`"
+            )
+    counts = {topic: topics[topic] for topic in pipeline.inputs if topic in topics}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
+        raise BusError(
+            f"the input topics of pipeline {pipeline.name!r} need equal partition counts "
+            f"(an event and its label go to the same number): {listed}"
+        )
+    return next(iter(counts.values()))
+
+
+def create_control(pipeline: Declaration, bus: Bus, partitions: int) -> None:
+    """Create the control topic if it is missing; no one publishes to it before the first run.
+
+    Raises:
+        BusError: the bus refused.
+    """
+    if pipeline.has_rollouts and pipeline.topics.control not in bus.topics():
+        bus.create_topics({pipeline.topics.control: partitions})

@@ -1,0 +1,262 @@
+"""Reads the output topics of a pipeline as typed messages, from Python."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypeVar, overload
+
+import msgspec
+
+from anabranch.dataflows.bus import Bus, BusError, TopicPartition, open_bus
+from anabranch.dataflows.declaration.declaration import Declaration, Topics
+from anabranch.dataflows.messages.outputs import (
+    Cause,
+    DeadLetter,
+    DriftSignal,
+    Prediction,
+    Ranking,
+    RolloutMessage,
+)
+from anabranch.state.errors import InputError
+
+_BATCH = 1000
+_POLL_S = 0.1
+
+_TOPIC_OF: dict[type[Any], str] = {
+    Prediction: "predictions",
+    Ranking: "predictions",
+    DeadLetter: "dead_letters",
+    DriftSignal: "drift",
+    RolloutMessage: "rollouts",
+}
+
+Output = TypeVar("Output", bound=msgspec.Struct)
+Start = Literal["earliest", "latest"] | Mapping[int, int]
+"""Where to start: at an end of the topic, or at an offset by partition (else at the earliest)."""
+
+
+class OutputReader(Generic[Output]):
+    """An iterator over the messages of one output topic; made by `read_outputs`.
+
+    Messages of a partition come in the order of their offsets. The reader is closed when the
+    iteration ends, and by `close` or the end of a ``with`` block.
+    """
+
+    def __init__(
+        self, topic: str, output: type[Output], bus: Bus, start: Start, follow: bool
+    ) -> None:
+        self.topic = topic
+        self._output = output
+        self._decode = msgspec.json.Decoder(output).decode
+        self._position = _start_offsets(bus, topic, start)
+        self._coordinates: Cause | None = None
+        self._ends = None if follow else dict(enumerate(bus.end_offsets(topic)))
+        self._pending: deque[tuple[int, int, bytes]] = deque()
+        self._closed = threading.Event()
+        self._reading = threading.Lock()  # `close` may come from another thread
+        self._owned_bus: Bus | None = None
+        self._reader = bus.reader(
+            {TopicPartition(topic, number): offset for number, offset in self._position.items()}
+        )
+
+    @property
+    def position(self) -> dict[int, int]:
+        """The offset after the last message returned, by partition: ``start=`` to continue here."""
+        return dict(self._position)
+
+    @property
+    def coordinates(self) -> Cause | None:
+        """Where the message that was returned last is in the output topic; None before the first.
+
+        (The message's own fields ``topic``, ``partition`` and ``offset`` are those of its cause.)
+        """
+        return self._coordinates
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Output:
+        """The next message; without ``follow`` the end of the topic ends the iteration.
+
+        Raises:
+            InputError: the message is not of the expected type. The next call continues after it.
+            BusError: the topic was deleted, or messages were removed before they could be read.
+        """
+        while not self._pending or self._closed.is_set():
+            with self._reading:
+                ended = self._closed.is_set() or self._at_end()
+                if not ended:
+                    self._fetch()
+            if ended:
+                self.close()
+                raise StopIteration
+        partition, offset, payload = self._pending.popleft()
+        self._position[partition] = offset + 1
+        self._coordinates = Cause(self.topic, partition, offset)
+        try:
+            return self._decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"the message at offset {offset} of partition {partition} of topic {self.topic} "
+                f"is no {self._output.__name__}: {error}"
+            ) from None
+
+    def _at_end(self) -> bool:
+        if self._ends is None:
+            return False
+        positions = self._reader.positions()
+        return all(
+            positions[TopicPartition(self.topic, number)] >= end
+            for number, end in self._ends.items()
+        )
+
+    def _fetch(self) -> None:
+        slices = self._reader.poll(_BATCH, _POLL_S)
+        for each in slices:
+            offsets = each.offsets.tolist()
+            for offset, payload in zip(offsets, each.values, strict=True):
+                self._pending.append((each.partition, offset, payload))
+        if not slices and not self._at_end():
+            self._closed.wait(_POLL_S / 10)  # a bus in memory does not wait in `poll`
+
+    def close(self) -> None:
+        """Stop reading; from another thread this ends a reader that follows. Idempotent."""
+        self._closed.set()
+        with self._reading:
+            self._reader.close()
+            if self._owned_bus is not None:
+                self._owned_bus.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@overload
+def read_outputs(
+    pipeline: Declaration | str,
+    *,
+    bus: Bus | str,
+    start: Start = "earliest",
+    follow: bool = False,
+) -> OutputReader[Prediction]: ...
+
+
+@overload
+def read_outputs(
+    pipeline: Declaration | str,
+    output: type[Output],
+    *,
+    bus: Bus | str,
+    start: Start = "earliest",
+    follow: bool = False,
+) -> OutputReader[Output]: ...
+
+
+def read_outputs(
+    pipeline: Declaration | str,
+    output: type[Any] = Prediction,
+    *,
+    bus: Bus | str,
+    start: Start = "earliest",
+    follow: bool = False,
+) -> OutputReader[Any]:
+    """Read what a pipeline has published: predictions, or another type of output.
+
+    ::
+
+        from anabranch import DeadLetter, open_bus, read_outputs
+
+        for prediction in read_outputs("payments", bus="sqlite:data/bus"):
+            print(prediction.id, prediction.prediction, prediction.score)
+
+        bus = open_bus("kafka://localhost:9092")
+        with read_outputs("payments", DeadLetter, bus=bus, follow=True) as dead_letters:
+            for dead_letter in dead_letters:
+                alert(dead_letter.reason, dead_letter.detail)
+
+    Args:
+        pipeline: a `Pipeline`, or its name.
+        output: `Prediction`, `Ranking` (of a pipeline with ``candidates``), `DeadLetter`,
+            `DriftSignal` or `RolloutMessage`.
+        bus: a bus, or its URL; a bus that is opened for the URL is closed with the reader.
+        start: ``"earliest"``, ``"latest"``, or the offset to start at by partition, such as
+            `OutputReader.position` of an earlier reader.
+        follow: wait for further messages, until the reader is closed, in place of ending at the
+            end that the topic has now.
+
+    Raises:
+        InputError: ``output`` is no type of output, or not that of this pipeline.
+        BusError: the bus can't be reached, or the topic or an offset does not exist.
+
+    >>> from anabranch import DeadLetter, MemoryBus
+    >>> bus = MemoryBus()
+    >>> bus.create_topics({"payments.dead-letters": 1})
+    ['payments.dead-letters']
+    >>> bus.publisher().append("payments.dead-letters", [
+    ...     b'{"topic":"payments.events","partition":0,"offset":7,"reason":"late","detail":"-"}'
+    ... ])
+    >>> reader = read_outputs("payments", DeadLetter, bus=bus)
+    >>> [letter.reason for letter in reader], reader.position
+    (['late'], {0: 1})
+    """
+    topic = _topic(pipeline, output)
+    if not isinstance(bus, str):
+        return OutputReader(topic, output, bus, start, follow)
+    opened = open_bus(bus)
+    try:
+        reader = OutputReader(topic, output, opened, start, follow)
+    except BaseException:
+        opened.close()
+        raise
+    reader._owned_bus = opened
+    return reader
+
+
+def _topic(pipeline: Declaration | str, output: type[Any]) -> str:
+    if output not in _TOPIC_OF:
+        listed = ", ".join(each.__name__ for each in _TOPIC_OF)
+        raise InputError(f"{output!r} is no type of output: read one of {listed}")
+    if isinstance(pipeline, Declaration):
+        expected = Prediction if pipeline.candidates is None else Ranking
+        if output in (Prediction, Ranking) and output is not expected:
+            raise InputError(
+                f"pipeline {pipeline.name!r} publishes no {output.__name__} messages: read "
+                f"{expected.__name__}"
+            )
+    name = pipeline if isinstance(pipeline, str) else pipeline.name
+    topic: str = getattr(Topics(name), _TOPIC_OF[output])
+    return topic
+
+
+def _start_offsets(bus: Bus, topic: str, start: Start) -> dict[int, int]:
+    topics = bus.topics()
+    if topic not in topics:
+        raise BusError(f"topic {topic!r} does not exist on {bus.url}: run the pipeline there first")
+    if start == "latest":
+        return dict(enumerate(bus.end_offsets(topic)))
+    offsets = dict(enumerate(bus.start_offsets(topic)))
+    if start == "earliest":
+        return offsets
+    if not isinstance(start, Mapping):
+        raise InputError(
+            f"start={start!r} must be 'earliest', 'latest', or offsets by partition, such as "
+            "{0: 17}"
+        )
+    unknown = [number for number in start if number not in offsets]
+    if unknown:
+        raise InputError(
+            f"start= names partition {unknown[0]!r}, but topic {topic!r} has partitions "
+            f"0 to {len(offsets) - 1}"
+        )
+    return {**offsets, **start}
