@@ -1,4 +1,4 @@
-"""The command line as its user meets it: help, environment variables, sentences and exit codes."""
+"""The command line: help, environment variables, error messages and exit codes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Call:
     return caller(tmp_path, capfd)
 
 
-def test_help_comes_at_once(tmp_path: Path) -> None:
+def test_help_is_fast(tmp_path: Path) -> None:
     run_command(tmp_path, "--help")  # the first may have to compile Python
     cpu_s = []  # the time of the processor, which does not depend on what else runs
     for _ in range(3):
@@ -85,7 +85,7 @@ def test_help_comes_at_once(tmp_path: Path) -> None:
 
 
 def children_cpu_s() -> float:
-    """Processor time of all processes that have been started and have ended."""
+    """Processor time of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -116,7 +116,7 @@ def test_the_help_names_every_environment_variable(name: str, call: Call) -> Non
 
 
 def environment_variables(name: str) -> dict[str, str]:
-    """Option → the variable that stands for it; those named for the flag, not for the code."""
+    """Option → its environment variable, named after the option."""
     found = {}
     for parameter in COMMANDS[name].params:
         if parameter.opts[0].startswith("--") and parameter.name != "help":
@@ -129,7 +129,7 @@ def environment_variables(name: str) -> dict[str, str]:
     return found
 
 
-def test_variables_stand_for_options(call: Call) -> None:
+def test_options_can_be_set_by_environment_variables(call: Call) -> None:
     done = call(
         "simulate",
         "payments",
@@ -198,7 +198,7 @@ MISTAKES: list[tuple[list[str], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), MISTAKES, ids=lambda v: " ".join(v)[:40])
-def test_a_mistake_is_one_sentence(
+def test_an_error_is_one_sentence(
     arguments: list[str], sentence: str, tmp_path: Path, call: Call
 ) -> None:
     (tmp_path / "fraud.py").write_text(FRAUD)
@@ -282,7 +282,7 @@ def test_a_port_that_is_taken(processes: int, call: Call) -> None:
     assert_sentence(done, f"metrics port {port} can't be opened")
 
 
-def test_partitions_that_do_not_fit(call: Call) -> None:
+def test_conflicting_partition_counts(call: Call) -> None:
     assert call("publish", "--dataset", "Phishing", "--partitions", "2").code == 0
     done = call("publish", "--dataset", "Phishing", "--partitions", "3")
     assert_sentence(done, "topic phishing.events has 2 partitions, not 3")
@@ -310,7 +310,7 @@ def test_a_model_that_fails_is_one_sentence_too(tmp_path: Path) -> None:
     assert "error: Boom failed at step 1" in done.err.splitlines()[-1]
 
 
-def test_consume_into_a_pipe_that_closes_ends_quietly(tmp_path: Path) -> None:
+def test_consume_into_a_closed_pipe_ends_silently(tmp_path: Path) -> None:
     run_command(tmp_path, "simulate", "payments", "--events", "20000")
     with Command(tmp_path, "consume", "payments.events", "--no-follow") as command:
         assert command.process.stdout is not None
@@ -375,7 +375,7 @@ def test_publishing_that_is_interrupted_says_what_is_stored(
 @pytest.mark.parametrize(
     ("number", "processes"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGTERM, 2)]
 )
-def test_a_run_that_is_told_to_end_finishes_what_it_read(
+def test_a_run_that_is_stopped_finishes_what_it_has_read(
     number: signal.Signals, processes: int, tmp_path: Path
 ) -> None:
     run_command(tmp_path, "simulate", "trips", "--events", "3000", "--partitions", "2")
@@ -443,7 +443,7 @@ def test_every_option_in_the_readme_exists() -> None:
 
 
 def assert_sentence(done: Done, sentence: str) -> None:
-    """Exit code 1, and nothing on stderr but one line that holds ``sentence``."""
+    """Assert exit code 1, and that stderr is one line with ``sentence``."""
     assert done.code == 1, done
     lines = done.err.strip().splitlines()
     assert len(lines) == 1, done.err

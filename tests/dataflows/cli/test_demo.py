@@ -1,4 +1,4 @@
-"""`anabranch demo` in a short form: what it shows, and that it leaves nothing behind."""
+"""`anabranch demo`: what it prints, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def places(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     return tmp_path / "here", {"TMPDIR": str(tmp_path / "tmp")}
 
 
-def test_the_demo_shows_what_it_promises(places: tuple[Path, dict[str, str]]) -> None:
+def test_the_demo_survives_a_crash_without_losing_an_event(
+    places: tuple[Path, dict[str, str]],
+) -> None:
     here, environment = places
     done = run_command(here, "demo", *SHORT, 2, **environment)
     assert done.code == 0, done.err
@@ -63,7 +65,7 @@ def test_the_demo_shows_what_it_promises(places: tuple[Path, dict[str, str]]) ->
     assert not list(Path(environment["TMPDIR"]).iterdir())
 
 
-def test_without_a_crash_what_it_says_to_try_next_works(
+def test_the_commands_that_the_demo_suggests_work(
     places: tuple[Path, dict[str, str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     here, environment = places
@@ -131,7 +133,7 @@ def test_a_simulator_that_fails_is_one_sentence(places: tuple[Path, dict[str, st
 
 @pytest.fixture
 def bus(tmp_path: Path) -> Iterator[Bus]:
-    """Three events: two predicted, one refused; and a label that was refused."""
+    """Three events, two of them predicted and one rejected; and a rejected label."""
     bus = open_bus(f"sqlite:{tmp_path}/bus")
     topics = PAYMENTS.topics
     bus.create_topics(dict.fromkeys([*PAYMENTS.inputs, *topics.outputs], 1))
@@ -142,7 +144,7 @@ def bus(tmp_path: Path) -> Iterator[Bus]:
     bus.close()
 
 
-def test_all_is_well_when_every_event_has_one_answer(bus: Bus) -> None:
+def test_verification_succeeds_if_every_event_has_one_result(bus: Bus) -> None:
     found = verify(bus, PAYMENTS)
     assert (found.events, found.predictions, found.dead_letters) == (3, 2, 1)
     assert "(2 + 1); 0 duplicated, 0 lost" in result(found, None, Status())
@@ -158,7 +160,9 @@ def test_all_is_well_when_every_event_has_one_answer(bus: Bus) -> None:
         (0, 3, "1 belong to no event"),
     ],
 )
-def test_one_wrong_answer_is_noticed(bus: Bus, events: int, offset: int, wrong: str) -> None:
+def test_verification_fails_for_one_wrong_result(
+    bus: Bus, events: int, offset: int, wrong: str
+) -> None:
     append(bus, PAYMENTS.topics.events, *[b"{}"] * events)
     append(bus, PAYMENTS.topics.predictions, answer(PAYMENTS.topics.events, offset))
     with pytest.raises(AnabranchError, match=wrong):
@@ -176,7 +180,7 @@ def answer(topic: str, offset: int) -> bytes:
 
 
 def children_of(command: Command) -> dict[int, str]:
-    """The processes that one has started, and the subcommand of each."""
+    """The child processes of a command, and the subcommand of each."""
     found = {}
     for listed in Path(f"/proc/{command.process.pid}/task").glob("*/children"):
         for child in listed.read_text().split():
@@ -189,7 +193,7 @@ def children_of(command: Command) -> dict[int, str]:
 
 
 def check_counts(done: Done, seconds: int, killed: str) -> None:
-    """The table and the count on the topics say the same, and nothing is missing."""
+    """Assert that the table and the count on the topics agree, and nothing is missing."""
     events = 5000 + round(seconds * 3000 / 1.95)
     read, predictions = number(done, "events"), number(done, "predictions")
     letters = re.findall(r"dead letters: .*│ +([\d,]+) ", done.out)
@@ -210,7 +214,7 @@ def check_counts(done: Done, seconds: int, killed: str) -> None:
 
 
 def cell(done: Done, row: str) -> str:
-    """The right column of a row of the final table."""
+    """The value of a row of the final table."""
     found = re.search(rf"│ {re.escape(row)} +│ +(\S.*?) +│", done.out)
     assert found is not None, (row, done.out)
     return found.group(1)

@@ -1,4 +1,4 @@
-"""``anabranch skew`` as its user meets it: nothing differs, a fault is found, a mistake is told."""
+"""``anabranch skew``: its report without and with skew, and its error messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Rows = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bus of simulated payments in disorder, with what was served of them; and both as files."""
+    """Simulated payments out of order and their predictions, on a bus and as files."""
     place = tmp_path_factory.mktemp("skew")
     (place / "pay.py").write_text(DECLARED)
     pipeline = load_pipeline(str(place / "pay.py"))
@@ -69,7 +69,7 @@ def read_log(path: Path) -> Rows:
 
 
 def table(rows: Rows) -> pl.DataFrame:
-    """The rows as `replay` writes them: a column per feature, by its name."""
+    """Rows as `replay` writes them, with a column per feature."""
     where = ("id", "ts", "topic", "partition", "offset", "prediction", "score")
     return pl.DataFrame([{name: row[name] for name in where} | row["features"] for row in rows])
 
@@ -121,7 +121,7 @@ pipeline = replace(shipped, features=[*shipped.features, window("merchant", targ
 
 
 @pytest.mark.parametrize("labels", ["payments.labels", "labels.jsonl"])
-def test_features_of_labels_are_checked(labels: str, place: Path, call: Call) -> None:
+def test_windows_over_labels_are_checked(labels: str, place: Path, call: Call) -> None:
     (place / "labelled.py").write_text(OF_LABELS)
     replayed = call(
         "replay", "labelled.py", "--from", "payments.events", "--to", "labelled.parquet"
@@ -148,7 +148,7 @@ def test_features_of_labels_are_checked(labels: str, place: Path, call: Call) ->
     assert of_feature(found(done), names[0])["differing"] == -(-len(rows) // 50)
 
 
-def test_labels_are_taken_only_where_features_are_made_of_them(call: Call) -> None:
+def test_labels_are_accepted_only_for_windows_over_labels(call: Call) -> None:
     done = call("skew", "pay.py", "--labels", "payments.labels")
     assert done.code == 2, done
     assert "has no features of labels" in done.err
@@ -176,7 +176,7 @@ def test_events_may_be_parquet(place: Path, call: Call) -> None:
 
 
 @pytest.mark.parametrize("source", ["payments.events", "events.jsonl"])
-def test_training_rows_of_a_replay_are_what_the_events_give(source: str, call: Call) -> None:
+def test_training_rows_of_a_replay_have_no_skew(source: str, call: Call) -> None:
     replayed = call("replay", "pay.py", "--from", source, "--to", "rows.parquet")
     assert replayed.code == 0, replayed
     done = call("skew", "pay.py", "--events", source, "--features", "rows.parquet", "--json")
@@ -187,7 +187,7 @@ def test_training_rows_of_a_replay_are_what_the_events_give(source: str, call: C
     assert (both.code, "all 31 features are distributed as" in both.out) == (0, True)
 
 
-def test_values_that_were_changed_are_found_and_named(place: Path, call: Call) -> None:
+def test_changed_values_are_reported(place: Path, call: Call) -> None:
     rows = read_log(place / "served.jsonl")
     for row in rows[100:400:10]:
         row["features"]["card_amount_1h_mean"] += 0.001
@@ -216,7 +216,9 @@ def test_values_that_were_changed_are_found_and_named(place: Path, call: Call) -
     [(["--max-mismatch", 0.02], 0), (["--max-mismatch", 0.005], 1), (["--tolerance", 0.01], 0)],
     ids=str,
 )
-def test_what_is_allowed(options: list[Any], code: int, place: Path, call: Call) -> None:
+def test_mismatches_within_the_limit_are_tolerated(
+    options: list[Any], code: int, place: Path, call: Call
+) -> None:
     rows = read_log(place / "served.jsonl")
     for row in rows[100:400:10]:
         row["features"]["card_amount_1h_mean"] += 0.001
@@ -225,7 +227,7 @@ def test_what_is_allowed(options: list[Any], code: int, place: Path, call: Call)
 
 
 def narrower(text: str) -> str:
-    """A declaration whose window is not as wide as its name says."""
+    """A declaration with a narrower window of the same name."""
     return text + (
         "from anabranch.state.windows.specs import WindowSpec\n"
         "class Narrower(WindowSpec):\n"
@@ -250,7 +252,7 @@ def narrower(text: str) -> str:
     ],
     ids=["a window's width", "the lateness"],
 )
-def test_a_log_of_another_declaration_is_found(
+def test_features_of_another_declaration_are_reported(
     fault: Callable[[str], str], differing: set[str] | None, place: Path, call: Call
 ) -> None:
     (place / "other.py").write_text(fault(DECLARED))
@@ -263,7 +265,7 @@ def test_a_log_of_another_declaration_is_found(
         assert {each["name"] for each in report["features"] if each["differing"]} == differing
 
 
-def test_rows_that_either_side_lacks_are_counted(place: Path, call: Call) -> None:
+def test_missing_rows_are_counted(place: Path, call: Call) -> None:
     rows = read_log(place / "served.jsonl")
     write_log(place / "gap.jsonl", rows[50:500] + rows[510:1000])
     done = call("skew", "pay.py", "--events", "events.jsonl", "--features", "gap.jsonl", "--json")
@@ -319,7 +321,7 @@ BAD: list[tuple[list[str], str]] = [
 
 @pytest.fixture(scope="module")
 def spoilt(place: Path) -> Path:
-    """Files that can't be used."""
+    """Create invalid files."""
     rows = read_log(place / "served.jsonl")[:5]
     frame = table(rows)
     frame.write_parquet(place / "whole.parquet")
@@ -357,7 +359,7 @@ def named(value: list[str] | str) -> str:
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=named)
-def test_a_mistake_is_one_sentence_and_exit_code_2(
+def test_an_error_is_one_sentence_and_exit_code_2(
     arguments: list[str], sentence: str, spoilt: Path, call: Call
 ) -> None:
     done = call("skew", *arguments)
@@ -386,7 +388,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], call: Call) -> None:
     assert "Usage: anabranch skew" in done.err
 
 
-def test_a_training_set_of_what_was_served_is_not_shifted(place: Path, call: Call) -> None:
+def test_a_training_set_of_served_rows_has_no_shift(place: Path, call: Call) -> None:
     done = call("skew", "pay.py", "--training", "served.parquet", "--json")
     assert done.code == 0, done
     report = found(done)
@@ -395,7 +397,7 @@ def test_a_training_set_of_what_was_served_is_not_shifted(place: Path, call: Cal
     assert {each["psi"] for each in report["features"]} == {0.0}
 
 
-def test_a_shift_is_found_and_stands_first(place: Path, call: Call) -> None:
+def test_a_shifted_feature_is_reported_first(place: Path, call: Call) -> None:
     frame = pl.read_parquet(place / "served.parquet")
     moved = frame.with_columns(pl.col("amount") * 2, pl.lit(0.0).alias("country=DE"))
     moved.write_parquet(place / "moved.parquet")

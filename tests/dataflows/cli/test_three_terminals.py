@@ -1,4 +1,4 @@
-"""The README's three terminals: publish, run and consume, each a process of its own."""
+"""The README's first example: publish, run and consume, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS = 1250
 
 @pytest.fixture(scope="module")
 def river_accuracy() -> float:
-    """What River itself reports for the model of the pipeline on the data set."""
+    """The accuracy that River reports for the same model and data set."""
     model = dataset_pipeline("Phishing").model.clone()
     accuracy = evaluate.progressive_val_score(datasets.Phishing(), model, metrics.Accuracy())
     return float(accuracy.get())
@@ -45,7 +45,7 @@ def test_publish_run_consume_on_kafka(
 
 
 def test_run_started_first(tmp_path: Path, river_accuracy: float) -> None:
-    """The pipeline waits for what is published later; SIGTERM ends it, and its table is final."""
+    """The pipeline waits for messages; SIGTERM stops it, and its final table is complete."""
     assert run_command(tmp_path, "topics", "dataset:Phishing", "--create").code == 0
     bus = open_bus(f"sqlite:{tmp_path}/data/bus")
     with Command(tmp_path, "run", "dataset:Phishing", "--metrics-port", "0") as command:

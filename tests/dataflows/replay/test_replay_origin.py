@@ -1,4 +1,4 @@
-"""Where a run would go on behind a history: known, said by the user, or refused."""
+"""The offsets where a run continues after a replay: known, given by the user, or refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VALUES = [message.value for message in of_topic(simulated(30), EVENTS)]
 
 
 def bus_with(events: int, trimmed: int = 0) -> MemoryBus:
-    """A bus with so many events in each of two partitions, the first of the second removed."""
+    """A bus with events in two partitions, with the first of the second deleted."""
     bus = MemoryBus()
     bus.create_topics({EVENTS: 2, LABELS: 2, "old.events": 2, "narrow.events": 1})
     for partition in (0, 1):
@@ -32,7 +32,7 @@ def placed(path: Path, offsets: list[int]) -> str:
     return write(path, VALUES[: len(offsets)], places)
 
 
-def test_a_partition_without_rows_goes_on_where_its_topic_begins(tmp_path: Path) -> None:
+def test_a_partition_without_rows_continues_at_the_start_of_its_topic(tmp_path: Path) -> None:
     events = placed(tmp_path / "e.parquet", [3, 5])
     source = open_source(PAYMENTS, events, LABELS, bus_with(9, trimmed=4), resumable=True)
     assert source.bus.start_offsets(EVENTS) == [3, 4]
@@ -41,14 +41,14 @@ def test_a_partition_without_rows_goes_on_where_its_topic_begins(tmp_path: Path)
     assert source.start_offsets == {}
 
 
-def test_a_file_whose_next_message_is_gone_is_refused(tmp_path: Path) -> None:
+def test_a_file_whose_next_message_was_deleted_is_refused(tmp_path: Path) -> None:
     places = [{"partition": 1, "offset": 2}]
     events = write(tmp_path / "e.jsonl", VALUES[:1], places)
     with pytest.raises(InputError, match="messages behind it are gone"):
         open_source(PAYMENTS, events, LABELS, bus_with(9, trimmed=4), resumable=True)
 
 
-def test_only_topics_whose_offsets_are_not_known_go_on_where_the_user_says(tmp_path: Path) -> None:
+def test_continue_at_applies_only_to_unknown_offsets(tmp_path: Path) -> None:
     events = write(tmp_path / "e.csv", VALUES)
     source = open_source(
         PAYMENTS, events, LABELS, bus_with(9, trimmed=4), resumable=True, continue_at="earliest"
@@ -56,7 +56,7 @@ def test_only_topics_whose_offsets_are_not_known_go_on_where_the_user_says(tmp_p
     assert source.start_offsets == {TopicPartition(EVENTS, 0): 0, TopicPartition(EVENTS, 1): 4}
 
 
-def test_a_topic_of_another_name_does_not_know_the_offsets_either() -> None:
+def test_the_offsets_of_a_topic_of_another_name_are_unknown() -> None:
     bus = bus_with(9)
     with pytest.raises(InputError, match=r"it is unknown which messages of payments\.events"):
         open_source(PAYMENTS, "old.events", LABELS, bus, resumable=True)
@@ -64,7 +64,7 @@ def test_a_topic_of_another_name_does_not_know_the_offsets_either() -> None:
     assert source.start_offsets == {TopicPartition(EVENTS, 0): 9, TopicPartition(EVENTS, 1): 9}
 
 
-def test_a_topic_of_another_name_is_read_under_the_pipelines() -> None:
+def test_a_topic_of_another_name_is_read_as_the_pipelines_topic() -> None:
     bus = bus_with(9)
     bus.publisher().append("old.events", VALUES[:3], partitions=1)
     source = open_source(PAYMENTS, "old.events", None, bus, resumable=False)

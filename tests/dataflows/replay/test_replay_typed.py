@@ -1,4 +1,4 @@
-"""Rows of a table that are taken as they are typed are those that their JSON is decoded to."""
+"""Typed rows of a table equal the rows that their JSON decodes to."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def replayed(
 def both(
     directory: Path, monkeypatch: pytest.MonkeyPatch, frame: pl.DataFrame, **settings: Any
 ) -> tuple[pl.DataFrame, list[Row]]:
-    """What both ways give, which must be the same."""
+    """The results of both ways, which must be equal."""
     taken: list[bool] = []
     make = TypedFrames.rows
 
@@ -121,7 +121,7 @@ def both(
 
 
 @pytest.mark.parametrize("batch", [1, 33, 8192])
-def test_typed_rows_give_what_decoded_ones_give(
+def test_typed_rows_equal_decoded_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     found, dead = both(tmp_path, monkeypatch, pl.DataFrame(rows(), SCHEMA), batch_size=batch)
@@ -149,7 +149,7 @@ BAD: dict[str, Row] = {
 
 @pytest.mark.parametrize("change", BAD.values(), ids=BAD)
 @pytest.mark.parametrize("batch", [7, 8192])
-def test_a_row_in_doubt_is_what_its_json_says_and_touches_no_other(
+def test_an_ambiguous_row_is_decoded_from_json_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Row, batch: int
 ) -> None:
     things = rows(60)
@@ -194,7 +194,7 @@ def test_a_type_that_says_more_than_its_annotations_is_decoded() -> None:
 
 
 @pytest.mark.parametrize("kind", ["text", "whole numbers"])
-def test_labels_of_several_classes_come_along(
+def test_labels_of_several_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     several = Pipeline(
@@ -210,7 +210,7 @@ def test_labels_of_several_classes_come_along(
     assert found["label"].to_list() == frame["place" if kind == "text" else "size"].to_list()
 
 
-def test_features_only_are_those_of_a_whole_replay_and_leave_no_state(tmp_path: Path) -> None:
+def test_features_only_equal_those_of_a_whole_replay(tmp_path: Path) -> None:
     frame = pl.DataFrame(rows(), SCHEMA)
     whole, _, told = replayed(tmp_path / "whole", frame)
     only, _, found = replayed(tmp_path / "only", frame, features_only=True)
@@ -220,7 +220,7 @@ def test_features_only_are_those_of_a_whole_replay_and_leave_no_state(tmp_path: 
         replayed(tmp_path / "state", frame, features_only=True, state=tmp_path / "s")
 
 
-def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_error_and_leaves_existing_files(tmp_path: Path) -> None:
     many = pl.concat([pl.DataFrame(rows(4000), SCHEMA)] * 20)
     frame = many.with_columns(
         pl.int_range(len(many)).cast(pl.String).alias("id"),

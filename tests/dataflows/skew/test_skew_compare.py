@@ -1,4 +1,4 @@
-"""Which rows are compared with which, and what counts as a difference."""
+"""Matching of served and recomputed rows, and what counts as a difference."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def report(
     of: str = "t",
     **more: Any,
 ) -> SkewReport:
-    """Of one feature, x; both by place."""
+    """The report on one feature, x."""
     places = pl.DataFrame(
         {
             ID: [id for id, _, _ in mine],
@@ -90,29 +90,29 @@ def test_rounding_is_no_difference():
     assert report(*sides, slack=0.01).features[0].differing == 0
 
 
-def test_rows_are_joined_by_where_the_event_stood():
-    """An id that was forgotten and came again has two rows."""
+def test_rows_are_joined_by_offset():
+    """An id that expired and arrived again has two rows."""
     mine = {("a", 0, 0): 1.0, ("b", 0, 1): 2.0, ("a", 0, 2): 3.0}
     found = report(mine, dict(reversed(mine.items())))
     assert (found.compared, found.features[0].differing) == (3, 0)
 
 
 @pytest.mark.parametrize(("topic", "of"), [("t", "else"), ("t", "t")])
-def test_where_the_log_counts_otherwise_rows_are_joined_by_id(topic: str, of: str):
+def test_rows_with_other_offsets_are_joined_by_id(topic: str, of: str):
     mine = {("a", 0, 0): 1.0, ("b", 0, 1): 2.0, ("a", 0, 2): 3.0}
     theirs = {("b", 0, 0): 2.0, ("a", 0, 1): 1.0, ("a", 0, 7): 3.0}
     found = report(mine, theirs, topic=topic, of=of)
     assert (found.compared, found.unknown, found.features[0].differing) == (3, 0, 0)
 
 
-def test_a_row_that_is_in_the_log_twice_is_one_too_many():
+def test_a_row_that_was_served_twice_is_unknown():
     mine = {("a", 0, 0): 1.0, ("b", 0, 1): 2.0}
     found = report(mine, mine | {("a", 0, 9): 1.0}, of="else")
     assert (found.compared, found.unknown) == (2, 1)
     assert found.worst_share() == pytest.approx(1 / 3)
 
 
-def test_each_partition_of_the_log_has_a_span_of_its_own():
+def test_each_partition_has_a_range_of_its_own():
     mine = {(f"{p}{n}", p, n): 1.0 for n in range(6) for p in range(2)}
     theirs = {place: 1.0 for place in mine if place[2] in ((2, 4) if place[1] else (0, 1, 2))}
     found = report(mine, theirs)
@@ -120,12 +120,12 @@ def test_each_partition_of_the_log_has_a_span_of_its_own():
     assert found.missing == ["13 (not served)"]
 
 
-def test_nothing_in_common_is_a_mistake():
+def test_no_common_row_is_an_error():
     with pytest.raises(InputError, match=r"^no row of log belongs to an event of events"):
         report({("a", 0, 0): 1.0}, {("b", 0, 5): 1.0})
 
 
-def test_where_the_first_events_are_gone_the_longest_window_is_left_out():
+def test_the_longest_window_is_skipped_if_the_first_events_are_deleted():
     steps = [
         Step("good", 20 + i % 77, 0, user=i % 3, price=float(i % 7), choice=i % 12, delay=None)
         for i in range(900)
@@ -147,7 +147,7 @@ def test_where_the_first_events_are_gone_the_longest_window_is_left_out():
         assert skew.compared > 100
 
 
-def test_a_log_of_several_partitions_is_read_whole():
+def test_all_partitions_are_read():
     steps = [Step("good", 5, 0, i % 5, 1.0, i % 12, None) for i in range(60)]
     bus = on_bus(steps, 3)
     expected = served(bus)
@@ -158,7 +158,7 @@ def test_a_log_of_several_partitions_is_read_whole():
     }
 
 
-def test_what_comes_while_it_is_read_is_left_for_the_next_time():
+def test_messages_that_arrive_during_the_check_are_ignored():
     bus = MemoryBus()
     bus.create_topics({"t": 1})
     row = {"id": "a", "features": {"x": 1}}
@@ -169,7 +169,7 @@ def test_what_comes_while_it_is_read_is_left_for_the_next_time():
     assert len(served_from_topic("p", ["x"], bus, "t", ignore_progress)) == 3
 
 
-def test_a_file_that_says_where_its_rows_were_is_its_topic(tmp_path: Path):
+def test_a_file_with_offsets_is_equivalent_to_its_topic(tmp_path: Path):
     """Rows of three partitions, one after the other, are merged as those of the topic."""
     steps = [Step("good", i % 50, 7 * (i % 5), i % 7, 1.0, i % 12, None) for i in range(200)]
     bus = on_bus(steps, 3)

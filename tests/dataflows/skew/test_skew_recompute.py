@@ -1,4 +1,4 @@
-"""Features recomputed by other means equal those of the real flow, in any order of arrival."""
+"""Recomputed features equal those of the real dataflow, in any order of arrival."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def on_bus(steps: list[Step], partitions: int, orders: Pipeline = ORDERS) -> Mem
 def served(
     bus: MemoryBus, limit: int = 50, orders: Pipeline = ORDERS
 ) -> dict[Place, dict[str, float]]:
-    """What the real flow makes: place of the event → its features."""
+    """The features of the real dataflow, by partition and offset of the event."""
     run_worker(orders, bus, IntakeOptions(limit=limit, until_end=True))
     found = map(json.loads, bus.values(orders.topics.predictions))
     return {(each["partition"], each["offset"]): each["features"] for each in found}
@@ -88,7 +88,7 @@ def recomputed(bus: MemoryBus, orders: Pipeline = ORDERS) -> Recomputed:
 
 
 def check(steps: list[Step], partitions: int, orders: Pipeline = ORDERS) -> Recomputed | None:
-    """Every served row is recomputed, no other, and all values agree; None: nothing to read."""
+    """Assert that exactly the served rows are recomputed, with equal values; None: no rows."""
     bus = on_bus(steps, partitions, orders)
     expected = served(bus, orders=orders)
     try:
@@ -119,7 +119,7 @@ def test_it_equals_the_flow_on_any_stream(steps, partitions):
 @pytest.mark.parametrize("rules", DELAYED)
 @given(steps=STREAMS, partitions=st.sampled_from([1, 1, 3]))
 @settings(max_examples=20, deadline=None)
-def test_it_equals_the_flow_with_labels_of_their_own(rules, steps, partitions):
+def test_it_equals_the_flow_with_delayed_labels(rules, steps, partitions):
     check(steps, partitions, DELAYED[rules])
 
 
@@ -127,7 +127,7 @@ def test_it_equals_the_flow_with_labels_of_their_own(rules, steps, partitions):
 @given(seed=st.integers(0, 10**9))
 @settings(max_examples=4, deadline=None)
 def test_it_equals_the_flow_on_long_streams_in_disorder(orders, seed):
-    """Late, repeated, malformed and null, with few or many rows to a key and to a window."""
+    """Late, duplicate, malformed and null values, with few or many rows per key and window."""
     chance = random.Random(seed)
     users, wait = chance.choice([1, 4, 30]), chance.choice([1, 10, 60, 400])
     steps = [
@@ -153,8 +153,8 @@ EDGES = (30, 60, 300)
 
 
 @pytest.mark.parametrize("users", [1, 2])
-def test_it_equals_the_flow_where_events_come_late_onto_the_very_edges_of_windows(users):
-    """All times are on a grid of half a minute, as are all widths: edges are met all the time."""
+def test_it_equals_the_flow_for_late_events_on_the_edges_of_windows(users):
+    """All times and widths are multiples of half a minute, so that many events are on edges."""
     chance = random.Random(users)
     steps = [
         Step(
@@ -175,7 +175,7 @@ def test_it_equals_the_flow_where_events_come_late_onto_the_very_edges_of_window
 
 
 def late_onto_edges(steps: list[Step]) -> list[int]:
-    """For each width, how many events come exactly at the left edge of the newest one's window."""
+    """For each width, the number of events exactly at the left edge of the newest window."""
     newest: dict[int, int] = {}
     now, met = 0, dict.fromkeys(EDGES, 0)
     for step in steps:
@@ -186,7 +186,7 @@ def late_onto_edges(steps: list[Step]) -> list[int]:
     return list(met.values())
 
 
-def test_an_event_that_comes_late_is_not_in_the_features_of_those_before_it():
+def test_an_out_of_order_event_is_not_in_the_features_of_earlier_arrivals():
     def step(wait: int, behind: int = 0) -> Step:
         return Step("good", wait, behind, user=0, price=2.0, choice=1, delay=None)
 
@@ -196,7 +196,7 @@ def test_an_event_that_comes_late_is_not_in_the_features_of_those_before_it():
     assert found.features["user_since_last_10m"].tolist() == [600, 100, 50, 2]
 
 
-def test_what_no_model_can_square_is_in_the_windows_but_not_expected_in_the_log():
+def test_too_large_values_are_in_windows_but_not_served():
     huge = Step("huge", 1, 0, user=0, price=1.0, choice=1, delay=None)
     good = huge._replace(kind="good")
     found = recomputed(on_bus([good, huge, good], 1))
@@ -204,7 +204,7 @@ def test_what_no_model_can_square_is_in_the_windows_but_not_expected_in_the_log(
     assert found.features["user_price_20m_count"].tolist() == [1, 2, 3]
 
 
-def test_features_of_kinds_that_are_not_known_are_named():
+def test_features_of_unknown_kinds_are_reported():
     orders = Pipeline(
         name="orders",
         event=ORDERS.event,
@@ -244,7 +244,7 @@ VALUES = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([0.1, 1e17, -1e17, 1.0,
 
 @given(values=st.lists(VALUES, min_size=1, max_size=40), data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_any_range_of_blocks_is_what_its_leaves_are(values, data):
+def test_any_range_equals_the_combination_of_its_leaves(values, data):
     first = data.draw(st.integers(0, len(values) - 1))
     last = data.draw(st.integers(first, len(values) - 1))
     leaves, inside = np.array(values), values[first : last + 1]
@@ -263,7 +263,7 @@ def test_any_range_of_blocks_is_what_its_leaves_are(values, data):
     assert squares == pytest.approx(float(deviations), rel=1e-12, abs=1e-28 * spread**2)
 
 
-def test_what_rounding_takes_from_a_sum_is_kept():
+def test_rounding_errors_of_sums_are_compensated():
     values = np.array([1e17, 1.0, -1e17, 0.25, 3e16, -3e16])
     total, rest = fold(sum_leaves(values), np.array([5]), np.array([6]), add)
     assert (total[0] + rest[0]) * 2.0**64 == 1.25
@@ -279,7 +279,7 @@ def exact_sum(values: list[float]) -> Fraction:
     width=st.integers(1, 45),
 )
 @settings(max_examples=80, deadline=None)
-def test_the_pieces_of_a_window_are_the_events_that_had_arrived(keys, times, width):
+def test_a_window_has_the_events_that_had_arrived(keys, times, width):
     line = Timeline(keys, times, reach=40)
     pieces = line.pieces(line.starts(width))
     previous = line.previous()
@@ -310,8 +310,8 @@ def test_hashes_are_those_of_the_flow(texts):
     assert xxh64(texts).tolist() == hash64(texts).tolist()
 
 
-def test_no_kernel_of_the_flow_has_a_part_in_it():
-    """Of `state` only declarations, durations and errors; of the flow's steps nothing."""
+def test_no_kernel_of_the_dataflow_is_used():
+    """It uses only declarations, durations and errors of `state`, and no steps of the dataflow."""
     allowed = {
         "anabranch.state.windows.specs",
         "anabranch.state.durations",
