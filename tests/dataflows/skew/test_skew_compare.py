@@ -50,8 +50,8 @@ def report(
     arrivals = ArrivedEvents("events", topic, places, len(mine), 0, True)
     values = np.array(list(mine.values()))
     recomputed = Recomputed(places, {"x": values}, served=np.ones(len(mine), np.bool_))
-    if "slack" in more:
-        recomputed.slack["x"] = np.full(len(mine), more.pop("slack"))
+    if "rounding" in more:
+        recomputed.rounding["x"] = np.full(len(mine), more.pop("rounding"))
     where = pl.DataFrame(
         {
             "id": [id for id, _, _ in theirs],
@@ -87,7 +87,7 @@ def test_what_differs(served: float, recomputed: float, differs: bool):
 def test_rounding_is_no_difference():
     sides = {("a", 0, 0): 1.0}, {("a", 0, 0): 1.001}
     assert report(*sides).features[0].differing == 1
-    assert report(*sides, slack=0.01).features[0].differing == 0
+    assert report(*sides, rounding=0.01).features[0].differing == 0
 
 
 def test_rows_are_joined_by_offset():
@@ -152,7 +152,7 @@ def test_all_partitions_are_read():
     bus = on_bus(steps, 3)
     expected = served(bus)
     log = served_from_topic("orders", ORDERS.columns, bus, "orders.predictions", ignore_progress)
-    rows = zip(log.where["partition"], log.where["offset"], log.features["price"], strict=True)
+    rows = zip(log.keys["partition"], log.keys["offset"], log.features["price"], strict=True)
     assert {(p, o): price for p, o, price in rows} == {
         place: features["price"] for place, features in expected.items()
     }

@@ -98,15 +98,20 @@ def check(steps: list[Step], partitions: int, orders: Pipeline = ORDERS) -> Reco
         return None
     assert not found.not_checked
     assert sorted(found.features) == sorted(orders.columns)
-    places = list(zip(found.places[PARTITION], found.places[OFFSET], strict=True))
+    places = list(zip(found.events[PARTITION], found.events[OFFSET], strict=True))
     rows = {place: row for row, place in enumerate(places) if found.served[row]}
     assert set(rows) == set(expected)
     for place, features in expected.items():
         for name in found.features:
             value = features[name]
             mine = float(found.features[name][rows[place]])
-            slack = float(found.slack[name][rows[place]]) if name in found.slack else 0.0
-            assert abs(value - mine) <= 1e-9 * (1 + abs(mine)) + slack, (place, name, value, mine)
+            rounding = float(found.rounding[name][rows[place]]) if name in found.rounding else 0.0
+            assert abs(value - mine) <= 1e-9 * (1 + abs(mine)) + rounding, (
+                place,
+                name,
+                value,
+                mine,
+            )
     return found
 
 
@@ -280,11 +285,11 @@ def exact_sum(values: list[float]) -> Fraction:
 )
 @settings(max_examples=80, deadline=None)
 def test_a_window_has_the_events_that_had_arrived(keys, times, width):
-    line = Timeline(keys, times, reach=40)
+    line = Timeline(keys, times, max_lateness=40)
     pieces = line.pieces(line.starts(width))
     previous = line.previous()
     for row in range(len(keys)):
-        at = line.place[row]
+        at = line.position[row]
         runs = [(int(pieces.first[at]), int(at))]
         for cut in np.flatnonzero(pieces.owner == at):
             runs.append((int(pieces.cut_first[cut]), int(pieces.cut_last[cut])))
