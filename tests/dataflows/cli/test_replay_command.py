@@ -271,7 +271,7 @@ def test_a_replay_that_is_stopped_leaves_neither_rows_nor_state(tmp_path: Path) 
         rows=tmp_path / "rows.parquet",
         state=tmp_path / "state",
         dead_letters=tmp_path / "dead.jsonl",
-        batch=10,
+        batch_size=10,
     )
     stop = StopAfter(20)
     with pytest.raises(InterruptedReplayError):
