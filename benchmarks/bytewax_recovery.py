@@ -35,9 +35,8 @@ from numpy.typing import NDArray
 from anabranch import Pipeline, inline, window
 from anabranch.dataflows.batch.batch import EntityRows
 from anabranch.dataflows.bus.memory import MemoryBus
-from anabranch.dataflows.recovery.rescale import BY_SHARD
 from anabranch.dataflows.recovery.state_directory import StateDirectory
-from anabranch.dataflows.recovery.state_partition import Token
+from anabranch.dataflows.recovery.tokens import BY_SHARD, StepState, decode_token
 from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from benchmarks.baseline import LATENESS_MS, Window
@@ -133,7 +132,8 @@ class Ours:
         with StateDirectory.open(self._directory, self._pipeline, self._bus) as state:
             metrics = WorkerMetrics(self._pipeline.name)
 
-            def step(token: Token | None) -> WindowStep:
+            def step(resume: StepState) -> WindowStep:
+                token = decode_token(resume)
                 return _TimedStep(clock, self._pipeline, metrics, 1, state, token)
 
             name = state.step_id(BY_SHARD)
@@ -178,7 +178,7 @@ class _TimedStep(WindowStep):
         self._clock = clock
         super().__init__(*arguments)
 
-    def snapshot(self) -> Token | None:
+    def snapshot(self) -> StepState:
         self._clock.on_snapshot()
         return super().snapshot()
 

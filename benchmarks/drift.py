@@ -25,7 +25,7 @@ from river import drift as river_drift
 from scipy import stats
 
 from anabranch.models.drift.declarations import Distributions
-from anabranch.models.drift.distribution_shift import Shifts
+from anabranch.models.drift.distribution_shift import DistributionMonitor
 from benchmarks.loss_drift import table as loss_table
 from benchmarks.report import Report, Target
 
@@ -104,12 +104,12 @@ Alarms = list[tuple[int, int]]
 
 
 def ours(values: F64) -> Alarms:
-    """Signals of severity drift, the ones that page someone."""
-    shifts = Shifts(DECLARED, values.shape[1], values.shape[1])
+    """Severity drift alone: that is what wakes somebody."""
+    shifts = DistributionMonitor(DECLARED, values.shape[1], values.shape[1])
     times = np.arange(len(values)) * 1000
     found: Alarms = []
     for low in range(0, len(values), 1000):
-        some = shifts.look(values[low : low + 1000], times[low : low + 1000])
+        some = shifts.update(values[low : low + 1000], times[low : low + 1000])
         found += [(low + each.row, each.column) for each in some if each.severity == "drift"]
     return found
 
@@ -172,15 +172,15 @@ def judge(name: str, look: Callable[[F64], Alarms], worlds: Sequence[Stream]) ->
 
 
 def cost(columns: int = 50, batch: int = 1000) -> float:
-    """Microseconds per event, after the reference is complete."""
-    shifts = Shifts(Distributions(reference="0s"), columns, columns)
+    """Microseconds per event, once the reference is there."""
+    shifts = DistributionMonitor(Distributions(reference="0s"), columns, columns)
     values, times = np.random.default_rng(1).normal(size=(batch, columns)), np.arange(batch)
     for _ in range(30):
-        shifts.look(values, times)
+        shifts.update(values, times)
     best = float("inf")
     for _ in range(100):
         began = time.perf_counter()
-        shifts.look(values, times)
+        shifts.update(values, times)
         best = min(best, time.perf_counter() - began)
     return best / batch * 1e6
 

@@ -30,7 +30,7 @@ from river import linear_model, preprocessing
 
 from anabranch import Event, Pipeline, inline, window
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.state.windows.entity_state import EntityState
 from anabranch.state.windows.specs import WindowSpec
 from benchmarks.baseline import Baseline, baseline_flow
@@ -105,7 +105,7 @@ def anabranch_s(
 ) -> float:
     """Seconds that the pipeline takes over ``messages`` in batches; predictions go to ``out``."""
     bus = PreparedBus(pipeline, messages, Discard() if out is None else None)
-    seconds = timed(lambda: run_worker(pipeline, bus, IntakeOptions(limit=batch, until_end=True)))
+    seconds = timed(lambda: run_worker(pipeline, bus, SourceOptions(limit=batch, until_end=True)))
     if out is not None:
         out.extend(bus.values(pipeline.topics.predictions))
     return seconds
@@ -265,7 +265,7 @@ def _steady_us(widths: tuple[str, ...], cards: int, count: int, warm: int = 0) -
     for _ in range(2):
         sink = Discard(mark=len(messages) - count)
         bus = PreparedBus(pipeline, messages, sink)
-        options = IntakeOptions(until_end=True)
+        options = SourceOptions(until_end=True)
         timed(lambda bus=bus, options=options: run_worker(pipeline, bus, options))  # type: ignore[misc]
         best.append((time.perf_counter() - sink.marked_at) / count * 1e6)
     return min(best)

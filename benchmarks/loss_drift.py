@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from river import linear_model, preprocessing
 from river.datasets import synth
 
-from anabranch.models.drift.detectors import Watch, monitor
+from anabranch.models.drift.detectors import DriftMonitor, monitor
 from anabranch.models.learners.learner import LEARN, PREDICT, Task
 from anabranch.models.learners.linear import learner_for
 
@@ -99,13 +99,13 @@ def _judge(detector: str, worlds: list[Losses]) -> dict[str, Any]:
     false_alarms = by_rhythm = total = missed = 0
     seconds = 0.0
     for world in worlds:
-        watch = Watch(monitor("loss", detector))
+        watch = DriftMonitor(monitor("loss", detector))
         began = time.perf_counter()
         alarms = watch.update_many(world.values, np.arange(len(world.values)) * EVERY_MS)
         seconds += time.perf_counter() - began
         total += len(world.values)
-        # The loss falls during the first thousand rows; signals there are no false alarms.
-        rising = [alarm.row for alarm in alarms if alarm.rises and alarm.row > 1000]
+        # While a model learns its first thousand rows its loss falls, which is no false alarm.
+        rising = [alarm.row for alarm in alarms if alarm.increased and alarm.row > 1000]
         hits = [row for row in rising if world.at is not None and row >= world.at]
         if "rhythm" in world.name:
             by_rhythm += len(rising)

@@ -18,7 +18,7 @@ from prometheus_client import generate_latest
 
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from benchmarks.hotpath import make_messages, make_pipeline, timed
 from benchmarks.prepared import Discard, PreparedBus
@@ -47,7 +47,7 @@ def seconds(pipeline: Pipeline, messages: list[bytes], batch: int, muted: bool) 
     """Seconds that the hot path takes over the messages."""
     metrics = (Mute if muted else WorkerMetrics)(pipeline.name)
     bus = PreparedBus(pipeline, messages, Discard())
-    options = IntakeOptions(limit=batch, until_end=True)
+    options = SourceOptions(limit=batch, until_end=True)
     with _scraped(metrics, muted):
         return timed(lambda: run_worker(pipeline, bus, options, metrics=metrics))
 

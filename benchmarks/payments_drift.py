@@ -24,7 +24,7 @@ from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.pipelines.payments import pipeline as payments
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.producers.publish import publish
 from anabranch.producers.simulators.by_name import simulate
 
@@ -69,7 +69,7 @@ def served(declared: Pipeline, seed: int, drift_at: int, events: int) -> Served:
     bus.create_topics(dict.fromkeys(declared.inputs, 1))
     messages = list(simulate("payments", seed=seed, events=events, drift_at=drift_at))
     publish(bus, messages, topics={"events": "payments.events", "labels": "payments.labels"})
-    run_worker(declared, bus, IntakeOptions(limit=1000, until_end=True))
+    run_worker(declared, bus, SourceOptions(limit=1000, until_end=True))
     truth = {
         verdict["id"]: verdict["fraud"]
         for verdict in map(json.loads, bus.values(declared.topics.labels))

@@ -60,7 +60,7 @@ def pipeline_between(
 def _work(url: str, name: str, path: Path | None, epoch_s: float, ready: Any) -> None:
     from anabranch.dataflows.recovery.state_directory import StateDirectory
     from anabranch.dataflows.runtime.worker import run_worker
-    from anabranch.dataflows.source.bus_source import IntakeOptions
+    from anabranch.dataflows.source.bus_source import SourceOptions
     from anabranch.dataflows.steps.warmup import warm
 
     pipeline = replace(make_pipeline(), name=name)
@@ -69,4 +69,4 @@ def _work(url: str, name: str, path: Path | None, epoch_s: float, ready: Any) ->
     state = None if path is None else StateDirectory.open(path, pipeline, bus)
     ready.set()
     with state or nullcontext():
-        run_worker(pipeline, bus, IntakeOptions(), epoch_s=epoch_s, state=state)
+        run_worker(pipeline, bus, SourceOptions(), checkpoint_interval_s=epoch_s, state=state)

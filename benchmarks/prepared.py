@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.dataflows.bus import Lost, Slice, TopicPartition
+from anabranch.dataflows.bus import OnOutOfRange, Slice, TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.declaration.pipeline import Pipeline
 
@@ -79,8 +79,8 @@ class Prepared:
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Does nothing."""
 
-    def trouble(self) -> None:
-        """None: this reader is always available."""
+    def unavailable_reason(self) -> None:
+        """There is none."""
 
     def close(self) -> None:
         """Does nothing."""
@@ -107,7 +107,7 @@ class PreparedBus(MemoryBus):
         self,
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
-        lost: Lost = "stop",
+        on_out_of_range: OnOutOfRange = "stop",
     ) -> Any:
         start = positions[TopicPartition(self._input, 0)]
         return Prepared(self._input, self._messages, start)

@@ -27,7 +27,7 @@ import numpy as np
 from anabranch.dataflows.bus import open_bus
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from benchmarks.bytewax_recovery import Clock, Contender, Ours, Theirs, make_epochs
 from benchmarks.echo import measure
 from benchmarks.hotpath import make_messages, make_pipeline
@@ -205,7 +205,9 @@ def _hot_path_s(messages: list[bytes], epoch_s: float, recovery: bool) -> float:
             state = stack.enter_context(StateDirectory.open(path, pipeline, bus))
         gc.collect()
         gc.freeze()  # the messages are nobody's garbage
-        run_worker(pipeline, bus, IntakeOptions(until_end=True), epoch_s=epoch_s, state=state)
+        run_worker(
+            pipeline, bus, SourceOptions(until_end=True), checkpoint_interval_s=epoch_s, state=state
+        )
         gc.unfreeze()
     return sink.last_at - sink.marked_at
 
@@ -215,7 +217,7 @@ def _latency(per_second: int, epoch_s: float | None, seconds: float) -> dict[str
     with tempfile.TemporaryDirectory(prefix="anabranch-latency-") as directory:
         bus = open_bus(f"sqlite:{Path(directory) / 'bus'}")
         state = None if epoch_s is None else Path(directory) / "state"
-        between = partial(pipeline_between, state=state, epoch_s=epoch_s or 5.0)
+        between = partial(pipeline_between, state=state, checkpoint_interval_s=epoch_s or 5.0)
         topics = make_pipeline().topics
         latency = measure(
             bus, topics.events, topics.predictions, between, per_second, seconds, PAYMENTS

@@ -1,13 +1,13 @@
 """Rollouts in a stream: the damage of bad challengers before rollback, and the cost of shadows.
 
-How such a comparison can mislead, and what is done about it:
+How such a comparison misleads, and how that is avoided:
 
 * A challenger that is bad from the start. These are as good as the champion until the middle of the
-  stream, when they are trusted: a copy of the champion's own model breaks there.
-* Labels that arrive at once. Here they arrive 500 events later, until when a fault is not visible.
-* A shadow that costs little because its model is cheap. The time for its own predicting and
-  learning is measured separately, on the same rows in the same batches, and subtracted.
-* A noisy machine. Costs are the best of many rounds, all contenders taking turns.
+  stream: a copy of the champion's own model breaks there.
+* Labels that arrive at once. Here they arrive 500 events later, during which a loss can't be known.
+* A shadow that costs little because its model is cheap. The time of the shadow's own predictions
+  and updates is measured alone, on the same rows in the same batches, and subtracted.
+* A noisy machine. Costs are the best of many rounds, in which all variants take turns.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def learner() -> Learner:
     return learner_for(model(), NAMES, Task.BINARY)
 
 
-class Breaks:
-    """A good learner until it has learned so many rows; then `how` changes its predictions."""
+class Breaks(Learner):
+    """A good learner that changes its predictions by `how` once it has learned `after` rows."""
 
     def __init__(self, after: int, how: Callable[[F64], F64]) -> None:
         self._good = learner()
@@ -63,12 +63,12 @@ class Breaks:
 
     def run(self, features: F64, op: Any, row: Any, target: Any) -> Predictions:
         learned = self.version + np.cumsum(op)[op == 0]
-        answers = self._good.run(features, op, row, target)
+        predictions = self._good.run(features, op, row, target)
         self.version = self._good.version
         broken = learned >= self._after
         if broken.any():
-            answers.values[broken] = self._how(answers.values[broken])
-        return answers
+            predictions.values[broken] = self._how(predictions.values[broken])
+        return predictions
 
 
 def noise(values: F64) -> F64:
@@ -99,7 +99,7 @@ def step(policy: Policy, **challengers: Any) -> Prequential:
 
 
 def feed(to: Prequential, features: F64, values: F64, first: int, end: int) -> Any:
-    """Process the events `first` to before `end`, each followed by the label of an earlier one."""
+    """Run events `first` to before `end`, each followed by the label of `DELAY` events before."""
     ids = [f"e{i}" for i in range(first, end)]
     labelled = np.arange(max(first - DELAY, 0), end - DELAY) if end > DELAY else np.arange(0)
     count = end - first
@@ -128,8 +128,10 @@ def feed(to: Prequential, features: F64, values: F64, first: int, end: int) -> A
 def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[str, Any]:
     """One challenger that breaks in the middle of its first step, at 1 % of the keys."""
     features, values = stream(events)
-    rails = Guardrails(latency_us=_SLOW_US / 2) if name == "becomes slow" else Guardrails()
-    policy = Canary(steps=(0.01, 0.5, 1.0), min_duration="10d", guardrails=rails, min_effect=0.0)
+    guardrails = Guardrails(latency_us=_SLOW_US / 2) if name == "becomes slow" else Guardrails()
+    policy = Canary(
+        steps=(0.01, 0.5, 1.0), min_duration="10d", guardrails=guardrails, min_effect=0.0
+    )
     breaks = events // 2
     to = step(policy, bad=Breaks(breaks - DELAY, how))
     served = before = 0
@@ -146,7 +148,9 @@ def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[st
                 ended = first + event
                 reason = decision.reason
     if ended is None:
-        return {"challenger": name, "events until rolled back": math.nan, "bad predictions": 1.0}
+        return {
+            "challenger": name, "events until rolled back": math.nan, "bad predictions served": 1.0
+        }  # fmt: skip
     bad = served - before
     return {
         "challenger": name,
@@ -158,7 +162,7 @@ def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[st
 
 
 def cost(events: int, rounds: int) -> list[dict[str, Any]]:
-    """Microseconds per event (and its label) of each further shadow, beside its own work."""
+    """Microseconds per event (and its label) of each further shadow, without its own work."""
     features, values = stream(events)
     alone = [math.inf, math.inf, math.inf]
     own = math.inf
@@ -186,16 +190,16 @@ def cost(events: int, rounds: int) -> list[dict[str, Any]]:
     more = (us[2] - us[1]) / 3
     return [
         {"models": "champion alone", "us per event": us[0]},
-        {"models": "and one shadow", "us per event": us[1]},
-        {"models": "and four shadows", "us per event": us[2]},
+        {"models": "with one shadow", "us per event": us[1]},
+        {"models": "with four shadows", "us per event": us[2]},
         {"models": "each further shadow", "us per event": more},
-        {"models": "of it, its own predicting and learning", "us per event": 1e6 * own / BATCH},
-        {"models": "beside", "us per event": more - 1e6 * own / BATCH},
+        {"models": "of that, its own predictions and updates", "us per event": 1e6 * own / BATCH},
+        {"models": "of that, rollouts", "us per event": more - 1e6 * own / BATCH},
     ]
 
 
 def run(quick: bool) -> Report:
-    """Run all parts."""
+    """Bad challengers, drift of the champion, and the cost of shadows."""
     events = 20_000 if quick else 100_000
     rows = [
         bad_challenger("becomes noise", noise, events),
@@ -211,23 +215,21 @@ def run(quick: bool) -> Report:
     until = rows[1]["events until rolled back"]
     beside = costs[-1]["us per event"]
     targets = [
-        Target(
-            "bad challenger at 1 %: share of all traffic that got a bad prediction", worst, 0.002
-        ),
+        Target("bad challenger at 1 %: share of all traffic with a bad prediction", worst, 0.002),
         Target("becomes NaN: events until it is rolled back", until, 1),
         Target(
             "fraud moves: served loss of the next day, on_drift / champion alone",
             adapting / alone,
             1.0,
         ),
-        Target("each further shadow beside its own work, us per event", beside, 0.5),
+        Target("each further shadow without its own work, us per event", beside, 0.5),
     ]
     notes = [
-        f"labels come {DELAY} events late, batches of {BATCH:,}, {events:,} events, and the "
+        f"labels come {DELAY} events late, in batches of {BATCH:,}, {events:,} events, and the "
         "challenger breaks in the middle; in the first step of a canary it serves 1 % of the keys",
-        "of what champions alone lose on the day after fraud has moved, beside an oracle, on_drift "
-        f"saves {(alone - adapting) / (alone - oracle):.0%}: frauds are rare, so it takes hours to "
-        "signal the drift and to show that the fresh model is better",
-        "where a challenger returns NaN, or raises, the champion's prediction is served",
+        "of the loss of a champion alone above an oracle's, on the day after fraud has moved, "
+        f"on_drift saves {(alone - adapting) / (alone - oracle):.0%}: frauds are rare, so it takes "
+        "hours to signal the drift and to show that the new model is better",
+        "a challenger that predicts NaN, or raises, never serves that: the champion serves instead",
     ]
     return Report("rollouts", [*rows, *days, *costs], targets, notes)

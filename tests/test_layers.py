@@ -12,15 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 # They read what this program wrote into its state directory; nothing of them sees a topic.
 UNPICKLE = {
-    "models/prequential/replay_buffer.py",
-    "dataflows/recovery/resume_point.py",
-    "models/prequential/stored_predictions.py",
-    "models/learners/checkpoint.py",
-    "models/learners/durable.py",
-    "models/prequential/early_labels.py",
-    "models/learners/pickling.py",  # of the registry, and of a file that the user has named
-    "models/metrics/sliced_metrics.py",
-    "models/prequential/step_record.py",
+    "dataflows/recovery/resume_point.py",  # what the engine keeps
+    "models/learners/pickling.py",  # also a file that the user has named
 }
 EVALUATE = {"eval", "exec", "compile", "__import__"}
 # It makes a function of the names of declared fields.

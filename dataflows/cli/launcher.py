@@ -17,13 +17,13 @@ import typer
 from rich.console import Console
 
 from anabranch.dataflows.bus import Bus
-from anabranch.dataflows.runtime.member import Member
 from anabranch.dataflows.runtime.supervised_worker import (
     EXIT_INTERRUPTED,
     EXIT_LOST,
+    WorkerId,
     end_with_supervisor,
 )
-from anabranch.dataflows.runtime.supervisor import LocalCluster, Stop, Supervisor
+from anabranch.dataflows.runtime.supervisor import LocalWorkers, StopRequest, Supervisor
 from anabranch.dataflows.telemetry.logs import record, stderr_console, structured, warn
 from anabranch.dataflows.telemetry.versions import versions
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from anabranch.dataflows.declaration.pipeline import Pipeline
     from anabranch.dataflows.recovery.state_directory import StateDirectory
-    from anabranch.dataflows.registry.warm_start import Beginning
-    from anabranch.dataflows.source.bus_source import IntakeOptions
+    from anabranch.dataflows.registry.warm_start import WarmStart
+    from anabranch.dataflows.source.bus_source import SourceOptions
     from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
 
@@ -77,10 +77,10 @@ class RunSettings:
     shards: int
     checkpoint_s: float
     metrics_port: int | None
-    warm_start: Beginning | None = None
+    warm_start: WarmStart | None = None
 
 
-def work(pipeline: Pipeline, bus: Bus, member: Member, settings: RunSettings) -> None:
+def work(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: RunSettings) -> None:
     """Run the only worker, or one worker of a cluster without state, in this process."""
     from anabranch.dataflows.cli.display.live_status import (
         LiveStatus,  # imported late: help and errors need no engine
@@ -106,7 +106,7 @@ def work(pipeline: Pipeline, bus: Bus, member: Member, settings: RunSettings) ->
     status.summary()
 
 
-def work_supervised(pipeline: Pipeline, bus: Bus, member: Member, settings: RunSettings) -> None:
+def work_supervised(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: RunSettings) -> None:
     """Run a worker that a supervisor has started."""
     from anabranch.dataflows.runtime.worker import LostWorkerError, stop_on_signals
     from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
@@ -135,7 +135,7 @@ def work_supervised(pipeline: Pipeline, bus: Bus, member: Member, settings: RunS
 
 
 def supervise(
-    pipeline: Pipeline, bus: Bus, member: Member, members: Sequence[int], settings: RunSettings
+    pipeline: Pipeline, bus: Bus, member: WorkerId, members: Sequence[int], settings: RunSettings
 ) -> None:
     """Run the cluster's workers of this machine, each in its own process, and restart them."""
     from anabranch.dataflows.cli.display.live_status import LiveStatus
@@ -149,7 +149,7 @@ def supervise(
     workers = member.workers if member.addresses else len(members)
     with (
         _prepared(pipeline, bus, member, workers, settings, console) as state,
-        LocalCluster(command, members, member.addresses, environment=environment) as cluster,
+        LocalWorkers(command, members, member.addresses, environment=environment) as cluster,
     ):
         registry = shared_registry(cluster.metrics_directory)
         restarts = restarts_counter(registry)
@@ -174,8 +174,8 @@ def supervise(
 def _run_worker(
     pipeline: Pipeline,
     bus: Bus,
-    options: IntakeOptions,
-    member: Member,
+    options: SourceOptions,
+    member: WorkerId,
     settings: RunSettings,
     metrics: WorkerMetrics,
     state: StateDirectory | None,
@@ -189,23 +189,23 @@ def _run_worker(
         pipeline,
         bus,
         options,
-        member=member,
+        worker_id=member,
         metrics=metrics,
-        epoch_s=settings.checkpoint_s,
+        checkpoint_interval_s=settings.checkpoint_s,
         shards=settings.shards,
         state=state,
     )
 
 
-def _options(pipeline: Pipeline, settings: RunSettings) -> IntakeOptions:
-    from anabranch.dataflows.source.bus_source import IntakeOptions
+def _options(pipeline: Pipeline, settings: RunSettings) -> SourceOptions:
+    from anabranch.dataflows.source.bus_source import SourceOptions
 
-    return IntakeOptions(
+    return SourceOptions(
         limit=settings.batch_size,
-        begin=(settings.start_offset or StartOffset.earliest).value,
+        start_offset=(settings.start_offset or StartOffset.earliest).value,
         until_end=settings.until_end,
         group=f"anabranch-{pipeline.name}",
-        lost=settings.on_offset_out_of_range.value,
+        on_out_of_range=settings.on_offset_out_of_range.value,
     )
 
 
@@ -213,7 +213,7 @@ def _options(pipeline: Pipeline, settings: RunSettings) -> IntakeOptions:
 def _prepared(
     pipeline: Pipeline,
     bus: Bus,
-    member: Member,
+    member: WorkerId,
     workers: int,
     settings: RunSettings,
     console: Console,
@@ -241,10 +241,10 @@ def _prepared(
                 soft_wrap=True,
             )
         if settings.warm_start is not None:
-            from anabranch.dataflows.registry.warm_start import begin_with
+            from anabranch.dataflows.registry.warm_start import warm_start
 
             print_line = partial(console.print, highlight=False, soft_wrap=True)
-            begin_with(state, settings.warm_start, print_line)
+            warm_start(state, settings.warm_start, print_line)
         yield state
 
 
@@ -259,7 +259,7 @@ def _print_start(
     if state is None:
         where = "state in memory only"
     elif generation := state.generation():
-        behind = state.behind(bus)
+        behind = state.lag(bus)
         where = (
             f"state in {settings.state}, resuming from generation {generation:,}, "
             f"{behind:,} messages behind"
@@ -277,7 +277,7 @@ def _stop_on_signals(
     console: Console,
     first: Callable[[], None] = lambda: None,
     again: Callable[[], None] = lambda: None,
-) -> Stop:
+) -> StopRequest:
     def on_first() -> None:
         first()
         console.print(
@@ -285,8 +285,8 @@ def _stop_on_signals(
             soft_wrap=True,
         )
 
-    stop = Stop(on_first, again)
-    stop.listen()
+    stop = StopRequest(on_first, again)
+    stop.install()
     return stop
 
 

@@ -139,7 +139,7 @@ def opened_bus(url: str, settings: Sequence[str] | None) -> Iterator[Bus]:
         BusError: the bus does not respond, or ``url`` is not a bus.
         InputError: a setting is not ``key=value``.
     """
-    client_log = logging.getLogger("anabranch.dataflows.bus")
+    client_log = logging.getLogger("anabranch.bus")
     client_log.setLevel(logging.CRITICAL)
     try:
         bus = open_bus(url, parse_settings(settings))

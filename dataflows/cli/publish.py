@@ -153,7 +153,7 @@ def _with_labels(pipeline: Pipeline, events: Iterator[Batch], file: Path) -> Ite
     from anabranch.dataflows.declaration.schema import Schema
     from anabranch.dataflows.messages.inputs import Delayed
     from anabranch.producers.files.formats import file_messages
-    from anabranch.producers.files.time_merge import labels_follow_events, merged
+    from anabranch.producers.files.time_merge import keyed_by_event, merged
 
     label = pipeline.label
     assert isinstance(label, Delayed)
@@ -166,7 +166,7 @@ def _with_labels(pipeline: Pipeline, events: Iterator[Batch], file: Path) -> Ite
         text_fields=_text_fields(Schema.of(label.type)),
         topic_kind="labels",
     )
-    return labels_follow_events(merged(events, labels), pipeline.id, label.id)
+    return keyed_by_event(merged(events, labels), pipeline.id, label.id)
 
 
 def _text_fields(schema: Schema) -> list[str]:

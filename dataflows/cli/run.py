@@ -27,14 +27,18 @@ from anabranch.dataflows.cli.options import (
     Shards,
     opened_bus,
 )
-from anabranch.dataflows.runtime.member import ALONE, Member
-from anabranch.dataflows.runtime.supervised_worker import SUPERVISED, refusals_told
+from anabranch.dataflows.runtime.supervised_worker import (
+    SINGLE_WORKER,
+    SUPERVISED,
+    WorkerId,
+    reporting_errors,
+)
 from anabranch.dataflows.telemetry.logs import FORMAT, LEVEL, LogFormat, LogLevel, about, configure
 from anabranch.state.errors import BusError, InputError
 
 if TYPE_CHECKING:
     from anabranch.dataflows.declaration.pipeline import Pipeline
-    from anabranch.dataflows.registry.warm_start import Beginning
+    from anabranch.dataflows.registry.warm_start import WarmStart
 
 
 def run(
@@ -182,7 +186,7 @@ def run(
 
     configure(log_format, log_level)
     supervised = SUPERVISED in os.environ
-    with refusals_told() if supervised else nullcontext():
+    with reporting_errors() if supervised else nullcontext():
         declared = load_pipeline(pipeline)
         member = _member(addresses, process_id)
         about(pipeline=declared.name, worker=member.process if member.workers > 1 else None)
@@ -213,21 +217,21 @@ def run(
                 work(declared, opened, member, settings)
 
 
-def _member(addresses: str | None, process_id: int | None) -> Member:
+def _member(addresses: str | None, process_id: int | None) -> WorkerId:
     if addresses is None:
         if process_id is not None:
             raise InputError("--process-id needs --addresses, the host:port of every worker")
-        return ALONE
+        return SINGLE_WORKER
     listed = [address.strip() for address in addresses.split(",") if address.strip()]
     if process_id is None or process_id >= len(listed):
         raise InputError(
             f"--addresses names {len(listed)} workers: say which one this is with --process-id "
             f"0 to {len(listed) - 1}"
         )
-    return Member(process_id, listed)
+    return WorkerId(process_id, listed)
 
 
-def _state_path(state: Path | None, no_state: bool, name: str, member: Member) -> Path | None:
+def _state_path(state: Path | None, no_state: bool, name: str, member: WorkerId) -> Path | None:
     """The state directory; each process of a cluster has its own, even on a shared disk."""
     if no_state:
         if state is not None:
@@ -240,7 +244,7 @@ def _state_path(state: Path | None, no_state: bool, name: str, member: Member) -
 
 def _warm_start(
     pipeline: Pipeline, state: Path | None, model: str | None, registry: Path | None
-) -> Beginning | None:
+) -> WarmStart | None:
     """The registered model with which a new state starts, if one was named."""
     if model is None:
         if registry is not None:
@@ -248,9 +252,9 @@ def _warm_start(
         return None
     if state is None:
         raise InputError("--model and --no-state contradict each other: leave one out")
-    from anabranch.dataflows.registry.warm_start import find_beginning
+    from anabranch.dataflows.registry.warm_start import find_warm_start
 
-    return find_beginning(pipeline, state, registry or state, model)
+    return find_warm_start(pipeline, state, registry or state, model)
 
 
 def _check_processes(processes: int, addresses: str | None, shards: int) -> None:

@@ -125,7 +125,7 @@ def simulate(
     """
     from anabranch.producers.simulators.by_name import simulate as simulated
     from anabranch.producers.simulators.faults import Faults
-    from anabranch.producers.simulators.upstream_faults import broken
+    from anabranch.producers.simulators.upstream_faults import with_upstream_fault
 
     faults = Faults(
         malformed=malformed, duplicates=duplicates, out_of_order=out_of_order, delay_s=delay
@@ -136,7 +136,7 @@ def simulate(
     if fault is not None:
         if pipeline != "payments":
             raise InputError(f"--fault works with payments only, not with {pipeline}")
-        batches = broken(batches, fault, fault_at)
+        batches = with_upstream_fault(batches, fault, fault_at)
     pacing = check_pacing(rate, speedup)
     topics: dict[Kind, str] = {"events": f"{pipeline}.events", "labels": f"{pipeline}.labels"}
     with opened_bus(bus, bus_set) as opened:

@@ -270,6 +270,7 @@ class _Check:
         return all(each.psi <= max_psi for each in by_feature)
 
     def _served(self, name: str, on_progress: OnProgress) -> ServedFeatures:
+        from anabranch.dataflows.codec import codec_of
         from anabranch.dataflows.skew.served_features import served_from_file, served_from_topic
         from anabranch.dataflows.skew.sources import file_of
 
@@ -277,7 +278,10 @@ class _Check:
         if path is not None:
             return served_from_file(pipeline.name, pipeline.columns, path, on_progress)
         assert self._bus is not None
-        return served_from_topic(pipeline.name, pipeline.columns, self._bus, name, on_progress)
+        codec = codec_of(pipeline, name)
+        return served_from_topic(
+            pipeline.name, pipeline.columns, self._bus, name, on_progress, codec
+        )
 
     def _events(self, name: str, on_progress: OnProgress) -> ArrivedEvents:
         from anabranch.dataflows.skew.arrival_order import events_from_file, events_from_topic

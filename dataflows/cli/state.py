@@ -15,7 +15,7 @@ from anabranch.dataflows.cli.options import Json
 from anabranch.state.errors import StateError
 
 if TYPE_CHECKING:
-    from anabranch.dataflows.recovery.inspection import PlaceReport, StateReport
+    from anabranch.dataflows.recovery.inspection import StatePartitionReport, StateReport
 
 
 def state(
@@ -52,7 +52,7 @@ def state(
     if report.problems:
         raise StateError(f"{directory} is damaged: {'; '.join(report.problems)}")
     if verify and not json:
-        console.print(f"{len(report.places)} state partitions verified: no damage found")
+        console.print(f"{len(report.state_partitions)} state partitions verified: no damage found")
 
 
 def _print_json(report: StateReport) -> None:
@@ -76,11 +76,11 @@ def _print_tables(report: StateReport, console: Console) -> None:
     partitions = Table(title="state partitions", title_justify="left")
     for name in ("partition", "generation", "content", "size"):
         partitions.add_column(name, justify="left" if name in ("partition", "content") else "right")
-    for place in report.places:
+    for place in report.state_partitions:
         at = "—" if place.resumes_at is None else f"{place.resumes_at:,}"
         partitions.add_row(place.name, at, _contents(place), _size(place.bytes))
     console.print(partitions)
-    for place in report.places:
+    for place in report.state_partitions:
         if place.slices:
             console.print(_slices_table(place))
 
@@ -89,16 +89,16 @@ def _summary(report: StateReport) -> Iterator[str]:
     """Lines about the directory as a whole."""
     import numpy as np
 
-    identity = report.identity
+    manifest = report.manifest
     used = "not in use" if report.process is None else f"in use by process {report.process}"
-    layout = f"{identity.shards} shards" if identity.by_shard else "one worker"
-    yield f"pipeline {identity.pipeline}, generation {report.generation:,}, {used}"
-    yield f"windows partitioned for {layout}, {identity.partitions} input partitions"
+    layout = f"{manifest.shards} shards" if manifest.by_shard else "one worker"
+    yield f"pipeline {manifest.pipeline}, generation {report.generation:,}, {used}"
+    yield f"windows partitioned for {layout}, {manifest.partitions} input partitions"
     if report.event_time_ms is not None:
         yield f"event time {np.datetime64(report.event_time_ms, 'ms')} UTC"
 
 
-def _slices_table(place: PlaceReport) -> Table:
+def _slices_table(place: StatePartitionReport) -> Table:
     """A row per value of each slice: its number of labels, and the champion's metrics on them."""
     metrics = list(place.models.get(place.champion, {}))
     table = Table(title=f"metrics of {place.champion} by slice", title_justify="left")
@@ -112,7 +112,7 @@ def _slices_table(place: PlaceReport) -> Table:
     return table
 
 
-def _contents(place: PlaceReport) -> str:
+def _contents(place: StatePartitionReport) -> str:
     """One line about what a state partition holds."""
     kept = "labels" if place.models else "events"
     windows = "; ".join(
@@ -125,14 +125,14 @@ def _contents(place: PlaceReport) -> str:
             + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             for model, metrics in place.models.items()
         )
-        waiting = f"{place.waiting:,} predictions awaiting their label"
+        waiting = f"{place.pending_predictions:,} predictions awaiting their label"
         return "; ".join(filter(None, (quality, _segments(place), waiting, windows)))
     if windows:
         return windows
     return f"{place.ids:,} recent ids" if place.ids else "nothing yet"
 
 
-def _segments(place: PlaceReport) -> str:
+def _segments(place: StatePartitionReport) -> str:
     """How many segments have a model of their own, and which of them have the most labels."""
     if not place.segments:
         return ""

@@ -26,7 +26,7 @@ from anabranch.state.renamed import renamed
 from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, Spec, WindowSpec
 
 Columns = Mapping[str, Any]
-"""Field name → one value per row: a list, or a column of `batch.typed_rows`."""
+"""Field name → one value per row: a list, or a column of `dataflows.batch.typed_rows`."""
 
 TARGET = "target"
 """The name of the label in the columns of label windows."""

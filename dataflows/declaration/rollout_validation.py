@@ -10,7 +10,7 @@ from river import base
 from anabranch.dataflows.declaration.declaration import Declaration
 from anabranch.models.drift.detectors import LOSS
 from anabranch.models.learners.learner import Task
-from anabranch.models.learners.river import check_fits
+from anabranch.models.learners.river import check_task
 from anabranch.models.registry.version import check_name
 from anabranch.models.rollout.challenger import TRIGGERS, Challenger
 from anabranch.models.rollout.policies import PolicyContext, check_policy
@@ -106,7 +106,7 @@ def _check_challenger(pipeline: Declaration, model: object, where: str) -> None:
             "as tree.HoeffdingTreeClassifier()"
         )
     try:
-        check_fits(model, pipeline.task)
+        check_task(model, pipeline.task)
     except DeclarationError as error:
         raise DeclarationError(f"{where}: {error}") from None
 

@@ -6,15 +6,16 @@ import re
 
 from river import base
 
-from anabranch.dataflows.declaration.declaration import TIME_UNITS_MS, Declaration
+from anabranch.dataflows.declaration.declaration import Declaration
 from anabranch.dataflows.declaration.features import DayOfWeek, Feature, HourOfDay, KeyedFeature
 from anabranch.dataflows.declaration.schema import Schema
+from anabranch.dataflows.messages.event_time import TIME_UNITS_MS
 from anabranch.dataflows.messages.inputs import Delayed, Inline, Label
 from anabranch.models.drift.declarations import Distributions
 from anabranch.models.drift.detectors import LOSS
 from anabranch.models.learners.imbalance import check_imbalance
 from anabranch.models.learners.learner import Task
-from anabranch.models.learners.river import check_fits
+from anabranch.models.learners.river import check_task
 from anabranch.models.metrics.losses import check_loss
 from anabranch.models.metrics.metrics import metric
 from anabranch.models.metrics.slices import SliceBy
@@ -138,7 +139,7 @@ def check_model(pipeline: Declaration) -> None:
             f"pipeline {pipeline.name!r} has no label, and {pipeline.model_name} is not an anomaly "
             "detector, which could learn without one: give label="
         )
-    check_fits(pipeline.model, pipeline.task)
+    check_task(pipeline.model, pipeline.task)
     if pipeline.label is None and pipeline.metric_names:
         raise DeclarationError(
             f"pipeline {pipeline.name!r} has no label, so no metric can be computed: leave out "

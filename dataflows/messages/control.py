@@ -42,21 +42,8 @@ class Control(
         )
 
 
-_DECODE = msgspec.json.Decoder(Control).decode
-
-
-def decode_control(payload: bytes) -> Control:
-    """Decode the control message in ``payload``, which is JSON.
-
-    Raises:
-        ValueError: it is not a control message; the text says why.
-
-    >>> decode_control(b'{"kind":"pause","id":"7"}').command().kind
-    'pause'
-    """
-    try:
-        return _DECODE(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if str(error) == "Object contains unknown field `by`":
-            raise ValueError("the field by is now called requested_by") from None
-        raise ValueError(str(error)) from None
+def control_error(error: str) -> str:
+    """What is wrong with a message that did not decode as `Control`, from the decoder's error."""
+    if error == "Object contains unknown field `by`":
+        return "the field by is now called requested_by"
+    return error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from anabranch.dataflows.bus import Bus, BusError, Lost, Reader, Slice, TopicPartition
+from anabranch.dataflows.bus import Bus, BusError, OnOutOfRange, Reader, Slice, TopicPartition
 
 
 class BusTopic:
@@ -31,14 +31,16 @@ class BusTopic:
         self.ends = bus.end_offsets(source)
         self.counts = [end - start for start, end in zip(self.starts, self.ends, strict=True)]
 
-    def reader(self, positions: Mapping[TopicPartition, int], lost: Lost) -> Reader:
+    def reader(
+        self, positions: Mapping[TopicPartition, int], on_out_of_range: OnOutOfRange
+    ) -> Reader:
         """A reader of the partitions of ``positions``, from the given offsets."""
         if self.source == self.name:
-            return self._bus.reader(positions, None, lost)
+            return self._bus.reader(positions, None, on_out_of_range)
         renamed = {
             TopicPartition(self.source, at.partition): offset for at, offset in positions.items()
         }
-        return _Renamed(self._bus.reader(renamed, None, lost), self.source, self.name)
+        return _Renamed(self._bus.reader(renamed, None, on_out_of_range), self.source, self.name)
 
 
 class _Renamed:
@@ -48,7 +50,7 @@ class _Renamed:
         self._reader = reader
         self._source = source
         self._name = name
-        self.trouble, self.close = reader.trouble, reader.close
+        self.unavailable_reason, self.close = reader.unavailable_reason, reader.close
 
     def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
         slices = self._reader.poll(limit, timeout_s)

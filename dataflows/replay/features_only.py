@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.models.learners.learner import Learner
-from anabranch.models.learners.null import SilentLearner
+from anabranch.models.learners.null import NullLearner
 
 
 class FeaturesOnly(Pipeline):
@@ -15,4 +15,4 @@ class FeaturesOnly(Pipeline):
         self.metrics, self.monitors = (), ()
 
     def learner(self) -> Learner:
-        return SilentLearner(self.columns, self.task)
+        return NullLearner(self.columns, self.task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
-from anabranch.dataflows.bus import BusError, Lost, Publisher, Reader, Slice, TopicPartition
+from anabranch.dataflows.bus import BusError, OnOutOfRange, Publisher, Reader, Slice, TopicPartition
 from anabranch.dataflows.files.file_topic import FileTopic
 from anabranch.dataflows.replay.bus_topic import BusTopic
 
@@ -59,14 +59,14 @@ class HistoryBus:
         self,
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
-        lost: Lost = "stop",
+        on_out_of_range: OnOutOfRange = "stop",
     ) -> Reader:
         readers: dict[str, Reader] = {}
         for topic in dict.fromkeys(at.topic for at in positions):
             own = {at: offset for at, offset in positions.items() if at.topic == topic}
             history = self._of(topic)
             if isinstance(history, BusTopic):
-                readers[topic] = history.reader(own, lost)
+                readers[topic] = history.reader(own, on_out_of_range)
             else:
                 readers[topic] = history.reader(own)
         return _CombinedReader(readers)
@@ -109,8 +109,8 @@ class _CombinedReader:
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Does nothing: a replay belongs to no consumer group."""
 
-    def trouble(self) -> str | None:
-        troubles = (reader.trouble() for reader in self._readers.values())
+    def unavailable_reason(self) -> str | None:
+        troubles = (reader.unavailable_reason() for reader in self._readers.values())
         return next((trouble for trouble in troubles if trouble is not None), None)
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ class _EmptyReader:
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Does nothing: a replay belongs to no consumer group."""
 
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         return None
 
     def close(self) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.replay.training_rows import LABEL_ORIGINS, RowColumns
-from anabranch.dataflows.sink.encoder import Results
 from anabranch.models.learners.learner import Targets, Task
 from anabranch.models.prequential.outcome import ASSUMED_LABEL
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.recovery.resume_point import read_resume_point
@@ -25,8 +26,7 @@ from anabranch.dataflows.replay.features_only import FeaturesOnly
 from anabranch.dataflows.replay.source_offsets import ContinueAt, ReplaySource, open_source
 from anabranch.dataflows.replay.training_file import TrainingFile, Workspace
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.sink.encoder import Results
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.state.errors import AnabranchError, InputError
 from anabranch.state.store.atomic_files import sync_directory
@@ -186,11 +186,11 @@ def _run(
     collector: _Collector,
 ) -> None:
     """Run the dataflow over the history, to its end or until ``stop`` is set."""
-    options = IntakeOptions(
+    options = SourceOptions(
         limit=settings.batch_size,
         until_end=True,
-        patience_s=float("inf"),
-        places=source.start_offsets,
+        idle_timeout_s=float("inf"),
+        recorded_offsets=source.start_offsets,
         stop=stop,
     )
     with ExitStack() as stack:
@@ -203,10 +203,10 @@ def _run(
             source.bus,
             options,
             metrics=collector.metrics,
-            epoch_s=_CHECKPOINT_S,
+            checkpoint_interval_s=_CHECKPOINT_S,
             shards=settings.shards,
             state=state,
-            outlet=collector,
+            callback=collector,
         )
 
 
@@ -225,7 +225,7 @@ class _Collector:
         report, batch, file = self._report, results.batch, self._file
         report.events += len(batch.raw.events)
         report.labels += len(batch.raw.labels)
-        for letter in (*batch.dead, *results.dead):
+        for letter in (*batch.dead_letters, *results.dead_letters):
             report.dead_letters[letter.reason] += 1
             if not report.first_rejected and letter.topic == batch.raw.events.topic:
                 report.first_rejected = f"{letter.reason}, {letter.detail}"

@@ -14,7 +14,7 @@ from typing import Literal
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.files.file_rows import PLACE, FileTable
+from anabranch.dataflows.files.file_rows import POSITION_COLUMNS, FileTable
 from anabranch.dataflows.files.file_topic import FileTopic
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.dataflows.replay.bus_topic import BusTopic
@@ -166,13 +166,13 @@ def _start_offsets(
     """Where a run would continue on topics whose histories have no offsets of them."""
     unknown = [history for history in histories if not _knows_offsets(history)]
     for history in histories:
-        if isinstance(history, FileTopic) and history.table.placed:
+        if isinstance(history, FileTopic) and history.table.has_positions:
             _check_copy(history, bus)
     if continue_at is None and unknown:
         raise InputError(
             f"it is unknown which messages of {unknown[0].name} on {bus.url} this replay covers: "
-            f"use a file with the columns {' and '.join(PLACE)}, or say where a run continues: "
-            "--continue-at earliest if the topic holds what comes after the replay, "
+            f"use a file with the columns {' and '.join(POSITION_COLUMNS)}, or say where a run "
+            "continues: --continue-at earliest if the topic holds what comes after the replay, "
             "--continue-at latest if all that is on it now was replayed"
         )
     if continue_at is not None and not unknown:
@@ -187,7 +187,7 @@ def _start_offsets(
 
 def _knows_offsets(history: History) -> bool:
     if isinstance(history, FileTopic):
-        return history.table.placed
+        return history.table.has_positions
     return isinstance(history, BusTopic) and history.source == history.name
 
 
@@ -201,4 +201,4 @@ def _check_copy(history: FileTopic, bus: Bus) -> None:
                 f"{history.name} on {bus.url} holds {starts[number]:,} to {ends[number]:,}: the "
                 "file was made from another topic, or the messages after it have been deleted"
             )
-    history.begin_at(starts)
+    history.start_at(starts)

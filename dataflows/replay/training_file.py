@@ -25,12 +25,12 @@ import msgspec
 import polars as pl
 from polars.io.plugins import register_io_source
 
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.dataflows.replay.background_writer import BackgroundWriter
 from anabranch.dataflows.replay.late_labels import LateLabels
 from anabranch.dataflows.replay.training_rows import RowBuilder, RowColumns, Rows
-from anabranch.dataflows.sink.encoder import Results
 from anabranch.state.errors import InputError
 from anabranch.state.store.atomic_files import sync_directory
 
@@ -149,8 +149,8 @@ class TrainingFile:
 
     def _add(self, results: Results) -> None:
         batch = results.batch
-        if self._dead is not None and (batch.dead or results.dead):
-            letters = batch.raw.sorted(batch.dead + results.dead)
+        if self._dead is not None and (batch.dead_letters or results.dead_letters):
+            letters = batch.raw.sorted(batch.dead_letters + results.dead_letters)
             self._dead.write(self._encoder.encode_lines(letters))
         if self._labels is not None:
             self.labelled += self._labels.add(results, self.rows + len(batch))

@@ -11,13 +11,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.taking import join_rows
+from anabranch.dataflows.batch.columns import concat_rows
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.batch.typed_rows import FrameTexts
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.declaration.schema import Schema
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.dataflows.replay.features_only import FeaturesOnly
-from anabranch.dataflows.sink.encoder import Results
 from anabranch.models.learners.learner import NO_LABEL, Predictions, Task
 
 FIXED = (
@@ -231,7 +231,7 @@ class RowBuilder:
         times = pl.Series(name("ts"), array("times"))
         features = rows.features[:, : rows.count]
         columns = [
-            _texts(join_rows([piece.ids for piece in pieces])).alias(name("id")),
+            _texts(concat_rows([piece.ids for piece in pieces])).alias(name("id")),
             times,
             pl.repeat(self._topic, len(times), eager=True).alias(name("topic")),
             pl.Series(name("partition"), array("partitions")),
@@ -245,7 +245,7 @@ class RowBuilder:
                 *self._columns.predictions([piece.predictions for piece in pieces]),
             ]
         if pieces[0].targets is not None:
-            labels = join_rows([piece.targets for piece in pieces])
+            labels = concat_rows([piece.targets for piece in pieces])
             columns += self._columns.inline_labels(labels, times)
         return pl.DataFrame(columns)
 

@@ -7,9 +7,8 @@ import time
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control
 from anabranch.dataflows.messages.outputs import RolloutMessage
@@ -39,7 +38,8 @@ class RolloutLog:
         offsets = {TopicPartition(topic, number): start for number, start in enumerate(starts)}
         self._ends = {TopicPartition(topic, number): end for number, end in enumerate(ends)}
         self._reader = bus.reader(offsets)
-        self._decode = msgspec.json.Decoder(RolloutMessage).decode
+        codec = codec_of(pipeline, topic)
+        self._decode, self._undecodable = codec.decoder(RolloutMessage), codec.errors
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +74,7 @@ class RolloutLog:
             for at, value in zip(piece.times.tolist(), piece.values, strict=True):
                 try:
                     timed.append((at, self._decode(value)))
-                except (msgspec.DecodeError, UnicodeDecodeError):
+                except self._undecodable:
                     continue  # not written by a run, which logs such messages
         return timed
 
@@ -111,7 +111,7 @@ def send_command(
     with RolloutLog(pipeline, bus, tail=0) as log:
         publisher = bus.publisher()
         try:
-            payload = msgspec.json.encode(control)
+            payload = codec_of(pipeline, pipeline.topics.control).encode(control)
             publisher.append(pipeline.topics.control, [payload], partitions=0)
             publisher.flush(timeout_s)
         finally:

@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.files.file_rows import FileTable
 from anabranch.dataflows.files.file_topic import FileTopic
@@ -184,7 +185,9 @@ class _Reader:
         wire = msgspec.defstruct(
             kind.type.__name__, [(kind.time, int | float | str)], bases=(kind.type,), kw_only=True
         )
-        self._decode = msgspec.json.Decoder(wire).decode
+        topics = pipeline.topics
+        codec = codec_of(pipeline, topics.events if kind.name == "events" else topics.labels)
+        self._decode, self._undecodable = codec.decoder(wire), codec.errors
 
     def add(self, piece: Piece) -> None:
         """Append a frame of the valid messages of a piece."""
@@ -231,7 +234,7 @@ class _Reader:
         for row, value in enumerate(values):
             try:
                 messages.append(decode(value))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            except self._undecodable as error:
                 self._first_error = self._first_error or str(error)
             else:
                 rows.append(row)

@@ -18,6 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.codec import CODECS, Codec
 from anabranch.dataflows.skew.message_reader import topic_pieces
 from anabranch.dataflows.skew.progress import OnProgress
 from anabranch.dataflows.skew.sources import format_of, offsets_of
@@ -53,7 +54,12 @@ class ServedFeatures:
 
 
 def served_from_topic(
-    pipeline: str, names: Sequence[str], bus: Bus, topic: str, on_progress: OnProgress
+    pipeline: str,
+    names: Sequence[str],
+    bus: Bus,
+    topic: str,
+    on_progress: OnProgress,
+    codec: Codec = CODECS["json"],
 ) -> ServedFeatures:
     """Read the features of a topic of predictions.
 
@@ -62,13 +68,14 @@ def served_from_topic(
         names: the features that the predictions must have, exactly.
         bus, topic: where the predictions are.
         on_progress: called after every poll.
+        codec: the format of the topic.
 
     Raises:
         BusError: the topic does not exist, or can't be read.
         InputError: the topic is empty, or a message has other features.
     """
     starts, ends = offsets_of(bus, topic)
-    reader = _JsonRows(f"topic {topic!r}", pipeline, names)
+    reader = _RowReader(f"topic {topic!r}", pipeline, names, codec)
     total = sum(ends) - sum(starts)
     for piece in topic_pieces(bus, topic, starts, ends):
         first = int(piece.offsets[0])
@@ -90,7 +97,7 @@ def served_from_file(
         on_progress(_TASK, 0, None)
         frame = _parquet(path, names) if kind == "parquet" else _csv(path)
         return _from_table(path, pipeline, names, frame)
-    reader = _JsonRows(str(path), pipeline, names)
+    reader = _RowReader(str(path), pipeline, names, CODECS["json"])
     size, done, line = path.stat().st_size, 0, 1
     for lines in _lines(path):
         reader.add(lines, "line", line)
@@ -100,10 +107,13 @@ def served_from_file(
     return reader.served()
 
 
-class _JsonRows:
+class _RowReader:
     """Collects JSON rows, with features in an object of their own (predictions) or as fields."""
 
-    def __init__(self, source: str, pipeline: str, names: Sequence[str]) -> None:
+    def __init__(self, source: str, pipeline: str, names: Sequence[str], codec: Codec) -> None:
+        self._codec = codec
+        self._decode_any = codec.decoder(dict)
+        self._no_object = f"this is not a {codec.name.upper()} object"
         self._source = source
         self._pipeline = pipeline
         self._names = list(names)
@@ -124,7 +134,7 @@ class _JsonRows:
                 self._choose_layout(value, f"{unit} {number}")
             try:
                 row = self._decode(value)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except self._codec.errors as error:
                 raise InputError(self._error(value, f"{unit} {number}", error)) from None
             keys.append((row.id, row.topic, row.partition, row.offset))
             features.append(msgspec.structs.astuple(row.features if self._nested else row))
@@ -146,9 +156,9 @@ class _JsonRows:
 
     def _choose_layout(self, value: bytes, at: str) -> None:
         """Detect the layout of the rows from the first one, and make a decoder for it."""
-        row = _object(value)
+        row = self._fields(value)
         if row is None:
-            raise InputError(f"{self._source}, {at}: this is not a JSON object")
+            raise InputError(f"{self._source}, {at}: {self._no_object}")
         self._nested = isinstance(row.get("features"), dict)
         if not self._nested and not set(self._names) & row.keys():
             raise InputError(
@@ -168,12 +178,19 @@ class _JsonRows:
             row_type = msgspec.defstruct(
                 "Row", [*keys, *features], rename=renamed | taken, kw_only=True
             )
-        self._decode = msgspec.json.Decoder(row_type).decode
+        self._decode = self._codec.decoder(row_type)
+
+    def _fields(self, value: bytes) -> dict[str, Any] | None:
+        """The fields of a row, whatever they are; None if it is no message with fields."""
+        try:
+            return self._decode_any(value)
+        except self._codec.errors:
+            return None
 
     def _error(self, value: bytes, at: str, error: Exception) -> str:
-        row = _object(value)
+        row = self._fields(value)
         if row is None:
-            return f"{self._source}, {at}: this is not a JSON object"
+            return f"{self._source}, {at}: {self._no_object}"
         features = row.get("features") if self._nested else row
         if not isinstance(features, dict):
             return f"{self._source}, {at}: this row has no features, unlike those before it"
@@ -181,14 +198,6 @@ class _JsonRows:
         if other:
             return f"{self._source}, {at}: {_wrong_version(self._pipeline, other)}"
         return f"{self._source}, {at}: {error}"
-
-
-def _object(value: bytes) -> dict[str, Any] | None:
-    try:
-        row = msgspec.json.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def _lines(path: Path) -> Iterator[list[bytes]]:

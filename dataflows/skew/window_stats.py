@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.dataflows.skew.defined_statistics import by_definition
 from anabranch.dataflows.skew.sparse_table import (
     SCALE,
     Combine,
@@ -109,6 +110,7 @@ def windows(
     for width in widths:
         pieces = timeline.pieces(timeline.starts(width))
         of_width, of_width_rounding = _statistics(rows_with_value, pieces, set(stats), times)
+        of_width |= _by_definition(rows_with_value, pieces, set(stats) - set(of_width), times)
         columns += [of_width[stat] for stat in stats]
         rounding += [of_width_rounding.get(stat) for stat in stats]
     return columns, rounding
@@ -148,6 +150,21 @@ def _statistics(
             by_rank_of_time[rank] = values
             result[stat] = np.where(count > 0, by_rank_of_time[at], 0.0)
     return result, rounding
+
+
+def _by_definition(
+    rows_with_value: NonNullRows, pieces: Pieces, stats: set[str], times: I64
+) -> dict[str, F64]:
+    """Statistics that are computed from the values of each window, by their definition."""
+    if not stats:
+        return {}
+    rows = np.arange(len(pieces.first))
+    runs = [
+        (rows, *rows_with_value.run(pieces.first, rows)),
+        (pieces.owner, *rows_with_value.run(pieces.cut_first, pieces.cut_last)),
+    ]
+    ranks = _ranks(rows_with_value, times)
+    return by_definition(stats, rows_with_value.values, ranks, runs, len(rows))
 
 
 def _ranks(rows_with_value: NonNullRows, times: I64) -> I64:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import LOSS, Alarm
-from anabranch.models.learners.fault_isolation import failed_steps
 from anabranch.models.learners.learner import LEARN, NO_LABEL, Predictions, Targets
 from anabranch.models.learners.targets import select
 from anabranch.models.prequential.champion_monitor import ChampionMonitor
@@ -121,7 +120,7 @@ class DriftRetraining:
             training.features, training.op[later], training.row[later],
             select(training.target, later),
         )  # fmt: skip
-        failed = failed_steps(models.learners[name])
+        failed = list(models.learners[name].failures)
         batch.failed_steps[name] = training.step_indices[later[failed]]
         predicted, labeled = batch.event_steps > step, batch.label_steps > step
         if training.dropped is None:  # each label is of an event of the batch, by its index
@@ -144,7 +143,7 @@ def serve_batch(
     """Decide what is served for a batch, and start fresh models where the champion's loss drifts.
 
     Returns:
-        What `Rollouts.serve` returns, and the alarms of the champion's loss.
+        What `Serving.serve` returns, and the alarms of the champion's loss.
     """
     assert models.rollouts is not None
     retraining = DriftRetraining(models, batch, training)

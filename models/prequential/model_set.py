@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import Monitor
 from anabranch.models.learners.checkpoint import PARTS, Bounds, Checkpoint
-from anabranch.models.learners.description import described
-from anabranch.models.learners.fault_isolation import forgive
 from anabranch.models.learners.learner import Label, Learner, Task
 from anabranch.models.learners.segments import Segments
 from anabranch.models.learners.targets import select
@@ -48,7 +46,7 @@ class PrequentialSettings:
         bounds: when a model is too large to be written whole in `changes`.
         rollouts: which of the learners serve; None: the champion.
         slices: parts of the events with metrics of their own.
-        segments: of the events, for learners that are `Segmented`.
+        segments: of the events, for learners that are `SegmentedLearner`.
         on_drift: what to start when a monitor raises an alarm; needs `rollouts`.
         ranking: whether events are lists of candidates, a row each (`models.metrics.ranking`).
         quarantine: whether events may be quarantined (`ExternalDrift`), and then not trained on.
@@ -141,14 +139,14 @@ class ModelSet:
                 f"model {name!r} has another task or other features than the champion"
             )
         if self.rollouts is not None:
-            forgive(learner)
+            learner.isolate_faults()
         self.metrics[name] = {m: metric(m, self.task) for m in self.settings.metrics}
         self.slices.add(name)
         self.learners[name] = learner
         self.pending.add_model()
         self.stored_predictions[name] = StoredPredictions(self.pending)
         self.checkpoints[name] = Checkpoint(name, learner, self.settings.bounds)
-        self.declarations[name] = described(learner)
+        self.declarations[name] = learner.describe()
 
     def replace(self, name: str, learner: Learner) -> None:
         """Put a trained learner in place of the untrained one that was declared.

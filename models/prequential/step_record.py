@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from anabranch.models.drift.detectors import Watch
+from anabranch.models.drift.detectors import DriftMonitor
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.pickling import dumps, loads
 from anabranch.models.metrics.metrics import Metric, metric
@@ -53,7 +53,7 @@ class StepRecord:
     inline: bool
     champion: str
     metrics: dict[str, dict[str, Metric]]
-    monitors: list[Watch | SliceMonitor]
+    monitors: list[DriftMonitor | SliceMonitor]
     deployment: Deployment | None = None
     ranking: RankQuality | None = None
     quarantine: bool = False

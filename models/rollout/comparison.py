@@ -14,7 +14,7 @@ from anabranch.models.evidence.paired import Finding, PairedEvidence
 from anabranch.models.evidence.two_sample import TwoSampleEvidence
 from anabranch.models.learners.learner import Task
 from anabranch.models.rollout.decision import Evidence as Summary
-from anabranch.models.rollout.policies.policy import AUC, Policy, bound_of, clip_of, loss_of
+from anabranch.models.rollout.policy import AUC, Policy, bound_of, clip_of, loss_of
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
@@ -81,7 +81,7 @@ class Comparison:
         """What these labels would show for the first time; nothing is kept."""
         peek = Peek()
         evidence = type(self._evidence).from_array(self._evidence.to_array())
-        before = evidence.found
+        before = evidence.findings
         for label, finding in self._update(evidence, labels):
             if finding is Finding.BETTER and Finding.BETTER not in before:
                 peek.better = label
@@ -101,7 +101,7 @@ class Comparison:
             self._evidence = peeked[1]
         else:
             self._update(self._evidence, labels)
-        return Finding.BETTER in self._evidence.found
+        return Finding.BETTER in self._evidence.findings
 
     def futile(self) -> bool:
         """Whether the improvement, whatever it is, is too small to be worth a change."""

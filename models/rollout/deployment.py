@@ -21,7 +21,7 @@ from anabranch.models.learners.learner import Task
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.decision import Decision
 from anabranch.models.rollout.observations import Arm, RolloutRows
-from anabranch.models.rollout.policies.policy import Policy
+from anabranch.models.rollout.policy import Policy
 from anabranch.models.rollout.traffic import split_traffic
 from anabranch.models.rollout.trial import Proposal, Trial, TrialKey
 
@@ -33,6 +33,7 @@ NO_MODEL: Final = 255
 """In place of an arm id: no model could predict, and the declared fallback is served."""
 
 _REPORT_EVENTS = 1000  # between two reports of a failing champion
+_NO_ARMS, _NO_RANKS = np.zeros(0, np.uint8), np.zeros(0, np.int64)
 
 
 @dataclass(slots=True)
@@ -80,6 +81,7 @@ class _Part:
 
     Attributes:
         rows: with `arms` written for the events.
+        champion: at these rows.
         assigned: `(events,) uint8`, see `Assignments`.
         ranks: `(events,) int64`, see `Assignments`; empty where nothing is interleaved.
         proposal, trial: what is decided at the last step, and of which trial.
@@ -87,6 +89,7 @@ class _Part:
     """
 
     rows: RolloutRows
+    champion: Arm
     assigned: U8
     ranks: I64
     proposal: Proposal | None
@@ -206,7 +209,7 @@ class Deployment:
         while first < rows.steps:
             part = self._next(rows, first, drift)
             end = event + len(part.assigned), label + len(part.rows.label_steps)
-            here, champion = slice(event, end[0]), self._champion_arm
+            here, champion = slice(event, end[0]), part.champion
             served.assigned[here] = part.assigned
             served.served_by[here] = part.rows.arms[part.rows.event_rows]
             if served.ranks is not None and part.ranks.size:
@@ -294,10 +297,6 @@ class Deployment:
         )  # fmt: skip
 
     @property
-    def _champion_arm(self) -> Arm:
-        return Arm(self.champion, self.arm_ids[self.champion])
-
-    @property
     def _assigns_events(self) -> bool:
         return self.policy.assigns_events and bool(self.trials)
 
@@ -308,13 +307,13 @@ class Deployment:
     def _next(self, rows: RolloutRows, first: int, drift: DriftReaction | None) -> _Part:
         """The rows from `first` up to the next decision, assigned to models."""
         part = rows if first == 0 else rows.part(first, rows.steps)
-        assigned, ranks = np.zeros(0, np.uint8), np.zeros(0, np.int64)
-        if not self._assigns_events:
-            champion = self._champion_arm
+        champion, by_event = Arm(self.champion, self.arm_ids[self.champion]), self._assigns_events
+        assigned, ranks = _NO_ARMS, _NO_RANKS
+        if not by_event:
             assigned = split_traffic(part.key_hashes, self.trials, champion.arm_id)
             ranks = self.policy.arrange_candidates(part, self.trials, champion, assigned)
             part.arms[part.event_rows] = self._able_to_serve(part, assigned)
-        proposal, trial = self._first_proposal(part, first)
+        proposal, trial = self._first_proposal(part, champion, first)
         if proposal is not None:
             proposal = replace(proposal, step=rows.end_of_event(proposal.step))
         alarm = None
@@ -327,20 +326,20 @@ class Deployment:
             part = rows.part(first, proposal.step + 1)
         elif alarm is not None:
             part = rows.part(first, alarm[0] + 1)
-        if self._assigns_events:  # only now, since the policy learns from the rows that it gets
+        if by_event:  # only now, since the policy learns from the rows that it gets
             names = [self.champion, *(each.challenger for each in self.trials)]
             arm_ids = {name: self.arm_ids[name] for name in names}
             self.policy.assign_events(part, arm_ids, self._task)
             assigned = part.arms[part.event_rows]
             part.arms[part.event_rows] = self._able_to_serve(part, assigned)
         events = len(part.event_steps)
-        return _Part(part, assigned[:events], ranks[:events], proposal, trial, alarm)
+        return _Part(part, champion, assigned[:events], ranks[:events], proposal, trial, alarm)
 
     def _first_proposal(
-        self, part: RolloutRows, first: int
+        self, part: RolloutRows, champion: Arm, first: int
     ) -> tuple[Proposal | None, Trial | None]:
         """What is decided first, and of which trial."""
-        champion, proposals = self._champion_arm, []
+        proposals = []
         for trial in self.trials:
             proposal = trial.peek(part, champion, first)
             if proposal is not None:
@@ -357,11 +356,11 @@ class Deployment:
 
     def _able_to_serve(self, part: RolloutRows, assigned: U8) -> U8:
         """`assigned`, with the champion, or the one before, in place of models that abstained."""
-        served_by, champion = assigned.copy(), self._champion_arm
+        served_by, champion = assigned.copy(), self.arm_ids[self.champion]
         for trial in self.trials:
             missing = np.isnan(part.scores[trial.challenger])
-            served_by[(assigned == trial.arm_id) & missing] = champion.arm_id
-        failed = (served_by == champion.arm_id) & part.abstained[champion.name]
+            served_by[(assigned == trial.arm_id) & missing] = champion
+        failed = (served_by == champion) & part.abstained[self.champion]
         if failed.any():
             served_by[failed] = NO_MODEL
             previous = self.previous_champion
@@ -419,8 +418,8 @@ class Deployment:
         self.add(name)
         subject = f"the loss of {self.champion}" if alarm.kind == LOSS else alarm.subject
         reason = (
-            f"{subject} has drifted ({alarm.detector}: {alarm.told}): a new model starts, trained "
-            f"on the last {rows:,} labelled rows"
+            f"{subject} has drifted ({alarm.detector}: {alarm.change}): a new model starts, "
+            f"trained on the last {rows:,} labelled rows"
         )
         return self.start(name, alarm.time, step, reason)
 

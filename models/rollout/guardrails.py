@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.rollout.policies.policy import Guardrails
+from anabranch.models.rollout.policy import Guardrails
 from anabranch.state.compile import kernel
 
 F64 = NDArray[np.float64]

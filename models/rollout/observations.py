@@ -1,11 +1,12 @@
 """What a batch contributes to a trial: events that all models predicted, and labels.
 
-`RolloutRows` is a batch as trials see it. `LabelPairs` is how its labels compare two models.
+`BatchSteps` are the steps of a batch, `RolloutRows` what trials see of them. `LabelPairs` is how
+labels compare two models.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -40,27 +41,21 @@ def draft_code(trial: int, by_challenger: Mask) -> NDArray[np.int32]:
     return ((2 * trial + by_challenger) << RANK_BITS).astype(np.int32)
 
 
-@dataclass(slots=True)
-class RolloutRows:
-    """Events and labels, each in the order of their steps.
+@dataclass(slots=True, kw_only=True)
+class BatchSteps:
+    """The events and labels of a batch, each in the order of their steps.
 
     A *row* is where an event is kept until its label arrives; `arms[row]` is the arm id of the
     model that served it, which is written for events and read for labels.
 
     Attributes:
         steps: number of steps; every model predicts or learns at each.
-        event_steps, event_times, event_rows: `(events,) int64`; times in epoch ms.
+        event_steps, event_times, event_rows: `(events,) int64`: the steps that predict, the times
+            of their events (epoch ms), and the rows where these are kept.
         key_hashes: `(events,) uint64` of the keys by which traffic is divided.
-        label_steps, label_times, label_rows: `(labels,) int64`; times in epoch ms.
+        label_steps, label_times, label_rows: `(labels,) int64`, of the steps that are scored.
         arms: `(rows,) uint8`, arm ids.
-        scores: per model, `(events,) float64`: its prediction as one number; NaN: none.
-        abstained: per model, `(events,) bool`: it was trained, and gave no prediction.
-        raised: per model, the steps at which it raised, `(failures,) int64`, ascending.
-        losses: per model, `(labels,) float64`, NaN where it had not predicted.
-        label_scores: per model, `(labels,) float64`: the predictions that the losses are of.
-        truths: `(labels,) float64`: the true values; None with several classes.
         groups: of rankings, `(events,) int64`: the event that each row is a candidate of.
-        chosen: of rankings, `(labels,) bool`: whether a candidate was chosen.
         drafts: of rankings, `(rows,) int32`: see `draft_code`. Written for events and read for
             labels, as `arms`.
         list_ids: of rankings, `(events,) uint64`: the list of each row, as
@@ -78,17 +73,33 @@ class RolloutRows:
     label_times: I64
     label_rows: I64
     arms: U8
-    scores: dict[str, F64]
-    abstained: dict[str, Mask]
-    raised: dict[str, I64]
-    losses: dict[str, F64]
-    label_scores: dict[str, F64]
-    truths: F64 | None = None
     groups: I64 | None = None
-    chosen: Mask | None = None
     drafts: NDArray[np.int32] | None = None
     list_ids: U64 | None = None
     drafted_lists: U64 | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class RolloutRows(BatchSteps):
+    """A batch as trials see it: what each model predicted, as numbers.
+
+    Attributes:
+        scores: per model, `(events,) float64`: its prediction as one number; NaN: none.
+        abstained: per model, `(events,) bool`: it was trained, and gave no prediction.
+        raised: per model, the steps at which it raised, `(failures,) int64`, ascending.
+        losses: per model, `(labels,) float64`, NaN where it had not predicted.
+        label_scores: per model, `(labels,) float64`: the predictions that the losses are of.
+        truths: `(labels,) float64`: the true values; None with several classes.
+        chosen: of rankings, `(labels,) bool`: whether a candidate was chosen.
+    """
+
+    scores: dict[str, F64] = field(default_factory=dict)
+    abstained: dict[str, Mask] = field(default_factory=dict)
+    raised: dict[str, I64] = field(default_factory=dict)
+    losses: dict[str, F64] = field(default_factory=dict)
+    label_scores: dict[str, F64] = field(default_factory=dict)
+    truths: F64 | None = None
+    chosen: Mask | None = None
 
     def end_of_event(self, step: int) -> int:
         """The last step of the event to which a step belongs; the step itself without candidates.
@@ -107,26 +118,32 @@ class RolloutRows:
         """Only the steps from `first` to before `end`; arrays by row are shared."""
         e = slice(*np.searchsorted(self.event_steps, (first, end)).tolist())
         n = slice(*np.searchsorted(self.label_steps, (first, end)).tolist())
-
-        def of(arrays: dict[str, Any], rows: slice) -> dict[str, Any]:
-            return {name: array[rows] for name, array in arrays.items()}
-
         raised = {
             name: steps[slice(*np.searchsorted(steps, (first, end)).tolist())]
             for name, steps in self.raised.items()
         }
         return RolloutRows(
-            end - first,
-            self.event_steps[e], self.event_times[e], self.event_rows[e], self.key_hashes[e],
-            self.label_steps[n], self.label_times[n], self.label_rows[n], self.arms,
-            of(self.scores, e), of(self.abstained, e), raised, of(self.losses, n),
-            of(self.label_scores, n), None if self.truths is None else self.truths[n],
-            None if self.groups is None else self.groups[e],
-            None if self.chosen is None else self.chosen[n],
-            self.drafts,
-            None if self.list_ids is None else self.list_ids[e],
-            self.drafted_lists,
-        )  # fmt: skip
+            steps=end - first,
+            event_steps=self.event_steps[e],
+            event_times=self.event_times[e],
+            event_rows=self.event_rows[e],
+            key_hashes=self.key_hashes[e],
+            label_steps=self.label_steps[n],
+            label_times=self.label_times[n],
+            label_rows=self.label_rows[n],
+            arms=self.arms,
+            drafts=self.drafts,
+            drafted_lists=self.drafted_lists,
+            groups=None if self.groups is None else self.groups[e],
+            list_ids=None if self.list_ids is None else self.list_ids[e],
+            scores=_sliced(self.scores, e),
+            abstained=_sliced(self.abstained, e),
+            raised=raised,
+            losses=_sliced(self.losses, n),
+            label_scores=_sliced(self.label_scores, n),
+            truths=None if self.truths is None else self.truths[n],
+            chosen=None if self.chosen is None else self.chosen[n],
+        )
 
     def time_at(self, step: int) -> int:
         """Event time (ms) of a step that is an event's or a label's; else of the event before."""
@@ -139,6 +156,10 @@ class RolloutRows:
                 return int(times[at])
         before = self.event_times[self.event_steps <= step]
         return int(before[-1]) if len(before) else 0
+
+
+def _sliced(arrays: dict[str, Any], rows: slice) -> dict[str, Any]:
+    return {name: array[rows] for name, array in arrays.items()}
 
 
 class LabelPairs:

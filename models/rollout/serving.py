@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import Alarm
-from anabranch.models.learners.fault_isolation import failed_steps
 from anabranch.models.learners.learner import Label, Learner, Predictions, Targets, Task
 from anabranch.models.metrics.losses import losses
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.decision import Decision
 from anabranch.models.rollout.deployment import Assignments, Deployment, DriftReaction
-from anabranch.models.rollout.observations import RolloutRows
-from anabranch.models.rollout.policies.policy import loss_of
+from anabranch.models.rollout.observations import BatchSteps, RolloutRows
+from anabranch.models.rollout.policy import loss_of
 from anabranch.models.rollout.served import FALLBACK, ServedPredictions, as_scores, choose
 
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
-U64 = NDArray[np.uint64]
 
 
-@dataclass(slots=True)
-class BatchPredictions:
+@dataclass(slots=True, kw_only=True)
+class BatchPredictions(BatchSteps):
     """What the models predicted and learned in a batch.
 
     Attributes:
-        steps: number of steps.
         items: `(steps,) int64`: the event, or events + label, that each step is of.
-        event_steps, event_times, event_rows: `(events,) int64`: the steps that predict, the times
-            of their events (ms), and the rows where these are kept.
-        key_hashes: `(events,) uint64` of the keys that divide the traffic, as `event_steps`.
-        label_steps, label_times, label_rows: `(labels,) int64`, of the steps that are scored.
-        arms: `(rows,) uint8`, see `RolloutRows`.
         predictions: per model, in the order of `event_steps`.
         label_predictions: per model, what it had predicted for the events of the labels.
         target: of the labels.
@@ -44,20 +36,9 @@ class BatchPredictions:
         learned_before: `(events,) int64`: rows learned in this batch before each event.
         failed_steps: per model, the steps at which it raised.
         seconds: per model, the time that it took.
-        groups: of rankings, `(events,) int64`: the event that each row is a candidate of.
-        drafts, list_ids, drafted_lists: of rankings, see `RolloutRows`.
     """
 
-    steps: int
     items: I64
-    event_steps: I64
-    event_times: I64
-    event_rows: I64
-    key_hashes: U64
-    label_steps: I64
-    label_times: I64
-    label_rows: I64
-    arms: U8
     predictions: dict[str, Predictions]
     label_predictions: dict[str, Predictions]
     target: Targets
@@ -65,10 +46,9 @@ class BatchPredictions:
     learned_before: I64
     failed_steps: dict[str, I64]
     seconds: dict[str, float]
-    groups: I64 | None = None
-    drafts: NDArray[np.int32] | None = None
-    list_ids: U64 | None = None
-    drafted_lists: U64 | None = None
+
+
+_STEP_FIELDS = [each.name for each in fields(BatchSteps)]
 
 
 class Timings:
@@ -89,7 +69,7 @@ class Timings:
         """
         now = time.perf_counter()
         self.seconds[model], self._since = now - self._since, now
-        failed = failed_steps(learner)
+        failed = np.array(learner.failures, np.int64)
         self.failed_steps[model] = failed if steps is None else steps[failed]
 
 
@@ -179,11 +159,8 @@ class Serving:
     def _rows(self, batch: BatchPredictions) -> RolloutRows:
         truths = batch.target if isinstance(batch.target, np.ndarray) else None
         chosen = None if batch.groups is None or truths is None else truths == 1.0
-        rows = RolloutRows(
-            batch.steps, batch.event_steps, batch.event_times, batch.event_rows, batch.key_hashes,
-            batch.label_steps, batch.label_times, batch.label_rows, batch.arms, {}, {}, {}, {},
-            {}, truths, batch.groups, chosen, batch.drafts, batch.list_ids, batch.drafted_lists,
-        )  # fmt: skip
+        steps = {name: getattr(batch, name) for name in _STEP_FIELDS}
+        rows = RolloutRows(**steps, truths=truths, chosen=chosen)
         for name in batch.predictions:
             self.add_model(name, batch, rows)
         return rows

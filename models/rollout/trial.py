@@ -14,12 +14,14 @@ from anabranch.models.rollout.comparison import ComparedLabels, Comparison
 from anabranch.models.rollout.decision import Evidence
 from anabranch.models.rollout.guardrails import LOSS_WINDOW, PSI_WINDOW, GuardrailMonitors
 from anabranch.models.rollout.observations import Arm, RolloutRows
-from anabranch.models.rollout.policies.policy import BETTER, Policy, Step, TrialProgress
+from anabranch.models.rollout.policy import BETTER, Policy, Step, TrialProgress
 
+F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 _ORDER: Final = (d.ROLLED_BACK, d.PROMOTED, d.FUTILE, d.ENDED, d.STEPPED, d.PROGRESS)
 """Which of several proposals at one step is decided."""
+_NO_TRUTHS: Final = np.zeros(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,10 @@ class Trial:
         """What is decided first; None: nothing. The rows begin at step `first`."""
         proposals = self._breaches(rows, champion, first)
         compared = self._compared(rows, champion)
-        proposals += self._loss_ratio_breaches(rows, champion, compared)
-        proposals += self._decisions(rows, champion, compared)
+        losses = self._pairs.losses(rows, champion.name, self.challenger, compared)
+        proposals += self._loss_ratio_breaches(rows, compared, losses)
+        labels = self._compared_labels(rows, champion, compared, losses)
+        proposals += self._decisions(rows, compared, labels)
         return min(proposals, default=None)
 
     def commit(self, rows: RolloutRows, champion: Arm, first: int) -> None:
@@ -122,9 +126,10 @@ class Trial:
         monitors.psi.commit(rows.scores[champion.name], rows.scores[challenger])
         compared = self._compared(rows, champion)
         self._burn_in -= min(self._burn_in, self._both_predicted(rows, champion).size)
-        monitors.loss_ratio.commit(*self._pairs.losses(rows, champion.name, challenger, compared))
+        losses = self._pairs.losses(rows, champion.name, challenger, compared)
+        monitors.loss_ratio.commit(*losses)
+        labels = self._compared_labels(rows, champion, compared, losses)
         self._pairs.commit(rows, compared)
-        labels = self._compared_labels(rows, champion, compared)
         self.shown |= self._comparison.commit(labels)
         served = int(np.count_nonzero(labels.served_by == self.arm_id))
         self.labels += len(compared)
@@ -172,9 +177,8 @@ class Trial:
         return proposals
 
     def _loss_ratio_breaches(
-        self, rows: RolloutRows, champion: Arm, compared: I64
+        self, rows: RolloutRows, compared: I64, losses: tuple[F64, F64]
     ) -> list[Proposal]:
-        losses = self._pairs.losses(rows, champion.name, self.challenger, compared)
         label = self.guardrails.loss_ratio.peek(*losses)
         if label is None:
             return []
@@ -184,9 +188,10 @@ class Trial:
         )
         return [_at_label(rows, compared, label, d.ROLLED_BACK, reason)]
 
-    def _decisions(self, rows: RolloutRows, champion: Arm, compared: I64) -> list[Proposal]:
+    def _decisions(
+        self, rows: RolloutRows, compared: I64, labels: ComparedLabels
+    ) -> list[Proposal]:
         """What the evidence decides, and progress reports."""
-        labels = self._compared_labels(rows, champion, compared)
         peek = self._comparison.peek(labels)
         proposals = []
         if peek.worse is not None:
@@ -204,13 +209,19 @@ class Trial:
         elif step is not None:
             stepped = _at_label(rows, compared, step.label, d.STEPPED, step.reason, step.share or 0)
             proposals.append(stepped)
+        return proposals + self._end(rows)
+
+    def _end(self, rows: RolloutRows) -> list[Proposal]:
+        """That the time of the trial is over."""
         end = self.policy.ends_at(self._start)
-        past = np.zeros(0, np.int64) if end is None else np.flatnonzero(rows.event_times >= end)
-        if past.size:
-            event, reason = int(past[0]), self.policy.end_reason()
-            step_number, time = int(rows.event_steps[event]), int(rows.event_times[event])
-            proposals.append(Proposal(step_number, d.ENDED, reason, time))
-        return proposals
+        if end is None:
+            return []
+        past = np.flatnonzero(rows.event_times >= end)
+        if not past.size:
+            return []
+        event, reason = int(past[0]), self.policy.end_reason()
+        step, time = int(rows.event_steps[event]), int(rows.event_times[event])
+        return [Proposal(step, d.ENDED, reason, time)]
 
     def _next_step(self, labels: ComparedLabels, times: I64, better: int | None) -> Step | None:
         """What the policy decides; in shadow only a promotion."""
@@ -230,16 +241,16 @@ class Trial:
         losses, challenger = rows.losses, self.challenger
         return np.flatnonzero(np.isfinite(losses[champion.name]) & np.isfinite(losses[challenger]))
 
-    def _compared_labels(self, rows: RolloutRows, champion: Arm, compared: I64) -> ComparedLabels:
+    def _compared_labels(
+        self, rows: RolloutRows, champion: Arm, compared: I64, losses: tuple[F64, F64]
+    ) -> ComparedLabels:
         """What is compared: losses, or scores and the truth."""
-        truths = np.zeros(0)
+        (ours, theirs), truths = losses, _NO_TRUTHS
         if self._comparison.uses_scores:
             assert rows.truths is not None
             truths = rows.truths[compared]
             ours = rows.label_scores[champion.name][compared]
             theirs = rows.label_scores[self.challenger][compared]
-        else:
-            ours, theirs = self._pairs.losses(rows, champion.name, self.challenger, compared)
         served_by = rows.arms[rows.label_rows[compared]]
         return ComparedLabels(ours, theirs, truths, served_by, champion.arm_id, self.arm_id)
 

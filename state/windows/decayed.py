@@ -11,7 +11,7 @@ follows from the last one alone::
                                    the records after it
 
 A gap of 50 half-lives or more resets the key. Sums are scaled by 2**-64, so that they can't
-overflow before the value that is asked for does.
+overflow before the result does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a record of the log stands for: one event, or a pane that merges many.
+"""Records of the log: one event each, or a pane that merges many.
 
 With `resolution_ms=0` a record is an event and holds its value (no value at all when only counts
-are asked for). Otherwise the events of a key within the same pane merge into one record, and the
+are needed). Otherwise the events of a key within the same pane merge into one record, and the
 log's times are pane numbers::
 
     resolution 10 s     pane 0         pane 1         pane 2         pane 3

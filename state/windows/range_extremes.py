@@ -76,8 +76,8 @@ def range_extreme(first: int, last: int, which: int, sign: int, log: LogArrays, 
 def index_chunk(chunk: int, oldest: int, which: int, sign: int, log: LogArrays, tree: F64) -> None:
     """Compute the maximum and the jump of a full chunk, from its predecessors down to `oldest`.
 
-    `oldest` is the number of the chain's first chunk. What would reach beyond it is left out: only
-    a range that starts before the log does could ask for it.
+    `oldest` is the number of the chain's first chunk. What would reach beyond it is left out:
+    only a range that starts before the log would need it.
     """
     link = log.link
     best = scan_extreme(log.val, chunk * 8, chunk * 8 + 7, sign)

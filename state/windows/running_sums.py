@@ -1,7 +1,7 @@
 """Running sums of a key's windows: every event enters once and leaves once, whatever the width.
 
 A key with more than `COLD` records is *hot*: it has a hot record, in which each width keeps the
-sums over `(edge - width, edge]`. The edge is the latest time as of which the key was asked for. ::
+sums over `(edge - width, edge]`. The edge is the latest time as of which the key was queried. ::
 
     log      a  b  c  d  e  f  g  h  i  j
     1 h         └──────────────────────┤ edge     start of 1 h at b

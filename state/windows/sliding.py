@@ -75,7 +75,7 @@ from anabranch.state.windows.window_queries import answer_cold, answer_edge, ans
 def expire(s: int, windows: WindowArrays) -> None:
     """Drop what no timely row can need any more; a key with few records left turns cold.
 
-    The outcome depends on the rows that came before, not on how often it was called in between: so
+    The outcome depends on the rows before, not on how often it was called in between: so
     it is the same whether a key was swept or not.
     """
     log, meta = windows.log, windows.log.meta

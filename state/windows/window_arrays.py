@@ -1,12 +1,12 @@
-"""The arrays of sliding windows, as kernels take them, and what stands where in them.
+"""The arrays of sliding windows, as kernels take them, and their layout.
 
 A hot key has a hot record, in which each width has cells for the sums over its window::
 
     hoti[hot]            edge │ start, events, huge │ start, events, huge │ …          per width
     hotf[hot, width]     total, squares, peak │ extremes │ sum, rest, peak │ …         per term
 
-`meta` begins with the cells of the log and of the hot records; then come the cells named here, and
-from `PLAN` on, what the spec declares::
+`meta` begins with the cells of the log and of the hot records; then the cells named here, and from
+`PLAN` on, what the spec declares::
 
     widths, ascending │ their places in the output │ statistics │ first term of each │ terms
 """

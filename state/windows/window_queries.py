@@ -1,7 +1,7 @@
 """The features of a row: from a key's few records, its running sums, or its log before these.
 
-A cold key's records are scanned. For a hot key the running sums are read when the row stands at the
-edge, and their difference to an earlier time otherwise.
+A cold key's records are scanned. For a hot key the running sums are read when the
+row is at the edge, and their difference to an earlier time otherwise.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from anabranch import (
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 
 T0 = 1_700_000_000_000
 HUGE = 2e140  # finite, but the variance of a window with it is not
@@ -126,7 +126,7 @@ def run(pipeline: Pipeline, messages: list[Message], limit: int, partitions: int
         if topic in pipeline.inputs:
             place = partition_of_key(key.encode(), partitions)
             publisher.append(topic, [value], partitions=place, times=[time])
-    run_worker(pipeline, bus, IntakeOptions(limit=limit, until_end=True))
+    run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True))
     return {t: [log.values for log in bus.logs(t)] for t in pipeline.topics.outputs}
 
 

@@ -13,7 +13,7 @@ from anabranch import Interleave, Pipeline
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.pipelines.clicks import pipeline as shipped
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.producers.publish import publish
 from anabranch.producers.simulators.clicks import SHOWN, simulate_clicks
 
@@ -52,7 +52,7 @@ def rollout_of(champion: base.Classifier, challenger: base.Classifier, seed: int
         simulate_clicks(seed=seed, events=4000),
         topics={"events": topics.events, "labels": topics.labels},
     )
-    run_worker(pipeline, bus, IntakeOptions(until_end=True))
+    run_worker(pipeline, bus, SourceOptions(until_end=True))
     told, lists = (
         [json.loads(value) for log in bus.logs(topic) for value in log.values]
         for topic in (topics.rollouts, topics.predictions)

@@ -37,7 +37,7 @@ from anabranch.dataflows.bus import BusError
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.models.learners.learner import ModelError
 from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, Spec, WindowSpec
 from tests.support.waiting import GENEROUS_S
@@ -119,7 +119,7 @@ def bus_with(
 
 def run(pipeline: Pipeline, bus: MemoryBus, limit: int = 100) -> list[Json]:
     """The predictions."""
-    run_worker(pipeline, bus, IntakeOptions(limit=limit, until_end=True))
+    run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True))
     return [json.loads(value) for value in bus.values(pipeline.topics.predictions)]
 
 
@@ -284,7 +284,7 @@ def test_labels_that_nobody_waits_for_are_dead_letters_and_teach_nothing(limit):
     assert [(d["reason"], d["topic"], d["offset"]) for d in letters] == [
         ("duplicate label", "trades.labels", 2),
         ("label without event", "trades.labels", 0),  # it was held for a while
-        ("label after its wait", "trades.labels", 3),
+        ("label after timeout", "trades.labels", 3),
     ]
     assert letters[1]["given_up"] == {"topic": "trades.events", "partition": 0, "offset": 2}
     assert "'t7'" in letters[1]["detail"]
@@ -294,7 +294,7 @@ def test_labels_that_nobody_waits_for_are_dead_letters_and_teach_nothing(limit):
 
 @pytest.mark.parametrize("limit", [1, 100])
 @pytest.mark.parametrize(
-    ("late", "learned", "dead"), [("refuse", 2, ["label after its wait"]), ("update", 3, [])]
+    ("late", "learned", "dead"), [("refuse", 2, ["label after timeout"]), ("update", 3, [])]
 )
 def test_what_is_assumed_when_nobody_says_otherwise(limit, late, learned, dead):
     """`t0` is silent; `t1` too, until it is too late; `t2` says so in time."""
@@ -448,7 +448,7 @@ def test_a_missing_topic_is_one_sentence(there):
     bus.create_topics(dict.fromkeys(there, 1))
     missing = "trades.labels" if "trades.events" in there else "trades.events"
     with pytest.raises(BusError, match=f"topic '{missing}' of pipeline 'trades' does not exist"):
-        run_worker(pipeline, bus, IntakeOptions(until_end=True))
+        run_worker(pipeline, bus, SourceOptions(until_end=True))
     assert sorted(bus.topics()) == there
 
 
@@ -457,7 +457,7 @@ def test_unequal_partition_counts_are_one_sentence():
     bus = MemoryBus()
     bus.create_topics({"trades.events": 3, "trades.labels": 2})
     with pytest.raises(BusError, match=r"trades\.events has 3, trades\.labels has 2"):
-        run_worker(pipeline, bus, IntakeOptions(until_end=True))
+        run_worker(pipeline, bus, SourceOptions(until_end=True))
 
 
 def test_an_output_topic_with_another_partition_count_is_one_sentence():
@@ -465,20 +465,20 @@ def test_an_output_topic_with_another_partition_count_is_one_sentence():
     bus = bus_with(pipeline, [trade(0)])
     bus.create_topics({"trades.drift": 2})
     with pytest.raises(BusError, match=r"'trades\.drift' exists with 2 partitions, not 1"):
-        run_worker(pipeline, bus, IntakeOptions(until_end=True))
+        run_worker(pipeline, bus, SourceOptions(until_end=True))
 
 
 def test_from_latest_only_later_messages_are_read():
     pipeline = trades()
     bus = bus_with(pipeline, [trade(0)])
-    run_worker(pipeline, bus, IntakeOptions(begin="latest", until_end=True))
+    run_worker(pipeline, bus, SourceOptions(start_offset="latest", until_end=True))
     assert bus.values("trades.predictions") == []
 
 
 REFUSED = """
 import sys
 from anabranch.dataflows.bus import BusError
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.runtime.worker import run_worker
 from tests.end_to_end.test_end_to_end import bus_with, trade, trades
 
@@ -494,7 +494,7 @@ def publisher(stop=None):
 
 bus.publisher = publisher
 try:
-    run_worker(trades(), bus, IntakeOptions(until_end=True))
+    run_worker(trades(), bus, SourceOptions(until_end=True))
 except BusError as error:
     sys.exit(f"told: {error}")
 """
@@ -530,7 +530,7 @@ def test_a_bus_that_can_no_longer_be_read_ends_the_run_with_its_error():
 
     bus.reader = reader  # type: ignore[method-assign]
     with pytest.raises(BusError, match=r"^the broker has gone away$"):
-        run_worker(pipeline, bus, IntakeOptions(until_end=True))
+        run_worker(pipeline, bus, SourceOptions(until_end=True))
 
 
 class Fragile(base.Classifier):

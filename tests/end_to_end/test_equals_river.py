@@ -30,7 +30,7 @@ from anabranch import Delayed, Event, Label, Pipeline, field, inline
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.pipelines.datasets import dataset_event, dataset_pipeline
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.learners.linear import CompiledLinear
 from anabranch.producers.datasets import DATASETS, ID, TARGET, TIME, dataset_messages, dataset_shape
@@ -62,7 +62,7 @@ def run(
     """The predictions, and the metrics at the end."""
     registry = CollectorRegistry()
     telling = WorkerMetrics(pipeline.name, registry)
-    run_worker(pipeline, bus, IntakeOptions(limit=limit, until_end=True), metrics=telling)
+    run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True), metrics=telling)
     assert bus.values(pipeline.topics.dead_letters) == []
     predictions = [json.loads(value) for value in bus.values(pipeline.topics.predictions)]
     assert [p["offset"] for p in predictions] == list(range(len(predictions)))
@@ -70,7 +70,7 @@ def run(
         sample.labels["metric"]: sample.value
         for family in registry.collect()
         for sample in family.samples
-        if sample.name == "anabranch_prequential"
+        if sample.name == "anabranch_model_quality"
     }
     return predictions, quality
 

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("dataflows", "models", "producers", "state")
 OFFLINE = ("--no-deps", "--no-index")
-SOURCES = (*FOLDERS, "setup.py", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = (*FOLDERS, "setup.py", "MANIFEST.in", "pyproject.toml", "README.md", "LICENSE")
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def test_the_source_distribution_holds_what_a_build_needs(sdist: Path) -> None:
         for name in module_files()
     }
     assert modules | {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
-    assert not any(name.startswith("benchmarks/") for name in names)
+    assert not any(name.startswith(("benchmarks/", "tests/")) for name in names)
 
 
 def test_an_empty_environment_gets_one_top_level_package(installed: Environment) -> None:

@@ -103,7 +103,7 @@ def cluster(tmp_path: Path, patience: int | None) -> Iterator[TwoHosts]:
         yield running
 
 
-LOST = "lost its connection to another one; starting it again"
+LOST = "lost its connection to another one; restarting it"
 
 
 def test_nothing_is_lost_if_a_host_is_disconnected_or_dies(cluster: TwoHosts) -> None:

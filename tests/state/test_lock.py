@@ -170,7 +170,7 @@ def test_a_worker_that_comes_after_its_launcher_has_gone_is_refused(
             timeout=GENEROUS_S,
         )
     assert late.returncode == 1
-    assert f"does not hold state directory {tmp_path}" in late.stderr
+    assert f"no longer has the lock of state directory {tmp_path}" in late.stderr
 
 
 def test_a_worker_of_this_run_gets_in_while_the_directory_is_held(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from rocksdict import Options, Rdict
 from anabranch.state.errors import StateError
 from anabranch.state.store.compaction import choose
 from anabranch.state.store.delta import Delta, Items, Rows
-from anabranch.state.store.store import Store, look
+from anabranch.state.store.read_only import ReadOnlyStore
+from anabranch.state.store.store import Store
 from tests.support.waiting import GENEROUS_S
 
 IDENTITY = {"pipeline": "payments", "river": "0.25.0"}
@@ -140,7 +141,7 @@ def test_restore_of_none_goes_back_to_empty_until_a_generation_is_adopted(tmp_pa
         settle(store)
         assert not store.restore(None)
         assert store.generation == 0
-        assert look(tmp_path / "s").summary().deltas == 0
+        assert ReadOnlyStore(tmp_path / "s").summary().deltas == 0
         for number in range(1, 15):
             store.commit(delta_for(number))
         store.adopt()
@@ -239,8 +240,9 @@ def test_large_values_and_large_commits(tmp_path):
     forest = rng.bytes(90_000_000)
     with Store(tmp_path / "s", IDENTITY, retained=1) as store:
         store.commit(Delta(blobs={"forest": forest, "empty": b""}))
-        for number in range(6):
-            store.commit(Delta(blobs={"small": b"%d" % number}))
+        with store._paused():  # or what is merged would depend on when the compactor runs
+            for number in range(6):
+                store.commit(Delta(blobs={"small": b"%d" % number}))
         settle(store)
         assert store.summary().deltas < 4
         assert store.restore(7).blobs == {"forest": forest, "empty": b"", "small": b"5"}
@@ -265,7 +267,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
 
     filled(tmp_path / "s", 1).close()
     monkeypatch.setattr(generations, "FORMAT", 2)
-    with pytest.raises(StateError, match="is of format 1, this program's is 2"):
+    with pytest.raises(StateError, match="has format 1, this program reads 2"):
         Store(tmp_path / "s", IDENTITY)
 
 
@@ -283,12 +285,12 @@ def test_a_place_that_another_process_holds_is_refused_but_can_be_looked_at(tmp_
     assert ours.recv() == "held"
     with pytest.raises(StateError, match="in use by another process"):
         Store(tmp_path / "s", IDENTITY)
-    view = look(tmp_path / "s")
+    view = ReadOnlyStore(tmp_path / "s")
     assert view.generation == 3
     assert view.verify() == []
     assert plain(view.image()) == expected(3)
     assert plain(view.image(2)) == expected(2)
-    with pytest.raises(StateError, match="does not keep generation 9"):
+    with pytest.raises(StateError, match="no longer has generation 9"):
         view.image(9)
     ours.send("go")
     holder.join()
@@ -306,7 +308,7 @@ def test_looking_while_it_is_written_finds_whole_generations(tmp_path):
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        view, states = look(tmp_path / "s"), {}
+        view, states = ReadOnlyStore(tmp_path / "s"), {}
         for _ in range(15):
             assert view.verify() == []
             state = plain(view.image())
@@ -350,7 +352,7 @@ def test_the_summary_tells_parts_and_identity(tmp_path):
     assert told.bytes["model"] == 1000
     assert set(told.bytes) == {"card/0", "keys", "model", "odd/1", "odd/2"}
     assert before <= told.committed_ms <= time.time() * 1000
-    assert look(tmp_path / "s").summary() == told
+    assert ReadOnlyStore(tmp_path / "s").summary() == told
 
 
 def test_a_closed_store_says_so_and_closes_again(tmp_path):
@@ -369,7 +371,7 @@ def test_what_is_no_state_is_refused_and_left_alone(tmp_path):
             Store(path, IDENTITY)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(StateError, match="there is no state"):
-        look(tmp_path / "nowhere").summary()
+        ReadOnlyStore(tmp_path / "nowhere").summary()
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -386,7 +388,7 @@ def test_a_failed_merge_is_told_by_the_next_commit(tmp_path, caplog):
     while store._failure is None:
         assert time.monotonic() < until
         store.compact()
-    with pytest.raises(StateError, match="takes nothing more since an error: merging"):
+    with pytest.raises(StateError, match="can't be written after an error: merging"):
         store.commit(Delta())
     store.close()
     assert len([line for line in caplog.records if "merging" in line.message]) == 1

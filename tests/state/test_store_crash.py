@@ -17,7 +17,8 @@ from rocksdict import Options, Rdict
 from anabranch.state.errors import StateError
 from anabranch.state.store import store as store_module
 from anabranch.state.store.delta import Delta
-from anabranch.state.store.store import Store, look
+from anabranch.state.store.read_only import ReadOnlyStore
+from anabranch.state.store.store import Store
 from tests.state.test_store import (
     IDENTITY,
     SPAWNED,
@@ -106,7 +107,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_generation(tmp_path):
             path, commits, rng.uniform(0, 0.02), back, tmp_path / "acknowledged"
         )
         if path.exists():
-            staged += bool(look(path)._look_once(lambda contents: contents.root().staged))
+            staged += bool(ReadOnlyStore(path)._read_once(lambda contents: contents.root().staged))
         with Store(path, IDENTITY, retained=3) as store:
             # Killed before its first word it may have gone back, and no further.
             at_least = acknowledged if acknowledged is not None else max(last - back, 0)
@@ -251,9 +252,9 @@ def harm_record(path: Path, part: str, harm) -> None:
     [
         (
             lambda record: bytes([record[0] ^ 1]) + record[1:],
-            "has another checksum than was written",
+            "has a wrong checksum",
         ),
-        (lambda record: record[:-1], "has another checksum than was written"),
+        (lambda record: record[:-1], "has a wrong checksum"),
         (lambda record: None, "is missing"),
     ],
     ids=["changed", "cut", "removed"],
@@ -267,7 +268,7 @@ def test_a_record_that_is_not_what_was_written_is_told_by_name(tmp_path, part, h
         assert sentence in problem
         with pytest.raises(StateError, match=told):
             store.restore(1)
-    assert sentence in look(tmp_path / "s").verify()[0]
+    assert sentence in ReadOnlyStore(tmp_path / "s").verify()[0]
 
 
 @pytest.mark.parametrize("key", ["root", "m/0000000000000001/0000000000000001"])
@@ -280,7 +281,7 @@ def test_a_damaged_root_or_manifest_is_refused(tmp_path, key):
         database.close()
         with pytest.raises(StateError, match=r"is damaged: (its root record|the manifest of)"):
             Store(tmp_path / "s", IDENTITY)
-        assert len(look(tmp_path / "s").verify()) == 1
+        assert len(ReadOnlyStore(tmp_path / "s").verify()) == 1
         database = Rdict(str(tmp_path / "s"), Options(raw_mode=True))
     database.close()
 
@@ -302,8 +303,8 @@ def test_a_process_that_ends_without_closing_ends_well(tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True, timeout=GENEROUS_S, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     for number in range(4):
-        assert look(tmp_path / str(number)).generation == 29
-        assert look(tmp_path / str(number)).verify() == []
+        assert ReadOnlyStore(tmp_path / str(number)).generation == 29
+        assert ReadOnlyStore(tmp_path / str(number)).verify() == []
 
 
 @pytest.fixture
@@ -329,7 +330,7 @@ def test_a_full_disk_is_told_and_all_before_is_intact(small_disk, size):
     with pytest.raises(StateError, match=f"state at {path}.*disk is full") as told:
         fill()
     assert one_line(told.value)
-    with pytest.raises(StateError, match="takes nothing more since an error"):
+    with pytest.raises(StateError, match="can't be written after an error"):
         store.commit(Delta())
     store.close()
     ballast.unlink()

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from anabranch.state.errors import StateError
 from anabranch.state.store.delta import Delta, Items, Rows
-from anabranch.state.store.store import Store, look
+from anabranch.state.store.read_only import ReadOnlyStore
+from anabranch.state.store.store import Store
 from tests.state.test_store import IDENTITY, apply, plain, settle
 
 RETAINED = 3
@@ -107,7 +108,7 @@ class Place(RuleBasedStateMachine):
     @rule()
     def crash(self):
         """Go on with the files as a kill leaves them now."""
-        with self.store._still():
+        with self.store._paused():
             shutil.copytree(self.path, self.directory / "left")
         self.store.close()
         # The engine may still be removing files in there.
@@ -118,7 +119,7 @@ class Place(RuleBasedStateMachine):
     @precondition(lambda self: len(self.states) > 1)
     @rule()
     def look_at_it(self):
-        assert plain(look(self.path).image()) == self.states[-1]
+        assert plain(ReadOnlyStore(self.path).image()) == self.states[-1]
 
     @invariant()
     def at_the_last_generation(self):

@@ -9,7 +9,7 @@ from anabranch.state.errors import StateError
 from anabranch.state.store.delta import Delta, decode, encode, merge
 from anabranch.state.windows.entity_state import EntityState
 from anabranch.state.windows.event_log import LATE_ROWS
-from anabranch.state.windows.repartition import assemble
+from anabranch.state.windows.repartition import repartition
 from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, WindowSpec
 from tests.support.window_fingerprint import fingerprint
 
@@ -156,9 +156,9 @@ def test_windows_that_were_split_and_joined_again_answer_as_before(seed, keys, c
     split = []
     for listed in shards:
         split.append(fresh())
-        split[-1].restore(decode(encode(assemble([(whole, listed)]))))
+        split[-1].restore(decode(encode(repartition([(whole, listed)]))))
     joined = fresh()
-    joined.restore(assemble([(state, list(state.slots_by_key())) for state in split]))
+    joined.restore(repartition([(state, list(state.slots_by_key())) for state in split]))
     for state, listed in zip(split, shards, strict=True):
         assert list(state.slots_by_key()) == listed
     np.testing.assert_array_equal(

@@ -16,7 +16,7 @@ from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from tests.support.commands import Call, Done
 
 T0 = 1_700_000_000_000
@@ -160,11 +160,11 @@ class Kept:
         """Run in this process and stop after so many reads; returns whether it was stopped."""
         stop = StopAfter(reads)
         pipeline = load_pipeline(str(self.directory / "flow.py"))
-        options = IntakeOptions(limit=batch, until_end=True, stop=stop)
+        options = SourceOptions(limit=batch, until_end=True, stop=stop)
         bus = self.open_bus()
         try:
             with StateDirectory.open(self.state, pipeline, bus) as state:
-                run_worker(pipeline, bus, options, epoch_s=epoch_s, state=state)
+                run_worker(pipeline, bus, options, checkpoint_interval_s=epoch_s, state=state)
         finally:
             bus.close()
         return stop.is_set()

@@ -29,10 +29,12 @@ def hits(state: Path, url: str, began: int) -> Counter[str]:
         return Counter({"making the state": 1})
     assert not report.problems, report.problems
     found["before the first epoch of a start"] += now == began
-    ahead = [place for place in report.places if place.generation > (place.resumes_at or 0)]
+    ahead = [
+        place for place in report.state_partitions if place.generation > (place.resumes_at or 0)
+    ]
     found["with places to roll back"] += bool(ahead)
     found["places to roll back"] += len(ahead)
-    published = _unconfirmed(state, report.identity.since, url)
+    published = _unconfirmed(state, report.manifest.output_ends, url)
     found["with messages to suppress"] += published > 0
     found["messages to suppress"] += published
     found["between epochs, nothing to mend"] += not ahead and not published

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from anabranch.dataflows.batch.batch import Batch
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.sink.encoder import Results
+from anabranch.dataflows.sharding.router import Keyed, Router
 from anabranch.dataflows.source.decoder import BatchDecoder
-from anabranch.dataflows.source.event_time_merge import AlignedReader
-from anabranch.dataflows.source.late_and_duplicate import Admission
+from anabranch.dataflows.source.event_time_merge import MergedReader
+from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
 from anabranch.dataflows.steps.model_step import ModelStep
-from anabranch.dataflows.steps.window_step import Keyed, Router, WindowStep
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.learners.targets import select
 from anabranch.models.prequential.outcome import ASSUMED_LABEL
@@ -31,19 +32,17 @@ class Reader:
     """The source of a worker, which reads every second partition."""
 
     def __init__(self, pipeline: Pipeline, bus: Bus, number: int) -> None:
-        self._reader = AlignedReader(bus, list(pipeline.inputs), origin=str(number), limit=50)
+        self._reader = MergedReader(bus, list(pipeline.inputs), worker_id=str(number), limit=50)
         own = range(number, PARTITIONS, WORKERS)
         self._reader.add({TopicPartition(topic, n): 0 for topic in (EVENTS, LABELS) for n in own})
         self._decoder = BatchDecoder(pipeline)
-        self._admission = Admission(
-            pipeline.topics.events, pipeline.allowed_lateness, pipeline.dedup_window
-        )
+        self._filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
 
     def read(self) -> list[Batch]:
         """Read all available batches."""
         found = []
         while (raw := self._reader.read()) is not None:
-            found.append(self._admission.admit(self._decoder.decode(raw)))
+            found.append(self._late_filter.apply(self._decoder.decode(raw)))
         return found
 
 
@@ -57,7 +56,7 @@ class Cluster:
         self.router = Router(pipeline, SHARDS, WORKERS)
         self.readers = [Reader(pipeline, self.bus, number) for number in range(WORKERS)]
         self.shards = {str(n): WindowStep(pipeline, metrics, WORKERS) for n in range(SHARDS)}
-        self.models = ModelStep(pipeline, metrics, origins=WORKERS)
+        self.models = ModelStep(pipeline, metrics, workers=WORKERS)
         self.made: list[Results] = []
 
     def publish(self, messages: Sequence[Message]) -> None:
@@ -95,7 +94,7 @@ class Cluster:
         ids: list[str] = []
         for results in self.made:
             ids += results.batch.ids
-            own = found[results.batch.origin]
+            own = found[results.batch.worker_id]
             if (taught := results.learned) is not None:
                 given = np.flatnonzero(taught.label != ASSUMED_LABEL)
                 tags, times = taught.tags[given].tolist(), taught.times[given].tolist()

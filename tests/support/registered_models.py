@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from anabranch.models.learners.description import describe, parameters_by_path
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Task
-from anabranch.models.learners.linear import CompiledLinear, learner_for
+from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.pickling import library_versions
+from anabranch.models.learners.river import estimator_name
 from anabranch.models.registry.version import Version, finite
-from anabranch.models.registry.weights import final, weights
+from anabranch.models.registry.weights import weights
 
 COLUMNS = ("a", "b", "c")
 ROWS = 400
@@ -35,7 +36,7 @@ def about(model: Any, name: str = "m", task: Task = Task.BINARY, **more: Any) ->
         "source": "state",
         "pipeline": "trades",
         "task": task.value,
-        "model": type(final(model)).__name__,
+        "model": estimator_name(model),
         "declaration": describe(model),
         "parameters": parameters_by_path(model),
         "columns": list(COLUMNS),
@@ -62,8 +63,8 @@ def go_on(learner: Learner, rows: slice = slice(ROWS // 2, ROWS)) -> Predictions
 
 
 def river_of(learner: Learner) -> Any:
-    """The River model of a learner."""
-    return learner.to_river() if isinstance(learner, CompiledLinear) else learner.model  # type: ignore[attr-defined]
+    """Its River object."""
+    return learner.to_river()
 
 
 def references(versions: Sequence[Version]) -> list[str]:

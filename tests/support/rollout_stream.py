@@ -82,14 +82,21 @@ class Stream:
         event_steps = np.array([at for at, _ in events], np.int64)
         raised = {name: event_steps[np.isin(e, self.raised.get(name, []))] for name in self.models}
         return RolloutRows(
-            len(part), event_steps, 1000 * e, e, self.hashes[e],
-            np.array([at for at, _ in labels], np.int64), 1000 * (n + self.delay), n, self.arms,
-            {name: scores[e] for name, scores in self.scores.items()},
-            {name: np.isnan(scores[e]) for name, scores in self.scores.items()},
-            raised,
-            {name: losses[n] for name, losses in self.losses.items()},
-            {name: scores[n] for name, scores in self.scores.items()},
-        )  # fmt: skip
+            steps=len(part),
+            event_steps=event_steps,
+            event_times=1000 * e,
+            event_rows=e,
+            key_hashes=self.hashes[e],
+            label_steps=np.array([at for at, _ in labels], np.int64),
+            label_times=1000 * (n + self.delay),
+            label_rows=n,
+            arms=self.arms,
+            scores={name: scores[e] for name, scores in self.scores.items()},
+            abstained={name: np.isnan(scores[e]) for name, scores in self.scores.items()},
+            raised=raised,
+            losses={name: losses[n] for name, losses in self.losses.items()},
+            label_scores={name: scores[n] for name, scores in self.scores.items()},
+        )
 
 
 @dataclass

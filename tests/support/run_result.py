@@ -18,10 +18,11 @@ from anabranch.dataflows.bus import TopicPartition, open_bus
 from anabranch.dataflows.recovery.inspection import inspect
 from anabranch.dataflows.recovery.state_partition import DATABASE
 from anabranch.dataflows.sharding.entity_windows import EntityWindows
-from anabranch.dataflows.steps.model_step import ModelStep, label_windows
+from anabranch.dataflows.steps.learning import label_windows
+from anabranch.dataflows.steps.model_step import ModelStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.prequential.label_windows import LABEL_WINDOWS
-from anabranch.state.store.store import look
+from anabranch.state.store.read_only import ReadOnlyStore
 from tests.support.crash_trial import Trial
 from tests.support.window_fingerprint import fingerprint
 
@@ -55,10 +56,10 @@ def rows(trial: Trial, topic: str) -> Iterator[Row]:
 
 
 def window_fingerprints(trial: Trial, state: str) -> dict[str, list[str]]:
-    """Fingerprints of windows by entity, for the layout of a single worker."""
-    identity = inspect(trial.directory / state).identity
-    place = trial.directory / state / f"layout-{identity.layout}" / "windows"
-    image = look(place / DATABASE).image()
+    """By entity; for the layout of a single worker."""
+    manifest = inspect(trial.directory / state).manifest
+    place = trial.directory / state / f"layout-{manifest.layout}" / "windows"
+    image = ReadOnlyStore(place / DATABASE).image()
     found = {}
     for entity in trial.declared.entities:
         windows = EntityWindows(trial.declared, entity, False)
@@ -72,7 +73,7 @@ def label_window_fingerprints(trial: Trial, state: str) -> dict[str, str]:
     windows = label_windows(trial.declared)
     if windows is None:
         return {}
-    image = look(trial.directory / state / "models" / DATABASE).image()
+    image = ReadOnlyStore(trial.directory / state / "models" / DATABASE).image()
     windows.restore(image.part(LABEL_WINDOWS))
     return {entity: fingerprint(each) for entity, each in windows.states.items()}
 
@@ -80,7 +81,7 @@ def label_window_fingerprints(trial: Trial, state: str) -> dict[str, str]:
 def model_digests(trial: Trial, state: str) -> dict[str, str]:
     """Digests of learners, metrics, monitors and pending predictions."""
     step = ModelStep(trial.declared, WorkerMetrics(trial.declared.name)).prequential
-    image = look(trial.directory / state / "models" / DATABASE).image()
+    image = ReadOnlyStore(trial.directory / state / "models" / DATABASE).image()
     step.restore(image)
     models = step.models
     waiting = image.rows["pending/state"].columns["waits"]

@@ -44,7 +44,7 @@ class Obedient:
     def _after(self) -> str:
         models = self._step.models
         learned = models.learners[models.champion].version
-        return f"after {self._step._events} events and {learned} labels"
+        return f"after {self._step.learning.events} events and {learned} labels"
 
     def _decision(self, action: str, command: Command, time: int, why: str) -> Decision:
         return Decision(
@@ -68,6 +68,7 @@ def obey(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def begin_obediently(step: ModelStep, *arguments: Any, **named: Any) -> None:
         begin(step, *arguments, **named)
-        step.deployment = Obedient(step)
+        if step.commands is not None:
+            step.commands.controller = Obedient(step)
 
     monkeypatch.setattr(ModelStep, "__init__", begin_obediently)

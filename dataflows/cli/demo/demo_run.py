@@ -22,7 +22,7 @@ from anabranch.dataflows.cli.display.live_status import LiveStatus, compiling
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.supervised_worker import EXIT_INTERRUPTED, STOP_SIGNALS
-from anabranch.dataflows.runtime.supervisor import LocalCluster, Stop, Supervisor
+from anabranch.dataflows.runtime.supervisor import LocalWorkers, StopRequest, Supervisor
 from anabranch.dataflows.steps.warmup import warm
 from anabranch.dataflows.telemetry.status import Status, latencies, live_only, read_status
 from anabranch.dataflows.telemetry.worker_metrics import shared_registry
@@ -59,7 +59,7 @@ class Demo:
         self._checkpoint_s = min(_CHECKPOINT_INTERVAL_S, seconds / _MIN_CHECKPOINTS)
         self._pipeline = load_pipeline(NAME)
         self._crash = Crash((history + self._events) // 2) if crash else None
-        self._stop = Stop()
+        self._stop = StopRequest()
         self._failure: Exception | None = None
         self._started = time.monotonic()
         self._finished = False
@@ -103,7 +103,7 @@ class Demo:
             state = StateDirectory.open(path, self._pipeline, bus, say=print_)
             stack.enter_context(state)
             environment = _cleared_environment()
-            worker = LocalCluster(self._worker_command(path), [0], environment=environment)
+            worker = LocalWorkers(self._worker_command(path), [0], environment=environment)
             stack.enter_context(worker)
             counts = TopicCounts(self._pipeline, bus, shared_registry(worker.metrics_directory))
             stack.callback(counts.close)
@@ -126,10 +126,10 @@ class Demo:
             try:
                 supervisor.run(self._stop)
             except AnabranchError:
-                if not (self._stop.asked and self._crash and self._crash.in_progress):
+                if not (self._stop.requested and self._crash and self._crash.in_progress):
                     raise  # otherwise Ctrl-C came together with the kill
             finally:
-                self._stop.asked = True
+                self._stop.requested = True
                 thread.join()
 
     def _worker_command(self, state: Path) -> list[str]:
@@ -178,7 +178,7 @@ class Demo:
         except Exception as error:  # re-raised in the main thread
             self._failure = error
         finally:
-            self._stop.asked = True
+            self._stop.requested = True
 
     def _wait(
         self, condition: Callable[[], bool], simulator: subprocess.Popen[bytes] | None = None
@@ -191,7 +191,7 @@ class Demo:
         """
         while not condition():
             ended = None if simulator is None else simulator.poll()
-            if self._stop.asked or ended in _INTERRUPTED:
+            if self._stop.requested or ended in _INTERRUPTED:
                 raise _Stopped
             if ended:
                 lines = self._log.read_text(errors="replace").strip().splitlines()
@@ -231,7 +231,7 @@ class Run:
         bus: Bus,
         predictions: str,
         state: StateDirectory,
-        worker: LocalCluster,
+        worker: LocalWorkers,
         counts: TopicCounts,
         print_: Printer,
     ) -> None:
@@ -312,10 +312,10 @@ class _Stopped(Exception):
 
 
 @contextmanager
-def _handles_signals(stop: Stop) -> Iterator[None]:
+def _handles_signals(stop: StopRequest) -> Iterator[None]:
     """Let ``stop`` handle the stop signals while the ``with`` block runs."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    stop.listen()
+    stop.install()
     try:
         yield
     finally:

@@ -17,13 +17,14 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from anabranch.dataflows.batch.outgoing import Marking
+from anabranch.dataflows.batch.output_records import Provenance
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.cli.demo.topic_sample import all_messages
+from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.recovery.resume_point import read_resume_point
 
-_EVENTS, _LABELS, _LEARNED = "anabranch_events", "anabranch_labels", "anabranch_learned"
+_EVENTS, _LABELS, _LEARNED = "anabranch_events", "anabranch_labels", "anabranch_learned_labels"
 _PREDICTIONS, _LAG = "anabranch_predictions", "anabranch_lag_messages"
 _DEAD, _DRIFT = "anabranch_dead_letters", "anabranch_drift_signals"
 _FROM_TOPICS = {_EVENTS, _LABELS, _LEARNED, _PREDICTIONS, _LAG, _DEAD, _DRIFT}
@@ -76,7 +77,7 @@ class TopicCounts(CollectorRegistry):
         sides = (self._topics.dead_letters, self._topics.drift)
         places = {TopicPartition(t, p): 0 for t in sides for p in range(len(bus.end_offsets(t)))}
         self._sides = bus.reader(places)
-        self._decoder = msgspec.json.Decoder(_Cause)
+        self._decode = {topic: codec_of(pipeline, topic).decoder(_Cause) for topic in sides}
         self._dead: Counter[str] = Counter()
         self._drift: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()  # dead letters by input topic
@@ -179,7 +180,7 @@ class TopicCounts(CollectorRegistry):
         """Count the dead letters and drift signals that are new."""
         while slices := self._sides.poll(_POLL_LIMIT):
             for piece in slices:
-                for cause in map(self._decoder.decode, piece.values):
+                for cause in map(self._decode[piece.topic], piece.values):
                     if piece.topic == self._topics.drift:
                         self._drift[cause.subject] += 1
                     else:
@@ -224,14 +225,14 @@ class Verification:
 
 def verify(bus: Bus, pipeline: Pipeline) -> Verification:
     """Count, for every event on its topic, the predictions and dead letters that refer to it."""
-    topics, marking = pipeline.topics, Marking.of(pipeline)
+    topics, provenance = pipeline.topics, Provenance.of(pipeline)
     starts, ends = bus.start_offsets(topics.events), bus.end_offsets(topics.events)
     results = [np.zeros(end - start, np.int64) for start, end in zip(starts, ends, strict=True)]
     totals: Counter[str] = Counter()
     unknown = 0
     for topic in (topics.predictions, topics.dead_letters):
-        decoder = marking.decoder(topic)
-        for message in map(decoder.decode, all_messages(bus, topic)):
+        decode = codec_of(pipeline, topic).decoder(provenance.record_type(topic))
+        for message in map(decode, all_messages(bus, topic)):
             if message.topic != topics.events:
                 continue
             totals[topic] += 1

@@ -67,7 +67,7 @@ class LiveStatus:
         return (
             f"{self._pipeline}: {status.events:,.0f} events ({self._rate():,.0f}/s), "
             f"p50 / p99 {latencies(self._recent_latency())}, "
-            f"{status.learned:,.0f} labels learned, {status.waiting:,.0f} waiting, "
+            f"{status.learned:,.0f} labels learned, {status.pending:,.0f} pending, "
             f"{sum(status.dead_letters.values()):,.0f} dead letters, "
             f"{sum(status.drift.values()):,.0f} drift signals, lag {status.lag:,.0f}"
             + (f"; {quality}" if quality else "")
@@ -119,7 +119,7 @@ class LiveStatus:
     def _record(self, text: str, status: Status, rate: float) -> None:
         record(
             text, events=int(status.events), events_per_s=round(rate), learned=int(status.learned),
-            waiting=int(status.waiting), dead_letters=int(sum(status.dead_letters.values())),
+            pending=int(status.pending), dead_letters=int(sum(status.dead_letters.values())),
             drift_signals=int(sum(status.drift.values())), lag=int(status.lag),
             quality={quality_title(name): value for name, value in status.quality.items()},
         )  # fmt: skip

@@ -31,7 +31,7 @@ from anabranch.dataflows.telemetry.logs import stderr_console
 
 if TYPE_CHECKING:
     from anabranch.producers.batch import Batch, Kind
-    from anabranch.producers.publish import Published
+    from anabranch.producers.publish import PublishCounts
 
 _LINE_EVERY_S = 10.0
 
@@ -91,13 +91,13 @@ class Publishing:
         total: int | None,
         count_events: bool = False,
     ) -> None:
-        from anabranch.producers.publish import Published
+        from anabranch.producers.publish import PublishCounts
 
         self._bus = bus
         self._topics = topics
         self._total = total
         self._count_events = count_events
-        self._done = Published()
+        self._done = PublishCounts()
         self._stop = Stop()
         self._started = time.monotonic()
 
@@ -128,7 +128,7 @@ class Publishing:
         return f"interrupted: {line}; all of them are stored" if self._done.interrupted else line
 
     def _send(
-        self, batches: Iterator[Batch], pacing: Pacing, update: Callable[[Published], None]
+        self, batches: Iterator[Batch], pacing: Pacing, update: Callable[[PublishCounts], None]
     ) -> None:
         from anabranch.producers.publish import publish
 
@@ -136,7 +136,7 @@ class Publishing:
             return
         before = replace(self._done)
 
-        def on_progress(counts: Published) -> None:
+        def on_progress(counts: PublishCounts) -> None:
             self._done.events = before.events + counts.events
             self._done.labels = before.labels + counts.labels
             update(self._done)
@@ -158,11 +158,11 @@ class Publishing:
         else:
             self._done.interrupted = counts.interrupted
 
-    def _counted(self, counts: Published) -> int:
+    def _counted(self, counts: PublishCounts) -> int:
         return counts.events if self._count_events else counts.messages
 
     @contextmanager
-    def _bar(self, console: Console) -> Iterator[Callable[[Published], None]]:
+    def _bar(self, console: Console) -> Iterator[Callable[[PublishCounts], None]]:
         columns = (
             (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             if self._total is not None
@@ -174,10 +174,10 @@ class Publishing:
             yield lambda counts: progress.update(task, completed=self._counted(counts))
 
     @contextmanager
-    def _lines(self, console: Console) -> Iterator[Callable[[Published], None]]:
+    def _lines(self, console: Console) -> Iterator[Callable[[PublishCounts], None]]:
         due = time.monotonic() + _LINE_EVERY_S
 
-        def update(counts: Published) -> None:
+        def update(counts: PublishCounts) -> None:
             nonlocal due
             if time.monotonic() >= due:
                 due = time.monotonic() + _LINE_EVERY_S

@@ -23,7 +23,7 @@ from anabranch.dataflows.replay.replay import (
     replay,
 )
 from anabranch.dataflows.runtime.supervised_worker import EXIT_INTERRUPTED
-from anabranch.dataflows.runtime.supervisor import Stop
+from anabranch.dataflows.runtime.supervisor import StopRequest
 from anabranch.dataflows.steps.warmup import warm
 from anabranch.dataflows.telemetry.logs import stderr_console
 from anabranch.dataflows.telemetry.status import quality_title, read_status
@@ -45,7 +45,7 @@ def run_replay(pipeline: Pipeline, settings: ReplaySettings, bus: Bus | None, na
     console = stderr_console()
     report, metrics = ReplayReport(), WorkerMetrics(pipeline.name)
     interrupted = threading.Event()
-    Stop(interrupted.set, lambda: _exit_at_once(console)).listen()
+    StopRequest(interrupted.set, lambda: _exit_at_once(console)).install()
     with compiling(console):
         warm(pipeline)
     started = time.monotonic()

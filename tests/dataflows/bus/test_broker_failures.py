@@ -1,4 +1,4 @@
-"""A Kafka broker that dies, hangs, forgets or refuses: the bus waits, or says why it can't."""
+"""A Kafka broker that dies, hangs, loses or refuses messages: the bus waits, or says why not."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def failure_of(reader: Reader) -> str:
 
 
 class Traffic:
-    """A publisher in a thread of its own, and all that it appended."""
+    """A publisher in a thread of its own, and everything that it appended."""
 
     def __init__(self, bus: Bus, topic: str, partitions: int) -> None:
         self.sent: list[bytes] = []
@@ -97,7 +97,7 @@ class Traffic:
 
 
 def check_all(traffic: Traffic, slices: list[Slice], partitions: int) -> None:
-    """Every message once, in order, at rising offsets without holes."""
+    """Every message once, in order, at consecutive offsets."""
     found = values_of(slices)
     for partition in range(partitions):
         assert found[partition] == traffic.sent[partition::partitions]
@@ -105,7 +105,7 @@ def check_all(traffic: Traffic, slices: list[Slice], partitions: int) -> None:
         assert np.array_equal(offsets, np.arange(len(offsets)))
 
 
-def test_nothing_is_lost_doubled_or_reordered_when_the_broker_is_killed(
+def test_nothing_is_lost_duplicated_or_reordered_when_the_broker_is_killed(
     broker: KafkaBroker,
 ) -> None:
     bus = open_bus(broker.url)
@@ -124,12 +124,12 @@ def test_nothing_is_lost_doubled_or_reordered_when_the_broker_is_killed(
     slices += poll_until(reader, lambda: len(traffic.sent) > more)
     traffic.end()
     slices += drain(reader, len(traffic.sent) - sum(len(s.values) for s in slices))
-    slices += poll_until(reader, lambda: reader.trouble() is None)
+    slices += poll_until(reader, lambda: reader.unavailable_reason() is None)
     reader.close()
     check_all(traffic, slices, 2)
 
 
-def test_a_broker_that_hangs_is_waited_for_and_talked_about(
+def test_a_broker_that_hangs_is_waited_for_and_logged(
     broker: KafkaBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outage_log, "_AGAIN_S", 6.0)
@@ -138,14 +138,14 @@ def test_a_broker_that_hangs_is_waited_for_and_talked_about(
     reader = bus.reader(dict.fromkeys([TopicPartition(topic, p) for p in range(2)], 0))
     traffic = Traffic(bus, topic, 2)
     slices = poll_until(reader, lambda: len(traffic.sent) > 1000)
-    with caplog.at_level(logging.INFO, "anabranch.dataflows.bus"):
+    with caplog.at_level(logging.INFO, "anabranch.bus"):
         broker.pause()
         began = time.monotonic()
-        slices += poll_until(reader, reader.trouble)
+        slices += poll_until(reader, reader.unavailable_reason)
         noticed_s = time.monotonic() - began
         slices += poll_until(reader, lambda: len(messages(caplog)) >= 2)
         broker.resume()
-        slices += poll_until(reader, lambda: reader.trouble() is None)
+        slices += poll_until(reader, lambda: reader.unavailable_reason() is None)
     traffic.end()
     slices += drain(reader, len(traffic.sent) - sum(len(s.values) for s in slices))
     reader.close()
@@ -164,10 +164,10 @@ def test_a_broker_that_hangs_is_waited_for_and_talked_about(
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the bus has logged."""
-    return [r.getMessage() for r in caplog.records if r.name == "anabranch.dataflows.bus"]
+    return [r.getMessage() for r in caplog.records if r.name == "anabranch.bus"]
 
 
-def test_a_quiet_topic_is_no_trouble(
+def test_a_quiet_topic_is_no_outage(
     broker: KafkaBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(broker_watch, "_EVERY_S", 0.05)
@@ -176,14 +176,14 @@ def test_a_quiet_topic_is_no_trouble(
     at = TopicPartition(new_topic(bus, 1), 0)
     reader = bus.reader({at: 0})
     end = time.monotonic() + 5
-    with caplog.at_level(logging.INFO, "anabranch.dataflows.bus"):
-        poll_until(reader, lambda: reader.trouble() or time.monotonic() > end)
-    assert reader.trouble() is None
-    assert [r for r in caplog.records if r.name == "anabranch.dataflows.bus"] == []
+    with caplog.at_level(logging.INFO, "anabranch.bus"):
+        poll_until(reader, lambda: reader.unavailable_reason() or time.monotonic() > end)
+    assert reader.unavailable_reason() is None
+    assert [r for r in caplog.records if r.name == "anabranch.bus"] == []
     reader.close()
 
 
-def test_a_full_queue_waits_for_a_dead_broker_until_told_to_stop(
+def test_a_full_queue_waits_for_a_dead_broker_until_stopped(
     broker: KafkaBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outage_log, "_AGAIN_S", 1.0)
@@ -203,14 +203,14 @@ def test_a_full_queue_waits_for_a_dead_broker_until_told_to_stop(
             raised.append(error)
 
     thread = threading.Thread(target=append, daemon=True)
-    with caplog.at_level(logging.WARNING, "anabranch.dataflows.bus"):
+    with caplog.at_level(logging.WARNING, "anabranch.bus"):
         thread.start()
         wait_until(lambda: len(messages(caplog)) >= 2)
         assert not raised
         stop.set()
         thread.join(GENEROUS_S)
     assert [type(error) for error in raised] == [UnreachableError]
-    assert f"topic {topic}: told to stop while 100 messages wait for {broker.url}" in str(raised[0])
+    assert f"topic {topic}: stopped while 100 messages wait for {broker.url}" in str(raised[0])
     assert "no answer from" in caplog.text
     assert "Connection refused" in caplog.text
     began = time.monotonic()
@@ -234,7 +234,7 @@ def test_stop_does_not_disturb_a_publisher_whose_broker_answers(broker: KafkaBro
     assert bus.end_offsets(topic) == [5000]
 
 
-def test_what_is_asked_of_a_broker_that_hangs_ends_in_one_sentence(broker: KafkaBroker) -> None:
+def test_calls_of_a_broker_that_hangs_end_with_one_sentence(broker: KafkaBroker) -> None:
     at = TopicPartition(new_topic(open_bus(broker.url), 1), 0)
     bus = open_bus(broker.url, QUICK)
     publisher, reader = bus.publisher(), bus.reader({at: 0}, group="hanging")
@@ -311,22 +311,22 @@ def test_a_gap_at_opening(broker: KafkaBroker, caplog: pytest.LogCaptureFixture)
     assert bus.start_offsets(topic) == [6, 0]
     wanted = {TopicPartition(topic, 0): 2, TopicPartition(topic, 1): 0}
     says = (
-        f"topic {topic} partition 0 keeps nothing before offset 6, but offset 2 was to be read: "
+        f"topic {topic} partition 0 keeps nothing before offset 6, but offset 2 is next: "
         "4 messages are gone; .* --on-offset-out-of-range earliest"
     )
     with pytest.raises(BusError, match=says):
         bus.reader(wanted)
-    with caplog.at_level(logging.WARNING, "anabranch.dataflows.bus"):
-        reader = bus.reader(wanted, lost="earliest")
-    assert "going on from there without the 4 messages from offset 2" in caplog.text
+    with caplog.at_level(logging.WARNING, "anabranch.bus"):
+        reader = bus.reader(wanted, on_out_of_range="earliest")
+    assert "continuing there without the 4 messages from offset 2" in caplog.text
     assert values_of(drain(reader, 7)) == {0: numbered(10)[6:], 1: numbered(3)}
     reader.close()
 
 
-@pytest.mark.parametrize("lost", ["stop", "earliest"])
+@pytest.mark.parametrize("policy", ["stop", "earliest"])
 @pytest.mark.parametrize("left", [0, 40])
 def test_a_gap_in_mid_run(
-    broker: KafkaBroker, caplog: pytest.LogCaptureFixture, lost: str, left: int
+    broker: KafkaBroker, caplog: pytest.LogCaptureFixture, policy: str, left: int
 ) -> None:
     few = {
         "queued.min.messages": "1",
@@ -344,12 +344,12 @@ def test_a_gap_in_mid_run(
     publisher.close()
     publish(bus, topic, numbered(3), partitions=1)
     at = TopicPartition(topic, 0)
-    reader = bus.reader({at: 0, TopicPartition(topic, 1): 0}, lost=lost)  # type: ignore[arg-type]
+    reader = bus.reader({at: 0, TopicPartition(topic, 1): 0}, on_out_of_range=policy)  # type: ignore[arg-type]
     slices = drain(reader, 4, limit=1)
     slices += poll_until(reader, lambda: reader.positions()[at] > 5)
     broker.delete_records(topic, {0: 400 - left})
-    with caplog.at_level(logging.WARNING, "anabranch.dataflows.bus"):
-        if lost == "stop":
+    with caplog.at_level(logging.WARNING, "anabranch.bus"):
+        if policy == "stop":
             assert f"topic {topic} partition 0 keeps nothing before" in failure_of(reader)
             return
         slices += poll_until(reader, lambda: reader.positions()[at] == 400)
@@ -367,18 +367,18 @@ def test_a_topic_deleted_under_its_reader(broker: KafkaBroker) -> None:
     bus = open_bus(broker.url)
     topic = new_topic(bus, 1)
     publish(bus, topic, [b"x"])
-    reader = bus.reader({TopicPartition(topic, 0): 0}, lost="earliest")
+    reader = bus.reader({TopicPartition(topic, 0): 0}, on_out_of_range="earliest")
     drain(reader, 1)
     broker.delete_topic(topic)
     assert failure_of(reader).startswith(f"topic {topic} no longer exists")
 
 
 @pytest.mark.parametrize("refilled", [0, 3, 50])
-def test_a_topic_made_anew_under_its_reader(broker: KafkaBroker, refilled: int) -> None:
+def test_a_topic_recreated_under_its_reader(broker: KafkaBroker, refilled: int) -> None:
     bus = open_bus(broker.url)
     topic = new_topic(bus, 1)
     publish(bus, topic, numbered(10))
-    reader = bus.reader({TopicPartition(topic, 0): 0}, lost="earliest")
+    reader = bus.reader({TopicPartition(topic, 0): 0}, on_out_of_range="earliest")
     slices = drain(reader, 10)
     poll_until(reader, lambda: reader._watch._ids)  # type: ignore[attr-defined]
     broker.delete_topic(topic)
@@ -388,5 +388,5 @@ def test_a_topic_made_anew_under_its_reader(broker: KafkaBroker, refilled: int) 
         publish(bus, topic, numbered(refilled, "new-"))
     says = failure_of(reader)
     assert says.startswith(f"topic {topic} ")
-    assert "made anew" in says
+    assert "recreated" in says
     assert values_of(slices) == {0: numbered(10)}

@@ -172,8 +172,8 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["run", "syntax.py"], "syntax.py, line 3: the pipeline can't be loaded: '(' was never closed"),
     (["run", "typo.py"], "typo.py, line 16: unknown field 'amuont' in window(card): Payment has"),
     (["run", "imports.py"], "imports.py, line 1: the pipeline can't be loaded: ModuleNotFoundErr"),
-    (["run", "empty.py"], "'empty.py' has no pipeline called 'pipeline': assign a Pipeline to it"),
-    (["run", "fraud.py:flow"], "'fraud.py:flow' has no pipeline called 'flow': it has pipeline"),
+    (["run", "empty.py"], "'empty.py' has no pipeline named 'pipeline': assign a Pipeline to it"),
+    (["run", "fraud.py:flow"], "'fraud.py:flow' has no pipeline named 'flow': it has pipeline"),
     (["run", "no.such:flow"], "no.such: the pipeline can't be loaded: ModuleNotFoundError"),
     (["run", "dataset:Nope"], "River has no data set 'Nope': choose one of Bananas"),
     (["run", "fraud.py"], "create it with `anabranch topics fraud.py --create`"),
@@ -182,7 +182,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["run", "payments", "--addresses", "a:1,b:2"], "say which one this is with --process-id"),
     (["consume", "nosuch"], "topic 'nosuch' does not exist on sqlite:data/bus"),
     (["publish", "fraud.py", "missing.jsonl"], "there is no file missing.jsonl"),
-    (["publish", "fraud.py", "rows.txt"], "rows.txt is of no known kind"),
+    (["publish", "fraud.py", "rows.txt"], "rows.txt is of an unknown kind"),
     (["publish", "fraud.py", "rows.jsonl"], "no field 'card' in the first 1 lines of rows.jsonl"),
     (["publish", "boom.py", "rows.jsonl", "--labels", "rows.jsonl"], "leave out --labels"),
     (["publish", "--dataset", "Nope"], "River has no data set 'Nope'"),
@@ -192,7 +192,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["publish", "--dataset", "Phishing", "--bus-set", "x"], "must be written KEY=VALUE"),
     (["publish", "--dataset", "Phishing", "--bus", "sqlite:fraud.py/x"], "can't create"),
     (["simulate", "nosuch"], "there is no simulator 'nosuch': choose one of payments"),
-    (["simulate", "payments", "--malformed", "2"], "a share of 2 of malformed is impossible"),
+    (["simulate", "payments", "--malformed", "2"], "a share of 2 of malformed is out of range"),
     (["demo", "--keep", "."], "is not empty"),
 ]  # fmt: skip
 
@@ -407,7 +407,7 @@ def test_when_a_worker_is_killed_the_others_end_and_it_is_named(tmp_path: Path) 
         os.kill(victim, signal.SIGKILL)
         done = command.done()
     assert done.code == 1
-    sentence = f"worker 1 of 2 (process {victim}) was ended by SIGKILL, so all were ended"
+    sentence = f"worker 1 of 2 (process {victim}) was killed by SIGKILL, so all were stopped"
     assert done.err.splitlines()[-1] == f"error: {sentence}"
     assert "Traceback" not in done.err
     assert not [child for child in children if Path(f"/proc/{child}").exists()]

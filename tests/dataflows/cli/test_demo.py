@@ -49,7 +49,7 @@ def test_the_demo_survives_a_crash_without_losing_an_event(
     worker = re.search(r"^kill -9 of the worker \(process (\d+)\): [\d,]+ paym", done.out, re.M)
     assert worker is not None, done.out
     assert re.search(
-        rf"worker 0 of 1 \(process {worker[1]}\) was ended by SIGKILL; starting it again from "
+        rf"worker 0 of 1 \(process {worker[1]}\) was killed by SIGKILL; restarting it from "
         r"generation \d+ in 1 s",
         done.out,
     )

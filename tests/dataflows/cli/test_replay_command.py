@@ -162,7 +162,7 @@ PAYMENT = '"id":"a","ts":1736121600000,"card":"c","merchant":"m","amount":1.0,"c
         (lambda d: write(d / "e.jsonl", drop("card")), ["none of the", "missing required field"]),
         (
             lambda d: write(d / "e.parquet", changed(lambda _, row: row.update(colour="red"))),
-            ["column 'colour' that Payment does not know", "forbid_unknown_fields"],
+            ["column 'colour', which is no field of Payment", "forbid_unknown_fields"],
         ),
         (
             lambda d: write(d / "e.parquet", changed(lambda _, row: row.update(amount="much"))),
@@ -170,9 +170,9 @@ PAYMENT = '"id":"a","ts":1736121600000,"card":"c","merchant":"m","amount":1.0,"c
         ),
         (
             lambda d: write(d / "e.csv", changed(lambda _, row: row.update(ts="soon"))),
-            ["column 'ts'", "holds no times"],
+            ["column 'ts'", "which is not a time"],
         ),
-        (lambda d: cut_short(d / "e.parquet"), ["e.parquet is no whole Parquet file"]),
+        (lambda d: cut_short(d / "e.parquet"), ["e.parquet is not a complete Parquet file"]),
         (lambda d: damaged(d / "e.parquet"), ["e.parquet is damaged"]),
         (lambda d: lines(d / "e.csv", "id,ts"), ["e.csv has a header but no rows"]),
         (lambda d: (d / "e.jsonl").touch(), ["e.jsonl is empty"]),
@@ -248,7 +248,7 @@ def test_a_failed_replay_leaves_existing_files_untouched(
     monkeypatch.setattr("anabranch.producers.files.tables.PARQUET_ROWS", 500)
     (tmp_path / "rows.parquet").write_text("of yesterday")
     damaged(tmp_path / "e.parquet")
-    refused(call("replay", "payments", "--from", "e.parquet", *TO), "is damaged behind row ")
+    refused(call("replay", "payments", "--from", "e.parquet", *TO), "is damaged after row ")
     assert (tmp_path / "rows.parquet").read_text() == "of yesterday"
     nothing_is_left(tmp_path, "e.parquet", "rows.parquet")
 

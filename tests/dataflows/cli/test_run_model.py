@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from anabranch.dataflows.bus import TopicPartition, open_bus
-from anabranch.dataflows.recovery.manifest import read_identity
+from anabranch.dataflows.recovery.manifest import read_manifest
 from anabranch.models.registry.registry import Registry
 from tests.support.checkpoint_pipeline import refused, went_well
 from tests.support.commands import Call, Done, caller
@@ -160,7 +160,7 @@ def test_an_empty_state_starts_with_the_model(parts: Parts) -> None:
 def test_the_model_stays_in_the_registry_of_the_new_state(parts: Parts) -> None:
     went_well(parts.run("second", "new", *BEGIN))
     registry = Registry.of(parts.directory / "new")
-    identity = read_identity(parts.directory / "new")
+    identity = read_manifest(parts.directory / "new")
     assert identity is not None
     assert identity.model == "half@1"
     for _ in range(3):

@@ -16,7 +16,7 @@ from anabranch.dataflows.bus import Bus, open_bus
 from anabranch.dataflows.cli.demo.topic_sample import all_messages
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.producers.publish import publish
 from anabranch.producers.simulators.by_name import simulate
 from anabranch.producers.simulators.faults import Faults
@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     faults = Faults(malformed=0.01, duplicates=0.02, out_of_order=0.1, delay_s=1000)
     messages = list(simulate("payments", seed=7, events=EVENTS, faults=faults))
     publish(bus, messages, topics={"events": "payments.events", "labels": "payments.labels"})
-    run_worker(pipeline, bus, IntakeOptions(until_end=True))
+    run_worker(pipeline, bus, SourceOptions(until_end=True))
     values = [value for batch in messages for value in batch.only("events").values]
     (place / "events.jsonl").write_bytes(b"\n".join(values) + b"\n")
     served = list(predictions(bus))
@@ -293,9 +293,9 @@ BAD: list[tuple[list[str], str]] = [
     (["pay.py", "--features", "empty"], "topic 'empty' on sqlite:data/bus has no messages"),
     (["pay.py", "--events", "empty"], "topic 'empty' on sqlite:data/bus has no messages"),
     (["pay.py", "--features", "bare"], "offset 0: this row has no features; declare with_features"),
-    (["pay.py", "--features", "cut.parquet"], "cut.parquet is no whole Parquet file"),
-    (["pay.py", "--training", "cut.parquet"], "cut.parquet is no whole Parquet file"),
-    (["pay.py", "--events", "cut.parquet"], "cut.parquet is no whole Parquet file"),
+    (["pay.py", "--features", "cut.parquet"], "cut.parquet is not a complete Parquet file"),
+    (["pay.py", "--training", "cut.parquet"], "cut.parquet is not a complete Parquet file"),
+    (["pay.py", "--events", "cut.parquet"], "cut.parquet is not a complete Parquet file"),
     (["pay.py", "--features", "nothing.jsonl"], "nothing.jsonl has no rows: there is nothing to"),
     (["pay.py", "--features", "blank.jsonl"], "blank.jsonl has no rows: there is nothing to"),
     (["pay.py", "--features", "norows.parquet"], "norows.parquet has no rows"),
@@ -310,7 +310,7 @@ BAD: list[tuple[list[str], str]] = [
     (["pay.py", "--features", "word.jsonl"], "line 2: Expected `float | null`, got `str`"),
     (["pay.py", "--features", "noid.parquet"], "they need a column 'id'"),
     (["pay.py", "--features", "others.jsonl"], "no row of others.jsonl belongs to an event of"),
-    (["pay.py", "--events", "short.csv"], "no column 'merchant' in short.csv, which Payment needs"),
+    (["pay.py", "--events", "short.csv"], "no column 'merchant' in short.csv, which Payment"),
     (["pay.py", "--events", "unsorted.parquet"], "the offsets of partition 0 in unsorted.parquet"),
     (["pay.py", "--events", "typed.csv"], "can be read as Payment: Expected `float`, got `str`"),
     (["pay.py", "--warm-up", "soon"], "'soon' is not a duration"),

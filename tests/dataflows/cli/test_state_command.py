@@ -37,7 +37,7 @@ def test_it_shows_progress_and_content(kept: Kept) -> None:
     assert "pipeline trades, generation" in done.out
     assert ", not in use" in done.out
     assert "windows partitioned for one worker, 3 input partitions" in done.out
-    for name in ("trades.events", "trades.labels", "intake-0", "windows", "models"):
+    for name in ("trades.events", "trades.labels", "input-0", "windows", "models"):
         assert name in done.out
     whole = kept.call("state", "state", "--verify")
     went_well(whole)
@@ -46,7 +46,7 @@ def test_it_shows_progress_and_content(kept: Kept) -> None:
 
 def test_json_has_everything_in_one_object(kept: Kept) -> None:
     told = json.loads(kept.call("state", "state", "--json", "--verify").out)
-    assert told["identity"]["pipeline"] == "trades"
+    assert told["manifest"]["pipeline"] == "trades"
     assert told["process"] is None
     assert told["problems"] == []
     assert told["generation"] >= 1
@@ -54,8 +54,8 @@ def test_json_has_everything_in_one_object(kept: Kept) -> None:
     assert sum(told["offsets"]["trades.labels"].values()) == len(MESSAGES) - EVENTS
     newest = max(message["ts"] for _, message in MESSAGES if "amount" in message)
     assert told["event_time_ms"] == newest
-    places = {place["name"]: place for place in told["places"]}
-    assert set(places) == {"models", "windows", *(f"intake-{n}" for n in range(PARTITIONS))}
+    places = {place["name"]: place for place in told["state_partitions"]}
+    assert set(places) == {"models", "windows", *(f"input-{n}" for n in range(PARTITIONS))}
     assert places["windows"]["keys"]["account"] == 8
     assert places["windows"]["events"]["account"] > 0
     assert places["models"]["champion"] == "LogisticRegression"
@@ -73,12 +73,12 @@ def test_damaged_or_missing_parts_are_named(kept: Kept, tmp_path: Path) -> None:
         refused(kept.call("state", "state", "--verify"), "state is damaged", place)
         file.write_bytes(content)
         (kept.state / place).rename(tmp_path / "away")
-        refused(kept.call("state", "state"), f"lacks its place {Path(place).name}")
+        refused(kept.call("state", "state"), f"lacks its state partition {Path(place).name}")
         (tmp_path / "away").rename(kept.state / place)
-    shutil.copy(kept.state / "models" / "NAME", tmp_path / "name")
-    (kept.state / "models" / "NAME").write_text("somebody else")
+    shutil.copy(kept.state / "models" / "ID", tmp_path / "name")
+    (kept.state / "models" / "ID").write_text("somebody else")
     refused(kept.call("state", "state"), "models belongs to another state")
-    shutil.copy(tmp_path / "name", kept.state / "models" / "NAME")
+    shutil.copy(tmp_path / "name", kept.state / "models" / "ID")
     went_well(kept.call("state", "state", "--verify"))
     (kept.state / "recovery" / "part-0.sqlite3").write_bytes(b"")
     refused(kept.call("state", "state"), "recovery/part-0.sqlite3", "backup")
@@ -107,16 +107,17 @@ def test_a_new_state_is_empty_and_undamaged(kept: Kept) -> None:
 
 def test_several_workers_and_unexpected_files(kept: Kept) -> None:
     went_well(kept.run("--processes", "2"))
-    (kept.state / "intake-0.bak").mkdir()
+    (kept.state / "input-0.bak").mkdir()
     (kept.state / "layout-2" / "windows-1.bak").mkdir()
     done = kept.call("state", "state", "--verify")
     went_well(done)
     assert "windows partitioned for 8 shards" in done.out
     names = [
-        place["name"] for place in json.loads(kept.call("state", "state", "--json").out)["places"]
+        place["name"]
+        for place in json.loads(kept.call("state", "state", "--json").out)["state_partitions"]
     ]
     assert names == [
-        *(f"intake-{number}" for number in range(PARTITIONS)),
+        *(f"input-{number}" for number in range(PARTITIONS)),
         *(f"windows-{number}" for number in range(8)),
         "models",
     ]

@@ -85,5 +85,6 @@ def predictions(bus: Bus) -> int:
 
 def quality(address: str) -> float | None:
     with urlopen(address) as answer:
-        found = re.search(r'anabranch_prequential\{.*"Accuracy".*\} (\S+)', answer.read().decode())
+        text = answer.read().decode()
+        found = re.search(r'anabranch_model_quality\{.*"Accuracy".*\} (\S+)', text)
     return float(found.group(1)) if found else None

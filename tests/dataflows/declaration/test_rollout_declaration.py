@@ -22,7 +22,7 @@ from anabranch import (
     window,
 )
 from anabranch.dataflows.steps.rollout_step import rollouts_of
-from anabranch.models.learners.subsampling import Thinned
+from anabranch.models.learners.subsampling import SubsampledLearner
 from anabranch.state.errors import DeclarationError
 from tests.dataflows.steps import test_control
 
@@ -83,7 +83,7 @@ def test_what_drift_starts_is_declared_with_a_monitor_and_climbs_by_evidence():
     assert starts is not None
     one, other = starts.make(), starts.make()
     assert one is not other
-    assert isinstance(one, Thinned)
+    assert isinstance(one, SubsampledLearner)
     assert one.share == 0.5
     assert orders().starts_on_drift is None
 
@@ -91,8 +91,8 @@ def test_what_drift_starts_is_declared_with_a_monitor_and_climbs_by_evidence():
 def test_a_challenger_may_learn_a_share_of_the_labels():
     some = {"all": TREE, "some": Challenger(model=TREE, sample_rate=0.1, burn_in=50)}
     learners = orders(challengers=some).challenger_learners()
-    assert isinstance(learners["some"], Thinned)
-    assert not isinstance(learners["all"], Thinned)
+    assert isinstance(learners["some"], SubsampledLearner)
+    assert not isinstance(learners["all"], SubsampledLearner)
     rollouts = rollouts_of(orders(challengers=some))
     assert rollouts is not None
     assert rollouts.deployment.burn_in == {"some": 50}

@@ -89,7 +89,7 @@ def run(path: Path, sittings: Sequence[Pieces]) -> Ran:
     bus.close()
     found = [json.loads(value) for value in values(url, PREDICTIONS)]
     dead = [json.loads(value) for value in values(url, DEAD)]
-    places = [place for place in inspect(path / "state").places if place.models]
+    places = [place for place in inspect(path / "state").state_partitions if place.models]
     return Ran(
         {each["id"]: each for each in found},
         sorted((each["reason"], each["partition"], each["offset"]) for each in dead),

@@ -20,7 +20,7 @@ from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.replay import late_labels, training_file
 from anabranch.dataflows.replay.replay import ReplayReport, ReplaySettings, replay
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.producers.simulators.faults import Faults
 from tests.support.history import (
     EVENTS,
@@ -73,13 +73,13 @@ def replayed(
 def run(pipeline: Pipeline, url: str, state: Path | None, batch: int = 300) -> None:
     """Run to the end of the topics."""
     bus = open_bus(url)
-    options = IntakeOptions(until_end=True, limit=batch)
+    options = SourceOptions(until_end=True, limit=batch)
     try:
         if state is None:
             run_worker(pipeline, bus, options)
             return
         with StateDirectory.open(state, pipeline, bus) as opened:
-            run_worker(pipeline, bus, options, state=opened, epoch_s=0.05)
+            run_worker(pipeline, bus, options, state=opened, checkpoint_interval_s=0.05)
     finally:
         bus.close()
 

@@ -17,7 +17,7 @@ from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.replay.replay import ReplaySettings, replay
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from tests.support.history import EVENTS, Message, cut_by_time, simulated, values
 from tests.support.kafka_broker import KafkaBroker
 
@@ -51,7 +51,7 @@ def replay_then_run(
     replay(PIPELINE, settings, bus)
     publish(url, rest)
     with StateDirectory.open(directory / "state", PIPELINE, bus) as state:
-        run_worker(PIPELINE, bus, IntakeOptions(until_end=True), state=state)
+        run_worker(PIPELINE, bus, SourceOptions(until_end=True), state=state)
     bus.close()
     served = [json.loads(value) for value in values(url, PIPELINE.topics.predictions)]
     return pl.read_parquet(settings.rows), served

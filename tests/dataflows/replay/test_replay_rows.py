@@ -17,7 +17,7 @@ from anabranch.dataflows.replay import late_labels as replay_labels
 from anabranch.dataflows.replay import training_file as row_file
 from anabranch.dataflows.replay.replay import ReplaySettings, replay
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 
 T0 = 1_736_121_600_000
 HOUR = 3_600_000
@@ -104,7 +104,7 @@ def served(pipeline: Pipeline, things: list[Row], labels: list[Row] | None = Non
     for topic, rows in zip(pipeline.inputs, (things, labels or []), strict=False):
         values = [json.dumps(row).encode() for row in rows]
         bus.publisher().append(topic, values, times=[row["ts"] for row in rows])
-    run_worker(pipeline, bus, IntakeOptions(until_end=True))
+    run_worker(pipeline, bus, SourceOptions(until_end=True))
     return [json.loads(value) for value in bus.values(pipeline.topics.predictions)]
 
 

@@ -66,7 +66,7 @@ Json = dict[str, Any]
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc"),
-    pytest.mark.stress,
+    pytest.mark.timeout(1200),
 ]
 
 
@@ -141,7 +141,7 @@ def run_cluster(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
         command(path, "--until-end", *more),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=600,
         check=False,
         cwd=path.parent,
     )
@@ -177,10 +177,10 @@ class Running:
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(300)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not condition():
             assert self.process.poll() is None, self.said
             assert time.monotonic() < deadline, self.said
@@ -305,8 +305,8 @@ def test_without_state_all_workers_end_when_one_is_killed(tmp_path: Path) -> Non
         cluster.wait_for_predictions(bus, len(rows))
         victim = workers(cluster.process.pid)[0]
         os.kill(victim, signal.SIGKILL)
-        assert cluster.process.wait(60) == 1
-        assert f"(process {victim}) was ended by SIGKILL, so all were ended" in cluster.said
+        assert cluster.process.wait(300) == 1
+        assert f"(process {victim}) was killed by SIGKILL, so all were stopped" in cluster.said
         assert "Traceback" not in cluster.said
         assert running(path) == []
 
@@ -329,8 +329,8 @@ def test_with_state_killed_workers_and_a_killed_supervisor_cost_nothing(tmp_path
         for number in (1, 0):
             victim = workers(cluster.process.pid)[number]
             os.kill(victim, signal.SIGKILL)
-            who = f"worker {number} of 2 (process {victim}) was ended by SIGKILL"
-            cluster.wait_until_said(f"{who}; starting all again from generation ")
+            who = f"worker {number} of 2 (process {victim}) was killed by SIGKILL"
+            cluster.wait_until_said(f"{who}; restarting all from generation ")
             cluster.wait_for(lambda gone=victim: new_workers(cluster.process.pid, gone))
         publish(bus, rows[80:160])
         cluster.wait_for_predictions(bus, 160)
@@ -351,11 +351,11 @@ def test_a_refusal_of_a_worker_is_said_once_and_ends_all(tmp_path: Path) -> None
     with bus_with(path, trades([3] * PARTITIONS, hours=0.1)):
         told = command(path)
         (tmp_path / "trades_pipeline.py").write_text(failing)
-        ended = subprocess.run(told, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        ended = subprocess.run(told, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert ended.returncode == 1
-    assert ended.stderr.count("has no pipeline called 'pipeline'") == 1
+    assert ended.stderr.count("has no pipeline named 'pipeline'") == 1
     assert ended.stderr.splitlines()[-1].startswith("error: ")
-    assert "starting all again" not in ended.stderr
+    assert "restarting all" not in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -374,7 +374,7 @@ def test_by_address_without_state_the_loss_of_another_one_is_exit_code_3(tmp_pat
     ):
         one.wait_for_predictions(bus, len(rows))
         two.kill()
-        assert one.process.wait(30) == 3
+        assert one.process.wait(300) == 3
         assert "error: worker 0 lost its connection to another one: " in one.said
 
 
@@ -389,13 +389,13 @@ def test_by_address_a_cluster_heals_when_the_lost_host_comes_back(tmp_path: Path
             one.wait_for_predictions(bus, 120)
             one.wait_for(lambda: kept(path, "trades-0") and kept(path, "trades-1"))
             two.kill()
-        one.wait_until_said("lost its connection to another one; starting it again")
+        one.wait_until_said("lost its connection to another one; restarting it")
         publish(bus, rows[120:])
         with Running(path, "--checkpoint-interval", "0.5s", cluster=by_address(1, ports)) as two:
             one.wait_for_predictions(bus, len(rows))
             one.process.send_signal(signal.SIGTERM)
             assert two.end() == 0, two.said
-        assert one.process.wait(60) == 0, one.said
+        assert one.process.wait(300) == 0, one.said
         check_predictions(bus, rows)
         assert running(path) == []
 

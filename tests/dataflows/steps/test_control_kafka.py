@@ -18,7 +18,7 @@ from anabranch.dataflows.messages.outputs import RolloutMessage
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.rollout.client import RolloutLog, ask
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from tests.dataflows.steps.test_control import COMMANDS, MINUTE, T0, order, orders, returned
 from tests.support.kafka_broker import KafkaBroker
 from tests.support.scripted_deployment import obey
@@ -46,7 +46,7 @@ def publish(bus: Bus, topic: str, rows: list[tuple[int, Any]]) -> None:
 
 def run(bus: Bus, state: Path) -> None:
     with StateDirectory.open(state, PIPELINE, bus) as opened:
-        run_worker(PIPELINE, bus, IntakeOptions(until_end=True), state=opened)
+        run_worker(PIPELINE, bus, SourceOptions(until_end=True), state=opened)
 
 
 def decisions(bus: Bus) -> list[RolloutMessage]:

@@ -21,8 +21,8 @@ from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.replay.replay import ReplaySettings, replay
 from anabranch.dataflows.replay.source_offsets import open_source
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
-from tests.dataflows.source.test_intake_resume import run
+from anabranch.dataflows.source.bus_source import SourceOptions
+from tests.dataflows.source.test_source_resume import run
 from tests.support.checkpoint_pipeline import MINUTE, PARTITIONS, PIPELINE, T0, publish, trades
 from tests.support.scripted_deployment import obey
 
@@ -179,7 +179,7 @@ def test_a_state_that_is_there_follows_what_was_said_first_wherever_new_ones_beg
 
 def run_from_the_end(pipeline: Pipeline, bus: MemoryBus, path: Path) -> None:
     with StateDirectory.open(path, pipeline, bus) as state:
-        run_worker(pipeline, bus, IntakeOptions(until_end=True, begin="latest"), state=state)
+        run_worker(pipeline, bus, SourceOptions(until_end=True, start_offset="latest"), state=state)
 
 
 # Replay.

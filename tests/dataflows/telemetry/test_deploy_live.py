@@ -25,14 +25,14 @@ pytestmark = pytest.mark.needs("prometheus")
 SILENT = {
     "anabranch_restarts_total": "no worker of several has died",
     "anabranch_model_failures_total": "no model has failed",
-    "anabranch_held_labels": "",
+    "anabranch_buffered_early_labels": "",
     "anabranch_population_stability_index": "the reference is not whole yet",
     "anabranch_model_bytes": "no state is kept",
     "anabranch_state_disk_bytes": "no state is kept",
     "anabranch_monitored_mean": "no detector has been given a label yet",
     "anabranch_quarantined_labels_total": "nothing is in quarantine",
-    "anabranch_inexact_rows_total": "no row was too late for its windows",
-    "anabranch_slice_prequential": "no slices are declared",
+    "anabranch_late_beyond_retention_total": "no row was too late for its windows",
+    "anabranch_slice_quality": "no slices are declared",
     "anabranch_drift_signals_total": "nothing was signalled",
     "anabranch_dead_letters_total": "nothing was unusable",
 }
@@ -109,7 +109,7 @@ def test_every_query_has_an_answer_or_a_reason(tmp_path: Path) -> None:
         started([*run, "--metrics-port", str(scraped)], tmp_path / "run.log"),
         started(prometheus, tmp_path / "prometheus.log"),
     ):
-        served = "sum(increase(anabranch_served_total[20s])) > 1000"
+        served = "sum(increase(anabranch_served_predictions_total[20s])) > 1000"
         log = (tmp_path / "run.log").read_text
         wait_until(lambda: _up(asked) and ask(asked, served), 2 * GENEROUS_S, log, every_s=1)
         describe = lambda: f"answers to {unanswered(asked)}"  # noqa: E731

@@ -15,7 +15,7 @@ from river import drift, linear_model, naive_bayes, preprocessing, tree
 from anabranch.models.drift.detectors import monitor
 from anabranch.models.learners.learner import Learner, Task
 from anabranch.models.learners.linear import learner_for
-from anabranch.models.learners.subsampling import Thinned
+from anabranch.models.learners.subsampling import SubsampledLearner
 from anabranch.models.metrics.slices import slice_by
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
@@ -56,7 +56,7 @@ def make(
 
     def beginner() -> Learner:
         learner = learner_for(declared.model.clone(), NAMES, task)
-        return learner if learn == 1 else Thinned(learner, learn)
+        return learner if learn == 1 else SubsampledLearner(learner, learn)
 
     models = {"old": slow(), **dict(challengers)}
     rollouts = Serving(Deployment("old", list(models)[1:], policy, task, "p"), task)

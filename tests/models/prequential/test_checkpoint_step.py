@@ -243,10 +243,10 @@ def test_new_metrics_and_monitors_begin_and_the_known_go_on() -> None:
         PrequentialSettings(metrics=["F1", "LogLoss"], monitors=[*twice, monitor("b")]),
     )
     new.restore(through_the_disk([old.changes()]))
-    assert new.metrics["m"]["LogLoss"].value == old.metrics["m"]["LogLoss"].value > 0
-    assert new.metrics["m"]["F1"].value == 0
+    assert new.models.metrics["m"]["LogLoss"].value == old.models.metrics["m"]["LogLoss"].value > 0
+    assert new.models.metrics["m"]["F1"].value == 0
     assert [watch.seen for watch in new.models.monitors.watches] == [60, 60, 0]
-    assert new.models.monitors.watches[0] is not new.monitors.watches[1]
+    assert new.models.monitors.watches[0] is not new.models.monitors.watches[1]
 
 
 @pytest.mark.parametrize(

@@ -379,9 +379,9 @@ def _everything(step: Prequential, outcomes: list[Any]) -> dict[str, Any]:
     found["corrected"] = [
         (float(y), t) for c in again for y, t in zip(c.target, c.times, strict=True)
     ]
-    for what in ("dropped", "confirmed", "held"):
+    for what in ("dropped", "confirmed", "buffered"):
         found[what] = sum(getattr(o, what) for o in outcomes)
-    found["given up"] = [(g.note, g.reason) for o in outcomes for g in o.expired_labels]
+    found["given up"] = [(g.context, g.reason) for o in outcomes for g in o.expired_labels]
     found["pending"] = len(step.models.pending)
     return found
 
@@ -525,7 +525,7 @@ def test_labels_that_are_held_in_vain_are_given_back_with_their_note() -> None:
         order=np.arange(3),
     )
     outcome = feed(step, "xy", "", [], [13, 14])
-    assert [(g.note, g.item, g.reason) for g in outcome.expired_labels] == [
+    assert [(g.context, g.item, g.reason) for g in outcome.expired_labels] == [
         (b"label 1", 0, EVENT_MISSING), (b"label 2", 1, EVENT_MISSING),
     ]  # fmt: skip
     assert len(step.models.pending.early) == 0

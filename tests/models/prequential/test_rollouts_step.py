@@ -189,12 +189,12 @@ def test_cut_and_restored_anywhere_it_serves_and_decides_the_same(case: str, dat
     fed = joined(parts)
     for name in expected:
         assert fed.get(name, []) == expected[name], name
-    assert list(broken.learners) == list(whole.models.learners)
-    assert broken.champion == whole.models.champion
-    assert {n: repr(of["LogLoss"].value) for n, of in broken.metrics.items()} == {
+    assert list(broken.models.learners) == list(whole.models.learners)
+    assert broken.models.champion == whole.models.champion
+    assert {n: repr(of["LogLoss"].value) for n, of in broken.models.metrics.items()} == {
         n: repr(of["LogLoss"].value) for n, of in whole.models.metrics.items()
     }
-    assert broken.slices.report() == whole.models.slices.report()
+    assert broken.models.slices.report() == whole.models.slices.report()
 
 
 def test_a_canary_that_is_judged_by_the_area_under_the_curve() -> None:
@@ -280,7 +280,7 @@ def test_a_slow_challenger_is_taken_out_at_the_end_of_a_batch() -> None:
     )  # fmt: skip
     fed = joined([feed(step, stream(1), low, low + 200) for low in range(0, 2 * SIZE, 200)])
     assert ("rolled_back", "slow") in actions(fed)
-    assert "us for each prediction and lesson" in fed["decisions"][-1][4]
+    assert "us for each prediction and update" in fed["decisions"][-1][4]
     assert list(step.models.learners) == ["old"]
 
 

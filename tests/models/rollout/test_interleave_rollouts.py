@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anabranch.models.learners.learner import Predictions, Task
+from anabranch.models.learners.learner import Learner, Predictions, Task
 from anabranch.models.metrics.ranking import EVENT, LIST
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
@@ -25,7 +25,7 @@ SHOWN = 6
 F64 = NDArray[np.float64]
 
 
-class Fixed:
+class Fixed(Learner):
     """Scores by weights that it was given, and learns nothing."""
 
     def __init__(self, *weights: float) -> None:
