@@ -62,7 +62,7 @@ def test_a_second_run_is_refused_at_once_with_the_first_ones_process_id(tmp_path
         before = time.monotonic()
         with pytest.raises(StateError, match=rf"{place} .*process {first.pid}\)") as refused:
             hold(place).__enter__()
-        assert time.monotonic() - before < 10  # it does not wait the 20 s that workers get
+        assert time.monotonic() - before < 10  # it does not wait the 60 s that workers get
         assert "\n" not in str(refused.value)
         assert holder(place) == first.pid  # who asked has left no trace
     with hold(place):
@@ -143,7 +143,7 @@ def test_workers_share_a_directory_and_a_new_run_waits_for_them(tmp_path: Path) 
         with hold(tmp_path, say=end_the_other):
             assert holder(tmp_path) == os.getpid()
         assert len(said) == 1
-        assert "waiting for them, up to 20 s" in said[0]
+        assert "waiting for them, up to 60 s" in said[0]
 
 
 def test_workers_that_do_not_end_are_refused_in_the_end(tmp_path: Path) -> None:

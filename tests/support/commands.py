@@ -98,8 +98,8 @@ class Command:
                 return
         raise AssertionError(f"{text!r} was not printed: {''.join(self._read)}")
 
-    def done(self, limit_s: float = GENEROUS_S) -> Done:
-        """Wait for its end."""
+    def done(self, limit_s: float = 5 * GENEROUS_S) -> Done:
+        """Wait for its end; a command may compile kernels first, which takes minutes under load."""
         if not self._read:
             out, err = self.process.communicate(timeout=limit_s)
             return Done(self.process.returncode, out, err)
