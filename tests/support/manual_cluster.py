@@ -42,7 +42,7 @@ class Reader:
         """Read all available batches."""
         found = []
         while (raw := self._reader.read()) is not None:
-            found.append(self._late_filter.apply(self._decoder.decode(raw)))
+            found.append(self._filter.apply(self._decoder.decode(raw)))
         return found
 
 

@@ -13,7 +13,7 @@ from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.registry.model_snapshot import take_snapshot
-from anabranch.dataflows.registry.warm_start import begin_with, find_beginning
+from anabranch.dataflows.registry.warm_start import find_warm_start, warm_start
 from anabranch.models.registry.registry import Registry
 from anabranch.state.errors import StateError
 from tests.dataflows.source.test_source_resume import run
@@ -65,10 +65,10 @@ def drift_of(
 ) -> list[str]:
     """Drift signals of a new state started from version 1, in 1,500 further readings."""
     bus, state = bus_of(pipeline, 10_000, 1500, mean), tmp_path / f"new-{mean}-{reads}"
-    wanted = find_beginning(pipeline, state, tmp_path / "old", "LogisticRegression@1")
+    wanted = find_warm_start(pipeline, state, tmp_path / "old", "LogisticRegression@1")
     assert wanted is not None
     with StateDirectory.open(state, pipeline, bus) as opened:
-        begin_with(opened, wanted, lambda _: None)
+        warm_start(opened, wanted, lambda _: None)
     while run(pipeline, bus, state, batch=100, reads=reads):
         pass
     found = map(json.loads, bus.values("sensors.drift"))
