@@ -1,14 +1,14 @@
-"""Evidence for rollouts: how often it errs while watched, how many labels it takes, what it costs.
+"""Evidence for rollouts: its error rates under peeking, the labels it needs, and its cost.
 
-How such a comparison misleads, and what is done about it:
+How such a comparison misleads, and how that is avoided:
 
-* A test that errs less often than it may, and therefore is slow, or the other way round. Both are
-  measured on the same tests with the same settings: those of the classes themselves, and nothing
-  cut, which is what a pipeline has for losses with a bound unless it declares `clip=`.
+* A test that errs less often than allowed, and is slow for that, or the other way round. Both are
+  measured on the same tests with the same settings: the defaults of the classes, and no clipping,
+  which is the default of a pipeline for losses with a bound.
 * Models that are easy to tell apart. The two here are calibrated and share nearly all of their
   noise; equal ones still differ at every event.
-* A rival of straw. The test of a fixed horizon knows beforehand the effect and the variance, and
-  may be looked at once. The z-test that is looked at all the time waits for 100 labels.
+* A weak baseline. The fixed-horizon test knows effect and variance in advance, and is evaluated
+  once. The z-test with peeking waits for 100 labels.
 * Luck. Seeds are fixed, and the share of wrong promotions is printed with its number of runs; of
   2,000 runs its standard error at 5 % is 0.5 %.
 """
@@ -36,7 +36,7 @@ from benchmarks.calibrated_models import (
     sharper,
 )
 from benchmarks.report import Report, Target
-from benchmarks.usual_tests import fixed_horizon, peeked_paired, peeked_two_samples
+from benchmarks.standard_tests import fixed_horizon, peeked_paired, peeked_two_samples
 
 ALPHA, POWER = 0.05, 0.8
 CRITICAL = 1.6448536269514722  # of a one-sided z-test at ALPHA
@@ -48,11 +48,11 @@ F64 = NDArray[np.float64]
 Arms = NDArray[np.int8]
 
 UNCUT = "paired, clip=0.25, bound=1"
-"""The one that judges sizes on differences as they are: four times its clip is the bound."""
+"""Its sizes are tested on plain differences: four times its clip is the bound."""
 PAIRED: dict[str, Callable[..., PairedEvidence]] = {
     "paired": PairedEvidence,
     UNCUT: partial(PairedEvidence, clip=0.25, bound=1.0),
-    "paired, clip=1 (nothing cut)": partial(PairedEvidence, clip=1.0, bound=1.0),
+    "paired, clip=1 (no clipping)": partial(PairedEvidence, clip=1.0, bound=1.0),
     "paired, asymptotic": partial(PairedEvidence, method="asymptotic"),
 }
 TWO_SAMPLES: dict[str, Callable[[], TwoSampleEvidence]] = {
@@ -61,20 +61,20 @@ TWO_SAMPLES: dict[str, Callable[[], TwoSampleEvidence]] = {
 }
 SHARES = {"50/50": (0.5,), "canary 1, 5, 25, 50 %": RAMP}
 PROMISED = ("paired", UNCUT, "two samples")
-"""Those whose error is promised at every sample size."""
+"""The tests whose error rate is guaranteed at every sample size."""
 
 
 HEAVY = "heavy tails, equal means"
 
 
 def arms(random: np.random.Generator, count: int, shares: tuple[float, ...]) -> Arms:
-    """Arms `(count,)` of events, the shares of traffic taking turns of equal length."""
+    """Arms `(count,)` of events; the traffic shares alternate in periods of equal length."""
     share = np.repeat(shares, -(-count // len(shares)))[:count]
     return (random.random(count) < share).astype(np.int8)
 
 
 def wrong_of_paired(runs: int, labels: int = LABELS) -> Iterator[dict[str, Any]]:
-    """Shares of runs of equal models that promote, or roll back, at any time."""
+    """Share of runs with equal models that promote, or roll back, at any time."""
     wrong = {name: np.zeros(2) for name in PAIRED}
     peeked = np.zeros(2)
     random = np.random.default_rng(1)
@@ -91,8 +91,8 @@ def wrong_of_paired(runs: int, labels: int = LABELS) -> Iterator[dict[str, Any]]
 
 
 def wrong_of_heavy_tails(runs: int, labels: int = LABELS) -> Iterator[dict[str, Any]]:
-    """As `wrong_of_paired`, where differences clipped anywhere are for the challenger."""
-    random, factor = np.random.default_rng(7), heavy_tails.evened_out()
+    """As `wrong_of_paired`, with losses whose clipped differences favour the challenger."""
+    random, factor = np.random.default_rng(7), heavy_tails.equalizing_factor()
     tried = {name: PAIRED[name] for name in ("paired", "paired, asymptotic")}
     wrong = {name: np.zeros(2) for name in tried}
     for _ in range(runs):
@@ -106,7 +106,7 @@ def wrong_of_heavy_tails(runs: int, labels: int = LABELS) -> Iterator[dict[str, 
 
 
 def wrong_of_two_samples(runs: int, labels: int = LABELS) -> Iterator[dict[str, Any]]:
-    """As `wrong_of_paired`, where each label tells of one model."""
+    """As `wrong_of_paired`, with labels for one model each."""
     for shown, shares in SHARES.items():
         wrong = {name: np.zeros(2) for name in TWO_SAMPLES}
         peeked = np.zeros(2)
@@ -125,7 +125,7 @@ def wrong_of_two_samples(runs: int, labels: int = LABELS) -> Iterator[dict[str, 
 
 
 def futile(improvement: float, runs: int) -> Iterator[dict[str, Any]]:
-    """How often a challenger is called futile that is exactly as good as asked for.
+    """How often a challenger with exactly the required effect is declared futile.
 
     And the labels within which POWER of the runs have called equal models that.
     """
@@ -139,7 +139,7 @@ def futile(improvement: float, runs: int) -> Iterator[dict[str, Any]]:
             for name, make in PAIRED.items():
                 evidence = make(min_effect=_effect(improvement))
                 evidence.update(*losses)
-                found = evidence.found_at(Finding.FUTILE)
+                found = evidence.crossed_at(Finding.FUTILE)
                 if model == as_asked:
                     wrong[name] += found is not None
                 else:
@@ -154,7 +154,7 @@ def futile(improvement: float, runs: int) -> Iterator[dict[str, Any]]:
 
 
 def labels_of_paired(improvement: float, runs: int) -> dict[str, float]:
-    """Labels within which POWER of the runs have promoted, by test; and of a fixed horizon."""
+    """Labels until POWER of the runs have promoted, by test; and those of the fixed horizon."""
     challenger, random = sharper(improvement), np.random.default_rng(3)
     champion_losses, challenger_losses = losses_of_both(random, 1_000_000, challenger)
     variance = float((champion_losses - challenger_losses).var())
@@ -165,7 +165,7 @@ def labels_of_paired(improvement: float, runs: int) -> dict[str, float]:
         for name, make in PAIRED.items():
             evidence = make()
             evidence.update(*losses)
-            needed[name].append(evidence.found_at(Finding.BETTER) or np.inf)
+            needed[name].append(evidence.crossed_at(Finding.BETTER) or np.inf)
     return {"fixed": fixed} | {name: _quantile(found) for name, found in needed.items()}
 
 
@@ -179,10 +179,10 @@ def labels_of_two_samples(improvement: float, runs: int) -> dict[str, float]:
     needed: list[float] = []
     for _ in range(runs):
         evidence = TwoSampleEvidence()
-        while evidence.found_at(Finding.BETTER) is None and evidence.samples < 10 * fixed:
+        while evidence.crossed_at(Finding.BETTER) is None and evidence.samples < 10 * fixed:
             arm = arms(random, 10_000, (0.5,))
             evidence.update(arm, losses_of_arms(random, arm, challenger))
-        needed.append(evidence.found_at(Finding.BETTER) or np.inf)
+        needed.append(evidence.crossed_at(Finding.BETTER) or np.inf)
     return {"fixed": fixed, "two samples": _quantile(needed)}
 
 
@@ -217,51 +217,58 @@ def run(quick: bool) -> Report:
     wrong_runs, power_runs, some = (200, 100, 20) if quick else (2000, 1000, 200)
     rows: list[dict[str, Any]] = []
     targets: list[Target] = []
-    equal = (
-        *wrong_of_paired(wrong_runs),
-        *wrong_of_two_samples(wrong_runs),
-        *wrong_of_heavy_tails(wrong_runs // 4),
-    )
-    for row in equal:
+    for row in (*_errors(wrong_runs), *futile(0.10, power_runs // 2)):
         rows.append(row)
-        if row["equal models"] in PROMISED and row["shares"] != HEAVY:
-            name = f"{row['equal models']}, {row['shares']}: wrong promotions"
-            targets.append(Target(name, row["wrong promotions"], ALPHA))
-    for row in futile(0.10, power_runs // 2):
-        rows.append(row)
-        name = row["min_effect: 10%"]
-        if name == UNCUT:
-            targets.append(Target(f"{name}: wrongly futile", row["wrongly futile"], ALPHA))
+        targets += _error_target(row)
     for improvement in IMPROVEMENTS:
         needed = labels_of_paired(improvement, power_runs)
         fixed = needed.pop("fixed")
-        rows += [_power_row(improvement, name, found, fixed) for name, found in needed.items()]
+        rows += [_power_row(improvement, name, labels, fixed) for name, labels in needed.items()]
         name = f"paired, {improvement:.0%} better: labels / fixed horizon"
         targets.append(Target(name, needed["paired"] / fixed, 2.5))
     for improvement in IMPROVEMENTS[2:] if quick else IMPROVEMENTS:
         needed = labels_of_two_samples(improvement, some)
-        fixed, found = needed["fixed"], needed["two samples"]
-        rows.append(_power_row(improvement, "two samples, 50/50", found, fixed))
+        fixed, labels = needed["fixed"], needed["two samples"]
+        rows.append(_power_row(improvement, "two samples, 50/50", labels, fixed))
     for row in costs(30 if quick else 100):
         rows.append(row)
         name = f"{row['cost, with min_effect']}: µs per label"
         targets.append(Target(name, row["µs per label, 1000 at once"], 0.5))
-    notes = [
-        f"Brier losses of calibrated models, 5 % positives; alpha {ALPHA}, one-sided, looked at "
-        f"after every label; equal models: {LABELS:,} labels a run",
-        "labels: within which 80 % of the runs have promoted; fixed horizon: of a z-test with 80 % "
-        "power that knows effect and variance, and is looked at once",
-        "asymptotic: right in the limit of many labels; nothing is promised of its errors here",
-        "heavy tails: differences that are cut are for the challenger, so what is promised in the "
-        "limit alone holds promotions back",
-        "wrongly futile: of challengers exactly as good as min_effect asks for; where no bound is "
-        "declared, the promise is about differences cut at 32 times their root mean square",
-    ]
-    return Report("evidence", rows, targets, notes)
+    return Report("evidence", rows, targets, NOTES)
+
+
+def _errors(runs: int) -> Iterator[dict[str, Any]]:
+    """Wrong findings about equal models."""
+    yield from wrong_of_paired(runs)
+    yield from wrong_of_two_samples(runs)
+    yield from wrong_of_heavy_tails(runs // 4)
+
+
+def _error_target(row: dict[str, Any]) -> list[Target]:
+    """The target of a row of errors, if a guarantee covers it."""
+    if row.get("equal models") in PROMISED and row["shares"] != HEAVY:
+        name = f"{row['equal models']}, {row['shares']}: wrong promotions"
+        return [Target(name, row["wrong promotions"], ALPHA)]
+    if row.get("min_effect: 10%") == UNCUT:
+        return [Target(f"{UNCUT}: wrongly futile", row["wrongly futile"], ALPHA)]
+    return []
+
+
+NOTES = [
+    f"Brier losses of calibrated models, 5 % positives; alpha {ALPHA}, one-sided, evaluated after "
+    f"every label; equal models: {LABELS:,} labels a run",
+    "labels: within which 80 % of the runs have promoted; fixed horizon: of a z-test with 80 % "
+    "power that knows effect and variance, and is evaluated once",
+    "asymptotic: valid in the limit of many labels; there is no guarantee for its errors here",
+    "heavy tails: clipped differences favour the challenger, so that only the guarantee in the "
+    "limit holds promotions back",
+    "wrongly futile: of challengers exactly as good as min_effect requires; where no bound is "
+    "declared, the guarantee is about differences clipped at 32 times their root mean square",
+]
 
 
 def _findings(evidence: Evidence) -> list[bool]:
-    return [finding in evidence.found for finding in (Finding.BETTER, Finding.WORSE)]
+    return [finding in evidence.findings for finding in (Finding.BETTER, Finding.WORSE)]
 
 
 def _effect(improvement: float) -> float:

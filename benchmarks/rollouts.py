@@ -1,13 +1,13 @@
-"""Rollouts in a stream: what bad challengers do before they are stopped, and what shadows cost.
+"""Rollouts in a stream: the damage of bad challengers before rollback, and the cost of shadows.
 
-How such a comparison misleads, and what is done about it:
+How such a comparison misleads, and how that is avoided:
 
-* A bad challenger that is bad from the start. These are as good as the champion until the middle of
-  the stream, when they are trusted: a copy of the champion's own model breaks there.
-* Labels that come at once. Here they come 500 events later, so that for so long nobody can know.
-* A shadow that costs little because it is cheap. What the shadow's own predicting and learning
-  takes is measured by itself, on the same rows in the same batches, and taken off.
-* A noisy machine. Costs are the best of many rounds, all contestants taking turns.
+* A challenger that is bad from the start. These are as good as the champion until the middle of the
+  stream: a copy of the champion's own model breaks there.
+* Labels that arrive at once. Here they arrive 500 events later, during which a loss can't be known.
+* A shadow that costs little because its model is cheap. The time of the shadow's own predictions
+  and updates is measured alone, on the same rows in the same batches, and subtracted.
+* A noisy machine. Costs are the best of many rounds, in which all variants take turns.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import Canary, Guardrails, Policy, Shadow
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from benchmarks.payments_drift import drifted_day
 from benchmarks.report import Report, Target
 
@@ -43,7 +43,7 @@ _SLOW_US = 300.0
 
 
 def model() -> Any:
-    """What everybody runs: small steps, scaled features."""
+    """The model of champion and challengers: small steps, scaled features."""
     return preprocessing.StandardScaler() | linear_model.LogisticRegression(
         optimizer=optim.SGD(0.01)
     )
@@ -53,8 +53,8 @@ def learner() -> Learner:
     return learner_for(model(), NAMES, Task.BINARY)
 
 
-class Breaks:
-    """A good learner, until it has learned so many rows; then `how` changes its answers."""
+class Breaks(Learner):
+    """A good learner that changes its predictions by `how` once it has learned `after` rows."""
 
     def __init__(self, after: int, how: Callable[[F64], F64]) -> None:
         self._good = learner()
@@ -63,12 +63,12 @@ class Breaks:
 
     def run(self, features: F64, op: Any, row: Any, target: Any) -> Predictions:
         learned = self.version + np.cumsum(op)[op == 0]
-        answers = self._good.run(features, op, row, target)
+        predictions = self._good.run(features, op, row, target)
         self.version = self._good.version
         broken = learned >= self._after
         if broken.any():
-            answers.values[broken] = self._how(answers.values[broken])
-        return answers
+            predictions.values[broken] = self._how(predictions.values[broken])
+        return predictions
 
 
 def noise(values: F64) -> F64:
@@ -85,7 +85,7 @@ def slow(values: F64) -> F64:
 
 
 def stream(events: int, seed: int = 1) -> tuple[F64, F64]:
-    """Features and outcomes, about one in twenty true."""
+    """Features and labels, about one in twenty true."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(events, WIDTH))
     odds = features[:, :4].sum(axis=1) - 4.5
@@ -95,20 +95,20 @@ def stream(events: int, seed: int = 1) -> tuple[F64, F64]:
 def step(policy: Policy, **challengers: Any) -> Prequential:
     deployment = Deployment("champion", list(challengers), policy, Task.BINARY, "benchmark")
     learners = {"champion": learner(), **challengers}
-    return Prequential(learners, PrequentialSettings(rollouts=Rollouts(deployment, Task.BINARY)))
+    return Prequential(learners, PrequentialSettings(rollouts=Serving(deployment, Task.BINARY)))
 
 
 def feed(to: Prequential, features: F64, values: F64, first: int, end: int) -> Any:
-    """Events `first` to before `end`, each followed by the label of one long before."""
+    """Run events `first` to before `end`, each followed by the label of `DELAY` events before."""
     ids = [f"e{i}" for i in range(first, end)]
-    judged = np.arange(max(first - DELAY, 0), end - DELAY) if end > DELAY else np.arange(0)
+    labelled = np.arange(max(first - DELAY, 0), end - DELAY) if end > DELAY else np.arange(0)
     count = end - first
-    order = np.arange(count + judged.size)
-    if judged.size:
-        lead = count - judged.size
+    order = np.arange(count + labelled.size)
+    if labelled.size:
+        lead = count - labelled.size
         order[lead:] = np.stack(
-            [np.arange(lead, count), np.arange(count, count + judged.size)], axis=1
-        ).ravel()[: judged.size + count - lead]
+            [np.arange(lead, count), np.arange(count, count + labelled.size)], axis=1
+        ).ravel()[: labelled.size + count - lead]
     return to.run(
         EventBatch(
             features=features[first:end],
@@ -117,19 +117,21 @@ def feed(to: Prequential, features: F64, values: F64, first: int, end: int) -> A
             keys=[f"user{i * 7919 % 100_003}" for i in range(first, end)],
         ),
         LabelBatch(
-            ids=[f"e{i}" for i in judged.tolist()],
-            values=values[judged],
-            times=(judged + DELAY) * 1000,
+            ids=[f"e{i}" for i in labelled.tolist()],
+            values=values[labelled],
+            times=(labelled + DELAY) * 1000,
         ),
         order=order,
-    ).answered
+    ).served
 
 
 def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[str, Any]:
     """One challenger that breaks in the middle of its first step, at 1 % of the keys."""
     features, values = stream(events)
-    rails = Guardrails(latency_us=_SLOW_US / 2) if name == "becomes slow" else Guardrails()
-    policy = Canary(steps=(0.01, 0.5, 1.0), min_duration="10d", guardrails=rails, min_effect=0.0)
+    guardrails = Guardrails(latency_us=_SLOW_US / 2) if name == "becomes slow" else Guardrails()
+    policy = Canary(
+        steps=(0.01, 0.5, 1.0), min_duration="10d", guardrails=guardrails, min_effect=0.0
+    )
     breaks = events // 2
     to = step(policy, bad=Breaks(breaks - DELAY, how))
     served = before = 0
@@ -144,21 +146,23 @@ def bad_challenger(name: str, how: Callable[[F64], F64], events: int) -> dict[st
                 count = min(first + BATCH, events) - first
                 event = row if row < count else row - count + max(first - DELAY, 0) - first + DELAY
                 ended = first + event
-                why = decision.why
+                reason = decision.reason
     if ended is None:
-        return {"challenger": name, "events until rolled back": math.nan, "bad answers": 1.0}
+        return {
+            "challenger": name, "events until rolled back": math.nan, "bad predictions served": 1.0
+        }  # fmt: skip
     bad = served - before
     return {
         "challenger": name,
         "events until rolled back": ended - breaks + 1,
-        "bad answers served": bad,
+        "bad predictions served": bad,
         "share of all traffic": bad / events,
-        "why": why,
+        "reason": reason,
     }
 
 
 def cost(events: int, rounds: int) -> list[dict[str, Any]]:
-    """Microseconds per event (and its label) of each further shadow, beside its own work."""
+    """Microseconds per event (and its label) of each further shadow, without its own work."""
     features, values = stream(events)
     alone = [math.inf, math.inf, math.inf]
     own = math.inf
@@ -186,16 +190,16 @@ def cost(events: int, rounds: int) -> list[dict[str, Any]]:
     more = (us[2] - us[1]) / 3
     return [
         {"models": "champion alone", "us per event": us[0]},
-        {"models": "and one shadow", "us per event": us[1]},
-        {"models": "and four shadows", "us per event": us[2]},
+        {"models": "with one shadow", "us per event": us[1]},
+        {"models": "with four shadows", "us per event": us[2]},
         {"models": "each further shadow", "us per event": more},
-        {"models": "of it, its own predicting and learning", "us per event": 1e6 * own / BATCH},
-        {"models": "beside", "us per event": more - 1e6 * own / BATCH},
+        {"models": "of that, its own predictions and updates", "us per event": 1e6 * own / BATCH},
+        {"models": "of that, rollouts", "us per event": more - 1e6 * own / BATCH},
     ]
 
 
 def run(quick: bool) -> Report:
-    """All of it."""
+    """Bad challengers, drift of the champion, and the cost of shadows."""
     events = 20_000 if quick else 100_000
     rows = [
         bad_challenger("becomes noise", noise, events),
@@ -211,21 +215,21 @@ def run(quick: bool) -> Report:
     until = rows[1]["events until rolled back"]
     beside = costs[-1]["us per event"]
     targets = [
-        Target("bad challenger at 1 %: share of all traffic that got a bad answer", worst, 0.002),
+        Target("bad challenger at 1 %: share of all traffic with a bad prediction", worst, 0.002),
         Target("becomes NaN: events until it is rolled back", until, 1),
         Target(
             "fraud moves: served loss of the next day, on_drift / champion alone",
             adapting / alone,
             1.0,
         ),
-        Target("each further shadow beside its own work, us per event", beside, 0.5),
+        Target("each further shadow without its own work, us per event", beside, 0.5),
     ]
     notes = [
-        f"labels come {DELAY} events late, batches of {BATCH:,}, {events:,} events, and the "
+        f"labels come {DELAY} events late, in batches of {BATCH:,}, {events:,} events, and the "
         "challenger breaks in the middle; in the first step of a canary it serves 1 % of the keys",
-        "of what champions alone lose on the day after fraud has moved, beside an oracle, on_drift "
-        f"saves {(alone - adapting) / (alone - oracle):.0%}: frauds are rare, so it takes hours to "
-        "signal the drift and to show that the fresh model is better",
-        "one that becomes NaN, or raises, never serves such an answer: the champion's goes out",
+        "of the loss of a champion alone above an oracle's, on the day after fraud has moved, "
+        f"on_drift saves {(alone - adapting) / (alone - oracle):.0%}: frauds are rare, so it takes "
+        "hours to signal the drift and to show that the new model is better",
+        "a challenger that predicts NaN, or raises, never serves that: the champion serves instead",
     ]
     return Report("rollouts", [*rows, *days, *costs], targets, notes)

@@ -13,8 +13,8 @@ from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.sink.encoder import Encoder
 from anabranch.dataflows.source.decoder import BatchDecoder
-from anabranch.dataflows.source.event_time_merge import AlignedReader
-from anabranch.dataflows.source.late_and_duplicate import Admission
+from anabranch.dataflows.source.event_time_merge import MergedReader
+from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
 from anabranch.dataflows.steps.model_step import ModelStep
 from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
@@ -44,21 +44,21 @@ def _round(
     bus.create_topics({topic: 1})
     times = start_ms + every_ms * np.arange(len(messages))
     bus.publisher().append(topic, messages, times=times)
-    reader = AlignedReader(bus, [topic], origin="0", limit=batch)
+    reader = MergedReader(bus, [topic], worker_id="0", limit=batch)
     reader.add({TopicPartition(topic, 0): 0})
     metrics = WorkerMetrics(pipeline.name)
     decoder, encoder = BatchDecoder(pipeline), Encoder(pipeline)
-    admission = Admission(topic, pipeline.allowed_lateness, pipeline.dedup_window)
+    late_filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
     windows, models = WindowStep(pipeline, metrics), ModelStep(pipeline, metrics)
     keys = {entity: KeySlots() for entity in pipeline.entities}
     clock = _Clock()
     while (raw := clock("read", reader.read)) is not None:
         rows = clock("decode", lambda raw=raw: decoder.decode(raw))  # type: ignore[misc]
-        rows = clock("admit", lambda rows=rows: admission.admit(rows))  # type: ignore[misc]
+        rows = clock("admit", lambda rows=rows: late_filter.apply(rows))  # type: ignore[misc]
         for entity, slots in keys.items():  # the look-ups alone, which windows repeats
             clock("keys", lambda s=slots, e=entity, r=rows: s.slots(r.columns[e]))  # type: ignore[misc]
         clock("windows", lambda rows=rows: windows.fill(rows))  # type: ignore[misc]
-        result = clock("model", lambda rows=rows: models.work(rows))  # type: ignore[misc]
+        result = clock("model", lambda rows=rows: models.process(rows))  # type: ignore[misc]
         clock("encode", lambda result=result: encoder([("0", result)]))  # type: ignore[misc]
     costs = {name: clock.spent[name] / len(messages) * 1e6 for name in STAGES}
     costs["windows"] -= costs["keys"]

@@ -1,10 +1,10 @@
-"""Keeps the one sentence that tells why a flow failed, and keeps the engine's own report away.
+"""Keeps the error that explains why a flow failed, and suppresses the engine's panic report.
 
 When a step raises, the engine writes a panic report of many lines straight to the process's
-standard error, and wraps the error several times. For a fault of this program that is what one
-wants to see; for an error that says what to do (`AnabranchError`) it buries the sentence. So what
-runs inside the engine is watched: such an error is kept, and standard error is silent from then
-until the engine has returned.
+standard error, and wraps the exception several times. For a bug in this program that is what one
+wants to see; for an error that tells the user what to do (`AnabranchError`) it buries the sentence.
+So calls that the engine makes are guarded: such an error is kept, and standard error is silenced
+from then until the engine has returned.
 """
 
 from __future__ import annotations
@@ -18,28 +18,40 @@ from typing import Any, TypeVar
 
 from bytewax.operators import StatefulBatchLogic
 
-from anabranch.dataflows.bus import Bus, Lost, Publisher, Reader, TopicPartition, UnreachableError
+from anabranch.dataflows.bus import (
+    Bus,
+    OnOutOfRange,
+    Publisher,
+    Reader,
+    TopicPartition,
+    UnreachableError,
+)
 from anabranch.state.errors import AnabranchError
 
-Taken = TypeVar("Taken")
-Given = TypeVar("Given")
-Kept = TypeVar("Kept")
-Returned = TypeVar("Returned")
+In = TypeVar("In")
+Out = TypeVar("Out")
+State = TypeVar("State")
+Result = TypeVar("Result")
 
 _STDERR = 2
 
 
-class Guard:
-    """Watches calls that the engine makes; ``failure`` is the first of our errors in them."""
+class ErrorGuard:
+    """Guards calls that the engine makes.
+
+    Attributes:
+        failure: the first `AnabranchError` that one of them raised.
+        failed: whether any of them raised.
+    """
 
     def __init__(self) -> None:
         self.failure: AnabranchError | None = None
-        self.failing = False
+        self.failed = False
         self._stderr: int | None = None
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """The engine runs in this block; afterwards standard error is itself again."""
+    def engine_running(self) -> Iterator[None]:
+        """The engine runs in this block; standard error is restored at its end."""
         try:
             yield
         finally:
@@ -48,28 +60,28 @@ class Guard:
                 os.close(self._stderr)
                 self._stderr = None
 
-    def call(self, function: Callable[..., Returned], *args: Any, **options: Any) -> Returned:
-        """Call ``function``; an error that tells the user what to do silences the engine."""
+    def call(self, function: Callable[..., Result], *args: Any, **options: Any) -> Result:
+        """Call ``function``; an error of it is recorded, and raised on."""
         try:
             return function(*args, **options)
         except BaseException as error:
-            self.note(error)
+            self.record(error)
             raise
 
-    def note(self, error: BaseException) -> None:
-        """Something that the engine called has failed so; it is about to be told."""
+    def record(self, error: BaseException) -> None:
+        """Record an error that is about to reach the engine."""
         if isinstance(error, UnreachableError):
-            return  # it is still being tried: whoever asked decides
-        self.failing = True
+            return  # the caller decides whether to try again
+        self.failed = True
         if isinstance(error, AnabranchError):
             self._keep(error)
 
-    def call_if_well(self, function: Callable[..., None], *args: Any) -> None:
-        """Call ``function`` unless something has failed before.
+    def call_unless_failed(self, function: Callable[..., None], *args: Any) -> None:
+        """Call ``function`` unless a guarded call has failed before.
 
         The engine closes everything while it fails; one more error then would abort the process.
         """
-        if not self.failing:
+        if not self.failed:
             self.call(function, *args)
 
     def _keep(self, error: AnabranchError) -> None:
@@ -77,30 +89,30 @@ class Guard:
             self.failure = error
             sys.stderr.flush()
             self._stderr = os.dup(_STDERR)
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, _STDERR)
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, _STDERR)
+            os.close(null)
 
 
-def watched(
-    make: Callable[[], StatefulBatchLogic[Taken, Given, Kept]], guard: Guard | None
-) -> StatefulBatchLogic[Taken, Given, Kept]:
-    """A stateful step, watched from the moment it is made if there is a guard."""
-    return make() if guard is None else _WatchedStep(guard.call(make), guard)
+def guarded(
+    make: Callable[[], StatefulBatchLogic[In, Out, State]], guard: ErrorGuard | None
+) -> StatefulBatchLogic[In, Out, State]:
+    """A stateful step, guarded from its construction on if there is a guard."""
+    return make() if guard is None else _GuardedStep(guard.call(make), guard)
 
 
-class _WatchedStep(StatefulBatchLogic[Taken, Given, Kept]):
-    def __init__(self, step: StatefulBatchLogic[Taken, Given, Kept], guard: Guard) -> None:
+class _GuardedStep(StatefulBatchLogic[In, Out, State]):
+    def __init__(self, step: StatefulBatchLogic[In, Out, State], guard: ErrorGuard) -> None:
         self._step = step
         self._guard = guard
         self._on_batch = step.on_batch
-        self.notify_at = step.notify_at  # type: ignore[method-assign]  # asked at every batch
+        self.notify_at = step.notify_at  # type: ignore[method-assign]  # called at every batch
 
-    def on_batch(self, values: list[Taken]) -> tuple[Any, bool]:
+    def on_batch(self, values: list[In]) -> tuple[Any, bool]:
         try:
             return self._on_batch(values)
         except BaseException as error:
-            self._guard.note(error)
+            self._guard.record(error)
             raise
 
     def on_notify(self) -> tuple[Any, bool]:
@@ -109,14 +121,14 @@ class _WatchedStep(StatefulBatchLogic[Taken, Given, Kept]):
     def on_eof(self) -> tuple[Any, bool]:
         return self._guard.call(self._step.on_eof)
 
-    def snapshot(self) -> Kept:
+    def snapshot(self) -> State:
         return self._guard.call(self._step.snapshot)
 
 
-class WatchedBus:
-    """A `Bus` whose publishers and readers are watched; all else goes through."""
+class GuardedBus:
+    """A `Bus` whose publishers and readers are guarded."""
 
-    def __init__(self, bus: Bus, guard: Guard) -> None:
+    def __init__(self, bus: Bus, guard: ErrorGuard) -> None:
         self._bus = bus
         self._guard = guard
         self.url = bus.url
@@ -134,23 +146,23 @@ class WatchedBus:
         return self._guard.call(self._bus.end_offsets, topic)
 
     def publisher(self, stop: threading.Event | None = None) -> Publisher:
-        return _WatchedPublisher(self._guard.call(self._bus.publisher, stop), self._guard)
+        return _GuardedPublisher(self._guard.call(self._bus.publisher, stop), self._guard)
 
     def reader(
         self,
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
-        lost: Lost = "stop",
+        on_out_of_range: OnOutOfRange = "stop",
     ) -> Reader:
-        reader = self._guard.call(self._bus.reader, positions, group, lost)
-        return _WatchedReader(reader, self._guard)
+        reader = self._guard.call(self._bus.reader, positions, group, on_out_of_range)
+        return _GuardedReader(reader, self._guard)
 
     def close(self) -> None:
         self._bus.close()
 
 
-class _WatchedPublisher:
-    def __init__(self, publisher: Publisher, guard: Guard) -> None:
+class _GuardedPublisher:
+    def __init__(self, publisher: Publisher, guard: ErrorGuard) -> None:
         self._publisher = publisher
         self._guard = guard
         self._append = publisher.append
@@ -159,27 +171,27 @@ class _WatchedPublisher:
         try:
             self._append(topic, values, **columns)
         except BaseException as error:
-            self._guard.note(error)
+            self._guard.record(error)
             raise
 
     def flush(self, timeout_s: float = 30.0) -> None:
-        self._guard.call_if_well(self._publisher.flush, timeout_s)
+        self._guard.call_unless_failed(self._publisher.flush, timeout_s)
 
     def close(self) -> None:
-        self._guard.call_if_well(self._publisher.close)
+        self._guard.call_unless_failed(self._publisher.close)
 
 
-class _WatchedReader:
-    def __init__(self, reader: Reader, guard: Guard) -> None:
+class _GuardedReader:
+    def __init__(self, reader: Reader, guard: ErrorGuard) -> None:
         self._reader = reader
         self._guard = guard
-        self.poll = reader.poll  # as it is: the intake ends the flow by itself if it fails
+        self.poll = reader.poll  # unguarded: if it fails, the source ends the flow by itself
         self.pause, self.resume = reader.pause, reader.resume
         self.positions, self.ends = reader.positions, reader.ends
-        self.trouble = reader.trouble
+        self.unavailable_reason = reader.unavailable_reason
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        self._guard.call_if_well(self._reader.commit, positions)
+        self._guard.call_unless_failed(self._reader.commit, positions)
 
     def close(self) -> None:
-        self._guard.call_if_well(self._reader.close)
+        self._guard.call_unless_failed(self._reader.close)

@@ -1,4 +1,4 @@
-"""What every producer yields: a run of messages, oldest first, ready for a bus."""
+"""Batches of messages, which all producers yield."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ Kind = Literal["events", "labels"]
 class Batch:
     """Messages in the order in which they are published.
 
-    ``values`` are the payloads, ``keys`` what they are partitioned by (None: in turn), ``times``
-    ``(n,) int64`` when each was published, in epoch ms, and ``labels`` ``(n,) bool`` says which of
-    them go to the labels topic; all others are events.
+    Attributes:
+        values: the payloads.
+        keys: what they are partitioned by; None for round-robin.
+        times: when each is published, ``(n,) int64`` epoch ms.
+        labels: ``(n,) bool``, which of them go to the labels topic; all others are events.
     """
 
     values: list[bytes]
@@ -53,10 +55,10 @@ class Batch:
         if wanted.all():
             return self
         rows = np.flatnonzero(wanted)
-        places = rows.tolist()
+        indices = rows.tolist()
         return Batch(
-            [self.values[place] for place in places],
-            [self.keys[place] for place in places],
+            [self.values[index] for index in indices],
+            [self.keys[index] for index in indices],
             self.times[rows],
             self.labels[rows],
         )

@@ -1,8 +1,8 @@
-"""River's bundled data sets as messages, and the shape of those messages.
+"""River's bundled data sets as messages, and the schema of those messages.
 
-A data set fits when it comes with River (nothing is downloaded), has one target and at least one
-feature that is a number or a boolean. Features that are text or dates are left out. A name that is
-no identifier gets an ``x`` in front and ``_`` for what can't be in one.
+A data set is supported if it is bundled with River (nothing is downloaded), has one target and at
+least one feature that is a number or a boolean. Text and date features are left out. A name that is
+not an identifier is prefixed with ``x``, and ``_`` replaces characters that cannot be in one.
 
 ==============  ==========================  ======
 data set        task                          rows
@@ -42,7 +42,7 @@ DATASETS = (
     "Shuttle",
     "TrumpApproval",
 )
-"""The names of the data sets that fit."""
+"""The names of the supported data sets."""
 
 DatasetTask = Literal["binary", "multiclass", "regression"]
 
@@ -50,7 +50,7 @@ ID, TIME, TARGET = "id", "ts", "target"
 """The fields that every message has besides the features."""
 
 _UNIX_EPOCH = date(1970, 1, 1).toordinal()
-_ORDINAL_DATES = {"TrumpApproval": "ordinal_date"}  # the feature that is a day, as a number
+_ORDINAL_DATES = {"TrumpApproval": "ordinal_date"}  # the feature that holds the day as a number
 _TASKS: dict[str, tuple[DatasetTask, type]] = {
     "Binary classification": ("binary", bool),
     "Multi-class classification": ("multiclass", str),
@@ -60,11 +60,14 @@ _TASKS: dict[str, tuple[DatasetTask, type]] = {
 
 @dataclass(frozen=True, slots=True)
 class DatasetShape:
-    """What the messages of a data set look like.
+    """The schema of a data set's messages.
 
-    ``fields`` maps River's feature name → the message's field and its type (bool, int or float), in
-    the data set's order; ``target`` is the target's type (bool, str or float); ``left_out`` are the
-    features that are neither number nor boolean.
+    Attributes:
+        name, task, rows: the data set.
+        fields: River's feature name → the message's field and its type (bool, int or float), in the
+            data set's order.
+        target: the type of the target (bool, str or float).
+        left_out: the features that are neither number nor boolean.
     """
 
     name: str
@@ -76,16 +79,16 @@ class DatasetShape:
 
     @property
     def pipeline(self) -> str:
-        """The name of its pipeline, with which its topics begin."""
+        """The name of its pipeline, the prefix of its topics."""
         return self.name.lower()
 
 
 @lru_cache
 def dataset_shape(name: str) -> DatasetShape:
-    """The shape of the data set ``name`` (upper and lower case are the same).
+    """The schema of the data set ``name`` (case-insensitive).
 
     Raises:
-        InputError: it is not known, needs a download, or does not fit.
+        InputError: it is unknown, needs a download, or is not supported.
     """
     name = _find(name)
     kinds: dict[str, set[type]] = {}
@@ -96,9 +99,9 @@ def dataset_shape(name: str) -> DatasetShape:
         for feature, value in features.items():
             kinds.setdefault(feature, set()).add(type(value))
     fields = {
-        feature: (_identifier(feature), _widest(found))
-        for feature, found in kinds.items()
-        if found <= {bool, int, float}
+        feature: (_identifier(feature), _widest(types))
+        for feature, types in kinds.items()
+        if types <= {bool, int, float}
     }
     task, target = _TASKS[source.task]
     left_out = tuple(feature for feature in kinds if feature not in fields)
@@ -108,8 +111,8 @@ def dataset_shape(name: str) -> DatasetShape:
 def dataset_messages(name: str, *, batch_size: int = 1000) -> Iterator[Batch]:
     """The rows of the data set ``name`` as events, in its order, all with one key.
 
-    ``id`` is the row's number from 0 as text. ``ts`` is the day of the row where the data set has
-    one, else rows are a second apart from 2025-01-06T00:00:00Z.
+    ``id`` is the row's number from 0 as text. ``ts`` is the day of the row if the data set has
+    one; otherwise rows are a second apart from 2025-01-06T00:00:00Z.
 
     Raises:
         InputError: as `dataset_shape`.

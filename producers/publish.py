@@ -1,4 +1,4 @@
-"""Sends batches to a bus: as fast as it takes them, at a rate, or at a multiple of event time."""
+"""Publishes batches to a bus: at full speed, at a rate, or at a multiple of event time."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from anabranch.producers.batch import Batch, Kind
 from anabranch.state.errors import InputError
 
 FLUSH_EVERY = 50_000
-"""Messages after which delivery is checked when nothing holds the publisher back."""
+"""Messages after which delivery is checked when publishing at full speed."""
 
-LONGEST_NAP_S = 0.25
+MAX_SLEEP_S = 0.25
 STEP_S = 0.02
-"""How closely a paced publisher keeps to its schedule: what is due within this goes together."""
+"""The granularity of a paced publisher: what is due within this time is published together."""
 
 
 @dataclass(slots=True)
-class Published:
-    """How much was published: ``events``, ``labels``, the last message's time in epoch ms.
+class PublishCounts:
+    """How much was published.
 
-    ``interrupted`` is true when Ctrl-C ended it; what is counted was delivered all the same.
+    Attributes:
+        events, labels: the number of messages, all of them delivered.
+        last_ms: the last message's time, epoch ms.
+        interrupted: whether Ctrl-C ended it.
     """
 
     events: int = 0
@@ -45,11 +48,11 @@ class Pace(Protocol):
     """A schedule: the second, from the start of publishing, at which each message is due."""
 
     def due_s(self, batch: Batch) -> NDArray[np.float64]:
-        """``(n,) float64`` rising seconds for the batch that follows those already seen."""
+        """Rising seconds, ``(n,) float64``, for the batch that follows those already seen."""
 
 
 class RatePace:
-    """So many messages a second."""
+    """A fixed number of messages per second."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -62,9 +65,9 @@ class RatePace:
 
 
 class EventPace:
-    """As the messages' times are spaced, ``speedup`` times as fast.
+    """The spacing of the messages' own times, ``speedup`` times as fast.
 
-    A message whose time lies behind its predecessor's goes with its predecessor.
+    A message whose time is before its predecessor's is due with its predecessor.
     """
 
     def __init__(self, speedup: float) -> None:
@@ -87,24 +90,32 @@ def publish(
     topics: Mapping[Kind, str],
     rate: float | None = None,
     speedup: float | None = None,
-    on_progress: Callable[[Published], None] | None = None,
+    on_progress: Callable[[PublishCounts], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> Published:
+) -> PublishCounts:
     """Publish ``batches`` to the ``topics`` of their kinds.
 
-    ``rate`` is messages (events and labels) a second; ``speedup`` how many times faster than the
-    wall clock event time goes by; with neither, everything goes at once. What is paced is live
-    traffic: a message's time is when it was published. What goes at once is history: each message
-    has its own time, by which a reader merges topics. ``on_progress`` hears the
-    counts after each step. Ctrl-C ends the publishing: what was appended is delivered and counted.
+    With a rate or a speed-up it simulates live traffic: a message's time is when it is published.
+    With neither it publishes history at full speed: each message keeps its own time, by which a
+    reader merges topics. Ctrl-C ends it: what was appended by then is delivered and counted.
+
+    Args:
+        bus: where the topics are.
+        batches: the messages.
+        topics: the topic of each kind.
+        rate: messages (events and labels) per second.
+        speedup: how many times faster than the wall clock event time passes.
+        on_progress: called with the counts after each step.
+        clock, sleep: those of `time`, in seconds.
 
     Raises:
-        InputError: both a rate and a speed-up, one that isn't positive, or labels without a topic.
-        BusError: a topic does not exist, or something was not delivered.
+        InputError: both a rate and a speed-up are given, one is not positive, or labels have no
+            topic.
+        BusError: a topic does not exist, or a message was not delivered.
     """
     pace = _pace(rate, speedup)
-    counts = Published()
+    counts = PublishCounts()
     publisher = bus.publisher()
     try:
         if pace is None:
@@ -116,7 +127,7 @@ def publish(
         counts.interrupted = True
         publisher.flush()
     except BaseException:
-        with suppress(Exception):  # the first error is the one to tell
+        with suppress(Exception):  # the first error is the one to report
             publisher.close()
         raise
     publisher.close()
@@ -140,8 +151,8 @@ def _publish_at_once(
     publisher: Publisher,
     batches: Iterable[Batch],
     topics: Mapping[Kind, str],
-    counts: Published,
-    on_progress: Callable[[Published], None] | None,
+    counts: PublishCounts,
+    on_progress: Callable[[PublishCounts], None] | None,
 ) -> None:
     flushed = 0
     for batch in batches:
@@ -157,18 +168,18 @@ def _publish_paced(
     publisher: Publisher,
     batches: Iterable[Batch],
     topics: Mapping[Kind, str],
-    counts: Published,
-    on_progress: Callable[[Published], None] | None,
+    counts: PublishCounts,
+    on_progress: Callable[[PublishCounts], None] | None,
     pace: Pace,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> None:
-    begun = clock()
+    began = clock()
     for batch in batches:
         due = pace.due_s(batch) if len(batch) else np.empty(0)
         sent = 0
         while sent < len(batch):
-            ready = int(np.searchsorted(due, clock() - begun + STEP_S, side="right"))
+            ready = int(np.searchsorted(due, clock() - began + STEP_S, side="right"))
             if ready > sent:
                 _append(publisher, batch.part(sent, ready), topics, counts, live=True)
                 sent = ready
@@ -176,19 +187,19 @@ def _publish_paced(
                 if on_progress is not None:
                     on_progress(counts)
             if sent < len(batch):
-                wait = float(due[sent]) - (clock() - begun)
-                sleep(min(max(wait, STEP_S), LONGEST_NAP_S))
+                wait = float(due[sent]) - (clock() - began)
+                sleep(min(max(wait, STEP_S), MAX_SLEEP_S))
 
 
 def _append(
     publisher: Publisher,
     batch: Batch,
     topics: Mapping[Kind, str],
-    counts: Published,
+    counts: PublishCounts,
     *,
     live: bool,
 ) -> None:
-    """Append a batch by kind, with its own times or with now; count each kind once it was taken."""
+    """Append a batch by kind, with its own times or the current one, and count it."""
     for kind in ("events", "labels"):
         part = batch.only(kind)
         if not len(part):

@@ -1,4 +1,4 @@
-"""Questions about a whole column in one pass; NumPy's own reductions cost 2 µs a call."""
+"""Checks and reductions of whole columns in one pass; NumPy's own cost 2 µs a call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from anabranch.state.compile import F64, I64, kernel
 
 @kernel
 def extent(values: I64) -> tuple[int, int]:
-    """The least and the greatest of ``(n,) int64``, n ≥ 1.
+    """Minimum and maximum of ``(n,) int64``, n ≥ 1.
 
     >>> import numpy as np
     >>> extent(np.array([3, 1, 2]))
@@ -24,7 +24,7 @@ def extent(values: I64) -> tuple[int, int]:
 
 @kernel
 def extents(values: I64, others: I64) -> tuple[int, int, int]:
-    """The least and the greatest of ``(n,) int64``, and the least of ``others``; n ≥ 1 of both.
+    """Minimum and maximum of ``(n,) int64``, and the minimum of ``others``; n ≥ 1 of both.
 
     >>> import numpy as np
     >>> extents(np.array([3, 1, 2]), np.array([9, 8, 7]))
@@ -52,7 +52,7 @@ def all_binary(values: F64) -> bool:
 
 
 LARGEST = 1e100
-"""No model takes a number beyond this: its square, and sums of squares, are still finite."""
+"""No model accepts a number beyond this: its square, and sums of squares, are still finite."""
 
 
 @kernel
@@ -68,3 +68,12 @@ def all_usable(values: F64) -> bool:
             if not -LARGEST <= values[row, column] <= LARGEST:
                 return False
     return True
+
+
+def larger(size: int) -> int:
+    """The size to which a pool of `size` rows grows: in small steps, as it is enlarged in place.
+
+    >>> larger(0), larger(1600)
+    (64, 1700)
+    """
+    return size + max(64, size // 16)

@@ -1,12 +1,12 @@
 """The one exception root.
 
 A message has three parts: what is wrong, where, and what to do. The command line prints the message
-alone; a traceback is for a fault of this program, never for a user's mistake.
+alone; a traceback is for bugs of this program, never for a user's mistake.
 """
 
 
 class AnabranchError(Exception):
-    """Something a user can mend: the message says what, where and how."""
+    """An error that a user can fix: the message says what, where and how."""
 
 
 class DeclarationError(AnabranchError):
@@ -22,4 +22,4 @@ class InputError(AnabranchError):
 
 
 class StateError(AnabranchError):
-    """A state directory can't be used: damaged, of something else, in use, or out of room."""
+    """A state directory can't be used: damaged, another pipeline's, in use, or out of space."""

@@ -10,17 +10,21 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.taking import take_rows
+from anabranch.dataflows.batch.columns import take_rows
 from anabranch.dataflows.messages.control import Control
 from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.state.arrays import extent
 
 
 class RawRows(msgspec.Struct):
-    """Messages of one kind as they were read, oldest first: ``n`` payloads with their coordinates.
+    """Messages of one topic as they were read, oldest first.
 
-    ``partitions``, ``offsets`` and ``times`` (epoch ms, as published) are ``(n,) int64``.
-    ``partition`` is the one that all are from, None where that is not known.
+    Attributes:
+        topic: the topic.
+        values: the ``n`` payloads.
+        partitions, offsets: where each was read, ``(n,) int64``.
+        times: when each was published, ``(n,) int64`` epoch ms.
+        partition: the partition that all are from; None if not known.
     """
 
     topic: str
@@ -52,15 +56,19 @@ NO_ROWS = RawRows("", [], _NOTHING, _NOTHING, _NOTHING)
 
 
 class RawBatch(msgspec.Struct):
-    """What a source read in one go.
+    """The messages that a worker's source read at once.
 
-    ``order`` is ``(events + labels,) int64``: the sequence in which the messages are to be worked
-    through; event ``i`` is ``i`` and label ``j`` is ``len(events) + j``. A control message, of
-    which ``controls`` holds one at most, comes behind all of them. ``origin`` is the reader,
-    ``sequence`` counts its batches; ``read_at`` is the wall clock in seconds.
+    Attributes:
+        worker_id: the worker that read them.
+        sequence: the number of the batch among those of its worker.
+        events, labels: the messages.
+        order: ``(events + labels,) int64``, the sequence in which they are processed: event ``i``
+            is ``i``, label ``j`` is ``len(events) + j``.
+        read_at: the wall clock, in seconds since 1970.
+        controls: at most one control message; it comes after all rows.
     """
 
-    origin: str
+    worker_id: str
     sequence: int
     events: RawRows
     labels: RawRows
@@ -69,36 +77,36 @@ class RawBatch(msgspec.Struct):
     controls: RawRows = msgspec.field(default_factory=lambda: NO_ROWS)
 
     def sorted(self, letters: list[DeadLetter]) -> list[DeadLetter]:
-        """Dead letters in the sequence of their causes, whichever step found them."""
+        """Dead letters in the order of their causes, whichever step made them."""
         sources = [
             (rows.topic, *at)
             for rows in (self.events, self.labels)
             for at in zip(rows.partitions.tolist(), rows.offsets.tolist(), strict=True)
         ]
-        turn = {sources[row]: place for place, row in enumerate(self.order.tolist())}
+        rank = {sources[row]: index for index, row in enumerate(self.order.tolist())}
         controls = self.controls
         for at in zip(controls.partitions.tolist(), controls.offsets.tolist(), strict=True):
-            turn[controls.topic, *at] = len(turn)
+            rank[controls.topic, *at] = len(rank)
 
-        def turn_of(letter: DeadLetter) -> int:
+        def rank_of(letter: DeadLetter) -> int:
             cause = letter.cause
-            return turn[cause.topic, cause.partition, cause.offset]
+            return rank[cause.topic, cause.partition, cause.offset]
 
-        return sorted(letters, key=turn_of)
+        return sorted(letters, key=rank_of)
 
     def reached(self, partition: int) -> dict[str, int]:
-        """By topic, the greatest offset that was read of a partition; without those with none."""
-        found = {}
+        """Topic → the greatest offset read of a partition, of topics where one was."""
+        reached = {}
         for rows in (self.events, self.labels, self.controls):
             offsets = rows.offsets[rows.partitions == partition]
             if len(offsets):
-                found[rows.topic] = int(offsets.max())
-        return found
+                reached[rows.topic] = int(offsets.max())
+        return reached
 
 
 @dataclass(slots=True)
 class LabelRows:
-    """Decoded labels: the id each one judges, its value, its time and where it was read."""
+    """Decoded labels: the id of the event each is for, its value, time (epoch ms) and source."""
 
     ids: list[str]
     values: list[Any]
@@ -116,16 +124,24 @@ NO_LABELS = LabelRows([], [], _NOTHING, _NOTHING, _NOTHING, [])
 
 
 class Batch(msgspec.Struct):
-    """Decoded rows: ``n`` events with ids and event times (epoch ms, ``(n,) int64``).
+    """Decoded rows: what flows from the source through the windows to the models.
 
-    ``raw`` is all that was read, ``rows`` those messages that are the events here. ``span`` is the
-    least and the greatest event time, ``(0, -1)`` without events.
-    ``features`` is ``(n, columns) float64``: the row features are there from the start, each window
-    step adds its own. ``columns`` holds the event fields that are used, ``targets`` the inline
-    labels (None without): lists, or where rows came typed, what `TypedRows` has. ``order`` is as in
-    `RawBatch`. ``expected`` counts the parts that went to other shards and have to come back before
-    the batch is whole. ``control`` is to be followed behind all rows, at event time
-    ``control_time`` (epoch ms); where it was read, `RawBatch.controls` says.
+    Attributes:
+        raw: all messages that were read.
+        rows: those that are the ``n`` events of this batch.
+        ids: their ids.
+        times: their event times, ``(n,) int64`` epoch ms.
+        span: the least and the greatest event time; ``(0, -1)`` without events.
+        features: ``(n, columns) float64``; row features are filled in from the start, window
+            features by the window step.
+        columns: the event fields that are used: lists, arrays or columns of `TypedRows`.
+        targets: the inline labels, likewise; None without.
+        labels: the labels that came on a topic of their own.
+        order: as in `RawBatch`, of the rows that are left.
+        dead_letters: rows that were rejected so far.
+        expected: how many parts went to shards and must come back before the batch is complete.
+        control: a control message, to be executed after all rows at event time ``control_time``
+            (epoch ms); `RawBatch.controls` says where it was read.
     """
 
     raw: RawBatch
@@ -138,34 +154,34 @@ class Batch(msgspec.Struct):
     targets: Any
     labels: LabelRows
     order: NDArray[np.int64]
-    dead: list[DeadLetter]
+    dead_letters: list[DeadLetter]
     expected: int = 0
     control: Control | None = None
     control_time: int = 0
 
     @property
-    def origin(self) -> str:
-        """Who read it."""
-        return self.raw.origin
+    def worker_id(self) -> str:
+        """The worker that read it."""
+        return self.raw.worker_id
 
     @property
     def sequence(self) -> int:
-        """Its number among those of its origin."""
+        """Its number among the batches of its worker."""
         return self.raw.sequence
 
     @property
     def partition(self) -> int | None:
-        """The one that all events are from, None where that is not known."""
+        """The partition that all events are from; None if not known."""
         return self.rows.partition
 
     @property
     def partitions(self) -> NDArray[np.int64]:
-        """Where each event was read, ``(n,) int64``."""
+        """The partition of each event, ``(n,) int64``."""
         return self.rows.partitions
 
     @property
     def offsets(self) -> NDArray[np.int64]:
-        """At which offset each event was read, ``(n,) int64``."""
+        """The offset of each event, ``(n,) int64``."""
         return self.rows.offsets
 
     @property
@@ -177,7 +193,7 @@ class Batch(msgspec.Struct):
         return len(self.rows.values)
 
     def keep(self, keep: NDArray[np.bool_]) -> Batch:
-        """This batch with only the events where ``keep`` is true; labels all stay."""
+        """This batch with only the events where ``keep`` is true, and all of its labels."""
         rows = np.flatnonzero(keep)
         self.order = keep_rows(self.order, keep, np.ones(len(self.labels), np.bool_))
         self.rows = self.rows.take(rows)
@@ -192,14 +208,18 @@ class Batch(msgspec.Struct):
 
 @dataclass(slots=True)
 class EntityRows:
-    """The rows of a batch that one shard of one entity works on, or its answer.
+    """The rows of a batch for one entity and one shard of its keys: a request, or its response.
 
-    On the way there ``keys``, ``times`` and ``columns`` are filled; on the way back ``features``,
-    ``(rows, columns of the entity) float64``. ``rows`` are their places in the batch,
-    ``shard`` is where their keys belong.
+    Attributes:
+        worker_id, sequence: the batch.
+        entity: the entity whose features are wanted.
+        rows: indices of the rows in the batch.
+        keys, times, columns: filled in a request.
+        features: filled in a response, ``(rows, columns of the entity) float64``.
+        shard: the shard that holds the keys.
     """
 
-    origin: str
+    worker_id: str
     sequence: int
     entity: str
     rows: NDArray[np.int64]
@@ -211,36 +231,39 @@ class EntityRows:
 
 
 @dataclass(slots=True)
-class Progress:
-    """How far event time has come at an origin, for a shard that got no rows of it lately.
+class WorkerWatermark:
+    """The watermark of a worker, for a shard that may have no rows of it.
 
-    ``watermark`` is in epoch ms; `IDLE` when nothing is there to be read, so that nobody waits.
+    ``watermark`` is in epoch ms; `IDLE` if the worker has nothing to read.
     """
 
-    origin: str
+    worker_id: str
     watermark: int
     shard: int = 0
 
 
 @dataclass(slots=True)
-class Wake:
-    """Nothing to work on: it passes all steps, so that each is asked for its state in this epoch.
+class Bootstrap:
+    """An item without rows that passes all steps, so that each writes its state in this epoch.
 
-    The engine may still hold what a killed run left of the epoch with which the next run begins;
-    what every step writes anew in it takes its place.
+    The engine may still hold what a killed run left of the epoch with which the next run starts.
+    What every step writes in that epoch replaces it.
     """
 
     shard: int = 0
 
 
+MODELS = "0"
+"""The key of the items for the models; with one worker, of all items."""
+
 IDLE = 2**61
-"""The watermark of an origin that holds nobody back."""
+"""The watermark of a worker that delays no other."""
 
 
 def keep_rows(
     order: NDArray[np.int64], events: NDArray[np.bool_], labels: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """``order`` without the rows that are not kept, renumbered for what is left.
+    """``order`` without the rows that are not kept, renumbered.
 
     >>> keep_rows(np.array([0, 3, 1, 2]), np.array([True, False, True]), np.array([True]))
     array([0, 2, 1])

@@ -1,44 +1,44 @@
-"""The ids of rows of which an event has several: its own id, and the candidate's."""
+"""Ids of the rows of a ranking event, one per candidate: the event's id and the candidate's."""
 
 from __future__ import annotations
 
 from typing import Final
 
-_BETWEEN: Final = "\x1f"
+_SEPARATOR: Final = "\x1f"
 
 
-def parts_ids(text: str) -> bool:
-    """Whether neither an id nor a candidate can be this: it holds what stands between them."""
-    return _BETWEEN in text
+def contains_separator(text: str) -> bool:
+    """Whether a text cannot be an id or a candidate, as it contains the separator."""
+    return _SEPARATOR in text
 
 
 def row_id(event: str, candidate: str) -> str:
-    """By which a candidate of an event waits for its label."""
-    return f"{event}{_BETWEEN}{candidate}"
+    """The id by which a candidate of an event is joined with its label."""
+    return f"{event}{_SEPARATOR}{candidate}"
 
 
 def event_id(row: str) -> str:
-    """The event's own.
+    """The id of the event.
 
     >>> event_id(row_id("e1", "a"))
     'e1'
     """
-    return row.partition(_BETWEEN)[0]
+    return row.partition(_SEPARATOR)[0]
 
 
 def candidate(row: str) -> str:
-    """The candidate's.
+    """The candidate.
 
     >>> candidate(row_id("e1", "a"))
     'a'
     """
-    return row.partition(_BETWEEN)[2]
+    return row.partition(_SEPARATOR)[2]
 
 
-def told(row: str) -> str:
-    """The same, for people.
+def readable_row_id(row: str) -> str:
+    """The row id as a message shows it.
 
-    >>> told(row_id("e1", "a"))
+    >>> readable_row_id(row_id("e1", "a"))
     'e1: a'
     """
-    return row.replace(_BETWEEN, ": ")
+    return row.replace(_SEPARATOR, ": ")

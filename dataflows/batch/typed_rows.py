@@ -1,7 +1,6 @@
-"""Rows of a table in the place of messages: their fields are typed already, and need no decoding.
+"""Rows of a file in place of messages: their fields are typed already and need no decoding.
 
-A row is bytes all the same, JSON as if it had been published, for whoever asks: that is what the
-slow way decodes and a dead letter holds.
+They can still be read as bytes, as JSON: the general decoder and dead letters need that.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.taking import join_rows, take_rows
+from anabranch.dataflows.batch.columns import concat_rows, take_rows
 from anabranch.state.keys.hashing import U64, HashedTexts
 
 
 class FrameTexts(HashedTexts):
-    """A column of texts in a frame, with their hashes, ``(rows,) uint64``."""
+    """A text column of a data frame with the hashes of its values, ``(rows,) uint64``."""
 
     def __init__(self, series: pl.Series, hashes: U64) -> None:
         self.series = series
@@ -50,7 +49,7 @@ class FrameTexts(HashedTexts):
 
     @classmethod
     def joined(cls, pieces: Sequence[FrameTexts]) -> FrameTexts:
-        """One after the other."""
+        """Concatenate columns."""
         return cls(
             pl.concat([piece.series for piece in pieces]),
             np.concatenate([piece.hashes for piece in pieces]),
@@ -58,25 +57,25 @@ class FrameTexts(HashedTexts):
 
 
 class TypedRows(Sequence[bytes]):
-    """Rows of a frame, some of which may be of use as they are.
+    """Rows of a data frame that read as a sequence of JSON messages.
 
     Attributes:
-        frame: the rows as they are published.
-        times: ``(rows,) int64``, event times in epoch ms.
-        good: ``(rows,) bool``: whether a row is beyond doubt what its type says. What is wrong with
-            another one, if anything is, must be found out from its bytes.
-        columns: field name → values where they are ``good``: numbers as arrays (int64; float64
-            with NaN for null), texts that know their hashes.
+        frame: the rows as they would be published.
+        times: event times, ``(rows,) int64`` epoch ms.
+        valid: ``(rows,) bool``, whether a row certainly fits its message type. Any other row must
+            be decoded from its bytes, which tells what is wrong with it, if anything.
+        columns: field name → values of the ``valid`` rows: numbers as arrays (int64; float64 with
+            NaN for null), texts with their hashes.
     """
 
     def __init__(
         self,
         frame: pl.DataFrame,
         times: NDArray[np.int64],
-        good: NDArray[np.bool_],
+        valid: NDArray[np.bool_],
         columns: Mapping[str, Any],
     ) -> None:
-        self.frame, self.times, self.good, self.columns = frame, times, good, columns
+        self.frame, self.times, self.valid, self.columns = frame, times, valid, columns
 
     def __len__(self) -> int:
         return len(self.times)
@@ -91,7 +90,7 @@ class TypedRows(Sequence[bytes]):
         if row.indices(len(self)) == (0, len(self), 1):
             return self
         columns = {name: values[row] for name, values in self.columns.items()}
-        return TypedRows(self.frame[row], self.times[row], self.good[row], columns)
+        return TypedRows(self.frame[row], self.times[row], self.valid[row], columns)
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(as_json(self.frame))
@@ -99,24 +98,25 @@ class TypedRows(Sequence[bytes]):
     def take(self, rows: NDArray[np.int64]) -> TypedRows:
         """Only these rows, in this order."""
         columns = {name: take_rows(values, rows) for name, values in self.columns.items()}
-        return TypedRows(self.frame[rows], self.times[rows], self.good[rows], columns)
+        return TypedRows(self.frame[rows], self.times[rows], self.valid[rows], columns)
 
     @classmethod
     def joined(cls, pieces: Sequence[TypedRows]) -> TypedRows:
-        """One after the other; all of one file."""
+        """Concatenate rows of one file."""
         columns = {
-            name: join_rows([piece.columns[name] for piece in pieces]) for name in pieces[0].columns
+            name: concat_rows([piece.columns[name] for piece in pieces])
+            for name in pieces[0].columns
         }
         return cls(
             pl.concat([piece.frame for piece in pieces]),
             np.concatenate([piece.times for piece in pieces]),
-            np.concatenate([piece.good for piece in pieces]),
+            np.concatenate([piece.valid for piece in pieces]),
             columns,
         )
 
 
 def as_json(frame: pl.DataFrame) -> list[bytes]:
-    """Each row of numbers, booleans and texts as a JSON object."""
+    """Each row, of numbers, booleans and texts, as a JSON object."""
     buffer = BytesIO()
     frame.write_ndjson(buffer)
     return buffer.getvalue().split(b"\n")[:-1]

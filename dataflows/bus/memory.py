@@ -1,4 +1,4 @@
-"""A bus inside one process: for tests of pipelines, and for benchmarks of everything but a bus."""
+"""A bus in memory: for tests of pipelines, and benchmarks of everything but a bus."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.dataflows.bus import BusError, Lost, Slice, TopicPartition
 from anabranch.dataflows.bus.offset_errors import next_offset
 from anabranch.dataflows.bus.partitioner import partition_of_key
+from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicPartition
+from anabranch.state.errors import BusError
 
 
 @dataclass(slots=True)
@@ -70,24 +71,28 @@ class MemoryBus:
         self,
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
-        lost: Lost = "stop",
+        on_out_of_range: OnOutOfRange = "stop",
     ) -> _MemoryReader:
         for at in positions:
             if at.partition >= len(self.logs(at.topic)):
                 raise BusError(f"topic {at.topic!r} has no partition {at.partition}")
-        return _MemoryReader(self, dict(positions), lost)
+        return _MemoryReader(self, dict(positions), on_out_of_range)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to close."""
 
     def logs(self, topic: str) -> list[_Log]:
-        """The partitions of a topic. Raises BusError when it does not exist."""
+        """The partitions of a topic.
+
+        Raises:
+            BusError: the topic does not exist.
+        """
         if topic not in self._topics:
             raise BusError(f"topic {topic!r} does not exist on {self.url}")
         return self._topics[topic]
 
     def delete_before(self, at: TopicPartition, offset: int) -> None:
-        """Forget what lies before ``offset``, as retention does."""
+        """Delete what lies before ``offset``, as retention does."""
         log = self.logs(at.topic)[at.partition]
         count = min(max(offset - log.start, 0), len(log.values))
         for column in (log.values, log.keys, log.times):
@@ -114,23 +119,29 @@ class _MemoryPublisher:
         times: Sequence[int] | NDArray[np.int64] | None = None,
     ) -> None:
         logs = self._bus.logs(topic)
-        stamps = [int(time.time() * 1000)] * len(values) if times is None else list(map(int, times))
-        given = list(keys) if keys is not None else [None] * len(values)
+        message_times = (
+            [int(time.time() * 1000)] * len(values) if times is None else list(map(int, times))
+        )
+        message_keys = list(keys) if keys is not None else [None] * len(values)
         if partitions is None:
-            partitions = 0 if len(logs) == 1 else [self._place(key, len(logs)) for key in given]
+            partitions = (
+                0 if len(logs) == 1 else [self._partition(key, len(logs)) for key in message_keys]
+            )
         if isinstance(partitions, int):
             log = logs[partitions]
             log.values.extend(values)
-            log.keys.extend(given)
-            log.times.extend(stamps)
+            log.keys.extend(message_keys)
+            log.times.extend(message_times)
             return
-        for value, key, stamp, partition in zip(values, given, stamps, partitions, strict=True):
+        for value, key, time_ms, partition in zip(
+            values, message_keys, message_times, partitions, strict=True
+        ):
             log = logs[partition]
             log.values.append(value)
             log.keys.append(key)
-            log.times.append(stamp)
+            log.times.append(time_ms)
 
-    def _place(self, key: bytes | None, partitions: int) -> int:
+    def _partition(self, key: bytes | None, partitions: int) -> int:
         if key is not None:
             return partition_of_key(key, partitions)
         self._next += 1
@@ -140,20 +151,23 @@ class _MemoryPublisher:
         """Everything is stored already."""
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to close."""
 
 
 class _MemoryReader:
     def __init__(
-        self, bus: MemoryBus, positions: dict[TopicPartition, int], lost: Lost = "stop"
+        self,
+        bus: MemoryBus,
+        positions: dict[TopicPartition, int],
+        on_out_of_range: OnOutOfRange = "stop",
     ) -> None:
         self._bus = bus
         self._positions = positions
-        self._lost = lost
+        self._on_out_of_range = on_out_of_range
         self._paused: set[TopicPartition] = set()
         for at, wanted in positions.items():
             log = bus.logs(at.topic)[at.partition]
-            positions[at] = next_offset(at, wanted, log.start, log.end, lost)
+            positions[at] = next_offset(at, wanted, log.start, log.end, on_out_of_range)
 
     def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
         slices = []
@@ -162,7 +176,7 @@ class _MemoryReader:
             if at in self._paused or start == log.end:
                 continue
             if start < log.start or start > log.end:
-                start = next_offset(at, start, log.start, log.end, self._lost)
+                start = next_offset(at, start, log.start, log.end, self._on_out_of_range)
             stop = min(start + limit, log.end)
             self._positions[at] = stop
             if start == stop:
@@ -193,10 +207,10 @@ class _MemoryReader:
         return {at: self._bus.logs(at.topic)[at.partition].end for at in self._positions}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Nobody asks."""
+        """Nothing reads it."""
 
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         return None
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to close."""

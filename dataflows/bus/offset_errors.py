@@ -1,35 +1,38 @@
-"""When the offset to be read is not there: stop with a sentence, or go on behind the gap."""
+"""Errors for offsets out of range: stop with a message, or continue after the gap."""
 
 from __future__ import annotations
 
 import logging
 
-from anabranch.dataflows.bus import Lost, TopicPartition
+from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicPartition
 from anabranch.state.errors import BusError
 
-__all__ = ["behind_end", "made_anew", "next_offset", "topic_deleted"]
+__all__ = ["next_offset", "offset_past_end", "topic_deleted", "topic_recreated"]
 
-_LOG = logging.getLogger("anabranch.dataflows.bus")
+_LOG = logging.getLogger("anabranch.bus")
 
 
-def next_offset(at: TopicPartition, wanted: int, start: int, end: int, lost: Lost) -> int:
-    """Where to read on when ``wanted`` is to be read and offsets ``start`` up to ``end`` are kept.
+def next_offset(
+    at: TopicPartition, wanted: int, start: int, end: int, on_out_of_range: OnOutOfRange
+) -> int:
+    """Where to continue when ``wanted`` is next, and offsets from ``start`` to ``end`` are kept.
 
     Raises:
-        BusError: ``wanted`` lies behind ``end``; or before ``start``, and ``lost`` is ``stop``.
+        BusError: ``wanted`` is past ``end``; or before ``start``, and ``on_out_of_range`` is
+            ``stop``.
     """
     if wanted > end:
-        raise behind_end(at, wanted, end)
+        raise offset_past_end(at, wanted, end)
     if wanted >= start:
         return wanted
-    if lost == "stop":
+    if on_out_of_range == "stop":
         raise BusError(
             f"topic {at.topic} partition {at.partition} keeps nothing before offset {start}, but "
-            f"offset {wanted} was to be read: {start - wanted} messages are gone; keep messages "
-            "for longer, and go on without those with --lost earliest"
+            f"offset {wanted} is next: {start - wanted} messages are gone; retain messages for "
+            "longer, and continue without those with --on-offset-out-of-range earliest"
         )
     _LOG.warning(
-        "topic %s partition %d keeps nothing before offset %d: going on from there without the "
+        "topic %s partition %d keeps nothing before offset %d: continuing there without the "
         "%d messages from offset %d on",
         *at,
         start,
@@ -39,20 +42,20 @@ def next_offset(at: TopicPartition, wanted: int, start: int, end: int, lost: Los
     return start
 
 
-def behind_end(at: TopicPartition, wanted: int, end: int) -> BusError:
-    """The error for an offset that lies behind the end."""
+def offset_past_end(at: TopicPartition, wanted: int, end: int) -> BusError:
+    """The error for an offset past the end."""
     return BusError(
         f"topic {at.topic} partition {at.partition} ends at offset {end}, before offset {wanted} "
-        "that was to be read: it was made anew or lost messages; bring them back, or begin again "
-        "without the state that was kept of it"
+        "that is next: it was recreated or lost messages; restore them, or start again without the "
+        "state that was kept of it"
     )
 
 
-def made_anew(topic: str) -> BusError:
-    """The error for a topic that is another one than when its reader began."""
+def topic_recreated(topic: str) -> BusError:
+    """The error for a topic that was deleted and created again under its reader."""
     return BusError(
-        f"topic {topic} was deleted and made anew while it was read: its offsets mean other "
-        "messages now; begin again without the state that was kept of it"
+        f"topic {topic} was deleted and recreated while it was read: its offsets mean other "
+        "messages now; start again without the state that was kept of it"
     )
 
 

@@ -1,7 +1,7 @@
-"""Which partition a message goes to: by its key as Kafka's Java client does, or in turn.
+"""Assigns messages to partitions: by key as Kafka's Java client does, or round-robin.
 
-Both buses and every other Kafka producer that keeps the Java client's default agree, so a key is on
-the same partition whoever published it.
+Both buses agree with every Kafka producer that uses the Java client's default, so a key is on the
+same partition whichever program published it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from anabranch.state.errors import BusError
 
-__all__ = ["Placement", "partition_of_key", "partitions_of_keys"]
+__all__ = ["Partitioner", "partition_of_key", "partitions_of_keys"]
 
 
 @njit(cache=True, nogil=True)
 def _partitions(
     data: NDArray[np.uint8], sizes: NDArray[np.int64], count: int, out: NDArray[np.int64]
 ) -> None:
-    """``toPositive(murmur2(key)) % count`` of keys that lie end to end in ``data``.
+    """``toPositive(murmur2(key)) % count`` of keys that are concatenated in ``data``.
 
     Source: ``org.apache.kafka.common.utils.Utils.murmur2`` (seed 0x9747b28c); 32-bit arithmetic is
     done in 64 bits and masked.
@@ -67,21 +67,21 @@ def partition_of_key(key: bytes, partitions: int) -> int:
     return int(partitions_of_keys([key], partitions)[0])
 
 
-class Placement:
-    """Gives the messages of one publisher to the ``count`` partitions of one topic."""
+class Partitioner:
+    """Assigns the messages of one publisher to the ``count`` partitions of one topic."""
 
     def __init__(self, topic: str, count: int) -> None:
         self.topic = topic
         self.count = count
-        self._turn = 0
+        self._next = 0
 
-    def place(
+    def assign(
         self,
         rows: int,
         keys: Sequence[bytes | None] | None,
         partitions: Sequence[int] | int | None,
     ) -> NDArray[np.int64] | int:
-        """The partition of each of ``rows`` messages, or one number when it is the same for all.
+        """The partition of each of ``rows`` messages, or one number if it is the same for all.
 
         Raises:
             BusError: a partition does not exist, or the columns differ in length.
@@ -89,41 +89,41 @@ class Placement:
         if keys is not None:
             self.check_length("keys", len(keys), rows)
         if partitions is None:
-            return self._by_key_or_turn(rows, keys)
+            return self._by_key_or_round_robin(rows, keys)
         if isinstance(partitions, (int, np.integer)):
             self._check_range(int(partitions), int(partitions))
             return int(partitions)
         self.check_length("partitions", len(partitions), rows)
-        given = np.asarray(partitions, np.int64)
+        numbers = np.asarray(partitions, np.int64)
         if rows:
-            self._check_range(int(given.min()), int(given.max()))
-        return given
+            self._check_range(int(numbers.min()), int(numbers.max()))
+        return numbers
 
     def check_length(self, column: str, length: int, rows: int) -> None:
-        """Raise `BusError` when a column is not as long as the values."""
+        """Raise `BusError` if a column is not as long as the values."""
         if length != rows:
             raise BusError(f"append to {self.topic}: {rows} values but {length} {column}")
 
-    def _by_key_or_turn(
+    def _by_key_or_round_robin(
         self, rows: int, keys: Sequence[bytes | None] | None
     ) -> NDArray[np.int64] | int:
         if self.count == 1:
             return 0
         if keys is None:
-            return self._in_turn(rows)
+            return self._round_robin(rows)
         present = [key for key in keys if key is not None]
-        placed = partitions_of_keys(present, self.count)
+        by_key = partitions_of_keys(present, self.count)
         if len(present) == rows:
-            return placed
+            return by_key
         keyed = np.fromiter((key is not None for key in keys), np.bool_, rows)
         out = np.empty(rows, np.int64)
-        out[keyed] = placed
-        out[~keyed] = self._in_turn(rows - len(present))
+        out[keyed] = by_key
+        out[~keyed] = self._round_robin(rows - len(present))
         return out
 
-    def _in_turn(self, rows: int) -> NDArray[np.int64]:
-        out = (np.arange(rows, dtype=np.int64) + self._turn) % self.count
-        self._turn = (self._turn + rows) % self.count
+    def _round_robin(self, rows: int) -> NDArray[np.int64]:
+        out = (np.arange(rows, dtype=np.int64) + self._next) % self.count
+        self._next = (self._next + rows) % self.count
         return out
 
     def _check_range(self, lowest: int, highest: int) -> None:

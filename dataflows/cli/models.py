@@ -7,18 +7,19 @@ from typing import Annotated
 
 import typer
 
+from anabranch.dataflows.cli.options import renamed_options
 from anabranch.dataflows.telemetry.logs import stderr_console
 from anabranch.state.errors import InputError, StateError
 
 models = typer.Typer(
     name="models",
     help=(
-        "Keep versions of a pipeline's models with their lineage: see them, compare them, carry "
-        "them elsewhere.\n\n"
-        "They are in the state directory of the pipeline (`registry/NAME/VERSION`), and can be "
-        "looked at and made while it runs. A version is made when you ask for one (`snapshot`, "
-        "from time to time by a timer of yours, or `import`); of each name the newest 20 are kept, "
-        "and those that a state has begun with.\n\n"
+        "Manage versions of a pipeline's models with their lineage: list, compare, export and "
+        "import them.\n\n"
+        "Versions are in the registry of the pipeline's state directory "
+        "(`registry/NAME/VERSION`), and can be read and added while the pipeline runs. A version "
+        "is added by `snapshot` (from time to time by a timer of yours) or `import`; of each name "
+        "the newest 20 are kept, and those that a state was started from.\n\n"
         "Examples:\n\n"
         "    anabranch models snapshot payments --note 'before the new merchants'\n\n"
         "    anabranch models list payments\n\n"
@@ -33,18 +34,18 @@ Place = Annotated[
     str,
     typer.Argument(
         metavar="PIPELINE|DIR",
-        help="A state directory; or a pipeline, whose state is in data/state/PIPELINE.",
+        help="A state directory, or a pipeline, whose state is in data/state/PIPELINE.",
     ),
 ]
 Reference = Annotated[
-    str, typer.Argument(metavar="NAME[@VERSION]", help="Which model; without VERSION the newest.")
+    str, typer.Argument(metavar="NAME[@VERSION]", help="The model; without VERSION the newest.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
 Keep = Annotated[
     int,
-    typer.Option("--keep", min=1, metavar="N", help="Versions of that name to keep, the newest."),
+    typer.Option("--retain", min=1, metavar="N", help="Versions of that name to keep, the newest."),
 ]
-Note = Annotated[str, typer.Option("--note", metavar="TEXT", help="To be shown with it.")]
+Note = Annotated[str, typer.Option("--note", metavar="TEXT", help="A note to keep with it.")]
 
 
 @models.command("list")
@@ -55,7 +56,7 @@ def list_(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the versions of all models: what each has learned, how good it was, where it is from.
+    """List the versions of all models: labels learned, metrics and lineage.
 
     Examples:
 
@@ -75,7 +76,7 @@ def list_(
 
 @models.command()
 def show(place: Place, model: Reference, json: Json = False) -> None:
-    """Show all that is known of a version: lineage, metrics, hyperparameters, largest weights.
+    """Show the description of a version: lineage, metrics, hyperparameters, largest weights.
 
     Examples:
 
@@ -93,7 +94,8 @@ def diff(
     first: Annotated[str, typer.Argument(metavar="A", help="NAME[@VERSION].")],
     second: Annotated[str, typer.Argument(metavar="B", help="NAME[@VERSION].")],
     top: Annotated[
-        int, typer.Option("--top", min=0, metavar="N", help="Weights to show, most changed first.")
+        int,
+        typer.Option("--top", min=0, metavar="N", help="Weights to show, most changed first."),
     ] = 10,
     json: Json = False,
 ) -> None:
@@ -103,29 +105,29 @@ def diff(
 
         anabranch models diff payments LogisticRegression@1 LogisticRegression@3
     """
-    from anabranch.dataflows.cli.display.models import print_differences
+    from anabranch.dataflows.cli.display.models import print_diff
     from anabranch.models.registry.registry import Registry
 
     registry = Registry.of(_state_directory(place))
-    print_differences(registry.find(first), registry.find(second), top, json)
+    print_diff(registry.find(first), registry.find(second), top, json)
 
 
-@models.command()
+@models.command(cls=renamed_options({"--keep": "--retain"}))
 def snapshot(
     place: Place,
     name: Annotated[
         str | None,
         typer.Option(
-            "--name", metavar="NAME", help="What to call it.", show_default="as the champion"
+            "--name", metavar="NAME", help="Name of the model.", show_default="as the champion"
         ),
     ] = None,
     note: Note = "",
-    keep: Keep = 20,
+    retain: Keep = 20,
     json: Json = False,
 ) -> None:
-    """Make a version of the champion as it was last committed; a run may be going on meanwhile.
+    """Add the champion as it was last committed as a version; the pipeline may be running.
 
-    When nothing was learned since the last one of that name, none is made.
+    If nothing was learned since the last version of that name, none is added.
 
     Examples:
 
@@ -133,20 +135,20 @@ def snapshot(
 
         anabranch models snapshot data/state/payments --name friday --note "before the sale"
     """
-    from anabranch.dataflows.cli.display.models import print_made
-    from anabranch.dataflows.registry.model_snapshot import nothing_new, take_snapshot
+    from anabranch.dataflows.cli.display.models import print_added
+    from anabranch.dataflows.registry.model_snapshot import latest_equal, take_snapshot
     from anabranch.models.registry.registry import Registry
     from anabranch.models.registry.version import check_name
 
     if name is not None:
         check_name(name)
     path = _state_directory(place)
-    taken, registry = take_snapshot(path, name, note), Registry.of(path)
-    found = nothing_new(registry, taken.about)
-    if found is not None:
-        print_made(found, "nothing was learned since", json)
+    new, registry = take_snapshot(path, name, note), Registry.of(path)
+    same = latest_equal(registry, new.version)
+    if same is not None:
+        print_added(same, "nothing was learned since", json)
         return
-    print_made(registry.add(taken.model, taken.about, keep, taken.distributions), "made", json)
+    print_added(registry.add(new.model, new.version, retain, new.distributions), "added", json)
 
 
 @models.command()
@@ -155,30 +157,33 @@ def export(
     model: Reference,
     to: Annotated[
         Path,
-        typer.Option("--to", metavar="FILE", help="Where the pickle goes; replaced if it exists."),
+        typer.Option("--to", metavar="FILE", help="The file to write; replaced if it exists."),
     ],
 ) -> None:
-    """Write a version as a plain River object: a pickle, and FILE.json, which tells its lineage.
+    """Write a version as a plain River model: a pickle, and FILE.json, which holds its lineage.
 
-    `pickle.load(open("FILE", "rb"))` gives the River model, wherever the same River is installed.
+    `pickle.load(open("FILE", "rb"))` returns the model wherever the same River is installed.
 
     Examples:
 
         anabranch models export payments LogisticRegression@3 --to fraud.pickle
     """
     from anabranch.models.registry.registry import Registry
-    from anabranch.models.registry.river_file import beside, write_river_file
+    from anabranch.models.registry.river_file import description_path, write_river_file
 
     registry = Registry.of(_state_directory(place))
     version = registry.find(model)
     write_river_file(to, registry.pickle(version), version)
-    typer.echo(f"{version.reference} is in {to} (river {version.river}), told of in {beside(to)}")
+    typer.echo(
+        f"wrote {version.reference} to {to} (river {version.river}), its description to "
+        f"{description_path(to)}"
+    )
 
 
-@models.command("import")
+@models.command("import", cls=renamed_options({"--keep": "--retain"}))
 def import_(
     pipeline: Annotated[
-        str, typer.Argument(metavar="PIPELINE", help="The pipeline that it is for.")
+        str, typer.Argument(metavar="PIPELINE", help="The pipeline that the model is for.")
     ],
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A pickle of a River model, on this machine.")
@@ -188,7 +193,7 @@ def import_(
         typer.Option(
             "--state",
             metavar="DIR",
-            help="The state directory; it need not be there yet.",
+            help="The state directory; created if it does not exist.",
             show_default="data/state/PIPELINE",
         ),
     ] = None,
@@ -197,8 +202,8 @@ def import_(
         typer.Option(
             "--name",
             metavar="NAME",
-            help="What to call it.",
-            show_default="as it was, or its class",
+            help="Name of the model.",
+            show_default="its name in FILE.json, or its class",
         ),
     ] = None,
     river: Annotated[
@@ -206,17 +211,17 @@ def import_(
         typer.Option(
             "--river",
             metavar="VERSION",
-            help="The version of River that wrote it, if no FILE.json tells.",
+            help="The version of River that wrote it, if there is no FILE.json.",
         ),
     ] = None,
     note: Note = "",
-    keep: Keep = 20,
+    retain: Keep = 20,
     json: Json = False,
 ) -> None:
-    """Make a River model from a local file a version, if it fits the pipeline.
+    """Add a River model from a local file as a version, if it suits the pipeline.
 
-    Unpickling runs whatever code is in the file: name only files that you trust. What another River
-    has written is refused before that.
+    Unpickling runs any code that is in the file: name only files that you trust. What another
+    version of River wrote is refused before that.
 
     Examples:
 
@@ -224,7 +229,7 @@ def import_(
 
         anabranch models import fraud.py trained.pickle --river 0.26.1 --state data/state/new
     """
-    from anabranch.dataflows.cli.display.models import print_made
+    from anabranch.dataflows.cli.display.models import print_added
     from anabranch.dataflows.pipelines.loader import load_pipeline
     from anabranch.dataflows.registry.model_import import check_import, read_import
     from anabranch.models.registry.registry import Registry
@@ -234,37 +239,37 @@ def import_(
         check_name(name)
     if _is_state(Path(pipeline)):
         raise InputError(
-            f"{pipeline} is a state directory: name the pipeline that the model has to fit, and "
-            f"the directory with --state {pipeline}"
+            f"{pipeline} is a state directory: name the pipeline that the model is for, and the "
+            f"directory with --state {pipeline}"
         )
     declared = load_pipeline(pipeline)
-    found = read_import(file, river, declared)
+    read = read_import(file, river, declared)
     console = stderr_console()
     console.print(
-        f"warning: unpickling {file}, which runs whatever code is in it: trust where it is from",
+        f"warning: unpickling {file}, which runs any code that is in it",
         style="yellow",
         highlight=False,
         soft_wrap=True,
     )
-    checked = check_import(found, declared, name, note, river)
+    checked = check_import(read, declared, name, note)
     for remark in checked.remarks:
         console.print(f"note: {remark}", highlight=False, soft_wrap=True)
     registry = Registry.of(state or Path("data", "state", declared.name))
-    print_made(registry.add(checked.model, checked.about, keep), "made", json)
+    print_added(registry.add(checked.model, checked.version, retain), "added", json)
 
 
 def _state_directory(place: str) -> Path:
-    """The directory that a user names, or that of a pipeline.
+    """The directory that the argument names, or that of a pipeline.
 
     Raises:
-        InputError, DeclarationError: there is no such thing.
+        InputError, DeclarationError: there is none.
     """
     path = Path(place)
     if path.is_dir():
         if not _is_state(path):
             raise InputError(
-                f"{path} is no state directory and has no models: name one that `anabranch run` or "
-                "`anabranch models import` has made"
+                f"{path} is not a state directory and has no models: name one that `anabranch "
+                "run` or `anabranch models import` created"
             )
         return path
     from anabranch.dataflows.pipelines.loader import load_pipeline
@@ -279,4 +284,6 @@ def _state_directory(place: str) -> Path:
 
 
 def _is_state(path: Path) -> bool:
-    return any((path / name).exists() for name in ("identity.json", "registry"))
+    from anabranch.dataflows.recovery.manifest import is_state_directory
+
+    return is_state_directory(path) or (path / "registry").exists()

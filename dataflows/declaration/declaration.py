@@ -19,6 +19,7 @@ from anabranch.dataflows.declaration.features import (
     RowFeature,
 )
 from anabranch.dataflows.declaration.schema import Kind, Schema
+from anabranch.dataflows.messages.event_time import TIME_UNITS_MS
 from anabranch.dataflows.messages.inputs import Delayed, Event, Inline
 from anabranch.models.drift.declarations import Distributions
 from anabranch.models.drift.detectors import Monitor
@@ -27,9 +28,6 @@ from anabranch.models.learners.learner import Task
 from anabranch.models.metrics.slices import SliceBy
 from anabranch.models.rollout.challenger import Challenger
 from anabranch.models.rollout.policies import Policy
-
-TIME_UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
-"""Milliseconds per unit of a number in a time field."""
 
 _DEFAULT_METRICS = {
     Task.BINARY: ("Accuracy", "LogLoss", "ROCAUC"),
@@ -265,6 +263,10 @@ class Declaration:
     def time_scale(self) -> float:
         """Milliseconds per unit of a number in the time field."""
         return TIME_UNITS_MS[self.time_unit]
+
+    def format_of(self, topic: str) -> str:
+        """The name of the codec of a topic's messages; see `dataflows.codec`."""
+        return "json"
 
     def _with_positions(self) -> Iterator[tuple[Feature, slice]]:
         start = 0

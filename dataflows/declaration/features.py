@@ -26,7 +26,7 @@ from anabranch.state.renamed import renamed
 from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, Spec, WindowSpec
 
 Columns = Mapping[str, Any]
-"""Field name → one value per row: a list, or a column of `batch.typed_rows`."""
+"""Field name → one value per row: a list, or a column of `dataflows.batch.typed_rows`."""
 
 TARGET = "target"
 """The name of the label in the columns of label windows."""
@@ -139,9 +139,7 @@ class OneHot:
     def check(self, schema: Schema) -> None:
         schema.require(self.field, ("text", "number", "boolean"), f"one_hot({self.field!r})")
         if not self.values or len(set(self.values)) != len(self.values):
-            raise DeclarationError(
-                f"one_hot({self.field!r}) needs at least one value, and no value twice"
-            )
+            raise DeclarationError(f"one_hot({self.field!r}) needs values, none of them twice")
 
     def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
         column_of = {value: column for column, value in enumerate(self.values)}

@@ -82,7 +82,7 @@ class OutputReader(Generic[Output]):
         """The next message; without ``follow`` the end of the topic ends the iteration.
 
         Raises:
-            InputError: the message is not of the expected type. The next call continues behind it.
+            InputError: the message is not of the expected type. The next call continues after it.
             BusError: the topic was deleted, or messages were removed before they could be read.
         """
         while not self._pending or self._closed.is_set():
@@ -204,7 +204,7 @@ def read_outputs(
     >>> bus.create_topics({"payments.dead-letters": 1})
     ['payments.dead-letters']
     >>> bus.publisher().append("payments.dead-letters", [
-    ...     b'{"topic":"payments.events","partition":0,"offset":7,"reason":"late","detail":"…"}'
+    ...     b'{"topic":"payments.events","partition":0,"offset":7,"reason":"late","detail":"-"}'
     ... ])
     >>> reader = read_outputs("payments", DeadLetter, bus=bus)
     >>> [letter.reason for letter in reader], reader.position

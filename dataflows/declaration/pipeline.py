@@ -27,8 +27,8 @@ from anabranch.dataflows.messages.inputs import Delayed, Event
 from anabranch.models.learners.imbalance import with_imbalance
 from anabranch.models.learners.learner import Learner
 from anabranch.models.learners.linear import learner_for
-from anabranch.models.learners.segmented import Segmented
-from anabranch.models.learners.subsampling import Thinned
+from anabranch.models.learners.segmented import SegmentedLearner
+from anabranch.models.learners.subsampling import SubsampledLearner
 from anabranch.models.rollout.challenger import Challenger, OnDrift
 from anabranch.models.rollout.policies import Canary, Shadow
 from anabranch.state.errors import DeclarationError
@@ -134,10 +134,10 @@ class Pipeline(Declaration):
         """
         learner = with_imbalance(learner, self.imbalance)
         if share < 1:
-            learner = Thinned(learner, share)
+            learner = SubsampledLearner(learner, share)
         if self.model_key is None:
             return learner
-        return Segmented(learner, self.max_segments, self.min_labels_per_segment)
+        return SegmentedLearner(learner, self.max_segments, self.min_labels_per_segment)
 
     def challenger_learners(self) -> dict[str, Learner]:
         """A new learner of each challenger, by name, in the order of their declaration."""

@@ -1,4 +1,4 @@
-"""What is checked of challengers and their rollout when a pipeline is declared."""
+"""The checks of a pipeline's challengers, rollout policy and fallback."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from river import base
 from anabranch.dataflows.declaration.declaration import Declaration
 from anabranch.models.drift.detectors import LOSS
 from anabranch.models.learners.learner import Task
-from anabranch.models.learners.river import check_fits
+from anabranch.models.learners.river import check_task
 from anabranch.models.registry.version import check_name
 from anabranch.models.rollout.challenger import TRIGGERS, Challenger
-from anabranch.models.rollout.policies import Bandit, Interleave, check_policy
+from anabranch.models.rollout.policies import PolicyContext, check_policy
 from anabranch.state.errors import DeclarationError, InputError
 
 
 def check_rollout(pipeline: Declaration) -> None:
-    """Challengers, policy, key and fallback can work.
+    """Check that challengers, policy, rollout key and fallback fit the pipeline.
 
     Raises:
-        DeclarationError: in one sentence.
+        DeclarationError: one of them does not; one sentence names it.
     """
     where = f"pipeline {pipeline.name!r}"
     if not isinstance(pipeline.challengers, Mapping):
@@ -30,10 +30,14 @@ def check_rollout(pipeline: Declaration) -> None:
             f"{type(pipeline.challengers).__name__}"
         )
     if pipeline.rollout is None:
-        for what, given in (("rollout_key", pipeline.rollout_key), ("fallback", pipeline.fallback)):
+        for parameter, given in (
+            ("rollout_key", pipeline.rollout_key),
+            ("fallback", pipeline.fallback),
+        ):
             if given is not None:
                 raise DeclarationError(
-                    f"{what}= of {where} is for rollouts: give challengers= or rollout= as well"
+                    f"{parameter}= of {where} is for rollouts: give challengers= or rollout= as "
+                    "well"
                 )
         return
     if pipeline.label is None:
@@ -46,16 +50,9 @@ def check_rollout(pipeline: Declaration) -> None:
         _check_challenger(pipeline, model, f"challenger {name!r} of {where}")
     if pipeline.on_drift is not None:
         _check_on_drift(pipeline, f"on_drift= of {where}")
-    check_policy(pipeline.rollout, pipeline.task, len(pipeline.challengers), where)
-    if isinstance(pipeline.rollout, Interleave) and pipeline.candidates is None:
-        raise DeclarationError(
-            f"Interleave of {where} is for rankings: name the event's list of candidates= as well"
-        )
-    if isinstance(pipeline.rollout, Bandit) and pipeline.candidates is not None:
-        raise DeclarationError(
-            f"Bandit of {where} pulls an arm for each candidate, and scores of different models "
-            "make no list: use Interleave(…), or one that divides the keys"
-        )
+    ranking = pipeline.candidates is not None
+    context = PolicyContext(pipeline.task, len(pipeline.challengers), ranking, where)
+    check_policy(pipeline.rollout, context)
     pipeline.schema.require_present(pipeline.traffic_field, ("text",), f"{where} (rollout_key=)")
     if pipeline.fallback is not None:
         _check_fallback(pipeline, where)
@@ -68,18 +65,18 @@ def _check_on_drift(pipeline: Declaration, where: str) -> None:
             "River model as model="
         )
     _check_challenger(pipeline, pipeline.on_drift, where)
-    watched = {
+    monitored = {
         LOSS if monitor.subject == LOSS else "feature"
         for monitor in pipeline.monitors
         if monitor.by is None
     }
     if pipeline.distributions is not None:
-        watched |= {*TRIGGERS} - {LOSS}
+        monitored |= {*TRIGGERS} - {LOSS}
     for kind in pipeline.on_drift.triggers:
-        if kind not in watched:
+        if kind not in monitored:
             what = "monitors=[monitor('loss')]" if kind == LOSS else "distributions=Distributions()"
             raise DeclarationError(
-                f"{where} is for a {kind} that has drifted, and nothing watches it: give {what} "
+                f"{where} is for drift of kind {kind!r}, which is not monitored: give {what} "
                 "as well"
             )
 
@@ -87,14 +84,13 @@ def _check_on_drift(pipeline: Declaration, where: str) -> None:
 def _check_name(pipeline: Declaration, name: object, where: str) -> None:
     try:
         if not isinstance(name, str):
-            raise InputError(f"model name {name!r} is no text")
+            raise InputError(f"model name {name!r} is not a text")
         check_name(name)
     except InputError as error:
-        raise DeclarationError(f"a challenger of {where} can't be called so: {error}") from None
+        raise DeclarationError(f"a challenger of {where} can't have this name: {error}") from None
     if name == pipeline.model_name:
         raise DeclarationError(
-            f"challenger {name!r} of {where} has the name of the model that it challenges: give "
-            "it another one"
+            f"challenger {name!r} of {where} has the name of the champion: give it another name"
         )
 
 
@@ -106,11 +102,11 @@ def _check_challenger(pipeline: Declaration, model: object, where: str) -> None:
         model = model.model
     if not isinstance(model, base.Estimator):
         raise DeclarationError(
-            f"{where} is {model!r}, and no River model: give an object, such as "
-            "tree.HoeffdingTreeClassifier()"
+            f"{where} is {model!r}, which is not a River model: give an instance, such "
+            "as tree.HoeffdingTreeClassifier()"
         )
     try:
-        check_fits(model, pipeline.task)
+        check_task(model, pipeline.task)
     except DeclarationError as error:
         raise DeclarationError(f"{where}: {error}") from None
 

@@ -1,4 +1,4 @@
-"""What the fields of an event are good for, found from its annotations when a pipeline is built."""
+"""The schema of a message type: the kind of each field, read from its annotations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ Kind = Literal["number", "boolean", "text", "other"]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a message: its kind, and whether null, or an integer, is allowed.
+    """One field of a message.
 
-    ``is_list``: it is a list of such, one for each candidate of a ranking.
+    Attributes:
+        name: its name.
+        kind: the kind of its values.
+        optional: whether null is allowed.
+        integer: whether integers are.
+        is_list: whether it is a list of such values, one for each candidate of a ranking.
     """
 
     name: str
@@ -30,14 +35,14 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The fields of a message type by name, and how to say that one is missing."""
+    """The fields of a message type by name."""
 
     type_name: str
     fields: dict[str, Field]
 
     @classmethod
     def of(cls, message: type[msgspec.Struct], lists: bool = False) -> Schema:
-        """Read the annotations of ``message``; with ``lists``, lists are of their entries' kind."""
+        """The schema of ``message``; with ``lists``, a list has the kind of its entries."""
         read = _list_or_field if lists else _field
         fields = {name: read(name, kind) for name, kind in field_types(message).items()}
         return cls(message.__name__, fields)
@@ -45,8 +50,11 @@ class Schema:
     def require(self, name: str, kinds: tuple[Kind, ...], where: str) -> Field:
         """The field ``name``, which must exist and be of one of ``kinds``.
 
+        Args:
+            where: what needs the field, for the error.
+
         Raises:
-            DeclarationError: naming the field, the place and what the type does have.
+            DeclarationError: it does not; names the field, ``where`` and the fields that exist.
         """
         field = self.fields.get(name)
         if field is None:
@@ -61,7 +69,7 @@ class Schema:
         return field
 
     def require_present(self, name: str, kinds: tuple[Kind, ...], where: str) -> Field:
-        """As `require`, and null must not be allowed in it."""
+        """As `require`, and the field must not allow null."""
         field = self.require(name, kinds, where)
         if field.optional:
             raise DeclarationError(

@@ -1,4 +1,4 @@
-"""All that is checked when a pipeline is declared; what can't work is said in one sentence."""
+"""The checks of a pipeline's declaration: each mistake is a DeclarationError of one sentence."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import re
 
 from river import base
 
-from anabranch.dataflows.declaration.declaration import TIME_UNITS_MS, Declaration
+from anabranch.dataflows.declaration.declaration import Declaration
 from anabranch.dataflows.declaration.features import DayOfWeek, Feature, HourOfDay, KeyedFeature
 from anabranch.dataflows.declaration.schema import Schema
+from anabranch.dataflows.messages.event_time import TIME_UNITS_MS
 from anabranch.dataflows.messages.inputs import Delayed, Inline, Label
 from anabranch.models.drift.declarations import Distributions
 from anabranch.models.drift.detectors import LOSS
 from anabranch.models.learners.imbalance import check_imbalance
 from anabranch.models.learners.learner import Task
-from anabranch.models.learners.river import check_fits
+from anabranch.models.learners.river import check_task
 from anabranch.models.metrics.losses import check_loss
 from anabranch.models.metrics.metrics import metric
 from anabranch.models.metrics.slices import SliceBy
@@ -25,19 +26,19 @@ from anabranch.state.durations import parse_duration_ms
 from anabranch.state.errors import DeclarationError
 
 MOST_SEGMENTS = 10_000
-"""So many can have a model, at most; each costs memory, and time in every commit."""
+"""The limit of ``max_segments``: each model costs memory, and time in every commit."""
 
 _LABEL_TYPES: dict[str, type] = {"boolean": bool, "text": str}
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 
 
 def check_names(pipeline: Declaration) -> None:
-    """The pipeline's name, and the fields that hold an event's id, time and key."""
+    """Check the pipeline's name, and the fields with an event's id, time and key."""
     name, schema = pipeline.name, pipeline.schema
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise DeclarationError(
-            f"pipeline name {name!r} can't be a topic's: use a lower-case letter, then "
-            "lower-case letters, digits, - and _"
+            f"pipeline name {name!r} can't be the prefix of topics: use a lower-case "
+            "letter, then lower-case letters, digits, - and _"
         )
     where = f"pipeline {name!r}"
     schema.require_present(pipeline.id, ("text",), f"{where} (id=)")
@@ -51,21 +52,23 @@ def check_names(pipeline: Declaration) -> None:
 
 
 def check_candidates(pipeline: Declaration) -> None:
-    """What is ranked is a list of texts, and a label can name one of them."""
+    """Check that what is ranked is a list of texts, and that a label can name one of them."""
     name, where = pipeline.candidates, f"pipeline {pipeline.name!r}"
     if name is None:
         return
     schema = pipeline.schema
-    found = schema.require_present(name, ("text",), f"{where} (candidates=)")
-    if not found.is_list:
+    field = schema.require_present(name, ("text",), f"{where} (candidates=)")
+    if not field.is_list:
         raise DeclarationError(
             f"candidates={name!r} of {where} must be a list of texts, such as list[str]: "
             f"{schema.type_name}.{name} is one text"
         )
-    for what in ("id", "time", "key", "rollout_key"):
-        field = getattr(pipeline, what)
-        if field is not None and field in schema.fields and schema.fields[field].is_list:
-            raise DeclarationError(f"{what}={field!r} of {where} must be one value, not a list")
+    for parameter in ("id", "time", "key", "rollout_key"):
+        given = getattr(pipeline, parameter)
+        if given is not None and given in schema.fields and schema.fields[given].is_list:
+            raise DeclarationError(
+                f"{parameter}={given!r} of {where} must be one value, not a list"
+            )
     most = pipeline.max_candidates
     if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= MOST_CANDIDATES - 1:
         raise DeclarationError(
@@ -73,20 +76,20 @@ def check_candidates(pipeline: Declaration) -> None:
         )
     if not isinstance(pipeline.label, Delayed):
         raise DeclarationError(
-            f"{where} ranks candidates, and its label comes later: give label=Choice.target(…), "
-            "with the field that names the candidate that was chosen"
+            f"{where} ranks candidates, so its label arrives later: give label=Choice.target(…), "
+            "with the field that names the chosen candidate"
         )
 
 
 def check_features(pipeline: Declaration) -> None:
-    """Every feature finds what it needs, and no column is there twice."""
+    """Check that every feature has the fields that it needs, and that no column occurs twice."""
     if not pipeline.features:
         raise DeclarationError(f"pipeline {pipeline.name!r} declares no features")
     seen: set[str] = set()
     for feature in pipeline.features:
         if not hasattr(feature, "columns"):
             raise DeclarationError(
-                f"{feature!r} in the features of pipeline {pipeline.name!r} is no feature: "
+                f"{feature!r} in the features of pipeline {pipeline.name!r} is not a feature: "
                 "use field, window, one_hot, …"
             )
         _check_use_of_time(pipeline, feature)
@@ -100,7 +103,7 @@ def check_features(pipeline: Declaration) -> None:
 
 
 def check_label(pipeline: Declaration) -> None:
-    """The label is one that can be learned, and no feature gives it away."""
+    """Check that the label can be learned, and that no feature reveals it."""
     label = pipeline.label
     if isinstance(label, Inline):
         _check_inline(pipeline, label)
@@ -115,7 +118,7 @@ def check_label(pipeline: Declaration) -> None:
 
 
 def find_task(pipeline: Declaration) -> Task:
-    """What the model is asked, by the kind of the label's values."""
+    """The task of the model, which follows from the kind of the label's values."""
     kind, model = pipeline.target_kind, pipeline.model
     if kind is None:
         return Task.ANOMALY
@@ -128,18 +131,18 @@ def find_task(pipeline: Declaration) -> Task:
 
 
 def check_model(pipeline: Declaration) -> None:
-    """The model can do the task, and the metrics can score it."""
+    """Check that the model and the metrics fit the task."""
     if pipeline.label is None and not isinstance(
         pipeline.model, base.AnomalyDetector | base.AnomalyFilter
     ):
         raise DeclarationError(
-            f"pipeline {pipeline.name!r} has no label for {pipeline.model_name} to learn, and only "
-            "an anomaly detector learns without: give label="
+            f"pipeline {pipeline.name!r} has no label, and {pipeline.model_name} is not an anomaly "
+            "detector, which could learn without one: give label="
         )
-    check_fits(pipeline.model, pipeline.task)
+    check_task(pipeline.model, pipeline.task)
     if pipeline.label is None and pipeline.metric_names:
         raise DeclarationError(
-            f"pipeline {pipeline.name!r} has no label, so there is nothing to score: leave out "
+            f"pipeline {pipeline.name!r} has no label, so no metric can be computed: leave out "
             "metrics="
         )
     for name in pipeline.metric_names:
@@ -151,15 +154,15 @@ def check_model(pipeline: Declaration) -> None:
 
 
 def check_monitors(pipeline: Declaration) -> None:
-    """Every monitor watches something that is there."""
-    known = [LOSS, *pipeline.columns]
+    """Check that every monitor has a subject that exists."""
+    subjects = [LOSS, *pipeline.columns]
     if pipeline.distributions is not None:
         _check_distributions(pipeline)
     for monitor in pipeline.monitors:
-        if monitor.subject not in known:
+        if monitor.subject not in subjects:
             raise DeclarationError(
                 f"monitor of {monitor.subject!r} in pipeline {pipeline.name!r}: there is no such "
-                f"feature; watch one of {', '.join(known)}"
+                f"feature; monitor one of {', '.join(subjects)}"
             )
         if monitor.subject == LOSS:
             if pipeline.label is None:
@@ -177,23 +180,25 @@ def _check_distributions(pipeline: Declaration) -> None:
     declared.check(where)
     for name in declared.ignore:
         if name not in pipeline.columns:
-            raise DeclarationError(f"{where} ignores {name!r}, and there is no such feature")
+            raise DeclarationError(f"{where} ignores {name!r}, but there is no such feature")
 
 
 def check_slices(pipeline: Declaration) -> None:
-    """Every slice is by something that is there, and there is a quality to tell apart."""
+    """Check that every slice has a subject that exists, and that there are metrics to slice."""
     where, names = f"pipeline {pipeline.name!r}", set[str]()
     for each in pipeline.slices:
         if not isinstance(each, SliceBy):
-            raise DeclarationError(f"{each!r} in the slices of {where} is none: use slice_by(…)")
+            raise DeclarationError(
+                f"{each!r} in the slices of {where} is not a slice: use slice_by(…)"
+            )
         if not pipeline.metric_names:
             raise DeclarationError(
-                f"{each} of {where} has no quality to tell apart: there are no metrics, which need "
-                "a label"
+                f"{each} of {where} has no metrics to slice: they need a label, and metrics= "
+                "that is not empty"
             )
         if each.name in names:
             raise DeclarationError(
-                f"two slices of {where} are called {each.name!r}: give one of them another name="
+                f"two slices of {where} have the name {each.name!r}: give one of them another name="
             )
         names.add(each.name)
         _check_subject(pipeline, each, f"{each} of {where}")
@@ -209,7 +214,7 @@ def _check_subject(pipeline: Declaration, declared: SliceBy, where: str) -> None
         if subject in pipeline.columns:
             raise DeclarationError(f"{where} is by a feature, which is a number: give bins=")
         raise DeclarationError(
-            f"{where} is by something unknown: {schema.type_name} has {', '.join(schema.fields)}; "
+            f"{where} is by an unknown field: {schema.type_name} has {', '.join(schema.fields)}; "
             f"and with bins= there are the features {', '.join(pipeline.columns)}"
         )
     field = schema.fields[subject]
@@ -221,7 +226,7 @@ def _check_subject(pipeline: Declaration, declared: SliceBy, where: str) -> None
 
 
 def check_segments(pipeline: Declaration) -> None:
-    """The field of `model_key` can be one, and the numbers beside it are numbers."""
+    """Check the field of ``model_key``, and the limits that go with it."""
     key, where = pipeline.model_key, f"pipeline {pipeline.name!r}"
     if key is None:
         if (pipeline.max_segments, pipeline.min_labels_per_segment) != (1000, 1):
@@ -243,7 +248,7 @@ def check_segments(pipeline: Declaration) -> None:
 
 
 def check_times(pipeline: Declaration) -> None:
-    """Durations are durations, and no event can make all others late."""
+    """Check the durations, and that no single event can make all others late."""
     lateness_ms = parse_duration_ms(pipeline.allowed_lateness)
     skew_ms = parse_duration_ms(pipeline.max_clock_skew)
     parse_duration_ms(pipeline.dedup_window)
@@ -256,17 +261,17 @@ def check_times(pipeline: Declaration) -> None:
 
 
 def _check_use_of_time(pipeline: Declaration, feature: Feature) -> None:
-    """The event's time may be text on the wire: it is for `hour_of_day` and `day_of_week` alone."""
+    """Only `hour_of_day` and `day_of_week` may use the time field: it may be text on the wire."""
     value = feature.value if isinstance(feature, KeyedFeature) else feature.field
     of_time = isinstance(feature, HourOfDay | DayOfWeek)
     if of_time and value != pipeline.time and value in pipeline.schema.fields:
         raise DeclarationError(
-            f"{feature.columns()[0]} of {value!r} in pipeline {pipeline.name!r}: it is made of the "
-            f"event's time alone, which is {pipeline.time!r}"
+            f"{feature.columns()[0]} of {value!r} in pipeline {pipeline.name!r}: it uses only the "
+            f"event's time, which is {pipeline.time!r}"
         )
     if not of_time and value == pipeline.time:
         raise DeclarationError(
-            f"field {value!r} is the time of pipeline {pipeline.name!r} and no feature by itself: "
+            f"field {value!r} is the time of pipeline {pipeline.name!r} and can't be a feature: "
             "use hour_of_day, day_of_week or since_last"
         )
 
@@ -279,17 +284,16 @@ def _check_inline(pipeline: Declaration, label: Inline) -> None:
         if label.field in (value, getattr(feature, "entity", None)):
             raise DeclarationError(
                 f"field {label.field!r} is the label of pipeline {pipeline.name!r}: a feature "
-                "made of it would give the answer away"
+                "of it would reveal the label"
             )
 
 
 def _check_label_window(pipeline: Declaration, window: str) -> None:
-    """There is a label, and it can be counted."""
+    """Check that there is a label with a number in it."""
     kind = pipeline.target_kind
     if kind is None:
         raise DeclarationError(
-            f"{window} of target() in pipeline {pipeline.name!r} has no labels to be made of: give "
-            "label="
+            f"{window} of target() in pipeline {pipeline.name!r} has no labels to use: give label="
         )
     if kind not in ("number", "boolean"):
         raise DeclarationError(
@@ -314,8 +318,8 @@ def _check_delayed(pipeline: Declaration, label: Delayed) -> None:
         kind = "boolean"
         if label.default not in (None, False):
             raise DeclarationError(
-                f"default={label.default!r} of {where}: a candidate that nobody chose was not "
-                "chosen; leave it out"
+                f"default={label.default!r} of {where}: a candidate that was not named was not "
+                "chosen; leave default= out"
             )
     _check_default(label, kind, where)
 
@@ -324,7 +328,7 @@ _KINDS: dict[str, tuple[type, ...]] = {"boolean": (bool,), "number": (int, float
 
 
 def _check_default(label: Delayed, kind: str, where: str) -> None:
-    """What is assumed is a label like any other, and only what was assumed can be corrected."""
+    """Check that the default is a valid label, and that late="update" has one to update."""
     default = label.default
     if default is not None:
         fits = isinstance(default, _KINDS[kind]) and (
@@ -332,7 +336,7 @@ def _check_default(label: Delayed, kind: str, where: str) -> None:
         )
         if not fits or (kind == "number" and not abs(float(default)) <= LARGEST):
             raise DeclarationError(
-                f"default={default!r} of {where} is no label: {label.field} is a {kind}"
+                f"default={default!r} of {where} is not a label: {label.field} is a {kind}"
             )
     if label.late == "correct":
         raise DeclarationError("late='correct' is now called late='update'")
@@ -349,5 +353,5 @@ def _check_default(label: Delayed, kind: str, where: str) -> None:
 
 
 def _check_time(schema: Schema, name: str, where: str) -> None:
-    """A time may be annotated as a number, text or a datetime, but it has to be there."""
+    """Check that a time field exists; it may be annotated as a number, text or a datetime."""
     schema.require_present(name, ("number", "text", "other"), where)

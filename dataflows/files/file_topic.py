@@ -1,9 +1,9 @@
-"""A file in the place of a topic: partitions that are read one by one, as fast as one likes.
+"""A file as a topic, whose partitions are read independently.
 
-The file is looked through once beforehand: then its ends are known, and a file that is damaged or
-out of order says so before anything was made of it. Each partition then reads the file by itself
-and leaves out the rows of the others, so that one of them can rest while the others go on, whatever
-the order in which the file has them.
+The file is scanned once beforehand, so that its ends are known, and a file that is damaged or out
+of order is an error before anything is processed. Each partition then reads the file by itself and
+skips the rows of the others, so that one can be paused while the others continue, whatever the
+order of their rows in the file.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from anabranch.dataflows.bus import Slice, TopicPartition
-from anabranch.dataflows.files.file_rows import I64, PLACE, FileRows, FileTable
-from anabranch.dataflows.files.prefetch_thread import Ahead
+from anabranch.dataflows.files.file_rows import I64, POSITION_COLUMNS, FileRows, FileTable
+from anabranch.dataflows.files.prefetch_thread import PrefetchThread
 from anabranch.state.errors import InputError
 
 
 class FileTopic:
-    """The rows of ``table`` as the topic ``name`` of ``partitions`` partitions.
+    """The rows of ``table`` as the topic ``name`` with ``partitions`` partitions.
 
-    Without ``partitions`` it has those that are in the file. ``check`` is asked while the file is
-    looked through, and may raise to end it.
+    Without ``partitions`` it has those in the file. ``check`` is called during the scan, and may
+    raise to end it.
 
     Attributes:
-        starts, ends: the first offset of each partition, and the one behind its last; 0 where it
-            has no rows.
-        counts: the rows of each partition.
+        starts, ends: the first offset of each partition, and the one after its last; 0 for a
+            partition without rows.
+        counts: the number of rows of each partition.
 
     Raises:
-        InputError: the file is damaged, its rows are not in the order of their offsets, or it has
-            another partition than those.
+        InputError: the file is damaged, its rows are not ordered by offset, or it has other
+            partitions.
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class FileTopic:
         self._fixed = False
         self.widen(partitions or 1)
         self._fixed = partitions is not None
-        self._look_through(check)
+        self._scan(check)
 
     def widen(self, partitions: int) -> None:
-        """Have at least so many partitions."""
+        """Have at least this many partitions."""
         for per_partition in (self.starts, self.ends, self.counts):
             per_partition += [0] * (partitions - len(per_partition))
 
-    def begin_at(self, starts: Sequence[int]) -> None:
-        """Let partitions without rows be at these offsets."""
+    def start_at(self, starts: Sequence[int]) -> None:
+        """Place partitions without rows at these offsets."""
         for number, start in enumerate(starts):
             if not self.counts[number]:
                 self.starts[number] = self.ends[number] = start
@@ -66,19 +66,19 @@ class FileTopic:
         """A reader of these partitions from these offsets."""
         return FileReader({at: _Stream(self, at, offset) for at, offset in positions.items()})
 
-    def _look_through(self, check: Callable[[], None]) -> None:
+    def _scan(self, check: Callable[[], None]) -> None:
         table, done = self.table, 0
-        for partitions, offsets in table.places():
+        for partitions, offsets in table.positions():
             check()
-            self._note(partitions, offsets, done)
+            self._add(partitions, offsets, done)
             done += len(offsets)
 
-    def _note(self, partitions: I64, offsets: I64, done: int) -> None:
+    def _add(self, partitions: I64, offsets: I64, done: int) -> None:
         for number in np.unique(partitions).tolist():
             if number < 0 or (self._fixed and number >= len(self.ends)):
                 raise InputError(
                     f"{self.table.path} has rows of partition {number}, and topic {self.name} has "
-                    f"{len(self.ends)} partitions: it was made of another topic"
+                    f"{len(self.ends)} partitions: it is from another topic"
                 )
             self.widen(number + 1)
             own = offsets[partitions == number]
@@ -87,8 +87,8 @@ class FileTopic:
             first = bool(self.counts[number]) and int(own[0]) < self.ends[number]
             if first or (np.diff(own) <= 0).any():
                 raise InputError(
-                    f"the offsets of partition {number} in {self.table.path} do not rise behind "
-                    f"row {done}: sort the file by {' and '.join(PLACE)}"
+                    f"the offsets of partition {number} in {self.table.path} do not rise after row "
+                    f"{done}: sort the file by {' and '.join(POSITION_COLUMNS)}"
                 )
             self.ends[number] = int(own[-1]) + 1
             self.counts[number] += len(own)
@@ -119,13 +119,13 @@ class FileReader:
         return {at: stream.end for at, stream in self._streams.items()}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Nobody asks."""
+        """Nothing reads it."""
 
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         return None
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         for stream in self._streams.values():
             stream.close()
         self._streams.clear()
@@ -137,9 +137,9 @@ class _Stream:
     def __init__(self, topic: FileTopic, at: TopicPartition, position: int) -> None:
         self._at = at
         self._path = topic.table.path
-        self._alone = topic.counts[at.partition] == sum(topic.counts)
-        self._rows = Ahead(topic.table.rows())
-        self._now: FileRows | None = None
+        self._is_only = topic.counts[at.partition] == sum(topic.counts)
+        self._rows = PrefetchThread(topic.table.rows())
+        self._piece: FileRows | None = None
         self._next = 0
         self.position = position
         self.end = topic.ends[at.partition]
@@ -148,13 +148,13 @@ class _Stream:
         """The next rows; None at the end.
 
         Raises:
-            InputError: the file is damaged there, or another one by now.
+            InputError: the file is damaged, or was changed.
         """
         if self.position >= self.end:
             return None
-        while self._now is None or self._next >= len(self._now):
-            self._now, self._next = self._own(next(self._rows, None)), 0
-        rows, cut = self._now, slice(self._next, self._next + limit)
+        while self._piece is None or self._next >= len(self._piece):
+            self._piece, self._next = self._own(next(self._rows, None)), 0
+        rows, cut = self._piece, slice(self._next, self._next + limit)
         self._next += limit
         values = rows.values[cut]
         self.position = int(rows.offsets[cut][-1]) + 1
@@ -169,12 +169,12 @@ class _Stream:
         )
 
     def close(self) -> None:
-        """Read no further."""
+        """Stop reading."""
         self._rows.close()
 
     def _own(self, rows: FileRows | None) -> FileRows:
         if rows is None:
-            raise InputError(f"{self._path} got shorter while it was read: leave it as it is")
-        if self._alone and self.position <= rows.offsets[0]:
+            raise InputError(f"{self._path} became shorter while it was read: do not change it")
+        if self._is_only and self.position <= rows.offsets[0]:
             return rows
         return rows.take((rows.partitions == self._at.partition) & (rows.offsets >= self.position))

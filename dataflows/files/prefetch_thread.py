@@ -1,4 +1,4 @@
-"""An iterator that a thread of its own is ahead of, so that reading and working overlap."""
+"""Iterates in a thread that stays ahead of its consumer, so that reading and processing overlap."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 _DEPTH = 2
-_LOOK_UP_S = 0.1
+_POLL_S = 0.1
 
 
-class Ahead(Generic[Item]):
-    """The items of ``source``, of which some are made before they are asked for.
+class PrefetchThread(Generic[Item]):
+    """The items of ``source``, a few of which are produced before they are needed.
 
-    What ``source`` raises is raised where the item would have come. The thread begins with the
-    first item that is asked for, and ends with the last one, or soon after `close`.
+    An error of ``source`` is raised where its next item would be. The thread starts with the first
+    item that is requested, and ends with the last one, or soon after `close`.
 
-    >>> list(Ahead(iter([1, 2, 3])))
+    >>> list(PrefetchThread(iter([1, 2, 3])))
     [1, 2, 3]
     """
 
     def __init__(self, source: Iterator[Item]) -> None:
         self._source = source
-        self._made: queue.Queue[Item | _End] = queue.Queue(_DEPTH)
+        self._items: queue.Queue[Item | _End] = queue.Queue(_DEPTH)
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -34,19 +34,19 @@ class Ahead(Generic[Item]):
 
     def __next__(self) -> Item:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="read-ahead", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
             self._thread.start()
-        found = self._made.get()
-        if isinstance(found, _End):
-            self._made.put(found)  # for whoever asks again
-            raise StopIteration if found.error is None else found.error
-        return found
+        item = self._items.get()
+        if isinstance(item, _End):
+            self._items.put(item)  # for the next call
+            raise StopIteration if item.error is None else item.error
+        return item
 
     def close(self) -> None:
-        """Let the thread end; nothing may be asked for any more."""
+        """Let the thread end; no item may be requested afterwards."""
         self._closed.set()
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         try:
             for item in self._source:
                 if not self._put(item):
@@ -59,7 +59,7 @@ class Ahead(Generic[Item]):
     def _put(self, item: Item | _End) -> bool:
         while not self._closed.is_set():
             try:
-                self._made.put(item, timeout=_LOOK_UP_S)
+                self._items.put(item, timeout=_POLL_S)
             except queue.Full:
                 continue
             return True
@@ -67,7 +67,7 @@ class Ahead(Generic[Item]):
 
 
 class _End:
-    """Nothing comes any more; ``error`` is why, if it was not the end."""
+    """The end of the items; ``error`` is why, unless they are complete."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error

@@ -1,9 +1,9 @@
-"""Frames as typed rows, where the types of their columns leave no doubt about what is in them.
+"""Data frames as typed rows, if the types of their columns guarantee what the rows hold.
 
-What is taken as it is must be what the decoder would have made of the row's JSON, to the last bit.
-So only the plain ways are gone here: whole numbers, doubles, booleans and texts, for fields that
-say no more than that. A frame with anything else is decoded, and so is a row with a null where
-none may be, or with a number that JSON does not have or that is too large.
+Such values must be what the decoder would have made of the row's JSON, to the last bit. So only
+plain types are taken: integers, doubles, booleans and texts, for fields declared as just that. A
+frame with anything else is decoded, and so is a row with a null in a field that is not optional, or
+with a number that is too large or that JSON does not have.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _FITTING: dict[type, tuple[Any, ...]] = {
     bool: (pl.Boolean,),
     str: (pl.String,),
 }
-_IN_PLACE_OF_NULL: dict[type, Any] = {int: 0, float: np.nan, bool: False, str: ""}
-_MOST_TEXTS = 1 << 20
-"""A dictionary with more texts than this is left for a new one."""
+_NULL_PLACEHOLDER: dict[type, Any] = {int: 0, float: np.nan, bool: False, str: ""}
+_MAX_TEXTS = 1 << 20
+"""A dictionary with more texts than this is replaced by a new one."""
 
 
 class TypedFrames:
-    """Makes typed rows of frames with the messages of one type.
+    """Makes typed rows of data frames that hold messages of one type.
 
-    ``id`` and ``time`` are the fields that hold those.
+    ``id`` and ``time`` name the fields with the id and the event time.
     """
 
     def __init__(self, message: type[msgspec.Struct], id: str, time: str) -> None:
@@ -53,44 +53,44 @@ class TypedFrames:
         self._coding = threading.Lock()  # partitions are read by a thread each
 
     def rows(self, frame: pl.DataFrame, times: I64) -> TypedRows | None:
-        """The rows of a frame with these event times (epoch ms); None where it must be decoded.
+        """The rows of a frame with these event times (epoch ms); None if they must be decoded.
 
-        The frame's columns must all be fields of the type, or of no matter.
+        Columns that are no fields of the type are ignored.
         """
         if self._kinds is None or not self._fits(self._kinds, frame):
             return None
-        good = (times >= FIRST_MS) & (times <= LAST_MS)
+        valid = (times >= FIRST_MS) & (times <= LAST_MS)
         columns: dict[str, Any] = {}
         for name, (kind, optional) in self._kinds.items():
             if name in frame.columns:
-                columns[name] = self._column(frame[name].rechunk(), kind, optional, good)
-        return TypedRows(frame, times, good, columns)
+                columns[name] = self._column(frame[name].rechunk(), kind, optional, valid)
+        return TypedRows(frame, times, valid, columns)
 
     def _fits(self, kinds: Mapping[str, tuple[type, bool]], frame: pl.DataFrame) -> bool:
         schema = frame.schema
         for name, (kind, optional) in kinds.items():
             if name in schema:
-                given = schema[name]
-                if given not in _FITTING[kind]:
+                dtype = schema[name]
+                if dtype not in _FITTING[kind]:
                     return False
                 if optional and kind is not float and frame[name].null_count():
                     return False
         return True
 
-    def _column(self, series: pl.Series, kind: type, optional: bool, good: Mask) -> Any:
-        """The values of a field; takes from ``good`` the rows where they are in doubt."""
+    def _column(self, series: pl.Series, kind: type, optional: bool, valid: Mask) -> Any:
+        """The values of a field; clears ``valid`` where they may not fit the type."""
         if kind is float:
             series = series.cast(pl.Float64)
         if series.null_count():
             if not optional:
-                good &= series.is_not_null().to_numpy()
-            series = series.fill_null(_IN_PLACE_OF_NULL[kind])
+                valid &= series.is_not_null().to_numpy()
+            series = series.fill_null(_NULL_PLACEHOLDER[kind])
         if kind is str:
             return self._texts(series)
         values = series.to_numpy()
         if kind is float:
-            fine = np.abs(values) <= LARGEST
-            good &= fine | np.isnan(values) if optional else fine
+            fits = np.abs(values) <= LARGEST
+            valid &= fits | np.isnan(values) if optional else fits
         return values.astype(np.int64) if kind is int else values
 
     def _texts(self, series: pl.Series) -> Any:
@@ -100,13 +100,13 @@ class TypedFrames:
             return FrameTexts(series, hash_pieces(data, lengths))
         with self._coding:
             dictionary = self._dictionaries.get(series.name)
-            if dictionary is None or len(dictionary) > _MOST_TEXTS:
+            if dictionary is None or len(dictionary) > _MAX_TEXTS:
                 dictionary = self._dictionaries[series.name] = TextDictionary()
             return dictionary.code(data, lengths)
 
 
 def _plain_kinds(message: type[msgspec.Struct], time: str) -> dict[str, tuple[type, bool]] | None:
-    """Each field's type, and whether it may be null; None unless all are plain."""
+    """Each field's type and whether it is optional; None unless all types are plain."""
     if message.__bases__ not in ((Event,), (Label,)) or hasattr(message, "__post_init__"):
         return None
     config = message.__struct_config__

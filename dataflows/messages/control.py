@@ -16,7 +16,7 @@ class Control(
 ):
     """One message on ``<pipeline>.control``; a message that does not fit is a dead letter.
 
-    ``id`` is repeated as ``answers`` in the message on ``<pipeline>.rollouts`` that reports the
+    ``id`` is repeated as ``request_id`` in the message on ``<pipeline>.rollouts`` that reports the
     result, so each control message needs an id of its own. The other fields are as in
     `models.rollout.command.Command`.
     """
@@ -27,7 +27,7 @@ class Control(
     share: float | None = None
     model: _Text = ""
     policy: dict[str, Any] = {}
-    by: _Text = ""
+    requested_by: _Text = ""
 
     def command(self) -> Command:
         """The command to execute."""
@@ -38,23 +38,12 @@ class Control(
             share=self.share,
             model=self.model,
             policy=self.policy,
-            by=self.by,
+            requested_by=self.requested_by,
         )
 
 
-_DECODE = msgspec.json.Decoder(Control).decode
-
-
-def decode_control(payload: bytes) -> Control:
-    """Decode the control message in ``payload``, which is JSON.
-
-    Raises:
-        ValueError: it is not a control message; the text says why.
-
-    >>> decode_control(b'{"kind":"pause","id":"7"}').command().kind
-    'pause'
-    """
-    try:
-        return _DECODE(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(str(error)) from None
+def control_error(error: str) -> str:
+    """What is wrong with a message that did not decode as `Control`, from the decoder's error."""
+    if error == "Object contains unknown field `by`":
+        return "the field by is now called requested_by"
+    return error

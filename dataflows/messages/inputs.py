@@ -112,9 +112,9 @@ class Delayed:
         """The durations in milliseconds, as the label join takes them."""
         updates = self.late == "update"
         return LabelRules(
-            wait_ms=parse_duration_ms(self.timeout),
-            correct_ms=parse_duration_ms(self.update_within) if updates else None,
-            hold_ms=parse_duration_ms(self.early_buffer),
+            timeout_ms=parse_duration_ms(self.timeout),
+            update_ms=parse_duration_ms(self.update_within) if updates else None,
+            early_ms=parse_duration_ms(self.early_buffer),
         )
 
 

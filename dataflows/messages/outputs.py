@@ -1,7 +1,7 @@
 """What a pipeline publishes: predictions, rankings, dead letters, drift signals, rollout messages.
 
 Each is JSON on a topic of its own, and carries the coordinates of the message that caused it.
-`dataflows.messages.reader` reads them as these types.
+`dataflows.declaration.output_topics` reads them as these types.
 """
 
 from __future__ import annotations
@@ -184,8 +184,8 @@ class RolloutMessage(_Caused, msgspec.Struct, kw_only=True):
         ts: the event time of the decision (epoch ms).
         share: the challenger's share of traffic; None under a bandit, which has no fixed share.
         topic, partition, offset: the label, event or control message that caused the decision.
-        answers: the id of that control message; absent when no control message caused it.
-        by: who sent the control message; absent likewise.
+        request_id: the id of that control message; absent when no control message caused it.
+        requested_by: who sent the control message; absent likewise.
     """
 
     pipeline: str
@@ -194,7 +194,7 @@ class RolloutMessage(_Caused, msgspec.Struct, kw_only=True):
     challenger: str
     champion: str
     share: float | None
-    why: str
+    reason: str
     ts: int
     policy: str
     evidence: ComparedModels | None
@@ -202,5 +202,5 @@ class RolloutMessage(_Caused, msgspec.Struct, kw_only=True):
     topic: str
     partition: int
     offset: int
-    answers: str | msgspec.UnsetType = msgspec.UNSET
-    by: str | msgspec.UnsetType = msgspec.UNSET
+    request_id: str | msgspec.UnsetType = msgspec.UNSET
+    requested_by: str | msgspec.UnsetType = msgspec.UNSET

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Shipped:
-    """Where a shipped pipeline is declared, and what it does."""
+    """The module that declares a shipped pipeline, and what it predicts."""
 
     module: str
     description: str
@@ -16,11 +16,11 @@ class Shipped:
 SHIPPED: dict[str, Shipped] = {
     "payments": Shipped(
         "anabranch.dataflows.pipelines.payments",
-        "is this card payment fraud? Verdicts come minutes to hours later",
+        "is this card payment fraud? Labels arrive minutes to hours later",
     ),
     "clicks": Shipped(
         "anabranch.dataflows.pipelines.clicks",
-        "which of these items will be clicked? Known after seconds, or after ten minutes without",
+        "which of these items will be clicked? Known after seconds, or ten minutes without a click",
     ),
     "trips": Shipped(
         "anabranch.dataflows.pipelines.trips",

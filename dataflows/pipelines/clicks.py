@@ -1,4 +1,4 @@
-"""Which of these items will the visitor click? A click says so, or ten minutes without one."""
+"""Which of these items will the visitor click? The label is a click, or ten minutes without one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from anabranch.models.drift.detectors import monitor
 
 
 class Page(Event):
-    """Items that can be shown to a visitor in mid-session; ``ts`` is epoch ms.
+    """The items that can be shown to a visitor in a session; ``ts`` is epoch ms.
 
-    Of each item there is its category, its price, and how relevant the search takes it to be.
+    Each item comes with its category, its price, and the search engine's relevance score.
     """
 
     id: str
@@ -26,7 +26,7 @@ class Page(Event):
 
 
 class Click(Label):
-    """Of the page ``id`` this item was clicked at ``ts``; nothing is published without a click."""
+    """The item of page ``id`` that was clicked at ``ts``; without a click there is no label."""
 
     id: str
     ts: int

@@ -1,7 +1,7 @@
 """A pipeline for each of River's bundled data sets: numeric features, predict, then learn.
 
-``anabranch publish --dataset Phishing`` and ``anabranch run dataset:Phishing`` give what River's
-own `progressive_val_score` gives with the same model on the same features.
+``anabranch publish --dataset Phishing`` and ``anabranch run dataset:Phishing`` give the
+metrics that River's `progressive_val_score` gives with the same model on the same features.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def dataset_pipeline(name: str) -> Pipeline:
     `LinearRegression` or, for more than two classes, `GaussianNB`; the metric is Accuracy or MAE.
 
     Raises:
-        InputError: the data set is not known, needs a download, or does not fit.
+        InputError: the data set is unknown, needs a download, or is of an unsupported type.
 
     >>> dataset_pipeline("Bananas").columns
     ['x1', 'x2']
@@ -47,8 +47,8 @@ def dataset_event(shape: DatasetShape) -> type[Event]:
     fields: list[tuple[str, Any]] = [(ID, str), (TIME, int)]
     fields += list(shape.fields.values())
     fields.append((TARGET, shape.target))
-    made = msgspec.defstruct(shape.name, fields, bases=(Event,), kw_only=True, module=__name__)
-    return cast(type[Event], made)
+    event = msgspec.defstruct(shape.name, fields, bases=(Event,), kw_only=True, module=__name__)
+    return cast(type[Event], event)
 
 
 def _model(shape: DatasetShape) -> Any:

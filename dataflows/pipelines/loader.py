@@ -1,4 +1,4 @@
-"""Finds the pipeline that a command names: a shipped one, a data set's, a file's or a module's."""
+"""Loads the pipeline that a command names: a shipped one, a data set's, a file's or a module's."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ HOW = (
 
 
 def load_pipeline(name: str) -> Pipeline:
-    """The pipeline that ``name`` stands for.
+    """The pipeline that ``name`` refers to.
 
     Raises:
-        DeclarationError: there is none, or its code can't be loaded; the message says where.
+        DeclarationError: there is none, or its code can't be loaded; the message names the line.
     """
     if name in SHIPPED:
         return _attribute(importlib.import_module(SHIPPED[name].module), "pipeline", name)
     if name.startswith("dataset:"):
         return dataset_pipeline(name.removeprefix("dataset:"))
-    place, _, attribute = name.partition(":")
-    if place.endswith(".py"):
-        return _attribute(_load_file(Path(place)), attribute or "pipeline", name)
-    if "." in place or attribute:
-        return _attribute(_load_module(place), attribute or "pipeline", name)
+    location, _, attribute = name.partition(":")
+    if location.endswith(".py"):
+        return _attribute(_load_file(Path(location)), attribute or "pipeline", name)
+    if "." in location or attribute:
+        return _attribute(_load_module(location), attribute or "pipeline", name)
     if Path(f"{name}.py").is_file():
         raise DeclarationError(f"there is no pipeline {name!r}: did you mean the file {name}.py?")
     raise DeclarationError(
@@ -61,7 +61,7 @@ def _load_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise DeclarationError(_where(error, str(path))) from error
+        raise DeclarationError(_locate(error, str(path))) from error
     finally:
         sys.path.pop(0)
     return module
@@ -72,25 +72,27 @@ def _load_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise DeclarationError(_where(error, name)) from error
+        raise DeclarationError(_locate(error, name)) from error
     finally:
         sys.path.pop(0)
 
 
-def _where(error: Exception, place: str) -> str:
-    """One sentence: what went wrong, and on which line of which of the user's files."""
+def _locate(error: Exception, source: str) -> str:
+    """One sentence: what is wrong, and on which line of which of the user's files."""
     if isinstance(error, SyntaxError):
-        where = f"{_shown(error.filename) or place}, line {error.lineno}"
+        where = f"{_shown(error.filename) or source}, line {error.lineno}"
         return f"{where}: the pipeline can't be loaded: {error.msg}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame)]
-    where = f"{_shown(frames[-1].filename)}, line {frames[-1].lineno}" if frames else place
+    where = f"{_shown(frames[-1].filename)}, line {frames[-1].lineno}" if frames else source
     if isinstance(error, AnabranchError):
         return f"{where}: {error}"
+    if isinstance(error, ModuleNotFoundError) and error.name == "dataflows":
+        return f"{where}: dataflows is now imported as anabranch: from anabranch import Pipeline, …"
     return f"{where}: the pipeline can't be loaded: {type(error).__name__}: {error}"
 
 
 def _is_users(frame: traceback.FrameSummary) -> bool:
-    """Whether a line is the user's own: not Python's, of a package, or of this program."""
+    """Whether a line is the user's own: not Python's, a package's or this program's."""
     path = Path(frame.filename)
     if not path.is_file() or path.is_relative_to(_PACKAGE):
         return False
@@ -98,7 +100,7 @@ def _is_users(frame: traceback.FrameSummary) -> bool:
 
 
 def _shown(filename: str | None) -> str:
-    """A path as the user would write it: relative to where they are, if it is below."""
+    """A path as the user would write it: relative to the working directory, if it is below."""
     if filename is None:
         return ""
     path, here = Path(filename).absolute(), Path.cwd()
@@ -106,9 +108,9 @@ def _shown(filename: str | None) -> str:
 
 
 def _attribute(module: ModuleType, attribute: str, name: str) -> Pipeline:
-    found = getattr(module, attribute, None)
-    if isinstance(found, Pipeline):
-        return found
+    pipeline = getattr(module, attribute, None)
+    if isinstance(pipeline, Pipeline):
+        return pipeline
     others = [key for key, value in vars(module).items() if isinstance(value, Pipeline)]
     hint = f": it has {', '.join(others)}" if others else ": assign a Pipeline to it"
-    raise DeclarationError(f"{name!r} has no pipeline called {attribute!r}{hint}")
+    raise DeclarationError(f"{name!r} has no pipeline named {attribute!r}{hint}")

@@ -1,8 +1,7 @@
-"""Is this card payment fraud? Learned from verdicts that come minutes to hours later.
+"""Is this card payment fraud? Learned from labels that arrive minutes to hours later.
 
-A payment without a verdict may be either, as fraud that nobody looked into is. So nothing is
-assumed after the timeout: with ``default=False`` the model would learn that fraud is rarer than it
-is.
+A payment without a verdict may be fraud that no one investigated. So there is no default label:
+with ``default=False`` the model would learn that fraud is rarer than it is.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Payment(Event):
 
 
 class Verdict(Label):
-    """What the payment ``id`` turned out to be, found at ``ts``."""
+    """Whether the payment ``id`` was fraud, as known at ``ts``."""
 
     id: str
     ts: int

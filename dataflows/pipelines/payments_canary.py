@@ -1,11 +1,11 @@
-"""The payments, where the model that leads learns too timidly: to see how one is changed safely.
+"""The payments pipeline with a champion that learns too slowly: a canary rollout to watch.
 
 It reads and writes the topics of `payments`, and is run as a module::
 
     anabranch run anabranch.dataflows.pipelines.payments_canary
 
-``bolder``, the model of `payments`, climbs from 1 % of the cards to a half, and takes over. Then it
-is the turn of ``bayes``, which is worse, and is found out before it serves anybody to speak of.
+``bolder``, which is the model of `payments`, climbs from 1 % of the cards to 50 %, and is promoted.
+Next comes ``bayes``, which is worse, and is rejected before it has served more than a few events.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class Trip(Event):
 
 
 class Arrival(Label):
-    """The trip ``id`` ended at ``ts`` and took so many minutes."""
+    """The trip ``id`` ended at ``ts`` and took this many minutes."""
 
     id: str
     ts: int

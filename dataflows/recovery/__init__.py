@@ -1,6 +1,7 @@
-"""What a run remembers when it begins again: its state directory, and where to go on.
+"""Recovery: the state directory of a run, and the point from which the next run resumes.
 
-`directory` is the whole; `identity` says what it belongs to, `place` keeps the state of one step,
-`resume_point` reads where the engine would go on, `rescale` lays windows out for another number of
-workers, and `inspection` looks at all of it for ``anabranch state``.
+`state_directory` is the whole of it. `manifest` says which pipeline it belongs to,
+`state_partition` keeps the state of one step, `tokens` are what the engine keeps of those,
+`resume_point` reads the engine's recovery store, `rescale` repartitions windows for another number
+of workers, and `inspection` reports on all of it for ``anabranch state``.
 """

@@ -1,13 +1,15 @@
-"""What a state directory belongs to: written when it is made, compared whenever it is opened.
+"""The manifest of a state directory: which pipeline it belongs to, and how it is laid out.
 
-State is only of use to the declaration that made it: windows of other fields, or a model of other
-columns, would go on without an error and be wrong.
+It is written when the directory is created and compared whenever it is opened. State is only valid
+for the declaration that produced it: windows of other fields, or a model of other columns, would
+continue without an error and be wrong.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -16,21 +18,30 @@ from anabranch.dataflows.declaration.schema import Schema
 from anabranch.dataflows.messages.inputs import Delayed, Inline
 from anabranch.models.learners.description import describe as describe_model
 from anabranch.state.errors import StateError
-from anabranch.state.store.atomic_files import write_whole
+from anabranch.state.store.atomic_files import atomic_write
 
-FORMAT = 1
-NAME = "identity.json"
+FORMAT = 2
+"""Counts the incompatible changes of what is in a state directory."""
+
+NAME = "manifest.json"
+FORMAT_1 = "identity.json"
+"""What the manifest was called in format 1, whose contents this version can't read."""
+
 _VERSIONS = ("river", "bytewax")
 
 
-class Identity(msgspec.Struct, kw_only=True):
-    """The contents of ``identity.json``.
+class Manifest(msgspec.Struct, kw_only=True):
+    """The contents of ``manifest.json``.
 
-    ``declaration`` describes the parts of the pipeline on which state depends; ``versions`` are
-    those of the libraries that wrote it. ``layout`` counts how often the windows were laid out
-    anew, ``by_shard`` says how: one place per shard, or one for all. ``since`` are the ends of the
-    output topics when the directory was made, by partition. ``model`` is the version in the
-    directory's registry with which learning began; None: with nothing.
+    Attributes:
+        pipeline: its name.
+        declaration: the parts of the pipeline on which state depends, each as text.
+        versions: of the libraries whose objects are stored.
+        shards, partitions, hosts: how many there are; partitions of each input topic.
+        layout: how often windows were repartitioned, from 1.
+        by_shard: whether windows have a state partition per shard, or one for all keys.
+        output_ends: the ends of the output topics when the directory was created, by partition.
+        model: the version in the directory's registry that learning started from; None: untrained.
     """
 
     format: int = FORMAT
@@ -42,8 +53,13 @@ class Identity(msgspec.Struct, kw_only=True):
     hosts: int
     layout: int
     by_shard: bool
-    since: dict[str, list[int]]
+    output_ends: dict[str, list[int]]
     model: str | None = None
+
+
+def is_state_directory(directory: Path) -> bool:
+    """Whether there is a manifest, of whichever format."""
+    return any((directory / name).exists() for name in (NAME, FORMAT_1))
 
 
 def describe(pipeline: Pipeline) -> dict[str, str]:
@@ -54,8 +70,8 @@ def describe(pipeline: Pipeline) -> dict[str, str]:
         "features": "; ".join(map(repr, pipeline.features)),
         "label": _label(pipeline),
         "model": _model(pipeline),
-        "times": f"{pipeline.id} {pipeline.time} lateness {pipeline.allowed_lateness} "
-        f"duplicates {pipeline.dedup_window}",
+        "times": f"{pipeline.id} {pipeline.time} allowed_lateness {pipeline.allowed_lateness} "
+        f"dedup_window {pipeline.dedup_window}",
     }
 
 
@@ -64,70 +80,90 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _VERSIONS}
 
 
-def read_identity(directory: Path) -> Identity | None:
-    """What the directory belongs to; None when it is new.
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest of a directory; None when it has none.
 
     Raises:
-        StateError: the file can't be read, or is of another format.
+        StateError: it can't be read, or is of another format.
     """
     path = directory / NAME
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
+    content = _read(path)
+    if content is None:
+        old = _read(directory / FORMAT_1)
+        if old is not None:
+            raise _unreadable_format(directory, old)
         return None
-    except OSError as error:
-        raise StateError(f"{path} can't be read: {error.strerror}") from None
     try:
-        head = msgspec.json.decode(text, type=dict[str, object]).get("format")
-        if head != FORMAT:
-            raise StateError(
-                f"{directory} is a state directory of format {head}, and this program reads format "
-                f"{FORMAT}: use the version of the program that wrote it, or another --state"
-            )
-        return msgspec.json.decode(text, type=Identity)
+        if msgspec.json.decode(content, type=dict[str, Any]).get("format") != FORMAT:
+            raise _unreadable_format(directory, content)
+        return msgspec.json.decode(content, type=Manifest)
     except msgspec.MsgspecError as error:
         raise StateError(f"{path} is damaged ({error}): restore it from a backup") from None
 
 
-def write_identity(directory: Path, identity: Identity) -> None:
-    """Write it so that either the old or the new one is there, whatever happens.
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _unreadable_format(directory: Path, content: bytes) -> StateError:
+    """Says how to get the same state in this version's format: by a replay of the history."""
+    try:
+        fields = msgspec.json.decode(content, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        fields = {}
+    events = f"{fields.get('pipeline', 'PIPELINE')}.events"
+    return StateError(
+        f"{directory} is a state directory of format {fields.get('format')}, and this version of "
+        f"anabranch reads format {FORMAT}: replay the history into a new one with `anabranch "
+        f"replay PIPELINE --from {events} --to rows.parquet --state NEW`, then run with --state NEW"
+    )
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write it atomically: whatever happens, either the old or the new one is there.
 
     Raises:
-        StateError: the disk does not take it.
+        StateError: it can't be written.
     """
-    write_whole(directory / NAME, msgspec.json.format(msgspec.json.encode(identity)))
+    atomic_write(directory / NAME, msgspec.json.format(msgspec.json.encode(manifest)))
 
 
-def check(identity: Identity, pipeline: Pipeline, directory: Path, shards: int) -> None:
-    """Raise if the directory is of something else.
+def check(manifest: Manifest, pipeline: Pipeline, directory: Path, shards: int) -> None:
+    """Raise if the directory belongs to another pipeline, declaration or library version.
 
     Raises:
         StateError: names what differs.
     """
-    if identity.pipeline != pipeline.name:
+    if manifest.pipeline != pipeline.name:
         raise StateError(
-            f"{directory} is the state of pipeline {identity.pipeline!r}, not of "
+            f"{directory} is the state of pipeline {manifest.pipeline!r}, not of "
             f"{pipeline.name!r}: name another directory with --state"
         )
-    for name, here in versions().items():
-        stored = identity.versions.get(name)
-        if stored != here:
+    for name, installed in versions().items():
+        stored = manifest.versions.get(name)
+        if stored != installed:
             raise StateError(
-                f"{directory} was written with {name} {stored}, and {here} is installed: install "
-                f"{name}=={stored}, or begin anew with another --state"
+                f"{directory} was written with {name} {stored}, and {installed} is installed: "
+                f"install {name}=={stored}, or start from scratch with another --state"
             )
     for part, text in describe(pipeline).items():
-        stored = identity.declaration.get(part)
+        stored = manifest.declaration.get(part)
         if stored != text:
             before, now = _difference(stored or "", text)
             raise StateError(
-                f"the {part} of pipeline {pipeline.name!r} changed since {directory} was made "
-                f"({before} there, {now} here): undo that, or begin anew with another --state"
+                f"the {part} of pipeline {pipeline.name!r} changed since {directory} was created "
+                f"({before} there, {now} here): undo that, or start from scratch with another "
+                "--state"
             )
-    if identity.shards != shards:
+    if manifest.shards != shards:
         raise StateError(
-            f"{directory} was made for {identity.shards} shards: run with --shards "
-            f"{identity.shards}, or begin anew with another --state"
+            f"{directory} was created for {manifest.shards} shards: run with --shards "
+            f"{manifest.shards}, or start from scratch with another --state"
         )
 
 
@@ -152,15 +188,16 @@ def _label(pipeline: Pipeline) -> str:
         if late == "update":
             late += f" within {label.update_within}"
         return (
-            f"{label.field} by {label.id} at {label.time}, wait {label.timeout}, "
-            f"otherwise {label.default!r}, late {late}, early {label.early_buffer}"
+            f"{label.field} by {label.id} at {label.time}, timeout {label.timeout}, "
+            f"default {label.default!r}, late {late}, early_buffer {label.early_buffer}"
         )
     return f"inline {label.field}" if isinstance(label, Inline) else "none"
 
 
-def _difference(stored: str, here: str, around: int = 30) -> tuple[str, str]:
-    """The first place where two texts differ, with a little around it."""
-    at = next((i for i, (a, b) in enumerate(zip(stored, here, strict=False)) if a != b), None)
-    at = min(len(stored), len(here)) if at is None else at
+def _difference(stored: str, current: str, around: int = 30) -> tuple[str, str]:
+    """Both texts where they first differ, with a little around it."""
+    pairs = zip(stored, current, strict=False)
+    first = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    at = min(len(stored), len(current)) if first is None else first
     cut = slice(max(at - around, 0), at + around)
-    return f"…{stored[cut]}…", f"…{here[cut]}…"
+    return f"…{stored[cut]}…", f"…{current[cut]}…"

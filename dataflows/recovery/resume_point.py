@@ -1,25 +1,41 @@
-"""Where a run would go on from, as the engine's recovery store tells it.
+"""The point from which a run would resume, as the engine's recovery store tells it.
 
-The engine keeps one small SQLite file per recovery partition. It decides by itself where to resume;
-this reads the same tables for those who ask beforehand: for a new layout of the windows, and for
-``anabranch state``. But not in a process in which the engine is running: it brings its own SQLite,
-and two of them in one process take each other's locks away.
+The engine keeps one small SQLite file per recovery partition, and decides by itself where to
+resume; this reads the same tables for those who ask beforehand: for rescaling, and for
+``anabranch state``. Not in a process in which the engine is running: it brings its own SQLite, and
+two of them in one process release each other's file locks.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from anabranch.dataflows.source.bus_source import PartitionState
+import msgspec
+
+from anabranch.dataflows.recovery.tokens import (
+    BY_SHARD,
+    MODELS_STEP,
+    SOURCE,
+    TOGETHER,
+    PartitionState,
+    Token,
+    decode_partition,
+    decode_token,
+    decode_tokens,
+)
 from anabranch.state.errors import StateError
 
+Decoded = TypeVar("Decoded")
+
 # As the engine does it (recovery.rs): the least of the frontiers that the workers of the last
-# execution have come to, each at least the epoch at which that execution began.
+# execution have reached, each at least the epoch at which that execution started.
 _EXECUTIONS = "SELECT ex_num, worker_count, resume_epoch FROM exs"
 _FRONTS = "SELECT ex_num, worker_index, worker_frontier FROM fronts"
 _COMMITS = "SELECT commit_epoch FROM commits"
@@ -29,30 +45,66 @@ WHERE snap_epoch < ? ORDER BY snap_epoch
 """
 _UNCONFIRMED = "DELETE FROM snaps WHERE snap_epoch >= ?"
 _PARTS = "SELECT part_index, part_count FROM parts"
+_TIMEOUT_S = 60  # for a lock that another process has for a moment, on a busy machine too
 
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """The epoch at which the next run begins, and the states that its steps will be given.
+    """The epoch at which the next run starts, and the states that its steps will be given.
 
-    ``states`` are by step id and key, as the steps returned them from ``snapshot()``.
+    Attributes:
+        directory: of the recovery store.
+        epoch: 1 when nothing was committed.
+        states: by step id and key, as the steps returned them from ``snapshot()``.
     """
 
+    directory: Path
     epoch: int
     states: dict[tuple[str, str], Any]
 
     def of_step(self, step: str) -> dict[str, Any]:
-        """Key → state, of the step whose id ends in ``step``."""
-        return {key: state for (name, key), state in self.states.items() if _is(name, step)}
+        """Key → state, of the step that was given this id in the dataflow."""
+        # The engine's ids are FLOW.STEP, and FLOW.STEP.OPERATOR for operators made of others.
+        return {
+            key: state
+            for (step_id, key), state in self.states.items()
+            if step_id.split(".")[1:2] == [step]
+        }
 
     def partitions(self) -> list[tuple[int, PartitionState]]:
-        """The states of the input partitions, by number."""
-        found = [
-            (int(key), state)
-            for (_, key), state in self.states.items()
-            if isinstance(state, PartitionState)
+        """The states of the input partitions, by number.
+
+        Raises:
+            StateError: the recovery store is damaged.
+        """
+        states = [
+            (int(key), self._decode(decode_partition, state))
+            for key, state in self.of_step(SOURCE).items()
         ]
-        return sorted(found, key=lambda each: each[0])
+        return sorted(
+            ((number, state) for number, state in states if state is not None),
+            key=lambda each: each[0],
+        )
+
+    def tokens(self, layout: int) -> dict[str, Token]:
+        """The token of each state partition that the next run resumes from, by its name.
+
+        Raises:
+            StateError: the recovery store is damaged.
+        """
+        tokens = [state.token for _, state in self.partitions()]
+        for step in (BY_SHARD, MODELS_STEP):
+            states = self.of_step(f"{step}_{layout}").values()
+            tokens += [self._decode(decode_token, state) for state in states]
+        for state in self.of_step(f"{TOGETHER}_{layout}").values():
+            tokens += self._decode(decode_tokens, state)
+        return {token.partition: token for token in tokens if token is not None}
+
+    def _decode(self, decode: Callable[[Any], Decoded], state: Any) -> Decoded:
+        try:
+            return decode(state)
+        except (msgspec.MsgspecError, TypeError) as error:
+            raise _damaged(self.directory, error) from None
 
 
 def read_resume_point(directory: Path) -> ResumePoint:
@@ -63,27 +115,30 @@ def read_resume_point(directory: Path) -> ResumePoint:
     """
     files = recovery_files(directory)
     if not files:
-        raise StateError(f"{directory} holds no recovery store")
+        raise StateError(
+            f"{directory} holds no recovery store: restore it from a backup, or start from "
+            "scratch with another --state"
+        )
     epoch = resume_epoch(files)
     states: dict[tuple[str, str], Any] = {}
     for file in files:
         for step, key, pickled, _ in _query(file, _SNAPS, epoch):
             states[step, key] = None if pickled is None else _load(file, pickled)
-    return ResumePoint(epoch, states)
+    return ResumePoint(directory, epoch, states)
 
 
 def check_alone(directory: Path) -> None:
-    """Raise unless the only recovery partition of a single host is here.
+    """Raise unless the recovery store is the only partition of a single host.
 
     Raises:
-        StateError: it is not, or others are, or it can't be read.
+        StateError: it is missing, or others are there, or it can't be read.
     """
     files = recovery_files(directory)
     if [row for file in files for row in _query(file, _PARTS)] != [(0, 1)]:
         raise StateError(
-            f"the recovery store {directory} is not the one that was made here (it has "
+            f"the recovery store {directory} is not the one that was created here (it has "
             f"{', '.join(file.name for file in files) or 'no partition'}): restore it from a "
-            "backup, or begin anew with another --state"
+            "backup, or start from scratch with another --state"
         )
 
 
@@ -91,9 +146,9 @@ def forget_unconfirmed(directory: Path) -> None:
     """Remove what a killed run has left of the epoch that it did not finish.
 
     The engine does not: it writes the states of an epoch first, and that it is finished
-    afterwards. The next run begins that epoch anew; what it did not write anew by its end (a step
-    that got nothing, a sink that wrote nothing) would later be taken from the killed run, as if it
-    had been finished then. All recovery partitions must be here, and no run be going on.
+    afterwards. The next run starts that epoch again; a state that it does not overwrite by its end
+    (of a step that got nothing, a sink that wrote nothing) would later be taken from the killed
+    run, as if it had been finished then. All recovery partitions must be here, and no run active.
 
     Raises:
         StateError: they can't be written.
@@ -102,7 +157,7 @@ def forget_unconfirmed(directory: Path) -> None:
     epoch = resume_epoch(files)
     for file in files:
         try:
-            with closing(sqlite3.connect(file, timeout=10)) as connection, connection:
+            with closing(sqlite3.connect(file, timeout=_TIMEOUT_S)) as connection, connection:
                 connection.execute(_UNCONFIRMED, (epoch,))
         except sqlite3.Error as error:
             raise StateError(
@@ -111,20 +166,20 @@ def forget_unconfirmed(directory: Path) -> None:
 
 
 def resume_epoch(files: list[Path]) -> int:
-    """The epoch at which the next run begins; 1 when nothing was committed."""
+    """The epoch at which the next run starts; 1 when nothing was committed."""
     executions = [row for file in files for row in _query(file, _EXECUTIONS)]
     if not executions:
         return 1
-    last, workers, began = max(executions)
-    fronts = dict.fromkeys(range(workers), began)
-    for execution, worker, front in (row for file in files for row in _query(file, _FRONTS)):
+    last, workers, start = max(executions)
+    frontiers = dict.fromkeys(range(workers), start)
+    for execution, worker, frontier in (row for file in files for row in _query(file, _FRONTS)):
         if execution == last:
-            fronts[worker] = max(front, fronts.get(worker, began))
-    return int(min(fronts.values()))
+            frontiers[worker] = max(frontier, frontiers.get(worker, start))
+    return int(min(frontiers.values()))
 
 
 def commits(files: list[Path]) -> int:
-    """The last epoch that a partition here was told is no longer needed: at most one too small.
+    """The last epoch that these partitions know to be no longer needed; it may lag by one.
 
     On a cluster of several hosts each has only its part of the other tables.
     """
@@ -136,31 +191,34 @@ def recovery_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("part-*.sqlite3"))
 
 
-def _query(file: Path, question: str, *values: int) -> list[tuple[Any, ...]]:
+class _PlainUnpickler(pickle.Unpickler):
+    """Loads values of plain types alone: steps hand nothing else to the engine."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _query(file: Path, query: str, *values: int) -> list[tuple[Any, ...]]:
+    uri = f"{file.absolute().as_uri()}?mode=ro"  # its name may have a ? or a %
     try:
-        with closing(sqlite3.connect(f"{_uri(file)}?mode=ro", uri=True, timeout=10)) as connection:
-            return connection.execute(question, values).fetchall()
+        with closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_S)) as connection:
+            return connection.execute(query, values).fetchall()
     except sqlite3.Error as error:
         raise StateError(
             f"the recovery store {file} can't be read ({error}): restore it from a backup, or "
-            "begin anew with another --state"
+            "start from scratch with another --state"
         ) from None
 
 
 def _load(file: Path, pickled: bytes) -> Any:
-    """A state in a file that the engine has written on behalf of this program."""
     try:
-        return pickle.loads(pickled)
+        return _PlainUnpickler(io.BytesIO(pickled)).load()
     except Exception as error:
-        raise StateError(
-            f"the recovery store {file} is damaged ({error}): restore it "
-            "from a backup, or begin anew with another --state"
-        ) from None
+        raise _damaged(file, error) from None
 
 
-def _uri(file: Path) -> str:
-    return file.absolute().as_uri()  # its name may have a ? or a %
-
-
-def _is(step_id: str, step: str) -> bool:
-    return step in step_id.split(".")
+def _damaged(path: Path, error: Exception) -> StateError:
+    return StateError(
+        f"the recovery store {path} is damaged ({error}): restore it from a backup, or start from "
+        "scratch with another --state"
+    )

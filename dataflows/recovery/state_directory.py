@@ -1,15 +1,16 @@
-"""The state directory of a pipeline: what a run remembers when it begins again.
+"""The state directory of a pipeline: what a run keeps for the next one.
 
 ::
 
-    identity.json     which pipeline, versions, shards, partitions; how the windows are laid out
-    recovery/         the engine's recovery store: epochs, and a token of each place
+    manifest.json     which pipeline, versions, shards, partitions; how windows are laid out
+    recovery/         the engine's recovery store: epochs, and a token of each state partition
     layout-1/windows  the windows of all keys (one worker), or windows-0, windows-1 … by shard
     models            models, their metrics, predictions that wait for labels
-    intake-0 …        by input partition: the ids that were seen lately, and where reading began
-    registry          versions of the models, made when somebody asks for them
+    input-0 …         by input partition: the ids that were seen lately, and the start offsets
+    registry          versions of the models, created when they are first wanted
 
-The engine decides at which epoch everything goes on; each place is then opened at its token.
+The engine decides from which epoch everything resumes; each state partition is then opened at its
+token.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from bytewax.recovery import RecoveryConfig, init_db_dir
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.error_guard import Guard
-from anabranch.dataflows.recovery.inspection import place_directories, tokens_by_place
+from anabranch.dataflows.error_guard import ErrorGuard
+from anabranch.dataflows.recovery.inspection import INPUT, state_partitions
 from anabranch.dataflows.recovery.manifest import (
-    Identity,
+    NAME,
+    Manifest,
     check,
     describe,
-    read_identity,
+    read_manifest,
     versions,
-    write_identity,
+    write_manifest,
 )
-from anabranch.dataflows.recovery.rescale import lay_out_anew
+from anabranch.dataflows.recovery.rescale import rescale
 from anabranch.dataflows.recovery.resume_point import (
     check_alone,
     commits,
@@ -46,40 +48,48 @@ from anabranch.dataflows.recovery.resume_point import (
     recovery_files,
     resume_epoch,
 )
-from anabranch.dataflows.recovery.state_partition import WINDOWS, Committed, Place, check_place
-from anabranch.models.learners.durable import why_not_durable
+from anabranch.dataflows.recovery.state_partition import (
+    MODELS,
+    WINDOWS,
+    StatePartition,
+    check_state_partition,
+)
+from anabranch.dataflows.recovery.tokens import Commit
 from anabranch.models.learners.learner import Learner
+from anabranch.models.learners.pickling import why_not_picklable
 from anabranch.models.registry.registry import DIRECTORY, Registry
 from anabranch.models.rollout.challenger import Challenger
 from anabranch.state.errors import StateError
-from anabranch.state.store.atomic_files import sync_directory, write_whole
+from anabranch.state.store.atomic_files import atomic_write, sync_directory
 from anabranch.state.store.delta import Delta, decode
 from anabranch.state.store.lock import hold, join
 
-BEGAN = "BEGAN"
-"""The file in the place of an input partition that tells where its reading began."""
+START_OFFSETS = "start_offsets.json"
+"""The file beside an input partition's state that says where its reading started."""
 
 _RECOVERY = "recovery"
-# Left behind when making it was interrupted, or there for other reasons.
-_HARMLESS = {"LOCK", "WORKERS", "identity.json.new", _RECOVERY, DIRECTORY, "lost+found"}
+# What an interrupted creation leaves behind, or what is there for other reasons.
+_IGNORABLE = {"LOCK", "WORKERS", f"{NAME}.new", _RECOVERY, DIRECTORY, "lost+found"}
 
 
 class StateDirectory:
-    """An open state directory; a context manager. Made by `open` or `join`.
+    """An open state directory; a context manager. Created by `open` or `join`.
 
     Attributes:
         path: the directory.
-        identity: what it belongs to.
+        manifest: what it belongs to.
+        guard: keeps the errors of its state partitions for the user.
+        on_commit: called after each commit of a state partition.
     """
 
     def __init__(
-        self, path: Path, identity: Identity, lock: AbstractContextManager[object]
+        self, path: Path, manifest: Manifest, lock: AbstractContextManager[object]
     ) -> None:
         self.path = path
-        self.identity = identity
-        self.guard: Guard | None = None
-        self.on_commit: Callable[[Committed], None] | None = None
-        self._places: dict[str, Place] = {}
+        self.manifest = manifest
+        self.guard: ErrorGuard | None = None
+        self.on_commit: Callable[[Commit], None] | None = None
+        self._partitions: dict[str, StatePartition] = {}
         self._stack = ExitStack()
         self._stack.push(lock)
 
@@ -96,36 +106,36 @@ class StateDirectory:
         hosts: int = 1,
         say: Callable[[str], None] = lambda line: None,
     ) -> StateDirectory:
-        """Open or make it for this run alone, and lay the windows out for that many workers.
+        """Open or create it for this run alone, with windows partitioned for that many workers.
 
         ``hosts`` is how many state directories there are, one per host, and ``process`` which of
-        them this is. ``say`` is told when it takes a while.
+        them this is. ``say`` gets a line when something takes a while.
 
         Raises:
             StateError: it is in use, of something else, incomplete, or can't be written.
             BusError: the bus does not answer.
         """
-        _check_durable(pipeline)
+        _check_picklable(pipeline)
         with ExitStack() as stack:
             stack.enter_context(hold(path, say=say))
-            identity = read_identity(path)
-            if identity is None:
-                identity = _make(path, pipeline, bus, shards, workers, process, hosts)
-            _check(identity, path, pipeline, bus, shards, hosts)
-            identity = _know_outputs(identity, path, pipeline, bus)
+            manifest = read_manifest(path)
+            if manifest is None:
+                manifest = _create(path, pipeline, bus, shards, workers, process, hosts)
+            _check(manifest, path, pipeline, bus, shards, hosts)
+            manifest = _add_outputs(manifest, path, pipeline, bus)
             if hosts == 1:
-                _check_places(path, identity)
+                _check_state_partitions(path, manifest)
                 forget_unconfirmed(path / _RECOVERY)
-            if identity.by_shard != (workers > 1):
+            if manifest.by_shard != (workers > 1):
                 if hosts > 1:
                     raise StateError(
                         f"{path} holds the windows of a single worker: run it once with "
                         "--processes 2 on one machine, and copy the directory to the other hosts"
                     )
-                say(f"laying the windows in {path} out for {workers} workers")
-                identity = lay_out_anew(path, path / _RECOVERY, pipeline, identity)
-            _remove_old_layouts(path, identity)
-            return cls(path, identity, stack.pop_all())
+                say(f"repartitioning the windows in {path} for {workers} workers")
+                manifest = rescale(path, path / _RECOVERY, pipeline, manifest)
+            _remove_old_layouts(path, manifest)
+            return cls(path, manifest, stack.pop_all())
 
     @classmethod
     def join(
@@ -144,13 +154,15 @@ class StateDirectory:
         """
         with ExitStack() as stack:
             stack.enter_context(join(path))
-            identity = read_identity(path)
-            if identity is None or identity.by_shard != (workers > 1):
-                raise StateError(f"{path} was not prepared for {workers} workers")
-            _check(identity, path, pipeline, bus, shards, identity.hosts)
-            if identity.hosts == 1:  # before this worker connects, the engine of none has begun
+            manifest = read_manifest(path)
+            if manifest is None or manifest.by_shard != (workers > 1):
+                raise StateError(
+                    f"{path} was not prepared for {workers} workers: start all of them again"
+                )
+            _check(manifest, path, pipeline, bus, shards, manifest.hosts)
+            if manifest.hosts == 1:  # no engine starts before this worker connects
                 forget_unconfirmed(path / _RECOVERY)
-            return cls(path, identity, stack.pop_all())
+            return cls(path, manifest, stack.pop_all())
 
     def __enter__(self) -> StateDirectory:
         return self
@@ -164,10 +176,10 @@ class StateDirectory:
         self.close()
 
     def close(self) -> None:
-        """Close all places and let go of the directory; idempotent."""
-        for place in self._places.values():
-            place.close()
-        self._places.clear()
+        """Close all state partitions and release the directory; idempotent."""
+        for partition in self._partitions.values():
+            partition.close()
+        self._partitions.clear()
         self._stack.close()
 
     def generation(self) -> int:
@@ -175,102 +187,109 @@ class StateDirectory:
         files = recovery_files(self.path / _RECOVERY)
         return max(resume_epoch(files) - 1, commits(files))
 
-    def behind(self, bus: Bus) -> int:
-        """Messages on the input topics behind the offsets that a run would go on from.
+    def lag(self, bus: Bus) -> int:
+        """How many messages of the input topics lie behind the offsets a run would resume from.
 
         Raises:
             BusError: the bus does not answer.
         """
-        parts, there = read_resume_point(self.path / _RECOVERY).partitions(), bus.topics()
-        known = {topic for _, part in parts for topic in part.offsets if topic in there}
+        partitions = read_resume_point(self.path / _RECOVERY).partitions()
+        topics = bus.topics()
+        known = {topic for _, part in partitions for topic in part.offsets if topic in topics}
         ends = {topic: bus.end_offsets(topic) for topic in known}
         return sum(
             max(ends[topic][number] - offset, 0)
-            for number, part in parts
+            for number, part in partitions
             for topic, offset in part.offsets.items()
             if topic in known
         )
 
-    def windows(self, name: str) -> Place:
-        """The place of windows, by the name that `windows_of` gives it."""
-        return self._place(layout_directory(self.path, self.identity) / name)
+    def windows(self, name: str) -> StatePartition:
+        """A state partition of windows, by the name that `windows_partition` gives it."""
+        return self._partition(layout_directory(self.path, self.manifest) / name)
 
-    def models(self) -> Place:
-        """The place of models, metrics and waiting predictions."""
-        return self._place(self.path / "models")
+    def models(self) -> StatePartition:
+        """The state partition of models, metrics and pending predictions."""
+        return self._partition(self.path / MODELS)
 
-    def intake(self, partition: int) -> Place:
-        """The place of what was seen of an input partition."""
-        return self._place(self.path / f"intake-{partition}")
+    def input_partition(self, number: int) -> StatePartition:
+        """The state partition with the ids seen of an input partition."""
+        return self._partition(self.path / f"{INPUT}-{number}")
 
-    def begins(self, partition: int, offsets: Mapping[str, int | None]) -> None:
-        """Note where the reading of an input partition begins, by topic; for lineage alone.
+    def write_start_offsets(self, partition: int, offsets: Mapping[str, int | None]) -> None:
+        """Keep where the reading of an input partition starts, by topic; for lineage alone.
 
         None stands for history that is read in place of what lies before the offset.
-        """
-        write_whole(self.path / f"intake-{partition}" / BEGAN, msgspec.json.encode(offsets))
-
-    def begin_with(self, model: str) -> None:
-        """Let learning begin with this version of the registry; before anything is committed.
 
         Raises:
-            StateError: the disk does not take it.
+            StateError: it can't be written.
         """
-        self.identity = msgspec.structs.replace(self.identity, model=model)
-        write_identity(self.path, self.identity)
+        path = self.path / f"{INPUT}-{partition}" / START_OFFSETS
+        atomic_write(path, msgspec.json.encode(offsets))
 
-    def first_learner(self, pipeline: Pipeline) -> Learner | None:
-        """What learning begins with, when it is not a fresh model.
+    def set_initial_model(self, reference: str) -> None:
+        """Let learning start from this version of the registry; before anything is committed.
+
+        Raises:
+            StateError: it can't be written.
+        """
+        self.manifest = msgspec.structs.replace(self.manifest, model=reference)
+        write_manifest(self.path, self.manifest)
+
+    def initial_learner(self, pipeline: Pipeline) -> Learner | None:
+        """The model that learning starts from; None: an untrained one.
 
         Raises:
             InputError, StateError: it is gone from the registry, or damaged.
         """
-        if self.identity.model is None:
+        if self.manifest.model is None:
             return None
         registry = Registry.of(self.path)
-        version = registry.find(self.identity.model)
+        version = registry.find(self.manifest.model)
         return pipeline.wrap(registry.learner(version, pipeline.columns, pipeline.task))
 
-    def first_distributions(self) -> Delta | None:
-        """How the data were distributed of what learning begins with, where that was watched.
+    def initial_distributions(self) -> Delta | None:
+        """The reference distributions that were kept with the initial model; None: none were.
 
         Raises:
             InputError, StateError: it is gone from the registry, or damaged.
         """
-        if self.identity.model is None:
+        if self.manifest.model is None:
             return None
         registry = Registry.of(self.path)
-        blob = registry.distributions(registry.find(self.identity.model))
+        blob = registry.distributions(registry.find(self.manifest.model))
         if blob is None:
             return None
         return decode(msgspec.msgpack.decode(blob, type=dict[str, bytes]))
 
     def step_id(self, step: str) -> str:
-        """The id of a step in the engine: another one after each new layout, with new tokens."""
-        return f"{step}_{self.identity.layout}"
+        """The id of a step in the engine: another one for each layout, with tokens of its own."""
+        return f"{step}_{self.manifest.layout}"
 
     def recovery_config(self) -> RecoveryConfig:
         """What the engine needs to commit epochs here, and to resume."""
         return RecoveryConfig(str(self.path / _RECOVERY), timedelta(0))  # type: ignore[no-untyped-call]
 
-    def since(self) -> dict[TopicPartition, int]:
-        """The ends of the output topics when the directory was made."""
+    def output_ends(self) -> dict[TopicPartition, int]:
+        """The ends of the output topics when the directory was created."""
         return {
             TopicPartition(topic, partition): end
-            for topic, ends in self.identity.since.items()
+            for topic, ends in self.manifest.output_ends.items()
             for partition, end in enumerate(ends)
         }
 
-    def _place(self, directory: Path) -> Place:
-        return self._places.setdefault(str(directory), Place(directory, self.guard, self.on_commit))
+    def _partition(self, directory: Path) -> StatePartition:
+        return self._partitions.setdefault(
+            str(directory), StatePartition(directory, self.guard, self.on_commit)
+        )
 
 
-def layout_directory(path: Path, identity: Identity) -> Path:
-    """Where the windows are, in their present layout."""
-    return path / f"layout-{identity.layout}"
+def layout_directory(path: Path, manifest: Manifest) -> Path:
+    """Where the windows are in the present layout."""
+    return path / f"layout-{manifest.layout}"
 
 
-def _make(
+def _create(
     path: Path,
     pipeline: Pipeline,
     bus: Bus,
@@ -278,17 +297,17 @@ def _make(
     workers: int,
     process: int,
     hosts: int,
-) -> Identity:
-    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in _HARMLESS)
-    if strangers:
+) -> Manifest:
+    unexpected = sorted(entry.name for entry in path.iterdir() if entry.name not in _IGNORABLE)
+    if unexpected:
         raise StateError(
-            f"{path} is no state directory and is not empty (it holds {strangers[0]}): name "
+            f"{path} is no state directory and is not empty (it holds {unexpected[0]}): name "
             "another one with --state"
         )
     partitions = partition_count(pipeline, bus)
     outputs = pipeline.topics.outputs
     bus.create_topics(dict.fromkeys(outputs, partitions))
-    identity = Identity(
+    manifest = Manifest(
         pipeline=pipeline.name,
         declaration=describe(pipeline),
         versions=versions(),
@@ -297,48 +316,48 @@ def _make(
         hosts=hosts,
         layout=1,
         by_shard=workers > 1,
-        since={topic: bus.end_offsets(topic) for topic in outputs},
+        output_ends={topic: bus.end_offsets(topic) for topic in outputs},
     )
     try:
-        _make_recovery_store(path / _RECOVERY, process, hosts)
+        _create_recovery_store(path / _RECOVERY, process, hosts)
     except OSError as error:
         raise StateError(f"{path} can't be written: {error.strerror}") from None
-    write_identity(path, identity)
-    return identity
+    write_manifest(path, manifest)
+    return manifest
 
 
-def _check_durable(pipeline: Pipeline) -> None:
-    """Raise unless all models can be written down and taken up again."""
+def _check_picklable(pipeline: Pipeline) -> None:
+    """Raise unless all models of the pipeline can be stored and loaded again."""
     models = {"the model": pipeline.model}
     models |= {f"challenger {name!r}": model for name, model in pipeline.challengers.items()}
     if pipeline.on_drift is not None:
         models["the model of on_drift="] = pipeline.on_drift
     for what, model in models.items():
-        reason = why_not_durable(model.model if isinstance(model, Challenger) else model)
+        reason = why_not_picklable(model.model if isinstance(model, Challenger) else model)
         if reason is not None:
             raise StateError(
-                f"{what} of pipeline {pipeline.name!r} can't be kept: {reason}; change it, or "
+                f"{what} of pipeline {pipeline.name!r} can't be stored: {reason}; change it, or "
                 "run with --no-state"
             )
 
 
-def _know_outputs(identity: Identity, path: Path, pipeline: Pipeline, bus: Bus) -> Identity:
-    """Note where outputs end that the pipeline did not have when the state was made.
+def _add_outputs(manifest: Manifest, path: Path, pipeline: Pipeline, bus: Bus) -> Manifest:
+    """Record the ends of outputs that the pipeline did not have when the state was created.
 
-    What is on them is somebody else's: of this state nothing was published there.
+    What is on them already was published by something else.
     """
-    new = [topic for topic in pipeline.topics.outputs if topic not in identity.since]
+    new = [topic for topic in pipeline.topics.outputs if topic not in manifest.output_ends]
     if not new:
-        return identity
-    bus.create_topics(dict.fromkeys(new, identity.partitions))
-    since = {**identity.since, **{topic: bus.end_offsets(topic) for topic in new}}
-    identity = msgspec.structs.replace(identity, since=since)
-    write_identity(path, identity)
-    return identity
+        return manifest
+    bus.create_topics(dict.fromkeys(new, manifest.partitions))
+    ends = {**manifest.output_ends, **{topic: bus.end_offsets(topic) for topic in new}}
+    manifest = msgspec.structs.replace(manifest, output_ends=ends)
+    write_manifest(path, manifest)
+    return manifest
 
 
-def _make_recovery_store(directory: Path, process: int, hosts: int) -> None:
-    """This host's partition of the engine's recovery store."""
+def _create_recovery_store(directory: Path, process: int, hosts: int) -> None:
+    """Create this host's partition of the engine's recovery store."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     init_db_dir(directory, hosts)  # type: ignore[no-untyped-call]
@@ -349,42 +368,42 @@ def _make_recovery_store(directory: Path, process: int, hosts: int) -> None:
 
 
 def _check(
-    identity: Identity, path: Path, pipeline: Pipeline, bus: Bus, shards: int, hosts: int
+    manifest: Manifest, path: Path, pipeline: Pipeline, bus: Bus, shards: int, hosts: int
 ) -> None:
-    check(identity, pipeline, path, shards)
+    check(manifest, pipeline, path, shards)
     if not recovery_files(path / _RECOVERY):
         raise StateError(
-            f"the recovery store {path / _RECOVERY} is gone, and without it nobody knows where to "
-            "go on: restore it from a backup, or begin anew with another --state"
+            f"the recovery store {path / _RECOVERY} is missing, and only it says where to resume: "
+            "restore it from a backup, or start from scratch with another --state"
         )
     partitions = partition_count(pipeline, bus)
-    if partitions != identity.partitions:
+    if partitions != manifest.partitions:
         raise StateError(
             f"the topics of pipeline {pipeline.name!r} have {partitions} partitions, and {path} "
-            f"was made for {identity.partitions}: keys have moved between partitions, so begin "
-            "anew with another --state"
+            f"was created for {manifest.partitions}: keys have moved between partitions, so start "
+            "from scratch with another --state"
         )
-    if hosts != identity.hosts:
+    if hosts != manifest.hosts:
         raise StateError(
-            f"{path} was made for {identity.hosts} hosts, and this run names {hosts}: bring all "
-            "recovery partitions together, or begin anew with another --state"
+            f"{path} was created for {manifest.hosts} hosts, and this run names {hosts}: bring all "
+            "recovery partitions together, or start from scratch with another --state"
         )
 
 
-def _check_places(path: Path, identity: Identity) -> None:
-    """Raise unless recovery store and places belong together; all of them are on this host."""
+def _check_state_partitions(path: Path, manifest: Manifest) -> None:
+    """Raise unless they belong to the recovery store; all of them are on this host."""
     check_alone(path / _RECOVERY)
-    tokens = tokens_by_place(read_resume_point(path / _RECOVERY), identity)
-    places = {directory.name: directory for directory in place_directories(path, identity)}
-    layout = layout_directory(path, identity)
-    for name in tokens.keys() - places.keys():
-        places[name] = (layout if name.startswith(WINDOWS) else path) / name
-    for name in sorted(places):
-        check_place(places[name], tokens.get(name))
+    tokens = read_resume_point(path / _RECOVERY).tokens(manifest.layout)
+    directories = {directory.name: directory for directory in state_partitions(path, manifest)}
+    layout = layout_directory(path, manifest)
+    for name in tokens.keys() - directories.keys():
+        directories[name] = (layout if name.startswith(WINDOWS) else path) / name
+    for name in sorted(directories):
+        check_state_partition(directories[name], tokens.get(name))
 
 
-def _remove_old_layouts(path: Path, identity: Identity) -> None:
+def _remove_old_layouts(path: Path, manifest: Manifest) -> None:
     """Remove layouts that are no longer used, or were never finished."""
     for directory in path.glob("layout-*"):
-        if directory != layout_directory(path, identity):
+        if directory != layout_directory(path, manifest):
             shutil.rmtree(directory, ignore_errors=True)

@@ -1,10 +1,10 @@
-"""One place of state: where a step, a shard or an input partition keeps what it remembers.
+"""One state partition: the durable state of a step, of one shard of it, or of an input partition.
 
-The engine keeps only a token of each place; the contents are in a database of its own, so that a
-shard can be moved to another host by moving its directory::
+The engine keeps only a token of each state partition; the contents are in a database of its own, so
+that a shard moves to another host by moving its directory::
 
-    layout-1/windows-3/NAME    who this place is: the token must know it
-                      /db      the generations (`state.store.store`)
+    layout-1/windows-3/ID    distinguishes it from another one of the same name
+                      /db    the generations (`state.store.store`)
 """
 
 from __future__ import annotations
@@ -13,60 +13,49 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from anabranch.dataflows.error_guard import Guard
+from anabranch.dataflows.error_guard import ErrorGuard
+from anabranch.dataflows.recovery.tokens import Commit, Token
 from anabranch.state.errors import StateError
-from anabranch.state.store.atomic_files import check_room, write_whole
+from anabranch.state.store.atomic_files import atomic_write, check_free_space
 from anabranch.state.store.delta import Delta
-from anabranch.state.store.store import Store, look
+from anabranch.state.store.read_only import ReadOnlyStore
+from anabranch.state.store.store import Store
 
-_NAME, DATABASE = "NAME", "db"
-# What a commit leaves to the engine, whose own failure to write its tokens would be a panic.
-_LEAST_ROOM = 1 << 20
-_AHEAD = 3  # generations that a place can be ahead of the engine's last commit
+DATABASE = "db"
+MODELS = "models"
+"""The name of the state partition of models, their metrics and pending predictions."""
+
+WINDOWS = "windows"
+"""The name of the state partition of all windows, and what those of single shards begin with."""
+
+_ID = "ID"
+# Disk space that a commit leaves to the engine, which panics if it can't write its tokens.
+_RESERVED_BYTES = 1 << 20
+_MAX_AHEAD = 3  # generations that a state partition can be ahead of the engine's last commit
 _RETAINED = 8
 
 
-WINDOWS = "windows"
-"""What the places of windows are called, or begin with."""
-
-
-def windows_of(shard: int | None) -> str:
-    """The name of the place of a shard's windows; None: of all keys."""
+def windows_partition(shard: int | None) -> str:
+    """The name of the state partition with a shard's windows; None: with those of all keys."""
     return WINDOWS if shard is None else f"{WINDOWS}-{shard}"
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """What the engine keeps of a place: its name, which one of that name, and how far it was."""
+class StatePartition:
+    """A directory with the state of one step: opened at a token, then committed to.
 
-    place: str
-    id: str
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """A commit of a place: how long it took, and the bytes that its files take now."""
-
-    place: str
-    seconds: float
-    disk_bytes: int
-
-
-class Place:
-    """A directory with the state of one step; opened at a token, then committed to.
-
-    ``guard`` keeps errors for the user, ``on_commit`` is told of each commit.
+    Args:
+        directory: created when it is opened without a token.
+        guard: keeps errors for the user.
+        on_commit: called after each commit.
     """
 
     def __init__(
         self,
         directory: Path,
-        guard: Guard | None = None,
-        on_commit: Callable[[Committed], None] | None = None,
+        guard: ErrorGuard | None = None,
+        on_commit: Callable[[Commit], None] | None = None,
     ) -> None:
         self.name = directory.name
         self._directory = directory
@@ -76,108 +65,110 @@ class Place:
         self._id = ""
 
     def open(self, token: Token | None) -> Delta:
-        """Go back to what the token stands for, and return all of it; None: nothing was committed.
+        """Roll back to the token's generation and return all of it.
+
+        Without a token nothing was committed yet: the result is empty, or what `initialize` wrote.
 
         Raises:
-            StateError: the directory is not there, of another state, or damaged.
+            StateError: the directory is missing, belongs to another state, or is damaged.
         """
         return self._guard.call(self._open, token) if self._guard else self._open(token)
 
     def commit(self, delta: Delta) -> Token:
-        """Write a generation; the token that stands for it.
+        """Write the next generation and return its token.
 
         Raises:
-            StateError: the disk does not take it.
+            StateError: it can't be written.
         """
         return self._guard.call(self._commit, delta) if self._guard else self._commit(delta)
 
-    def begin_with(self, delta: Delta) -> None:
-        """Write an image as what is there before anything is committed.
+    def initialize(self, image: Delta) -> None:
+        """Write what `open` returns without a token; before anything is committed.
 
         Raises:
-            StateError: the disk does not take it.
+            StateError: it can't be written.
         """
         self._open(None)
         assert self._store is not None
-        self._store.commit(delta)
+        self._store.commit(image)
         self._store.adopt()
 
     def adopt(self) -> None:
-        """What is there now is what the engine knows nothing of: `open` without token finds it."""
+        """Make the current generation the one that `open` returns without a token."""
         assert self._store is not None
         self._store.adopt()
 
     def close(self) -> None:
-        """Let go of the database; idempotent."""
+        """Close the database; idempotent."""
         if self._store is not None:
             self._store.close()
             self._store = None
 
     def _open(self, token: Token | None) -> Delta:
         directory = self._directory
-        if token is None:
-            found = read_id(directory)
-            if found is None:
-                found = uuid.uuid4().hex
-                _make(directory, found)
+        if token is not None:
+            own_id = _check_id(directory, token)
         else:
-            found = _check_id(directory, token)
-        self._id = found
-        store = self._store = Store(directory / DATABASE, {"place": self.name}, retained=_RETAINED)
+            own_id = read_id(directory) or _create(directory)
+        self._id = own_id
+        store = self._store = Store(
+            directory / DATABASE, {"partition": self.name}, retained=_RETAINED
+        )
         if token is not None:
             return store.restore(token.generation)
-        if store.generation > store.summary().adopted + _AHEAD:
+        if store.generation > store.summary().adopted + _MAX_AHEAD:
             ahead = store.generation
             self.close()
-            raise _unknown(directory, ahead)
+            raise _unknown_generations(directory, ahead)
         return store.restore(None)
 
     def _commit(self, delta: Delta) -> Token:
         assert self._store is not None
-        check_room(self._directory, _LEAST_ROOM)
-        began = time.perf_counter()
+        check_free_space(self._directory, _RESERVED_BYTES)
+        started = time.perf_counter()
         token = Token(self.name, self._id, self._store.commit(delta))
         if self._on_commit is not None:
-            seconds = time.perf_counter() - began
-            self._on_commit(Committed(self.name, seconds, size_of(self._directory)))
+            seconds = time.perf_counter() - started
+            self._on_commit(Commit(self.name, seconds, size_of(self._directory)))
         return token
 
 
-def check_place(directory: Path, token: Token | None) -> None:
-    """Raise if `Place.open` would refuse, or could not go back; nothing is changed.
+def check_state_partition(directory: Path, token: Token | None) -> None:
+    """Raise if `StatePartition.open` would refuse, or could not roll back; nothing is changed.
 
-    Asked for all places before the first one is opened: going back is for good.
+    Checked for all of them before the first is opened, since a rollback can't be undone.
 
     Raises:
-        StateError: see `Place.open`.
+        StateError: see `StatePartition.open`.
     """
     if token is not None:
         _check_id(directory, token)
     elif not (directory / DATABASE).exists():
         return
-    kept = look(directory / DATABASE).summary()
+    stored = ReadOnlyStore(directory / DATABASE).summary()
     if token is None:
-        if kept.generation > kept.adopted + _AHEAD:
-            raise _unknown(directory, kept.generation)
+        if stored.generation > stored.adopted + _MAX_AHEAD:
+            raise _unknown_generations(directory, stored.generation)
         return
-    oldest = max(kept.generation - _RETAINED, kept.adopted)
-    if token.generation != kept.adopted and not oldest <= token.generation <= kept.generation:
-        older = directory if token.generation > kept.generation else "the recovery store"
+    oldest = max(stored.generation - _RETAINED, stored.adopted)
+    in_reach = oldest <= token.generation <= stored.generation
+    if token.generation != stored.adopted and not in_reach:
+        older = directory if token.generation > stored.generation else "the recovery store"
         raise StateError(
-            f"{directory} is at generation {kept.generation}, and the recovery store at "
-            f"{token.generation} of it: {older} is from an older backup; restore both from one, or "
-            "begin anew with another --state"
+            f"{directory} is at generation {stored.generation}, and the recovery store expects "
+            f"generation {token.generation} of it: {older} is from an older backup; restore both "
+            "from one backup, or start from scratch with another --state"
         )
 
 
 def read_id(directory: Path) -> str | None:
-    """Who the place in ``directory`` is; None when there is none.
+    """The id of the state partition in ``directory``; None when there is none.
 
     Raises:
         StateError: it can't be read.
     """
     try:
-        return (directory / _NAME).read_text()
+        return (directory / _ID).read_text()
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -185,45 +176,48 @@ def read_id(directory: Path) -> str | None:
 
 
 def _check_id(directory: Path, token: Token) -> str:
-    found = read_id(directory)
-    if found is None or not (directory / DATABASE).exists():
+    own_id = read_id(directory)
+    if own_id is None or not (directory / DATABASE).exists():
         raise StateError(
-            f"{directory} is not there, and the recovery store expects generation "
+            f"{directory} is missing, and the recovery store expects generation "
             f"{token.generation} of it: bring it back (in a cluster, from the host that had "
-            "it), or begin anew with another --state"
+            "it), or start from scratch with another --state"
         )
-    if found != token.id:
+    if own_id != token.id:
         raise StateError(
             f"{directory} belongs to another state than the recovery store does: restore both "
-            "from one backup, or begin anew with another --state"
+            "from one backup, or start from scratch with another --state"
         )
-    return found
+    return own_id
 
 
-def _unknown(directory: Path, ahead: int) -> StateError:
+def _unknown_generations(directory: Path, ahead: int) -> StateError:
     return StateError(
-        f"{directory} holds {ahead} generations that the recovery store knows nothing of: "
-        "restore both from one backup, or begin anew with another --state"
+        f"{directory} holds {ahead} generations that the recovery store does not know: restore "
+        "both from one backup, or start from scratch with another --state"
     )
 
 
-def _make(directory: Path, found: str) -> None:
+def _create(directory: Path) -> str:
+    """Make the directory with a new id."""
+    own_id = uuid.uuid4().hex
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StateError(f"{directory} can't be made: {error.strerror}") from None
-    write_whole(directory / _NAME, found.encode())
+        raise StateError(f"{directory} can't be created: {error.strerror}") from None
+    atomic_write(directory / _ID, own_id.encode())
+    return own_id
 
 
 def size_of(directory: Path) -> int:
-    """Bytes of all files in it; what is gone meanwhile does not count."""
-    total, left = 0, [str(directory)]
-    while left:
+    """Bytes of all files below a directory; files that disappear meanwhile are not counted."""
+    total, pending = 0, [str(directory)]
+    while pending:
         try:
-            with os.scandir(left.pop()) as entries:
+            with os.scandir(pending.pop()) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
-                        left.append(entry.path)
+                        pending.append(entry.path)
                     else:
                         total += entry.stat(follow_symlinks=False).st_size
         except OSError:

@@ -1,4 +1,4 @@
-"""River models from local files: read, checked against a pipeline, and told of."""
+"""Importing River models from local files: reading, checking against a pipeline, describing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from anabranch.dataflows.recovery.manifest import describe
 from anabranch.models.learners.description import describe as describe_model
 from anabranch.models.learners.description import parameters_by_path
 from anabranch.models.learners.pickling import library_versions
+from anabranch.models.learners.river import estimator_name
 from anabranch.models.registry.compatibility import (
     check_by_trial,
     check_columns,
@@ -21,16 +22,22 @@ from anabranch.models.registry.compatibility import (
 )
 from anabranch.models.registry.river_file import RiverFile, read_river_file
 from anabranch.models.registry.version import Version, finite
-from anabranch.models.registry.weights import final, weights
+from anabranch.models.registry.weights import weights
 from anabranch.state.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
-    """A River model that fits, what is told of it, and what its user should know."""
+class ImportedModel:
+    """A River model that fits a pipeline.
+
+    Attributes:
+        model: the River object.
+        version: what the registry keeps of it; without a number yet.
+        remarks: what its user should know, a clause each.
+    """
 
     model: Any
-    about: Version
+    version: Version
     remarks: list[str]
 
 
@@ -41,8 +48,8 @@ def read_import(path: Path, river: str | None, pipeline: Pipeline) -> RiverFile:
         InputError: it can't be read, or is not for this pipeline.
         StateError: another River wrote it, or it is damaged.
     """
-    found = read_river_file(path, river)
-    about = found.about
+    file = read_river_file(path, river)
+    about = file.about
     if about is not None:
         if about.task != pipeline.task.value:
             raise InputError(
@@ -50,65 +57,63 @@ def read_import(path: Path, river: str | None, pipeline: Pipeline) -> RiverFile:
                 f"{pipeline.task.value} one: import it for another pipeline"
             )
         check_columns(about.columns, pipeline.columns, str(path))
-    return found
+    return file
 
 
-def check_import(
-    found: RiverFile, pipeline: Pipeline, name: str | None, note: str, river: str | None
-) -> Imported:
-    """Unpickle a file and check that the model fits. It runs the code that is in it.
+def check_import(file: RiverFile, pipeline: Pipeline, name: str | None, note: str) -> ImportedModel:
+    """Unpickle a file and check that the model fits. This runs code that is in the file.
 
     Raises:
         InputError: it can't be unpickled, is no River model, or does not fit.
     """
-    what, columns, told = str(found.path), pipeline.columns, found.about
-    model = found.unpickle()
+    what, columns, origin = str(file.path), pipeline.columns, file.about
+    model = file.unpickle()
     check_model(model, pipeline.task, what)
-    known = told.columns if told is not None else known_features(model)
-    fresh = check_columns(known, columns, what)
+    trained_columns = origin.columns if origin is not None else known_features(model)
+    untrained = check_columns(trained_columns, columns, what)
     check_by_trial(model, pipeline.task, columns, what)
-    features = describe(pipeline)["features"]
     declared = describe_model(pipeline.model)
-    same = (told is not None and told.declaration == declared) or same_declaration(
+    same = (origin is not None and origin.declaration == declared) or same_declaration(
         model, pipeline.model, pipeline.task, columns
     )
-    kind = type(final(model)).__name__
-    about = Version(
-        name=name or (told.name if told is not None else kind),
+    kind = estimator_name(model)
+    version = Version(
+        name=name or (origin.name if origin is not None else kind),
         made="import",
         made_ms=time.time_ns() // 1_000_000,
-        source=f"{found.path} (sha256 {found.sha256[:12]})",
+        source=f"{file.path} (sha256 {file.sha256[:12]})",
         pipeline=pipeline.name,
         task=pipeline.task.value,
         model=kind,
         declaration=declared if same else describe_model(model),
         parameters=parameters_by_path(model),
         columns=columns,
-        features=features,
-        rows=None if told is None else told.rows,
-        trained_on=[] if told is None else told.trained_on,
-        metrics={} if told is None else told.metrics,
+        features=describe(pipeline)["features"],
+        rows=None if origin is None else origin.rows,
+        trained_on=[] if origin is None else origin.trained_on,
+        metrics={} if origin is None else origin.metrics,
         weights=finite(weights(model)),
         versions=library_versions(),
-        parent=None if told is None else f"{told.reference} of pipeline {told.pipeline}",
+        parent=None if origin is None else f"{origin.reference} of pipeline {origin.pipeline}",
         note=note,
     )
-    return Imported(model, about, list(_remarks(fresh, told, features, same, pipeline)))
+    return ImportedModel(model, version, _remarks(version, untrained, origin, same))
 
 
 def _remarks(
-    fresh: list[str], told: Version | None, features: str, same: bool, pipeline: Pipeline
+    version: Version, untrained: list[str], origin: Version | None, same: bool
 ) -> list[str]:
-    said = []
-    if fresh:
-        said.append(f"it has never seen {', '.join(fresh)}: it will learn them from nothing")
-    if told is not None and told.features != features:
-        said.append(
+    remarks = []
+    if untrained:
+        remarks.append(f"it has never seen {', '.join(untrained)}: it starts to learn them now")
+    if origin is not None and origin.features != version.features:
+        remarks.append(
             "the features it was trained on were declared in another way: see "
             "`anabranch models show --json`"
         )
     if not same:
-        said.append(
-            f"pipeline {pipeline.name!r} declares another model, so `run --model` would not take it"
+        remarks.append(
+            f"pipeline {version.pipeline!r} declares another model, so `run --model` would refuse "
+            "it"
         )
-    return said
+    return remarks

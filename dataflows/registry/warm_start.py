@@ -1,4 +1,4 @@
-"""How a new state begins with a model that has learned already: ``anabranch run --model``."""
+"""Starting a new state from a trained model of the registry: ``anabranch run --model``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.recovery.manifest import read_identity
+from anabranch.dataflows.recovery.manifest import read_manifest
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.models.learners.description import describe
 from anabranch.models.registry.compatibility import check_columns
@@ -17,17 +17,17 @@ from anabranch.state.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
-    """A version that fits a pipeline, found and checked before the state is made."""
+class WarmStart:
+    """A version that fits a pipeline, found and checked before the state is created."""
 
     registry: Registry
     version: Version
 
 
-def find_beginning(
+def find_warm_start(
     pipeline: Pipeline, state: Path, source: Path, reference: str
-) -> Beginning | None:
-    """The version that a state would begin with; None if it has. Nothing is changed.
+) -> WarmStart | None:
+    """The version that a state starts from; None if it has started from it. Nothing is changed.
 
     Args:
         pipeline: what it has to fit.
@@ -41,26 +41,26 @@ def find_beginning(
     """
     if parse_reference(reference)[1] is None:
         raise InputError(
-            f"--model {reference} names no version, and another start must not find another "
-            f"model: write {reference}@VERSION (`anabranch models list` shows them)"
+            f"--model {reference} names no version, and a restart must not pick another one: write "
+            f"{reference}@VERSION (`anabranch models list` shows them)"
         )
     registry = Registry.of(source)
-    if _has_begun(state, registry, reference):
+    if _has_started_from(state, registry, reference):
         return None
     version = registry.find(reference)
     _check_fits(pipeline, registry, version)
-    return Beginning(registry, version)
+    return WarmStart(registry, version)
 
 
-def _has_begun(state: Path, registry: Registry, reference: str) -> bool:
-    """Whether a state began with this very version, which its source may have removed since."""
-    identity = read_identity(state)
-    if identity is None or identity.model is None:
+def _has_started_from(state: Path, registry: Registry, reference: str) -> bool:
+    """Whether a state started from this very version, which its source may have removed since."""
+    manifest = read_manifest(state)
+    if manifest is None or manifest.model is None:
         return False
     own = Registry.of(state)
     if own.path == registry.path:
-        return identity.model == reference
-    return own.find(identity.model).source == f"{reference} of {registry.path}"
+        return manifest.model == reference
+    return own.find(manifest.model).source == f"{reference} of {registry.path}"
 
 
 def _check_fits(pipeline: Pipeline, registry: Registry, version: Version) -> None:
@@ -74,36 +74,35 @@ def _check_fits(pipeline: Pipeline, registry: Registry, version: Version) -> Non
     if version.declaration != declared:
         raise InputError(
             f"{what} is {version.declaration}, and pipeline {pipeline.name!r} declares {declared}: "
-            "declare what it is, or name another model with --model"
+            "declare that model, or name another one with --model"
         )
     check_columns(version.columns, pipeline.columns, what)
     learner = registry.learner(version, pipeline.columns, pipeline.task)
     if type(learner) is not type(pipeline.base_learner()):
         raise InputError(
-            f"{what} can't go on as the kernel that pipeline {pipeline.name!r} runs: train it with "
-            "learn_one alone"
+            f"{what} can't be continued by the kernel that pipeline {pipeline.name!r} runs: train "
+            "it with learn_one alone"
         )
 
 
-def begin_with(state: StateDirectory, wanted: Beginning, say: Callable[[str], None]) -> None:
-    """Let a new state begin with a model.
-
-    The model is copied into the registry of the state, and stays there.
+def warm_start(state: StateDirectory, wanted: WarmStart, say: Callable[[str], None]) -> None:
+    """Let a new state start from a model, which is copied into its registry and stays there.
 
     Raises:
-        InputError: the state has begun already, with something else.
-        StateError: the disk does not take it.
+        InputError: the state has started from something else.
+        StateError: it can't be written.
     """
     version, own = wanted.version, Registry.of(state.path)
     if state.generation():
-        begun = f"with {state.identity.model}" if state.identity.model else "without a model"
+        model = state.manifest.model
+        start = f"from {model}" if model else "from an untrained model"
         raise InputError(
-            f"{state.path} has begun {begun} and come to generation {state.generation():,}, and "
+            f"{state.path} has started {start} and is at generation {state.generation():,}, and "
             f"--model {version.reference} is for a new state: leave it out, or name a new "
             "directory with --state"
         )
     here = version if own.path == wanted.registry.path else own.copy(wanted.registry, version)
     own.pin(here)
-    state.begin_with(here.reference)
+    state.set_initial_model(here.reference)
     rows = "an unknown number of" if version.rows is None else f"{version.rows:,}"
-    say(f"begins with {here.reference}, which has learned {rows} labels")
+    say(f"starting from {here.reference}, which has learned {rows} labels")

@@ -1,20 +1,21 @@
-"""A topic of a bus, from its first message to the end that it had when the replay began."""
+"""An input of a replay that is a topic: read to the end that it had when the replay started."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from anabranch.dataflows.bus import Bus, BusError, Lost, Reader, Slice, TopicPartition
+from anabranch.dataflows.bus import Bus, BusError, OnOutOfRange, Reader, Slice, TopicPartition
 
 
 class BusTopic:
-    """``source`` on ``bus``, in the place of the topic ``name``.
+    """The topic ``source`` on ``bus``, read as the pipeline's input topic ``name``.
 
     Attributes:
-        starts, ends, counts: as those of `FileTopic`; ``counts`` are at most so many.
+        starts, ends: first offset and end offset by partition.
+        counts: messages by partition; upper bounds, as a compacted topic has fewer.
 
     Raises:
-        BusError: it is not there, or the bus does not answer.
+        BusError: the topic does not exist, or the bus does not respond.
     """
 
     def __init__(self, name: str, bus: Bus, source: str) -> None:
@@ -23,31 +24,33 @@ class BusTopic:
         self._bus = bus
         if source not in bus.topics():
             raise BusError(
-                f"topic {source!r} does not exist on {bus.url}, and no file is called that: "
-                "`anabranch topics` lists what is there"
+                f"topic {source!r} does not exist on {bus.url}, and there is no file of that name: "
+                "`anabranch topics` lists the topics"
             )
         self.starts = bus.start_offsets(source)
         self.ends = bus.end_offsets(source)
         self.counts = [end - start for start, end in zip(self.starts, self.ends, strict=True)]
 
-    def reader(self, positions: Mapping[TopicPartition, int], lost: Lost) -> Reader:
-        """A reader of these partitions from these offsets."""
+    def reader(
+        self, positions: Mapping[TopicPartition, int], on_out_of_range: OnOutOfRange
+    ) -> Reader:
+        """A reader of the partitions of ``positions``, from the given offsets."""
         if self.source == self.name:
-            return self._bus.reader(positions, None, lost)
+            return self._bus.reader(positions, None, on_out_of_range)
         renamed = {
             TopicPartition(self.source, at.partition): offset for at, offset in positions.items()
         }
-        return _Renamed(self._bus.reader(renamed, None, lost), self.source, self.name)
+        return _Renamed(self._bus.reader(renamed, None, on_out_of_range), self.source, self.name)
 
 
 class _Renamed:
-    """A reader that calls its topic by another name."""
+    """A reader whose topic appears under another name."""
 
     def __init__(self, reader: Reader, source: str, name: str) -> None:
         self._reader = reader
         self._source = source
         self._name = name
-        self.trouble, self.close = reader.trouble, reader.close
+        self.unavailable_reason, self.close = reader.unavailable_reason, reader.close
 
     def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
         slices = self._reader.poll(limit, timeout_s)
@@ -62,12 +65,12 @@ class _Renamed:
         self._reader.resume([at._replace(topic=self._source) for at in partitions])
 
     def positions(self) -> dict[TopicPartition, int]:
-        found = self._reader.positions()
-        return {at._replace(topic=self._name): offset for at, offset in found.items()}
+        own = self._reader.positions()
+        return {at._replace(topic=self._name): offset for at, offset in own.items()}
 
     def ends(self) -> dict[TopicPartition, int]:
-        found = self._reader.ends()
-        return {at._replace(topic=self._name): offset for at, offset in found.items()}
+        own = self._reader.ends()
+        return {at._replace(topic=self._name): offset for at, offset in own.items()}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """A replay is no consumer: its offsets are nobody's."""
+        """Does nothing: a replay belongs to no consumer group."""

@@ -1,4 +1,4 @@
-"""Decisions about rollouts as messages: with the row that brought each about."""
+"""Makes messages of decisions about rollouts, with the row that caused each."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from anabranch.models.rollout.decision import Decision, Evidence
 
 
 def rollout_message(
-    pipeline: str, decision: Decision, cause: Cause, asked: Control | None = None
+    pipeline: str, decision: Decision, cause: Cause, request: Control | None = None
 ) -> RolloutMessage:
-    """The message about ``decision``, which ``cause`` brought about; ``asked`` for it or not.
+    """The message about a decision.
 
-    Its place within a batch is left out: nothing that is published depends on batches.
+    The step within its batch is left out: nothing that is published depends on batches.
+
+    Args:
+        pipeline: its name.
+        decision: to publish.
+        cause: the row that caused it.
+        request: the control message that requested it, if one did.
     """
     return RolloutMessage(
         pipeline=pipeline,
@@ -29,7 +35,7 @@ def rollout_message(
         challenger=decision.challenger,
         champion=decision.champion,
         share=_finite(decision.share),
-        why=decision.why,
+        reason=decision.reason,
         ts=decision.time,
         policy=decision.policy,
         evidence=None if decision.evidence is None else _compared(decision.evidence),
@@ -37,13 +43,13 @@ def rollout_message(
         topic=cause.topic,
         partition=cause.partition,
         offset=cause.offset,
-        answers=UNSET if asked is None else asked.id,
-        by=UNSET if asked is None or not asked.by else asked.by,
+        request_id=UNSET if request is None else request.id,
+        requested_by=(request and request.requested_by) or UNSET,
     )
 
 
 def cause_of_row(pipeline: Pipeline, batch: Batch, row: int) -> Cause:
-    """The event ``row`` of a batch, or label ``row - events``."""
+    """The source of event ``row`` of a batch, or of label ``row - events``."""
     events, topics = len(batch), pipeline.topics
     if row < events:
         return Cause(topics.events, int(batch.partitions[row]), int(batch.offsets[row]))
@@ -52,16 +58,16 @@ def cause_of_row(pipeline: Pipeline, batch: Batch, row: int) -> Cause:
 
 
 def cause_of_control(rows: RawRows) -> Cause:
-    """The control message that a batch ends with."""
+    """The source of the control message that a batch ends with."""
     return Cause(rows.topic, int(rows.partitions[0]), int(rows.offsets[0]))
 
 
 def _compared(evidence: Evidence) -> ComparedModels:
-    figures: dict[str, Any] = {each.name: getattr(evidence, each.name) for each in fields(evidence)}
-    for name, value in figures.items():
+    values: dict[str, Any] = {each.name: getattr(evidence, each.name) for each in fields(evidence)}
+    for name, value in values.items():
         if isinstance(value, float):
-            figures[name] = _finite(value)
-    return ComparedModels(**figures)
+            values[name] = _finite(value)
+    return ComparedModels(**values)
 
 
 def _finite(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""How rollouts stand, as the messages about them tell."""
+"""The status of a pipeline's rollouts, built from the messages about them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 import msgspec
 
 from anabranch.dataflows.messages.outputs import ComparedModels, RolloutMessage
-from anabranch.models.rollout.decision import CHAMPION_FAILED, PROGRESS, REFUSED, REMOVED
+from anabranch.models.rollout.decision import CHAMPION_FAILED, PROGRESS, REJECTED, REMOVED
 
 
 class ChallengerStatus(msgspec.Struct, kw_only=True):
-    """One challenger: what was decided about it last, and how it compares since.
+    """One challenger: the last decision about it, and the evidence and guardrails since.
 
-    ``since`` is when that was (event time, epoch ms). All but the name is None for one of which
-    nothing was heard yet.
+    ``since`` is the event time of that decision (epoch ms). All but the name is None before the
+    first message about it.
     """
 
     name: str
@@ -22,13 +22,16 @@ class ChallengerStatus(msgspec.Struct, kw_only=True):
     since: int | None = None
     rollout: str | None = None
     share: float | None = None
-    why: str | None = None
+    reason: str | None = None
     evidence: ComparedModels | None = None
     guardrails: dict[str, float | None] = {}
 
 
 class RolloutStatus(msgspec.Struct, kw_only=True):
-    """All challengers of a pipeline. ``messages`` is how many it is made of."""
+    """The champion and all challengers of a pipeline.
+
+    ``messages`` is the number of messages that it is built from.
+    """
 
     pipeline: str
     champion: str
@@ -36,14 +39,14 @@ class RolloutStatus(msgspec.Struct, kw_only=True):
     challengers: dict[str, ChallengerStatus]
     messages: int = 0
 
-    def take(self, messages: Iterable[RolloutMessage]) -> None:
-        """Go on with these, oldest first."""
+    def update(self, messages: Iterable[RolloutMessage]) -> None:
+        """Apply further messages, oldest first."""
         for message in messages:
-            self._take(message)
+            self._apply(message)
 
-    def _take(self, message: RolloutMessage) -> None:
+    def _apply(self, message: RolloutMessage) -> None:
         self.messages += 1
-        if message.action == REFUSED:
+        if message.action == REJECTED:
             return
         self.champion, self.policy = message.champion, message.policy
         self.challengers.pop(self.champion, None)
@@ -51,12 +54,15 @@ class RolloutStatus(msgspec.Struct, kw_only=True):
         if message.action == REMOVED:
             self.challengers.pop(name, None)
         elif name and name != self.champion and message.action != CHAMPION_FAILED:
-            self._note(self.challengers.setdefault(name, ChallengerStatus(name=name)), message)
+            challenger = self.challengers.setdefault(name, ChallengerStatus(name=name))
+            _apply_decision(challenger, message)
 
-    def _note(self, known: ChallengerStatus, message: RolloutMessage) -> None:
-        if message.action != PROGRESS or known.rollout != message.rollout:
-            known.action, known.since, known.why = message.action, message.ts, message.why
-        known.rollout, known.share = message.rollout, message.share
-        known.guardrails = message.guardrails
-        if message.evidence is not None:
-            known.evidence = message.evidence
+
+def _apply_decision(challenger: ChallengerStatus, message: RolloutMessage) -> None:
+    if message.action != PROGRESS or challenger.rollout != message.rollout:
+        challenger.action, challenger.since = message.action, message.ts
+        challenger.reason = message.reason
+    challenger.rollout, challenger.share = message.rollout, message.share
+    challenger.guardrails = message.guardrails
+    if message.evidence is not None:
+        challenger.evidence = message.evidence

@@ -1,4 +1,7 @@
-"""A worker's side of supervision: how it says why it ends, and that it ends with its supervisor."""
+"""A worker process: its place in the cluster, and how it behaves below a supervisor.
+
+A supervised worker says by its exit code why it ended, and ends with its supervisor.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +11,63 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from anabranch.state.errors import AnabranchError
 
 SUPERVISED = "ANABRANCH_SUPERVISED"
-"""In the environment of a worker that a supervisor has started: the supervisor's process id."""
+"""Environment variable of a supervised worker: the supervisor's process id."""
 
-REFUSAL = "ANABRANCH_REFUSAL"
-"""In its environment: the file that it leaves the sentence of a refusal in."""
+ERROR_FILE = "ANABRANCH_ERROR_FILE"
+"""Environment variable of a supervised worker: the file for the error that the user must fix."""
 
 EXIT_LOST = 3
-"""The exit code of a worker that ends because another one is gone: the other one is to blame."""
+"""Exit code of a worker that ended because another one is gone: that one is to blame."""
 
 EXIT_REFUSED = 4
-"""The exit code of a supervised worker that can't go on until the user has mended something."""
+"""Exit code of a supervised worker that can't run until the user has fixed something."""
 
 EXIT_INTERRUPTED = 130
-"""The exit code of a process that the user has ended."""
+"""Exit code of a process that the user has stopped."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_PARENT_EVERY_S = 1.0
-_DEAF_S = 5.0
+_PARENT_CHECK_S = 1.0
+_UNRESPONSIVE_S = 10.0
 _ORPHAN_S = 15.0
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerId:
+    """Which of the workers a process is; each worker is a process of its own.
+
+    Attributes:
+        process: its number, from 0.
+        addresses: ``host:port`` of all workers, in the same order everywhere; empty for a single
+            worker.
+    """
+
+    process: int = 0
+    addresses: Sequence[str] = ()
+
+    @property
+    def workers(self) -> int:
+        """How many workers the cluster has."""
+        return max(len(self.addresses), 1)
+
+    def __str__(self) -> str:
+        return f"worker {self.process} of {self.workers}"
+
+
+SINGLE_WORKER = WorkerId()
+"""The only worker of a run in one process."""
+
+
 @contextmanager
-def refusals_told() -> Iterator[None]:
-    """Leave the sentence of an error that the user must mend to the supervisor, which says it once.
+def reporting_errors() -> Iterator[None]:
+    """Leave an error that the user must fix to the supervisor, which prints it once for all.
 
     Raises:
         SystemExit: with `EXIT_REFUSED`, in place of such an error.
@@ -45,35 +75,38 @@ def refusals_told() -> Iterator[None]:
     try:
         yield
     except AnabranchError as error:
-        Path(os.environ[REFUSAL]).write_text(str(error))
+        Path(os.environ[ERROR_FILE]).write_text(str(error))
         sys.exit(EXIT_REFUSED)
 
 
 def end_with_supervisor(
-    stop: threading.Event, *, deaf_s: float = _DEAF_S, orphan_s: float = _ORPHAN_S
+    stop: threading.Event,
+    *,
+    unresponsive_s: float = _UNRESPONSIVE_S,
+    orphan_s: float = _ORPHAN_S,
 ) -> None:
-    """Let stop signals in, and see to it that this worker ends when told to or left alone.
+    """Unblock stop signals, and make sure that this worker ends when it is told to or orphaned.
 
-    The signals' handlers, which set ``stop``, must be there. They run between two steps of Python,
-    so not while the engine waits for another worker to connect: then the process ends after
-    ``deaf_s`` seconds. When the supervisor is gone ``stop`` is set, and after ``orphan_s`` more
-    seconds the process ends. Called from the main thread.
+    The signals' handlers, which set ``stop``, must be installed. They run between two bytecodes of
+    Python, so not while the engine waits for another worker to connect: then the process ends after
+    ``unresponsive_s`` seconds. When the supervisor is gone ``stop`` is set, and after ``orphan_s``
+    more seconds the process ends. Called from the main thread.
     """
-    ear, mouth = os.pipe()
-    os.set_blocking(mouth, False)
-    signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+    wakeup_reader, wakeup_writer = os.pipe()
+    os.set_blocking(wakeup_writer, False)
+    signal.set_wakeup_fd(wakeup_writer, warn_on_full_buffer=False)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     supervisor = int(os.environ[SUPERVISED])
 
     def watch() -> None:
-        told = False
-        while os.getppid() == supervisor and not told:
-            told = bool(select.select([ear], [], [], _PARENT_EVERY_S)[0])
-        if told and not stop.wait(deaf_s):
+        signalled = False
+        while os.getppid() == supervisor and not signalled:
+            signalled = bool(select.select([wakeup_reader], [], [], _PARENT_CHECK_S)[0])
+        if signalled and not stop.wait(unresponsive_s):
             os._exit(EXIT_INTERRUPTED)
         stop.set()
         while os.getppid() == supervisor:
-            time.sleep(_PARENT_EVERY_S)
+            time.sleep(_PARENT_CHECK_S)
         time.sleep(orphan_s)
         os._exit(EXIT_LOST)
 

@@ -1,8 +1,8 @@
-"""Worker processes on this machine: started together, watched, ended together, started again.
+"""Worker processes on this machine: started together, watched, stopped together, restarted.
 
 The engine can't replace a single process of a running cluster. So when one dies the others are
-ended too; with state on disk all go on together from what was kept, without it that is the end.
-A worker tells its supervisor by its exit code why it ended.
+stopped too; with state on disk all resume from what was committed, without it that is the end. A
+worker tells its supervisor by its exit code why it ended.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 
 from anabranch.dataflows.runtime.supervised_worker import (
+    ERROR_FILE,
     EXIT_INTERRUPTED,
     EXIT_LOST,
     EXIT_REFUSED,
-    REFUSAL,
     STOP_SIGNALS,
     SUPERVISED,
 )
@@ -33,103 +33,118 @@ from anabranch.state.store.lock import hold, holder
 
 _POLL_S = 0.05
 _METRICS = "anabranch-metrics-"
-_ENDED_BY_US = {EXIT_INTERRUPTED, *(-number for number in STOP_SIGNALS)}
+_STOPPED = {EXIT_INTERRUPTED, *(-number for number in STOP_SIGNALS)}
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """How patient a supervisor is.
+class RestartPolicy:
+    """How long a supervisor waits, and how often it restarts workers.
 
-    Workers that were told to end are killed after ``grace_s`` seconds, those of a cluster that has
-    lost one after ``broken_s``. Before the nth start in a row that brought nothing it waits
-    ``delay_s * 2**(n - 1)`` seconds, at most ``longest_s``, and gives up after ``restarts``.
+    Attributes:
+        stop_timeout_s: after which workers that were told to stop are killed.
+        lost_timeout_s: after which the workers of a cluster that has lost one are killed.
+        backoff_s: before the first restart in a row that brought no progress; doubled each time.
+        max_backoff_s: its limit.
+        max_restarts: restarts in a row without progress, after which the supervisor gives up.
     """
 
-    grace_s: float = 20.0
-    broken_s: float = 2.0
-    delay_s: float = 1.0
-    longest_s: float = 30.0
-    restarts: int = 10
+    stop_timeout_s: float = 20.0
+    lost_timeout_s: float = 5.0
+    backoff_s: float = 1.0
+    max_backoff_s: float = 30.0
+    max_restarts: int = 10
 
 
-class Stop:
-    """What the user has asked for: ``asked`` to end, ``at_once`` when Ctrl-C was pressed again.
+class StopRequest:
+    """Whether the user wants the run to stop: a handler of SIGINT and SIGTERM.
 
-    A second SIGINT within half a second is the same one, sent on by a program in between.
-    ``first`` and ``again`` are called from the signal handler.
+    Args:
+        on_first: called from the signal handler at the first signal.
+        on_second: called at a second SIGINT.
+
+    Attributes:
+        requested: a signal has come.
+        immediate: Ctrl-C was pressed again. A second SIGINT within half a second is the same one,
+            forwarded by a program in between.
     """
 
     def __init__(
         self,
-        first: Callable[[], None] = lambda: None,
-        again: Callable[[], None] = lambda: None,
+        on_first: Callable[[], None] = lambda: None,
+        on_second: Callable[[], None] = lambda: None,
     ) -> None:
-        self.asked = False
-        self.at_once = False
-        self._asked_at = 0.0
-        self._first, self._again = first, again
+        self.requested = False
+        self.immediate = False
+        self._requested_at = 0.0
+        self._on_first, self._on_second = on_first, on_second
 
-    def listen(self) -> None:
+    def install(self) -> None:
         """Handle SIGINT and SIGTERM from now on."""
         for number in STOP_SIGNALS:
-            signal.signal(number, lambda number, _frame: self.take(number))
+            signal.signal(number, lambda number, _frame: self.on_signal(number))
 
-    def take(self, number: int) -> None:
-        """One of the signals has come."""
+    def on_signal(self, number: int) -> None:
+        """Handle one of the signals."""
         now = time.monotonic()
-        if not self.asked:
-            self.asked, self._asked_at = True, now
-            self._first()
-        elif number == signal.SIGINT and now - self._asked_at > 0.5:
-            self.at_once = True
-            self._again()
+        if not self.requested:
+            self.requested, self._requested_at = True, now
+            self._on_first()
+        elif number == signal.SIGINT and now - self._requested_at > 0.5:
+            self.immediate = True
+            self._on_second()
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
-    """Why workers have ended: ``what`` names the one to blame and says how it ended.
+class WorkerLoss:
+    """Why workers have ended.
 
-    ``refusal`` is the sentence of a worker that can't go on until the user has acted;
-    ``elsewhere`` says that they only lost workers on other hosts.
+    Attributes:
+        what: names the worker to blame and says how it ended.
+        user_error: the message of a worker that can't run until the user has acted.
+        elsewhere: the workers here only lost others, on other hosts.
     """
 
     what: str
-    refusal: str | None = None
+    user_error: str | None = None
     elsewhere: bool = False
 
 
-class LocalCluster:
-    """The workers of a cluster that run on this machine: one command, each told its place.
+class LocalWorkers:
+    """The workers of a cluster that run on this machine, all started by one command.
 
-    ``members`` are their numbers in the cluster. Its ``addresses`` are given by the user when some
-    are on other hosts; without any all are here, at ports that are free at each start.
-    ``environment`` is what they get beside this process's own.
+    A context manager: at its end no worker is left, and the metrics files are gone.
 
-    A context manager: on leaving it, no worker is left and the metrics files are gone.
+    Args:
+        command: of each worker; environment variables say which one it is.
+        processes: their numbers in the cluster.
+        addresses: of all workers, given by the user when some are on other hosts; without any all
+            are here, on ports that are free at each start.
+        environment: what they get beside this process's own.
+        policy: how long to wait for them.
     """
 
     def __init__(
         self,
         command: Sequence[str],
-        members: Sequence[int],
+        processes: Sequence[int],
         addresses: Sequence[str] = (),
         *,
         environment: Mapping[str, str] = MappingProxyType({}),
-        bounds: Bounds = Bounds(),
+        policy: RestartPolicy = RestartPolicy(),
     ) -> None:
         self._command = list(command)
         self._environment = environment
-        self._members = list(members)
+        self._processes = list(processes)
         self._addresses = list(addresses)
-        self._bounds = bounds
+        self._policy = policy
         self._workers: list[subprocess.Popen[bytes]] = []
         self._killed: set[int] = set()
-        self._holding = ExitStack()
+        self._stack = ExitStack()
         remove_stale_metrics()
         self.metrics_directory = tempfile.mkdtemp(prefix=f"{_METRICS}{os.getpid()}-")
-        self._holding.enter_context(hold(Path(self.metrics_directory)))
+        self._stack.enter_context(hold(Path(self.metrics_directory)))
 
-    def __enter__(self) -> LocalCluster:
+    def __enter__(self) -> LocalWorkers:
         return self
 
     def __exit__(
@@ -138,85 +153,86 @@ class LocalCluster:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._tell(signal.SIGTERM)
-        self._end_within(self._bounds.grace_s)
-        self._holding.close()
+        self._signal(signal.SIGTERM)
+        self._end_within(self._policy.stop_timeout_s)
+        self._stack.close()
         shutil.rmtree(self.metrics_directory, ignore_errors=True)
 
     @property
-    def members(self) -> int:
+    def local(self) -> int:
         """How many workers of the cluster run here."""
-        return len(self._members)
+        return len(self._processes)
 
     @property
-    def size(self) -> int:
+    def total(self) -> int:
         """How many workers the whole cluster has."""
-        return len(self._addresses) or len(self._members)
+        return len(self._addresses) or len(self._processes)
 
     @property
     def workers(self) -> Sequence[subprocess.Popen[bytes]]:
-        """The processes that were started last, in the order of the members."""
+        """The processes that were started last, in the order of their numbers."""
         return tuple(self._workers)
 
     def start(self) -> None:
-        """Start all members; those of an earlier start must have ended.
+        """Start all of them; those of an earlier start must have ended.
 
-        They start with stop signals blocked, and let them in once they can end cleanly: a worker
+        They start with stop signals blocked, and unblock them once they can end cleanly: a worker
         that dies while another waits for it to connect would leave that one waiting.
         """
-        self._forget()
-        here = [f"127.0.0.1:{port}" for port in free_ports(0 if self._addresses else self.size)]
+        self._clean_up()
+        local = [f"127.0.0.1:{port}" for port in free_ports(0 if self._addresses else self.total)]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            for number in self._members:
+            for number in self._processes:
                 environment = {
                     **os.environ,
                     **self._environment,
                     SUPERVISED: str(os.getpid()),
-                    REFUSAL: str(self._refusal_of(number)),
+                    ERROR_FILE: str(self._error_file(number)),
                     "PROMETHEUS_MULTIPROC_DIR": self.metrics_directory,
-                    "ANABRANCH_RUN_ADDRESSES": ",".join(self._addresses or here),
+                    "ANABRANCH_RUN_ADDRESSES": ",".join(self._addresses or local),
                     "ANABRANCH_RUN_PROCESS_ID": str(number),
                 }
                 self._workers.append(subprocess.Popen(self._command, env=environment))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def wait(self, stop: Stop) -> Loss | None:
-        """Return when all workers have ended: None if that is well, else why it is not.
+    def wait(self, stop: StopRequest) -> WorkerLoss | None:
+        """Return when all workers have ended: None if they ended well, else why they did not.
 
-        Once one is lost the others can't go on: they get a moment to end, and are killed then.
+        Once one is lost the others can't run: they get a moment to end, and are killed then.
         """
         kill_at: float | None = None
         while any(worker.poll() is None for worker in self._workers):
-            if self._failed(told=stop.asked):
-                self._end_within(self._bounds.broken_s)
+            if self._failed(stopping=stop.requested):
+                self._end_within(self._policy.lost_timeout_s)
                 break
-            if stop.at_once:
+            if stop.immediate:
                 self._end_within(0)
                 return None
-            if stop.asked and kill_at is None:
-                kill_at = time.monotonic() + self._bounds.grace_s
-                self._tell(signal.SIGTERM)
+            if stop.requested and kill_at is None:
+                kill_at = time.monotonic() + self._policy.stop_timeout_s
+                self._signal(signal.SIGTERM)
             if kill_at is not None and time.monotonic() > kill_at:
                 late = self._name(next(w for w in self._workers if w.poll() is None))
                 self._end_within(0)
-                return Loss(f"{late} did not end in {self._bounds.grace_s:g} s and was killed")
+                timeout = f"{self._policy.stop_timeout_s:g} s"
+                return WorkerLoss(f"{late} did not stop within {timeout} and was killed")
             time.sleep(_POLL_S)
-        return self._loss(told=stop.asked)
+        return self._loss(stopping=stop.requested)
 
-    def _forget(self) -> None:
-        """Forget ended workers, and what they said of how things stand (but not what they did)."""
+    def _clean_up(self) -> None:
+        """Remove ended workers and the gauges that they set; their counters stay."""
         from prometheus_client.multiprocess import mark_process_dead
 
         for worker in self._workers:
             mark_process_dead(worker.pid, self.metrics_directory)  # type: ignore[no-untyped-call]
-        for number in self._members:
-            self._refusal_of(number).unlink(missing_ok=True)
+        for number in self._processes:
+            self._error_file(number).unlink(missing_ok=True)
         self._workers.clear()
         self._killed.clear()
 
-    def _tell(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals) -> None:
         for worker in self._workers:
             if worker.poll() is None:
                 worker.send_signal(number)
@@ -232,129 +248,134 @@ class LocalCluster:
                 worker.kill()
                 worker.wait()
 
-    def _failed(self, told: bool) -> list[subprocess.Popen[bytes]]:
-        """Workers that ended badly; ``told``: one that was told to end may end by the signal."""
-        well = {None, 0, *(_ENDED_BY_US if told else ())}
+    def _failed(self, stopping: bool) -> list[subprocess.Popen[bytes]]:
+        """Workers that ended badly; one that was told to stop may end by the signal."""
+        well = {None, 0, *(_STOPPED if stopping else ())}
         return [w for w in self._workers if w.poll() not in well and w.pid not in self._killed]
 
-    def _loss(self, told: bool) -> Loss | None:
-        """Who is to blame: who was killed comes first, who only lost the others last."""
-        failed = self._failed(told)
+    def _loss(self, stopping: bool) -> WorkerLoss | None:
+        """Which one is to blame: one that was killed first, one that only lost another last."""
+        failed = self._failed(stopping)
         if not failed:
             return None
         blame = {EXIT_LOST: 3, EXIT_REFUSED: 1}
         ranks = {w: 0 if w.returncode < 0 else blame.get(w.returncode, 2) for w in failed}
         worst = min(failed, key=lambda w: (ranks[w], w.returncode))
-        who, code = self._name(worst), worst.returncode
+        name, code = self._name(worst), worst.returncode
         if code < 0:
-            return Loss(f"{who} was ended by {_signal_name(-code)}")
+            return WorkerLoss(f"{name} was killed by {_signal_name(-code)}")
         if code == EXIT_REFUSED:
-            place = self._refusal_of(self._number(worst))
-            told_why = place.read_text() if place.exists() else f"{who} can't go on"
-            return Loss(f"{who} can't go on", refusal=told_why)
+            file = self._error_file(self._number(worst))
+            message = file.read_text() if file.exists() else f"{name} can't run"
+            return WorkerLoss(f"{name} can't run", user_error=message)
         if code == EXIT_LOST:
             elsewhere = bool(self._addresses)
-            return Loss(f"{who} lost its connection to another one", elsewhere=elsewhere)
-        return Loss(f"{who} failed (what it said stands above)")
+            return WorkerLoss(f"{name} lost its connection to another one", elsewhere=elsewhere)
+        return WorkerLoss(f"{name} failed (its own message is above)")
 
-    def _refusal_of(self, number: int) -> Path:
-        return Path(self.metrics_directory) / f"refusal-{number}"
+    def _error_file(self, number: int) -> Path:
+        return Path(self.metrics_directory) / f"error-{number}"
 
     def _number(self, worker: subprocess.Popen[bytes]) -> int:
-        return self._members[self._workers.index(worker)]
+        return self._processes[self._workers.index(worker)]
 
     def _name(self, worker: subprocess.Popen[bytes]) -> str:
-        return f"worker {self._number(worker)} of {self.size} (process {worker.pid})"
+        return f"worker {self._number(worker)} of {self.total} (process {worker.pid})"
 
 
 class Supervisor:
-    """Keeps the local members of a cluster running, for as long as starting again helps.
+    """Keeps the local workers of a cluster running, for as long as restarting them helps.
 
-    ``generation`` tells how far the state on disk has come; without it there is none, and the
-    first loss is the end. ``warn``, or ``say``, is told in one line of each loss, and
-    ``on_restart`` is called when all are started again.
+    Args:
+        workers: to start and watch.
+        generation: how far the state on disk is; None without state: the first loss is the end.
+        say: gets a line when all are stopped at once.
+        warn: gets a line for each loss; by default `say`.
+        on_restart: called when all are started again.
+        policy: how often, and how long to wait before it.
     """
 
     def __init__(
         self,
-        cluster: LocalCluster,
+        workers: LocalWorkers,
         *,
         generation: Callable[[], int] | None,
         say: Callable[[str], None],
         warn: Callable[[str], None] | None = None,
         on_restart: Callable[[], None] = lambda: None,
-        bounds: Bounds = Bounds(),
+        policy: RestartPolicy = RestartPolicy(),
     ) -> None:
-        self._cluster = cluster
+        self._workers = workers
         self._generation = generation
         self._say, self._warn = say, warn or say
         self._on_restart = on_restart
-        self._bounds = bounds
-        self._in_vain = 0  # starts in a row that brought the state no further
-        self._to_blame = 0  # those of them that ended by a fault of our own
+        self._policy = policy
+        self._no_progress = 0  # starts in a row that brought the state no further
+        self._own_failures = 0  # those of them that ended by a failure on this host
 
-    def run(self, stop: Stop) -> None:
-        """Run until the workers are done or ``stop`` says so.
+    def run(self, stop: StopRequest) -> None:
+        """Run until the workers are done or ``stop`` is requested.
 
         Raises:
-            AnabranchError: one refused to go on, or starting again did not help.
-            KeyboardInterrupt: the user wanted the end at once.
+            AnabranchError: a worker can't run, or restarting did not help.
+            KeyboardInterrupt: the user wants to stop at once.
         """
         while True:
-            before = self._reached()
-            self._cluster.start()
-            loss = self._cluster.wait(stop)
-            if stop.at_once:
-                self._say("ended at once; " + self._next_start())
+            before = self._committed()
+            self._workers.start()
+            loss = self._workers.wait(stop)
+            if stop.immediate:
+                self._say("stopped at once; " + self._next_start())
                 raise KeyboardInterrupt
             if loss is None:
                 return
-            if loss.refusal is not None:
-                raise AnabranchError(loss.refusal)
-            if stop.asked:
-                raise AnabranchError(f"{loss.what} while all were ending; {self._next_start()}")
-            delay_s = self._delay(loss, before)
-            them = "all" if self._cluster.members > 1 else "it"
-            self._warn(f"{loss.what}; starting {them} again from {self._whence()} in {delay_s:g} s")
-            if not _pause(delay_s, stop):
+            if loss.user_error is not None:
+                raise AnabranchError(loss.user_error)
+            if stop.requested:
+                raise AnabranchError(f"{loss.what} while all were stopping; {self._next_start()}")
+            delay_s = self._backoff(loss, before)
+            them = "all" if self._workers.local > 1 else "it"
+            where = self._resume_point()
+            self._warn(f"{loss.what}; restarting {them} from {where} in {delay_s:g} s")
+            if not _sleep(delay_s, stop):
                 return
             self._on_restart()
 
-    def _delay(self, loss: Loss, before: int) -> float:
+    def _backoff(self, loss: WorkerLoss, before: int) -> float:
         """How long to wait before the next start, in seconds.
 
         Raises:
             AnabranchError: there should be none.
         """
         if self._generation is None:
-            raise AnabranchError(f"{loss.what}, so all were ended")
-        if self._reached() > before:
-            self._in_vain = self._to_blame = 0
-        if self._to_blame >= self._bounds.restarts and not loss.elsewhere:
+            raise AnabranchError(f"{loss.what}, so all were stopped")
+        if self._committed() > before:
+            self._no_progress = self._own_failures = 0
+        if self._own_failures >= self._policy.max_restarts and not loss.elsewhere:
             raise AnabranchError(
-                f"{loss.what}; {self._to_blame} restarts in a row came no further than "
-                f"{self._whence()}, so this is the end: mend what was said above, then start again"
+                f"{loss.what}; {self._own_failures} restarts in a row got no further than "
+                f"{self._resume_point()}: fix what is reported above, then start again"
             )
-        delay_s = self._bounds.delay_s * 2.0 ** min(self._in_vain, 30)
-        self._in_vain += 1
-        self._to_blame += not loss.elsewhere
-        return min(delay_s, self._bounds.longest_s)
+        delay_s = self._policy.backoff_s * 2.0 ** min(self._no_progress, 30)
+        self._no_progress += 1
+        self._own_failures += not loss.elsewhere
+        return min(delay_s, self._policy.max_backoff_s)
 
-    def _reached(self) -> int:
+    def _committed(self) -> int:
         return self._generation() if self._generation is not None else 0
 
-    def _whence(self) -> str:
-        reached = self._reached()
-        return f"generation {reached:,}" if reached else "the beginning"
+    def _resume_point(self) -> str:
+        committed = self._committed()
+        return f"generation {committed:,}" if committed else "the beginning"
 
     def _next_start(self) -> str:
         if self._generation is None:
-            return "a new start begins anew, as no state is kept"
-        return f"the next start goes on from {self._whence()}"
+            return "the next start is from scratch, as no state is kept"
+        return f"the next start resumes from {self._resume_point()}"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on 127.0.0.1 that nobody listens on now, all different."""
+    """Ports on 127.0.0.1 that no process listens on now, all different."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -363,14 +384,14 @@ def free_ports(count: int) -> list[int]:
 
 
 def remove_stale_metrics() -> None:
-    """Remove the metrics files that supervisors have left behind which were killed."""
-    for place in Path(tempfile.gettempdir()).glob(f"{_METRICS}*"):
-        owner = place.name.removeprefix(_METRICS).partition("-")[0]
-        if owner.isdigit() and not _lives(int(owner)) and holder(place) is None:
-            shutil.rmtree(place, ignore_errors=True)
+    """Remove the metrics files of supervisors that were killed."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_METRICS}*"):
+        owner = directory.name.removeprefix(_METRICS).partition("-")[0]
+        if owner.isdigit() and not _is_running(int(owner)) and holder(directory) is None:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
-def _lives(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -380,12 +401,15 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _pause(seconds: float, stop: Stop) -> bool:
-    """Wait; False as soon as the user wants the end. A handler must not set what is waited for."""
+def _sleep(seconds: float, stop: StopRequest) -> bool:
+    """Wait; False as soon as a stop is requested.
+
+    It polls: a signal handler must not set an event that the main thread waits for.
+    """
     until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0 and not stop.asked:
+    while (left := until - time.monotonic()) > 0 and not stop.requested:
         time.sleep(min(left, _POLL_S))
-    return not stop.asked
+    return not stop.requested
 
 
 def _signal_name(number: int) -> str:

@@ -1,16 +1,18 @@
-"""The windows of one entity, and the arrays of values that go into them."""
+"""The windows of one entity for one shard of its keys, and the values that go into them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.candidates import FIRST
-from anabranch.dataflows.batch.columns import Numbers
-from anabranch.dataflows.batch.taking import take_rows
+from anabranch.dataflows.batch.columns import NumberColumn, take_rows
 from anabranch.dataflows.declaration.features import EntityFeature
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.state.durations import parse_duration_ms
@@ -19,13 +21,13 @@ from anabranch.state.keys.text_column import Texts
 from anabranch.state.store.delta import Delta
 from anabranch.state.windows.entity_state import EntityState
 
-INSERT, LOOK = 0, 1  # modes of `EntityState.update`
+INSERT, QUERY_ONLY = 0, 1  # modes of `EntityState.update`
 NULL_CODE = np.iinfo(np.int64).min
-_FLOAT64, _INT64 = np.dtype(np.float64), np.dtype(np.int64)  # a dtype made of a type is dear
+_FLOAT64, _INT64 = np.dtype(np.float64), np.dtype(np.int64)  # making a dtype of a type is slow
 
 
 class ValueReader:
-    """Makes arrays of the columns whose values go into windows, once for all entities."""
+    """Makes arrays of the columns that are aggregated in windows, once for all entities."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         named = {
@@ -34,27 +36,31 @@ class ValueReader:
             for feature, _ in features
             if feature.value is not None
         }
-        self._makers = [(name, _codes if text else _numbers) for name, text in named.items()]
+        self._converters = [(name, _codes if text else _numbers) for name, text in named.items()]
         self._ranks = pipeline.candidates is not None
 
     def read(self, columns: dict[str, Any]) -> dict[str, NDArray[Any]]:
         """Value name → ``(rows,)`` float64 (null is NaN) or int64 codes (null is `NULL_CODE`)."""
-        found: dict[str, NDArray[Any]] = {}
-        for name, make in self._makers:
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, convert in self._converters:
             values = columns[name]
-            known = type(values) is Numbers and values.array.dtype is _FLOAT64
-            found[name] = values.array if known else make(values)
+            as_is = type(values) is NumberColumn and values.array.dtype is _FLOAT64
+            arrays[name] = values.array if as_is else convert(values)
         if self._ranks:
-            found[FIRST] = columns[FIRST]
-        return found
+            arrays[FIRST] = columns[FIRST]
+        return arrays
 
 
 class EntityWindows:
     """All window features of one entity, for the keys of one shard.
 
-    A null value is left out of its windows: the row looks at them without entering. Values that may
-    be null therefore have an `EntityState` of their own. ``in_place``: the features are written
-    into whole rows, where they belong; else side by side into rows of their own.
+    A null value is left out of its windows: the row only queries them. Values that may be null
+    therefore have an `EntityState` of their own.
+
+    Args:
+        entity: the field that holds the keys.
+        in_place: whether features are written into their columns of full rows, or contiguously into
+            rows of the entity's own.
     """
 
     def __init__(self, pipeline: Pipeline, entity: str, in_place: bool) -> None:
@@ -67,9 +73,9 @@ class EntityWindows:
         for feature, columns in pipeline.entities[entity]:
             value = feature.value
             nullable = value is not None and pipeline.schema.fields[value].optional
-            place = columns.start if in_place else self.width
-            groups.setdefault(value if nullable else None, []).append((place, feature))
-            shared += range(place, place + columns.stop - columns.start)
+            start = columns.start if in_place else self.width
+            groups.setdefault(value if nullable else None, []).append((start, feature))
+            shared += range(start, start + columns.stop - columns.start)
             self.width += columns.stop - columns.start
         if pipeline.candidates is not None and not pipeline.schema.fields[entity].is_list:
             self._shared = np.array(shared)
@@ -79,7 +85,7 @@ class EntityWindows:
                 EntityState(
                     [feature.spec for _, feature in members],
                     lateness_ms,
-                    [place for place, _ in members],
+                    [start for start, _ in members],
                 ),
             )
             for value, members in groups.items()
@@ -97,10 +103,10 @@ class EntityWindows:
         for number, (_, state) in enumerate(self.groups):
             state.restore(image.part(str(number)))
 
-    def hold(self, watermark: int) -> None:
-        """See `EntityState.hold`."""
+    def advance_watermark(self, watermark: int) -> None:
+        """See `EntityState.advance_watermark`."""
         for _, state in self.groups:
-            state.hold(watermark)
+            state.advance_watermark(watermark)
 
     def fill(
         self,
@@ -109,7 +115,7 @@ class EntityWindows:
         columns: dict[str, NDArray[Any]],
         features: NDArray[np.float64],
     ) -> None:
-        """Write the features of rows into ``features``, in order."""
+        """Write the features of rows into ``features``, ``(rows, width) float64``, in order."""
         if self._shared is not None:
             self._fill_shared(self._shared, keys, times, columns, features)
             return
@@ -122,35 +128,35 @@ class EntityWindows:
 
     def _fill_shared(
         self,
-        place: NDArray[np.int64],
+        own: NDArray[np.int64],
         keys: Sequence[str],
         times: NDArray[np.int64],
         columns: dict[str, NDArray[Any]],
         features: NDArray[np.float64],
     ) -> None:
-        """Only the first row of each event enters; the others have its features."""
+        """Insert only the first row of each event; the others get its features."""
         first = columns[FIRST] != 0
         rows = np.flatnonzero(first)
-        found = features[rows]
-        own = {name: values[rows] for name, values in columns.items()}
+        of_first = features[rows]
+        values = {name: column[rows] for name, column in columns.items()}
         self._shared = None
-        self.fill(take_rows(keys, rows), times[rows], own, found)
-        self._shared = place
-        features[:, place] = found[np.cumsum(first) - 1][:, place]
+        self.fill(take_rows(keys, rows), times[rows], values, of_first)
+        self._shared = own
+        features[:, own] = of_first[np.cumsum(first) - 1][:, own]
 
 
 def _without_nulls(
     columns: dict[str, NDArray[Any]], value: str
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.uint8]]:
-    given = columns[value]
-    null = np.isnan(given) if given.dtype == np.float64 else given == NULL_CODE
-    mode = np.where(null, LOOK, INSERT).astype(np.uint8)
-    filled = np.where(null, 0, given) if null.any() else given
+    values = columns[value]
+    null = np.isnan(values) if values.dtype == np.float64 else values == NULL_CODE
+    mode = np.where(null, QUERY_ONLY, INSERT).astype(np.uint8)
+    filled = np.where(null, 0, values) if null.any() else values
     return {**columns, value: filled}, mode
 
 
 def _numbers(values: Sequence[Any]) -> NDArray[np.float64]:
-    return values.floats() if type(values) is Numbers else np.array(values, _FLOAT64)
+    return values.floats() if type(values) is NumberColumn else np.array(values, _FLOAT64)
 
 
 def _codes(values: Sequence[Any]) -> NDArray[np.int64]:
@@ -159,3 +165,25 @@ def _codes(values: Sequence[Any]) -> NDArray[np.int64]:
         codes[[row for row, value in enumerate(values) if value is None]] = NULL_CODE
         return codes
     return hash64(values).view(_INT64)
+
+
+def run_in_threads(tasks: Sequence[Callable[[], None]]) -> None:
+    """Run all tasks, in as many threads as there are cores; returns when all are done.
+
+    Raises:
+        Exception: the first one that a task raised.
+    """
+    *others, own = tasks
+    started = [_pool().submit(task) for task in others]
+    try:
+        own()
+    finally:
+        failures = [future.exception() for future in started]
+    for failure in failures:
+        if failure is not None:
+            raise failure
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "entity-windows")

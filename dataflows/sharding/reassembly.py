@@ -1,4 +1,4 @@
-"""Puts the parts of a batch together again that shards have worked on."""
+"""Reassembles batches whose rows were processed by several shards."""
 
 from __future__ import annotations
 
@@ -15,53 +15,54 @@ from anabranch.dataflows.declaration.pipeline import Pipeline
 
 
 @dataclass(slots=True)
-class _Assembly:
+class _Incomplete:
     batch: Batch | None = None
     parts: list[EntityRows] = field(default_factory=list)
 
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         return self.batch is not None and len(self.parts) >= self.batch.expected
 
 
-class Assembler:
-    """Collects the parts of batches, and gives back whole ones in the order of their origin."""
+class Reassembly:
+    """Collects the parts of batches, and returns complete ones in the order of their worker."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self._places = {
+        self._columns = {
             entity: entity_columns(features) for entity, features in pipeline.entities.items()
         }
-        self._waiting: dict[tuple[str, int], _Assembly] = {}
+        self._incomplete: dict[tuple[str, int], _Incomplete] = {}
         self._next: dict[str, int] = {}
 
     def add(self, item: Batch | EntityRows) -> list[Batch]:
-        """Take in a batch or a part; the batches that are whole now, oldest first."""
-        origin = item.origin
-        if isinstance(item, Batch) and item.expected == 0 and not self._waiting:
-            self._next[origin] = item.sequence + 1
+        """Add a batch or a part of one; returns the batches that are complete now, oldest first."""
+        worker_id = item.worker_id
+        if isinstance(item, Batch) and item.expected == 0 and not self._incomplete:
+            self._next[worker_id] = item.sequence + 1
             return [item]
-        assembly = self._waiting.setdefault((origin, item.sequence), _Assembly())
+        key = worker_id, item.sequence
+        incomplete = self._incomplete.setdefault(key, _Incomplete())
         if isinstance(item, Batch):
-            assembly.batch = item
+            incomplete.batch = item
         else:
-            assembly.parts.append(item)
-        ready: list[Batch] = []
-        number = self._next.get(origin, 0)
-        while (found := self._waiting.get((origin, number))) is not None and found.whole():
-            del self._waiting[origin, number]
-            ready.append(self._fill(found))
+            incomplete.parts.append(item)
+        complete: list[Batch] = []
+        number = self._next.get(worker_id, 0)
+        while (first := self._incomplete.get((worker_id, number))) and first.is_complete():
+            del self._incomplete[worker_id, number]
+            complete.append(self._fill(first))
             number += 1
-        self._next[origin] = number
-        return ready
+        self._next[worker_id] = number
+        return complete
 
-    def waits_for(self, origin: str) -> bool:
-        """Whether parts of its batches are still to come."""
-        return any(waiting == origin for waiting, _ in self._waiting)
+    def is_waiting_for(self, worker_id: str) -> bool:
+        """Whether parts of this worker's batches are still to come."""
+        return any(waiting == worker_id for waiting, _ in self._incomplete)
 
-    def _fill(self, assembly: _Assembly) -> Batch:
-        batch = assembly.batch
+    def _fill(self, complete: _Incomplete) -> Batch:
+        batch = complete.batch
         assert batch is not None
-        for part in assembly.parts:
-            columns = self._places[part.entity]
+        for part in complete.parts:
+            columns = self._columns[part.entity]
             if isinstance(columns, slice):
                 batch.features[part.rows, columns] = part.features
             else:
@@ -70,8 +71,8 @@ class Assembler:
 
 
 def entity_columns(features: Iterable[tuple[EntityFeature, slice]]) -> slice | NDArray[np.int64]:
-    """Where an entity's features stand in the row: a slice if side by side, else their indices."""
-    places = [place for _, place in features]
-    if all(a.stop == b.start for a, b in pairwise(places)):
-        return slice(places[0].start, places[-1].stop)
-    return np.concatenate([np.arange(place.start, place.stop) for place in places])
+    """The columns of an entity's features in a row: a slice if contiguous, else their indices."""
+    slices = [columns for _, columns in features]
+    if all(a.stop == b.start for a, b in pairwise(slices)):
+        return slice(slices[0].start, slices[-1].stop)
+    return np.concatenate([np.arange(columns.start, columns.stop) for columns in slices])

@@ -1,8 +1,8 @@
-"""How far event time has come with each worker that reads.
+"""The watermarks of all workers, where rows of several workers come together.
 
-A backlog is aligned within a worker, and one may be far ahead of another. Where their rows come
-together, what is let go by event time goes by the slowest: nobody comes too late for having been
-read by a slow worker.
+A backlog is merged in event time only within a worker, and one worker may be far ahead of another.
+Where their rows meet, the slowest worker's watermark decides what expires: no row is late because a
+slow worker read it.
 """
 
 from __future__ import annotations
@@ -11,57 +11,61 @@ import time
 
 from anabranch.dataflows.batch.batch import IDLE, NO_SPAN, Batch
 
-STRANGERS_S = 60.0
-"""How long it is waited to hear of a worker before the others go on without it."""
+UNHEARD_TIMEOUT_S = 60.0
+"""For how long a worker that was never heard of is waited for."""
 
 
-class Origins:
-    """The workers whose rows come together here, and the event time of each (epoch ms).
+class WorkerWatermarks:
+    """The event time that each worker has reached (epoch ms).
 
-    >>> origins = Origins(2)
-    >>> origins.note("0", 5000)
-    >>> origins.slowest() == -IDLE  # nobody knows where the other one is
+    >>> watermarks = WorkerWatermarks(2)
+    >>> watermarks.update("0", 5000)
+    >>> watermarks.slowest() == -IDLE  # the other worker was not heard of yet
     True
-    >>> origins.note("1", 3000)
-    >>> origins.slowest(), origins.room("1")
+    >>> watermarks.update("1", 3000)
+    >>> watermarks.slowest(), watermarks.limit("1")
     (3000, 5000)
     """
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._watermarks: dict[str, int] = {}
-        self._strangers_until = time.monotonic() + STRANGERS_S
+        self._wait_until = time.monotonic() + UNHEARD_TIMEOUT_S
 
-    def note(self, origin: str, watermark: int) -> None:
-        """``watermark`` is `IDLE` where nothing is there to be read."""
-        self._watermarks[origin] = watermark
+    def update(self, worker_id: str, watermark: int) -> None:
+        """Set the watermark of a worker; `IDLE` if it has nothing to read."""
+        self._watermarks[worker_id] = watermark
 
-    def advance(self, origin: str, time_ms: int) -> None:
-        """Rows up to this time have come from there; it is not idle."""
-        before = self._watermarks.get(origin, -IDLE)
-        self._watermarks[origin] = max(time_ms, before if before < IDLE else -IDLE)
+    def advance(self, worker_id: str, time_ms: int) -> None:
+        """Raise the watermark of a worker, rows of which arrived: it is not idle."""
+        before = self._watermarks.get(worker_id, -IDLE)
+        self._watermarks[worker_id] = max(time_ms, before if before < IDLE else -IDLE)
 
     def slowest(self) -> int:
-        """The time of the slowest one that is not idle; `-IDLE` where there is no news of time."""
-        if self._strangers():
+        """The watermark of the slowest worker that is not idle; `-IDLE` if it is not known."""
+        if self._waiting_for_unheard():
             return -IDLE
-        return min(self._working(None), default=-IDLE)
+        return min(self._active(None), default=-IDLE)
 
-    def room(self, origin: str) -> int:
-        """Up to which time rows of this one may move time on: `IDLE` where nobody is behind."""
-        if self._strangers():
+    def limit(self, worker_id: str) -> int:
+        """Up to which time rows of this worker may advance event time; `IDLE` for no limit."""
+        if self._waiting_for_unheard():
             return -IDLE
-        return min(self._working(origin), default=IDLE)
+        return min(self._active(worker_id), default=IDLE)
 
-    def _working(self, but: str | None) -> list[int]:
-        return [time for origin, time in self._watermarks.items() if origin != but and time < IDLE]
+    def _active(self, but: str | None) -> list[int]:
+        return [
+            watermark
+            for worker_id, watermark in self._watermarks.items()
+            if worker_id != but and watermark < IDLE
+        ]
 
-    def _strangers(self) -> bool:
-        return len(self._watermarks) < self._workers and time.monotonic() < self._strangers_until
+    def _waiting_for_unheard(self) -> bool:
+        return len(self._watermarks) < self._workers and time.monotonic() < self._wait_until
 
 
-def extent_of(batch: Batch) -> tuple[int, int]:
-    """The least and the greatest time of its rows (epoch ms); `(IDLE, -IDLE)` if there is none."""
+def time_span(batch: Batch) -> tuple[int, int]:
+    """The least and the greatest time of a batch's rows (epoch ms); `(IDLE, -IDLE)` without any."""
     spans = [batch.span] if batch.span != NO_SPAN else []
     if len(batch.labels):
         spans.append((int(batch.labels.times.min()), int(batch.labels.times.max())))

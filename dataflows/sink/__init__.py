@@ -1,6 +1,6 @@
-"""What leaves the flow: published once, and checked.
+"""What leaves the flow: results are encoded, published once, and checked to have arrived.
 
-`bus_sink` is the engine's operator. A message and its mark are in `outgoing`; after a crash
-`read_back` reads the marks of what was `published` already. `patience` waits for a bus. `outlet` is
-for results that go elsewhere than to topics.
+`encoder` makes messages of results and `bus_sink` publishes them. After a crash `read_back` finds
+what is `published` already. `delivery_retry` waits for a bus that is unavailable. `callback_sink`
+is for results that go to a function instead.
 """

@@ -1,7 +1,7 @@
-"""The sink operator: publishes what the flow made, each message once, and checks that it arrived.
+"""The sink operator: publishes each message once, and checks that it arrived.
 
-An item is ``(partition number, Outgoing)``; one sink partition writes one partition number of every
-output topic, so that each of those has one writer and keeps its order.
+An item is ``(partition number, OutputRecords)``; one sink partition writes one partition number of
+every output topic, so that each of those has one writer and keeps its order.
 
 With recovery on, a sink partition remembers where its outputs ended when an epoch did. After a
 crash the sources go back to the last confirmed epoch and the flow makes again what came after it.
@@ -10,8 +10,8 @@ So the sink reads its outputs back from those ends, and suppresses what is there
     outputs  ──●──●──●──┃──●──●──●            ┃ ends of the last confirmed epoch
     replay              ┃  ○  ○  ○  ●  ●      ○ suppressed
 
-Until the flow has come past all that was read back, the old ends stay in the state: another crash
-in between must find it again.
+Until the flow has passed all that was read back, the old ends stay in the state: after another
+crash in between it must be read back again.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from anabranch.dataflows.batch.outgoing import Marking, Outgoing
+from anabranch.dataflows.batch.output_records import OutputRecords, Provenance
 from anabranch.dataflows.bus import Bus, BusError, Publisher, TopicPartition, UnreachableError
-from anabranch.dataflows.error_guard import Guard
-from anabranch.dataflows.sink.delivery_retry import Patience
+from anabranch.dataflows.codec import Codec
+from anabranch.dataflows.error_guard import ErrorGuard
+from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
 from anabranch.dataflows.sink.published import Published
 from anabranch.dataflows.sink.read_back import ReadBack
 from anabranch.dataflows.telemetry.latency import LatencyMetrics
@@ -35,25 +37,43 @@ from anabranch.dataflows.telemetry.latency import LatencyMetrics
 Ends = dict[str, int]
 """Output topic → the offset up to which one partition of it is confirmed."""
 
-LOG = logging.getLogger(__name__)
-OnWritten = Callable[[Outgoing, float], None]
-Call = Callable[..., Any]
+LOG = logging.getLogger("anabranch.sink")
+OnWritten = Callable[[OutputRecords, float], None]
 _FLUSH_S = 1.0
 _LAST_FLUSH_S = 10.0
 
 
-class BusSink(FixedPartitionedSink[Outgoing, Ends | None]):
+@dataclass(slots=True)
+class SinkRecovery:
+    """What a sink needs to publish each message once, whatever happens.
+
+    Attributes:
+        since: the ends of the outputs when the state was made; a topic that is not there did not
+            exist. A partition without state may have written everything that follows.
+        provenance: which rows messages are made of.
+        codec_of: the codec of each output topic.
+        progress, accept_loss: see `ReadBack`.
+    """
+
+    since: Mapping[TopicPartition, int]
+    provenance: Provenance
+    codec_of: Callable[[str], Codec]
+    progress: Callable[[str], None] = LOG.info
+    accept_loss: bool = False
+
+
+class BusSink(FixedPartitionedSink[OutputRecords, Ends | None]):
     """Publishes to the partition number that each item names.
 
-    ``on_written`` is told of each item after it was handed to the bus, with the wall clock; of a
-    replayed one only what was not published before. A bus that is away is waited for with
-    ``patience``.
-
-    With ``since``, recovery is on: the ends of the outputs when the state was made (a topic that is
-    not there did not exist). A partition without state may have written all that lies behind. Then
-    ``marking`` says how to read the outputs back; ``progress`` and ``accept_loss`` are those of
-    `ReadBack`. ``guard`` watches for errors that the user should see alone. ``latency`` is
-    told how long items took to be handed over.
+    Args:
+        bus: where the output topics are.
+        partitions: how many partitions each has.
+        on_written: called with each item after it was handed to the bus, and the wall clock; of a
+            replayed item only with what was not published before.
+        recovery: makes a restart continue where the last run ended; None: nothing is kept.
+        retry: waits for a bus that is unavailable.
+        guard: watches for errors that the user should see alone.
+        latency: measures how long items take to be handed over.
     """
 
     def __init__(
@@ -62,28 +82,24 @@ class BusSink(FixedPartitionedSink[Outgoing, Ends | None]):
         partitions: int,
         on_written: OnWritten | None = None,
         *,
-        marking: Marking | None = None,
-        since: Mapping[TopicPartition, int] | None = None,
-        patience: Patience | None = None,
-        progress: Callable[[str], None] = LOG.info,
-        accept_loss: bool = False,
-        guard: Guard | None = None,
+        recovery: SinkRecovery | None = None,
+        retry: DeliveryRetry | None = None,
+        guard: ErrorGuard | None = None,
         latency: LatencyMetrics | None = None,
     ) -> None:
-        self._latency = latency
         self._partitions = partitions
-        self._on_written = on_written
-        self._since = since
-        self._call = _plainly if guard is None else guard.call
-        self._guard = guard
-        patience = patience or Patience()
+        self._recovery = recovery
         self._read_back: ReadBack | None = None
-        if since is not None:
-            if marking is None:
-                raise ValueError("a sink with recovery needs the marking of its pipeline")
-            self._read_back = ReadBack(bus, marking, patience, progress, accept_loss)
-        outputs = () if self._read_back is None else tuple(self._read_back.marking.fields)
-        self._writer = _Writer(bus, outputs, patience, guard)
+        retry = retry or DeliveryRetry()
+        outputs: tuple[str, ...] = ()
+        if recovery is not None:
+            outputs = tuple(recovery.provenance.discriminators)
+            self._read_back = ReadBack(
+                bus, recovery.provenance, recovery.codec_of, retry, recovery.progress,
+                recovery.accept_loss,
+            )  # fmt: skip
+        self._writer = _Writer(bus, outputs, retry, guard)
+        self._writer.on_written, self._writer.latency = on_written, latency
 
     def list_parts(self) -> list[str]:
         return [part_name(number) for number in range(self._partitions)]
@@ -93,37 +109,24 @@ class BusSink(FixedPartitionedSink[Outgoing, Ends | None]):
 
     def build_part(
         self, step_id: str, for_part: str, resume_state: Ends | None
-    ) -> StatefulSinkPartition[Outgoing, Ends | None]:
-        part: _SinkPartition = self._call(self._build, int(for_part), resume_state)
+    ) -> StatefulSinkPartition[OutputRecords, Ends | None]:
+        part: _SinkPartition = self._writer.guarded(self._build, int(for_part), resume_state)
         return part
 
     def _build(self, number: int, confirmed: Ends | None) -> _SinkPartition:
         start: Ends = {}
-        aside: Ends = {}
+        former_outputs: Ends = {}
         published = None
-        if self._read_back is not None and self._since is not None:
-            for topic in self._read_back.marking.fields:
-                made_at = self._since.get(TopicPartition(topic, number), 0)
-                start[topic] = (confirmed or {}).get(topic, made_at)
+        if self._read_back is not None and self._recovery is not None:
+            confirmed = confirmed or {}
+            for topic in self._recovery.provenance.discriminators:
+                made_at = self._recovery.since.get(TopicPartition(topic, number), 0)
+                start[topic] = confirmed.get(topic, made_at)
             published = self._read_back.published(number, start)
-            aside = {t: end for t, end in (confirmed or {}).items() if t not in start}
-        part = _SinkPartition(
-            number,
-            self._writer,
-            self._on_written,
-            published,
-            start,
-            aside,
-            self._call,
-            self._guard,
-            self._latency,
-        )
+            former_outputs = {t: end for t, end in confirmed.items() if t not in start}
+        part = _SinkPartition(number, self._writer, published, start, former_outputs)
         self._writer.open_parts += 1
         return part
-
-
-def _plainly(function: Call, *args: Any) -> Any:
-    return function(*args)
 
 
 @cache
@@ -133,22 +136,28 @@ def part_name(number: int) -> str:
 
 
 class _Writer:
-    """The publisher that the partitions of one worker share, and where their outputs end."""
+    """What the partitions of one worker share: the publisher, and where their outputs end."""
 
     def __init__(
-        self, bus: Bus, outputs: tuple[str, ...], patience: Patience, guard: Guard | None
+        self, bus: Bus, outputs: tuple[str, ...], retry: DeliveryRetry, guard: ErrorGuard | None
     ) -> None:
         self._bus = bus
         self._outputs = outputs
-        self._patience = patience
-        self._guard = guard
+        self._retry = retry
+        self.guard = guard
+        self.on_written: OnWritten | None = None
+        self.latency: LatencyMetrics | None = None
         self._publisher: Publisher | None = None
         self._ends: dict[str, list[int]] = {}
         self.open_parts = 0
         self.unconfirmed = True
         self.broken = False
 
-    def publish(self, item: Outgoing) -> None:
+    def guarded(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function, watched by the guard if there is one."""
+        return function(*args) if self.guard is None else self.guard.call(function, *args)
+
+    def publish(self, item: OutputRecords) -> None:
         self.unconfirmed = True
         publisher = self._publisher
         if publisher is None:
@@ -158,16 +167,16 @@ class _Writer:
                 publisher.append(topic, messages, partitions=item.partition)
         except BaseException as error:
             self.broken = True
-            if isinstance(error, UnreachableError):  # it was told to stop: this is the end
+            if isinstance(error, UnreachableError):  # the flow is stopping: no retry
                 raise BusError(str(error)) from error
             raise
 
     def _open(self) -> Publisher:
-        stop = self._patience.stop
+        stop = self._retry.stop
         return self._bus.publisher() if stop is None else self._bus.publisher(stop)
 
     def confirm(self) -> dict[str, list[int]]:
-        """Wait until all is stored; the ends of the outputs then, by topic and partition.
+        """Wait until everything is stored; returns the ends of the outputs, by topic and partition.
 
         One flush serves all partitions of a worker: nothing is written between their snapshots.
         """
@@ -183,18 +192,18 @@ class _Writer:
         return self._ends
 
     def _confirm(self) -> None:
-        publisher, insist = self._publisher, self._patience.insist
+        publisher, call = self._publisher, self._retry.call
         if publisher is not None:
-            insist(lambda: publisher.flush(_FLUSH_S))
-        if self._guard is not None and self._guard.failing:  # then a watched flush does nothing
+            call(lambda: publisher.flush(_FLUSH_S))
+        if self.guard is not None and self.guard.failed:  # then a watched flush does nothing
             raise BusError("nothing is confirmed: a step of the flow has failed")
         for topic in self._outputs:
-            self._ends[topic] = insist(lambda topic=topic: self._bus.end_offsets(topic))  # type: ignore[misc]
+            self._ends[topic] = call(lambda topic=topic: self._bus.end_offsets(topic))  # type: ignore[misc]
 
     def leave(self) -> None:
-        """The last partition to leave closes the publisher, unless the flow has failed.
+        """Remove a partition; the last one closes the publisher, unless the flow has failed.
 
-        What is not confirmed then is left as it is: a resume finds out what arrived.
+        What is not confirmed then stays as it is: the next run finds out what arrived.
         """
         self.open_parts -= 1
         publisher = self._publisher
@@ -208,57 +217,51 @@ class _Writer:
         publisher.close()
 
 
-class _SinkPartition(StatefulSinkPartition[Outgoing, Ends | None]):
+class _SinkPartition(StatefulSinkPartition[OutputRecords, Ends | None]):
     def __init__(
         self,
         number: int,
         writer: _Writer,
-        on_written: OnWritten | None,
         published: Published | None,
         start: Ends,
-        aside: Ends,
-        call: Call,
-        guard: Guard | None,
-        latency: LatencyMetrics | None,
+        former_outputs: Ends,
     ) -> None:
-        self._latency = latency
         self._number = number
         self._writer = writer
-        self._on_written = on_written
-        self._published = published or None  # empty: nothing to look at
+        self._published = published or None  # empty: nothing to suppress
         self._start = start
-        self._aside = aside  # topics that are no outputs now, and may become ones again
-        self._call = call
-        self._guard = guard
+        self._former_outputs = former_outputs  # topics that may become outputs again
 
-    def write_batch(self, items: list[Outgoing]) -> None:
-        latency = self._latency
+    def write_batch(self, items: list[OutputRecords]) -> None:
+        writer = self._writer
+        latency, on_written = writer.latency, writer.on_written
         try:
             for item in items:
                 if self._published is not None:
                     item = self._published.without(item)
                 if latency is None or not latency.timed:
-                    self._writer.publish(item)
+                    writer.publish(item)
                 else:
                     began = time.perf_counter()
-                    self._writer.publish(item)
+                    writer.publish(item)
                     latency.spent("publish", began)
-                if self._on_written is not None:
-                    self._on_written(item, time.time())
+                if on_written is not None:
+                    on_written(item, time.time())
         except BaseException as error:
-            if self._guard is not None:
-                self._guard.note(error)
+            if writer.guard is not None:
+                writer.guard.record(error)
             raise
 
     def snapshot(self) -> Ends | None:
-        ends: dict[str, list[int]] = self._call(self._writer.confirm)
+        ends: dict[str, list[int]] = self._writer.guarded(self._writer.confirm)
         if not self._start:  # without recovery
             return None
         if self._published is not None:
             if not self._published.passed():
-                return {**self._aside, **self._start}
+                return {**self._former_outputs, **self._start}
             self._published = None
-        return {**self._aside, **{topic: ends[topic][self._number] for topic in self._start}}
+        confirmed = {topic: ends[topic][self._number] for topic in self._start}
+        return {**self._former_outputs, **confirmed}
 
     def close(self) -> None:
         self._writer.leave()

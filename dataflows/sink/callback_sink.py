@@ -1,4 +1,4 @@
-"""The other way out of the flow: results go to a function as they are, and nothing is published."""
+"""A sink that passes results to a function instead of publishing them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Callable
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from anabranch.dataflows.batch.batch import Wake
-from anabranch.dataflows.error_guard import Guard
-from anabranch.dataflows.sink.encoder import Results
+from anabranch.dataflows.batch.batch import Bootstrap
+from anabranch.dataflows.batch.results import Results
+from anabranch.dataflows.error_guard import ErrorGuard
 
-Outlet = Callable[[Results], None]
-"""Takes what the model step made of each batch, in order."""
+ResultsCallback = Callable[[Results], None]
+"""Called with the results of each batch, in order."""
 
-_PART = "outlet"
+_PART = "callback"
 
 
-class OutletSink(FixedPartitionedSink[Results | Wake, int]):
-    """Hands every result to ``outlet``, which alone says what becomes of it.
+class CallbackSink(FixedPartitionedSink[Results | Bootstrap, int]):
+    """Calls ``callback`` with all results.
 
-    It keeps nothing: a flow that is killed begins its output anew. ``guard`` watches for errors
-    that the user should see alone.
+    It keeps no state: a flow that is killed calls again from the start. ``guard`` watches for
+    errors that the user should see alone.
     """
 
-    def __init__(self, outlet: Outlet, guard: Guard | None = None) -> None:
-        self._outlet = outlet
+    def __init__(self, callback: ResultsCallback, guard: ErrorGuard | None = None) -> None:
+        self._callback = callback
         self._guard = guard
 
     def list_parts(self) -> list[str]:
@@ -35,23 +35,23 @@ class OutletSink(FixedPartitionedSink[Results | Wake, int]):
 
     def build_part(
         self, step_id: str, for_part: str, resume_state: int | None
-    ) -> StatefulSinkPartition[Results | Wake, int]:
-        return _OutletPart(self._outlet, self._guard)
+    ) -> StatefulSinkPartition[Results | Bootstrap, int]:
+        return _CallbackPartition(self._callback, self._guard)
 
 
-class _OutletPart(StatefulSinkPartition[Results | Wake, int]):
-    def __init__(self, outlet: Outlet, guard: Guard | None) -> None:
-        self._outlet = outlet
+class _CallbackPartition(StatefulSinkPartition[Results | Bootstrap, int]):
+    def __init__(self, callback: ResultsCallback, guard: ErrorGuard | None) -> None:
+        self._callback = callback
         self._guard = guard
 
-    def write_batch(self, items: list[Results | Wake]) -> None:
+    def write_batch(self, items: list[Results | Bootstrap]) -> None:
         for item in items:
-            if isinstance(item, Wake):
+            if isinstance(item, Bootstrap):
                 continue
             if self._guard is None:
-                self._outlet(item)
+                self._callback(item)
             else:
-                self._guard.call(self._outlet, item)
+                self._guard.call(self._callback, item)
 
     def snapshot(self) -> int:
         return 0

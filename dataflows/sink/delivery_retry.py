@@ -1,4 +1,4 @@
-"""Waits for a bus that is away: says so, and gives up only when the flow is told to stop."""
+"""Retries calls of a bus that is unavailable; logs it, and stops only with the flow."""
 
 from __future__ import annotations
 
@@ -11,55 +11,58 @@ from typing import TypeVar
 
 from anabranch.dataflows.bus import BusError, UnreachableError
 
-LOG = logging.getLogger(__name__)
-Made = TypeVar("Made")
+LOG = logging.getLogger("anabranch.sink")
+Result = TypeVar("Result")
 
 
 def log_waiting(seconds: float, why: str) -> None:
-    """Say in the log that the flow waits."""
+    """Log that the flow waits for the bus."""
     LOG.warning("waiting for the bus for %.0f s: %s", seconds, why)
 
 
 @dataclass(slots=True)
-class Patience:
-    """How long to try again, and who is told.
+class DeliveryRetry:
+    """How often a call of the bus is retried, and for how long.
 
-    ``waiting(seconds, why)`` is called after ``first_s`` and then every ``every_s``. Once ``stop``
-    is set, it is tried for ``grace_s`` more.
+    Attributes:
+        stop: set when the flow should end; retries then last ``grace_s`` longer.
+        on_waiting: called with the seconds waited and the reason, after ``first_s`` and then every
+            ``every_s``.
+        poll_s: the time between two attempts.
     """
 
     stop: threading.Event | None = None
-    waiting: Callable[[float, str], None] = log_waiting
+    on_waiting: Callable[[float, str], None] = log_waiting
     first_s: float = 5.0
     every_s: float = 30.0
     grace_s: float = 10.0
-    nap_s: float = 0.1
+    poll_s: float = 0.1
 
-    def insist(self, attempt: Callable[[], Made]) -> Made:
-        """What ``attempt`` gives as soon as it does not raise `UnreachableError`.
+    def call(self, attempt: Callable[[], Result]) -> Result:
+        """What ``attempt`` returns as soon as it does not raise `UnreachableError`.
 
-        An attempt should take about a second at most, for ``stop`` is looked at in between.
+        An attempt should take about a second at most, as ``stop`` is checked in between.
 
         Raises:
-            BusError: told to stop, and the bus is still away; or what else ``attempt`` raises.
+            BusError: the flow is stopped and the bus still unavailable; or ``attempt`` raised it.
         """
         began = time.monotonic()
-        tell_at = began + self.first_s
-        give_up_at: float | None = None
+        report_at = began + self.first_s
+        deadline: float | None = None
         while True:
             try:
                 return attempt()
             except UnreachableError as error:
                 reason = error
             now = time.monotonic()
-            if now >= tell_at:
-                self.waiting(now - began, str(reason))
-                tell_at = now + self.every_s
-            if give_up_at is None and self.stop is not None and self.stop.is_set():
-                give_up_at = now + self.grace_s
-            if give_up_at is not None and now >= give_up_at:
+            if now >= report_at:
+                self.on_waiting(now - began, str(reason))
+                report_at = now + self.every_s
+            if deadline is None and self.stop is not None and self.stop.is_set():
+                deadline = now + self.grace_s
+            if deadline is not None and now >= deadline:
                 raise BusError(
-                    f"stopped while the bus was away: {reason}; what was made since the last "
-                    "finished epoch is not confirmed: start again when the bus is back"
+                    f"stopped while the bus was unavailable: {reason}; output since the last "
+                    "completed epoch is not confirmed: start again when the bus is back"
                 ) from reason
-            time.sleep(self.nap_s)
+            time.sleep(self.poll_s)

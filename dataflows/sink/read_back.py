@@ -1,4 +1,4 @@
-"""Reads the outputs back from where the state left them, for the marks of what was published."""
+"""Reads the outputs back from where the state left them, to find out what is published already."""
 
 from __future__ import annotations
 
@@ -8,48 +8,54 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from anabranch.dataflows.batch.outgoing import Mark, Marking
+from anabranch.dataflows.batch.output_records import Provenance, SourceKey
 from anabranch.dataflows.bus import Bus, Reader, Slice, TopicPartition, UnreachableError
-from anabranch.dataflows.sink.delivery_retry import Patience
+from anabranch.dataflows.codec import Codec
+from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
 from anabranch.dataflows.sink.published import Published
 from anabranch.state.errors import StateError
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("anabranch.sink")
 _LIMIT = 4096
 _POLL_S = 1.0
-_TELL_EVERY_S = 2.0
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_REPORT_EVERY_S = 2.0
 
 
 @dataclass(slots=True)
 class ReadBack:
-    """How outputs are read back: whose they are, and who is told.
+    """How outputs are read back.
 
-    ``progress`` gets a line every two seconds while a lot is read. ``accept_loss``: an output that
-    is shorter than the state says is read from its start; else it is an error.
+    Attributes:
+        bus: where the outputs are.
+        provenance: which rows their messages were made of.
+        codec_of: the codec of each output topic.
+        retry: waits for a bus that is unavailable.
+        progress: called with a line every two seconds during a long read.
+        accept_loss: whether an output that is shorter than the state says is read from its start;
+            otherwise it is an error.
     """
 
     bus: Bus
-    marking: Marking
-    patience: Patience = field(default_factory=Patience)
+    provenance: Provenance
+    codec_of: Callable[[str], Codec]
+    retry: DeliveryRetry = field(default_factory=DeliveryRetry)
     progress: Callable[[str], None] = LOG.info
     accept_loss: bool = False
 
     def published(self, partition: int, start: Mapping[str, int]) -> Published:
-        """The marks on every output's ``partition``, from ``start`` (by topic) to its end now.
+        """What is published on ``partition`` of every output, from ``start`` (by topic) to its end.
 
-        Reads in small pieces and keeps only marks. A message that this pipeline can't have written
-        is passed over, and counted in the log.
+        Reads in small pieces and keeps only source keys. Messages that this pipeline cannot have
+        written are ignored, and counted in the log.
 
         Raises:
             StateError: an output ends before its ``start``.
-            BusError: the bus refused, or the flow was stopped while it was away.
+            BusError: the bus refused, or the flow was stopped while it was unavailable.
         """
-        published = Published(self.marking.inputs[0])
-        ends = {topic: self._ask(self.bus.end_offsets, topic, partition) for topic in start}
+        published = Published(self.provenance.inputs[0])
+        ends = {topic: self._offset(self.bus.end_offsets, topic, partition) for topic in start}
         positions = {
             TopicPartition(topic, partition): self._first(topic, partition, offset, ends[topic])
             for topic, offset in start.items()
@@ -58,16 +64,16 @@ class ReadBack:
         if not positions:
             return published
         sources = {
-            topic: self._ask(self.bus.end_offsets, topic, partition)
-            for topic in self.marking.inputs
+            topic: self._offset(self.bus.end_offsets, topic, partition)
+            for topic in self.provenance.inputs
         }
-        collector = _Collector(self.marking, partition, sources, published)
-        reader = self.patience.insist(lambda: self.bus.reader(positions))
+        collector = _Collector(self, partition, sources, published)
+        reader = self.retry.call(lambda: self.bus.reader(positions))
         try:
             self._read(reader, positions, ends, collector)
         finally:
             reader.close()
-        collector.report()
+        collector.log_foreign()
         return published
 
     def _read(
@@ -79,7 +85,7 @@ class ReadBack:
     ) -> None:
         left = {at: ends[at.topic] for at in starts}
         total = sum(end - starts[at] for at, end in left.items())
-        tell_at = time.monotonic() + _TELL_EVERY_S
+        report_at = time.monotonic() + _REPORT_EVERY_S
 
         def poll() -> list[Slice]:
             slices = reader.poll(_LIMIT, _POLL_S)
@@ -89,97 +95,99 @@ class ReadBack:
             return slices
 
         while left:
-            for piece in self.patience.insist(poll):
-                collector.take(piece, ends[piece.topic])
+            for piece in self.retry.call(poll):
+                collector.add(piece, ends[piece.topic])
             positions = reader.positions()
             left = {at: end for at, end in left.items() if positions[at] < end}
-            if time.monotonic() >= tell_at:
-                tell_at += _TELL_EVERY_S
+            if time.monotonic() >= report_at:
+                report_at += _REPORT_EVERY_S
                 done = total - sum(end - positions[at] for at, end in left.items())
                 self.progress(
                     f"partition {collector.partition}: reading back what was published, "
                     f"{done:,} of {total:,} messages"
                 )
 
-    def _ask(self, question: Callable[[str], list[int]], topic: str, partition: int) -> int:
-        return self.patience.insist(lambda: question(topic))[partition]
+    def _offset(self, offsets: Callable[[str], list[int]], topic: str, partition: int) -> int:
+        return self.retry.call(lambda: offsets(topic))[partition]
 
     def _first(self, topic: str, partition: int, wanted: int, end: int) -> int:
-        """Where to begin: ``wanted``, or what is left of it."""
-        kept = self._ask(self.bus.start_offsets, topic, partition)
+        """Where to start: at ``wanted``, or at the first offset that is left."""
+        start = self._offset(self.bus.start_offsets, topic, partition)
         if wanted > end:
-            sentence = (
+            problem = (
                 f"topic {topic} partition {partition} ends at offset {end}, but this state left it "
-                f"at {wanted}: it was made anew or lost messages"
+                f"at {wanted}: it was recreated or lost messages"
             )
             if not self.accept_loss:
                 raise StateError(
-                    f"{sentence}; use the bus that belongs to this state, or go on without what "
-                    "is gone with --lost earliest"
+                    f"{problem}; use the bus that belongs to this state, or continue without the "
+                    "lost messages with --on-offset-out-of-range earliest"
                 )
-            LOG.warning("%s; what was lost is not published again", sentence)
-            return kept
-        if kept > wanted:
+            LOG.warning("%s; lost messages are not published again", problem)
+            return start
+        if start > wanted:
             LOG.warning(
                 "topic %s partition %d keeps nothing before offset %d: whether its %d messages "
                 "before that are published again can't be known",
-                *(topic, partition, kept, kept - wanted),
+                *(topic, partition, start, start - wanted),
             )
-        return max(wanted, kept)
+        return max(wanted, start)
 
 
 class _Collector:
-    """Puts the marks of messages into `Published`, and counts the messages of strangers."""
+    """Adds the source keys of messages to `Published`, and counts messages of other writers."""
 
     def __init__(
-        self, marking: Marking, partition: int, ends: Mapping[str, int], published: Published
+        self, outputs: ReadBack, partition: int, ends: Mapping[str, int], published: Published
     ) -> None:
         self.partition = partition
-        self._marking = marking
-        self._ends = ends  # of the sources: what lies behind was never read
+        self._provenance = outputs.provenance
+        self._ends = ends  # of the sources: what follows was never read
         self._published = published
-        self._decoders = {topic: marking.decoder(topic) for topic in marking.fields}
-        self._strangers: dict[str, tuple[int, int]] = {}  # how many, and the first one's offset
+        self._decoders = {
+            topic: (codec.decoder(outputs.provenance.record_type(topic)), codec.errors)
+            for topic in outputs.provenance.discriminators
+            for codec in (outputs.codec_of(topic),)
+        }
+        self._foreign: dict[str, tuple[int, int]] = {}  # how many, and the first one's offset
 
-    def take(self, piece: Slice, end: int) -> None:
-        """Take the marks of what lies before ``end``."""
+    def add(self, piece: Slice, end: int) -> None:
+        """Add the source keys of the messages before offset ``end``."""
         topic = piece.topic
-        decode, fields = self._decoders[topic].decode, self._marking.fields[topic]
-        marks: list[Mark] = []
+        decode, errors = self._decoders[topic]
+        names = self._provenance.discriminators[topic]
+        keys: list[SourceKey] = []
         for value, offset in zip(piece.values, piece.offsets.tolist(), strict=True):
             if offset >= end:
                 break
-            mark = self._mark(decode, fields, value)
-            if mark is None:
-                count, first = self._strangers.get(topic, (0, offset))
-                self._strangers[topic] = count + 1, first
+            try:
+                key = self._source_key(decode(value), names)
+            except errors:
+                key = None
+            if key is None:
+                count, first = self._foreign.get(topic, (0, offset))
+                self._foreign[topic] = count + 1, first
             else:
-                marks.append(mark)
-        if fields:
-            self._published.add(topic, marks)
+                keys.append(key)
+        if names:
+            self._published.add(topic, keys)
         else:
-            self._published.add(topic, np.array([offset for _, offset, _ in marks], np.int64))
+            self._published.add(topic, np.array([offset for _, offset, _ in keys], np.int64))
 
-    def _mark(self, decode: Any, fields: tuple[str, ...], value: bytes) -> Mark | None:
-        try:
-            found = decode(value)
-        except _UNREADABLE:
+    def _source_key(self, record: Any, names: tuple[str, ...]) -> SourceKey | None:
+        """The key of a message; None if this pipeline cannot have written it."""
+        at = record.given_up or record
+        if at.partition != self.partition or not 0 <= at.offset < self._ends.get(at.topic, 0):
             return None
-        at = found.given_up or found
-        if at.partition != self.partition or not 0 <= at.offset < self._end(at.topic):
+        if not names and at.topic != self._provenance.inputs[0]:
             return None
-        if not fields and at.topic != self._marking.inputs[0]:
-            return None
-        return at.topic, at.offset, tuple([getattr(found, name) for name in fields])
+        return at.topic, at.offset, tuple([getattr(record, name) for name in names])
 
-    def _end(self, source: str) -> int:
-        return self._ends.get(source, 0)
-
-    def report(self) -> None:
-        """Say in the log what was passed over."""
-        for topic, (count, first) in self._strangers.items():
+    def log_foreign(self) -> None:
+        """Log how many messages were ignored."""
+        for topic, (count, first) in self._foreign.items():
             LOG.warning(
-                "topic %s partition %d: %d messages from offset %d on are not of this pipeline and "
-                "were passed over; nobody else should write there",
+                "topic %s partition %d: ignored %d messages from offset %d on that this pipeline "
+                "has not written; no other program should write there",
                 *(topic, self.partition, count, first),
             )

@@ -1,10 +1,10 @@
-"""The source operator: reads, decodes and admits; one batch an item.
+"""The source operator: reads, decodes and filters the input topics, one batch at a time.
 
-The engine's partitions are the numbers of the bus's partitions: number 3 stands for partition 3 of
-every input topic, and its state is their offsets. All partitions that the engine gives to a worker
-share one reader, which merges them in time (`dataflows.source.event_time_merge`).
+The engine's partitions are those of the bus: partition 3 of the engine stands for partition 3 of
+every input topic, and its state is their offsets. All partitions that the engine assigns to a
+worker share one reader, which merges them in event time (`dataflows.source.event_time_merge`).
 
-An epoch must end for all partitions of a worker at the same row. So once one of them has been
+An epoch must end at the same row for all partitions of a worker. So once one of them has been
 snapshotted, nothing is read until all of them have.
 """
 
@@ -21,15 +21,22 @@ from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourc
 
 from anabranch.dataflows.batch.batch import IDLE, Batch
 from anabranch.dataflows.batch.candidates import Candidates
-from anabranch.dataflows.bus import Bus, Lost, TopicPartition
+from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition
 from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.event_time import FIRST_MS
-from anabranch.dataflows.recovery.state_partition import Place, Token
+from anabranch.dataflows.recovery.state_partition import StatePartition
+from anabranch.dataflows.recovery.tokens import (
+    PartitionState,
+    StepState,
+    Token,
+    decode_partition,
+    encode,
+)
+from anabranch.dataflows.sharding.router import Keyed, Router
 from anabranch.dataflows.source.decoder import BatchDecoder
-from anabranch.dataflows.source.event_time_merge import AlignedReader
-from anabranch.dataflows.source.late_and_duplicate import Admission
-from anabranch.dataflows.steps.window_step import Keyed, Router
+from anabranch.dataflows.source.event_time_merge import MergedReader
+from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.state.errors import AnabranchError
 from anabranch.state.store.delta import Delta
@@ -38,148 +45,143 @@ if TYPE_CHECKING:
     from anabranch.dataflows.recovery.state_directory import StateDirectory
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionState:
-    """What the engine keeps of one partition number.
-
-    ``offsets`` are to be read next, by topic, of topics too that are no input any more; ``latest``
-    the times that rows had risen to, by topic (epoch ms). ``watermark`` is the reader's, ``token``
-    that of the ids seen; None without state.
-    """
-
-    offsets: dict[str, int]
-    latest: dict[str, int]
-    watermark: int
-    token: Token | None
-
-
-_FOLLOWER_NAP = timedelta(milliseconds=200)
+_FOLLOWER_POLL = timedelta(milliseconds=200)
 _COMMIT_EVERY_S = 5.0
 _IDLE_AFTER_S = 10.0
 
 
 @dataclass(slots=True)
-class IntakeOptions:
-    """How a worker reads: batch size, where to begin without state, and when to end.
+class SourceOptions:
+    """How a worker reads.
 
-    ``stop`` ends the flow after what was read; ``until_end`` ends it at the offsets that were the
-    end when the worker started. ``begin`` is ``earliest`` or ``latest``. ``lost`` says what to do
-    when unread messages were removed: ``stop``, or go on from the ``earliest``. A failure of the
-    bus is left in ``failure``, and the flow is aborted.
-
-    ``patience_s`` is `AlignedReader`'s. ``places`` are offsets that the kept state names instead of
-    where the reader is: what was read stands in for what lies before them.
+    Attributes:
+        worker_id: the worker that reads, in what it sends to others.
+        limit: the most messages in a batch.
+        start_offset: where a partition without state starts, ``earliest`` or ``latest``.
+        on_out_of_range: what to do when unread messages were removed: ``stop``, or continue from
+            the ``earliest`` that is left.
+        until_end: end at the offsets that were the ends when the worker started.
+        group: the consumer group that positions are reported to; None: none.
+        idle_timeout_s: see `MergedReader`.
+        recorded_offsets: offsets that the state records in place of the reader's own, where what is
+            read stands in for messages before them.
+        stop: ends the flow once set, after what was read.
+        failure: the error of the bus by which the flow was aborted.
     """
 
-    origin: str = "0"
+    worker_id: str = "0"
     limit: int = 1000
-    begin: str = "earliest"
-    lost: Lost = "stop"
+    start_offset: str = "earliest"
+    on_out_of_range: OnOutOfRange = "stop"
     until_end: bool = False
     group: str | None = None
-    patience_s: float = 5.0
-    places: Mapping[TopicPartition, int] = field(default_factory=dict)
+    idle_timeout_s: float = 5.0
+    recorded_offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
     failure: AnabranchError | None = None
 
 
-class Intake(FixedPartitionedSource[Keyed, PartitionState]):
-    """All input topics of a pipeline as one aligned stream of admitted batches.
+class BusSource(FixedPartitionedSource[Keyed, StepState]):
+    """All input topics of a pipeline as one stream of batches, merged in event time.
 
     ``router`` makes the keyed items of a batch that the next step works on.
+
+    Raises:
+        BusError: an input topic is missing, or their partition counts differ.
     """
 
     def __init__(
         self,
         pipeline: Pipeline,
         bus: Bus,
-        options: IntakeOptions,
+        options: SourceOptions,
         router: Router,
         metrics: WorkerMetrics,
         state: StateDirectory | None = None,
     ) -> None:
         self._partitions = partition_count(pipeline, bus)
-        self._shared = _SharedReader(pipeline, bus, options, router, metrics, state)
+        self._reader = _WorkerReader(pipeline, bus, options, router, metrics, state)
 
     def list_parts(self) -> list[str]:
         return [str(number) for number in range(self._partitions)]
 
     def build_part(
-        self, step_id: str, for_part: str, resume_state: PartitionState | None
-    ) -> StatefulSourcePartition[Keyed, PartitionState]:
-        return _IntakePartition(int(for_part), self._shared, resume_state)
+        self, step_id: str, for_part: str, resume_state: StepState
+    ) -> StatefulSourcePartition[Keyed, StepState]:
+        return _SourcePartition(int(for_part), self._reader, decode_partition(resume_state))
 
 
-class _SharedReader:
-    """What the partitions of one worker have in common."""
+class _WorkerReader:
+    """What the partitions of one worker share: the reader, the decoder and the filters."""
 
     def __init__(
         self,
         pipeline: Pipeline,
         bus: Bus,
-        options: IntakeOptions,
+        options: SourceOptions,
         router: Router,
         metrics: WorkerMetrics,
         state: StateDirectory | None,
     ) -> None:
         self.inputs = pipeline.inputs
         self._state = state
-        self.asleep = state is not None and state.identity.by_shard
+        self.needs_bootstrap = state is not None and state.manifest.by_shard
         self.options = options
         self._router = router
         self._quiet_since: float | None = None
-        self._told_end = False
+        self._end_sent = False
         self._metrics = metrics
         self._bus = bus
-        self.reader = AlignedReader(
+        self.reader = MergedReader(
             bus,
             self.inputs,
             control=pipeline.topics.control if pipeline.has_rollouts else None,
-            origin=options.origin,
+            worker_id=options.worker_id,
             group=options.group,
-            lost=options.lost,
+            on_out_of_range=options.on_out_of_range,
             limit=options.limit,
-            patience_s=options.patience_s,
+            idle_timeout_s=options.idle_timeout_s,
         )
         self._decoder = BatchDecoder(pipeline)
         self._candidates = None if pipeline.candidates is None else Candidates(pipeline)
-        self._admission = Admission(
-            pipeline.topics.events, pipeline.allowed_lateness, pipeline.dedup_window
-        )
+        self._filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
         self._ends: dict[TopicPartition, int] | None = None
-        self._aside: dict[int, dict[str, int]] = {}
+        self._former_inputs: dict[int, dict[str, int]] = {}
         self._committed_at = time.monotonic()
-        self.parts: list[_IntakePartition] = []
-        metrics.ask(lambda: metrics.on_lag(self.reader))
+        self.parts: list[_SourcePartition] = []
+        metrics.add_reporter(lambda: metrics.on_lag(self.reader.lag()))
 
-    def join(self, part: _IntakePartition, resume: PartitionState | None) -> Place | None:
-        """Add a partition; without ``resume`` it begins where the options say.
+    def join(self, part: _SourcePartition, resume: PartitionState | None) -> StatePartition | None:
+        """Add a partition; without ``resume`` it starts where the options say.
 
-        A topic that was no input before begins with its first message, and where one that is no
-        input now was left is remembered: it may become one again.
+        A topic that was no input before starts at its first message. Where a former input was left
+        is remembered: it may become one again.
 
-        Returns where it keeps the ids that it has seen; None without state.
+        Returns the state partition with the ids seen on it; None without state.
         """
         offsets = resume.offsets if resume is not None else {}
+        start = "earliest" if offsets else self.options.start_offset
         at = {
             TopicPartition(topic, part.number): offsets[topic]
             if topic in offsets
-            else self._beginning(topic, part.number, "earliest" if offsets else self.options.begin)
+            else self._start_offset(topic, part.number, start)
             for topic in self.inputs
         }
-        self._aside[part.number] = {t: o for t, o in offsets.items() if t not in self.inputs}
+        self._former_inputs[part.number] = {
+            topic: offset for topic, offset in offsets.items() if topic not in self.inputs
+        }
         place = None
         if self._state is not None:
-            place = self._state.intake(part.number)
+            place = self._state.input_partition(part.number)
             image = place.open(None if resume is None else resume.token)
-            self._admission.restore(
+            self._filter.restore(
                 part.number, image, FIRST_MS if resume is None else resume.watermark
             )
             if resume is None:
-                places = self.options.places
-                self._state.begins(
+                recorded = self.options.recorded_offsets
+                self._state.write_start_offsets(
                     part.number,
-                    {t.topic: None if t in places else begin for t, begin in at.items()},
+                    {t.topic: None if t in recorded else offset for t, offset in at.items()},
                 )
         # The engine asks them in the order of their names, and where committing takes as long as an
         # epoch each round ends one: then only the first finds that none has been snapshotted.
@@ -194,20 +196,22 @@ class _SharedReader:
                 self._ends[TopicPartition(topic, part.number)] = end
         return place
 
-    def state_of(self, part: _IntakePartition, token: Token | None) -> PartitionState:
-        """What a partition needs to go on from here."""
+    def state_of(self, part: _SourcePartition, token: Token | None) -> PartitionState:
+        """What a partition needs to resume from here."""
         own = {topic: TopicPartition(topic, part.number) for topic in self.inputs}
-        positions, latest = {**self.reader.positions, **self.options.places}, self.reader.latest
+        positions = {**self.reader.positions, **self.options.recorded_offsets}
+        latest = self.reader.latest
+        offsets = {topic: positions[at] for topic, at in own.items()}
         return PartitionState(
-            {**self._aside[part.number], **{topic: positions[at] for topic, at in own.items()}},
+            {**self._former_inputs[part.number], **offsets},
             {topic: latest[at] for topic, at in own.items() if at in latest},
-            self._admission.watermark_ms,
+            self._filter.watermark_ms,
             token,
         )
 
-    def changes(self, part: _IntakePartition) -> Delta:
+    def changes(self, part: _SourcePartition) -> Delta:
         """The ids that came on a partition since the last call."""
-        return self._admission.changes(part.number)
+        return self._filter.changes(part.number)
 
     def finished(self) -> bool:
         """Whether this worker has read all that it should."""
@@ -220,114 +224,114 @@ class _SharedReader:
         return True
 
     def read(self) -> list[Keyed]:
-        """The next batch, routed; nothing when none is there or an epoch is being closed."""
+        """The next batch, routed; empty if none is ready or an epoch is being closed."""
         if len(self.parts) > 1 and len({part.snapshots for part in self.parts}) > 1:
             return []
         began = time.perf_counter()
         raw = self.reader.read()
-        self._commit_sometimes()
+        self._commit_if_due()
         if raw is None:
-            return self._nothing()
+            return self._on_empty_read()
         latency = self._metrics.latency
         latency.next_batch()
         if latency.timed:
             began = latency.spent("read", began)
         self._quiet_since = None
         if self._candidates is None:
-            batch = self._admission.admit(self._decoder.decode(raw))
+            batch = self._filter.apply(self._decoder.decode(raw))
         else:
             batch = self._candidates.check(self._decoder.decode(raw))
-            batch = self._candidates.spread(self._admission.admit(batch))
+            batch = self._candidates.expand(self._filter.apply(batch))
         if batch.control is not None:
-            batch.control_time = self._time_of_control(batch)
+            batch.control_time = self._control_time(batch)
         self._metrics.on_batch(raw, batch)
         if latency.timed:
             latency.spent("decode", began)
-        return self._router.route(batch, self._admission.watermark_ms)
+        return self._router.route(batch, self._filter.watermark_ms)
 
-    def _time_of_control(self, batch: Batch) -> int:
-        """How far event time has come; before the first event, when the message was published."""
-        watermark = self._admission.watermark_ms
+    def _control_time(self, batch: Batch) -> int:
+        """The watermark; before the first event, when the message was published (epoch ms)."""
+        watermark = self._filter.watermark_ms
         return watermark if watermark > FIRST_MS else int(batch.raw.controls.times[0])
 
-    def wake(self) -> list[Keyed]:
-        """Once, before all else: have every step tell its state in the first epoch."""
-        self.asleep = False
-        return self._router.wake()
+    def bootstrap(self) -> list[Keyed]:
+        """Once, before any batch: make every step write its state in the first epoch."""
+        self.needs_bootstrap = False
+        return self._router.bootstrap()
 
-    def _nothing(self) -> list[Keyed]:
-        """Nothing to read: after a while, say that nobody needs to wait for this worker."""
+    def _on_empty_read(self) -> list[Keyed]:
+        """After a while without messages, tell the shards not to wait for this worker."""
         self._metrics.flush_if_due()
         now = time.monotonic()
         self._quiet_since = self._quiet_since or now
         if now - self._quiet_since < _IDLE_AFTER_S or any(self.reader.lag().values()):
             return []
-        return self._router.progress(self.options.origin, IDLE)
+        return self._router.watermark(self.options.worker_id, IDLE)
 
-    def end(self) -> list[Keyed]:
-        """Once, when all is read that was there: nobody needs to wait for this worker any more."""
-        if self._told_end or self.options.stop.is_set():
+    def end_of_stream(self) -> list[Keyed]:
+        """Once, when all is read that was there: tell the shards that nothing more comes."""
+        if self._end_sent or self.options.stop.is_set():
             return []
-        self._told_end = True
-        return self._router.farewell(self.options.origin)
+        self._end_sent = True
+        return self._router.end_of_stream(self.options.worker_id)
 
-    def leave(self, part: _IntakePartition) -> None:
-        """The last partition to leave closes the reader."""
+    def leave(self, part: _SourcePartition) -> None:
+        """Remove a partition; the last one closes the reader."""
         if part in self.parts:
             self.parts.remove(part)
             if not self.parts:
-                self._metrics.on_lag(self.reader)
+                self._metrics.on_lag(self.reader.lag())
                 self.reader.close()
 
-    def _commit_sometimes(self) -> None:
+    def _commit_if_due(self) -> None:
         now = time.monotonic()
         if now - self._committed_at >= _COMMIT_EVERY_S:
             self._committed_at = now
             self.reader.commit()
 
-    def _beginning(self, topic: str, partition: int, begin: str) -> int:
-        ask = self._bus.end_offsets if begin == "latest" else self._bus.start_offsets
-        return ask(topic)[partition]
+    def _start_offset(self, topic: str, partition: int, start: str) -> int:
+        offsets = self._bus.end_offsets if start == "latest" else self._bus.start_offsets
+        return offsets(topic)[partition]
 
 
-class _IntakePartition(StatefulSourcePartition[Keyed, PartitionState]):
-    def __init__(self, number: int, shared: _SharedReader, resume: PartitionState | None) -> None:
+class _SourcePartition(StatefulSourcePartition[Keyed, StepState]):
+    def __init__(self, number: int, reader: _WorkerReader, resume: PartitionState | None) -> None:
         self.number = number
         self.snapshots = 0
-        self._shared = shared
+        self._reader = reader
         self._token = None if resume is None else resume.token
-        self._place = shared.join(self, resume)
+        self._place = reader.join(self, resume)
 
     def next_batch(self) -> list[Keyed]:
-        shared = self._shared
-        leads = shared.parts[0] is self
-        if shared.asleep and leads:
-            return shared.wake()
-        if shared.finished():
-            if told := shared.end():
-                return told
+        reader = self._reader
+        is_first = reader.parts[0] is self  # it reads for all partitions of the worker
+        if reader.needs_bootstrap and is_first:
+            return reader.bootstrap()
+        if reader.finished():
+            if items := reader.end_of_stream():
+                return items
             raise StopIteration
-        if not leads:
+        if not is_first:
             return []
         try:
-            return shared.read()
+            return reader.read()
         except AnabranchError as error:
-            shared.options.failure = error
+            reader.options.failure = error
             raise AbortExecution from error
 
     def next_awake(self) -> datetime | None:
-        shared = self._shared
-        if shared.parts[0] is self or shared.options.stop.is_set():
+        reader = self._reader
+        if reader.parts[0] is self or reader.options.stop.is_set():
             return None
-        return datetime.now(UTC) + _FOLLOWER_NAP
+        return datetime.now(UTC) + _FOLLOWER_POLL
 
-    def snapshot(self) -> PartitionState:
+    def snapshot(self) -> StepState:
         self.snapshots += 1
         if self._place is not None:
-            delta = self._shared.changes(self)
+            delta = self._reader.changes(self)
             if delta or self._token is None:
                 self._token = self._place.commit(delta)
-        return self._shared.state_of(self, self._token)
+        return encode(self._reader.state_of(self, self._token))
 
     def close(self) -> None:
-        self._shared.leave(self)
+        self._reader.leave(self)

@@ -1,4 +1,4 @@
-"""Bytes to columns: each message by itself, so that a bad one can't touch its neighbours."""
+"""Decodes messages into batches: each message on its own, so that a bad one affects no other."""
 
 from __future__ import annotations
 
@@ -23,92 +23,86 @@ from anabranch.dataflows.batch.batch import (
     keep_rows,
 )
 from anabranch.dataflows.batch.columns import ColumnReader, column_reader
-from anabranch.dataflows.batch.dead_letters import dead_letter
+from anabranch.dataflows.batch.dead_letters import DeadLetterReason, Fault, dead_letter
 from anabranch.dataflows.batch.row_ids import row_id
 from anabranch.dataflows.batch.typed_rows import TypedRows
+from anabranch.dataflows.codec import Codec, codec_of
+from anabranch.dataflows.codec.protocol import Columns, DecodedColumns
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.messages.control import Control, decode_control
+from anabranch.dataflows.messages.control import Control, control_error
 from anabranch.dataflows.messages.event_time import FIRST_MS, LAST_MS, parse_times_ms
 from anabranch.dataflows.messages.inputs import Delayed, Inline, field_types
 from anabranch.dataflows.messages.outputs import DeadLetter
-from anabranch.dataflows.source.json_decoder import json_columns
 from anabranch.state.arrays import LARGEST, extent, extents
 from anabranch.state.durations import format_duration_ms, parse_duration_ms
 
-Fault = tuple[str, str]
-"""A short stable reason, and the sentence for people."""
+I64 = NDArray[np.int64]
 
 _PLAIN = (int, float, str, bool, type(None))
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class StructDecoder:
-    """Decodes messages of one type; the time field also takes numbers and ISO-8601 text.
+    """Decodes messages of one type into structs; the time field also takes floats and ISO-8601.
 
-    ``decode_usual`` takes one message whose time is an integer, as nearly all are; any other is
-    an error (one of `_UNREADABLE`), whatever is wrong with it. ``usual`` is its type.
+    Attributes:
+        integer_time: the message type with an integer in its time field, as nearly all have.
+        decode_integer_time: decodes one message into that type; raises one of `Codec.errors`.
     """
 
-    def __init__(self, message: type[msgspec.Struct], time_field: str) -> None:
-        self._decoder = msgspec.json.Decoder(_wire(message, time_field, int | float | str))
-        self.usual = _wire(message, time_field, int)
-        self.decode_usual = msgspec.json.Decoder(self.usual).decode
+    def __init__(self, codec: Codec, message: type[msgspec.Struct], time_field: str) -> None:
+        self.codec = codec
+        self._decode = codec.decoder(_with_time_type(message, time_field, int | float | str))
+        self.integer_time = _with_time_type(message, time_field, int)
+        self.decode_integer_time = codec.decoder(self.integer_time)
 
     def decode(self, values: Sequence[bytes]) -> tuple[list[Any], dict[int, Fault]]:
-        """One struct per message, None where it is bad; and for each bad one its fault."""
+        """One struct per message, None where it is bad, and the fault of each bad row."""
         try:
-            return list(map(self._decoder.decode, values)), {}
-        except _UNREADABLE:
+            return list(map(self._decode, values)), {}
+        except self.codec.errors:
             return self._decode_each(values)
 
     def _decode_each(self, values: Sequence[bytes]) -> tuple[list[Any], dict[int, Fault]]:
         structs: list[Any] = []
         faults: dict[int, Fault] = {}
-        decode = self._decoder.decode
+        decode, errors = self._decode, self.codec.errors
         for row, value in enumerate(values):
             try:
                 structs.append(decode(value))
-            except msgspec.ValidationError as error:
+            except errors as error:
                 structs.append(None)
-                faults[row] = ("does not fit the type", str(error))
-            except _UNREADABLE as error:
-                structs.append(None)
-                faults[row] = ("not JSON", str(error))
+                faults[row] = self.codec.fault(error)
         return structs, faults
-
-
-_Read = tuple[NDArray[np.int64], dict[str, Any], tuple[int, int, int]]
 
 
 @dataclass(slots=True)
 class _Decoded:
     rows: RawRows
     structs: list[Any]
-    times: NDArray[np.int64]
+    times: I64
     span: tuple[int, int]
-    kept: NDArray[np.int64] | None  # which of the rows read these are; None: all
-    dead: list[DeadLetter]
+    kept: I64 | None  # indices of `rows` among those read; None: all of them
+    dead_letters: list[DeadLetter]
 
 
 _NO_LABELS_DECODED = _Decoded(NO_ROWS, [], NO_ROWS.times, NO_SPAN, None, [])
 
 
 class BatchDecoder:
-    """Makes a `Batch` of a `RawBatch`: typed, with its row features; what can't be read is dead.
+    """Makes a typed `Batch` with row features of a `RawBatch`; undecodable rows are dead letters.
 
-    ``now`` gives the wall clock in seconds; an event whose time is ahead of its publishing, or
-    of the clock, by more than the pipeline's ``ahead`` is refused.
+    ``now`` gives the wall clock in seconds: an event whose time is ahead of its publishing time, or
+    of the clock, by more than the pipeline's ``max_clock_skew`` is a dead letter.
     """
 
     def __init__(self, pipeline: Pipeline, now: Callable[[], float] = time.time) -> None:
-        self._pipeline = pipeline
         self._now = now
-        self._ahead_ms = parse_duration_ms(pipeline.max_clock_skew)
-        self._events = StructDecoder(pipeline.event, pipeline.time)
-        label = pipeline.label
-        self._label = label if isinstance(label, Delayed) else None
-        self._labels = StructDecoder(self._label.type, self._label.time) if self._label else None
-        self._target_is_number = pipeline.target_kind == "number"
+        self._max_skew_ms = parse_duration_ms(pipeline.max_clock_skew)
+        topics, label = pipeline.topics, pipeline.label
+        codec = codec_of(pipeline, topics.events)
+        self._events = StructDecoder(codec, pipeline.event, pipeline.time)
+        self._control_codec = codec_of(pipeline, topics.control)
+        self._decode_control = self._control_codec.decoder(Control)
         self._id = pipeline.id
         self._read_time = column_reader([pipeline.time])
         self._target = label.field if isinstance(label, Inline) else None
@@ -118,11 +112,9 @@ class BatchDecoder:
             *pipeline.read_fields,
         ]
         self._read = column_reader(self._names)
-        self._read_usual = column_reader([pipeline.time, *self._names])
-        self._quick = json_columns(self._events.usual, pipeline.time, self._names)
-        if self._label:
-            self._read_label_time = column_reader([self._label.time])
-            self._read_label = column_reader([self._label.id, self._label.field])
+        self._read_with_time = column_reader([pipeline.time, *self._names])
+        self._columns = codec.column_decoder(self._events.integer_time, pipeline.time, self._names)
+        self._set_up_labels(pipeline)
         self._time_scale = pipeline.time_scale
         self._ranks = pipeline.candidates is not None  # then row features come with the candidates
         self._row_features = [] if self._ranks else list(pipeline.row_features)
@@ -130,82 +122,98 @@ class BatchDecoder:
         self._number_fields = list(pipeline.number_fields)
         self._read_numbers = column_reader(self._number_fields)
 
+    def _set_up_labels(self, pipeline: Pipeline) -> None:
+        label = pipeline.label if isinstance(pipeline.label, Delayed) else None
+        self._label = label
+        self._labels: StructDecoder | None = None
+        self._target_is_number = pipeline.target_kind == "number"
+        if label is not None:
+            codec = codec_of(pipeline, pipeline.topics.labels)
+            self._labels = StructDecoder(codec, label.type, label.time)
+            self._read_label_time = column_reader([label.time])
+            self._read_label = column_reader([label.id, label.field])
+
     def decode(self, raw: RawBatch) -> Batch:
-        """Decode everything that can be; what can't be is in the batch's ``dead``."""
+        """Decode all messages of a batch; those that are bad end up in its ``dead_letters``."""
         labels = self._decode_labels(raw.labels)
-        if type(raw.events.values) is TypedRows:  # isinstance is dear
-            typed = self._take_typed(raw, raw.events.values, labels)
+        if type(raw.events.values) is TypedRows:  # isinstance is slow
+            typed = self._decode_typed_rows(raw, raw.events.values, labels)
             if typed is not None:
                 return typed
-        usual = self._decode_usual(raw.events)
-        if usual is not None and labels.kept is None:
+        decoded = self._decode_columns(raw.events)
+        if decoded is not None and labels.kept is None:
             rows = raw.events
-            return self._batch(raw, rows, *usual, self._label_rows(labels), raw.order, [])
+            return self._batch(raw, rows, *decoded, self._label_rows(labels), raw.order, [])
         events = self._decode_events(raw.events)
         order = _order(raw, events, labels)
         columns = dict(zip(self._names, self._read(events.structs), strict=True))
         return self._batch(
             raw, events.rows, events.times, events.span, columns, self._label_rows(labels), order,
-            events.dead + labels.dead,
+            events.dead_letters + labels.dead_letters,
         )  # fmt: skip
 
-    def _decode_usual(
-        self, rows: RawRows
-    ) -> tuple[NDArray[np.int64], tuple[int, int], dict[str, Any]] | None:
-        """Times, their span and columns of events that are all well, with times in epoch ms.
+    def _decode_columns(self, rows: RawRows) -> tuple[I64, tuple[int, int], dict[str, Any]] | None:
+        """Times, their span and columns of events that are all valid, with times in epoch ms.
 
-        None where anything is otherwise: then each message has to be looked at.
+        None if any is not: then each message has to be decoded on its own.
         """
         if not rows.values or self._time_scale != 1.0:
             return None
-        found = None
-        if self._quick is not None and type(rows.values) is list:
-            found = self._quick.read(rows.values, rows.times)
-        if found is None:
-            found = self._decode_structs(rows)
-        if found is None:
+        decoded = None
+        if self._columns is not None and type(rows.values) is list:
+            decoded = self._columns.read(rows.values, rows.times)
+        if decoded is None:
+            decoded = self._decode_structs(rows)
+        if decoded is None:
             return None
-        times, columns, (earliest, latest, published) = found
-        newest = min(published, int(self._now() * 1000)) + self._ahead_ms
+        times, columns, (earliest, latest, published) = decoded
+        newest = min(published, int(self._now() * 1000)) + self._max_skew_ms
         if earliest < FIRST_MS or latest > newest or latest > LAST_MS:
             return None
         return times, (earliest, latest), columns
 
-    def _decode_structs(self, rows: RawRows) -> _Read | None:
-        """As `JsonColumns.read`, by way of structs; None unless each message is well."""
+    def _decode_structs(self, rows: RawRows) -> DecodedColumns | None:
+        """As `ColumnDecoder.read`, through structs; None unless every message is valid."""
         try:
-            structs = list(map(self._events.decode_usual, rows.values))
-            stamps, *fields = self._read_usual(structs)
+            structs = list(map(self._events.decode_integer_time, rows.values))
+            stamps, *fields = self._read_with_time(structs)
             times = np.array(stamps, np.int64)
-        except (*_UNREADABLE, OverflowError):
+        except self._events.codec.errors:
+            return None
+        except OverflowError:  # a time beyond int64
             return None
         if self._number_fields and self._check_numbers(structs):
             return None
-        columns = dict(zip(self._names, fields, strict=True))
+        columns: Columns = dict(zip(self._names, fields, strict=True))
         return times, columns, extents(times, rows.times)
 
-    def _take_typed(self, raw: RawBatch, values: TypedRows, labels: _Decoded) -> Batch | None:
-        """Events whose fields are typed already; those in doubt are decoded by themselves.
+    def _decode_typed_rows(
+        self, raw: RawBatch, values: TypedRows, labels: _Decoded
+    ) -> Batch | None:
+        """Events whose fields are typed already; those that may be invalid are decoded.
 
-        None where a field is missing or such an event turns out to be good: then all are decoded.
+        None if a field is missing or such an event turns out to be valid: then all are decoded.
         """
         if not len(values) or not all(name in values.columns for name in self._names):
             return None
-        rows, times, dead = raw.events, values.times, []
-        latest = np.minimum(rows.times, int(self._now() * 1000)) + self._ahead_ms
-        good, order = values.good & (times <= latest), raw.order
-        if not good.all() or labels.kept is not None:
-            doubtful, kept = np.flatnonzero(~good), np.flatnonzero(good)
-            strange = self._decode_events(rows.take(doubtful))
-            if len(strange.rows):
+        rows, times, dead_letters = raw.events, values.times, []
+        latest = np.minimum(rows.times, int(self._now() * 1000)) + self._max_skew_ms
+        valid, order = values.valid & (times <= latest), raw.order
+        if not valid.all() or labels.kept is not None:
+            doubtful, kept = np.flatnonzero(~valid), np.flatnonzero(valid)
+            decoded = self._decode_events(rows.take(doubtful))
+            if len(decoded.rows):
                 return None
-            order = _order(raw, strange, labels, kept)
-            rows, times, dead = rows.take(kept), times[kept], strange.dead + labels.dead
+            order = _order(raw, decoded, labels, kept)
+            rows, times = rows.take(kept), times[kept]
+            dead_letters = decoded.dead_letters + labels.dead_letters
         typed = rows.values
         assert isinstance(typed, TypedRows)
         columns = {name: typed.columns[name] for name in self._names}
         span = extent(times) if len(times) else NO_SPAN
-        return self._batch(raw, rows, times, span, columns, self._label_rows(labels), order, dead)
+        return self._batch(
+            raw, rows, times, span, columns, self._label_rows(labels), order, dead_letters
+        )
 
     def _decode_events(self, rows: RawRows) -> _Decoded:
         return self._decode_rows(self._events, rows, self._read_time, self._check_numbers)
@@ -214,21 +222,21 @@ class BatchDecoder:
         self,
         raw: RawBatch,
         rows: RawRows,
-        times: NDArray[np.int64],
+        times: I64,
         span: tuple[int, int],
         columns: dict[str, Any],
         labels: LabelRows,
-        order: NDArray[np.int64],
-        dead: list[DeadLetter],
+        order: I64,
+        dead_letters: list[DeadLetter],
     ) -> Batch:
         features = np.zeros((len(times), self._width))
         for feature, place in self._row_features:
             feature.fill(features[:, place], times, columns)
         targets = columns[self._target] if self._target else None
         ids = columns[self._id]
-        control = _read_control(raw.controls, dead) if raw.controls.values else None
+        control = self._read_control(raw.controls, dead_letters) if raw.controls.values else None
         return Batch(
-            raw, rows, ids, times, span, features, columns, targets, labels, order, dead,
+            raw, rows, ids, times, span, features, columns, targets, labels, order, dead_letters,
             control=control,
         )  # fmt: skip
 
@@ -239,65 +247,55 @@ class BatchDecoder:
         read_time: ColumnReader,
         check: Callable[[list[Any]], dict[int, Fault]],
     ) -> _Decoded:
-        """The good rows; the bad ones are found, said and left out, one kind after the other."""
+        """The valid rows; invalid ones become dead letters, one kind of fault after the other."""
         scale = self._time_scale
         structs, faults = decoder.decode(rows.values)
-        dead: list[DeadLetter] = []
-        kept: NDArray[np.int64] | None = None
+        dead_letters: list[DeadLetter] = []
+        kept: I64 | None = None
         if faults:
-            rows, structs, kept = _drop(rows, structs, kept, faults, dead)
-        times, timeless = parse_times_ms(read_time(structs)[0], scale)
-        if timeless:
-            faults = {row: ("not a time", why) for row, why in timeless.items()}
-            rows, structs, kept = _drop(rows, structs, kept, faults, dead)
+            rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
+        times, invalid = parse_times_ms(read_time(structs)[0], scale)
+        if invalid:
+            faults = {row: (DeadLetterReason.INVALID_TIME, why) for row, why in invalid.items()}
+            rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
             times, _ = parse_times_ms(read_time(structs)[0], scale)
         span = extent(times) if structs else NO_SPAN
-        faults = check(structs) | self._ahead(rows, times, span[1])
+        faults = check(structs) | self._check_skew(rows, times, span[1])
         if faults:
-            rows, structs, kept = _drop(rows, structs, kept, faults, dead)
+            rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
             times, _ = parse_times_ms(read_time(structs)[0], scale)
             span = extent(times) if structs else NO_SPAN
-        return _Decoded(rows, structs, times, span, kept, dead)
+        return _Decoded(rows, structs, times, span, kept, dead_letters)
 
     def _decode_labels(self, rows: RawRows) -> _Decoded:
         if self._labels is None or not rows.values:
             return _NO_LABELS_DECODED
         return self._decode_rows(self._labels, rows, self._read_label_time, self._check_label)
 
-    def _ahead(self, rows: RawRows, times: NDArray[np.int64], newest: int) -> dict[int, Fault]:
-        """Rows whose time is further ahead of publishing, or of the clock, than is allowed."""
+    def _check_skew(self, rows: RawRows, times: I64, newest: int) -> dict[int, Fault]:
+        """Rows whose time is ahead of publishing, or of the clock, by more than is allowed."""
         now_ms = int(self._now() * 1000)
-        if not len(times) or newest - self._ahead_ms <= min(extent(rows.times)[0], now_ms):
+        if not len(times) or newest - self._max_skew_ms <= min(extent(rows.times)[0], now_ms):
             return {}
         faults = {}
-        latest = np.minimum(rows.times, now_ms) + self._ahead_ms
+        latest = np.minimum(rows.times, now_ms) + self._max_skew_ms
         for row in np.flatnonzero(times > latest).tolist():
-            ahead = format_duration_ms(int(times[row] - latest[row]) + self._ahead_ms)
-            what = f"event time {times[row]} is {ahead} ahead of its arrival"
-            faults[row] = ("event time ahead", what)
+            ahead = format_duration_ms(int(times[row] - latest[row]) + self._max_skew_ms)
+            detail = f"event time {times[row]} is {ahead} ahead of its arrival"
+            faults[row] = (DeadLetterReason.TIME_AHEAD, detail)
         return faults
 
     def _check_numbers(self, structs: list[Any]) -> dict[int, Fault]:
         faults: dict[int, Fault] = {}
         for name, values in zip(self._number_fields, self._read_numbers(structs), strict=True):
-            if not _all_usable(values):
-                for row, value in enumerate(values):
-                    if value is not None and not _all_usable([value]):
-                        faults[row] = ("number too large", f"{name} is beyond ±{LARGEST:g}")
+            faults |= _too_large(name, values)
         return faults
 
     def _check_label(self, structs: list[Any]) -> dict[int, Fault]:
         assert self._label is not None
         if not self._target_is_number:
             return {}
-        values = self._read_label(structs)[1]
-        if _all_usable(values):
-            return {}
-        return {
-            row: ("number too large", f"{self._label.field} is beyond ±{LARGEST:g}")
-            for row, value in enumerate(values)
-            if not _all_usable([value])
-        }
+        return _too_large(self._label.field, self._read_label(structs)[1])
 
     def _label_rows(self, decoded: _Decoded) -> LabelRows:
         label, structs, rows = self._label, decoded.structs, decoded.rows
@@ -315,9 +313,20 @@ class BatchDecoder:
             payloads=rows.values,
         )
 
+    def _read_control(self, controls: RawRows, dead_letters: list[DeadLetter]) -> Control | None:
+        """The control message at the end of a batch; None if it is a dead letter."""
+        try:
+            return self._decode_control(controls.values[0])
+        except self._control_codec.errors as error:
+            reason = DeadLetterReason.NOT_A_CONTROL_MESSAGE
+            dead_letters.append(dead_letter(controls, 0, reason, control_error(str(error))))
+            return None
 
-def _wire(message: type[msgspec.Struct], time_field: str, time_type: Any) -> type[msgspec.Struct]:
-    """The message type as it is decoded: its time is of another type."""
+
+def _with_time_type(
+    message: type[msgspec.Struct], time_field: str, time_type: Any
+) -> type[msgspec.Struct]:
+    """The message type with another type of its time field."""
     return msgspec.defstruct(
         message.__name__,
         [(time_field, time_type)],
@@ -327,38 +336,27 @@ def _wire(message: type[msgspec.Struct], time_field: str, time_type: Any) -> typ
     )
 
 
-def _read_control(controls: RawRows, dead: list[DeadLetter]) -> Control | None:
-    """What a batch ends with; None where it is a dead letter."""
-    try:
-        return decode_control(controls.values[0])
-    except ValueError as error:
-        dead.append(dead_letter(controls, 0, "not a control message", str(error)))
-        return None
-
-
 def _drop(
     rows: RawRows,
     structs: list[Any],
-    kept: NDArray[np.int64] | None,
+    kept: I64 | None,
     faults: dict[int, Fault],
-    dead: list[DeadLetter],
-) -> tuple[RawRows, list[Any], NDArray[np.int64]]:
-    """The rows without faults, their structs, and which of the rows read they are."""
-    dead.extend(dead_letter(rows, row, *faults[row]) for row in sorted(faults))
-    good = np.array([row for row in range(len(rows)) if row not in faults], np.int64)
-    kept = good if kept is None else kept[good]
-    return rows.take(good), [structs[row] for row in good.tolist()], kept
+    dead_letters: list[DeadLetter],
+) -> tuple[RawRows, list[Any], I64]:
+    """The rows without faults, their structs, and their indices among the rows read."""
+    dead_letters.extend(dead_letter(rows, row, *faults[row]) for row in sorted(faults))
+    valid = np.array([row for row in range(len(rows)) if row not in faults], np.int64)
+    kept = valid if kept is None else kept[valid]
+    return rows.take(valid), [structs[row] for row in valid.tolist()], kept
 
 
-def _order(
-    raw: RawBatch, events: _Decoded, labels: _Decoded, kept: NDArray[np.int64] | None = None
-) -> NDArray[np.int64]:
-    """The order of what is left; ``kept`` are events that were taken without being decoded."""
+def _order(raw: RawBatch, events: _Decoded, labels: _Decoded, kept: I64 | None = None) -> I64:
+    """The order of what is left; ``kept`` are events that were used without being decoded."""
     kept = events.kept if kept is None else kept
     return keep_rows(raw.order, _mask(kept, len(raw.events)), _mask(labels.kept, len(raw.labels)))
 
 
-def _mask(kept: NDArray[np.int64] | None, count: int) -> NDArray[np.bool_]:
+def _mask(kept: I64 | None, count: int) -> NDArray[np.bool_]:
     if kept is None:
         return np.ones(count, np.bool_)
     mask = np.zeros(count, np.bool_)
@@ -366,8 +364,19 @@ def _mask(kept: NDArray[np.int64] | None, count: int) -> NDArray[np.bool_]:
     return mask
 
 
+def _too_large(name: str, values: Sequence[Any]) -> dict[int, Fault]:
+    """The rows whose number is beyond `LARGEST`; null is none."""
+    if _all_usable(values):
+        return {}
+    return {
+        row: (DeadLetterReason.NUMBER_TOO_LARGE, f"{name} is beyond ±{LARGEST:g}")
+        for row, value in enumerate(values)
+        if value is not None and not _all_usable([value])
+    }
+
+
 def _all_usable(values: Sequence[Any]) -> bool:
-    """Whether all numbers, nulls aside, are such that a model can take them."""
+    """Whether a model can use all numbers, nulls aside."""
     if None in values:
         values = [value for value in values if value is not None]
     return not values or (min(values) >= -LARGEST and max(values) <= LARGEST)

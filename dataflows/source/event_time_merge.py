@@ -1,20 +1,20 @@
-"""Reads all input topics of a worker as one stream, aligned in time while it is behind.
+"""Reads all input topics of a worker as one stream, merged in event time while there is a backlog.
 
-Each topic partition is buffered. A row may go on when no partition that has more to come could
-still bring an earlier one::
+This is what Flink calls watermark alignment. Each topic partition is buffered. A row is ready when
+no partition that has a backlog could still bring an earlier one::
 
-    events/0   ──●──●────●──●┄┄┄ more to come     rows up to the earliest "last buffered"
-    labels/0   ────●─────────────●──●┄┄┄           time of those with more to come are merged
-    events/1   ──●──●  (caught up)                 and go on; the rest waits in its buffer
+    events/0   ──●──●────●──●┄┄┄ backlog           rows up to the earliest "last buffered"
+    labels/0   ────●─────────────●──●┄┄┄            time of partitions with a backlog are
+    events/1   ──●──●  (caught up)                  merged; the rest waits in its buffer
                           ▲ bound
 
-A partition that is caught up holds nobody back, so live traffic is never delayed. One that has more
-to come but does not deliver holds the others back for ``patience_s`` at most. Times within a
+A partition that is caught up delays no other, so live traffic is never delayed. One that has a
+backlog but delivers nothing delays the others for ``idle_timeout_s`` at most. Times within a
 partition are made to rise (running maximum), so that its own order is always kept; on equal times
 topics go in the order in which they were given, events before labels before control, and
 partitions by number. So a backlog has one order, whatever was fetched when: by rising time, topic,
-partition, offset. A control message ends its batch, so that it has no rows behind it.
-A reader that begins in the middle keeps to it when told where the times had risen to (`latest`).
+partition, offset. A control message ends its batch, so that no rows follow it there. A reader that
+starts in the middle keeps this order if it is given the times reached by then (`latest`).
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import NO_ROWS, RawBatch, RawRows
-from anabranch.dataflows.batch.taking import join_rows
-from anabranch.dataflows.bus import Bus, Lost, Reader, Slice, TopicPartition
+from anabranch.dataflows.batch.columns import concat_rows
+from anabranch.dataflows.bus import Bus, OnOutOfRange, Reader, Slice, TopicPartition
 
 Taken = tuple[TopicPartition, list[tuple[Slice, NDArray[np.int64]]]]
-"""A topic partition, and the pieces taken from it with their rising times."""
+"""A topic partition, and the slices taken from it with their rising times."""
 
 _NEVER = int(np.iinfo(np.int64).min)
-_FOLD = 64  # batches
+_FOLD_AFTER = 64  # batches
 
 
 class _Buffer:
-    """What was read of one topic partition and has not gone on yet."""
+    """Rows of one topic partition that were read but not handed over yet."""
 
     __slots__ = ("latest", "rank", "rows", "slices")
 
     def __init__(self, rank: int, latest: int) -> None:
-        self.rank = rank  # who goes first on equal times
+        self.rank = rank  # the lower goes first on equal times
         self.slices: deque[tuple[Slice, NDArray[np.int64]]] = deque()
         self.rows = 0
-        self.latest = latest  # what the next row's time is raised to
+        self.latest = latest  # the next row's time is raised to this
 
     def add(self, piece: Slice) -> None:
         rising = np.maximum(np.maximum.accumulate(piece.times), self.latest)
@@ -55,17 +55,17 @@ class _Buffer:
         self.slices.append((piece, rising))
         self.rows += len(piece.values)
 
-    def peek(self, most: int) -> NDArray[np.int64]:
-        """Rising times of the first ``most`` rows."""
+    def peek(self, count: int) -> NDArray[np.int64]:
+        """Rising times of the first ``count`` rows."""
         if len(self.slices) == 1:
-            return self.slices[0][1][:most]
-        found, pieces = 0, []
+            return self.slices[0][1][:count]
+        rows, pieces = 0, []
         for _, rising in self.slices:
             pieces.append(rising)
-            found += len(rising)
-            if found >= most:
+            rows += len(rising)
+            if rows >= count:
                 break
-        return np.concatenate(pieces)[:most] if pieces else np.zeros(0, np.int64)
+        return np.concatenate(pieces)[:count] if pieces else np.zeros(0, np.int64)
 
     def take(self, count: int) -> list[tuple[Slice, NDArray[np.int64]]]:
         """Remove and return the first ``count`` rows, with their rising times."""
@@ -81,12 +81,23 @@ class _Buffer:
         return taken
 
 
-class AlignedReader:
+class MergedReader:
     """Merges the partitions of several topics into batches of raw rows.
 
-    ``topics`` are the event topic and, where there is one, the label topic, in that order; behind
-    them ``control``, where there is one. `add` partitions, then `read`; `positions` are the offsets
-    behind the rows handed over, and `latest` their times. ``lost`` is the bus reader's.
+    `add` partitions, then `read`. `positions` are the offsets to be handed over next, and `latest`
+    the times reached.
+
+    Args:
+        topics: the event topic, the label topic and ``control``, in that order, those that exist.
+        worker_id: the worker that reads.
+        control: the control topic.
+        group: the consumer group that positions are reported to.
+        on_out_of_range: see `Bus.reader`.
+        limit: the most rows in a batch.
+        idle_timeout_s: how long a partition with a backlog that delivers nothing is waited for.
+
+    Attributes:
+        clock: the wall clock, in seconds since 1970.
     """
 
     def __init__(
@@ -94,28 +105,27 @@ class AlignedReader:
         bus: Bus,
         topics: Sequence[str],
         *,
-        origin: str,
+        worker_id: str,
         control: str | None = None,
         group: str | None = None,
-        lost: Lost = "stop",
+        on_out_of_range: OnOutOfRange = "stop",
         limit: int = 1000,
-        patience_s: float = 5.0,
-        clock: Callable[[], float] = time.time,
+        idle_timeout_s: float = 5.0,
     ) -> None:
         self._bus = bus
         self._topics = list(topics)
         self._control = control
-        self._origin = origin
+        self._worker_id = worker_id
         self._group = group
-        self._lost = lost
+        self._on_out_of_range = on_out_of_range
         self._limit = limit
-        self._patience_s = patience_s
-        self._clock = clock
+        self._idle_timeout_s = idle_timeout_s
+        self.clock: Callable[[], float] = time.time
         self._reader: Reader | None = None
         self._buffers: dict[TopicPartition, _Buffer] = {}
-        self._only: TopicPartition | None = None  # where a single partition is read
+        self._only: TopicPartition | None = None  # if a single partition is read
         self._paused: set[TopicPartition] = set()
-        self._waiting_since: float | None = None
+        self._idle_since: float | None = None
         self._sequence = 0
         # Views of these stand in every batch; making new arrays costs as much as some rows.
         self._ascending = np.arange(self._limit)
@@ -123,7 +133,7 @@ class AlignedReader:
         self._rows, self._views = 0, (self._same[:0], self._ascending[:0])
         self.positions: dict[TopicPartition, int] = {}
         self._latest: dict[TopicPartition, int] = {}
-        self._unfolded: list[NDArray[np.int64]] = []  # times of `_only` that `_latest` lacks
+        self._unfolded: list[NDArray[np.int64]] = []  # times of `_only` not in `_latest` yet
 
     def add(
         self,
@@ -132,57 +142,57 @@ class AlignedReader:
     ) -> None:
         """Read these partitions too, from these offsets.
 
-        ``latest`` is `latest` of the reader that came as far as ``positions``; then the rows go on
-        in the order in which they would have there.
+        ``latest`` is `latest` of a reader that stopped at ``positions``: with it the rows come in
+        the order in which that reader would have continued.
         """
         self._fold()
-        self._let_go()
+        self._close_reader()
         self.positions.update(positions)
         self._latest.update(latest or {})
 
     @property
     def latest(self) -> dict[TopicPartition, int]:
-        """The rising time (epoch ms) of the last row handed over, of each partition that had one.
+        """The greatest time (epoch ms) handed over, of each partition that had a row.
 
-        It is the greatest time of all rows handed over, those before a restart included.
+        Rows before a restart count too.
         """
         self._fold()
         return self._latest
 
-    def trouble(self) -> str | None:
-        """What is waited for when the bus has been silent for 5 s; else None. From any thread."""
+    def unavailable_reason(self) -> str | None:
+        """What is waited for if the bus has not answered for 5 s, else None; from any thread."""
         reader = self._reader
-        return None if reader is None else reader.trouble()
+        return None if reader is None else reader.unavailable_reason()
 
     def read(self, timeout_s: float = 0.0) -> RawBatch | None:
-        """The next rows in order, ``limit`` at most; None when there is nothing that may go on."""
+        """The next rows in order, ``limit`` at most; None if none is ready."""
         reader = self._reader or self._open()
         pieces = reader.poll(self._limit, timeout_s)
         only = self._only
         if only is not None and not self._buffers[only].rows:
             if not pieces:
-                self._nothing(reader)
+                self._on_empty_poll(reader)
                 return None
             if len(pieces) == 1 and len(pieces[0].values) <= self._limit:
-                return self._alone(only, pieces[0])
+                return self._single_slice(only, pieces[0])
         self._fold()
         for piece in pieces:
             self._buffers[TopicPartition(piece.topic, piece.partition)].add(piece)
         waiting = [(at, buffer) for at, buffer in self._buffers.items() if buffer.rows]
         if not waiting:
-            self._nothing(reader)
+            self._on_empty_poll(reader)
             return None
         if len(self._buffers) == 1:
             counts: list[int] | None = [min(waiting[0][1].rows, self._limit)]
         else:
             bound = self._bound(reader)
             buffers = [buffer for _, buffer in waiting]
-            counts = self._choose(buffers, bound)
+            counts = self._ready_counts(buffers, bound)
             if counts is not None and self._control is not None:
                 controls = [at.topic == self._control for at, _ in waiting]
                 if any(controls):
                     counts = _end_at_control(buffers, counts, controls)
-            self._balance(reader)
+            self._apply_backpressure(reader)
         if counts is None:
             return None
         taken = [(at, buffer.take(n)) for (at, buffer), n in zip(waiting, counts, strict=True) if n]
@@ -202,11 +212,11 @@ class AlignedReader:
             order = np.arange(len(events) + len(labels))
         else:
             order = np.argsort(np.concatenate([event_times, label_times]), kind="stable")
-        now = self._clock()
-        return RawBatch(self._origin, self._sequence - 1, events, labels, order, now, controls)
+        now = self.clock()
+        return RawBatch(self._worker_id, self._sequence - 1, events, labels, order, now, controls)
 
-    def _alone(self, only: TopicPartition, piece: Slice) -> RawBatch:
-        """The shortcut of a worker that reads a single partition: nothing is to be aligned."""
+    def _single_slice(self, only: TopicPartition, piece: Slice) -> RawBatch:
+        """The fast path for a single partition: nothing has to be merged."""
         values, offsets, times = piece.values, piece.offsets, piece.times
         rows = len(values)
         if rows != self._rows:  # the same views again, as long as batches are of one size
@@ -214,15 +224,15 @@ class AlignedReader:
         same, order = self._views
         events = RawRows(piece.topic, values, same, offsets, times, piece.partition)
         self.positions[only] = int(offsets[-1]) + 1
-        self._unfolded.append(times)  # their maximum would cost as much as a row
-        if len(self._unfolded) == _FOLD:
+        self._unfolded.append(times)  # their maximum costs as much as a row
+        if len(self._unfolded) == _FOLD_AFTER:
             self._fold()
         sequence = self._sequence
         self._sequence = sequence + 1
-        return RawBatch(self._origin, sequence, events, NO_ROWS, order, self._clock(), NO_ROWS)
+        return RawBatch(self._worker_id, sequence, events, NO_ROWS, order, self.clock(), NO_ROWS)
 
     def _fold(self) -> None:
-        """Bring `_latest`, and what the buffer goes on from, up to date with `_alone`."""
+        """Bring `_latest`, and the buffer's, up to date with `_single_slice`."""
         if self._only is None or not self._unfolded:
             return
         latest = int(np.concatenate(self._unfolded).max())
@@ -231,31 +241,31 @@ class AlignedReader:
         if (buffer := self._buffers.get(self._only)) is not None:
             buffer.latest = max(latest, buffer.latest)
 
-    def _nothing(self, reader: Reader) -> None:
-        """Nothing is there, nor waits: where the bus is, we are; it may have moved over a gap."""
-        self._waiting_since = None
+    def _on_empty_poll(self, reader: Reader) -> None:
+        """All buffers are empty: take the bus reader's positions, which may have skipped a gap."""
+        self._idle_since = None
         self.positions.update(reader.positions())
 
     def lag(self) -> dict[TopicPartition, int]:
-        """Messages behind what was handed over, by partition, as last heard."""
+        """Messages not handed over yet, by partition, as last reported by the bus."""
         if self._reader is None:
             return {}
         ends = self._reader.ends()
         return {at: max(ends.get(at, 0) - position, 0) for at, position in self.positions.items()}
 
     def commit(self) -> None:
-        """Tell the bus how far this worker is, for lag tools."""
+        """Report positions to the bus, for lag tools."""
         if self._reader is not None and self._group is not None:
             self._reader.commit(self.positions)
 
     def close(self) -> None:
-        """Commit and let go of the bus's reader."""
+        """Commit, and close the reader of the bus."""
         if self._reader is not None:
             self.commit()
-        self._let_go()
+        self._close_reader()
 
     def _open(self) -> Reader:
-        self._reader = self._bus.reader(self.positions, self._group, self._lost)
+        self._reader = self._bus.reader(self.positions, self._group, self._on_out_of_range)
         ranked = sorted(self.positions, key=lambda at: (self._topics.index(at.topic), at.partition))
         self._buffers = {
             at: _Buffer(rank, self._latest.get(at, _NEVER)) for rank, at in enumerate(ranked)
@@ -268,14 +278,14 @@ class AlignedReader:
         self._paused = set()
         return self._reader
 
-    def _let_go(self) -> None:
+    def _close_reader(self) -> None:
         if self._reader is not None:
             self._reader.close()
         self._reader = None
         self._buffers = {}
 
     def _bound(self, reader: Reader) -> tuple[int, int] | None:
-        """The time and rank up to which rows may go on; None for no bound."""
+        """The time and rank up to which rows are ready; None for no bound."""
         ends, positions = reader.ends(), reader.positions()
         bound: tuple[int, int] | None = None
         silent = False
@@ -285,19 +295,21 @@ class AlignedReader:
                 latest = (int(buffer.latest), buffer.rank)
                 bound = latest if bound is None else min(bound, latest)
         if not silent:
-            self._waiting_since = None
+            self._idle_since = None
             return bound
-        now = self._clock()
-        self._waiting_since = self._waiting_since or now
-        if now - self._waiting_since < self._patience_s:
+        now = self.clock()
+        self._idle_since = self._idle_since or now
+        if now - self._idle_since < self._idle_timeout_s:
             return bound
         return min((int(b.latest), b.rank) for b in self._buffers.values() if b.rows)
 
-    def _choose(self, buffers: list[_Buffer], bound: tuple[int, int] | None) -> list[int] | None:
-        """How many rows of each buffer go on; None when none may."""
+    def _ready_counts(
+        self, buffers: list[_Buffer], bound: tuple[int, int] | None
+    ) -> list[int] | None:
+        """How many rows of each buffer are ready; None if none is."""
         peeked = [buffer.peek(self._limit) for buffer in buffers]
         if bound is not None:
-            # Another row of the bound's own time may still come there: who goes behind it waits.
+            # Another row with the bound's time may still come there: rows that follow it must wait.
             for i, (times, buffer) in enumerate(zip(peeked, buffers, strict=True)):
                 side: Literal["left", "right"] = "right" if buffer.rank <= bound[1] else "left"
                 peeked[i] = times[: int(np.searchsorted(times, bound[0], side=side))]
@@ -312,37 +324,37 @@ class AlignedReader:
                 room -= ties
         return counts if any(counts) else None
 
-    def _balance(self, reader: Reader) -> None:
-        """Let a partition that is far ahead of the others rest, so that memory stays bounded."""
+    def _apply_backpressure(self, reader: Reader) -> None:
+        """Pause partitions that are far ahead of the others, so that memory stays bounded."""
         full = {at for at, buffer in self._buffers.items() if buffer.rows >= 4 * self._limit}
-        hungry = {at for at in self._paused if self._buffers[at].rows < 2 * self._limit}
+        drained = {at for at in self._paused if self._buffers[at].rows < 2 * self._limit}
         if full - self._paused:
             reader.pause(sorted(full - self._paused))
-        if hungry:
-            reader.resume(sorted(hungry))
-        self._paused = (self._paused | full) - hungry
+        if drained:
+            reader.resume(sorted(drained))
+        self._paused = (self._paused | full) - drained
 
 
 def _end_at_control(
     buffers: list[_Buffer], counts: list[int], controls: Sequence[bool]
 ) -> list[int]:
-    """As many rows of each, but none behind the first control message among them.
+    """The counts cut so that no row follows the first control message among them.
 
-    ``buffers`` are by rank, those of ``controls`` last, so that rows of its own time go before it.
+    ``buffers`` are by rank, those of ``controls`` last, so that rows with its time precede it.
     """
     firsts = [
-        (int(buffer.peek(1)[0]), place)
-        for place, buffer in enumerate(buffers)
-        if controls[place] and counts[place]
+        (int(buffer.peek(1)[0]), index)
+        for index, buffer in enumerate(buffers)
+        if controls[index] and counts[index]
     ]
     if not firsts:
         return counts
     time, first = min(firsts)
     return [
-        int(place == first)
-        if controls[place]
+        int(index == first)
+        if controls[index]
         else int(np.searchsorted(buffer.peek(count), time, side="right"))
-        for place, (buffer, count) in enumerate(zip(buffers, counts, strict=True))
+        for index, (buffer, count) in enumerate(zip(buffers, counts, strict=True))
     ]
 
 
@@ -370,7 +382,7 @@ def _rows(topic: str, taken: list[Taken]) -> tuple[RawRows, NDArray[np.int64]]:
         return rows, rising
     rows = RawRows(
         topic,
-        join_rows([piece.values for piece, _ in pieces]),
+        concat_rows([piece.values for piece, _ in pieces]),
         np.concatenate([np.full(len(p.values), p.partition, np.int64) for p, _ in pieces]),
         np.concatenate([piece.offsets for piece, _ in pieces]),
         np.concatenate([piece.times for piece, _ in pieces]),

@@ -1,4 +1,4 @@
-"""What the monitors of distributions look at in a batch: values by column, of some of its rows."""
+"""The values in a batch that the monitors of distributions observe, column by column."""
 
 from __future__ import annotations
 
@@ -29,27 +29,31 @@ CauseOf = Callable[[int], Cause]
 
 
 @dataclass(slots=True)
-class Watched:
-    """Rows to look at.
+class Observed:
+    """Values of some rows of a batch.
 
     Attributes:
         values: `(rows, columns) float64`, C-contiguous.
         times: `(rows,) int64` ms.
         cause: where a row was read.
-        places: `(rows,) int64`: which events, or labels, they are; None: all.
+        indices: `(rows,) int64` of the events, or labels, that they are; None: all of them.
     """
 
     values: F64
     times: I64
     cause: CauseOf
-    places: I64 | None = None
+    indices: I64 | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Subjects:
-    """Columns whose rows come together: of the ``kind``, and made by ``source``.
+class Family:
+    """Columns that are observed together.
 
-    ``memories_ms`` are how far back each looks; None: no further than its event.
+    Attributes:
+        kind: what signals call them.
+        source: what their values are made from.
+        names: by column; a signal's subject.
+        memories_ms: by column, how far back a value looks; None: no further than its event.
     """
 
     kind: str
@@ -58,32 +62,38 @@ class Subjects:
     memories_ms: Sequence[int] | None = None
 
 
-BEFORE = ("feature", "keys", "missing", "invalid")
-"""Sources that are known before a batch is worked through."""
+KNOWN_BEFORE_LEARNING = ("feature", "keys", "missing", "invalid")
+"""Sources whose values are known before a batch is learned."""
 
 
-class WatchedValues:
-    """Reads them.
+class DistributionInputs:
+    """Reads the values of each source from a batch.
 
-    * feature: every column of the features, but hours and days;
-    * keys: of each entity, by tenths of the places of their hashes; that a shop or a whole feed is
-      gone shows there, though nothing else has changed;
-    * missing: whether a field is null that may be;
+    * feature: every feature column, except hours and days;
+    * keys: of each entity, the hash of its key in [0, 1), whose tenths are compared: that a shop
+      or a whole feed is gone shows there, though nothing else has changed;
+    * missing: whether an optional field is null;
     * invalid: whether an event became a dead letter instead of a row;
     * prediction: what was served, as one number;
     * label: what was learned, where that is a number, and how long it took to come;
     * calibration: the label less the prediction, where one model serves alone;
-    * feedback: the scores of what labels come for, where one model serves alone; of rankings, how
-      popular the candidate is that is put first, and the one that is chosen.
+    * scores: the scores of events whose labels came, where one model serves alone;
+    * first, chosen: of rankings, the popularity of the candidate ranked first, and of the chosen.
 
-    ``feedback`` has lists to which values are appended that are counted as a metric.
+    Args:
+        pipeline: what is monitored.
+        ignore: feature columns to leave out.
+        feedback: lists to which values are appended that are counted as a metric.
+
+    Attributes:
+        families: those with columns.
     """
 
     def __init__(
         self, pipeline: Pipeline, ignore: Sequence[str], feedback: dict[str, list[F64]]
     ) -> None:
         self._pipeline = pipeline
-        self._counted = feedback
+        self._feedback = feedback
         clocks = {
             name
             for feature in pipeline.features
@@ -91,20 +101,20 @@ class WatchedValues:
             for name in feature.columns()
         }
         ignored = clocks | set(ignore)
-        self._kept = [at for at, name in enumerate(pipeline.columns) if name not in ignored]
+        self._columns = [i for i, name in enumerate(pipeline.columns) if name not in ignored]
         self._entities = list(pipeline.entities)
         fields = pipeline.schema.fields
-        self._nullable = [name for name in pipeline.used_fields if fields[name].optional]
-        self._judged = pipeline.task in (Task.BINARY, Task.REGRESSION)
-        self._apart = isinstance(pipeline.label, Delayed)
-        self._items = {"first": Popularity(), "chosen": Popularity()}
-        self._ranks = pipeline.candidates
-        self.subjects = [each for each in self._all_subjects() if each.names]
+        self._optional = [name for name in pipeline.used_fields if fields[name].optional]
+        self._numeric_labels = pipeline.task in (Task.BINARY, Task.REGRESSION)
+        self._delayed = isinstance(pipeline.label, Delayed)
+        self._popularity = {"first": Popularity(), "chosen": Popularity()}
+        self._candidates = pipeline.candidates
+        self.families = [each for each in self._all_families() if each.names]
 
-    def _all_subjects(self) -> list[Subjects]:
-        pipeline, judged = self._pipeline, self._judged
-        alone = judged and pipeline.rollout is None
-        ranks = self._ranks is not None
+    def _all_families(self) -> list[Family]:
+        pipeline, numeric = self._pipeline, self._numeric_labels
+        alone = numeric and pipeline.rollout is None
+        ranks = self._candidates is not None
         memories = [
             ms
             for feature in pipeline.features
@@ -114,48 +124,48 @@ class WatchedValues:
                 else [0] * len(feature.columns())
             )
         ]
-        label = (["label"] if judged else []) + (["label delay"] if self._apart else [])
+        label = (["label"] if numeric else []) + (["label delay"] if self._delayed else [])
         return [
-            Subjects(
-                "feature", "feature", [pipeline.columns[at] for at in self._kept],
-                [memories[at] for at in self._kept],
+            Family(
+                "feature", "feature", [pipeline.columns[i] for i in self._columns],
+                [memories[i] for i in self._columns],
             ),
-            Subjects("keys", "keys", [f"{entity} keys" for entity in self._entities]),
-            Subjects("missing", "missing", [f"missing {name}" for name in self._nullable]),
-            Subjects("invalid", "invalid", ["invalid events"]),
-            Subjects("prediction", "prediction", ["prediction"]),
-            Subjects("label", "label", label),
-            Subjects("calibration", "calibration", ["residual"] if alone else []),
-            Subjects(
+            Family("keys", "keys", [f"{entity} keys" for entity in self._entities]),
+            Family("missing", "missing", [f"missing {name}" for name in self._optional]),
+            Family("invalid", "invalid", ["invalid events"]),
+            Family("prediction", "prediction", ["prediction"]),
+            Family("label", "label", label),
+            Family("calibration", "calibration", ["residual"] if alone else []),
+            Family(
                 "feedback", "scores",
-                ["labelled scores"] if alone and self._apart and not ranks else [],
+                ["labelled scores"] if alone and self._delayed and not ranks else [],
             ),
-            Subjects("feedback", "first", ["popularity of the first"] if ranks else []),
-            Subjects("feedback", "chosen", ["popularity of the chosen"] if ranks else []),
+            Family("feedback", "first", ["popularity of the first"] if ranks else []),
+            Family("feedback", "chosen", ["popularity of the chosen"] if ranks else []),
         ]  # fmt: skip
 
-    def of_events(self, source: str, batch: Batch) -> Watched | None:
-        """Of a batch that is yet to be worked through; None: nothing."""
+    def of_events(self, source: str, batch: Batch) -> Observed | None:
+        """Of a batch that is not yet learned; None: nothing."""
         if source == "invalid":
             return self._invalid(batch)
         if not batch.rows.values:
             return None
         if source == "feature":
             values = batch.features
-            if len(self._kept) < values.shape[1]:
-                values = values[:, self._kept]
+            if len(self._columns) < values.shape[1]:
+                values = values[:, self._columns]
         elif source == "keys":
             hashes = [hash64(batch.columns[entity]) for entity in self._entities]
             values = np.array(hashes, np.float64).T * 2.0**-64
         else:
-            columns = [[v is None for v in batch.columns[name]] for name in self._nullable]
+            columns = [[v is None for v in batch.columns[name]] for name in self._optional]
             values = np.array(columns, np.float64).T
-        return Watched(np.ascontiguousarray(values), batch.times, self._cause(batch))
+        return Observed(np.ascontiguousarray(values), batch.times, self._cause(batch))
 
     def of_predictions(
         self, source: str, batch: Batch, predictions: Predictions, ranks: I64 | None
-    ) -> Watched | None:
-        """Of what was served."""
+    ) -> Observed | None:
+        """Of what was served; None: nothing."""
         if not batch.rows.values:
             return None
         if source == "prediction":
@@ -163,82 +173,94 @@ class WatchedValues:
             if self._pipeline.task is Task.BINARY:
                 self._count("predictions", scores)
             values = np.ascontiguousarray(scores[:, None])
-            return Watched(values, batch.times, self._cause(batch))
+            return Observed(values, batch.times, self._cause(batch))
         assert ranks is not None
-        assert self._ranks is not None
-        rows, items = np.flatnonzero(ranks == 1), batch.columns[self._ranks]
-        first = self._items["first"].of(hash64([items[row] for row in rows.tolist()]))
+        assert self._candidates is not None
+        rows, items = np.flatnonzero(ranks == 1), batch.columns[self._candidates]
+        first = self._popularity["first"].of(hash64([items[row] for row in rows.tolist()]))
         self._count("first", first)
-        return Watched(first[:, None], batch.times[rows], self._cause(batch), rows)
+        return Observed(first[:, None], batch.times[rows], self._cause(batch), rows)
 
-    def of_labels(self, source: str, batch: Batch, learned: LearnedLabels) -> Watched | None:
-        """Of what was learned."""
+    def of_labels(self, source: str, batch: Batch, learned: LearnedLabels) -> Observed | None:
+        """Of what was learned; None: nothing."""
         if not len(learned.times):
             return None
-        places: I64 | None = None
+        indices: I64 | None = None
         if source == "chosen":
-            said = np.asarray(learned.target) == 1.0
-            places = np.flatnonzero(said & (learned.label >= 0))
-            ids = [batch.labels.ids[at] for at in learned.label[places].tolist()]
-            columns = [self._items["chosen"].of(hash64(list(map(candidate, ids))))]
-            self._count("chosen", columns[0])
+            indices = np.flatnonzero((np.asarray(learned.target) == 1.0) & (learned.label >= 0))
+            columns = [self._chosen(batch, learned, indices)]
         elif source == "label":
-            self._count_labels(learned)
-            columns = [np.asarray(learned.target, np.float64)] if self._judged else []
-            if self._apart:
-                columns.append(learned.delays / 1000.0)
+            columns = self._labels(learned)
         else:
-            said = learned.predictions[self._pipeline.model_name]
-            columns = [as_scores(self._pipeline.task, said)]
-            if source == "scores":
-                columns = [np.where(learned.label != ASSUMED_LABEL, columns[0], np.nan)]
-            else:
-                columns = [np.asarray(learned.target, np.float64) - columns[0]]
+            columns = [self._scores_or_residuals(source, learned)]
         items = learned.label if learned.items is None else learned.items
         cause = cause_of_row
-        return Watched(
+        return Observed(
             np.ascontiguousarray(np.array(columns).T),
-            learned.times if places is None else learned.times[places],
+            learned.times if indices is None else learned.times[indices],
             lambda row: cause(self._pipeline, batch, int(items[row])),
-            places,
+            indices,
         )
 
-    def _count(self, what: str, values: F64) -> None:
-        self._counted.setdefault(what, []).append(values)
-
-    def _count_labels(self, learned: LearnedLabels) -> None:
-        """By the score of the model that the pipeline declares, of labels that came."""
-        said = learned.predictions.get(self._pipeline.model_name)
-        if said is None or self._pipeline.task is not Task.BINARY:
-            return
-        came = learned.label != ASSUMED_LABEL
-        scores = as_scores(Task.BINARY, said)[came]
-        self._count("labels", scores)
-        self._count("true labels", scores[np.asarray(learned.target)[came] == 1.0])
-
     def changes(self) -> Delta:
-        """What changed since the last call, of what is remembered from batch to batch."""
+        """What changed since the last call of what is kept from batch to batch."""
         delta = Delta()
-        for name, each in self._items.items():
+        for name, each in self._popularity.items():
             delta.put(name, each.changes())
         return delta
 
     def restore(self, image: Delta) -> None:
-        """Take up what `changes` gave."""
-        for name, each in self._items.items():
+        """Load what `changes` gave."""
+        for name, each in self._popularity.items():
             each.restore(image.part(name))
+
+    def _chosen(self, batch: Batch, learned: LearnedLabels, indices: I64) -> F64:
+        """The popularity of the candidates that were chosen."""
+        ids = [batch.labels.ids[i] for i in learned.label[indices].tolist()]
+        popularity = self._popularity["chosen"].of(hash64(list(map(candidate, ids))))
+        self._count("chosen", popularity)
+        return popularity
+
+    def _labels(self, learned: LearnedLabels) -> list[F64]:
+        """Label values, where they are numbers, and delays in seconds, where there are any."""
+        self._count_labels(learned)
+        columns = [np.asarray(learned.target, np.float64)] if self._numeric_labels else []
+        if self._delayed:
+            columns.append(learned.delays / 1000.0)
+        return columns
+
+    def _scores_or_residuals(self, source: str, learned: LearnedLabels) -> F64:
+        scores = as_scores(self._pipeline.task, learned.predictions[self._pipeline.model_name])
+        if source == "scores":
+            return np.where(learned.label != ASSUMED_LABEL, scores, np.nan)
+        residuals: F64 = np.asarray(learned.target, np.float64) - scores
+        return residuals
+
+    def _count(self, what: str, values: F64) -> None:
+        self._feedback.setdefault(what, []).append(values)
+
+    def _count_labels(self, learned: LearnedLabels) -> None:
+        """Labels that came, by the score of the pipeline's own model."""
+        predictions = learned.predictions.get(self._pipeline.model_name)
+        if predictions is None or self._pipeline.task is not Task.BINARY:
+            return
+        came = learned.label != ASSUMED_LABEL
+        scores = as_scores(Task.BINARY, predictions)[came]
+        self._count("labels", scores)
+        self._count("true labels", scores[np.asarray(learned.target)[came] == 1.0])
 
     def _cause(self, batch: Batch) -> CauseOf:
         return lambda row: cause_of_row(self._pipeline, batch, row)
 
-    def _invalid(self, batch: Batch) -> Watched | None:
+    def _invalid(self, batch: Batch) -> Observed | None:
         raw = batch.raw.events
         if not len(raw):
             return None
-        here, kept = raw.partitions << 48 | raw.offsets, batch.partitions << 48 | batch.offsets
-        invalid = ~np.isin(here, kept) if len(here) != len(kept) else np.zeros(len(here), np.bool_)
+        # One number for each message: its partition and offset.
+        read, kept = raw.partitions << 48 | raw.offsets, batch.partitions << 48 | batch.offsets
+        invalid = ~np.isin(read, kept) if len(read) != len(kept) else np.zeros(len(read), np.bool_)
         topic = self._pipeline.topics.events
-        return Watched(
+        return Observed(
             invalid.astype(np.float64)[:, None],
             raw.times,
             lambda row: Cause(topic, int(raw.partitions[row]), int(raw.offsets[row])),

@@ -1,173 +1,191 @@
-"""The monitors of distributions at work: signals, and what is to be done about what they found."""
+"""Monitors of distributions as stages: drift signals, quarantine, and triggers of retraining."""
 
 from __future__ import annotations
 
 import logging
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.outputs import Cause, DriftSignal, Moved
-from anabranch.dataflows.sink.encoder import Results
-from anabranch.dataflows.steps.distribution_inputs import BEFORE, Subjects, Watched, WatchedValues
+from anabranch.dataflows.steps.distribution_inputs import (
+    KNOWN_BEFORE_LEARNING,
+    DistributionInputs,
+    Family,
+    Observed,
+)
+from anabranch.dataflows.steps.stage import BatchWork, Stage
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
-from anabranch.models.drift.declarations import Distributions, told
+from anabranch.models.drift.declarations import DISTRIBUTIONS, Distributions
 from anabranch.models.drift.detectors import Alarm
-from anabranch.models.drift.distribution_shift import Shift, Shifts
+from anabranch.models.drift.distribution_shift import DistributionMonitor, DistributionShift
 from anabranch.models.prequential.external_drift import ExternalDrift
-from anabranch.models.prequential.outcome import LearnedLabels, Outcome
+from anabranch.models.prequential.outcome import LearnedLabels
 from anabranch.state.store.delta import Delta
 
-DETECTOR = "distribution"
-"""What a signal calls them."""
+if TYPE_CHECKING:
+    from anabranch.dataflows.recovery.state_directory import StateDirectory
 
-_VALUES = "values"
+DETECTOR = "distribution"
+"""The detector that a signal names."""
+
+_INPUTS = "values"
 _NAMED = 5
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("anabranch.drift")
 
 
 @dataclass(slots=True)
-class _Family:
-    """Columns whose rows come together, at work."""
+class _Monitor:
+    """The monitor of one family of columns."""
 
-    of: Subjects
-    shifts: Shifts
-    told: bool = False  # that its reference is whole
+    family: Family
+    shifts: DistributionMonitor
+    ready_logged: bool = False
 
 
-class DistributionStep:
-    """Monitors of all distributions of a pipeline: see `WatchedValues`.
+class DistributionMonitors:
+    """Monitors of all distributions of a pipeline: see `DistributionInputs`.
 
-    Of each batch it is asked twice: what its events tell before it is worked through, and then what
-    became of it.
+    `EventMonitors` and `OutcomeMonitors` are its two stages: what events tell is observed before
+    anything is learned from them, and what was predicted and learned after that.
     """
 
     def __init__(self, pipeline: Pipeline, declared: Distributions, metrics: WorkerMetrics) -> None:
-        self._pipeline, self._metrics = pipeline, metrics
-        self._reference, self._quarantine = told(declared), set(declared.quarantine)
-        self._values = WatchedValues(pipeline, declared.ignore, metrics.shifts.feedback)
-        subjects = self._values.subjects
-        together = sum(len(each.names) for each in subjects)
-        self._families = [
-            _Family(each, Shifts(declared, len(each.names), together, each.memories_ms))
-            for each in subjects
+        self._pipeline, self._metrics = pipeline, metrics.drift
+        self._reference, self._quarantine = declared.reference_text, set(declared.quarantine)
+        self._inputs = DistributionInputs(pipeline, declared.ignore, metrics.drift.feedback)
+        families = self._inputs.families
+        columns = sum(len(each.names) for each in families)
+        self._monitors = [
+            _Monitor(
+                each, DistributionMonitor(declared, len(each.names), columns, each.memories_ms)
+            )
+            for each in families
         ]
         self._signals: list[DriftSignal] = []
-        self._labels_seen = False
-        metrics.shifts.on_families([(each.kind, each.names) for each in subjects])
-        metrics.ask(self._tell_metrics)
+        self._labels_observed = False
+        self._metrics.on_families([(each.kind, each.names) for each in families])
 
-    def foresee(self, batch: Batch) -> ExternalDrift:
-        """What the events of a batch tell that is yet to be worked through."""
-        self._signals, self._labels_seen = [], False
-        suspect = np.zeros(len(batch), np.bool_) if self._quarantine else None
-        calls: list[tuple[int, Alarm]] = []
-        for family in self._families:
-            source = family.of.source
-            if source not in BEFORE:
+    def observe_events(self, batch: Batch) -> ExternalDrift:
+        """Drift in the events of a batch, and which of them are quarantined."""
+        self._signals, self._labels_observed = [], False
+        quarantined = np.zeros(len(batch), np.bool_) if self._quarantine else None
+        triggers: list[tuple[int, Alarm]] = []
+        for monitor in self._monitors:
+            source = monitor.family.source
+            if source not in KNOWN_BEFORE_LEARNING:
                 continue
-            watched = self._values.of_events(source, batch)
-            if watched is not None:
-                marks = suspect if family.of.kind in self._quarantine else None
-                found = family.shifts.look(watched.values, watched.times, marks)
-                calling = self._tell(family, watched, found)
+            observed = self._inputs.of_events(source, batch)
+            if observed is not None:
+                mask = quarantined if monitor.family.kind in self._quarantine else None
+                drift = self._observe(monitor, observed, mask)
                 if source != "invalid":  # its rows are not those of the batch
-                    calls += calling
-        if suspect is not None and not suspect.any():
-            suspect = None
-        return ExternalDrift(calls, suspect, lambda learned: self._look_at_labels(batch, learned))
+                    triggers += drift
+        if quarantined is not None and not quarantined.any():
+            quarantined = None
+        return ExternalDrift(
+            triggers, quarantined, lambda learned: self._observe_labels(batch, learned)
+        )
 
-    def look(self, batch: Batch, outcome: Outcome, results: Results) -> list[DriftSignal]:
-        """All that was found in a batch, in the order of the families."""
-        for family in self._families:
-            source = family.of.source
+    def observe_outcome(self, work: BatchWork) -> list[DriftSignal]:
+        """All signals of a batch, those of its events included, in the order of the families."""
+        outcome, predictions = work.outcome, work.results.predictions
+        for monitor in self._monitors:
+            source = monitor.family.source
+            observed = None
             if source in ("prediction", "first"):
-                watched = self._values.of_predictions(
-                    source, batch, results.predictions, outcome.ranks
+                observed = self._inputs.of_predictions(
+                    source, work.batch, predictions, outcome.ranks
                 )
-                self._look(family, watched)
-            elif source not in BEFORE and (source != "label" or not self._labels_seen):
-                self._look(family, self._values.of_labels(source, batch, outcome.learned))
+            elif source not in KNOWN_BEFORE_LEARNING and not (
+                source == "label" and self._labels_observed
+            ):
+                observed = self._inputs.of_labels(source, work.batch, outcome.learned)
+            if observed is not None:
+                self._observe(monitor, observed)
         return self._signals
-
-    def _tell_metrics(self) -> None:
-        whole: dict[str, bool] = {}
-        for family in self._families:
-            kind, is_whole = family.of.kind, family.shifts.whole
-            whole[kind] = whole.get(kind, True) and is_whole
-            if is_whole and not family.told:
-                family.told = True
-                LOG.info(
-                    "%s: windows are compared from now on with %s (%s)", kind,
-                    self._reference, ", ".join(family.of.names[:_NAMED]),
-                )  # fmt: skip
-            if family.shifts.psi is not None:
-                self._metrics.shifts.on_window(family.of.names, family.shifts.psi)
-        self._metrics.shifts.on_references(whole)
-        self._metrics.shifts.flush()
 
     def changes(self) -> Delta:
         """What changed since the last call; at first, everything."""
         delta = Delta()
-        for family in self._families:
-            delta.put(family.of.source, family.shifts.changes())
-        delta.put(_VALUES, self._values.changes())
+        for monitor in self._monitors:
+            delta.put(monitor.family.source, monitor.shifts.changes())
+        delta.put(_INPUTS, self._inputs.changes())
         return delta
 
     def restore(self, image: Delta) -> None:
-        """Take up what `changes` gave."""
-        for family in self._families:
-            family.shifts.restore(image.part(family.of.source))
-            family.told = family.shifts.whole
-        self._values.restore(image.part(_VALUES))
+        """Load what `changes` gave."""
+        for monitor in self._monitors:
+            monitor.shifts.restore(image.part(monitor.family.source))
+            monitor.ready_logged = monitor.shifts.reference_ready
+        self._inputs.restore(image.part(_INPUTS))
 
-    def begin_with(self, image: Delta) -> None:
-        """Compare, from the first window on, with what was usual when `changes` gave this."""
-        for family in self._families:
-            family.shifts.begin_with(image.part(family.of.source))
+    def use_references(self, image: Delta) -> None:
+        """Compare the first windows with the references in what `changes` gave elsewhere."""
+        for monitor in self._monitors:
+            monitor.shifts.restore_reference(image.part(monitor.family.source))
 
-    def _look_at_labels(self, batch: Batch, learned: LearnedLabels) -> list[tuple[int, Alarm]]:
-        """Before anything is decided by them; calls."""
-        self._labels_seen = True
-        calls: list[tuple[int, Alarm]] = []
-        for family in self._families:
-            if family.of.source == "label":
-                calls += self._look(family, self._values.of_labels("label", batch, learned))
-        return calls
-
-    def _look(self, family: _Family, watched: Watched | None) -> list[tuple[int, Alarm]]:
-        if watched is None:
-            return []
-        found = family.shifts.look(watched.values, watched.times)
-        return self._tell(family, watched, found)
-
-    def _tell(
-        self, family: _Family, watched: Watched, found: list[Shift]
-    ) -> list[tuple[int, Alarm]]:
-        """Keep the signals of what was found; and what calls for a fresh model, by its row."""
-        if not found:
-            return []
-        names = family.of.names
-        self._metrics.shifts.on_shifts((names[each.column], each.severity) for each in found)
-        calls = []
-        for each in found:
-            row = each.row if watched.places is None else int(watched.places[each.row])
-            self._signals.append(self._signal(family, each, watched.cause(row)))
-            if each.severity == "drift":
-                alarm = Alarm(
-                    f"the distribution of {names[each.column]}", DETECTOR, each.time, each.psi,
-                    math.nan, math.nan, family.shifts.rows, row, family.of.kind,
+    def report(self) -> None:
+        """Set the metrics; log each reference that is complete."""
+        ready: dict[str, bool] = {}
+        for monitor in self._monitors:
+            family, shifts = monitor.family, monitor.shifts
+            ready[family.kind] = ready.get(family.kind, True) and shifts.reference_ready
+            if shifts.reference_ready and not monitor.ready_logged:
+                monitor.ready_logged = True
+                LOG.info(
+                    "%s: windows are now compared with %s (%s)", family.kind, self._reference,
+                    ", ".join(family.names[:_NAMED]),
                 )  # fmt: skip
-                calls.append((row, alarm))
-        return calls
+            if shifts.psi is not None:
+                self._metrics.on_window(family.names, shifts.psi)
+        self._metrics.on_references(ready)
+        self._metrics.flush()
 
-    def _signal(self, family: _Family, shift: Shift, cause: Cause) -> DriftSignal:
+    def _observe_labels(self, batch: Batch, learned: LearnedLabels) -> list[tuple[int, Alarm]]:
+        """Called with the labels of a batch before rollouts decide by them; see `_observe`."""
+        self._labels_observed = True
+        triggers: list[tuple[int, Alarm]] = []
+        for monitor in self._monitors:
+            if monitor.family.source == "label":
+                observed = self._inputs.of_labels("label", batch, learned)
+                if observed is not None:
+                    triggers += self._observe(monitor, observed)
+        return triggers
+
+    def _observe(
+        self, monitor: _Monitor, observed: Observed, quarantined: NDArray[np.bool_] | None = None
+    ) -> list[tuple[int, Alarm]]:
+        """Keep the signals of what has shifted; return drift as alarms, each with its row.
+
+        ``quarantined`` is set for the rows of a window that drifts.
+        """
+        shifts = monitor.shifts.update(observed.values, observed.times, quarantined)
+        if not shifts:
+            return []
+        family = monitor.family
+        self._metrics.on_shifts((family.names[each.column], each.severity) for each in shifts)
+        triggers = []
+        for shift in shifts:
+            row = shift.row if observed.indices is None else int(observed.indices[shift.row])
+            self._signals.append(self._signal(family, shift, observed.cause(row)))
+            if shift.severity == "drift":
+                alarm = Alarm(
+                    f"the distribution of {family.names[shift.column]}", DETECTOR, shift.time,
+                    shift.psi, math.nan, math.nan, monitor.shifts.rows, row, family.kind,
+                )  # fmt: skip
+                triggers.append((row, alarm))
+        return triggers
+
+    def _signal(self, family: Family, shift: DistributionShift, cause: Cause) -> DriftSignal:
         return DriftSignal(
             pipeline=self._pipeline.name,
-            subject=family.of.names[shift.column],
+            subject=family.names[shift.column],
             detector=DETECTOR,
             ts=shift.time,
             statistic={
@@ -181,9 +199,43 @@ class DistributionStep:
             topic=cause.topic,
             partition=cause.partition,
             offset=cause.offset,
-            kind=family.of.kind,
+            kind=family.kind,
             severity=shift.severity,
             began=shift.began,
             reference=self._reference,
-            top=[] if family.of.kind == "keys" else [Moved(*each) for each in shift.top],
+            top=[] if family.kind == "keys" else [Moved(*each) for each in shift.top],
         )
+
+
+class EventMonitors(Stage):
+    """Observes the events of a batch before learning; stores the state of all monitors."""
+
+    def __init__(self, monitors: DistributionMonitors) -> None:
+        self._monitors = monitors
+
+    def process(self, work: BatchWork) -> None:
+        work.external = self._monitors.observe_events(work.batch)
+
+    def add_changes(self, delta: Delta) -> None:
+        delta.put(DISTRIBUTIONS, self._monitors.changes())
+
+    def restore(self, image: Delta) -> None:
+        self._monitors.restore(image.part(DISTRIBUTIONS))
+
+    def warm_start(self, state: StateDirectory) -> None:
+        references = state.initial_distributions()
+        if references is not None:
+            self._monitors.use_references(references)
+
+    def report(self) -> None:
+        self._monitors.report()
+
+
+class OutcomeMonitors(Stage):
+    """Observes what was predicted and learned, and sends the signals of both stages."""
+
+    def __init__(self, monitors: DistributionMonitors) -> None:
+        self._monitors = monitors
+
+    def process(self, work: BatchWork) -> None:
+        work.results.signals += self._monitors.observe_outcome(work)

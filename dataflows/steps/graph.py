@@ -1,130 +1,164 @@
-"""The graph of a pipeline; it reads like its picture.
+"""The dataflow of a pipeline; `build_graph` reads like its picture.
 
 ::
 
-    events ──▶ intake ──▶ windows ──▶ models ──▶ encode ──▶ sink ──▶ predictions, drift,
+    events ──▶ source ──▶ windows ──▶ models ──▶ encode ──▶ sink ──▶ predictions, drift,
     labels ──▶ (decode,   (by shard)  (predict,                      rollouts,
-    control ─▶  admit)                 score, learn,                 dead letters
-                                       steer)
+    control ─▶  filter)                score, learn,                 dead letters
+                                       roll out)
 
-A single worker shares with nobody: its windows and models are one operator.
-
-With an outlet the results go there as they are, instead of to `encode` and the topics.
+With a single worker, windows and models are one operator. With a callback, the results go there as
+they are, instead of to ``encode`` and the topics.
 
 Only four of the engine's operators carry it: `input`, `flat_map_batch`, `stateful_batch`, `output`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
-from anabranch.dataflows.batch.batch import Wake
-from anabranch.dataflows.batch.outgoing import Marking
-from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.batch.batch import Bootstrap
+from anabranch.dataflows.batch.output_records import Provenance
+from anabranch.dataflows.batch.results import Results
+from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.declaration.input_topics import create_control, partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.error_guard import Guard, watched
-from anabranch.dataflows.recovery.rescale import BY_SHARD, MODELS_STEP, TOGETHER
+from anabranch.dataflows.error_guard import ErrorGuard, guarded
 from anabranch.dataflows.recovery.state_directory import StateDirectory
-from anabranch.dataflows.recovery.state_partition import Token
-from anabranch.dataflows.sink.bus_sink import BusSink
-from anabranch.dataflows.sink.callback_sink import Outlet, OutletSink
-from anabranch.dataflows.sink.delivery_retry import Patience
-from anabranch.dataflows.sink.encoder import Encoder, Results
-from anabranch.dataflows.source.bus_source import Intake, IntakeOptions
-from anabranch.dataflows.steps.model_step import ModelStep, Tokens, WindowsAndModels
-from anabranch.dataflows.steps.window_step import Item, Router, WindowStep, to_models
+from anabranch.dataflows.recovery.tokens import (
+    BY_SHARD,
+    MODELS_STEP,
+    SOURCE,
+    TOGETHER,
+    StepState,
+    decode_token,
+    decode_tokens,
+)
+from anabranch.dataflows.sharding.router import Item, Router, to_models
+from anabranch.dataflows.sink.bus_sink import BusSink, SinkRecovery
+from anabranch.dataflows.sink.callback_sink import CallbackSink, ResultsCallback
+from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
+from anabranch.dataflows.sink.encoder import Encoder
+from anabranch.dataflows.source.bus_source import BusSource, SourceOptions
+from anabranch.dataflows.steps.model_step import ModelStep, WindowsAndModels
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.stream_log import StreamLog
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
 
-def build_graph(
-    pipeline: Pipeline,
-    bus: Bus,
-    options: IntakeOptions,
-    *,
-    workers: int = 1,
-    shards: int = 8,
-    metrics: WorkerMetrics | None = None,
-    guard: Guard | None = None,
-    state: StateDirectory | None = None,
-    outlet: Outlet | None = None,
-    log: StreamLog | None = None,
-) -> Dataflow:
-    """The dataflow of ``pipeline`` on ``bus``, for ``workers`` workers and ``shards`` shards.
+@dataclass(slots=True)
+class GraphOptions:
+    """What a dataflow is built with, beside its pipeline and bus.
 
-    ``guard`` watches the steps for errors that the user should see alone. With ``state`` what they
-    remember is kept there. With ``outlet`` it gets the results, and nothing is published. ``log``
-    is told what the stream tells.
+    Attributes:
+        metrics: of this worker.
+        workers, shards: how many there are.
+        guard: keeps errors of the steps for the user; None: they reach the engine as they are.
+        state: where the steps are stored; None: nowhere.
+        callback: gets the results, and nothing is published; None: they are.
+        log: logs drift, rollout decisions and dead letters.
+    """
+
+    metrics: WorkerMetrics
+    workers: int = 1
+    shards: int = 8
+    guard: ErrorGuard | None = None
+    state: StateDirectory | None = None
+    callback: ResultsCallback | None = None
+    log: StreamLog | None = None
+
+
+def build_graph(
+    pipeline: Pipeline, bus: Bus, source: SourceOptions, options: GraphOptions
+) -> Dataflow:
+    """The dataflow of ``pipeline`` on ``bus``.
 
     Raises:
         BusError: an input topic is missing, or partition counts differ.
     """
-    metrics = metrics or WorkerMetrics(pipeline.name)
-    router = Router(pipeline, shards, workers)
+    metrics, state = options.metrics, options.state
+    router = Router(pipeline, options.shards, options.workers)
     partitions = partition_count(pipeline, bus)
     create_control(pipeline, bus, partitions)
-    intake = Intake(pipeline, bus, options, router, metrics, state)
-
-    def fill(token: Token | None) -> StatefulBatchLogic[Item, Item, Token | None]:
-        return watched(lambda: WindowStep(pipeline, metrics, workers, state, token), guard)
-
-    def model(token: Token | None) -> StatefulBatchLogic[Item, Results | Wake, Token | None]:
-        return watched(lambda: ModelStep(pipeline, metrics, state, token, workers), guard)
-
-    def both(tokens: Tokens | None) -> StatefulBatchLogic[Item, Results | Wake, Tokens]:
-        of_windows, of_models = tokens or (None, None)
-
-        def make() -> WindowsAndModels:
-            windows = WindowStep(pipeline, metrics, 1, state, of_windows)
-            return WindowsAndModels(windows, ModelStep(pipeline, metrics, state, of_models))
-
-        return watched(make, guard)
-
-    def name(step: str) -> str:
-        return step if state is None else state.step_id(step)
-
     flow = Dataflow(pipeline.name.replace("-", "_"))
-    rows = op.input("intake", flow, intake)
-    if workers == 1:
-        results = op.stateful_batch(name(TOGETHER), rows, both)
+    rows = op.input(SOURCE, flow, BusSource(pipeline, bus, source, router, metrics, state))
+    steps = _Steps(pipeline, options)
+    if options.workers == 1:
+        results = op.stateful_batch(steps.step_id(TOGETHER), rows, steps.windows_and_models)
     else:
-        filled = op.stateful_batch(name(BY_SHARD), rows, fill)
+        filled = op.stateful_batch(steps.step_id(BY_SHARD), rows, steps.windows)
         gathered = op.flat_map_batch("to_models", filled, to_models)
-        results = op.stateful_batch(name(MODELS_STEP), gathered, model)
-    if outlet is not None:
-        op.output("outlet", results, OutletSink(outlet, guard))
+        results = op.stateful_batch(steps.step_id(MODELS_STEP), gathered, steps.models)
+    if options.callback is not None:
+        op.output("callback", results, CallbackSink(options.callback, options.guard))
         return flow
     bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
-    outgoing = op.flat_map_batch(
-        "encode", results, Encoder(pipeline, partitions, metrics.latency, log)
-    )
-    since = None if state is None else state.since()
-    op.output("sink", outgoing, _sink(pipeline, bus, options, partitions, metrics, guard, since))
+    encoder = Encoder(pipeline, partitions, metrics.latency, options.log)
+    outgoing = op.flat_map_batch("encode", results, encoder)
+    op.output("sink", outgoing, _sink(pipeline, bus, source, partitions, options))
     return flow
 
 
+class _Steps:
+    """Builds the stateful steps, each from what the engine kept of it, if anything."""
+
+    def __init__(self, pipeline: Pipeline, options: GraphOptions) -> None:
+        self._pipeline = pipeline
+        self._options = options
+
+    def step_id(self, step: str) -> str:
+        """The id of a step in the engine."""
+        state = self._options.state
+        return step if state is None else state.step_id(step)
+
+    def windows(self, resume: StepState) -> StatefulBatchLogic[Item, Item, StepState]:
+        pipeline, use, token = self._pipeline, self._options, decode_token(resume)
+        return guarded(
+            lambda: WindowStep(pipeline, use.metrics, use.workers, use.state, token), use.guard
+        )
+
+    def models(self, resume: StepState) -> StatefulBatchLogic[Item, Results | Bootstrap, StepState]:
+        pipeline, use, token = self._pipeline, self._options, decode_token(resume)
+        return guarded(
+            lambda: ModelStep(pipeline, use.metrics, use.state, token, use.workers), use.guard
+        )
+
+    def windows_and_models(
+        self, resume: StepState
+    ) -> StatefulBatchLogic[Item, Results | Bootstrap, StepState]:
+        pipeline, use = self._pipeline, self._options
+        of_windows, of_models = decode_tokens(resume)
+
+        def make() -> WindowsAndModels:
+            windows = WindowStep(pipeline, use.metrics, 1, use.state, of_windows)
+            return WindowsAndModels(windows, ModelStep(pipeline, use.metrics, use.state, of_models))
+
+        return guarded(make, use.guard)
+
+
 def _sink(
-    pipeline: Pipeline,
-    bus: Bus,
-    options: IntakeOptions,
-    partitions: int,
-    metrics: WorkerMetrics,
-    guard: Guard | None,
-    since: Mapping[TopicPartition, int] | None,
+    pipeline: Pipeline, bus: Bus, source: SourceOptions, partitions: int, options: GraphOptions
 ) -> BusSink:
+    recovery = None
+    if options.state is not None:
+        recovery = SinkRecovery(
+            options.state.output_ends(),
+            Provenance.of(pipeline),
+            partial(codec_of, pipeline),
+            accept_loss=source.on_out_of_range == "earliest",
+        )
     return BusSink(
         bus,
         partitions,
-        metrics.on_written,
-        marking=Marking.of(pipeline),
-        since=since,
-        patience=Patience(options.stop),
-        accept_loss=options.lost == "earliest",
-        guard=guard,
-        latency=metrics.latency,
+        options.metrics.on_written,
+        recovery=recovery,
+        retry=DeliveryRetry(source.stop),
+        guard=options.guard,
+        latency=options.metrics.latency,
     )

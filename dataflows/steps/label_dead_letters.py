@@ -1,32 +1,31 @@
-"""Dead letters of labels that could not be learned, at once or after they were held for a while."""
+"""Dead letters for labels that could not be learned, at once or after they were buffered."""
 
 from __future__ import annotations
 
 import msgspec
 
 from anabranch.dataflows.batch.batch import Batch, LabelRows
-from anabranch.dataflows.batch.dead_letters import payload_fields
-from anabranch.dataflows.batch.row_ids import told
+from anabranch.dataflows.batch.dead_letters import DeadLetterReason, payload_fields
+from anabranch.dataflows.batch.row_ids import readable_row_id
 from anabranch.dataflows.declaration.declaration import Topics
 from anabranch.dataflows.messages.outputs import Cause, DeadLetter
 from anabranch.models.prequential import outcome as reasons
 from anabranch.models.prequential.outcome import ExpiredLabel, Outcome
 
-SHORT = {
-    reasons.UNKNOWN_ID: "label without event",
-    reasons.EVENT_MISSING: "label without event",
-    reasons.BUFFER_FULL: "too many early labels",
-    reasons.NO_VALUE: "label without value",
-    reasons.DUPLICATE: "duplicate label",
-    reasons.CONTRADICTS: "contradicting label",
-    reasons.LATE: "label after its wait",
-    reasons.TOO_OLD: "label too old",
+_REASONS = {
+    reasons.UNKNOWN_ID: DeadLetterReason.LABEL_WITHOUT_EVENT,
+    reasons.EVENT_MISSING: DeadLetterReason.LABEL_WITHOUT_EVENT,
+    reasons.BUFFER_FULL: DeadLetterReason.TOO_MANY_EARLY_LABELS,
+    reasons.NO_VALUE: DeadLetterReason.LABEL_WITHOUT_VALUE,
+    reasons.DUPLICATE: DeadLetterReason.DUPLICATE_LABEL,
+    reasons.CONTRADICTS: DeadLetterReason.CONTRADICTING_LABEL,
+    reasons.LATE: DeadLetterReason.LABEL_AFTER_TIMEOUT,
+    reasons.TOO_OLD: DeadLetterReason.LABEL_TOO_OLD,
 }
-"""Why a label was not learned: the sentence to the short word that is counted."""
 
 
-class _Note(msgspec.Struct, array_like=True):
-    """All that a dead letter will want of a label that is held."""
+class _LabelContext(msgspec.Struct, array_like=True):
+    """What a dead letter needs to know of a label whose event has not come yet."""
 
     id: str
     partition: int
@@ -34,29 +33,29 @@ class _Note(msgspec.Struct, array_like=True):
     payload: bytes
 
 
-class LabelTrouble:
-    """Makes dead letters of the labels of a pipeline with these ``topics``."""
+class LabelDeadLetters:
+    """Makes dead letters for the labels of a pipeline with these ``topics``."""
 
     def __init__(self, topics: Topics) -> None:
         self._topics = topics
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(_Note)
+        self._decoder = msgspec.msgpack.Decoder(_LabelContext)
 
-    def note(self, labels: LabelRows, row: int) -> bytes:
-        """What must be known of label ``row`` should it be held in vain."""
-        return self._encoder.encode(_note(labels, row))
+    def context(self, labels: LabelRows, row: int) -> bytes:
+        """What is stored with label ``row`` while it is buffered, in case its event never comes."""
+        return self._encoder.encode(_context(labels, row))
 
-    def letters(self, batch: Batch, outcome: Outcome) -> list[DeadLetter]:
-        """One for each label that was refused or given up."""
-        letters = [
-            self._letter(_note(batch.labels, row), reason)
+    def of(self, batch: Batch, outcome: Outcome) -> list[DeadLetter]:
+        """One for each label that was rejected, or has expired in the buffer."""
+        rejected = [
+            self._dead_letter(_context(batch.labels, row), reason)
             for row, reason in outcome.rejected_labels
         ]
-        return letters + [self._too_late(batch, each) for each in outcome.expired_labels]
+        return rejected + [self._expired(batch, each) for each in outcome.expired_labels]
 
-    def _too_late(self, batch: Batch, given_up: ExpiredLabel) -> DeadLetter:
-        letter = self._letter(self._decoder.decode(given_up.context), given_up.reason)
-        topic, row = self._topics.events, given_up.item
+    def _expired(self, batch: Batch, expired: ExpiredLabel) -> DeadLetter:
+        letter = self._dead_letter(self._decoder.decode(expired.context), expired.reason)
+        topic, row = self._topics.events, expired.item
         partitions, offsets = batch.partitions, batch.offsets
         if row >= len(batch):
             topic, row = self._topics.labels, row - len(batch)
@@ -64,18 +63,18 @@ class LabelTrouble:
         letter.given_up = Cause(topic, int(partitions[row]), int(offsets[row]))
         return letter
 
-    def _letter(self, note: _Note, reason: str) -> DeadLetter:
+    def _dead_letter(self, context: _LabelContext, reason: str) -> DeadLetter:
         return DeadLetter(
             topic=self._topics.labels,
-            partition=note.partition,
-            offset=note.offset,
-            reason=SHORT[reason],
-            detail=f"id {told(note.id)!r}: {reason}",
-            **payload_fields(note.payload),
+            partition=context.partition,
+            offset=context.offset,
+            reason=_REASONS[reason].value,
+            detail=f"id {readable_row_id(context.id)!r}: {reason}",
+            **payload_fields(context.payload),
         )
 
 
-def _note(labels: LabelRows, row: int) -> _Note:
-    return _Note(
+def _context(labels: LabelRows, row: int) -> _LabelContext:
+    return _LabelContext(
         labels.ids[row], int(labels.partitions[row]), int(labels.offsets[row]), labels.payloads[row]
     )

@@ -1,35 +1,32 @@
-"""Rollouts in the model step: which models there are, and what goes out of what they answer."""
+"""Rollouts as stages of the model step: which model serves each event, and control messages."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.rollout.messages import cause_of_row, rollout_message
-from anabranch.dataflows.sink.encoder import Results
-from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
+from anabranch.dataflows.rollout.messages import (
+    cause_of_control,
+    cause_of_row,
+    rollout_message,
+)
+from anabranch.dataflows.steps.stage import BatchWork, Stage, StageContext
 from anabranch.models.learners.learner import Learner
-from anabranch.models.prequential.model_set import ModelSet
 from anabranch.models.prequential.rollout_commands import RolloutController
 from anabranch.models.registry.compatibility import check_columns
 from anabranch.models.registry.registry import Registry
 from anabranch.models.rollout.challenger import Challenger
-from anabranch.models.rollout.command import Command
+from anabranch.models.rollout.command import Command, Commanded
 from anabranch.models.rollout.deployment import Deployment
-from anabranch.models.rollout.served import Answered
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import InputError
 
-if TYPE_CHECKING:
-    from anabranch.dataflows.recovery.state_directory import StateDirectory
 
-
-def rollouts_of(pipeline: Pipeline) -> Rollouts | None:
-    """The rollouts of a pipeline as they begin; None where it declares none."""
+def rollouts_of(pipeline: Pipeline) -> Serving | None:
+    """The rollouts of a pipeline as it declares them; None where it declares none."""
     if pipeline.rollout is None:
         return None
     burn_in = {
@@ -41,68 +38,84 @@ def rollouts_of(pipeline: Pipeline) -> Rollouts | None:
         pipeline.model_name, list(pipeline.challengers), pipeline.rollout, pipeline.task,
         pipeline.name, burn_in,
     )  # fmt: skip
-    return Rollouts(deployment, pipeline.task, pipeline.fallback)
+    return Serving(deployment, pipeline.task, pipeline.fallback)
 
 
-class RolloutStep:
-    """What the model step does with rollouts, beside letting the models work.
+def traffic_keys(pipeline: Pipeline) -> Callable[[Batch], Sequence[str]]:
+    """A function that gives the keys by which a batch's traffic is split, one for each event.
 
-    Args:
-        models: with rollouts.
-        state: where the registry is that models can be added from.
+    Without rollouts there are none.
     """
+    if pipeline.rollout is None:
+        return lambda batch: ()
+    field = pipeline.traffic_field
+    if field != pipeline.id:
+        return lambda batch: batch.columns.get(field, [])
+    if pipeline.candidates is not None:
+        # The candidates of an event stay together.
+        return lambda batch: list(map(event_id, batch.ids))
+    return lambda batch: batch.ids
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        models: ModelSet,
-        metrics: WorkerMetrics,
-        state: StateDirectory | None,
-    ) -> None:
-        self._pipeline = pipeline
-        self._models = models
-        self._metrics = metrics
-        self._registry = None if state is None else Registry.of(state.path)
-        self.steering = RolloutController(models, self._provide)
 
-    def keys(self, batch: Batch) -> Sequence[str]:
-        """By which traffic is divided, one per event."""
-        field = self._pipeline.traffic_field
-        if field == self._pipeline.id and self._pipeline.candidates is not None:
-            return list(map(event_id, batch.ids))  # an event's candidates stay together
-        return batch.ids if field == self._pipeline.id else batch.columns.get(field, [])
+class RolloutServing(Stage):
+    """Lets each event go out with the prediction of the model that serves it."""
 
-    def bring_in(self, answered: Answered | None, results: Results) -> None:
-        """Let go out what is served, instead of what the champion predicted."""
-        if answered is None:
+    def __init__(self, context: StageContext) -> None:
+        self._pipeline = context.pipeline
+        self._models = context.prequential.models
+        self._metrics = context.metrics.rollouts
+
+    def process(self, work: BatchWork) -> None:
+        served = work.outcome.served
+        if served is None:
             return
-        results.predictions, results.versions = answered.predictions, answered.versions
-        results.models, results.instead_of = answered.models, answered.instead_of
-        name, batch = self._pipeline.name, results.batch
+        results, batch, name = work.results, work.batch, self._pipeline.name
+        results.predictions, results.versions = served.predictions, served.versions
+        results.models, results.instead_of = served.models, served.instead_of
         results.decisions += [
             rollout_message(name, decision, cause_of_row(self._pipeline, batch, row))
-            for decision, row in answered.decisions
+            for decision, row in served.decisions
         ]
-        told = self._metrics.rollouts
-        told.on_served(Counter(answered.models))
-        told.on_failures(answered.failures)
+        self._metrics.on_served(Counter(served.models))
+        self._metrics.on_failures(served.failures)
 
-    def tell(self) -> None:
-        """The shares, for the metrics."""
-        rollouts = self._models.rollouts
+    def report(self) -> None:
+        rollouts, learners = self._models.rollouts, self._models.learners
         if rollouts is not None:
-            self._metrics.rollouts.on_models(self._models.learners)
-            shares = rollouts.deployment.shares()
-            self._metrics.rollouts.on_traffic(dict.fromkeys(self._models.learners, 0.0) | shares)
+            self._metrics.on_models(learners)
+            self._metrics.on_traffic(dict.fromkeys(learners, 0.0) | rollouts.deployment.shares())
+
+
+class RolloutCommands(Stage):
+    """Follows the control message of a batch, behind all of its rows.
+
+    Attributes:
+        controller: what carries commands out.
+    """
+
+    def __init__(self, context: StageContext) -> None:
+        self._pipeline, state = context.pipeline, context.state
+        self._registry = None if state is None else Registry.of(state.path)
+        self.controller: Commanded = RolloutController(context.prequential.models, self._provide)
+
+    def process(self, work: BatchWork) -> None:
+        batch, control = work.batch, work.batch.control
+        if control is None:
+            return
+        decisions = self.controller.command(control.command(), batch.control_time)
+        cause, name = cause_of_control(batch.raw.controls), self._pipeline.name
+        work.results.decisions += [
+            rollout_message(name, decision, cause, control) for decision in decisions
+        ]
 
     def _provide(self, command: Command) -> Learner:
-        """The learner that a command names: of the registry, or as it was declared."""
+        """The learner that a command names: from the registry, or as it was declared."""
         pipeline = self._pipeline
         if command.kind != "add":
             declared = pipeline.challenger_learners().get(command.challenger)
             if declared is None:
                 raise InputError(
-                    f"no challenger {command.challenger!r} is declared: add one of the registry"
+                    f"no challenger {command.challenger!r} is declared: add one from the registry"
                 )
             return declared
         if self._registry is None:

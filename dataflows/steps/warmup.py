@@ -1,4 +1,4 @@
-"""Compiles what a pipeline needs before its first event, so that no event waits for a compiler."""
+"""Compiles the kernels of a pipeline before its first event, so that no event waits for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout.deployment import Deployment
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.labels.label_rules import LabelRules
 from anabranch.state.labels.recent_ids import RecentIds
 from anabranch.state.windows import entity_state
@@ -34,29 +34,29 @@ def warm(pipeline: Pipeline) -> None:
 
 
 def _warm_models(pipeline: Pipeline) -> None:
-    """Predict and learn one row of zeros, with a model of the kind that is compiled.
+    """Predict and learn one row of zeros, with a model of the kind that has kernels.
 
-    Not with the pipeline's own: a model of the user's may do anything.
+    Not with the pipeline's own: a model of the user's may have side effects.
     """
     binary = pipeline.task is Task.BINARY
     last = linear_model.LogisticRegression() if binary else linear_model.LinearRegression()
     model = preprocessing.StandardScaler() | last
     learner = learner_for(model, pipeline.columns, pipeline.task)
-    apart = isinstance(pipeline.label, Delayed)
+    delayed = isinstance(pipeline.label, Delayed)
     one = np.zeros(1, np.int64)
     learners, rollouts = {"warm": learner}, None
     if pipeline.rollout is not None:
-        # A report of its one label, so that the interval is computed as well.
+        # It reports after its one label, so that the interval is computed as well.
         policy = replace(pipeline.rollout, report_every=1)
         deployment = Deployment("warm", ["other"], policy, pipeline.task, pipeline.name)
-        rollouts = Rollouts(deployment, pipeline.task)
+        rollouts = Serving(deployment, pipeline.task)
         learners["other"] = learner_for(model.clone(), pipeline.columns, pipeline.task)
     prequential = Prequential(
         learners,
         PrequentialSettings(
             metrics=pipeline.metric_names,
-            rules=LabelRules(wait_ms=1000),
-            inline=not apart,
+            rules=LabelRules(timeout_ms=1000),
+            inline=not delayed,
             slices=pipeline.slices,
             rollouts=rollouts,
         ),
@@ -69,6 +69,8 @@ def _warm_models(pipeline: Pipeline) -> None:
             fields={name: [None] for name in pipeline.model_fields},
             keys=["0"],
         ),
-        LabelBatch(ids=["0"] if apart else [], values=np.zeros(1), times=one if apart else one[:0]),
-        order=np.arange(2 if apart else 1),
+        LabelBatch(
+            ids=["0"] if delayed else [], values=np.zeros(1), times=one if delayed else one[:0]
+        ),
+        order=np.arange(2 if delayed else 1),
     )

@@ -1,183 +1,101 @@
-"""The window step: fills in the features of entities, each shard with the state of its own keys.
+"""The window step: computes the features of entities, each shard from the state of its own keys.
 
-With one worker a batch goes through whole, and nothing is copied. With several, the intake splits
-it by shard: each shard gets only what it needs (keys, times, values), all of them work side by
-side, and the model step puts the answers together again. One step serves all entities, since every
-operator that a batch passes costs as much as several events do.
+With one worker a batch passes whole, and nothing is copied. With several, the source splits it by
+shard: each shard gets only what it needs (keys, times, values), all of them work in parallel, and
+the model step gathers the features again. One step serves all entities, since every operator that
+a batch passes costs as much as several events do.
 """
 
 from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from bytewax.operators import StatefulBatchLogic
-from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.batch import IDLE, Batch, EntityRows, Progress, Wake
-from anabranch.dataflows.batch.candidates import FIRST
-from anabranch.dataflows.batch.taking import take_rows
+from anabranch.dataflows.batch.batch import MODELS, Batch, EntityRows, WorkerWatermark
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.recovery.state_partition import Place, Token, windows_of
-from anabranch.dataflows.sharding.entity_windows import EntityWindows, ValueReader
-from anabranch.dataflows.sharding.side_by_side import run_all
-from anabranch.dataflows.sharding.worker_watermarks import Origins
+from anabranch.dataflows.recovery.state_partition import StatePartition, windows_partition
+from anabranch.dataflows.recovery.tokens import StepState, Token, encode
+from anabranch.dataflows.sharding.entity_windows import EntityWindows, ValueReader, run_in_threads
+from anabranch.dataflows.sharding.router import Item, shard_of
+from anabranch.dataflows.sharding.worker_watermarks import WorkerWatermarks
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
-from anabranch.models.metrics.ranking import EVENT, LIST
-from anabranch.state.keys.hashing import hash64
 from anabranch.state.store.delta import Delta
-
-MODELS = "0"
-"""The key of the place where the models are; with one worker, of everything."""
 
 if TYPE_CHECKING:
     from anabranch.dataflows.recovery.state_directory import StateDirectory
 
-Item = Batch | EntityRows | Wake | Progress
-Keyed = tuple[str, Item]
-"""What the intake hands over, and the steps to each other."""
-
-SIDE_BY_SIDE = 2048
-"""From so many rows on, entities are worked on by a thread each: below it, that costs more."""
-
-TELL_EVERY_S = 1.0
-"""How often a worker tells the shards how far it is."""
+THREADS_FROM_ROWS = 2048
+"""From so many rows on each entity gets a thread: below, starting them costs more."""
 
 
-class Router:
-    """Says where the rows of a batch are worked on: here with one worker, else shard by shard."""
-
-    def __init__(self, pipeline: Pipeline, shards: int, workers: int) -> None:
-        self._shards = shards
-        self._workers = workers
-        self._tell_at = 0.0
-        self._values = ValueReader(pipeline)
-        self._model_fields = pipeline.model_fields
-        self._needed = {
-            entity: {feature.value for feature, _ in features if feature.value is not None}
-            for entity, features in pipeline.entities.items()
-        }
-        if pipeline.candidates is not None:
-            self._model_fields += [EVENT, LIST] if pipeline.has_rollouts else [EVENT]
-            for names in self._needed.values():
-                names.add(FIRST)
-
-    def route(self, batch: Batch, watermark: int) -> list[Keyed]:
-        """Keyed items for the window step, all of the batch; it tells the batch how many parts.
-
-        ``watermark`` is how far event time has come here (epoch ms): no shard may let go of events
-        that a slower worker's rows will still ask for, so all are told, now and then.
-        """
-        if self._workers == 1 or not len(batch):
-            return [(MODELS, batch)]
-        values = self._values.read(batch.columns)
-        parts: list[Keyed] = []
-        for entity, names in self._needed.items():
-            parts += self._split(batch, entity, {name: values[name] for name in names})
-        batch.expected = len(parts)
-        batch.columns = {name: batch.columns[name] for name in self._model_fields}
-        return [*parts, (MODELS, batch), *self.progress(batch.origin, watermark)]
-
-    def wake(self) -> list[Keyed]:
-        """For every shard, and so for the models and the outputs: see `Wake`."""
-        return [(str(shard), Wake(shard)) for shard in range(self._shards)]
-
-    def progress(self, origin: str, watermark: int) -> list[Keyed]:
-        """For every shard, once a second at most: how far this worker is."""
-        now = time.monotonic()
-        if self._workers == 1 or now < self._tell_at:
-            return []
-        self._tell_at = now + TELL_EVERY_S
-        return self._told(origin, watermark)
-
-    def farewell(self, origin: str) -> list[Keyed]:
-        """For every shard: nothing more comes from this worker."""
-        return [] if self._workers == 1 else self._told(origin, IDLE)
-
-    def _told(self, origin: str, watermark: int) -> list[Keyed]:
-        return [(str(shard), Progress(origin, watermark, shard)) for shard in range(self._shards)]
-
-    def _split(self, batch: Batch, entity: str, columns: dict[str, NDArray[Any]]) -> list[Keyed]:
-        keys = batch.columns[entity]
-        shards = hash64(keys) % np.uint64(self._shards)
-        parts: list[Keyed] = []
-        for shard in np.unique(shards).tolist():
-            rows = np.flatnonzero(shards == shard)
-            part = EntityRows(
-                batch.origin,
-                batch.sequence,
-                entity,
-                rows,
-                take_rows(keys, rows),
-                batch.times[rows],
-                {name: values[rows] for name, values in columns.items()},
-                shard=shard,
-            )
-            parts.append((str(shard), part))
-        return parts
-
-
-class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
+class WindowStep(StatefulBatchLogic[Item, Item, StepState]):
     """The window features of all entities, for one shard of their keys or for all.
 
-    With several workers, rows of all ``origins`` come together here, and one may be far behind: a
-    backlog is only aligned within a worker. Events are let go by the slowest one's watermark;
-    before an origin was heard of for the first time, for a minute, not at all.
+    With several workers, rows of all of them meet here, and one may be far behind: a backlog is
+    only aligned within a worker. So windows expire by the watermark of the slowest; until each
+    worker has reported one, for a minute at most, not at all.
 
-    With ``state`` it remembers: from ``token``, or from what there is for the shard that its first
-    item names.
+    Args:
+        pipeline: what it runs.
+        metrics: of this worker.
+        workers: how many send rows here.
+        state: where it is stored; None in a run that keeps none.
+        token: the generation to resume from; None in a new state, where the first item says for
+            which shard this step is.
     """
 
     def __init__(
         self,
         pipeline: Pipeline,
         metrics: WorkerMetrics,
-        origins: int = 1,
+        workers: int = 1,
         state: StateDirectory | None = None,
         token: Token | None = None,
     ) -> None:
-        self._together = origins > 1
-        self._origins = Origins(origins)
+        self._by_shard = workers > 1
+        self._watermarks = WorkerWatermarks(workers)
         self._pipeline = pipeline
         self._entities = list(pipeline.entities)
         self._metrics = metrics
         self._windows: dict[str, EntityWindows] = {}
         self._values = ValueReader(pipeline)
         self._late_rows: dict[str, int] = {}
-        metrics.ask(self._tell)
+        metrics.add_reporter(self._report)
         self._state = state
-        self._place: Place | None = None
+        self._partition: StatePartition | None = None
         if state is not None and token is not None:
-            self._open(state.windows(token.place), token)
-        elif state is not None and not self._together:
-            self._open(state.windows(windows_of(None)), None)
+            self._open(state.windows(token.partition), token)
+        elif state is not None and not self._by_shard:
+            self._open(state.windows(windows_partition(None)), None)
 
     def on_batch(self, values: list[Item]) -> tuple[list[Item], bool]:
-        if self._place is None and self._state is not None:
-            self._open(self._state.windows(windows_of(_shard_of(values[0]))), None)
+        if self._partition is None and self._state is not None:
+            self._open(self._state.windows(windows_partition(shard_of(values[0]))), None)
         filled: list[Item] = []
-        for item in values:  # in order: an origin's progress is told after the rows behind it
-            if isinstance(item, Progress):
-                self._note(item)
+        for item in values:  # in order: a watermark is sent after the rows that it covers
+            if isinstance(item, WorkerWatermark):
+                self._advance(item)
                 if item.shard == int(MODELS):
                     filled.append(item)
             elif isinstance(item, EntityRows):
-                filled.append(self._answer(item))
+                filled.append(self._fill_rows(item))
             else:
                 filled.append(item)
         return filled, False
 
     def fill_timed(self, batch: Batch) -> None:
-        """`fill`, and the metrics are told how long it took."""
+        """`fill`, with the time it took counted."""
         latency = self._metrics.latency
         if not latency.timed:
             self.fill(batch)
             return
-        began = time.perf_counter()
+        started = time.perf_counter()
         self.fill(batch)
-        latency.spent("windows", began)
+        latency.spent("windows", started)
 
     def fill(self, batch: Batch) -> None:
         """Write the features of all entities into the rows of a batch; for a single worker."""
@@ -188,57 +106,61 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
         tasks = []
         for entity in self._entities:
             windows = self._windows.get(entity) or self.windows(entity, in_place=True)
-            if len(times) < SIDE_BY_SIDE:
+            if len(times) < THREADS_FROM_ROWS:
                 windows.fill(columns[entity], times, values, features)
             else:
                 tasks.append(partial(windows.fill, columns[entity], times, values, features))
         if tasks:
-            run_all(tasks)
+            run_in_threads(tasks)
 
-    def snapshot(self) -> Token | None:
-        if self._place is None:
+    def snapshot(self) -> StepState:
+        return encode(self.commit())
+
+    def commit(self) -> Token | None:
+        """Write what changed since the last time; None in a run without state."""
+        if self._partition is None:
             return None
         delta = Delta()
         for entity, windows in self._windows.items():
             delta.put(entity, windows.changes())
-        return self._place.commit(delta)
-
-    def _open(self, place: Place, token: Token | None) -> None:
-        self._place = place
-        image = place.open(token)
-        for entity in self._pipeline.entities:
-            windows = self.windows(entity, in_place=not self._together)
-            windows.restore(image.part(entity))
-            self._late_rows[entity] = sum(state.late_rows for _, state in windows.groups)
-            if self._together:
-                windows.hold(self._origins.slowest())
+        return self._partition.commit(delta)
 
     def windows(self, entity: str, in_place: bool) -> EntityWindows:
-        """The windows of an entity, made when its first row comes."""
-        found = self._windows.get(entity)
-        if found is None:
-            found = self._windows[entity] = EntityWindows(self._pipeline, entity, in_place)
-            if self._together:
-                found.hold(self._origins.slowest())
-        return found
+        """The windows of an entity, created when its first row comes."""
+        windows = self._windows.get(entity)
+        if windows is None:
+            windows = self._windows[entity] = EntityWindows(self._pipeline, entity, in_place)
+            if self._by_shard:
+                windows.advance_watermark(self._watermarks.slowest())
+        return windows
 
-    def _note(self, progress: Progress) -> None:
-        self._origins.note(progress.origin, progress.watermark)
-        slowest = self._origins.slowest()
+    def _open(self, partition: StatePartition, token: Token | None) -> None:
+        self._partition = partition
+        image = partition.open(token)
+        for entity in self._pipeline.entities:
+            windows = self.windows(entity, in_place=not self._by_shard)
+            windows.restore(image.part(entity))
+            self._late_rows[entity] = sum(state.late_rows for _, state in windows.groups)
+            if self._by_shard:
+                windows.advance_watermark(self._watermarks.slowest())
+
+    def _advance(self, received: WorkerWatermark) -> None:
+        self._watermarks.update(received.worker_id, received.watermark)
+        slowest = self._watermarks.slowest()
         for windows in self._windows.values():
-            windows.hold(slowest)
+            windows.advance_watermark(slowest)
 
-    def _answer(self, rows: EntityRows) -> EntityRows:
-        began = time.perf_counter()
+    def _fill_rows(self, rows: EntityRows) -> EntityRows:
+        started = time.perf_counter()
         windows = self.windows(rows.entity, in_place=False)
         features = np.empty((len(rows.keys), windows.width))
         windows.fill(rows.keys, rows.times, rows.columns, features)
-        self._metrics.latency.spent("windows", began)
+        self._metrics.latency.spent("windows", started)
         return EntityRows(
-            rows.origin, rows.sequence, rows.entity, rows.rows, [], rows.times, {}, features
+            rows.worker_id, rows.sequence, rows.entity, rows.rows, [], rows.times, {}, features
         )
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         for entity, windows in self._windows.items():
             states = [state for _, state in windows.groups]
             late_rows = sum(state.late_rows for state in states)
@@ -250,13 +172,3 @@ class WindowStep(StatefulBatchLogic[Item, Item, Token | None]):
                 late_rows - self._late_rows.get(entity, 0),
             )
             self._late_rows[entity] = late_rows
-
-
-def _shard_of(item: Item) -> int:
-    """The shard that an item is for; a batch on its way to the models passes the shard there."""
-    return int(MODELS) if isinstance(item, Batch) else item.shard
-
-
-def to_models(filled: list[Keyed]) -> list[Keyed]:
-    """All parts go to the one place where the models are."""
-    return [(MODELS, part) for _, part in filled]

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the monitors: of distributions, of losses and features, of feedback."""
+"""Prometheus metrics of monitors: of distributions, of losses and features, and of feedback."""
 
 from __future__ import annotations
 
@@ -9,87 +9,101 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+BY_SCORE: Final = ("predictions", "labels", "true labels")
+"""Kinds of feedback that are counted by score; the others are counted by popularity."""
+
 _LEVELS = {"warning": 1.0, "drift": 2.0, "resolved": 0.0}
+_TENTHS = np.arange(1, 10) / 10
+_TENTH_NAMES = [f"{tenth / 10:.1f}" for tenth in range(10)]
+_POPULARITY = np.array([-2.0, 0.0, 2.0])  # log2 of how often, over the mean
+_POPULARITY_NAMES = ["below 1/4", "1/4 to 1", "1 to 4", "4 or more"]
 
 
-class ShiftMetrics:
-    """How far distributions have moved, and what monitors see.
+class DriftMetrics:
+    """How far distributions have moved, and what monitors observe.
 
-    ``feedback`` counts predictions and labels by the tenth of their score, and the candidates of
-    rankings by how popular they are: for its owner to append arrays to, by what they are.
+    Attributes:
+        feedback: by kind, arrays of values that their owner appends: scores of predictions and
+            labels, which are counted by tenth, and of rankings the popularity of candidates.
     """
 
     def __init__(self, pipeline: str, registry: CollectorRegistry) -> None:
         self._pipeline = pipeline
 
-        def gauge(name: str, text: str) -> Gauge:
-            labels = ("pipeline", "kind", "subject")
-            return Gauge(name, text, labels, registry=registry, multiprocess_mode="mostrecent")
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            names = ("pipeline", *labels)
+            return Gauge(name, text, names, registry=registry, multiprocess_mode="mostrecent")
 
-        self._drifting = gauge("anabranch_drifting", "0: as the reference; 1: warning; 2: drift")
-        self._psi = gauge(
-            "anabranch_population_stability_index", "Of the last window beside its reference"
+        self._level = gauge(
+            "anabranch_drift_level",
+            "Drift from the reference: 0 none, 1 warning, 2 drift",
+            *("kind", "subject"),
         )
-        self._whole = Gauge(
-            "anabranch_reference_whole", "1: windows are compared with it; 0: it still grows",
-            ("pipeline", "kind"), registry=registry, multiprocess_mode="mostrecent",
-        )  # fmt: skip
-        self._newest = Gauge(
-            "anabranch_monitored_mean", "Of the newest 32 values that a detector was given",
-            ("pipeline", "subject", "detector"), registry=registry, multiprocess_mode="mostrecent",
-        )  # fmt: skip
+        self._psi = gauge(
+            "anabranch_population_stability_index",
+            "Population stability index of the last window against its reference",
+            *("kind", "subject"),
+        )
+        self._ready = gauge(
+            "anabranch_reference_ready",
+            "1 when windows are compared with the reference, 0 while it is being collected",
+            "kind",
+        )
+        self._newest = gauge(
+            "anabranch_monitored_mean",
+            "Mean of the newest 32 values of a drift detector",
+            *("subject", "detector"),
+        )
         self._feedback = Counter(
-            "anabranch_feedback", "Predictions, labels and true ones by score; ranked and chosen "
-            "candidates by how popular they are", ("pipeline", "what", "bucket"), registry=registry,
-        )  # fmt: skip
+            "anabranch_feedback",
+            "Predictions, labels and true labels by score; candidates ranked first, and chosen, by "
+            "popularity",
+            ("pipeline", "kind", "bucket"),
+            registry=registry,
+        )
         self.feedback: dict[str, list[NDArray[np.float64]]] = {}
         self._kinds: dict[str, str] = {}
 
-    def on_families(self, subjects: Iterable[tuple[str, Sequence[str]]]) -> None:
-        """All that is watched, by kind: nothing has moved yet."""
-        for kind, names in subjects:
+    def on_families(self, families: Iterable[tuple[str, Sequence[str]]]) -> None:
+        """Set all subjects that are monitored, by kind, to no drift."""
+        for kind, names in families:
             for name in names:
                 self._kinds[name] = kind
-                self._drifting.labels(self._pipeline, kind, name).set(0.0)
+                self._level.labels(self._pipeline, kind, name).set(0.0)
 
-    def on_shifts(self, found: Iterable[tuple[str, str]]) -> None:
-        """Subject and severity of what was signalled."""
-        for subject, severity in found:
+    def on_shifts(self, shifts: Iterable[tuple[str, str]]) -> None:
+        """Subject and severity of each signal."""
+        for subject, severity in shifts:
             labels = (self._pipeline, self._kinds[subject], subject)
-            self._drifting.labels(*labels).set(_LEVELS[severity])
+            self._level.labels(*labels).set(_LEVELS[severity])
 
     def on_window(self, subjects: Sequence[str], psi: NDArray[np.float64]) -> None:
         """How far each subject was from its reference in the last window."""
         for subject, value in zip(subjects, psi.tolist(), strict=True):
             self._psi.labels(self._pipeline, self._kinds[subject], subject).set(value)
 
-    def on_references(self, whole: Mapping[str, bool]) -> None:
-        """By kind, whether windows of all its subjects are compared with the reference."""
-        for kind, is_whole in whole.items():
-            self._whole.labels(self._pipeline, kind).set(float(is_whole))
+    def on_references(self, ready: Mapping[str, bool]) -> None:
+        """By kind, whether all of its references are complete."""
+        for kind, is_ready in ready.items():
+            self._ready.labels(self._pipeline, kind).set(float(is_ready))
 
-    def on_monitors(self, found: Iterable[tuple[str, str, float]]) -> None:
+    def on_monitors(self, newest: Iterable[tuple[str, str, float]]) -> None:
         """Subject, detector, and the mean of the newest values."""
-        for subject, detector, mean in found:
+        for subject, detector, mean in newest:
             if mean == mean:
                 self._newest.labels(self._pipeline, subject, detector).set(mean)
 
     def flush(self) -> None:
-        """Bring what was appended to `feedback` into the metrics."""
-        for what, arrays in self.feedback.items():
+        """Add what was appended to `feedback` to the metrics."""
+        for kind, arrays in self.feedback.items():
             if not arrays:
                 continue
             values = np.concatenate(arrays)
-            edges, names = (_TENTHS, _TENTH_NAMES) if what in BY_SCORE else (_POPULAR, _POPULARITY)
-            places = np.searchsorted(edges, values[values == values], side="right")
-            for bucket, count in enumerate(np.bincount(places).tolist()):
+            edges, names = _TENTHS, _TENTH_NAMES
+            if kind not in BY_SCORE:
+                edges, names = _POPULARITY, _POPULARITY_NAMES
+            buckets = np.searchsorted(edges, values[values == values], side="right")
+            for bucket, count in enumerate(np.bincount(buckets).tolist()):
                 if count:
-                    self._feedback.labels(self._pipeline, what, names[bucket]).inc(count)
+                    self._feedback.labels(self._pipeline, kind, names[bucket]).inc(count)
             arrays.clear()
-
-
-BY_SCORE: Final = ("predictions", "labels", "true labels")
-_TENTHS = np.arange(1, 10) / 10
-_TENTH_NAMES = [f"{tenth / 10:.1f}" for tenth in range(10)]
-_POPULAR = np.array([-2.0, 0.0, 2.0])  # log2 of how often, over the mean
-_POPULARITY = ["below 1/4", "1/4 to 1", "1 to 4", "4 or more"]

@@ -1,9 +1,8 @@
-"""One port for Prometheus, and for whoever asks whether a run is well.
+"""The HTTP server of a run: Prometheus metrics and health checks on one port.
 
-``/metrics`` are the metrics. ``/healthz/live`` says whether the workers still come round: it fails
-where one has not for a minute, and the run should be started again. ``/healthz/ready`` says whether
-all of them have taken up their state and read: it fails while state is restored, and between a
-crash and the restart.
+``/metrics`` are the metrics. ``/healthz/live`` fails where a worker has not reported for a minute:
+the run should be restarted. ``/healthz/ready`` fails until all workers have restored their state
+and started to read, and so between a crash and the restart.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from anabranch.state.errors import AnabranchError
 
-HEARTBEAT = "anabranch_heartbeat_seconds"
-"""The gauge that workers set when they report: seconds since 1970, the least of all workers."""
+HEARTBEAT = "anabranch_heartbeat_timestamp_seconds"
+"""The gauge that workers set when they report: Unix time, the least of all workers."""
 
 READY = "anabranch_ready_workers"
-"""The gauge of workers that have come round since they were started."""
+"""The gauge of workers that have reported since they were started."""
 
 SILENT_AFTER_S = 60.0
 """Workers report twice a second, also when there is nothing to read and while a broker is away."""
@@ -38,9 +37,9 @@ def serve(
     clock: Callable[[], float] = time.time,
     workers: int = 1,
 ) -> int:
-    """Serve all of them on ``port`` (0 picks a free one), in a thread; returns the port.
+    """Serve on ``port`` (0 picks a free one) in a thread; returns the port.
 
-    It is ready when ``workers`` of this host are.
+    The run is ready when ``workers`` of this host are.
 
     Raises:
         AnabranchError: the port is taken.
@@ -50,14 +49,14 @@ def serve(
     def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics" or path == "/":
-            found: Iterable[bytes] = metrics(environ, start)
-            return found
-        status, told = _health(path, registry, clock(), workers)
+            body: Iterable[bytes] = metrics(environ, start)
+            return body
+        status, text = _health(path, registry, clock(), workers)
         start(status, [("Content-Type", "text/plain; charset=utf-8")])
-        return [f"{told}\n".encode()]
+        return [f"{text}\n".encode()]
 
     try:
-        server = make_server(host, port, answer, _Server, handler_class=_Silent)
+        server = make_server(host, port, answer, _Server, handler_class=_QuietHandler)
     except OSError as error:
         raise AnabranchError(
             f"metrics port {port} can't be opened ({error.strerror}): choose another with "
@@ -69,22 +68,22 @@ def serve(
 
 def _health(path: str, registry: CollectorRegistry, now: float, workers: int) -> tuple[str, str]:
     if path not in ("/healthz/live", "/healthz/ready"):
-        return "404 Not Found", "there are /metrics, /healthz/live and /healthz/ready"
+        return "404 Not Found", "not found: try /metrics, /healthz/live or /healthz/ready"
     beats = _values(registry, HEARTBEAT)
     if path == "/healthz/ready":
         ready = sum(_values(registry, READY))
         if ready < workers:
-            return _NOT, f"not ready: {ready:.0f} of {workers} workers have taken up their state"
+            return _NOT, f"not ready: {ready:.0f} of {workers} workers have restored their state"
     elif not beats:
-        return _OK, "starting: no worker has come round yet"
+        return _OK, "starting: no worker has reported yet"
     silent = now - min(beats, default=0.0)
     if silent > SILENT_AFTER_S:
-        return _NOT, f"a worker has not come round for {silent:.0f} s"
+        return _NOT, f"a worker has not reported for {silent:.0f} s"
     return _OK, "ok"
 
 
 def _values(registry: CollectorRegistry, name: str) -> list[float]:
-    """Those of a gauge that were set."""
+    """The values of a gauge that were set."""
     return [
         sample.value
         for metric in registry.collect()
@@ -98,6 +97,6 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
-class _Silent(WSGIRequestHandler):
+class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Nobody wants a line per scrape."""
+        """Log nothing: a line for each scrape is of no use."""

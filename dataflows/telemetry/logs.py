@@ -1,12 +1,16 @@
-"""Logs: one line for each thing that happened, for people or for programs.
+"""Logging: one line for each record, as plain text, logfmt or JSON.
 
 * ``plain``: the sentences that a command prints, and ``LEVEL logger: message`` for the others;
 * ``logfmt``: ``time=… level=… logger=… msg="…"`` and fields, a line each;
 * ``json``: the same as an object, a line each.
 
-Levels: *debug* is for who works on Anabranch; *info* is that something went as it should (started,
-going on from, stopped); *warning* is that it goes on and somebody should look (a broker is away,
-workers are started again, drift); *error* is that it has ended.
+Levels: *debug* is for developers of Anabranch; *info* is normal operation (started, resumed,
+stopped); *warning* needs attention while the run continues (a broker is unavailable, workers are
+restarted, drift); *error* is that it has ended.
+
+Loggers: ``anabranch`` has what commands print; below it are ``anabranch.bus``, ``anabranch.sink``,
+``anabranch.state``, ``anabranch.models``, ``anabranch.drift``, ``anabranch.rollout`` and
+``anabranch.dead_letters``.
 
 In ``logfmt`` and ``json`` what a command would print on stderr becomes a record as well, and so do
 Python's warnings.
@@ -41,7 +45,7 @@ _JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
 class LogFormat(StrEnum):
-    """How log lines look."""
+    """The format of log lines."""
 
     plain = "plain"
     logfmt = "logfmt"
@@ -49,7 +53,7 @@ class LogFormat(StrEnum):
 
 
 class LogLevel(StrEnum):
-    """The least level that is logged."""
+    """The lowest level that is logged."""
 
     debug = "debug"
     info = "info"
@@ -58,7 +62,7 @@ class LogLevel(StrEnum):
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is at the time: a live table moves out of the way of it."""
+    """Writes to the current ``sys.stderr``, which a live table replaces to print above itself."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -83,16 +87,16 @@ class _Lines(logging.Formatter):
             "msg": record.getMessage().rstrip("\n"),
         }
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
-        found = {**own, **_FIELDS, **extra, **own}  # no field takes the place of these
+        fields = {**own, **_FIELDS, **extra, **own}  # its own come first, and win
         if record.exc_info:
-            found["exception"] = self.formatException(record.exc_info)
+            fields["exception"] = self.formatException(record.exc_info)
         if self._json:
-            return _encoded(found)
-        return " ".join(f"{key}={_quoted(value)}" for key, value in found.items())
+            return _encoded(fields)
+        return " ".join(f"{key}={_quoted(value)}" for key, value in fields.items())
 
 
 class _Plain(logging.Formatter):
-    """For people; of several lines one is made."""
+    """A record as plain text; line breaks are escaped."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s %(name)s: %(message)s")
@@ -102,13 +106,13 @@ class _Plain(logging.Formatter):
 
 
 class RecordConsole(Console):
-    """Stands in for a console: what is printed becomes records."""
+    """A console that logs what is printed."""
 
     def __init__(self) -> None:
         super().__init__(file=io.StringIO(), force_terminal=False)
 
     def print(self, *objects: Any, style: Any = None, **_: Any) -> None:
-        """Log it: as an error or a warning where its style is that of one."""
+        """Log it, as an error or a warning if its style is that of one."""
         text, colours = " ".join(str(each) for each in objects), str(style).split()
         level = logging.WARNING if "yellow" in colours else logging.INFO
         level = logging.ERROR if "red" in colours else level
@@ -116,13 +120,13 @@ class RecordConsole(Console):
 
 
 def configure(form: LogFormat | str | None = None, level: LogLevel | str | None = None) -> None:
-    """Set up logging; what is None is as the environment says, or plain from *info* on.
+    """Set up logging; by default as the environment says, else plain from *info* on.
 
     Raises:
         InputError: the environment names no such format or level.
     """
-    chosen: LogFormat = _known(LogFormat, form or os.environ.get(FORMAT) or "plain", FORMAT)
-    least: LogLevel = _known(LogLevel, level or os.environ.get(LEVEL) or "info", LEVEL)
+    chosen: LogFormat = _parse(LogFormat, form or os.environ.get(FORMAT) or "plain", FORMAT)
+    lowest: LogLevel = _parse(LogLevel, level or os.environ.get(LEVEL) or "info", LEVEL)
     handler, root = _Stderr(), logging.getLogger()
     plain = chosen is LogFormat.plain
     handler.setFormatter(_Plain() if plain else _Lines(chosen is LogFormat.json))
@@ -130,15 +134,15 @@ def configure(form: LogFormat | str | None = None, level: LogLevel | str | None 
         if isinstance(other, _Stderr):
             root.removeHandler(other)
     root.addHandler(handler)
-    root.setLevel(least.value.upper())
+    root.setLevel(lowest.value.upper())
     logging.captureWarnings(not plain)
     _FIELDS.clear()
-    # Workers that this process starts do the same.
-    os.environ[FORMAT], os.environ[LEVEL] = chosen.value, least.value
+    # For the workers that this process starts.
+    os.environ[FORMAT], os.environ[LEVEL] = chosen.value, lowest.value
 
 
 def about(**fields: Any) -> None:
-    """Fields that all records have from now on; one that is None has no value any more."""
+    """Set fields that all records have from now on; None removes one."""
     for name, value in fields.items():
         if value is None:
             _FIELDS.pop(name, None)
@@ -147,17 +151,17 @@ def about(**fields: Any) -> None:
 
 
 def structured() -> bool:
-    """Whether lines are for programs."""
+    """Whether the format is logfmt or JSON."""
     return os.environ.get(FORMAT) in (LogFormat.logfmt, LogFormat.json)
 
 
 def stderr_console() -> Console:
-    """Where a command says on stderr what it does."""
+    """The console for what a command prints on stderr."""
     return RecordConsole() if structured() else Console(stderr=True)
 
 
 def warn(console: Console, text: str) -> None:
-    """Say that something should be looked at."""
+    """Print or log something that needs attention."""
     if structured():
         _COMMAND.warning("%s", text)
     else:
@@ -165,21 +169,21 @@ def warn(console: Console, text: str) -> None:
 
 
 def record(text: str, **fields: Any) -> None:
-    """Log, with fields, what happened as it should."""
+    """Log normal operation, with fields."""
     _COMMAND.info("%s", text, extra=fields)
 
 
 def fail(text: str) -> None:
-    """Log that it ends, and why."""
+    """Log why the command ends."""
     _COMMAND.error("%s", text)
 
 
-def _known(kind: Any, value: Any, variable: str) -> Any:
+def _parse(kind: Any, value: Any, variable: str) -> Any:
     try:
         return kind(value)
     except ValueError:
         listed = ", ".join(kind)
-        raise InputError(f"{variable} is {value!r}: there are {listed}") from None
+        raise InputError(f"{variable} is {value!r}: set it to one of {listed}") from None
 
 
 def _iso(seconds: float) -> str:
@@ -192,15 +196,15 @@ def _quoted(value: Any) -> str:
 
 
 def _encoded(value: Any) -> str:
-    """As JSON on one line; what JSON can't hold (a file's name that is no UTF-8, say), as text."""
+    """As JSON on one line; what JSON can't hold (a file name that is not UTF-8, say), as text."""
     try:
-        found = orjson.dumps(value, default=str, option=_JSON)
+        encoded = orjson.dumps(value, default=str, option=_JSON)
     except TypeError:
         if not isinstance(value, dict):
             return _encoded(_text(value))
         pairs = ((_encoded(_text(key)), _encoded(each)) for key, each in value.items())
         return "{" + ",".join(f"{key}:{each}" for key, each in pairs) + "}"
-    return _one_line(found.decode())
+    return _one_line(encoded.decode())
 
 
 def _text(value: Any) -> str:
@@ -208,4 +212,4 @@ def _text(value: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    return _BREAKS.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    return _BREAKS.sub(lambda match: json.dumps(match[0])[1:-1], text)

@@ -1,4 +1,4 @@
-"""Prometheus metrics of what is remembered, how large it is, and of which versions."""
+"""Prometheus metrics of state: commits, sizes, pending labels, and the versions that run."""
 
 from __future__ import annotations
 
@@ -6,64 +6,61 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
-from anabranch.dataflows.recovery.state_partition import Committed
+from anabranch.dataflows.recovery.tokens import Commit
 from anabranch.dataflows.telemetry.latency import SECONDS
 from anabranch.dataflows.telemetry.versions import versions
 
 
 class StateMetrics:
-    """What is told at a commit, or at a flush."""
+    """Set at a commit, or at a flush."""
 
     def __init__(self, pipeline: str, registry: CollectorRegistry) -> None:
-        def gauge(name: str, text: str, mode: str, *labels: str) -> Gauge:
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
             names = ("pipeline", *labels)
-            return Gauge(name, text, names, registry=registry, multiprocess_mode=mode)  # type: ignore[arg-type]
+            return Gauge(name, text, names, registry=registry, multiprocess_mode="mostrecent")
 
         self._pipeline = pipeline
         self._commits = Histogram(
-            "anabranch_commit_seconds", "To write what changed in an epoch, one place",
-            ("pipeline",), registry=registry, buckets=SECONDS,
-        )  # fmt: skip
+            "anabranch_commit_seconds",
+            "Seconds to commit what changed in an epoch, for each state partition",
+            ("pipeline",),
+            registry=registry,
+            buckets=SECONDS,
+        )
         self._disk = gauge(
-            "anabranch_state_disk_bytes", "Files of a place in the state directory", "mostrecent",
-            "place",
-        )  # fmt: skip
+            "anabranch_state_disk_bytes", "Bytes on disk of a state partition", "state_partition"
+        )
         self._model_bytes = gauge(
-            "anabranch_model_bytes", "A model as it was last written whole", "mostrecent", "model"
+            "anabranch_model_bytes", "Bytes of a model when it was last stored whole", "model"
         )
-        self._versions = gauge(
-            "anabranch_model_version", "Labels that a model has learned", "mostrecent", "model"
+        self._learned = gauge(
+            "anabranch_model_learned_labels", "Labels that a model has learned in all", "model"
         )
-        self._waiting = gauge(
-            "anabranch_waiting_predictions", "Predictions without label yet", "mostrecent"
+        self._pending = gauge(
+            "anabranch_pending_predictions", "Predictions that wait for their label"
         )
-        self._waiting_bytes = gauge(
-            "anabranch_waiting_bytes", "Bytes of what waits for labels", "mostrecent"
+        self._pending_bytes = gauge(
+            "anabranch_pending_bytes", "Bytes of pending predictions and buffered labels"
         )
-        self._held = gauge(
-            "anabranch_held_labels", "Labels that came before their events", "mostrecent"
-        )
-        info = gauge(
-            "anabranch_build_info", "1; the versions are in the labels", "mostrecent",
-            *versions(),
-        )  # fmt: skip
+        self._early = gauge("anabranch_buffered_early_labels", "Labels that wait for their event")
+        info = gauge("anabranch_build_info", "Always 1; versions are in the labels", *versions())
         info.labels(pipeline, *versions().values()).set(1)
 
-    def on_commit(self, made: Committed) -> None:
-        """A place has written what changed in an epoch."""
-        self._commits.labels(self._pipeline).observe(made.seconds)
-        self._disk.labels(self._pipeline, made.place).set(made.disk_bytes)
+    def on_commit(self, commit: Commit) -> None:
+        """Count the commit of a state partition."""
+        self._commits.labels(self._pipeline).observe(commit.seconds)
+        self._disk.labels(self._pipeline, commit.partition).set(commit.disk_bytes)
 
     def on_models(self, versions: Mapping[str, int], sizes: Mapping[str, int]) -> None:
-        """How much models have learned, and how large they are; 0: not known yet."""
+        """How many labels models have learned, and their bytes; 0: not known yet."""
         for model, learned in versions.items():
-            self._versions.labels(self._pipeline, model).set(learned)
+            self._learned.labels(self._pipeline, model).set(learned)
         for model, size in sizes.items():
             if size:
                 self._model_bytes.labels(self._pipeline, model).set(size)
 
-    def on_waiting(self, waiting: int, held: int, nbytes: int) -> None:
-        """What waits for labels, and for events."""
-        self._waiting.labels(self._pipeline).set(waiting)
-        self._held.labels(self._pipeline).set(held)
-        self._waiting_bytes.labels(self._pipeline).set(nbytes)
+    def on_pending(self, predictions: int, early_labels: int, nbytes: int) -> None:
+        """What waits for labels, what waits for events, and the bytes of both."""
+        self._pending.labels(self._pipeline).set(predictions)
+        self._early.labels(self._pipeline).set(early_labels)
+        self._pending_bytes.labels(self._pipeline).set(nbytes)

@@ -1,4 +1,4 @@
-"""What a running pipeline looks like right now, read back from its own metrics."""
+"""The status of a running pipeline, read back from its own metrics."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ Buckets = dict[float, float]
 class Status:
     """Counts since the start; latencies in seconds.
 
-    ``quality`` is by metric name, of the model that serves most; ``shares`` are by model what each
-    serves, where there are rollouts, and ``decisions`` by action what was decided about them.
-    ``latency`` is from a message's time to its prediction, ``processing`` from when it was read.
+    Attributes:
+        quality: by metric name, of the model that serves most.
+        shares: by model, what it serves of the traffic, where there are rollouts.
+        decisions: rollout decisions by action.
+        pending: predictions that wait for their label.
+        latency: from publishing a message to publishing its prediction.
+        processing: from reading it.
     """
 
     events: float = 0
@@ -30,7 +34,7 @@ class Status:
     quality: dict[str, float] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
     decisions: dict[str, float] = field(default_factory=dict)
-    waiting: float = 0
+    pending: float = 0
     lag: float = 0
     keys: dict[str, float] = field(default_factory=dict)
     latency: Buckets = field(default_factory=dict)
@@ -41,8 +45,8 @@ _COUNTS = {
     "anabranch_events_total": "events",
     "anabranch_labels_total": "labels",
     "anabranch_predictions_total": "predictions",
-    "anabranch_learned_total": "learned",
-    "anabranch_waiting_predictions": "waiting",
+    "anabranch_learned_labels_total": "learned",
+    "anabranch_pending_predictions": "pending",
     "anabranch_lag_messages": "lag",
 }
 _BY_LABEL = {
@@ -58,7 +62,7 @@ _TITLES = {"ROCAUC": "ROC AUC", "LogLoss": "log loss", "Accuracy": "accuracy"}
 
 
 def read_status(registry: CollectorRegistry) -> Status:
-    """Sum up a registry, of one worker or of all."""
+    """The status by the metrics in a registry, of one worker or of all."""
     status = Status()
     by_model: dict[str, dict[str, float]] = {}
     for family in registry.collect():
@@ -70,9 +74,9 @@ def read_status(registry: CollectorRegistry) -> Status:
                 name, label = _BY_LABEL[sample.name]
                 key = sample.labels[label]
                 values = getattr(status, name)
-                place = float(key) if label == "le" else key
-                values[place] = values.get(place, 0) + sample.value
-            elif sample.name == "anabranch_prequential":
+                at = float(key) if label == "le" else key
+                values[at] = values.get(at, 0) + sample.value
+            elif sample.name == "anabranch_model_quality":
                 labels = sample.labels
                 by_model.setdefault(labels["model"], {})[labels["metric"]] = sample.value
     if by_model:
@@ -82,7 +86,7 @@ def read_status(registry: CollectorRegistry) -> Status:
 
 
 def percentile(buckets: Buckets, share: float) -> float:
-    """The upper bound of the bucket in which the share of observations lies; nan without any.
+    """The upper bound of the bucket that holds this quantile of the observations; nan without any.
 
     >>> percentile({0.1: 5, 0.2: 9, math.inf: 10}, 0.5)
     0.1
@@ -100,14 +104,14 @@ def since(now: Buckets, before: Buckets) -> Buckets:
 
 
 def live_only(buckets: Buckets) -> Buckets:
-    """Without those above the last bound: messages of a history have times of long ago."""
+    """Without observations above the last bound: those of replayed history are of long ago."""
     return {bound: count for bound, count in buckets.items() if not math.isinf(bound)}
 
 
 def status_table(
     pipeline: str, status: Status, events_per_s: float, latency: Buckets, span: str
 ) -> Table:
-    """A table for people: throughput, latency, quality and what needs a look.
+    """A table of throughput, latency, quality and what needs attention.
 
     ``latency`` is from message to prediction, over ``span``.
     """
@@ -120,32 +124,32 @@ def status_table(
     table.add_row(f"message to prediction, p50 / p99 ({span})", latencies(latency))
     table.add_row("read to published, p50 / p99 (whole run)", latencies(status.processing))
     for name, value in status.quality.items():
-        table.add_row(f"{quality_title(name)} (scored before learning)", f"{value:.4f}")
+        table.add_row(f"{quality_title(name)} (prequential)", f"{value:.4f}")
     if len(status.shares) > 1:
         for model, share in status.shares.items():
-            table.add_row(f"share that {model} serves", f"{share:.1%}")
+            table.add_row(f"traffic share of {model}", f"{share:.1%}")
     for action, count in status.decisions.items():
         table.add_row(f"rollouts: {action.replace('_', ' ')}", f"{count:,.0f}")
-    labels = status.labels or status.events  # in events where they have no topic of their own
+    labels = status.labels or status.events  # inline labels have no topic of their own
     table.add_row("labels learned", f"{status.learned:,.0f} of {labels:,.0f}")
-    table.add_row("predictions waiting for their label", f"{status.waiting:,.0f}")
+    table.add_row("predictions waiting for their label", f"{status.pending:,.0f}")
     for entity, keys in status.keys.items():
         table.add_row(f"{entity} keys in windows", f"{keys:,.0f}")
-    table.add_row("messages not yet read", f"{status.lag:,.0f}")
+    table.add_row("lag (messages not read yet)", f"{status.lag:,.0f}")
     _add_warnings(table, "dead letters", status.dead_letters)
     _add_warnings(table, "drift signals", status.drift)
     return table
 
 
 def quality_title(metric: str) -> str:
-    """What people call a metric."""
+    """The usual spelling of a metric's name."""
     return _TITLES.get(metric, metric)
 
 
 def latencies(buckets: Buckets) -> str:
-    """The median and the 99th percentile, for people."""
+    """The median and the 99th percentile, as text."""
     if math.isinf(percentile(buckets, 0.5)):
-        return "working through history"
+        return "catching up with history"
     return " / ".join(_bound(percentile(buckets, share)) for share in (0.5, 0.99))
 
 

@@ -1,4 +1,4 @@
-"""What the supervisor of several processes tells of itself."""
+"""The Prometheus metric of the supervisor of several worker processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from prometheus_client import CollectorRegistry, Counter
 
 
 def restarts_counter(registry: CollectorRegistry) -> Counter:
-    """How often the workers had to be started again."""
-    text = "Times that all workers of this host were started again"
+    """How often the workers had to be restarted."""
+    text = "Times that all workers of this host were restarted"
     return Counter("anabranch_restarts", text, ("pipeline",), registry=registry)

@@ -1,4 +1,4 @@
-"""The versions that a run is made of."""
+"""The versions of the packages that a run uses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PACKAGES: Final = ("anabranch", "bytewax", "river")
 
 
 def versions() -> dict[str, str]:
-    """Of the packages, and of Python; *unknown* where one is run without being installed."""
+    """Package → version, and Python's; *unknown* for a package that is not installed."""
     return {**{name: _version(name) for name in PACKAGES}, "python": platform.python_version()}
 
 

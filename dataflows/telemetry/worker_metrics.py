@@ -1,17 +1,17 @@
-"""Prometheus metrics of a worker, right across worker processes.
+"""Prometheus metrics of a worker, summed over worker processes.
 
-Counting is plain additions; twice a second they are brought into the metrics, since one update of a
+Counting is plain additions, which are added to the metrics twice a second, since one update of a
 Prometheus metric costs as much as an event.
 
 With several processes every worker writes into files of the directory that
 ``PROMETHEUS_MULTIPROC_DIR`` names, and the supervisor serves their sum (prometheus_client's
-multi-process mode). With one, the process serves its own.
+multi-process mode). A single process serves its own.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter as Tally
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from anabranch.dataflows.batch.batch import Batch, RawBatch
-from anabranch.dataflows.batch.outgoing import Outgoing
-from anabranch.dataflows.sink.encoder import Results
-from anabranch.dataflows.source.event_time_merge import AlignedReader
-from anabranch.dataflows.telemetry.drift import ShiftMetrics
+from anabranch.dataflows.batch.output_records import OutputRecords
+from anabranch.dataflows.batch.results import Results
+from anabranch.dataflows.bus.protocol import TopicPartition
+from anabranch.dataflows.telemetry.drift import DriftMetrics
 from anabranch.dataflows.telemetry.http_server import HEARTBEAT, READY
-from anabranch.dataflows.telemetry.latency import UNDER_LOAD, LatencyMetrics, observe_many
+from anabranch.dataflows.telemetry.latency import SAMPLED, LatencyMetrics, observe_many
 from anabranch.dataflows.telemetry.rollouts import RolloutMetrics
 from anabranch.dataflows.telemetry.state import StateMetrics
 from anabranch.models.prequential.outcome import ASSUMED_LABEL, Outcome
@@ -39,78 +39,90 @@ _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 class WorkerMetrics:
-    """What one worker tells of itself. ``registry`` is for tests; by default a new one.
+    """The metrics of one worker.
 
-    What it tells of rollouts is in `rollouts`, of distributions in `shifts`, of time in `latency`,
-    of what is remembered in `state`.
+    Args:
+        pipeline: its name, a label of every metric.
+        registry: where they are registered; by default a new one.
+
+    Attributes:
+        rollouts, drift, latency, state: the metrics of those.
     """
 
     def __init__(self, pipeline: str, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self.rollouts = RolloutMetrics(pipeline, self.registry)
-        self.shifts = ShiftMetrics(pipeline, self.registry)
+        self.drift = DriftMetrics(pipeline, self.registry)
         self.latency = LatencyMetrics(pipeline, self.registry)
         self.state = StateMetrics(pipeline, self.registry)
         self._pipeline = pipeline
         self._clock = time.monotonic
         self._flush_at = 0.0
-        self._counts: Tally[str] = Tally()
-        self._dead_counts: Tally[str] = Tally()
+        self._counts: Counts[str] = Counts()
+        self._dead_counts: Counts[str] = Counts()
         self._batch_rows: list[int] = []
-        # Of every batch, so plain numbers.
+        # Added to at every batch, so plain numbers.
         self._events = self._published = self._learned = 0
-        self._label_counts: Tally[str] = Tally()
+        self._label_counts: Counts[str] = Counts()
         self._newest_ms = _NEVER_MS
-        self._tellers: list[Callable[[], None]] = []
+        self._reporters: list[Callable[[], None]] = []
         self._window_sizes: dict[str, dict[object, tuple[int, int]]] = {}
         self._make_counters()
         self._rows = Histogram(
-            "anabranch_batch_rows", "Messages in a batch" + UNDER_LOAD, ("pipeline",),
+            "anabranch_batch_rows", "Messages in a batch" + SAMPLED, ("pipeline",),
             registry=self.registry, buckets=_ROWS,
         )  # fmt: skip
         self._make_gauges()
 
     def _make_counters(self) -> None:
         self._counters = {
-            "events": self._counter("anabranch_events", "Events read, good and bad"),
-            "labels": self._counter("anabranch_labels", "Labels read, good and bad"),
+            "events": self._counter("anabranch_events", "Events read, invalid ones included"),
+            "labels": self._counter("anabranch_labels", "Labels read, invalid ones included"),
             "predictions": self._counter("anabranch_predictions", "Predictions published"),
-            "learned": self._counter("anabranch_learned", "Labels that a model has learned"),
-            "suspect": self._counter(
+            "learned": self._counter("anabranch_learned_labels", "Labels that models have learned"),
+            "quarantined": self._counter(
                 "anabranch_quarantined_labels",
-                "Labels that were scored, not learned: suspect",
+                "Labels that were scored but not learned, their events being in quarantine",
             ),
         }
-        self._dead = self._counter("anabranch_dead_letters", "Unusable messages", "reason")
+        self._dead = self._counter(
+            "anabranch_dead_letters", "Messages that could not be used, by reason", "reason"
+        )
         self._outcomes = self._counter(
-            "anabranch_label_outcomes", "What became of predictions' labels", "outcome"
+            "anabranch_label_outcomes",
+            "Predictions whose label came, or timed out, and labels that came early or late",
+            "outcome",
         )
         for counter in self._counters.values():
-            counter.labels(self._pipeline)  # 0: the first one is an increase
-        self._drift = self._counter(
-            "anabranch_drift_signals", "Changes seen", "subject", "severity"
+            counter.labels(self._pipeline)  # at 0, so that the first one is an increase
+        self._drift_signals = self._counter(
+            "anabranch_drift_signals", "Messages on the drift topic", "subject", "severity"
         )
         self._late = self._counter(
-            "anabranch_inexact_rows", "Rows later than what their windows still remember", "entity"
+            "anabranch_late_beyond_retention",
+            "Events so late that part of their windows had expired: features may be too low",
+            "entity",
         )
 
     def _make_gauges(self) -> None:
         self._lag = self._gauge(
-            "anabranch_lag_messages", "Messages not yet read", "topic", "partition"
+            "anabranch_lag_messages", "Messages not read yet", "topic", "partition"
         )
         self._quality = self._gauge(
-            "anabranch_prequential", "Quality on labels so far", "model", "metric"
+            "anabranch_model_quality",
+            "Prequential metric over all labels so far",
+            *("model", "metric"),
         )
         self._slice_quality = self._gauge(
-            "anabranch_slice_prequential",
-            "Quality on labels so far, by slice",
+            "anabranch_slice_quality",
+            "Prequential metric over all labels of a slice so far",
             *("model", "metric", "slice", "value"),
         )
         self._slice_labels = self._gauge(
             "anabranch_slice_labels", "Labels so far, by slice", "slice", "value"
         )
         self._segments = self._gauge(
-            "anabranch_model_segments", "Segments with a model of their own"
+            "anabranch_model_segments", "Segments that have a model of their own"
         )
         self._shared = self._gauge(
             "anabranch_shared_segment_labels", "Labels of segments without a model of their own"
@@ -118,20 +130,20 @@ class WorkerMetrics:
         self._keys = self._gauge("anabranch_window_keys", "Keys with events in windows", "entity")
         self._bytes = self._gauge("anabranch_window_bytes", "Bytes of window state", "entity")
         self._heartbeat = Gauge(
-            HEARTBEAT, "When the worker reported that is silent for the longest, since 1970",
+            HEARTBEAT, "Unix time of the last report of the worker that is silent for longest",
             ("pipeline",), registry=self.registry, multiprocess_mode="livemin",
         )  # fmt: skip
         self._ready = Gauge(
-            READY, "Workers that have taken up their state and read", ("pipeline",),
+            READY, "Workers that have restored their state and started to read", ("pipeline",),
             registry=self.registry, multiprocess_mode="livesum",
         )  # fmt: skip
         self._event_time = self._gauge(
-            "anabranch_event_time_seconds", "Greatest event time admitted, seconds since 1970"
+            "anabranch_event_timestamp_seconds", "Greatest event time so far, as Unix time"
         )
 
-    def ask(self, tell: Callable[[], None]) -> None:
-        """Call ``tell`` at every flush: it sets the figures that only its owner knows."""
-        self._tellers.append(tell)
+    def add_reporter(self, report: Callable[[], None]) -> None:
+        """Call ``report`` before every flush, to set what is not counted batch by batch."""
+        self._reporters.append(report)
 
     def flush_if_due(self) -> None:
         """Flush when it is time (twice a second)."""
@@ -139,9 +151,9 @@ class WorkerMetrics:
             self.flush()
 
     def flush(self) -> None:
-        """Bring what was counted since the last time into the metrics."""
-        for tell in self._tellers:
-            tell()
+        """Add what was counted since the last time to the metrics."""
+        for report in self._reporters:
+            report()
         self._heartbeat.labels(self._pipeline).set(time.time())
         self._ready.labels(self._pipeline).set(1)
         pipeline, counts = self._pipeline, self._counts
@@ -166,11 +178,11 @@ class WorkerMetrics:
         self._dead_counts.clear()
 
     def on_batch(self, raw: RawBatch, batch: Batch) -> None:
-        """A batch was read, decoded and admitted."""
+        """Count a batch that was read and decoded."""
         self._events += len(raw.events.values)
         if raw.labels.values:
             self._counts["labels"] += len(raw.labels.values)
-        for letter in batch.dead:
+        for letter in batch.dead_letters:
             self._dead_counts[letter.reason] += 1
         if self.latency.timed:
             rows = len(raw.events.values) + len(raw.labels.values) + len(raw.controls.values)
@@ -179,15 +191,15 @@ class WorkerMetrics:
         if batch.rows.values and batch.span[1] > self._newest_ms:
             self._newest_ms = batch.span[1]
 
-    def on_lag(self, reader: AlignedReader) -> None:
-        """Tell how many messages are waiting, by topic partition."""
-        for at, lag in reader.lag().items():
-            self._lag.labels(self._pipeline, at.topic, str(at.partition)).set(lag)
+    def on_lag(self, lag: Mapping[TopicPartition, int]) -> None:
+        """Set how many messages are not read yet, by topic partition."""
+        for at, messages in lag.items():
+            self._lag.labels(self._pipeline, at.topic, str(at.partition)).set(messages)
 
     def on_windows(
         self, shard: object, entity: str, keys: int, nbytes: int, late_rows: int
     ) -> None:
-        """How the windows of one shard stand; ``late_rows`` is how many more rows came too late."""
+        """Set the size of a shard's windows; ``late_rows`` more rows came too late for them."""
         sizes = self._window_sizes.setdefault(entity, {})
         sizes[shard] = keys, nbytes
         self._keys.labels(self._pipeline, entity).set(sum(each[0] for each in sizes.values()))
@@ -195,54 +207,54 @@ class WorkerMetrics:
         if late_rows:
             self._late.labels(self._pipeline, entity).inc(late_rows)
 
-    def on_results(self, results: Results, learned: int, suspect: int = 0) -> None:
-        """The model step has worked through a batch and scored so many labels.
+    def on_results(self, results: Results, scored: int, quarantined: int = 0) -> None:
+        """Count what the model step made of a batch: so many labels were scored.
 
-        Those that are ``suspect`` were not learned.
+        Those in quarantine were not learned.
         """
-        self._learned += learned - suspect
-        if suspect:
-            self._counts["suspect"] += suspect
-        for letter in results.dead:
+        self._learned += scored - quarantined
+        if quarantined:
+            self._counts["quarantined"] += quarantined
+        for letter in results.dead_letters:
             self._dead_counts[letter.reason] += 1
         for signal in results.signals:
-            self._drift.labels(self._pipeline, signal.subject, signal.severity).inc()
+            self._drift_signals.labels(self._pipeline, signal.subject, signal.severity).inc()
         if results.decisions:
             self.rollouts.on_decisions(results.decisions)
 
     def on_monitors(self, subjects: Iterable[str]) -> None:
-        """These are watched, and nothing was seen yet."""
+        """Create the series of all subjects, so that the first signal is an increase."""
         for subject in subjects:
-            self._drift.labels(self._pipeline, subject, "drift")
+            self._drift_signals.labels(self._pipeline, subject, "drift")
 
     def on_labels(self, outcome: Outcome) -> None:
-        """What became of labels on a topic of their own, and of waits that are over."""
+        """Count the labels of a topic of their own, and the timeouts of predictions."""
         learned, counts = outcome.learned, self._label_counts
         came = learned.label != ASSUMED_LABEL
         self.latency.on_delays(learned.delays[came])
-        found = {
-            "label": int(came.sum()),
-            "assumed": int(len(came) - came.sum()),
-            "dropped": outcome.dropped,
-            "corrected": len(outcome.corrected or ()),
+        outcomes = {
+            "learned": int(came.sum()),
+            "defaulted": int(len(came) - came.sum()),
+            "expired": outcome.dropped,
+            "updated": len(outcome.corrected or ()),
             "confirmed": outcome.confirmed,
-            "held": outcome.buffered,
+            "buffered": outcome.buffered,
         }
-        for what, count in found.items():
+        for name, count in outcomes.items():
             if count:
-                counts[what] += count
+                counts[name] += count
 
     def on_quality(self, quality: Mapping[tuple[str, str], float]) -> None:
-        """How good the models are, by model and metric name."""
+        """Set the quality of models, by model and metric name."""
         for (model, name), value in quality.items():
             self._quality.labels(self._pipeline, model, name).set(value)
 
     def on_slices(self, report: Report) -> None:
-        """How good predictions are by slice."""
+        """Set the quality of models by slice."""
         for name, values in report.items():
-            for value, told in values.items():
-                self._slice_labels.labels(self._pipeline, name, value).set(told["labels"])
-                for model, quality in told["quality"].items():
+            for value, figures in values.items():
+                self._slice_labels.labels(self._pipeline, name, value).set(figures["labels"])
+                for model, quality in figures["quality"].items():
                     for metric, number in quality.items():
                         gauge = self._slice_quality.labels(
                             self._pipeline, model, metric, name, value
@@ -250,14 +262,14 @@ class WorkerMetrics:
                         gauge.set(number)
 
     def on_segments(self, report: Mapping[str, Mapping[str, Any]]) -> None:
-        """How many segments have a model; see `models.learners.segments`."""
-        told = report.values()
-        self._segments.labels(self._pipeline).set(sum(each["own"] for each in told))
-        shared = sum(each["labels"] for each in told if not each["own"])
+        """Set how many segments have a model; see `models.learners.segments`."""
+        segments = report.values()
+        self._segments.labels(self._pipeline).set(sum(each["own"] for each in segments))
+        shared = sum(each["labels"] for each in segments if not each["own"])
         self._shared.labels(self._pipeline).set(shared)
 
-    def on_written(self, outgoing: Outgoing, now: float) -> None:
-        """Messages were handed to the bus."""
+    def on_written(self, outgoing: OutputRecords, now: float) -> None:
+        """Count messages that were handed to the bus at ``now`` (seconds)."""
         published = len(outgoing.published)
         if published:
             self._published += published
@@ -280,7 +292,7 @@ _SUMMED = {"anabranch_lag_messages", "anabranch_window_keys", "anabranch_window_
 
 
 def shared_registry(directory: str) -> CollectorRegistry:
-    """The registry that sums up all workers which write into ``directory``."""
+    """The registry that sums the metrics of all workers that write into ``directory``."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=directory)  # type: ignore[no-untyped-call]
     return registry

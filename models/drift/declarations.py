@@ -1,4 +1,4 @@
-"""What is declared of the monitors of distributions: what is watched, beside what."""
+"""Declarations of distribution monitors: `distributions=` of a pipeline, and its references."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from anabranch.state.durations import format_duration_ms, parse_duration_ms
 from anabranch.state.errors import DeclarationError
 
 DISTRIBUTIONS: Final = "distributions"
-"""What they are called among the parts of a pipeline's models."""
+"""The name under which their state is persisted beside a pipeline's models."""
 
 PIECES: Final = 24
-OF_EVENTS: Final = ("feature", "keys", "missing")
-"""Kinds that are known of an event before it is predicted."""
+"""Parts of a sliding reference."""
 
-_MOST_SLOTS: Final = 2000
+EVENT_KINDS: Final = ("feature", "keys", "missing")
+"""Kinds of columns whose values are known before an event is predicted."""
+
+_MAX_SLOTS: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Sliding:
-    """The last ``span`` of event time: what has changed for good becomes the usual.
+    """A reference of the last ``span`` of event time: a lasting change becomes the new baseline.
 
-    It moves on by a 24th at a time, and what moves more slowly than that is not seen. The bins stay
-    those of the first rows.
+    It advances by a 24th of the span at a time; changes slower than that are not detected. The bins
+    stay those of the first rows.
     """
 
     span: str = "7d"
@@ -33,17 +35,17 @@ class Sliding:
         return f"the last {format_duration_ms(parse_duration_ms(self.span))}"
 
     def check(self, where: str) -> None:
-        """Refuse what can't be. Raises DeclarationError."""
+        """Raise DeclarationError for values that are not possible."""
         if parse_duration_ms(self.span) < PIECES * 1000:
             raise DeclarationError(f"span={self.span!r} of {where} must be {PIECES}s or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seasonal:
-    """The same ``slot`` of the first ``periods`` periods: of the day, or of the week.
+    """A reference of the same ``slot`` of the day or week, in the first ``periods`` periods.
 
-    Before them, one period goes by in which the bins are laid out. A window ends with its slot, if
-    it has a quarter of its rows by then; so there should be some hundred rows in a slot.
+    The bins are determined in one period before these. A window ends with its slot if it has a
+    quarter of its rows by then; so a slot should have some hundred rows.
     """
 
     period: str = "7d"
@@ -55,37 +57,38 @@ class Seasonal:
         return f"the same {slot} in the first {self.periods} × {period}"
 
     def check(self, where: str) -> None:
-        """Refuse what can't be. Raises DeclarationError."""
+        """Raise DeclarationError for values that are not possible."""
         period, slot = parse_duration_ms(self.period), parse_duration_ms(self.slot)
-        if slot < 1 or period % slot or not 2 <= period // slot <= _MOST_SLOTS:
+        if slot < 1 or period % slot or not 2 <= period // slot <= _MAX_SLOTS:
             raise DeclarationError(
-                f"period={self.period!r} of {where} must be 2 to {_MOST_SLOTS:,} times its "
+                f"period={self.period!r} of {where} must be 2 to {_MAX_SLOTS:,} times its "
                 f"slot={self.slot!r}"
             )
         if type(self.periods) is not int or self.periods < 2:
             raise DeclarationError(
-                f"periods={self.periods!r} of {where} must be 2 or more: by one alone it is not "
-                "known how much they differ"
+                f"periods={self.periods!r} of {where} must be 2 or more: one alone does not "
+                "tell how much periods differ"
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distributions:
-    """Watch the distributions of features, predictions, labels and what is missing.
+    """Monitor the distributions of features, predictions, labels and missing values.
 
     Attributes:
         window: rows that are compared with the reference at a time.
-        reference: what windows are compared with: the first so much event time, and ten windows at
-            least; or `Sliding`, the last so much; or `Seasonal`, the same hour of the week.
-        psi: the least population stability index that is signalled. Below 0.1 is usually called
-            none, above 0.25 a large one.
-        false_alarms: those that are allowed per million rows, of all columns together.
-        ignore: features that are not watched. Those of the hour and the day never are: they always
-            move.
+        reference: the baseline that windows are compared with: the first so much event time, and
+            ten windows at least; or `Sliding`, the last so much; or `Seasonal`, the same hour of
+            the week.
+        psi: the smallest population stability index that is signalled. Below 0.1 is commonly called
+            no shift, above 0.25 a large one.
+        false_alarms: false alarms to accept per million rows, of all columns together.
+        ignore: features that are not monitored. Those of the hour and the day never are: they
+            always move.
         quarantine: kinds ("feature", "keys", "missing"): from the first window on in which one of
             them has shifted, until that is resolved, events are predicted and their labels scored,
-            and nothing is learned of them. With a reference that stays, what has changed for good
-            is never learned.
+            but not learned. With a reference that stays, what has changed for good is never
+            learned.
     """
 
     window: int = 1000
@@ -96,10 +99,10 @@ class Distributions:
     quarantine: Sequence[str] = ()
 
     def check(self, where: str) -> None:
-        """Refuse what can't be.
+        """Check the values; ``where`` they were declared, for the message.
 
         Raises:
-            DeclarationError: in one sentence.
+            DeclarationError: the first problem, as one sentence.
         """
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 100:
             raise DeclarationError(f"window={self.window!r} of {where} must be 100 rows or more")
@@ -108,10 +111,10 @@ class Distributions:
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise DeclarationError(f"{what}={value!r} of {where} must be above 0")
         kinds = self.quarantine
-        if isinstance(kinds, str) or not set(kinds) <= set(OF_EVENTS):
+        if isinstance(kinds, str) or not set(kinds) <= set(EVENT_KINDS):
             raise DeclarationError(
-                f"quarantine={kinds!r} of {where} must name kinds of what events tell: "
-                f"{', '.join(OF_EVENTS)}"
+                f"quarantine={kinds!r} of {where} must name kinds of columns of events: "
+                f"{', '.join(EVENT_KINDS)}"
             )
         if isinstance(self.reference, str):
             parse_duration_ms(self.reference)
@@ -123,13 +126,13 @@ class Distributions:
                 "Seasonal(…)"
             )
 
+    @property
+    def reference_text(self) -> str:
+        """The reference in words.
 
-def told(declared: Distributions) -> str:
-    """The reference, for people.
-
-    >>> told(Distributions()), told(Distributions(reference=Sliding("48h")))
-    ('the first 1d', 'the last 2d')
-    """
-    if not isinstance(declared.reference, str):
-        return str(declared.reference)
-    return f"the first {format_duration_ms(parse_duration_ms(declared.reference))}"
+        >>> Distributions().reference_text, Distributions(reference=Sliding("48h")).reference_text
+        ('the first 1d', 'the last 2d')
+        """
+        if not isinstance(self.reference, str):
+            return str(self.reference)
+        return f"the first {format_duration_ms(parse_duration_ms(self.reference))}"

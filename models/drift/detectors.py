@@ -1,11 +1,14 @@
-"""Concept drift: River's detectors on a loss or a feature, value by value, with a cool-down."""
+"""Concept drift: River's detectors on a loss or a feature, value by value, with a cool-down.
+
+The detectors are those of `DETECTORS`. To add one, add its entry there.
+"""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,31 +20,63 @@ from anabranch.state.durations import parse_duration_ms
 from anabranch.state.errors import DeclarationError
 
 LOSS: Final = "loss"
-"""The subject of a monitor that watches the loss of the served model, label by label."""
+"""The subject of a monitor on the loss of the served model, label by label."""
 
-_OF_NUMBERS: dict[str, type] = {
-    "ADWIN": drift.ADWIN, "PageHinkley": drift.PageHinkley, "KSWIN": drift.KSWIN,
-}  # fmt: skip
-_OF_ERRORS: dict[str, type] = {
-    "DDM": drift.binary.DDM, "EDDM": drift.binary.EDDM,
-    "HDDM_A": drift.binary.HDDMA, "HDDM_W": drift.binary.HDDMW,
-}  # fmt: skip
-_DETECTORS = _OF_NUMBERS | _OF_ERRORS
-_RIVERS = {"HDDMA": "HDDM_A", "HDDMW": "HDDM_W"}
-_SEED = 1  # a detector that draws must draw the same after a restart
+_SEED = 1  # a detector that draws random numbers must draw the same after a restart
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """One of River's detectors.
+
+    Attributes:
+        river: its class.
+        errors_only: it takes only 0 and 1, so it monitors only the loss "error".
+        defaults: parameters other than River's defaults.
+        statistic: what an alarm reports of the detector; None: the change of the mean.
+    """
+
+    river: type
+    errors_only: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    statistic: Callable[[Any], float] | None = None
+
+
+def _p_value(detector: drift.KSWIN) -> float:
+    return float(detector.p_value)
+
+
+def _cumulative_sum(detector: drift.PageHinkley) -> float:
+    increase = detector._sum_increase - detector._min_increase
+    decrease = detector._max_decrease - detector._sum_decrease
+    return float(max(increase, decrease))
+
+
+DETECTORS: Final[dict[str, Detector]] = {
+    "ADWIN": Detector(drift.ADWIN),
+    "PageHinkley": Detector(drift.PageHinkley, statistic=_cumulative_sum),
+    "KSWIN": Detector(drift.KSWIN, defaults={"seed": _SEED}, statistic=_p_value),
+    "DDM": Detector(drift.binary.DDM, errors_only=True),
+    "EDDM": Detector(drift.binary.EDDM, errors_only=True),
+    "HDDM_A": Detector(drift.binary.HDDMA, errors_only=True),
+    "HDDM_W": Detector(drift.binary.HDDMW, errors_only=True),
+}
+"""The detectors that a monitor can use, by name."""
+
+_BY_RIVER_NAME = {detector.river.__name__: name for name, detector in DETECTORS.items()}
 
 
 @dataclass(frozen=True)
 class Monitor:
-    """Something to watch, and by what; made by `monitor`.
+    """The declaration of a drift monitor; `monitor` returns it.
 
     Attributes:
         subject: `"loss"` or the name of a feature.
-        detector: its name.
+        detector: the name of the detector, one of `DETECTORS`.
         parameters: of the detector, by River's names.
         cooldown_ms: after an alarm, this much event time passes before the next one.
         loss: which loss, for the subject `"loss"`; None for the task's default.
-        by: the slice whose parts are watched apart.
+        by: the slice whose groups are monitored separately.
     """
 
     subject: str
@@ -50,6 +85,11 @@ class Monitor:
     cooldown_ms: int
     loss: str | None = None
     by: str | None = None
+
+    @property
+    def errors_only(self) -> bool:
+        """Whether it can monitor only the loss "error"."""
+        return DETECTORS[self.detector].errors_only
 
 
 def monitor(
@@ -60,16 +100,16 @@ def monitor(
     by: str | None = None,
     **parameters: Any,
 ) -> Monitor:
-    """Declare a watch over `"loss"` or over a feature.
+    """Declare a drift monitor on `"loss"` or on a feature.
 
-    ADWIN (Bifet & Gavaldà 2007) asks nothing of the scale and knows both directions. PageHinkley
-    (Page 1954) is smaller, but its `threshold` is in units of the value: on errors at a steady rate
-    of 20 %, its default of 50 gives about 60 false alarms per million, 150 about 2, ADWIN none.
-    KSWIN (Raab et al. 2020) sees changes of shape, by a Kolmogorov–Smirnov test of the newest
-    values.
+    ADWIN (Bifet & Gavaldà 2007) does not depend on the scale and detects both directions.
+    PageHinkley (Page 1954) is smaller, but its `threshold` is in units of the value: on errors at a
+    steady rate of 20 %, its default of 50 gives about 60 false alarms per million, 150 about 2,
+    ADWIN none. KSWIN (Raab et al. 2020) detects changes of shape, by a Kolmogorov–Smirnov test of
+    the newest values.
 
     DDM (Gama et al. 2004), EDDM (Baena-García et al. 2006), HDDM_A and HDDM_W (Frías-Blanco et al.
-    2015) look at whether answers were wrong, so at the loss `"error"` only. EDDM is for errors that
+    2015) take only whether a prediction was wrong, so the loss `"error"`. EDDM is for errors that
     are rare and grow slowly. False alarms per million labels at steady error rates of 20 % and 2 %,
     without a cool-down: ADWIN, DDM and HDDM_A none, EDDM 15 and 108, KSWIN 25 and none, HDDM_W 76
     and none.
@@ -77,10 +117,10 @@ def monitor(
     Args:
         subject: `"loss"` or the name of a feature.
         detector: its name, as in `river.drift` and `river.drift.binary`.
-        cooldown: event time for which one change stays one alarm.
+        cooldown: event time during which further alarms are suppressed.
         loss: see `losses.losses`; for the subject `"loss"` only.
-        by: the name of a slice (`slices.slice_by`): each of its parts has a detector of its own,
-            which tells when the loss there has grown; for the subject `"loss"` only.
+        by: the name of a slice (`slices.slice_by`): each of its groups has a detector of its own,
+            which signals when the loss there has increased; for the subject `"loss"` only.
         parameters: of the detector: `delta=0.002`, `threshold=50`, and so on.
 
     Raises:
@@ -91,62 +131,60 @@ def monitor(
     >>> monitor("amount", "Adwin")
     Traceback (most recent call last):
     ...
-    state.errors.DeclarationError: unknown detector 'Adwin' in monitor('amount'): there are ADWIN, \
-PageHinkley, KSWIN, DDM, EDDM, HDDM_A, HDDM_W
+    anabranch.state.errors.DeclarationError: unknown detector 'Adwin' in monitor('amount'): \
+there are ADWIN, PageHinkley, KSWIN, DDM, EDDM, HDDM_A, HDDM_W
     """
     where = f"in monitor({subject!r})"
-    detector = _RIVERS.get(detector, detector)
-    kind = _DETECTORS.get(detector)
-    if kind is None:
-        raise DeclarationError(
-            f"unknown detector {detector!r} {where}: there are {', '.join(_DETECTORS)}"
-        )
-    known = list(inspect.signature(kind).parameters)
-    for name in parameters:
-        if name not in known:
-            raise DeclarationError(
-                f"unknown parameter {name!r} {where}: {detector} has {', '.join(known)}"
-            )
+    detector = _BY_RIVER_NAME.get(detector, detector)
+    _check_detector(detector, parameters, where)
     for what, value in (("loss", loss), ("by", by)):
         if value is not None and subject != LOSS:
             raise DeclarationError(
                 f"{what}={value!r} {where} has no meaning: its subject is a feature"
             )
-    if detector in _OF_ERRORS and (subject != LOSS or loss not in (None, "error")):
-        numbers = ", ".join(_OF_NUMBERS)
+    chosen = DETECTORS[detector]
+    if chosen.errors_only and (subject != LOSS or loss not in (None, "error")):
+        others = ", ".join(name for name, each in DETECTORS.items() if not each.errors_only)
         raise DeclarationError(
-            f"{detector} {where} looks at right and wrong, so at the loss 'error' only: take "
-            f"{numbers} for other numbers"
+            f"{detector} {where} takes only right and wrong, so the loss 'error': use {others} for "
+            "other numbers"
         )
-    if detector == "KSWIN":
-        parameters = {"seed": _SEED, **parameters}
+    parameters = {**chosen.defaults, **parameters}
     try:
-        kind(**parameters)
+        chosen.river(**parameters)
     except (TypeError, ValueError) as error:
-        raise DeclarationError(f"{detector} {where} can't be made: {error}") from error
+        raise DeclarationError(f"{detector} {where} can't be created: {error}") from error
     return Monitor(subject, detector, parameters, parse_duration_ms(cooldown), loss, by)
 
 
-def of_errors(declared: Monitor) -> bool:
-    """Whether it looks at right and wrong alone."""
-    return declared.detector in _OF_ERRORS
+def _check_detector(name: str, parameters: Mapping[str, Any], where: str) -> None:
+    if name not in DETECTORS:
+        raise DeclarationError(
+            f"unknown detector {name!r} {where}: there are {', '.join(DETECTORS)}"
+        )
+    allowed = list(inspect.signature(DETECTORS[name].river).parameters)
+    for parameter in parameters:
+        if parameter not in allowed:
+            raise DeclarationError(
+                f"unknown parameter {parameter!r} {where}: {name} has {', '.join(allowed)}"
+            )
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """A change that a detector found.
+    """A change that a detector has signalled.
 
     Attributes:
-        subject: what was watched.
-        detector: by what.
-        time: event time of the value that gave the alarm, ms.
+        subject: what is monitored.
+        detector: its name.
+        time: event time of the value at which it was signalled, ms.
         statistic: the change of the mean, `after - before`. PageHinkley: the cumulative sum that
-            passed the threshold; KSWIN: the p-value.
-        before: mean of the values since the detector last began anew, without the newest 32.
-        after: mean of the newest 32 values. A detector is often quicker than that, so part of them
+            exceeded the threshold; KSWIN: the p-value.
+        before: mean of the values since the detector last restarted, without the newest 32.
+        after: mean of the newest 32 values. A detector is often faster than that, so part of them
             may be from before the change: the true step is at least this large.
         seen: values that the detector has been given so far.
-        row: index of the value in the call that found it; no part of equality.
+        row: index of the value in the call that signalled it; not part of equality.
         kind: of the subject, as in a `DriftSignal`.
     """
 
@@ -161,31 +199,36 @@ class Alarm:
     kind: str = "loss"
 
     @property
-    def told(self) -> str:
-        """What has changed, for people."""
+    def change(self) -> str:
+        """The change in words."""
         if math.isnan(self.before):
             return f"{self.statistic:.3g}"
         return f"from {self.before:.3g} to {self.after:.3g}"
 
     @property
-    def rises(self) -> bool:
-        """Whether the values have grown: of a loss, the model has become worse."""
+    def increased(self) -> bool:
+        """Whether the values have increased: of a loss, the model has become worse."""
         return self.after > self.before
 
 
-class Watch:
-    """A monitor at work. NaN and infinity are passed over: one would leave a detector deaf.
+class DriftMonitor:
+    """A running monitor. It skips NaN and infinity, after which a detector would never signal.
 
-    The same values give the same alarms, however they are cut into calls. It pickles, and the copy
-    continues identically.
+    The same values give the same alarms, however they are split into calls. It can be pickled, and
+    the copy continues identically.
 
     Args:
-        declared: what it watches, and how.
-        model: whose loss that is, where there are several.
+        declared: what to monitor, and how.
+        model: whose loss that is, where there are several models.
 
-    >>> watch = Watch(monitor("loss"))
+    Attributes:
+        monitor: the declaration.
+        model: see above.
+        seen: values so far.
+
+    >>> running = DriftMonitor(monitor("loss"))
     >>> values = np.repeat([0.0, 1.0], 500)
-    >>> alarms = watch.update_many(values, np.arange(1000))
+    >>> alarms = running.update_many(values, np.arange(1000))
     >>> [(alarm.time, alarm.before, round(alarm.after, 2)) for alarm in alarms]
     [(511, 0.0, 0.38)]
     """
@@ -194,30 +237,29 @@ class Watch:
         self.monitor = declared
         self.model = model
         self.seen = 0
-        self._detector = _DETECTORS[declared.detector](**declared.parameters)
+        self._detector = DETECTORS[declared.detector].river(**declared.parameters)
         self._quiet_until: int | None = None
-        # What the detector has been given since it last began anew.
+        # Of the values since the detector last restarted.
         self._count = 0
         self._total = 0.0
         self._newest: deque[float] = deque(maxlen=32)
 
     @property
-    def newest(self) -> float:
+    def recent_mean(self) -> float:
         """Mean of the newest 32 values; NaN before the first."""
         return sum(self._newest) / len(self._newest) if self._newest else math.nan
 
     def update_many(
         self, values: NDArray[np.float64], times: NDArray[np.int64], stop: bool = False
     ) -> list[Alarm]:
-        """Look at values in order.
+        """Take values in order; returns the alarms.
 
         Args:
             values: `(n,) float64`.
-            times: `(n,) int64`, event time in ms; the cool-down runs by it.
-            stop: look no further behind an alarm of values that have grown.
+            times: `(n,) int64`, event time in ms, by which the cool-down runs.
+            stop: take no more values after an alarm of values that have increased.
         """
         alarms: list[Alarm] = []
-        stopped = False
         detector = self._detector
         update, keep = detector.update, self._newest.append
         for row, value in enumerate(values.tolist()):
@@ -228,34 +270,36 @@ class Watch:
             self._total += value
             keep(value)
             update(value)
-            if detector.drift_detected:
-                time = int(times[row])
-                if self._quiet_until is None or time >= self._quiet_until:
-                    self._quiet_until = time + self.monitor.cooldown_ms
-                    alarms.append(self._alarm(time, row))
-                    stopped = stop and alarms[-1].rises
-                # River's detectors begin anew at the value after a detection.
-                self._count, self._total = 0, 0.0
-                self._newest.clear()
-                if stopped:
-                    break
+            if detector.drift_detected and self._on_drift(alarms, int(times[row]), row) and stop:
+                break
         return alarms
 
+    def _on_drift(self, alarms: list[Alarm], time: int, row: int) -> bool:
+        """Add an alarm, unless one was given shortly before; whether it is one of an increase."""
+        increased = False
+        if self._quiet_until is None or time >= self._quiet_until:
+            self._quiet_until = time + self.monitor.cooldown_ms
+            alarms.append(self._alarm(time, row))
+            increased = alarms[-1].increased
+        # River's detectors restart at the value after a detection.
+        self._count, self._total = 0, 0.0
+        self._newest.clear()
+        return increased
+
     def _alarm(self, time: int, row: int) -> Alarm:
-        detector, newest = self._detector, sum(self._newest)
+        newest = sum(self._newest)
         after = newest / len(self._newest)
         older = self._count - len(self._newest)
         before = (self._total - newest) / older if older else after
-        statistic = after - before
-        if isinstance(detector, drift.KSWIN):
-            statistic = float(detector.p_value)
-        elif isinstance(detector, drift.PageHinkley):
-            statistic = max(
-                detector._sum_increase - detector._min_increase,
-                detector._max_decrease - detector._sum_decrease,
-            )
-        name = self.monitor.detector
-        kind = LOSS if self.monitor.subject == LOSS else "feature"
+        statistic = DETECTORS[self.monitor.detector].statistic
         return Alarm(
-            self.monitor.subject, name, time, statistic, before, after, self.seen, row, kind
-        )  # fmt: skip
+            subject=self.monitor.subject,
+            detector=self.monitor.detector,
+            time=time,
+            statistic=after - before if statistic is None else statistic(self._detector),
+            before=before,
+            after=after,
+            seen=self.seen,
+            row=row,
+            kind=LOSS if self.monitor.subject == LOSS else "feature",
+        )

@@ -1,4 +1,7 @@
-"""What is usual, worked out of windows that were added up: see `models.drift.references`."""
+"""Statistics of windows that were added up: counts by bin, and how windows scatter around them.
+
+See `models.drift.distribution_shift` for what they are used for.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
-Calm = NDArray[np.bool_] | None
+Stable = NDArray[np.bool_] | None
+"""`(columns,) bool`: the columns without a shift in a window; None: all."""
 
-LEAST_WINDOWS: Final = 10
+MIN_WINDOWS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What is usual.
+class ReferenceStatistics:
+    """The baseline that a window is compared with.
 
     Attributes:
         counts: `(columns, bins) float64`: rows.
-        trace: `(columns,) float64`: by how much a window's bins scatter, of independent rows the
-            degrees of freedom; ``directions`` in how many directions.
-        freedom: of that estimate; a number, or one for each column.
-        span_ms: the time that the reference takes in.
-        fewest: bins of which fewer rows are expected are looked at together.
+        trace: `(columns,) float64`: how much the bins of a window scatter; for independent rows the
+            degrees of freedom. ``directions``: `(columns,) float64`, in how many directions.
+        freedom: degrees of freedom of that estimate; a number, or `(columns,) float64`.
+        span_ms: the event time that the reference covers.
+        min_expected: bins that expect fewer rows are pooled.
     """
 
     counts: F64
@@ -32,68 +36,82 @@ class Known:
     directions: F64
     freedom: F64
     span_ms: int
-    fewest: float = 0.0
+    min_expected: float = 0.0
 
-    def freedom_of(self, memories_ms: F64) -> F64:
-        """`freedom` by column, of values that look so far back, 0: no further than their event."""
+    def freedom_by_column(self, memories_ms: F64) -> F64:
+        """`freedom`, limited for values with a memory: `(columns,) float64`.
+
+        Args:
+            memories_ms: `(columns,) float64`, how far back values look; 0: at their event only.
+        """
         with np.errstate(divide="ignore"):
-            forgets = np.maximum(self.span_ms / memories_ms - 1, 1.0)
-        return np.minimum(self.freedom, np.where(memories_ms == 0, np.inf, forgets))
+            independent = np.maximum(self.span_ms / memories_ms - 1, 1.0)
+        return np.minimum(self.freedom, np.where(memories_ms == 0, np.inf, independent))
 
 
-class Sums:
-    """Windows, added up: their rows by bin, and of the calm ones ``products`` of each two bins."""
+class WindowSums:
+    """Sums over windows: rows by bin, and of the stable ones also the products of each two bins."""
 
     def __init__(self, columns: int, bins: int) -> None:
-        self.counts, self.calm = np.zeros((2, columns, bins))
+        self.counts, self.stable_counts = np.zeros((2, columns, bins))
         self.products = np.zeros((columns, bins, bins))
         self.windows = np.zeros(columns)
 
-    def add(self, counts: F64, rows: int, calm: Calm) -> None:
-        """One more; None: all columns are calm."""
+    def add(self, counts: F64, rows: int, stable: Stable) -> None:
+        """Add a window of so many rows, with `(columns, bins)` counts."""
         self.counts += counts
-        if calm is not None:
-            counts = counts * calm[:, None]
-        self.calm += counts
+        if stable is not None:
+            counts = counts * stable[:, None]
+        self.stable_counts += counts
         self.products += counts[:, :, None] * counts[:, None, :] / rows
-        self.windows += 1 if calm is None else calm
+        self.windows += 1 if stable is None else stable
 
-    def __iadd__(self, other: Sums) -> Sums:
+    def __iadd__(self, other: WindowSums) -> WindowSums:
         for own, more in zip(self._arrays(), other._arrays(), strict=True):
             own += more
         return self
 
     @property
-    def enough(self) -> bool:
-        """Whether scatter can be told."""
-        return bool(self.windows.min(initial=LEAST_WINDOWS) >= LEAST_WINDOWS)
+    def sufficient(self) -> bool:
+        """Whether there are enough windows to estimate how they scatter."""
+        return bool(self.windows.min(initial=MIN_WINDOWS) >= MIN_WINDOWS)
 
-    def known(self, span_ms: int) -> Known:
-        """Of independent rows the trace and the directions are the degrees of freedom."""
-        rows = self.calm.sum(axis=1)
-        share = self.calm / rows[:, None]
-        left = self.products - rows[:, None, None] * share[:, :, None] * share[:, None, :]
-        covariance = _standardised(left, share) / (self.windows - 1)[:, None, None]
+    def statistics(self, span_ms: int) -> ReferenceStatistics:
+        """What the windows were like; they cover so much event time."""
+        rows = self.stable_counts.sum(axis=1)
+        share = self.stable_counts / rows[:, None]
+        residual = self.products - rows[:, None, None] * share[:, :, None] * share[:, None, :]
+        covariance = _standardised(residual, share) / (self.windows - 1)[:, None, None]
         trace = np.trace(covariance, axis1=1, axis2=2)
         directions = trace**2 / np.maximum(np.square(covariance).sum(axis=(1, 2)), 1e-300)
-        return known_of(self.counts, trace, directions, self.windows - 1, share, span_ms)
+        scatter = Scatter(trace, directions, self.windows - 1)
+        return reference_statistics(self.counts, scatter, share, span_ms)
 
     def dump(self) -> bytes:
-        """All of it."""
+        """All sums, for `load`."""
         return b"".join(each.tobytes() for each in self._arrays())
 
     def load(self, blob: bytes) -> None:
-        """Read back what `dump` gave."""
+        """Restore what `dump` returned."""
         fill(self._arrays(), blob)
 
     def _arrays(self) -> tuple[F64, ...]:
-        return self.counts, self.calm, self.products, self.windows
+        return self.counts, self.stable_counts, self.products, self.windows
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """An estimate of how windows scatter: see `ReferenceStatistics`."""
+
+    trace: F64
+    directions: F64
+    freedom: F64
 
 
 def _standardised(products: F64, share: F64) -> F64:
     root = np.sqrt(np.where(share > 0, share, np.inf))
-    found: F64 = products / (root[:, :, None] * root[:, None, :])
-    return found
+    standardised: F64 = products / (root[:, :, None] * root[:, None, :])
+    return standardised
 
 
 def fill(arrays: tuple[F64, ...], blob: bytes) -> None:
@@ -104,18 +122,22 @@ def fill(arrays: tuple[F64, ...], blob: bytes) -> None:
         start += array.size
 
 
-def known_of(
-    counts: F64,
-    trace: F64,
-    directions: F64,
-    freedom: F64,
-    share: F64,
-    span_ms: int,
-    fewest: float = 0.0,
-) -> Known:
-    """Never less than chance alone would scatter."""
-    least = np.maximum((share > 0).sum(axis=1) - 1.0, 1.0)
-    calm = trace < least
-    trace = np.where(calm, least, trace)
-    directions = np.where(calm, least, np.clip(directions, 1.0, least))
-    return Known(counts.copy(), trace, directions, np.maximum(freedom, 1.0), span_ms, fewest)
+def reference_statistics(
+    counts: F64, scatter: Scatter, share: F64, span_ms: int, min_expected: float = 0.0
+) -> ReferenceStatistics:
+    """Statistics in which windows scatter at least as much as independent rows would.
+
+    Args:
+        counts: `(columns, bins)`.
+        scatter: as estimated.
+        share: `(columns, bins)`, of rows in each bin; a bin without any does not count.
+        span_ms: the event time that the reference covers.
+        min_expected: see `ReferenceStatistics`.
+    """
+    independent = np.maximum((share > 0).sum(axis=1) - 1.0, 1.0)
+    less = scatter.trace < independent
+    trace = np.where(less, independent, scatter.trace)
+    clipped = np.clip(scatter.directions, 1.0, independent)
+    directions = np.where(less, independent, clipped)
+    freedom = np.maximum(scatter.freedom, 1.0)
+    return ReferenceStatistics(counts.copy(), trace, directions, freedom, span_ms, min_expected)

@@ -1,4 +1,4 @@
-"""An interval for the mean difference out of the histogram: all means that no bet has refuted."""
+"""Confidence sequence of the mean difference: all means that the bets have not refuted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anabranch.models.evidence.kernels import (
     CLIP,
     HISTOGRAM,
     NODES,
-    WIDE,
+    WIDE_CLIP,
     node,
 )
 from anabranch.state.compile import F64, kernel
@@ -21,7 +21,7 @@ from anabranch.state.compile import F64, kernel
 def _log_wealth(mean: float, side: float, cut: float, state: F64) -> float:
     """Log of the wealth of bets against "the mean is at most `mean`" (`side` 1), or least (-1)."""
     best, total = -math.inf, 0.0
-    clip, wide, middle = state[CLIP], state[WIDE], NODES // 2
+    clip, wide, middle = state[CLIP], state[WIDE_CLIP], NODES // 2
     for k in range(BETS):
         log_wealth = math.log(BET_WEIGHTS[k])
         for j in range(NODES):
@@ -43,16 +43,16 @@ def _log_wealth(mean: float, side: float, cut: float, state: F64) -> float:
 def betting_bound(side: float, mean: float, cut: float, alpha: float, state: F64) -> float:
     """The lowest mean that is not refuted at level `alpha` (`side` 1), or the highest (-1).
 
-    Of the differences cut to ± `cut`, which is the clip or the wider cut; `mean` is their mean so
-    far.
+    It is the mean of the differences clipped to ± `cut`, the clip or the wider one; `mean` is their
+    mean so far.
     """
-    want = -math.log(alpha)
+    threshold = -math.log(alpha)
     refuted, kept = -side * cut * (1.0 - 1e-9), mean
-    if _log_wealth(refuted, side, cut, state) < want:
+    if _log_wealth(refuted, side, cut, state) < threshold:
         return -side * cut
     for _ in range(40):
         middle = 0.5 * (refuted + kept)
-        if _log_wealth(middle, side, cut, state) < want:
+        if _log_wealth(middle, side, cut, state) < threshold:
             kept = middle
         else:
             refuted = middle

@@ -1,14 +1,14 @@
-"""The loops of the evidence: one observed difference after another, and what it makes certain.
+"""Kernels of the sequential tests: they add one difference after another, and report findings.
 
-All that is known is one float64 vector, `state`: a head of `HEAD` numbers, the wealths of the bets
+The state is one float64 vector, `state`: a head of `HEAD` numbers, the wealths of the bets
 (`TESTS` × `BETS`), and the histogram (`NODES`) from which intervals are computed. A difference is
-the champion's loss less the challenger's, so what is above zero speaks for the challenger.
+the champion's loss minus the challenger's, so that above zero the challenger is better.
 
 **Betting** (Waudby-Smith & Ramdas 2024). Each test starts with wealth 1, split over bets of `BETS`
 sizes. A bet of size f multiplies its wealth by 1 + f x, where x, in [-1, 1], is the clipped
-difference beyond what the hypothesis allows, as a share of the most it could fall short by. If the
-hypothesis is true, x is at most 0 in the mean, wealth is a supermartingale, and it ever reaches 1 /
-alpha with probability at most alpha (Ville 1939).
+difference beyond what the hypothesis allows, as a share of the most that it could fall short by.
+If the hypothesis is true, x is at most 0 in the mean, wealth is a supermartingale, and it ever
+reaches 1 / alpha with probability at most alpha (Ville 1939).
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from numpy.typing import NDArray
 from anabranch.models.evidence.normal_mixture import log_normal_e_value
 from anabranch.state.compile import F64, inlined, kernel
 
-# What was declared.
+# Parameters.
 LAYOUT, KIND, METHOD, ALPHA, MIN_EFFECT, BURN_IN, BLOCK = 0, 1, 2, 3, 4, 5, 6
-# What was seen: labels, differences, those that were bet on; of these the ones that were cut.
+# Counts: labels, differences, those that were bet on, and of these the clipped ones.
 SAMPLES, OBSERVED, USED, CLIPPED, NOT_FINITE = 7, 8, 9, 10, 11
 CLIP, SQUARES, LARGEST = 12, 13, 14
 MEAN, M2, CLIPPED_MEAN = 15, 16, 17
 CHAMPION_LOSS, CHAMPION_COUNT, CHALLENGER_LOSS, CHALLENGER_COUNT = 18, 19, 20, 21
-# For each test: its e-value, and the label at which it crossed (counted from 1; 0 for never).
+# For each test: its e-value, and the label at which it crossed (counted from 1; 0: never).
 E_VALUE, CROSSED = 22, 26
-# The open block of two samples: of each arm the count, the sum, and how many were not finite.
+# The open block of two samples: for each arm the count, the sum, and the number not finite.
 OPEN = 30
-# The largest difference there can be, if it was declared; and where differences are cut for sizes.
-BOUND, WIDE, WIDE_MEAN = 36, 37, 38
+# The largest possible difference, if declared; and where differences are clipped for sizes.
+BOUND, WIDE_CLIP, WIDE_CLIP_MEAN = 36, 37, 38
 HEAD = 40
 
 BETTER, WORSE, FUTILE, HARMLESS = 0, 1, 2, 3
@@ -51,9 +51,9 @@ THIS_LAYOUT = 1.0
 BET_SIZES = np.geomspace(0.005, 0.9, BETS)
 BET_WEIGHTS = np.sqrt(BET_SIZES) / np.sqrt(BET_SIZES).sum()
 LEARNED_CLIP = 8.0
-"""A clip that is learned is this many times the root mean square of the burn-in."""
-WIDER = 4.0
-"""For the size of a difference it is cut this much further out than for its sign."""
+"""A learned clip is this many times the root mean square of the burn-in."""
+WIDE_FACTOR = 4.0
+"""The size of a difference is tested with this multiple of the clip of its sign."""
 
 _MOST_WEALTH, _LEAST_WEALTH = 1e100, 1e-300
 _LARGEST = 1e150  # its square is still a number
@@ -61,13 +61,13 @@ _LARGEST = 1e150  # its square is still a number
 
 @inlined
 def _bet(x: float, test: int, state: F64) -> None:
-    """Settle all bets of a test on `x`, in [-1, 1]."""
+    """Update the wealths of a test by `x`, in [-1, 1]."""
     wealth = state[WEALTH + test * BETS : WEALTH + (test + 1) * BETS]
     even, odd = 0.0, 0.0
     for k in range(0, BETS, 2):
         first = wealth[k] * (1.0 + BET_SIZES[k] * x)
         second = wealth[k + 1] * (1.0 + BET_SIZES[k + 1] * x)
-        # Money thrown away keeps a supermartingale one; numbers below the normal ones are slow.
+        # Losing wealth keeps it a supermartingale; subnormal numbers are slow.
         first = first if first > _LEAST_WEALTH else 0.0
         second = second if second > _LEAST_WEALTH else 0.0
         wealth[k], wealth[k + 1] = first, second
@@ -82,13 +82,13 @@ def _bet(x: float, test: int, state: F64) -> None:
 
 
 @inlined
-def _remember(d: float, state: F64) -> None:
-    """Add `d` to the histogram, shared between two nodes so that the mean is kept.
+def _add_to_histogram(d: float, state: F64) -> None:
+    """Add `d` to the histogram, split between two nodes so that the mean is preserved.
 
-    The logarithm of a wealth is concave in the difference: what is computed from the nodes is
-    never more than what betting on the difference itself would have won.
+    The logarithm of a wealth is concave in the difference, so the wealth computed from the nodes is
+    never more than that of betting on the difference itself.
     """
-    clip, wide, size = state[CLIP], state[WIDE], abs(d)
+    clip, wide, size = state[CLIP], state[WIDE_CLIP], abs(d)
     if size <= clip:
         step = min(int(INNER * math.sqrt(size / clip)), INNER - 1)
     else:
@@ -104,7 +104,7 @@ def _remember(d: float, state: F64) -> None:
 
 @inlined
 def node(j: int, clip: float, wide: float) -> float:
-    """Place of the node `j` steps from zero: dense there, one at `clip`, the last at `wide`."""
+    """Position of the node `j` steps from zero: dense there, one at `clip`, the last at `wide`."""
     if j <= INNER:
         return clip * j * j / (INNER * INNER)
     return clip + (wide - clip) * (j - INNER) / (NODES // 2 - INNER)
@@ -112,7 +112,7 @@ def node(j: int, clip: float, wide: float) -> float:
 
 @inlined
 def _test_by_betting(d: float, state: F64) -> None:
-    clip, wide, effect = state[CLIP], state[WIDE], state[MIN_EFFECT]
+    clip, wide, effect = state[CLIP], state[WIDE_CLIP], state[MIN_EFFECT]
     clipped = min(max(d, -clip), clip)
     state[USED] += 1.0
     state[CLIPPED] += 1.0 if clipped != d else 0.0
@@ -120,22 +120,22 @@ def _test_by_betting(d: float, state: F64) -> None:
     _bet(clipped / clip, BETTER, state)
     _bet(-clipped / clip, WORSE, state)
     clipped = min(max(d, -wide), wide)
-    state[WIDE_MEAN] += (clipped - state[WIDE_MEAN]) / state[USED]
+    state[WIDE_CLIP_MEAN] += (clipped - state[WIDE_CLIP_MEAN]) / state[USED]
     if effect > 0.0:
         _bet((effect - clipped) / (wide - effect), FUTILE, state)
         _bet((effect + clipped) / (wide - effect), HARMLESS, state)
-    _remember(clipped, state)
+    _add_to_histogram(clipped, state)
 
 
 @kernel
 def spread(state: F64) -> float:
-    """Standard deviation of the differences; of ones all alike, what one unlike them would add."""
+    """Standard deviation of the differences; if all are equal, what one unlike them would add."""
     squares = state[M2] if state[M2] > 0.0 else state[LARGEST] ** 2
     return math.sqrt(squares / max(state[OBSERVED], 1.0))
 
 
 @inlined
-def _log_limit_e_value(test: int, deviation: float, state: F64) -> float:
+def _log_asymptotic_e_value(test: int, deviation: float, state: F64) -> float:
     """The asymptotic e-value of a test, from the mean of the differences as they are."""
     beyond = state[MEAN]
     if test == WORSE:
@@ -150,13 +150,13 @@ def _log_limit_e_value(test: int, deviation: float, state: F64) -> float:
 
 
 @inlined
-def _test_by_limit(state: F64) -> None:
+def _test_asymptotically(state: F64) -> None:
     deviation = spread(state)
     state[USED] = state[OBSERVED]
     if state[OBSERVED] < state[BURN_IN] or deviation == 0.0:
         return
     for test in range(TESTS if state[MIN_EFFECT] > 0.0 else 2):
-        log_e = _log_limit_e_value(test, deviation, state)
+        log_e = _log_asymptotic_e_value(test, deviation, state)
         state[E_VALUE + test] = math.exp(min(log_e, 230.0))
 
 
@@ -164,50 +164,50 @@ def _test_by_limit(state: F64) -> None:
 def _new_crossings(state: F64) -> int:
     """Bits of the tests that have just crossed for the first time.
 
-    What bets on cut differences have won has to hold of the differences as they are, too, by the
-    asymptotic test. That can only take findings away, so it costs no error.
+    The asymptotic test of the unclipped differences must agree with the bets on clipped ones. That
+    can only remove findings, so it adds no error.
     """
-    found = 0
+    crossed = 0
     threshold = 1.0 / state[ALPHA]
     for test in range(TESTS if state[MIN_EFFECT] > 0.0 else 2):
         if state[E_VALUE + test] >= threshold and state[CROSSED + test] == 0.0:
-            log_e = _log_limit_e_value(test, spread(state), state)
+            log_e = _log_asymptotic_e_value(test, spread(state), state)
             if log_e >= math.log(threshold):
                 state[CROSSED + test] = state[SAMPLES]
-                found |= 1 << test
-    return found
+                crossed |= 1 << test
+    return crossed
 
 
 @inlined
 def _learn_clip(count: float, mean_square: float, state: F64) -> None:
-    """Fix the clip once the burn-in is over. Identical models leave it open: nothing to test."""
+    """Fix the clip once the burn-in is over. With identical models there is nothing to test."""
     if count < state[BURN_IN]:
         return
     if mean_square > 0.0:
         state[CLIP] = max(LEARNED_CLIP * math.sqrt(mean_square), state[MIN_EFFECT])
     elif state[NOT_FINITE] > 0.0:
         state[CLIP] = max(1.0, state[MIN_EFFECT])
-    fix_cuts(state)
+    set_clips(state)
 
 
 @kernel
-def fix_cuts(state: F64) -> None:
-    """Both cuts, once the clip is known; neither beyond what is possible."""
+def set_clips(state: F64) -> None:
+    """Set both clips, once the clip is known; neither is above the bound."""
     bound = state[BOUND] if state[BOUND] > 0.0 else math.inf
     state[CLIP] = min(state[CLIP], bound)
-    state[WIDE] = min(WIDER * state[CLIP], bound)
+    state[WIDE_CLIP] = min(WIDE_FACTOR * state[CLIP], bound)
 
 
 @kernel
 def _observe(d: float, worst: int, state: F64) -> int:
-    """Take one difference; returns the bits of the tests that it made cross.
+    """Add one difference; returns the bits of the tests that crossed with it.
 
-    `worst` is 1 or -1 where instead of a difference there is only the knowledge that one model
-    could not have done worse, and 0 elsewhere.
+    `worst` is 1 or -1 if the loss of one model was not finite, so that there is no difference, and
+    0 otherwise.
     """
     betting = state[METHOD] == BETTING
     if worst != 0:
-        d = worst * (state[WIDE] if state[WIDE] > 0.0 else max(state[LARGEST], 1e-150))
+        d = worst * (state[WIDE_CLIP] if state[WIDE_CLIP] > 0.0 else max(state[LARGEST], 1e-150))
     d = min(max(d, -_LARGEST), _LARGEST)
     state[LARGEST] = max(state[LARGEST], abs(d))
     state[OBSERVED] += 1.0
@@ -215,7 +215,7 @@ def _observe(d: float, worst: int, state: F64) -> int:
     state[MEAN] += (d - old) / state[OBSERVED]
     state[M2] += (d - old) * (d - state[MEAN])
     if not betting:
-        _test_by_limit(state)
+        _test_asymptotically(state)
     elif state[CLIP] > 0.0:
         _test_by_betting(d, state)
     else:
@@ -227,7 +227,7 @@ def _observe(d: float, worst: int, state: F64) -> int:
 
 @inlined
 def _count_loss(loss: float, challenger: bool, state: F64) -> None:
-    """Keep the mean of an arm's finite losses."""
+    """Update the mean of an arm's finite losses."""
     mean, count = CHAMPION_LOSS, CHAMPION_COUNT
     if challenger:
         mean, count = CHALLENGER_LOSS, CHALLENGER_COUNT
@@ -240,9 +240,9 @@ def _count_loss(loss: float, challenger: bool, state: F64) -> None:
 
 @kernel
 def run_paired(champion: F64, challenger: F64, state: F64) -> int:
-    """Take losses `(rows,)` up to the first row at which a test crosses.
+    """Add losses `(rows,)` up to the first row at which a test crosses.
 
-    Returns 16 times the number of rows taken, plus the bits of the tests that crossed at the last.
+    Returns 16 times the number of rows used, plus the bits of the tests that crossed at the last.
     """
     for i in range(champion.size):
         first, second = champion[i], challenger[i]
@@ -252,20 +252,20 @@ def run_paired(champion: F64, challenger: F64, state: F64) -> int:
         d, worst = first - second, 0
         if not (math.isfinite(first) and math.isfinite(second)):
             d, worst = 0.0, int(math.isfinite(second)) - int(math.isfinite(first))
-        found = _observe(d, worst, state)
-        if found:
-            return 16 * (i + 1) + found
+        crossed = _observe(d, worst, state)
+        if crossed:
+            return 16 * (i + 1) + crossed
     return 16 * champion.size
 
 
 @inlined
 def _close_block(state: F64) -> int:
-    """Compare the arms within the open block, and open the next."""
-    spoiled_0, spoiled_1 = state[OPEN + 2] > 0.0, state[OPEN + 5] > 0.0
+    """Compare the arms within the open block, and start the next."""
+    not_finite_0, not_finite_1 = state[OPEN + 2] > 0.0, state[OPEN + 5] > 0.0
     d, worst = 0.0, 0
-    if spoiled_0 != spoiled_1:
-        worst = 1 if spoiled_0 else -1
-    elif not spoiled_0:
+    if not_finite_0 != not_finite_1:
+        worst = 1 if not_finite_0 else -1
+    elif not not_finite_0:
         d = state[OPEN + 1] / state[OPEN] - state[OPEN + 4] / state[OPEN + 3]
     for j in range(OPEN, OPEN + 6):
         state[j] = 0.0
@@ -274,13 +274,13 @@ def _close_block(state: F64) -> int:
 
 @kernel
 def run_two_samples(arm: NDArray[np.int8], losses: F64, state: F64) -> int:
-    """Take losses `(rows,)` of the arms that served, 0 or 1; returns as `run_paired` does."""
+    """Add losses `(rows,)` of the arms that served, 0 or 1; returns as `run_paired` does."""
     for i in range(losses.size):
         loss, challenger = losses[i], arm[i] != 0
         state[SAMPLES] += 1.0
         _count_loss(loss, challenger, state)
         if state[CLIP] == 0.0 and state[METHOD] == BETTING:
-            # The spread of single losses tells that of a block's difference beforehand.
+            # The variance of single losses predicts that of a block's difference.
             _learn_from_loss(loss, state)
             continue
         at = OPEN + 3 if challenger else OPEN
@@ -290,15 +290,15 @@ def run_two_samples(arm: NDArray[np.int8], losses: F64, state: F64) -> int:
         else:
             state[at + 2] += 1.0
         if state[OPEN] >= state[BLOCK] and state[OPEN + 3] >= state[BLOCK]:
-            found = _close_block(state)
-            if found:
-                return 16 * (i + 1) + found
+            crossed = _close_block(state)
+            if crossed:
+                return 16 * (i + 1) + crossed
     return 16 * losses.size
 
 
 @inlined
 def _learn_from_loss(loss: float, state: F64) -> None:
-    """Mean and variance of the burn-in's losses, in the fields that an open block will use."""
+    """Mean and variance of the burn-in's losses, in the fields that the open block uses later."""
     count, mean, squares = OPEN, OPEN + 1, OPEN + 2
     if math.isfinite(loss):
         loss = min(max(loss, -_LARGEST), _LARGEST)

@@ -1,9 +1,9 @@
 """The asymptotic e-value: a mixture of normal likelihood ratios of a standardised sum.
 
-As if the differences were normal with the variance seen so far. By the central limit theorem this
-is right in the limit of many samples, whatever their distribution, and whether or not their mean
-moves (it speaks of the average of the means so far); at small samples it is a promise about
-nothing, which is why nothing is said before a burn-in.
+It treats the differences as normal with the variance so far. By the central limit theorem it is
+valid in the limit of many samples, whatever their distribution, and whether or not their mean
+drifts (it is about the average of the means so far). Small samples have no guarantee, so that a
+burn-in is needed.
 
 References:
     Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas: *Time-uniform central limit theory and asymptotic
@@ -29,7 +29,7 @@ def log_normal_e_value(total: float, count: float) -> float:
 
     Args:
         total: sum of the differences, divided by their standard deviation.
-        count: how many there are.
+        count: number of differences.
 
     >>> log_normal_e_value(0.0, 1e6) < 0.0 < math.log(20) < log_normal_e_value(4_000.0, 1e6)
     True
@@ -43,18 +43,18 @@ def log_normal_e_value(total: float, count: float) -> float:
 
 
 def normal_half_width(count: float, deviation: float, alpha: float) -> float:
-    """How far the mean may lie to one side at level `alpha`, after `count` differences.
+    """Half the width of the confidence interval at level `alpha`, after `count` differences.
 
     >>> 0.0 < normal_half_width(10_000, 1.0, 0.025) - 1.96 / 100 < 0.02
     True
     """
-    want = -math.log(alpha)
+    threshold = -math.log(alpha)
     low, high = 0.0, 1.0
-    while log_normal_e_value(high, count) < want:
+    while log_normal_e_value(high, count) < threshold:
         high *= 2.0
     for _ in range(60):
         middle = 0.5 * (low + high)
-        if log_normal_e_value(middle, count) < want:
+        if log_normal_e_value(middle, count) < threshold:
             low = middle
         else:
             high = middle

@@ -1,10 +1,10 @@
-"""How one learner is kept on disk: a full pickle while that is cheap, else the rows learned since.
+"""Checkpoints of a learner: a full pickle while that is cheap, else also a log of rows learned.
 
 A large model takes seconds to pickle (ARF of 10 trees after 50,000 rows: 195 MB, 5 s). River is
 deterministic: the last full pickle and the rows learned since give the same model again::
 
     full   rows rows rows rows   full   rows rows ...
-    ├──── log, from 0 ────────┤  ├──── log, from 0 anew
+    ├──── log, from 0 ────────┤  ├──── log, from 0 again
 
 Pickles come only from the state directory that this program wrote; nothing that arrived on a topic
 is unpickled.
@@ -12,7 +12,6 @@ is unpickled.
 
 from __future__ import annotations
 
-import pickle
 import struct
 import time
 from collections.abc import Callable
@@ -22,14 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.learners.durable import unchanged_by_predicting
 from anabranch.models.learners.learner import LEARN, Learner, Predictions, Targets
-from anabranch.models.learners.linear import CompiledLinear
-from anabranch.models.learners.pickling import uncollected
-from anabranch.models.learners.resampling import Sampled
-from anabranch.models.learners.river import RiverLearner
-from anabranch.models.learners.segmented import Segmented
-from anabranch.models.learners.subsampling import Thinned
+from anabranch.models.learners.pickling import garbage_collector_paused, pickled, unpickled
 from anabranch.models.learners.targets import select
 from anabranch.state.errors import StateError
 from anabranch.state.store.delta import Delta, Items, Rows
@@ -38,7 +31,7 @@ U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 
 PARTS = ("full", "cost", "log", "labels")
-"""The names of what `Checkpoint.changes` may give."""
+"""The names of the parts that `Checkpoint.changes` may return."""
 
 _COST = struct.Struct("<d?")  # seconds that the full pickle took; whether rows are logged after it
 _REPLAYED_AT_ONCE = 4096
@@ -46,7 +39,7 @@ _REPLAYED_AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """When a full pickle is too dear, and when the log after it is too long.
+    """When a full pickle is too expensive, and when the log after it is too long.
 
     A new full pickle follows a log that would take more than `replay_s` to learn again, or that is
     larger than `log_bytes` and than the pickle; but only when the last one took no more than
@@ -54,11 +47,11 @@ class Bounds:
     the last pickling time over `share`.
 
     Attributes:
-        pickle_s: above this a model is large: its rows are logged.
+        pickle_s: a model that takes longer to pickle is large, and its rows are logged; seconds.
         pickle_bytes: the same, by size.
         replay_s: seconds of learning.
-        log_bytes: of rows.
-        share: of the running time that goes into pickling, at most.
+        log_bytes: size of the logged rows.
+        share: the largest part of the running time to spend on pickling.
     """
 
     pickle_s: float = 0.02
@@ -70,7 +63,7 @@ class Bounds:
 
 @dataclass(slots=True)
 class _Log:
-    """The steps since the last full pickle: how many, what they cost, and those not yet given."""
+    """The steps since the last full pickle: how many, their cost, and those not yet persisted."""
 
     rows: int = 0
     bytes: int = 0
@@ -82,7 +75,7 @@ class _Log:
         self.bytes += features.nbytes + 9 * len(op)
 
     def changes(self) -> Delta:
-        """The new steps, numbered on from those before."""
+        """The new steps, numbered after those before."""
         delta = Delta()
         if not self.new:
             return delta
@@ -92,7 +85,7 @@ class _Log:
         if isinstance(targets[0], np.ndarray):
             columns["target"] = np.concatenate(targets)
         else:
-            labels = pickle.dumps([label for some in targets for label in some], protocol=5)
+            labels = pickled([label for some in targets for label in some])
             delta.items["labels"] = Items(index[:1], [labels])
         delta.rows["log"] = Rows(index, columns)
         self.rows += len(index)
@@ -101,33 +94,33 @@ class _Log:
 
 
 class Checkpoint:
-    """Keeps one learner durable.
+    """Persists one learner: `changes` gives what to write, `restore` takes it back.
 
     Call `run` in place of the learner's own, so that rows can be logged; while the model is small
     it is the learner's own, and costs nothing.
 
     Args:
         name: of the model, for messages.
-        learner: taken over. After `restore` it is another object.
-        bounds: what is dear.
+        learner: the learner; `restore` replaces it by another object.
+        bounds: what is too expensive.
         clock: seconds.
 
     Attributes:
-        learner: the one that is kept.
-        full_bytes: of the last full pickle; 0: there was none.
+        learner: the current learner.
+        full_bytes: size of the last full pickle; 0 before the first.
         run: see `Learner.run`.
-        run_each: see `CompiledLinear.run_each`; None where only `run` will do.
+        run_each: see `Learner.run_each`; None while only `run` can be used.
 
     >>> from river import linear_model
-    >>> from anabranch.models.learners.linear import learner_for
     >>> from anabranch.models.learners.learner import Task
+    >>> from anabranch.models.learners.linear import learner_for
     >>> make = lambda: learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION)
-    >>> kept = Checkpoint("champion", make())
+    >>> checkpoint = Checkpoint("champion", make())
     >>> steps = np.array([1], np.uint8), np.array([0]), np.array([3.0])
-    >>> _ = kept.run(np.array([[1.0]]), *steps)
-    >>> again = Checkpoint("champion", make())
-    >>> again.restore(kept.changes())
-    >>> again.learner.version
+    >>> _ = checkpoint.run(np.array([[1.0]]), *steps)
+    >>> restored = Checkpoint("champion", make())
+    >>> restored.restore(checkpoint.changes())
+    >>> restored.learner.version
     1
     """
 
@@ -138,44 +131,44 @@ class Checkpoint:
         bounds: Bounds | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._take(learner)
+        self._use(learner)
         self._name = name
         self._bounds = bounds or Bounds()
         self._clock = clock
-        self._pure = _learns_only(learner)
+        self._pure = learner.unchanged_by_predicting
         # Of the last full pickle: when, how long, how large, and the version then.
         self._full_at, self._full_s, self.full_bytes = 0.0, 0.0, 0
         self._full_version = -1
         self._log: _Log | None = None
 
     def changes(self) -> Delta:
-        """What changed since the last call; at first, the whole learner.
+        """What changed since the last call; the first time the whole learner.
 
         Raises:
             StateError: it can't be pickled.
         """
         if self._log is None:
-            known = self._pure and self.learner.version == self._full_version
-            return Delta() if known else self._pickle()
+            unchanged = self._pure and self.learner.version == self._full_version
+            return Delta() if unchanged else self._pickle()
         return self._pickle() if self._too_long(self._log) else self._log.changes()
 
     def restore(self, image: Delta) -> None:
-        """Take up the learner that gave `image`, the merge of all its changes; nothing if empty.
+        """Restore the learner from `image`, the merge of all its changes; nothing if it is empty.
 
-        What it holds is unpickled: give only what this program wrote.
+        The image is unpickled: pass only what this program wrote.
 
         Raises:
-            StateError: it can't be unpickled here.
+            StateError: it can't be unpickled here, or holds another kind of learner.
         """
         if "full" not in image.blobs:
             return
-        self._go_on_from(_load(self._name, image.blobs["full"], type(self.learner)), image)
+        self._restore_from(_load(self._name, image.blobs["full"], type(self.learner)), image)
 
-    def _go_on_from(self, learner: Learner, image: Delta) -> None:
-        """Take up the full pickle of an image, and learn the rows behind it."""
+    def _restore_from(self, learner: Learner, image: Delta) -> None:
+        """Continue from the full pickle of an image, and learn the rows logged after it."""
         self._full_s, large = _COST.unpack(image.blobs["cost"])
         self.full_bytes = len(image.blobs["full"])
-        self._take(learner)
+        self._use(learner)
         self._full_version = self.learner.version
         self._full_at = self._clock()
         self._log = None
@@ -205,15 +198,13 @@ class Checkpoint:
             self._start_log()
         else:
             self._log = None
-            self._take(self.learner)
+            self._use(self.learner)
         return delta
 
-    def _take(self, learner: Learner) -> None:
+    def _use(self, learner: Learner) -> None:
         self.learner = learner
         self.run: Callable[..., Predictions] = learner.run
-        self.run_each: Callable[..., Predictions | None] | None = None
-        if isinstance(learner, CompiledLinear):
-            self.run_each = learner.run_each
+        self.run_each: Callable[..., Predictions | None] | None = learner.run_each
 
     def _start_log(self) -> None:
         self._log, self.run, self.run_each = _Log(), self._run_and_log, None
@@ -222,18 +213,18 @@ class Checkpoint:
         self, features: NDArray[np.float64], op: U8, row: I64, target: Targets
     ) -> Predictions:
         start = self._clock()
-        answers = self.learner.run(features, op, row, target)
+        predictions = self.learner.run(features, op, row, target)
         steps = np.flatnonzero(op == LEARN) if self._pure else np.arange(op.size)
         if steps.size:
             log = self._log
             assert log is not None
-            # Predictions in between count too: it is a bound, and learning is the larger part.
+            # The time of predictions counts too: this is a bound, and learning is the larger part.
             log.seconds += self._clock() - start
             log.add(features[row[steps]], op[steps], select(target, steps))
-        return answers
+        return predictions
 
     def _replay(self, image: Delta) -> None:
-        """Learn the logged steps again, and log on behind them."""
+        """Learn the logged steps again; further steps are logged after them."""
         log = self._log
         assert log is not None
         steps = image.rows.get("log")
@@ -242,7 +233,7 @@ class Checkpoint:
         columns = steps.columns
         targets: Targets
         if "labels" in image.items:
-            pieces = [pickle.loads(piece) for piece in image.items["labels"].values if piece]
+            pieces = [unpickled(piece) for piece in image.items["labels"].values if piece]
             targets = [label for piece in pieces for label in piece]
         else:
             targets = columns["target"]
@@ -259,35 +250,24 @@ class Checkpoint:
 
 
 def restored(name: str, image: Delta) -> Learner | None:
-    """The learner that gave `image`, however it was declared; None if the image is empty.
+    """The learner in `image`, of whatever kind it is; None if the image is empty.
 
-    What it holds is unpickled: give only what this program wrote.
+    The image is unpickled: pass only what this program wrote.
 
     Raises:
         StateError: it can't be unpickled here.
     """
     if "full" not in image.blobs:
         return None
-    kept = Checkpoint(name, _load(name, image.blobs["full"], object))
-    kept._go_on_from(kept.learner, image)
-    return kept.learner
-
-
-def _learns_only(learner: Learner) -> bool:
-    """Whether predicting leaves the learner as it was; False for one that is not known."""
-    if isinstance(learner, Sampled | Thinned):
-        return _learns_only(learner.learner)
-    if isinstance(learner, Segmented):
-        return _learns_only(learner.shared)
-    if isinstance(learner, CompiledLinear):
-        return True
-    return isinstance(learner, RiverLearner) and unchanged_by_predicting(learner.model)
+    checkpoint = Checkpoint(name, _load(name, image.blobs["full"], object))
+    checkpoint._restore_from(checkpoint.learner, image)
+    return checkpoint.learner
 
 
 def _dump(name: str, learner: Learner) -> bytes:
     try:
-        with uncollected():
-            return pickle.dumps(learner, protocol=5)
+        with garbage_collector_paused():
+            return pickled(learner)
     except Exception as error:
         raise StateError(
             f"model {name!r} can't be pickled, so its state can't be kept: {error}; "
@@ -297,13 +277,13 @@ def _dump(name: str, learner: Learner) -> bytes:
 
 def _load(name: str, blob: bytes, kind: type[Any]) -> Any:
     try:
-        with uncollected():
-            found = pickle.loads(blob)
-        if not isinstance(found, kind):
-            raise TypeError(f"a {kind.__name__} is declared, {type(found).__name__} is stored")
-        return found
+        with garbage_collector_paused():
+            learner = unpickled(blob)
+        if not isinstance(learner, kind):
+            raise TypeError(f"{kind.__name__} is declared, and {type(learner).__name__} is stored")
+        return learner
     except Exception as error:
         raise StateError(
             f"model {name!r} can't be read from the state: {type(error).__name__}: {error}; "
-            "go on with the program and the pipeline that wrote it, or begin a new state directory"
+            "continue with the program and the pipeline that wrote it, or use a new state directory"
         ) from error

@@ -1,4 +1,4 @@
-"""What a model was declared as, in words: two declarations are the same if these are."""
+"""River models as text: two models are declared alike exactly if their descriptions are equal."""
 
 from __future__ import annotations
 
@@ -9,19 +9,12 @@ from typing import Any
 
 from river import base
 
-from anabranch.models.learners.learner import Learner
-from anabranch.models.learners.linear import CompiledLinear
-from anabranch.models.learners.resampling import Sampled
-from anabranch.models.learners.river import RiverLearner
-from anabranch.models.learners.segmented import Segmented
-from anabranch.models.learners.subsampling import Thinned
-
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_DEEPEST = 20
+_MAX_DEPTH = 20
 
 
 def parameters(model: base.Base) -> Iterator[tuple[str, Any]]:
-    """The parameters that a River object was made with, by name; the steps of a pipeline."""
+    """The constructor parameters of a River object, by name; of a pipeline, its steps."""
     if hasattr(model, "steps"):
         yield from model.steps.items()
         return
@@ -30,28 +23,17 @@ def parameters(model: base.Base) -> Iterator[tuple[str, Any]]:
             yield name, getattr(model, name, None)
 
 
-def described(learner: Learner) -> str:
-    """The declaration of a learner's model."""
-    if isinstance(learner, Sampled):
-        return described(learner.learner)
-    if isinstance(learner, Segmented):
-        return described(learner.shared)
-    if isinstance(learner, Thinned):
-        return f"{described(learner.learner)} learning {learner.share:g}"
-    if isinstance(learner, CompiledLinear):
-        return describe(learner.to_river())
-    return describe(learner.model if isinstance(learner, RiverLearner) else type(learner))
-
-
 def describe(value: Any, depth: int = 0) -> str:
-    """A text that is the same in every process, other than `repr`: no addresses, sets sorted.
+    """The description of a model or a parameter, the same text in every process.
+
+    Unlike `repr` it holds no memory addresses, and sets are sorted.
 
     >>> from river import linear_model, preprocessing
     >>> describe(preprocessing.Normalizer() | linear_model.PAClassifier())
     'Pipeline(Normalizer=Normalizer(order=2), PAClassifier=PAClassifier(C=1.0, mode=1, \
 learn_intercept=True))'
     """
-    if depth > _DEEPEST:
+    if depth > _MAX_DEPTH:
         return "…"
     if isinstance(value, base.Base):
         inner = ", ".join(f"{n}={describe(v, depth + 1)}" for n, v in parameters(value))
@@ -69,18 +51,18 @@ learn_intercept=True))'
 
 
 def parameters_by_path(model: Any) -> dict[str, str]:
-    """Every parameter at any depth of a River model, as text, by where it is.
+    """Every parameter of a River model at any depth, as text, by its dotted path.
 
     >>> from river import linear_model, preprocessing
-    >>> found = parameters_by_path(preprocessing.Normalizer() | linear_model.PAClassifier())
-    >>> found["Normalizer.order"], found["PAClassifier.C"]
+    >>> texts = parameters_by_path(preprocessing.Normalizer() | linear_model.PAClassifier())
+    >>> texts["Normalizer.order"], texts["PAClassifier.C"]
     ('2', '1.0')
     """
     return dict(_by_path(model, ""))
 
 
 def _by_path(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if not isinstance(value, base.Base) or path.count(".") > _DEEPEST:
+    if not isinstance(value, base.Base) or path.count(".") > _MAX_DEPTH:
         yield path, describe(value)
         return
     if not hasattr(value, "steps"):

@@ -1,10 +1,10 @@
-"""What the model step runs: a learner predicts and learns, strictly in the order it is told."""
+"""The learner protocol: what the model step runs, whatever kind of model is behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,13 +21,15 @@ NO_LABEL = 255
 Label: TypeAlias = Hashable
 Targets: TypeAlias = NDArray[np.float64] | Sequence[Label]
 
+L = TypeVar("L", bound="Learner")
+
 
 class ModelError(AnabranchError):
-    """A model failed on a row, or does not fit the task that it was given."""
+    """A model failed on a row, or can't do what is asked of it."""
 
 
 class Task(Enum):
-    """What a model is asked: it decides the type of targets and of predictions.
+    """The kind of prediction problem: it decides the type of targets and of predictions.
 
     >>> Task("binary") is Task.BINARY
     True
@@ -40,7 +42,7 @@ class Task(Enum):
 
 
 class Predictions(msgspec.Struct):
-    """The answers of one model to a number of rows, in their order.
+    """The predictions of one model for a number of rows, in their order.
 
     Attributes:
         values: `(rows,) float64`. BINARY: probability of True; REGRESSION: the value; ANOMALY: the
@@ -74,10 +76,10 @@ class Predictions(msgspec.Struct):
     def take(self, rows: NDArray[np.int64]) -> Predictions:
         """The predictions at `rows`, in that order."""
         if isinstance(self.values, list):
-            wanted = rows.tolist()
+            indices = rows.tolist()
             labels = self.labels
             return Predictions(
-                [self.values[i] for i in wanted], labels and [labels[i] for i in wanted]
+                [self.values[i] for i in indices], labels and [labels[i] for i in indices]
             )
         return Predictions(self.values[rows], None if self.labels is None else self.labels[rows])
 
@@ -85,17 +87,33 @@ class Predictions(msgspec.Struct):
 class Learner(Protocol):
     """A model of one task over float64 rows with fixed column names.
 
-    Attributes:
-        task: what it is asked.
-        names: the feature columns, in order.
-        version: rows that this learner has learned.
+    A model (`RiverLearner`, `CompiledLinear`, `NullLearner`) implements `run`, `describe` and
+    `to_river`, and what else it can do. What wraps another learner extends `LearnerWrapper`, which
+    leaves all but `run` to the learner inside.
 
-    A learner has one owner, is not thread-safe, and pickles: the copy continues identically.
+    A learner has one owner, is not thread-safe, and can be pickled: the copy continues
+    identically. Its class must be in the table of `models.learners.pickling`.
+
+    Attributes:
+        task: the kind of prediction.
+        names: the feature columns, in order.
+        version: labels that it has been given to learn.
+        inner: the learner that this one wraps; None for a model.
+        failures: with fault isolation, the steps of the last `run` at which the model raised,
+            ascending. A learner of several models does not report them: their missing predictions
+            show where they failed.
+        run_each: predict each row and learn it before the next, as `run` would in so many steps,
+            but faster; None for a learner that has only `run`. Takes `features (rows, features)
+            float64` and `target (rows,) float64`, and returns one prediction per row; or None,
+            with nothing done, when a target can't be learned.
     """
 
     task: Task
     names: tuple[str, ...]
     version: int
+    inner: Learner | None = None
+    failures: Sequence[int] = ()
+    run_each: ClassVar[Callable[..., Predictions | None] | None] = None
 
     def run(
         self,
@@ -111,13 +129,103 @@ class Learner(Protocol):
             op: `(steps,)`, `PREDICT` or `LEARN`.
             row: `(steps,)`.
             target: BINARY (0.0 or 1.0), REGRESSION and ANOMALY: `(steps,) float64`; MULTICLASS: a
-                sequence of labels. What stands at a PREDICT step is ignored.
+                sequence of labels. The value at a PREDICT step is ignored.
 
         Returns:
             One prediction per PREDICT step, in order.
 
         Raises:
-            ModelError: the model failed; the message names the step. The steps before it are done,
-                the failing one may be half done: go on from a checkpoint, not from here.
+            ModelError: the model failed, and faults are not isolated; the message names the step.
+                The steps before it are done, the failing one may be half done: continue from a
+                checkpoint, not from here.
         """
         ...
+
+    def describe(self) -> str:
+        """How the model was declared, the same text in every process and after any training."""
+        ...
+
+    def to_river(self) -> Any:
+        """The River model behind this learner, trained as far as the learner is.
+
+        Raises:
+            ModelError: there is none.
+        """
+        ...
+
+    def isolate_faults(self) -> None:
+        """From now on, where the model raises, the row has no prediction or is not learned.
+
+        Nothing to do for a learner that can't fail on a row.
+        """
+        return
+
+    def weigh_classes(self, weights: Mapping[Label, float]) -> None:
+        """Let each row learned from now on count as much as its class weighs, 1 by default.
+
+        Raises:
+            ModelError: the model takes no weights.
+        """
+        raise ModelError(
+            f"{self.describe()} takes no class weights: use undersample(…) or oversample(…)"
+        )
+
+    @property
+    def unchanged_by_predicting(self) -> bool:
+        """Whether predictions are known to leave the model as it was.
+
+        If so, the rows that it has learned suffice to rebuild it; else its predictions have to be
+        repeated too.
+        """
+        return False
+
+
+class LearnerWrapper(Learner):
+    """A learner around another one; the base class of all wrappers.
+
+    Override `run`, and keep `version` and `failures` up to date there; everything else is left to
+    the learner inside.
+
+    Args:
+        inner: the learner to wrap; it belongs to this one from now on.
+    """
+
+    inner: Learner
+
+    def __init__(self, inner: Learner) -> None:
+        self.inner = inner
+        self.task, self.names, self.version = inner.task, inner.names, inner.version
+
+    def describe(self) -> str:
+        """See `Learner.describe`."""
+        return self.inner.describe()
+
+    def to_river(self) -> Any:
+        """See `Learner.to_river`."""
+        return self.inner.to_river()
+
+    def isolate_faults(self) -> None:
+        """See `Learner.isolate_faults`."""
+        self.inner.isolate_faults()
+
+    def weigh_classes(self, weights: Mapping[Label, float]) -> None:
+        """See `Learner.weigh_classes`."""
+        self.inner.weigh_classes(weights)
+
+    @property
+    def unchanged_by_predicting(self) -> bool:
+        """See `Learner.unchanged_by_predicting`."""
+        return self.inner.unchanged_by_predicting
+
+
+def unwrapped(learner: Learner) -> Iterator[Learner]:
+    """The learner, then the one inside it, and so on down to the model."""
+    each: Learner | None = learner
+    while each is not None:
+        yield each
+        each = each.inner
+
+
+def find_learner(learner: Learner, kind: type[L]) -> L | None:
+    """The outermost learner of a class among a learner and those inside it; None: there is none."""
+    return next((each for each in unwrapped(learner) if isinstance(each, kind)), None)

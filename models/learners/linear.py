@@ -1,4 +1,4 @@
-"""Linear River pipelines that run as a kernel: recognised, taken over, and given back."""
+"""Linear River pipelines that run compiled: recognised, converted, and converted back."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from numpy.typing import NDArray
 from river import compose, linear_model, optim, preprocessing
 from river.utils import VectorDict
 
-from anabranch.models.learners import linear_kernels as k
-from anabranch.models.learners.learner import Learner, ModelError, Predictions, Targets, Task
-from anabranch.models.learners.river import RiverLearner, check_fits
+from anabranch.models.learners import linear_state as s
+from anabranch.models.learners.description import describe
+from anabranch.models.learners.learner import (
+    Label,
+    Learner,
+    ModelError,
+    Predictions,
+    Targets,
+    Task,
+)
+from anabranch.models.learners.linear_kernels import run_each, run_linear
+from anabranch.models.learners.optimizers import OPTIMIZERS
+from anabranch.models.learners.river import RiverLearner, check_task
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("anabranch.models")
 
-_OPTIMIZERS: dict[type, int] = {
-    optim.SGD: k.SGD,
-    optim.Adam: k.ADAM,
-    optim.AdaGrad: k.ADAGRAD,
-}
 _LOSSES: dict[type, type] = {
     linear_model.LogisticRegression: optim.losses.Log,
     linear_model.LinearRegression: optim.losses.Squared,
@@ -42,22 +47,21 @@ def _split(model: Any) -> tuple[Any, Any]:
 
 
 def _memories(scaler: Any, linear: Any) -> list[tuple[int, Any]]:
-    """`(block, mapping name → number)` of everything that is remembered per feature."""
+    """`(block, feature → number)` of everything that is remembered per feature."""
     optimizer = linear.optimizer
-    memories = [(k.WEIGHTS, linear._weights.to_dict())]
+    memories = [(s.WEIGHTS, linear._weights.to_dict())]
     if scaler is not None:
-        memories += [(k.COUNTS, scaler.counts), (k.MEANS, scaler.means), (k.VARS, scaler.vars)]
-    if type(optimizer) is optim.AdaGrad:
-        memories.append((k.SECOND, optimizer.g2))
-    if type(optimizer) is optim.Adam and optimizer.m is not None:
-        memories += [(k.FIRST, optimizer.m.to_dict()), (k.SECOND, optimizer.v.to_dict())]
+        memories += [(s.COUNTS, scaler.counts), (s.MEANS, scaler.means), (s.VARS, scaler.vars)]
+    for index, memory in OPTIMIZERS[type(optimizer)].read(optimizer):
+        memories.append((s.MEMORY + index, memory))
     return memories
 
 
 def _why_not_linear(linear: Any) -> str | None:
     optimizer = linear.optimizer
-    if type(optimizer) not in _OPTIMIZERS:
-        return f"the optimizer {type(optimizer).__name__} is none of SGD, Adam, AdaGrad"
+    if type(optimizer) not in OPTIMIZERS:
+        names = ", ".join(each.__name__ for each in OPTIMIZERS)
+        return f"the optimizer {type(optimizer).__name__} is not one of {names}"
     for what, rate in (("optimizer", optimizer.lr), ("intercept", linear.intercept_lr)):
         if type(rate) is not optim.schedulers.Constant:
             return f"the learning rate of the {what} is scheduled by {type(rate).__name__}"
@@ -67,11 +71,7 @@ def _why_not_linear(linear: Any) -> str | None:
         return "l1 is not supported"
     if type(linear.initializer) is not optim.initializers.Zeros:
         return f"weights start by {type(linear.initializer).__name__}, not Zeros"
-    if type(optimizer) is optim.Adam and not isinstance(optimizer.m, VectorDict | None):
-        return "Adam's memory was made by learn_many"
-    if getattr(optimizer, "eps", 1.0) <= 0.0:
-        return f"{type(optimizer).__name__} has an eps of 0"
-    return None
+    return OPTIMIZERS[type(optimizer)].problem(optimizer)
 
 
 def why_not(model: Any, names: Iterable[str] | None = None) -> str | None:
@@ -79,34 +79,36 @@ def why_not(model: Any, names: Iterable[str] | None = None) -> str | None:
 
     Args:
         model: a River object.
-        names: the feature columns; a trained model that knows others can't be taken over.
+        names: the feature columns; a model that has learned others can't run on these.
 
     >>> from river import tree
     >>> why_not(preprocessing.StandardScaler() | linear_model.LogisticRegression())
     >>> why_not(tree.HoeffdingTreeClassifier())
-    'HoeffdingTreeClassifier is no linear model with an optional StandardScaler before it'
+    'HoeffdingTreeClassifier is not a linear model with an optional StandardScaler before it'
     >>> why_not(linear_model.LinearRegression(l1=0.1))
     'l1 is not supported'
     """
     scaler, linear = _split(model)
     if type(linear) not in _LOSSES:
         shape = str(model) if isinstance(model, compose.Pipeline) else type(model).__name__
-        return f"{shape} is no linear model with an optional StandardScaler before it"
+        return f"{shape} is not a linear model with an optional StandardScaler before it"
     if scaler is not None and scaler.window_size is not None:
         return "the StandardScaler has a window"
     reason = _why_not_linear(linear)
     if reason is None and names is not None:
-        known = {name for _, memory in _memories(scaler, linear) for name in memory}
-        unknown = sorted(map(str, known - set(names)))
+        remembered = {name for _, memory in _memories(scaler, linear) for name in memory}
+        unknown = sorted(map(str, remembered - set(names)))
         if unknown:
-            return f"it has learned features that are not given: {', '.join(unknown[:5])}"
+            return (
+                f"it has learned features that are not among the columns: {', '.join(unknown[:5])}"
+            )
     return reason
 
 
-class CompiledLinear:
-    """`StandardScaler | LogisticRegression` or `LinearRegression`, run by `kernels.run_linear`.
+class CompiledLinear(Learner):
+    """`StandardScaler | LogisticRegression` or `LinearRegression`, run by `linear_kernels`.
 
-    Made by `compiled`. Equal to River to 1e-12; a row costs about a hundredth.
+    Created by `compiled`. Equal to River to 1e-12; a row costs about a hundredth.
 
     Args:
         model: the River object; copied, its state included.
@@ -121,35 +123,35 @@ class CompiledLinear:
         _, linear = _split(model)
         logistic = type(linear) is linear_model.LogisticRegression
         self.task = Task.BINARY if logistic else Task.REGRESSION
-        self._state = self._take_over()
+        self._state = self._from_river()
 
-    def _take_over(self) -> NDArray[np.float64]:
-        """The state vector of `kernels` for the River object as it stands."""
+    def _from_river(self) -> NDArray[np.float64]:
+        """The state vector (see `linear_state`) of the River object."""
         width = len(self.names)
         scaler, linear = _split(self._river)
         optimizer, loss = linear.optimizer, linear.loss
-        state = np.zeros(k.HEAD + k.BLOCKS * width)
+        compiled = OPTIMIZERS[type(optimizer)]
+        state = np.zeros(s.HEAD + s.BLOCKS * width)
         head = {
-            k.INTERCEPT: linear.intercept,
-            k.ITERATIONS: optimizer.n_iterations,
-            k.SCALES: scaler is not None,
-            k.WITH_STD: scaler is not None and scaler.with_std,
-            k.LOGISTIC: self.task is Task.BINARY,
-            k.OPTIMIZER: _OPTIMIZERS[type(optimizer)],
-            k.LR: optimizer.lr.learning_rate,
-            k.L2: linear.l2,
-            k.INTERCEPT_LR: linear.intercept_lr.learning_rate,
-            k.CLIP: linear.clip_gradient,
-            k.BETA_1: getattr(optimizer, "beta_1", 0.0),
-            k.BETA_2: getattr(optimizer, "beta_2", 0.0),
-            k.EPS: getattr(optimizer, "eps", 0.0),
-            k.WEIGHT_POS: getattr(loss, "weight_pos", 1.0),
-            k.WEIGHT_NEG: getattr(loss, "weight_neg", 1.0),
+            s.INTERCEPT: linear.intercept,
+            s.ITERATIONS: optimizer.n_iterations,
+            s.SCALES: scaler is not None,
+            s.WITH_STD: scaler is not None and scaler.with_std,
+            s.LOGISTIC: self.task is Task.BINARY,
+            s.OPTIMIZER: compiled.code,
+            s.LR: optimizer.lr.learning_rate,
+            s.L2: linear.l2,
+            s.INTERCEPT_LR: linear.intercept_lr.learning_rate,
+            s.CLIP: linear.clip_gradient,
+            s.WEIGHT_POS: getattr(loss, "weight_pos", 1.0),
+            s.WEIGHT_NEG: getattr(loss, "weight_neg", 1.0),
         }
+        for index, name in enumerate(compiled.parameters):
+            head[s.PARAMETERS + index] = getattr(optimizer, name)
         for field, value in head.items():
             state[field] = value
         for block, memory in _memories(scaler, linear):
-            at = k.HEAD + block * width
+            at = s.HEAD + block * width
             state[at : at + width] = [memory.get(name, 0.0) for name in self.names]
         return state
 
@@ -160,42 +162,45 @@ class CompiledLinear:
         row: NDArray[np.int64],
         target: Targets,
     ) -> Predictions:
-        """See `Learner.run`; a row of the wrong width is refused, nothing else can fail."""
+        """See `Learner.run`; only rows of the wrong width are refused, nothing else can fail."""
         features = self._checked(features)
         out = np.empty(op.size)
-        predicted = k.run_linear(features, op, row, target, self._state, out)  # type: ignore[arg-type]
+        predicted = run_linear(features, op, row, target, self._state, out)  # type: ignore[arg-type]
         self.version += op.size - predicted
         return Predictions(out[:predicted])
 
     def run_each(
         self, features: NDArray[np.float64], target: NDArray[np.float64]
     ) -> Predictions | None:
-        """Predict each row and learn it before the next, as `run` would in so many steps.
-
-        Args:
-            features: `(rows, features) float64`.
-            target: `(rows,) float64`.
-
-        Returns:
-            One prediction per row; None, with nothing done, when a target can't be learned.
-        """
+        """See `Learner.run_each`."""
         features = self._checked(features)
         out = np.empty(len(target))
-        if not k.run_each(features, target, self._state, out):
+        if not run_each(features, target, self._state, out):
             return None
         self.version += len(target)
         return Predictions(out)
 
-    def weigh(self, positive: float, negative: float) -> None:
-        """Let rows of each class count so much, on top of the weights that the log loss has.
+    def describe(self) -> str:
+        """See `Learner.describe`."""
+        return describe(self.to_river())
 
-        For a logistic regression. It is no part of the River object that `to_river` gives.
+    def weigh_classes(self, weights: Mapping[Label, float]) -> None:
+        """See `Learner.weigh_classes`; they multiply the weights that the log loss already has.
+
+        They are not part of the River object that `to_river` returns.
         """
-        self._state[k.WEIGHT_POS] *= positive
-        self._state[k.WEIGHT_NEG] *= negative
+        if self.task is not Task.BINARY:
+            raise ModelError(f"{self.describe()} takes no class weights: it predicts a number")
+        self._state[s.WEIGHT_POS] *= weights.get(True, 1.0)
+        self._state[s.WEIGHT_NEG] *= weights.get(False, 1.0)
+
+    @property
+    def unchanged_by_predicting(self) -> bool:
+        """See `Learner.unchanged_by_predicting`."""
+        return True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledLinear:
-        """A copy that goes on by itself; what was declared is never changed, and shared."""
+        """An independent copy; the River object in it never changes, so it is shared."""
         other = copy.copy(self)
         other._state = self._state.copy()
         return other
@@ -205,46 +210,43 @@ class CompiledLinear:
         if width != self._width:
             raise ModelError(
                 f"rows have {width} features, the model has {self._width}: "
-                "give the columns that it was declared with"
+                "pass the columns that it was declared with"
             )
         return features if features.flags.c_contiguous else np.ascontiguousarray(features)
 
     def to_river(self) -> Any:
-        """An equal River object, which continues identically; its own copy."""
+        """An equal River object, which continues identically; a copy."""
         model = copy.deepcopy(self._river)
         if self.version == 0:
             return model
         scaler, linear = _split(model)
         optimizer = linear.optimizer
-        linear.intercept = float(self._state[k.INTERCEPT])
-        optimizer.n_iterations = int(self._state[k.ITERATIONS])
-        linear._weights = VectorDict(self._block(k.WEIGHTS))
-        if type(optimizer) is optim.Adam:
-            optimizer.m = VectorDict(self._block(k.FIRST))
-            optimizer.v = VectorDict(self._block(k.SECOND))
-        elif type(optimizer) is optim.AdaGrad:
-            optimizer.g2 = defaultdict[Any, float](float, self._block(k.SECOND))
+        linear.intercept = float(self._state[s.INTERCEPT])
+        optimizer.n_iterations = int(self._state[s.ITERATIONS])
+        linear._weights = VectorDict(self._block(s.WEIGHTS))
+        first, second = self._block(s.MEMORY), self._block(s.MEMORY + 1)
+        OPTIMIZERS[type(optimizer)].write(optimizer, [first, second])
         if scaler is not None:
-            counts = self._block(k.COUNTS)
+            counts = self._block(s.COUNTS)
             scaler.counts = Counter({name: int(n) for name, n in counts.items()})
-            scaler.means = defaultdict(float, self._block(k.MEANS))
+            scaler.means = defaultdict(float, self._block(s.MEANS))
             if scaler.with_std:
-                scaler.vars = defaultdict(float, self._block(k.VARS))
+                scaler.vars = defaultdict(float, self._block(s.VARS))
         return model
 
     def _block(self, block: int) -> Mapping[str, float]:
-        at = k.HEAD + block * len(self.names)
+        at = s.HEAD + block * len(self.names)
         return dict(zip(self.names, self._state[at : at + len(self.names)].tolist(), strict=True))
 
 
 def compiled(model: Any, names: Iterable[str]) -> CompiledLinear | None:
-    """The model as a kernel, or None when it isn't one that a kernel exists for.
+    """The model as a compiled learner, or None when there is no kernel for it.
 
     Recognised: an optional `StandardScaler`, then `LogisticRegression` or `LinearRegression` with
-    SGD, Adam or AdaGrad at a constant rate; l2, `intercept_lr`, `intercept_init`, `clip_gradient`
+    one of `OPTIMIZERS` at a constant rate; l2, `intercept_lr`, `intercept_init`, `clip_gradient`
     and the weights of the log loss included. `why_not` tells what is in the way.
 
-    A trained model is taken over with its state; the River object itself is left alone.
+    A trained model is converted with its state; the River object itself is not touched.
 
     >>> learner = compiled(linear_model.LinearRegression(), ("a", "b"))
     >>> steps = np.array([1, 0], np.uint8), np.array([0, 0]), np.array([1.0, 0.0])
@@ -260,12 +262,12 @@ def compiled(model: Any, names: Iterable[str]) -> CompiledLinear | None:
 def learner_for(model: Any, names: Iterable[str], task: Task) -> Learner:
     """The fastest learner for a River model: compiled if there is a kernel, else River itself.
 
-    What runs as River is said once, in the log, with the reason.
+    A model that runs as River is logged, with the reason.
 
     Raises:
         DeclarationError: the model is of the wrong kind for the task.
     """
-    check_fits(model, task)
+    check_task(model, task)
     names = tuple(names)
     reason = why_not(model, names)
     learner = None if reason else CompiledLinear(model, names)

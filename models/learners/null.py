@@ -1,20 +1,33 @@
-"""A learner that says nothing and learns nothing: where only features and labels are wanted."""
+"""A learner without a model, for runs that need only features and labels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.learners.learner import LEARN, Predictions, Targets, Task
+from anabranch.models.learners.learner import (
+    LEARN,
+    Learner,
+    ModelError,
+    Predictions,
+    Targets,
+    Task,
+)
+from anabranch.models.learners.targets import every_usable
 
 
-class SilentLearner:
-    """Stands where a model would, so that labels find their events by the same rules.
+class NullLearner(Learner):
+    """Predicts nothing and learns nothing, so that labels are joined by the same rules as in a run.
 
-    >>> silent = SilentLearner(("a",), Task.REGRESSION)
-    >>> silent.run_each(np.zeros((2, 1)), np.array([1.0, 2.0])).values, silent.version
+    Args:
+        names: the feature columns.
+        task: the kind of prediction.
+
+    >>> learner = NullLearner(("a",), Task.REGRESSION)
+    >>> learner.run_each(np.zeros((2, 1)), np.array([1.0, 2.0])).values, learner.version
     (array([nan, nan]), 2)
     """
 
@@ -30,21 +43,34 @@ class SilentLearner:
         row: NDArray[np.int64],
         target: Targets,
     ) -> Predictions:
-        """See `Learner.run`; no answer to anything."""
+        """See `Learner.run`; every prediction is missing."""
         learned = int((op == LEARN).sum())
         self.version += learned
-        return self._nothing(len(op) - learned)
+        return self._missing(len(op) - learned)
 
     def run_each(
         self, features: NDArray[np.float64], target: NDArray[np.float64]
     ) -> Predictions | None:
-        """See `CompiledLinear.run_each`."""
-        if self.task is Task.MULTICLASS or np.isnan(target).any():
+        """See `Learner.run_each`."""
+        if not every_usable(target, self.task):
             return None
         self.version += len(target)
-        return self._nothing(len(target))
+        return self._missing(len(target))
 
-    def _nothing(self, rows: int) -> Predictions:
+    def describe(self) -> str:
+        """See `Learner.describe`."""
+        return type(self).__name__
+
+    def to_river(self) -> Any:
+        """See `Learner.to_river`."""
+        raise ModelError("a null learner has no model: run the pipeline itself to train one")
+
+    @property
+    def unchanged_by_predicting(self) -> bool:
+        """See `Learner.unchanged_by_predicting`."""
+        return True
+
+    def _missing(self, rows: int) -> Predictions:
         if self.task is Task.MULTICLASS:
             return Predictions([{} for _ in range(rows)], [None] * rows)
         return Predictions(np.full(rows, np.nan))

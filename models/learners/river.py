@@ -1,4 +1,4 @@
-"""Any River model as a learner: it is given dicts of floats, one row at a time."""
+"""Any River model as a learner: called with dicts of floats, one row at a time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 from river import base
 
+from anabranch.models.learners.description import describe
 from anabranch.models.learners.learner import (
     NO_LABEL,
     PREDICT,
     Label,
+    Learner,
     ModelError,
     Predictions,
     Targets,
     Task,
 )
+from anabranch.models.learners.pickling import unchanged_by_predicting
 from anabranch.state.errors import DeclarationError
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("anabranch.models")
 
 _KINDS: dict[Task, tuple[type, ...]] = {
     Task.BINARY: (base.Classifier,),
@@ -30,7 +33,7 @@ _KINDS: dict[Task, tuple[type, ...]] = {
     Task.REGRESSION: (base.Regressor,),
     Task.ANOMALY: (base.AnomalyDetector, base.AnomalyFilter),
 }
-_WANTED = {
+_KIND_TEXTS = {
     Task.BINARY: "a classifier",
     Task.MULTICLASS: "a classifier that handles more than two classes",
     Task.REGRESSION: "a regressor",
@@ -38,69 +41,79 @@ _WANTED = {
 }
 
 
-def _final(model: Any) -> Any:
-    """The estimator that answers: the last step of a pipeline."""
+def final_estimator(model: Any) -> Any:
+    """The estimator that predicts: the last step of a River pipeline, or the model itself."""
     while hasattr(model, "steps"):
         model = model._last_step
     return model
 
 
-def check_fits(model: Any, task: Task) -> None:
+def estimator_name(model: Any) -> str:
+    """The class name of the estimator that predicts.
+
+    >>> from river import linear_model, preprocessing
+    >>> estimator_name(preprocessing.StandardScaler() | linear_model.LinearRegression())
+    'LinearRegression'
+    """
+    return type(final_estimator(model)).__name__
+
+
+def check_task(model: Any, task: Task) -> None:
     """Refuse a River model that can't do `task`.
 
     Raises:
         DeclarationError: it is a class instead of an object, or of the wrong kind.
 
     >>> from river import linear_model
-    >>> check_fits(linear_model.LinearRegression(), Task.BINARY)
+    >>> check_task(linear_model.LinearRegression(), Task.BINARY)
     Traceback (most recent call last):
     ...
-    state.errors.DeclarationError: LinearRegression can't do a binary task: give a classifier
+    anabranch.state.errors.DeclarationError: LinearRegression can't do a binary task: give a \
+classifier
     """
-    name = type(_final(model)).__name__ if not isinstance(model, type) else model.__name__
     if isinstance(model, type):
-        raise DeclarationError(f"{name} is a class: give an object, {name}()")
-    fits = isinstance(model, _KINDS[task])
-    if fits and task is Task.MULTICLASS:
-        fits = bool(model._multiclass)
-    if not fits:
-        raise DeclarationError(f"{name} can't do a {task.value} task: give {_WANTED[task]}")
+        raise DeclarationError(f"{model.__name__} is a class: give an object, {model.__name__}()")
+    suitable = isinstance(model, _KINDS[task])
+    if suitable and task is Task.MULTICLASS:
+        suitable = bool(model._multiclass)
+    if not suitable:
+        raise DeclarationError(
+            f"{estimator_name(model)} can't do a {task.value} task: give {_KIND_TEXTS[task]}"
+        )
 
 
 def _gives_probabilities(model: Any) -> bool:
     """Whether a classifier, or the one inside its wrappers, has its own `predict_proba_one`."""
-    model = _final(model)
+    model = final_estimator(model)
     if type(model).predict_proba_one is base.Classifier.predict_proba_one:
         return False
     inner = model._wrapped_model if isinstance(model, base.Wrapper) else None
     return not isinstance(inner, base.Classifier) or _gives_probabilities(inner)
 
 
-class RiverLearner:
+class RiverLearner(Learner):
     """A River model, or a pipeline that ends in one, as a `Learner`.
 
-    Features are floats and nothing else: a transformer over strings (`OneHotEncoder`, `TFIDF`) has
+    Features are floats and nothing else: a transformer of strings (`OneHotEncoder`, `TFIDF`) has
     nothing to work on here. Encode such fields as features instead.
 
-    * BINARY: River is taught `True` and `False`. A classifier without probabilities
-      (`VotingClassifier`) serves 1.0 or 0.0.
+    * BINARY: River learns `True` and `False`. A classifier without probabilities
+      (`VotingClassifier`) predicts 1.0 or 0.0.
     * MULTICLASS: `predict_proba_one`; without probabilities, `{label: 1.0}`.
-    * The predicted label is River's `predict_one`: asked for where a model overrides it, else the
+    * The predicted label is River's `predict_one`: called where a model overrides it, else the
       first most probable one, which is the same.
-    * ANOMALY: `score_one`; an `AnomalyFilter` serves its verdict, 1.0 or 0.0, as
+    * ANOMALY: `score_one`; an `AnomalyFilter` predicts its verdict, 1.0 or 0.0, as
       `evaluate.progressive_val_score` does.
 
-    The model is taken over, not copied.
-
     Args:
-        model: the River object.
-        names: the columns of the feature rows; what River sees as keys.
-        task: what it is asked.
+        model: the River object; not copied, and trained in place.
+        names: the columns of the feature rows; the keys of the dicts that River sees.
+        task: the kind of prediction.
 
     Attributes:
-        class_weights: `w` of `learn_one`, by label, 1 where there is none; None: it is not given.
-        forgiving: what the model raises ends nothing: the row has no answer, or is not learned.
-        failures: the steps at which it raised in the last `run`, when forgiving.
+        model: the River object.
+        class_weights: `w` of `learn_one`, by label, 1 where there is none; None: it is not passed.
+        fault_isolated: a row at which the model raises has no prediction, or is not learned.
 
     Raises:
         DeclarationError: the model is of the wrong kind for the task.
@@ -113,11 +126,10 @@ class RiverLearner:
     """
 
     class_weights: Mapping[Label, float] | None = None
-    forgiving = False
-    failures: Sequence[int] = ()
+    fault_isolated = False
 
     def __init__(self, model: Any, names: Iterable[str], task: Task) -> None:
-        check_fits(model, task)
+        check_task(model, task)
         self.model = model
         self.names = tuple(names)
         self.task = task
@@ -125,11 +137,11 @@ class RiverLearner:
         self._supervised = bool(model._supervised)
         self._probabilities = False
         self._own_label = False
-        self._told = False
+        self._warned = False
         if task in (Task.BINARY, Task.MULTICLASS):
             self._probabilities = _gives_probabilities(model)
-            # Stated by the class, so a derived label can't disagree with the model's.
-            own = type(_final(model)).predict_one is not base.Classifier.predict_one
+            # By the class, not by the values: a derived label can't disagree with the model's.
+            own = type(final_estimator(model)).predict_one is not base.Classifier.predict_one
             self._own_label = own or not self._probabilities
 
     def run(
@@ -140,65 +152,90 @@ class RiverLearner:
         target: Targets,
     ) -> Predictions:
         """See `Learner.run`."""
-        answers: list[Any] = []
-        predict, learn = self._predictor(), self._teacher()
-        names, step, rows = self.names, 0, features[row].tolist()
+        rows = features[row].tolist()
         targets = target.tolist() if isinstance(target, np.ndarray) else target
         if self.task is Task.BINARY:
-            # By the row's own value, because a NaN (at a PREDICT step) has no bool to speak of.
+            # Compared, not cast: the target of a PREDICT step may be NaN, and bool(NaN) is True.
             targets = [y == 1.0 for y in targets]
-        if self.forgiving:
-            return self._run_forgiving(op, rows, targets, predict, learn)
+        run = self._run_isolated if self.fault_isolated else self._run
+        return self._gather(run(op, rows, targets))
+
+    def _run(
+        self, op: NDArray[np.uint8], rows: list[list[float]], targets: Sequence[Any]
+    ) -> list[Any]:
+        raw: list[Any] = []
+        predict, learn = self._predict_function(), self._learn_function()
+        names, step = self.names, 0
         try:
             for step, (operation, x) in enumerate(zip(op.tolist(), rows, strict=True)):
-                # A dict of its own for each step: some models keep what they are given.
+                # A new dict for each step: some models keep what they are given.
                 if operation == PREDICT:
-                    answers.append(predict(dict(zip(names, x, strict=True))))
+                    raw.append(predict(dict(zip(names, x, strict=True))))
                 else:
                     learn(dict(zip(names, x, strict=True)), targets[step])
                     self.version += 1
         except Exception as error:
             doing = "predicting" if op[step] == PREDICT else "learning"
             raise ModelError(
-                f"{type(_final(self.model)).__name__} failed at step {step} of {op.size} while "
-                f"{doing}, after {self.version} rows learned: {type(error).__name__}: {error}; "
-                "check the features and targets that it was given"
+                f"{estimator_name(self.model)} failed at step {step} of {op.size} while {doing}, "
+                f"after {self.version} rows learned: {type(error).__name__}: {error}; check the "
+                "features and targets that it was given"
             ) from error
-        return self._gather(answers)
+        return raw
 
-    def _run_forgiving(
-        self,
-        op: NDArray[np.uint8],
-        rows: list[list[float]],
-        targets: Sequence[Any],
-        predict: Callable[[dict[str, float]], Any],
-        learn: Callable[[dict[str, float], Any], Any],
-    ) -> Predictions:
-        """As `run`; a step that fails is noted, and the next one goes on. River is deterministic:
-        what a failing step has left half done is the same whenever it is done again."""
-        answers: list[Any] = []
-        nothing: Any = ({}, None) if self.task in (Task.BINARY, Task.MULTICLASS) else None
+    def _run_isolated(
+        self, op: NDArray[np.uint8], rows: list[list[float]], targets: Sequence[Any]
+    ) -> list[Any]:
+        """As `_run`, but record a step that fails and continue with the next one.
+
+        River is deterministic: what a failing step leaves half done is the same whenever the step
+        is repeated.
+        """
+        raw: list[Any] = []
         failures: list[int] = []
+        predict, learn = self._predict_function(), self._learn_function()
+        missing: Any = ({}, None) if self.task in (Task.BINARY, Task.MULTICLASS) else None
         for step, (operation, x) in enumerate(zip(op.tolist(), rows, strict=True)):
             try:
                 if operation == PREDICT:
-                    answers.append(predict(dict(zip(self.names, x, strict=True))))
+                    raw.append(predict(dict(zip(self.names, x, strict=True))))
                 else:
                     self.version += 1
                     learn(dict(zip(self.names, x, strict=True)), targets[step])
             except Exception as error:
                 if operation == PREDICT:
-                    answers.append(nothing)
-                if not self._told:
-                    self._told = True
-                    _log.warning("%s raised %s: %s", type(_final(self.model)).__name__,
+                    raw.append(missing)
+                if not self._warned:
+                    self._warned = True
+                    _log.warning("%s raised %s: %s", estimator_name(self.model),
                                  type(error).__name__, error)  # fmt: skip
                 failures.append(step)
         self.failures = failures
-        return self._gather(answers)
+        return raw
 
-    def _predictor(self) -> Callable[[dict[str, float]], Any]:
-        """Features to the raw answer that `_gather` understands."""
+    def describe(self) -> str:
+        """See `Learner.describe`."""
+        return describe(self.model)
+
+    def to_river(self) -> Any:
+        """See `Learner.to_river`; the model itself, not a copy."""
+        return self.model
+
+    def isolate_faults(self) -> None:
+        """See `Learner.isolate_faults`."""
+        self.fault_isolated = True
+
+    def weigh_classes(self, weights: Mapping[Label, float]) -> None:
+        """See `Learner.weigh_classes`."""
+        self.class_weights = dict(weights)
+
+    @property
+    def unchanged_by_predicting(self) -> bool:
+        """See `Learner.unchanged_by_predicting`."""
+        return unchanged_by_predicting(self.model)
+
+    def _predict_function(self) -> Callable[[dict[str, float]], Any]:
+        """From features to the raw prediction that `_gather` takes."""
         model = self.model
         if self.task is Task.REGRESSION:
             return model.predict_one  # type: ignore[no-any-return]
@@ -212,7 +249,7 @@ class RiverLearner:
             return lambda x: (model.predict_proba_one(x), model.predict_one(x))
         return lambda x: _most_probable(model.predict_proba_one(x))
 
-    def _teacher(self) -> Callable[[dict[str, float], Any], Any]:
+    def _learn_function(self) -> Callable[[dict[str, float], Any], Any]:
         learn_one, weights = self.model.learn_one, self.class_weights
         if weights is not None:
             return lambda x, y: learn_one(x, y, w=weights.get(y, 1.0))
@@ -220,19 +257,19 @@ class RiverLearner:
             return learn_one  # type: ignore[no-any-return]
         return lambda x, _: learn_one(x)
 
-    def _gather(self, answers: list[Any]) -> Predictions:
+    def _gather(self, raw: list[Any]) -> Predictions:
         if self.task is Task.MULTICLASS:
-            return Predictions([p for p, _ in answers], [label for _, label in answers])
+            return Predictions([p for p, _ in raw], [label for _, label in raw])
         if self.task is Task.BINARY:
-            values = [p.get(True, 0.0) if p else math.nan for p, _ in answers]
-            labels = [NO_LABEL if label is None else int(bool(label)) for _, label in answers]
+            values = [p.get(True, 0.0) if p else math.nan for p, _ in raw]
+            labels = [NO_LABEL if label is None else int(bool(label)) for _, label in raw]
             return Predictions(np.array(values, np.float64), np.array(labels, np.uint8))
-        values = [math.nan if answer is None else answer for answer in answers]
+        values = [math.nan if value is None else value for value in raw]
         return Predictions(np.array(values, np.float64))
 
 
 def _most_probable(probabilities: dict[Label, float]) -> tuple[dict[Label, float], Label]:
-    """As `base.Classifier.predict_one`: of equals, the class that comes first."""
+    """As `base.Classifier.predict_one`: among equally probable classes the first."""
     if not probabilities:
         return probabilities, None
     return probabilities, max(probabilities, key=probabilities.__getitem__)

@@ -1,4 +1,4 @@
-"""A learner with a model per segment, each of which begins as a copy of the one that all share."""
+"""A learner with one model per segment, each started as a copy of a model that all share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Targets, Task
+from anabranch.models.learners.learner import (
+    LEARN,
+    PREDICT,
+    Learner,
+    LearnerWrapper,
+    Predictions,
+    Targets,
+    Task,
+)
 from anabranch.models.learners.targets import select
 
 I64 = NDArray[np.int64]
@@ -21,53 +29,52 @@ SEGMENT: Final = "(segment)"
 _NEVER: Final = np.iinfo(np.int64).max
 
 
-class Segmented:
-    """One model that learns everything, and one per segment that learns the segment's own.
+class SegmentedLearner(LearnerWrapper):
+    """A shared model that learns everything, and one per segment that learns its segment's rows.
 
-    A segment's model is made when the segment's label number `after` is learned: it is a copy of
-    the shared model, which has just learned that label. From then on it predicts the segment's rows
-    and learns its labels; the shared model goes on to learn them too. All other rows are predicted
-    by the shared model. So this is the same, for each row::
+    A segment's model is created when the segment's label number `min_labels` is learned: it is a
+    copy of the shared model, which has just learned that label. From then on it predicts the
+    segment's rows and learns its labels; the shared model continues to learn them too. All other
+    rows are predicted by the shared model. So this is the same, for each row::
 
-        mine = models.get(segment)
-        predict: (mine or shared).predict_proba_one(x)
+        own = models.get(segment)
+        predict: (own or shared).predict_proba_one(x)
         learn:   shared.learn_one(x, y)
-                 if mine: mine.learn_one(x, y)
-                 elif labels of the segment, this one included, == after:
+                 if own: own.learn_one(x, y)
+                 elif labels of the segment, this one included, == min_labels:
                      models[segment] = copy.deepcopy(shared)
 
     Args:
-        learner: the shared one; taken over.
-        most: segments that can have a model: those numbered below it.
-        after: labels, 1 at least.
+        inner: the shared model.
+        max_segments: segments that can have a model: those numbered below it.
+        min_labels: labels before a segment has a model of its own, 1 at least.
 
     Attributes:
-        shared: the model that learns everything.
-        models: by segment.
-        labels: `(most + 1,) int64`, learned of each segment; the last are of all beyond.
-        names: the columns of the shared one, and `SEGMENT`: the segment's number as a float.
+        inner: the shared model.
+        models: the segments' own, by segment.
+        labels: `(max_segments + 1,) int64`, learned by segment; the last counts all further ones.
+        names: the columns of the shared model, and `SEGMENT`: the segment's number as a float.
         version: labels that it was given.
 
     >>> from river import linear_model
     >>> from anabranch.models.learners.linear import learner_for
     >>> shared = learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION)
-    >>> learner = Segmented(shared, most=2)
+    >>> learner = SegmentedLearner(shared, max_segments=2)
     >>> rows = np.array([[1.0, 0], [1.0, 1], [1.0, 1]])
     >>> steps = np.array([1, 0, 1, 0], np.uint8), np.array([0, 1, 1, 2]), np.array([1.0, 0, 5.0, 0])
     >>> learner.run(rows, *steps).values, sorted(learner.models)
     (array([0.04  , 0.2384]), [0, 1])
     """
 
-    def __init__(self, learner: Learner, most: int, after: int = 1) -> None:
-        self.shared = learner
-        self.task, self.version = learner.task, learner.version
-        self.names = (*learner.names, SEGMENT)
+    def __init__(self, inner: Learner, max_segments: int, min_labels: int = 1) -> None:
+        super().__init__(inner)
+        self.names = (*inner.names, SEGMENT)
         self.models: dict[int, Learner] = {}
-        self.labels = np.zeros(most + 1, np.int64)
-        self._most, self._after = most, after
-        # The step after which a segment's rows are its model's; between calls there is none, or
-        # there is a model.
-        self._born = np.full(most + 1, _NEVER)
+        self.labels = np.zeros(max_segments + 1, np.int64)
+        self._max_segments, self._min_labels = max_segments, min_labels
+        # The step after which a segment's rows go to its own model: -1 for a model that exists
+        # since an earlier call, _NEVER where there is none.
+        self._own_after = np.full(max_segments + 1, _NEVER)
 
     def run(
         self,
@@ -81,83 +88,88 @@ class Segmented:
         segment = rows[:, -1].astype(np.int64)
         rows = np.ascontiguousarray(rows[:, :-1])
         learns = op == LEARN
-        children = self._count(segment, learns)
-        own = self._born[segment] < np.arange(op.size)
-        answers = _Answers(op, self.task)
+        created = self._count(segment, learns)
+        own = self._own_after[segment] < np.arange(op.size)
+        parts = _PredictionParts(op, self.task)
         shared, done = (learns | ~own).nonzero()[0], 0
-        for step, child in children:
+        for step, new in created:
             until = int(np.searchsorted(shared, step, side="right"))
-            answers.ask(self.shared, rows, op, shared[done:until], target)
+            parts.run(self.inner, rows, op, shared[done:until], target)
             done = until
-            self.models[child] = copy.deepcopy(self.shared)
-        answers.ask(self.shared, rows, op, shared[done:], target)
-        for child, steps in _by_segment(segment, own.nonzero()[0]):
-            answers.ask(self.models[child], rows, op, steps, target)
-        for _, child in children:
-            self._born[child] = -1
+            self.models[new] = copy.deepcopy(self.inner)
+        parts.run(self.inner, rows, op, shared[done:], target)
+        for each, steps in _by_segment(segment, own.nonzero()[0]):
+            parts.run(self.models[each], rows, op, steps, target)
+        for _, new in created:
+            self._own_after[new] = -1
         self.version += int(learns.sum())
-        return answers.joined()
+        return parts.joined()
+
+    def isolate_faults(self) -> None:
+        """See `Learner.isolate_faults`."""
+        for each in (self.inner, *self.models.values()):
+            each.isolate_faults()
 
     def _count(self, segment: I64, learns: NDArray[np.bool_]) -> list[tuple[int, int]]:
-        """Count labels; the segments that come to have a model, each with the step, in order."""
-        children = []
-        single = learns & (self._born[segment] == _NEVER) & (segment < self._most)
-        for step in single.nonzero()[0].tolist():
-            child = int(segment[step])
-            self.labels[child] += 1
-            if self.labels[child] == self._after:
-                self._born[child] = step
-                children.append((step, child))
-        others = segment[learns & ~single]
+        """Count labels; returns the step and segment of each new model, in order."""
+        created = []
+        without = learns & (self._own_after[segment] == _NEVER) & (segment < self._max_segments)
+        for step in without.nonzero()[0].tolist():
+            each = int(segment[step])
+            self.labels[each] += 1
+            if self.labels[each] == self._min_labels:
+                self._own_after[each] = step
+                created.append((step, each))
+        others = segment[learns & ~without]
         self.labels += np.bincount(others, minlength=len(self.labels))
-        return children
+        return created
 
 
-class _Answers:
-    """What the models answer, put together in the order of the steps."""
+class _PredictionParts:
+    """The predictions of several learners, joined in the order of the steps."""
 
     def __init__(self, op: U8, task: Task) -> None:
         predicts = op == PREDICT
-        self._place = predicts.cumsum() - 1
+        self._index = predicts.cumsum() - 1
         self._size = int(predicts.sum())
-        self._several = task is Task.MULTICLASS
+        self._lists = task is Task.MULTICLASS
         self._parts: list[tuple[I64, Predictions]] = []
 
-    def ask(
+    def run(
         self, learner: Learner, rows: NDArray[np.float64], op: U8, steps: I64, target: Targets
     ) -> None:
-        """Let a learner work through some of the steps; `rows` has one for each step of all."""
+        """Run a learner on some of the steps; `rows` has one row for each step of all."""
         operations = op[steps]
-        found = learner.run(rows, operations, steps, select(target, steps))
-        self._parts.append((self._place[steps[operations == PREDICT]], found))
+        predictions = learner.run(rows, operations, steps, select(target, steps))
+        self._parts.append((self._index[steps[operations == PREDICT]], predictions))
 
     def joined(self) -> Predictions:
-        """One per step that predicts."""
-        if self._several:
+        """One prediction per PREDICT step."""
+        if self._lists:
             return self._joined_lists()
         values = np.empty(self._size)
         labels = None if self._parts[0][1].labels is None else np.empty(self._size, np.uint8)
-        for places, found in self._parts:
-            values[places] = found.values
+        for at, predictions in self._parts:
+            values[at] = predictions.values
             if labels is not None:
-                labels[places] = found.labels
+                labels[at] = predictions.labels
         return Predictions(values, labels)
 
     def _joined_lists(self) -> Predictions:
         values: list[Any] = [None] * self._size
         labels: list[Any] = [None] * self._size
-        for places, found in self._parts:
-            for at, value, label in zip(places.tolist(), found.values, found.labels, strict=True):
-                values[at], labels[at] = value, label
+        for at, part in self._parts:
+            for index, value, label in zip(at.tolist(), part.values, part.labels, strict=True):
+                values[index], labels[index] = value, label
         return Predictions(values, labels)
 
 
 def _by_segment(segment: I64, steps: I64) -> Iterator[tuple[int, I64]]:
-    """Each segment in `steps` with its own, in their order."""
+    """Each segment among `steps` with its steps, in their order."""
     if not steps.size:
         return
-    kinds = segment[steps]
-    turn = np.argsort(kinds, kind="stable")
-    ends = np.flatnonzero(np.diff(kinds[turn])) + 1
-    for part in np.split(turn, ends):
-        yield int(kinds[part[0]]), steps[part]
+    segments = segment[steps]
+    order = np.argsort(segments, kind="stable")
+    ends = np.flatnonzero(np.diff(segments[order])) + 1
+    for part in np.split(order, ends):
+        yield int(segments[part[0]]), steps[part]

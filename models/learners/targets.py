@@ -1,4 +1,4 @@
-"""Label values as the models take them: which of them can be learned, and which are chosen."""
+"""Label values as the models take them: checked, coded and selected."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from anabranch.models.learners.learner import Targets, Task
 from anabranch.state.arrays import all_binary
 from anabranch.state.keys.hashing import hash64
 
-_FLOAT64 = np.dtype(np.float64)  # a dtype made of a type is dear
+_FLOAT64 = np.dtype(np.float64)  # to make a dtype from a type is slow
 
 
 def as_targets(values: Targets, task: Task) -> Targets:
-    """`(rows,) float64`; for MULTICLASS, the sequence that was given."""
+    """`(rows,) float64`; for MULTICLASS, the sequence itself."""
     return values if task is Task.MULTICLASS else np.asarray(values, _FLOAT64)
 
 
 def every_usable(values: Targets, task: Task) -> bool:
-    """Whether there is no value that can't be learned."""
+    """Whether all values can be learned."""
     if task is Task.BINARY and isinstance(values, np.ndarray):
         return all_binary(values)
     return bool(usable(values, task).all())
@@ -28,8 +28,8 @@ def usable(values: Targets, task: Task) -> NDArray[np.uint8]:
     """`(labels,) uint8`: 1 where a value can be learned."""
     if not isinstance(values, np.ndarray):
         return np.array([value is not None and value == value for value in values], np.uint8)
-    found = (values == 0.0) | (values == 1.0) if task is Task.BINARY else np.isfinite(values)
-    return found.view(np.uint8)
+    mask = (values == 0.0) | (values == 1.0) if task is Task.BINARY else np.isfinite(values)
+    return mask.view(np.uint8)
 
 
 def codes(values: Targets) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.drift.detectors import Alarm, Watch
+from anabranch.models.drift.detectors import Alarm, DriftMonitor
 from anabranch.models.learners.learner import Predictions, Targets, Task
 from anabranch.models.metrics.losses import losses
 from anabranch.models.prequential.monitors import AlarmsAt, Monitors
@@ -74,18 +74,18 @@ class ChampionMonitor:
             for alarm in self._update(watch, champion, end, stop):
                 step = int(self._steps[alarm.row])
                 self.alarms.append((step, index, alarm))
-                if stop and alarm.rises and stopped is None:
+                if stop and alarm.increased and stopped is None:
                     stopped = step, alarm
                     end = alarm.row + 1
         self._position = max(end, self._position)
         return stopped
 
-    def _stop_of(self, watch: Watch, champion: str, end: int) -> int:
+    def _stop_of(self, watch: DriftMonitor, champion: str, end: int) -> int:
         """The end of the part that a monitor would check before it stops."""
-        rising = (alarm for alarm in self._update(watch, champion, end, True) if alarm.rises)
+        rising = (alarm for alarm in self._update(watch, champion, end, True) if alarm.increased)
         return next((alarm.row + 1 for alarm in rising), end)
 
-    def _update(self, watch: Watch, champion: str, end: int, stop: bool) -> list[Alarm]:
+    def _update(self, watch: DriftMonitor, champion: str, end: int, stop: bool) -> list[Alarm]:
         part = slice(self._position, end)
         values = self._losses_of(champion, watch.monitor.loss)[part]
         alarms = watch.update_many(values, self._times[part], stop)

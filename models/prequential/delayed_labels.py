@@ -17,10 +17,10 @@ from anabranch.models.prequential.label_join import JoinedSteps
 from anabranch.models.prequential.model_set import ModelSet
 from anabranch.models.prequential.monitors import AlarmsAt
 from anabranch.models.prequential.outcome import LearnedLabels, Outcome
-from anabranch.models.rollout.assignment import key_hashes
 from anabranch.models.rollout.observations import RANK_BITS
-from anabranch.models.rollout.served import Answered
-from anabranch.models.rollout.serving import Spent, Worked
+from anabranch.models.rollout.served import ServedPredictions
+from anabranch.models.rollout.serving import BatchPredictions, Timings
+from anabranch.models.rollout.traffic import key_hashes
 
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
@@ -75,7 +75,7 @@ class _Batch:
         self.learned_before = _trained_up_to(joined, self.steps)[predicted]
         self.predictions: dict[str, Predictions] = {}
         self.scored: dict[str, Predictions] = {}
-        self.timings = None if models.rollouts is None else Spent()
+        self.timings = None if models.rollouts is None else Timings()
 
     def run_models(self) -> LearnedLabels:
         """Let every model predict and train; returns the labels that were learned."""
@@ -84,7 +84,7 @@ class _Batch:
             predictions = checkpoint.run(pending.features, steps.op, steps.row, steps.target)
             self.predictions[name] = predictions
             if self.timings is not None:
-                self.timings.note(name, checkpoint.learner, steps.kept)
+                self.timings.record(name, checkpoint.learner, steps.kept)
             stored = models.stored_predictions[name]
             stored.put(column, self.predicted_rows, predictions)
             self.scored[name] = stored.pop(column, self.scored_rows, predictions)
@@ -120,7 +120,7 @@ class _Batch:
 
     def serve(
         self, learned: LearnedLabels, feature_alarms: AlarmsAt
-    ) -> tuple[Answered, Predictions, AlarmsAt]:
+    ) -> tuple[ServedPredictions, Predictions, AlarmsAt]:
         """Decide what rollouts serve; see `serve_batch`."""
         joined, steps = self.joined, self.steps
         signals = self._signals(learned)
@@ -130,7 +130,7 @@ class _Batch:
             self.models.pending.features, steps.op, steps.row, steps.target, kept, joined.dropped,
             steps.trainable, signals,
         )  # fmt: skip
-        return serve_batch(self.models, self._worked(learned), training, self.position)
+        return serve_batch(self.models, self._batch_predictions(learned), training, self.position)
 
     def _signals(self, learned: LearnedLabels) -> list[tuple[int, Alarm]]:
         """External drift, by step."""
@@ -142,36 +142,36 @@ class _Batch:
                 signals.append((int(joined.scored_steps[label]), alarm))
         return signals
 
-    def _worked(self, learned: LearnedLabels) -> Worked:
+    def _batch_predictions(self, learned: LearnedLabels) -> BatchPredictions:
         models, joined, timings = self.models, self.joined, self.timings
         assert timings is not None
         predicted, scored = joined.predict_steps, joined.scored_steps
         event, pending = joined.source[predicted], models.pending
-        worked = Worked(
+        batch = BatchPredictions(
             steps=joined.op.size,
             items=joined.item,
-            asked=predicted,
-            asked_times=joined.time[predicted],
-            asked_rows=self.predicted_rows,
-            hashes=key_hashes(self.events.keys)[event],
-            taught=scored,
-            taught_times=joined.time[scored],
-            taught_rows=self.scored_rows,
+            event_steps=predicted,
+            event_times=joined.time[predicted],
+            event_rows=self.predicted_rows,
+            key_hashes=key_hashes(self.events.keys)[event],
+            label_steps=scored,
+            label_times=joined.time[scored],
+            label_rows=self.scored_rows,
             arms=pending.groups[:, -1],
-            answers=self.predictions,
-            scored=self.scored,
+            predictions=self.predictions,
+            label_predictions=self.scored,
             target=learned.target,
-            before=self.versions_before,
-            learned=self.learned_before,
-            failed=timings.failed,
+            versions_before=self.versions_before,
+            learned_before=self.learned_before,
+            failed_steps=timings.failed_steps,
             seconds=timings.seconds,
         )
         if models.rank_quality is not None:
-            worked.groups = run_numbers(np.asarray(self.events.fields[EVENT])[event])
-            worked.drafts = pending.tags
-            worked.lists = np.asarray(self.events.fields[LIST])[event]
-            worked.listed = pending.lists
-        return worked
+            batch.groups = run_numbers(np.asarray(self.events.fields[EVENT])[event])
+            batch.drafts = pending.tags
+            batch.list_ids = np.asarray(self.events.fields[LIST])[event]
+            batch.drafted_lists = pending.lists
+        return batch
 
     def rank(self, learned: LearnedLabels, served: Predictions, drafted: I64 | None) -> I64:
         """Rank the candidates and store the ranks; score the ranks of those that were chosen."""
@@ -190,7 +190,7 @@ def run_delayed(models: ModelSet, joined: JoinedSteps, events: EventBatch, order
     pending, batch = models.pending, _Batch(models, joined, events)
     learned = batch.run_models()
     groups, feature_alarms = batch.slice_groups(order), batch.feature_alarms()
-    served: Answered | None = None
+    served: ServedPredictions | None = None
     loss_alarms: AlarmsAt | None = None
     champion_predictions = batch.scored[models.champion]
     if models.rollouts is not None and joined.op.size:

@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import LOSS, Alarm
-from anabranch.models.learners.fault_isolation import failed_steps
 from anabranch.models.learners.learner import LEARN, NO_LABEL, Predictions, Targets
 from anabranch.models.learners.targets import select
 from anabranch.models.prequential.champion_monitor import ChampionMonitor
 from anabranch.models.prequential.model_set import ModelSet
 from anabranch.models.prequential.monitors import AlarmsAt
-from anabranch.models.rollout.served import Answered
-from anabranch.models.rollout.serving import Worked
+from anabranch.models.rollout.served import ServedPredictions
+from anabranch.models.rollout.serving import BatchPredictions
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -31,7 +30,7 @@ class TrainingBatch:
     Attributes:
         features: `(rows, features) float64`.
         op, row, target: `(steps,)`, as `Learner.run` takes them.
-        step_indices: `(steps,) int64`: the index of each, as `Worked` counts steps.
+        step_indices: `(steps,) int64`: the index of each, as `BatchPredictions` counts steps.
         dropped: rows that timed out; None where labels are inline.
         trainable: `(labels,) bool`, of the labels that are scored: those that train, too; None:
             all.
@@ -53,31 +52,33 @@ class DriftRetraining:
 
     Args:
         models: those of the step.
-        worked: what all models did in the batch; a fresh model's predictions are added.
+        batch: what all models did in the batch; a fresh model's predictions are added.
         training: the steps that a fresh model runs; None where none can be started.
 
     Attributes:
         alarms: as `ChampionMonitor.alarms`.
-        grace: number of labels a fresh model trains on before it is compared.
+        burn_in: number of labels a fresh model trains on before it is compared.
     """
 
-    def __init__(self, models: ModelSet, worked: Worked, training: TrainingBatch | None) -> None:
-        self._models, self._worked, self._training = models, worked, training
+    def __init__(
+        self, models: ModelSet, batch: BatchPredictions, training: TrainingBatch | None
+    ) -> None:
+        self._models, self._batch, self._training = models, batch, training
         self._monitor = ChampionMonitor(
-            models.monitors, models.task, worked.scored, worked.target, worked.taught,
-            worked.taught_times,
+            models.monitors, models.task, batch.label_predictions, batch.target, batch.label_steps,
+            batch.label_times,
         )  # fmt: skip
         self.alarms = self._monitor.alarms
         declared = None if models.on_drift is None else models.on_drift.declared
-        self.grace = 0 if declared is None else declared.burn_in
+        self.burn_in = 0 if declared is None else declared.burn_in
         self._triggers = () if declared is None else declared.triggers
         signals = [] if training is None else training.signals
         triggering = [each for each in signals if each[1].kind in self._triggers]
         self._signals = sorted(triggering, key=lambda signal: signal[0])
 
-    def look(self, champion: str, until: int, may_bear: bool) -> tuple[int, Alarm] | None:
-        """See `DriftWatch`."""
-        may_start = may_bear and self._models.on_drift is not None
+    def check(self, champion: str, until: int, may_start: bool) -> tuple[int, Alarm] | None:
+        """See `DriftReaction`."""
+        may_start = may_start and self._models.on_drift is not None
         signals = self._signals
         while signals and not may_start and signals[0][0] <= until:
             signals.pop(0)  # a trial is running already
@@ -89,64 +90,64 @@ class DriftRetraining:
             return signals.pop(0)
         return alarm
 
-    def bear(self, name: str, step: int) -> int:
-        """See `DriftWatch`; its predictions are NaN for the events before."""
-        models, worked, training = self._models, self._worked, self._training
+    def start_challenger(self, name: str, step: int) -> int:
+        """See `DriftReaction`; its predictions are NaN for the events before."""
+        models, batch, training = self._models, self._batch, self._training
         assert models.on_drift is not None
         assert models.replay_buffer is not None
         assert training is not None
         learner = models.on_drift.make()
         models.add(name, learner)
-        before = worked.taught <= step
+        before = batch.label_steps <= step
         if training.trainable is not None:
             before &= training.trainable
-        features = training.features[worked.taught_rows[before]]
-        target = select(worked.target, np.flatnonzero(before))
+        features = training.features[batch.label_rows[before]]
+        target = select(batch.target, np.flatnonzero(before))
         features, target = models.replay_buffer.last(features, target)
         rows = np.arange(len(features))
         learner.run(features, np.full(len(rows), LEARN, np.uint8), rows, target)
         later = training.step_indices > step
         trained_before = int(np.count_nonzero((training.op == LEARN) & ~later))
-        worked.before[name] = learner.version - trained_before
+        batch.versions_before[name] = learner.version - trained_before
         self._run_rest(training, name, np.flatnonzero(later), step)
         return len(rows)
 
     def _run_rest(self, training: TrainingBatch, name: str, later: I64, step: int) -> None:
         """Let a fresh model predict and train on the rest of the batch."""
-        worked, models = self._worked, self._models
+        batch, models = self._batch, self._models
         start = time.perf_counter()
         predictions = models.checkpoints[name].run(
             training.features, training.op[later], training.row[later],
             select(training.target, later),
         )  # fmt: skip
-        failed = failed_steps(models.learners[name])
-        worked.failed[name] = training.step_indices[later[failed]]
-        predicted, labeled = worked.asked > step, worked.taught > step
+        failed = list(models.learners[name].failures)
+        batch.failed_steps[name] = training.step_indices[later[failed]]
+        predicted, labeled = batch.event_steps > step, batch.label_steps > step
         if training.dropped is None:  # each label is of an event of the batch, by its index
             of_events = _spread(predictions, predicted)
-            scored = of_events.take(worked.taught_rows)
+            scored = of_events.take(batch.label_rows)
         else:
             column = list(models.learners).index(name)
             stored = models.stored_predictions[name]
-            stored.put(column, worked.asked_rows[predicted], predictions)
-            of_labels = stored.pop(column, worked.taught_rows[labeled], predictions)
+            stored.put(column, batch.event_rows[predicted], predictions)
+            of_labels = stored.pop(column, batch.label_rows[labeled], predictions)
             stored.discard(training.dropped)
             of_events, scored = _spread(predictions, predicted), _spread(of_labels, labeled)
-        worked.answers[name], worked.scored[name] = of_events, scored
-        worked.seconds[name] = time.perf_counter() - start
+        batch.predictions[name], batch.label_predictions[name] = of_events, scored
+        batch.seconds[name] = time.perf_counter() - start
 
 
 def serve_batch(
-    models: ModelSet, worked: Worked, training: TrainingBatch | None, position: I64
-) -> tuple[Answered, Predictions, AlarmsAt]:
+    models: ModelSet, batch: BatchPredictions, training: TrainingBatch | None, position: I64
+) -> tuple[ServedPredictions, Predictions, AlarmsAt]:
     """Decide what is served for a batch, and start fresh models where the champion's loss drifts.
 
     Returns:
-        What `Rollouts.serve` returns, and the alarms of the champion's loss.
+        What `Serving.serve` returns, and the alarms of the champion's loss.
     """
     assert models.rollouts is not None
-    retraining = DriftRetraining(models, worked, training)
-    served, champion_predictions = models.rollouts.serve(worked, position, retraining)
+    retraining = DriftRetraining(models, batch, training)
+    served, champion_predictions = models.rollouts.serve(batch, position, retraining)
     return served, champion_predictions, retraining.alarms
 
 

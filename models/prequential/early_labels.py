@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import heapq
-import pickle
 
 import numpy as np
 
 from anabranch.models.learners.learner import Label
+from anabranch.models.learners.pickling import pickled, unpickled
 from anabranch.state.store.delta import Delta, Items
 
 
@@ -54,10 +54,7 @@ class EarlyLabels:
         if self._touched:
             by_slot = {slot: (n, value, extra) for n, (slot, value, extra) in self._labels.items()}
             slots = sorted(self._touched)
-            values = [
-                pickle.dumps(by_slot[slot], protocol=5) if slot in by_slot else None
-                for slot in slots
-            ]
+            values = [pickled(by_slot[slot]) if slot in by_slot else None for slot in slots]
             delta.items["early"] = Items(np.array(slots, np.int64), values)
             self._touched.clear()
         return delta
@@ -71,7 +68,7 @@ class EarlyLabels:
         free = set(range(self._slots))
         for slot, blob in zip(items.index.tolist(), items.values, strict=True):
             if blob is not None:
-                number, value, context = pickle.loads(blob)
+                number, value, context = unpickled(blob)
                 self._labels[number] = slot, value, context
                 free.discard(slot)
         self._free = sorted(free)

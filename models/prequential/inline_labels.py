@@ -17,9 +17,9 @@ from anabranch.models.prequential.drift_retraining import TrainingBatch, serve_b
 from anabranch.models.prequential.model_set import ModelSet
 from anabranch.models.prequential.monitors import AlarmsAt
 from anabranch.models.prequential.outcome import NO_VALUE, LearnedLabels, Outcome
-from anabranch.models.rollout.assignment import key_hashes
-from anabranch.models.rollout.served import Answered
-from anabranch.models.rollout.serving import Spent, Worked
+from anabranch.models.rollout.served import ServedPredictions
+from anabranch.models.rollout.serving import BatchPredictions, Timings
+from anabranch.models.rollout.traffic import key_hashes
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -107,7 +107,7 @@ class _Batch:
         self.rejected: list[tuple[int, str]] = []
         self.versions_before = models.versions
         self.learned_before: I64 | range = range(len(rows))
-        self.timings = None if models.rollouts is None else Spent()
+        self.timings = None if models.rollouts is None else Timings()
         self.trainable: Mask | None = None
         self.predictions: dict[str, Predictions] = {}
 
@@ -125,7 +125,7 @@ class _Batch:
             for name, checkpoint in models.checkpoints.items():
                 predictions[name] = checkpoint.run(features, steps.op, steps.row, steps.target)
                 if self.timings is not None:
-                    self.timings.note(name, checkpoint.learner, 2 * steps.row + steps.op)
+                    self.timings.record(name, checkpoint.learner, 2 * steps.row + steps.op)
         self.predictions = predictions
         return self._learned(quarantined)
 
@@ -145,7 +145,7 @@ class _Batch:
 
     def serve(
         self, learned: LearnedLabels, feature_alarms: AlarmsAt
-    ) -> tuple[Answered, Predictions, AlarmsAt]:
+    ) -> tuple[ServedPredictions, Predictions, AlarmsAt]:
         """Decide what rollouts serve; see `serve_batch`."""
         training = None
         if self.models.on_drift is not None:
@@ -157,7 +157,7 @@ class _Batch:
                 self.events.features, steps.op, steps.row, steps.target,
                 2 * steps.row + steps.op, None, self.trainable, signals,
             )  # fmt: skip
-        return serve_batch(self.models, self._worked(learned), training, self.rows)
+        return serve_batch(self.models, self._batch_predictions(learned), training, self.rows)
 
     def _signals(self, learned: LearnedLabels) -> list[tuple[int, Alarm]]:
         """External drift, by step."""
@@ -168,26 +168,26 @@ class _Batch:
                 signals.append((2 * int(self.learned_rows[label]) + 1, alarm))
         return signals
 
-    def _worked(self, learned: LearnedLabels) -> Worked:
+    def _batch_predictions(self, learned: LearnedLabels) -> BatchPredictions:
         timings = self.timings
         assert timings is not None
-        return Worked(
+        return BatchPredictions(
             steps=2 * len(self.rows),
             items=self.rows.repeat(2),
-            asked=2 * self.rows,
-            asked_times=self.events.times,
-            asked_rows=self.rows,
-            hashes=key_hashes(self.events.keys),
-            taught=2 * self.learned_rows + 1,
-            taught_times=learned.times,
-            taught_rows=self.learned_rows,
+            event_steps=2 * self.rows,
+            event_times=self.events.times,
+            event_rows=self.rows,
+            key_hashes=key_hashes(self.events.keys),
+            label_steps=2 * self.learned_rows + 1,
+            label_times=learned.times,
+            label_rows=self.learned_rows,
             arms=np.empty(len(self.rows), np.uint8),
-            answers=self.predictions,
-            scored=learned.predictions,
+            predictions=self.predictions,
+            label_predictions=learned.predictions,
             target=learned.target,
-            before=self.versions_before,
-            learned=np.asarray(self.learned_before),
-            failed=timings.failed,
+            versions_before=self.versions_before,
+            learned_before=np.asarray(self.learned_before),
+            failed_steps=timings.failed_steps,
             seconds=timings.seconds,
         )
 
@@ -213,7 +213,7 @@ def run_inline(
         groups = models.slices.groups_of(events.fields, features, rows)[learned_rows]
     if models.monitors:
         feature_alarms = models.monitors.check_features(features, rows, events.times, 2 * rows)
-    served: Answered | None = None
+    served: ServedPredictions | None = None
     loss_alarms: AlarmsAt | None = None
     champion_predictions = learned.predictions[models.champion]
     if models.rollouts is not None and len(rows):
@@ -235,7 +235,7 @@ def run_inline(
 
 
 def run_row_by_row(
-    checkpoints: Mapping[str, Checkpoint], features: F64, values: Targets, timings: Spent | None
+    checkpoints: Mapping[str, Checkpoint], features: F64, values: Targets, timings: Timings | None
 ) -> dict[str, Predictions] | None:
     """The predictions of all models, if all can run row by row and every target is usable."""
     predictions: dict[str, Predictions] = {}
@@ -247,5 +247,5 @@ def run_row_by_row(
             return None  # at the first model or never: the targets are the same
         predictions[name] = of_model
         if timings is not None:
-            timings.note(name, each.learner)
+            timings.record(name, each.learner)
     return predictions

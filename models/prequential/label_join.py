@@ -17,21 +17,21 @@ from anabranch.models.prequential.early_labels import EarlyLabels
 from anabranch.models.prequential.outcome import BUFFERED_LABEL, CorrectedLabels, ExpiredLabel
 from anabranch.state.labels.label_rules import LabelRules
 from anabranch.state.labels.pending_store import (
-    ASSUMED,
     CONFIRMS,
     CONTRADICTS,
-    CORRECTED,
+    DEFAULTED,
     DROPPED,
     DUPLICATE,
     EARLY,
-    GIVEN_UP,
+    EXPIRED,
     LATE,
     LEARN,
     NO_VALUE,
     TOO_OLD,
     UNKNOWN,
+    UPDATED,
+    JoinResult,
     PendingStore,
-    Walk,
 )
 from anabranch.state.store.delta import Delta
 
@@ -49,7 +49,7 @@ _REASONS = {
 }
 _KINDS = 7
 _IS_TRAINED_ON = np.zeros(_KINDS, np.uint8)
-_IS_TRAINED_ON[[LEARN, ASSUMED, CORRECTED, EARLY]] = 1
+_IS_TRAINED_ON[[LEARN, DEFAULTED, UPDATED, EARLY]] = 1
 _NONE, _NO_STEPS = np.empty(0), np.empty(0, np.int64)
 
 
@@ -61,7 +61,7 @@ class JoinedSteps:
         op, row, target: as `Learner.run` takes them.
         source: `(steps,) int64`: of a prediction, the index of its event; of a label that is
             scored, as in `LearnedLabels.label`.
-        time, item: `(steps,) int64`, as in `Walk`.
+        time, item: `(steps,) int64`, as in `JoinResult`.
         predict_steps: `(events,) int64`: the steps that predict.
         scored_steps: `(labels,) int64`: the steps that train and whose prediction is scored.
             Corrections train too, and are not scored again.
@@ -104,7 +104,7 @@ class LabelJoin:
     Args:
         width: features per row.
         task: decides what a label may be.
-        rules: see there; `assumes` and `assumed_code` follow from `default`.
+        rules: see there; `has_default` and `default_code` follow from `default`.
         default: the label to assume at the timeout; None: nothing is assumed.
         groups, lists: as `PendingStore` takes them.
 
@@ -128,7 +128,7 @@ class LabelJoin:
             if task is not Task.MULTICLASS:
                 self._assumed = float(default)  # type: ignore[arg-type]
                 as_target = np.array([self._assumed])
-            rules = replace(rules, assumes=True, assumed_code=int(codes(as_target)[0]))
+            rules = replace(rules, has_default=True, default_code=int(codes(as_target)[0]))
         self.pending = PendingStore(width, 0, rules, groups, lists)
         self.early = EarlyLabels()
         self._task = task
@@ -142,15 +142,15 @@ class LabelJoin:
         """
         has_labels = bool(labels.ids)
         values: Targets = as_targets(labels.values, self._task) if has_labels else _NONE
-        walk = self.pending.walk(
+        joined = self.pending.join(
             events.ids, events.times, events.features, labels.ids, labels.times, order,
             usable(values, self._task) if has_labels else None, events.tags,
             codes(values) if has_labels else None,
         )  # fmt: skip
         buffered = 0
-        if has_labels and self.pending.rules.hold_ms > 0:
-            buffered = self._buffer(walk, values, labels)
-        return self._steps(walk, values, buffered)
+        if has_labels and self.pending.rules.early_ms > 0:
+            buffered = self._buffer(joined, values, labels)
+        return self._steps(joined, values, buffered)
 
     def changes(self) -> Delta:
         """What changed since the last call; everything at the first."""
@@ -163,34 +163,40 @@ class LabelJoin:
         self.pending.restore(image)
         self.early.restore(image.part("values"))
 
-    def _buffer(self, walk: Walk, values: Targets, labels: LabelBatch) -> int:
+    def _buffer(self, joined: JoinResult, values: Targets, labels: LabelBatch) -> int:
         """Buffer the labels whose events have not arrived; returns how many there are."""
-        buffered = (walk.held >= 0).nonzero()[0].tolist()
+        buffered = (joined.early_numbers >= 0).nonzero()[0].tolist()
         for label in buffered:
             context = labels.context(label) if labels.context else b""
-            self.early.put(int(walk.held[label]), values[label], context)
+            self.early.put(int(joined.early_numbers[label]), values[label], context)
         return len(buffered)
 
-    def _steps(self, walk: Walk, values: Targets, buffered: int) -> JoinedSteps:
-        counts = np.bincount(walk.kind, minlength=_KINDS).tolist()
-        op = _IS_TRAINED_ON[walk.kind]
-        target = self._targets(walk, op.nonzero()[0], values, counts)
+    def _steps(self, joined: JoinResult, values: Targets, buffered: int) -> JoinedSteps:
+        counts = np.bincount(joined.kind, minlength=_KINDS).tolist()
+        op = _IS_TRAINED_ON[joined.kind]
+        target = self._targets(joined, op.nonzero()[0], values, counts)
         expired: list[ExpiredLabel] = []
         dropped: list[int] = []
-        kind, row, source, time, item = walk.kind, walk.row, walk.source, walk.time, walk.item
-        if counts[EARLY] or counts[GIVEN_UP]:
-            expired = self._unbuffer(walk, target)
+        kind, row, source, time, item = (
+            joined.kind,
+            joined.row,
+            joined.source,
+            joined.time,
+            joined.item,
+        )
+        if counts[EARLY] or counts[EXPIRED]:
+            expired = self._unbuffer(joined, target)
             source = np.where(kind == EARLY, BUFFERED_LABEL, source)
-        if counts[DROPPED] or counts[GIVEN_UP]:
+        if counts[DROPPED] or counts[EXPIRED]:
             dropped = row[kind == DROPPED].tolist()
-            kept = ((kind != DROPPED) & (kind != GIVEN_UP)).nonzero()[0]
+            kept = ((kind != DROPPED) & (kind != EXPIRED)).nonzero()[0]
             kind, row, source, time, item = (a[kept] for a in (kind, row, source, time, item))
             op, target = op[kept], select(target, kept)
         scored, corrections = op, _NO_STEPS
-        if counts[CORRECTED]:
-            scored = op.astype(np.bool_) & (kind != CORRECTED)
-            corrections = (kind == CORRECTED).nonzero()[0]
-        rejected, confirmed = _rejected(walk.refused_labels)
+        if counts[UPDATED]:
+            scored = op.astype(np.bool_) & (kind != UPDATED)
+            corrections = (kind == UPDATED).nonzero()[0]
+        rejected, confirmed = _rejected(joined.rejected_labels)
         return JoinedSteps(
             op, row, target, source, time, item,
             predict_steps=(op == 0).nonzero()[0],
@@ -198,43 +204,45 @@ class LabelJoin:
             correction_steps=corrections,
             dropped=dropped,
             rejected_labels=rejected,
-            rejected_events=walk.refused_events.nonzero()[0].tolist(),
+            rejected_events=joined.rejected_events.nonzero()[0].tolist(),
             expired_labels=expired,
             confirmed=confirmed,
             buffered=buffered,
         )  # fmt: skip
 
-    def _targets(self, walk: Walk, trained: I64, values: Targets, counts: list[int]) -> Targets:
+    def _targets(
+        self, joined: JoinResult, trained: I64, values: Targets, counts: list[int]
+    ) -> Targets:
         """The target of each step; those of buffered labels are filled in by `_unbuffer`."""
-        source = walk.source[trained]  # -1 if assumed: the default is appended to the values
+        source = joined.source[trained]  # -1 for a default label: it is appended to the values
         if counts[EARLY]:
-            source[walk.kind[trained] == EARLY] = -1
+            source[joined.kind[trained] == EARLY] = -1
         if self._task is not Task.MULTICLASS:
             assert isinstance(values, np.ndarray)
-            target = np.zeros(walk.kind.size)
-            if counts[ASSUMED] or counts[EARLY]:
+            target = np.zeros(joined.kind.size)
+            if counts[DEFAULTED] or counts[EARLY]:
                 values = np.append(values, self._assumed)
             target[trained] = values[source]
             return target
         with_default = [*values, self._default]
-        targets: list[Label] = [None] * walk.kind.size
+        targets: list[Label] = [None] * joined.kind.size
         for step, label in zip(trained.tolist(), source.tolist(), strict=True):
             targets[step] = with_default[label]
         return targets
 
-    def _unbuffer(self, walk: Walk, target: Any) -> list[ExpiredLabel]:
+    def _unbuffer(self, joined: JoinResult, target: Any) -> list[ExpiredLabel]:
         """Take labels out of the buffer: write the targets of those that met their event.
 
         Returns the others, which expired.
         """
-        kind, expired = walk.kind, []
-        for step in ((kind == EARLY) | (kind == GIVEN_UP)).nonzero()[0].tolist():
-            value, context = self.early.pop(int(walk.source[step]))
+        kind, expired = joined.kind, []
+        for step in ((kind == EARLY) | (kind == EXPIRED)).nonzero()[0].tolist():
+            value, context = self.early.pop(int(joined.source[step]))
             if kind[step] == EARLY:
                 target[step] = value
             else:
-                reason = reasons.BUFFER_FULL if walk.row[step] else reasons.EVENT_MISSING
-                expired.append(ExpiredLabel(context, int(walk.item[step]), reason))
+                reason = reasons.BUFFER_FULL if joined.row[step] else reasons.EVENT_MISSING
+                expired.append(ExpiredLabel(context, int(joined.item[step]), reason))
         return expired
 
 

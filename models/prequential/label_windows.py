@@ -76,7 +76,7 @@ class LabelWindows:
         self._windows: list[tuple[EntityState, I64]] = []
         for features in declared.values():
             state = EntityState([spec for spec, _ in features], allowed_lateness_ms)
-            state.follow_looks()  # labels come long behind the events, or ahead of late ones
+            state.follow_queries()  # labels come long behind the events, or ahead of late ones
             columns = [np.arange(each.start, each.stop) for _, each in features]
             self._windows.append((state, np.concatenate(columns)))
         self._value = next(spec.value for features in declared.values() for spec, _ in features)
@@ -133,7 +133,7 @@ class LabelWindows:
     def advance_watermark(self, watermark: int) -> None:
         """Expire labels by this time (epoch ms), where the streams of several workers meet."""
         for state, _ in self._windows:
-            state.hold(watermark)
+            state.advance_watermark(watermark)
 
     @property
     def states(self) -> dict[str, EntityState]:

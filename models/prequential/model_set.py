@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import Monitor
 from anabranch.models.learners.checkpoint import PARTS, Bounds, Checkpoint
-from anabranch.models.learners.description import described
-from anabranch.models.learners.fault_isolation import forgive
 from anabranch.models.learners.learner import Label, Learner, Task
 from anabranch.models.learners.segments import Segments
 from anabranch.models.learners.targets import select
@@ -26,7 +24,7 @@ from anabranch.models.prequential.replay_buffer import ReplayBuffer
 from anabranch.models.prequential.step_record import part_of
 from anabranch.models.prequential.stored_predictions import STORED_PREDICTIONS, StoredPredictions
 from anabranch.models.rollout.challenger import OnDrift
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import DeclarationError
 from anabranch.state.labels.label_rules import LabelRules
 
@@ -48,7 +46,7 @@ class PrequentialSettings:
         bounds: when a model is too large to be written whole in `changes`.
         rollouts: which of the learners serve; None: the champion.
         slices: parts of the events with metrics of their own.
-        segments: of the events, for learners that are `Segmented`.
+        segments: of the events, for learners that are `SegmentedLearner`.
         on_drift: what to start when a monitor raises an alarm; needs `rollouts`.
         ranking: whether events are lists of candidates, a row each (`models.metrics.ranking`).
         quarantine: whether events may be quarantined (`ExternalDrift`), and then not trained on.
@@ -60,7 +58,7 @@ class PrequentialSettings:
     default: Label = None
     inline: bool = False
     bounds: Bounds | None = None
-    rollouts: Rollouts | None = None
+    rollouts: Serving | None = None
     slices: Sequence[SliceBy] = ()
     segments: Segments | None = None
     on_drift: OnDrift | None = None
@@ -141,14 +139,14 @@ class ModelSet:
                 f"model {name!r} has another task or other features than the champion"
             )
         if self.rollouts is not None:
-            forgive(learner)
+            learner.isolate_faults()
         self.metrics[name] = {m: metric(m, self.task) for m in self.settings.metrics}
         self.slices.add(name)
         self.learners[name] = learner
         self.pending.add_model()
         self.stored_predictions[name] = StoredPredictions(self.pending)
         self.checkpoints[name] = Checkpoint(name, learner, self.settings.bounds)
-        self.declarations[name] = described(learner)
+        self.declarations[name] = learner.describe()
 
     def replace(self, name: str, learner: Learner) -> None:
         """Put a trained learner in place of the untrained one that was declared.
@@ -223,9 +221,9 @@ class ModelSet:
             return
         deployment = self.rollouts.deployment
         self.champion = deployment.champion
-        for name in deployment.leaving:
+        for name in deployment.pending_removal:
             self.remove(name)
-        deployment.leaving.clear()
+        deployment.pending_removal.clear()
 
     def score(
         self,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.drift.detectors import LOSS, Alarm, Monitor, Watch, of_errors
+from anabranch.models.drift.detectors import LOSS, Alarm, DriftMonitor, Monitor
 from anabranch.models.learners.learner import Predictions, Task
 from anabranch.models.metrics.losses import check_loss, losses
 from anabranch.models.metrics.sliced_metrics import SlicedMetrics
@@ -39,9 +39,9 @@ class SliceMonitor:
 
     model = ""
 
-    def __init__(self, declared: Monitor, watches: dict[int, Watch] | None = None) -> None:
+    def __init__(self, declared: Monitor, watches: dict[int, DriftMonitor] | None = None) -> None:
         self.monitor = declared
-        self.watches: dict[int, Watch] = {} if watches is None else watches
+        self.watches: dict[int, DriftMonitor] = {} if watches is None else watches
 
     def subject(self, group: int, slices: SlicedMetrics) -> str:
         """The subject of a group's alarms."""
@@ -60,9 +60,9 @@ class SliceMonitor:
             if not slices.has_group(index, group):
                 continue
             rows = np.flatnonzero(groups[:, index] == group)
-            watch = self.watches.setdefault(group, Watch(self.monitor))
+            watch = self.watches.setdefault(group, DriftMonitor(self.monitor))
             for alarm in watch.update_many(values[rows], times[rows]):
-                if alarm.rises:
+                if alarm.increased:
                     subject, row = self.subject(group, slices), int(rows[alarm.row])
                     alarms.append(replace(alarm, subject=subject, row=row))
         return sorted(alarms, key=lambda alarm: alarm.row)
@@ -93,8 +93,9 @@ class Monitors:
     ) -> None:
         self._task = task
         self._columns = [_column(monitor, task, names, slices) for monitor in declared]
-        self.watches: list[Watch | SliceMonitor] = [
-            Watch(monitor) if monitor.by is None else SliceMonitor(monitor) for monitor in declared
+        self.watches: list[DriftMonitor | SliceMonitor] = [
+            DriftMonitor(monitor) if monitor.by is None else SliceMonitor(monitor)
+            for monitor in declared
         ]
 
     def __bool__(self) -> bool:
@@ -104,9 +105,9 @@ class Monitors:
     def recent_means(self) -> list[tuple[str, str, float]]:
         """Subject, detector and mean of the newest values, of monitors without a slice."""
         return [
-            (watch.monitor.subject, watch.monitor.detector, watch.newest)
+            (watch.monitor.subject, watch.monitor.detector, watch.recent_mean)
             for watch in self.watches
-            if isinstance(watch, Watch)
+            if isinstance(watch, DriftMonitor)
         ]
 
     def subjects(self, slices: SlicedMetrics) -> list[str]:
@@ -119,18 +120,18 @@ class Monitors:
                 subjects.append(watch.monitor.subject)
         return subjects
 
-    def of_champion(self, champion: str) -> list[tuple[int, Watch]]:
+    def of_champion(self, champion: str) -> list[tuple[int, DriftMonitor]]:
         """The monitors on the loss, by index; those of a former champion are reset first."""
         of_loss = []
         for i, (watch, column) in enumerate(zip(self.watches, self._columns, strict=True)):
-            if column == _LOSS_COLUMN and isinstance(watch, Watch):
+            if column == _LOSS_COLUMN and isinstance(watch, DriftMonitor):
                 if watch.model not in ("", champion):
-                    watch = self.watches[i] = Watch(watch.monitor)
+                    watch = self.watches[i] = DriftMonitor(watch.monitor)
                 watch.model = champion
                 of_loss.append((i, watch))
         return of_loss
 
-    def resume(self, stored: Sequence[Watch | SliceMonitor]) -> None:
+    def resume(self, stored: Sequence[DriftMonitor | SliceMonitor]) -> None:
         """Continue from the state of stored monitors of equal declaration; others start now."""
         unused = list(stored)
         for i, watch in enumerate(self.watches):
@@ -150,7 +151,7 @@ class Monitors:
         """
         alarms: AlarmsAt = []
         for i, (watch, column) in enumerate(zip(self.watches, self._columns, strict=True)):
-            if column >= 0 and isinstance(watch, Watch):
+            if column >= 0 and isinstance(watch, DriftMonitor):
                 raised = watch.update_many(features[rows, column], times)
                 alarms += [(int(steps[alarm.row]), i, alarm) for alarm in raised]
         return alarms
@@ -182,7 +183,7 @@ class Monitors:
                 continue
             kind = watch.monitor.loss
             values = losses(self._task, learned.target, champion_predictions, kind)
-            if isinstance(watch, Watch):
+            if isinstance(watch, DriftMonitor):
                 raised = watch.update_many(values, learned.times)
             else:
                 assert groups is not None
@@ -195,7 +196,7 @@ def _column(monitor: Monitor, task: Task, names: tuple[str, ...], slices: Sequen
     """The column of the feature that a monitor is on, or `_LOSS_COLUMN`, `_SLICE_COLUMN`."""
     if monitor.subject == LOSS:
         kind = check_loss(task, monitor.loss)
-        if of_errors(monitor) and kind != "error":
+        if monitor.errors_only and kind != "error":
             raise DeclarationError(
                 f"{monitor.detector} monitors whether predictions are right or wrong, which does "
                 f"not apply to a {task.value} task: use ADWIN or PageHinkley"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import Alarm
 from anabranch.models.learners.learner import Predictions, Targets
-from anabranch.models.rollout.served import Answered
+from anabranch.models.rollout.served import ServedPredictions
 
 I64 = NDArray[np.int64]
 
@@ -129,7 +129,7 @@ class Outcome(msgspec.Struct):
     corrected: CorrectedLabels | None = None
     confirmed: int = 0
     buffered: int = 0
-    served: Answered | None = None
+    served: ServedPredictions | None = None
     ranks: I64 | None = None
     quarantined: int = 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from anabranch.models.learners.checkpoint import restored
-from anabranch.models.learners.fault_isolation import forgive
 from anabranch.models.learners.learner import Learner, Task
 from anabranch.models.prequential.model_set import ModelSet
 from anabranch.models.prequential.replay_buffer import REPLAY_BUFFER_PARTS
@@ -132,7 +131,7 @@ def _restore_models(models: ModelSet, record: StepRecord, image: Delta) -> None:
         if stored is not None:
             models.stored_predictions[name].restore(stored)
         if models.rollouts is not None:
-            forgive(checkpoint.learner)
+            checkpoint.learner.isolate_faults()
     models.learners = {name: each.learner for name, each in models.checkpoints.items()}
     models.declarations = record.models
 
@@ -176,13 +175,13 @@ def _resume_rollouts(
     deployment, stored = models.rollouts.deployment, record.deployment
     if stored is not None:
         stored.declare(deployment.policy)
-        stored.grace |= deployment.grace
+        stored.burn_in |= deployment.burn_in
         models.rollouts.deployment = stored
         for name in changed:
             stored.forget(name)
             models.remove(name)
     for name, learner in declared.items():
-        if name in models.learners or (stored is not None and name in stored.known):
+        if name in models.learners or (stored is not None and name in stored.models):
             continue
         models.add(name, learner)
         if stored is not None:

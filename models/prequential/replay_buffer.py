@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.learners.learner import Targets
+from anabranch.models.learners.pickling import pickled, unpickled
 from anabranch.models.learners.targets import select
 from anabranch.state.store.delta import Delta, Items, Rows
 
@@ -85,7 +85,7 @@ class ReplayBuffer:
         if isinstance(self._targets, np.ndarray):
             columns["target"] = self._targets[slots]
         else:
-            labels = [pickle.dumps(self._targets[slot], protocol=5) for slot in slots.tolist()]
+            labels = [pickled(self._targets[slot]) for slot in slots.tolist()]
             delta.items["labels"] = Items(slots, list(labels))
         delta.rows["rows"] = Rows(slots, columns)
         delta.blobs["count"] = b"%d %d %d" % (self.count, self.capacity, self._first)
@@ -109,7 +109,7 @@ class ReplayBuffer:
             targets = stored.columns["target"][order]
         else:
             labels = image.items["labels"].values
-            targets = [pickle.loads(labels[at] or b"") for at in order.tolist()]
+            targets = [unpickled(labels[at] or b"") for at in order.tolist()]
         self.count = self._first = count - size
         self.add(features, targets)
         self._saved = self.count if capacity == self.capacity else 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from anabranch.models.drift.detectors import Watch
+from anabranch.models.drift.detectors import DriftMonitor
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.pickling import dumps, loads
 from anabranch.models.metrics.metrics import Metric, metric
@@ -53,7 +53,7 @@ class StepRecord:
     inline: bool
     champion: str
     metrics: dict[str, dict[str, Metric]]
-    monitors: list[Watch | SliceMonitor]
+    monitors: list[DriftMonitor | SliceMonitor]
     deployment: Deployment | None = None
     ranking: RankQuality | None = None
     quarantine: bool = False
@@ -132,7 +132,7 @@ class StepRecord:
                 f"promoted, but {_list(declared.models)} is declared: declare rollout=Shadow() to "
                 "continue with it, or use a new state directory"
             )
-        elif self.deployment is not None and not declared.models.keys() & self.deployment.known:
+        elif self.deployment is not None and not declared.models.keys() & self.deployment.models:
             self._check_names(declared)
 
     def _check_declarations(self, declared: StepRecord) -> None:
@@ -140,8 +140,8 @@ class StepRecord:
         continuing = {self.champion}
         if self.deployment is None or declared.deployment is None:
             continuing.update(self.models)
-        elif self.deployment.standby is not None:
-            continuing.add(self.deployment.standby)
+        elif self.deployment.previous_champion is not None:
+            continuing.add(self.deployment.previous_champion)
         for name, written in self.models.items():
             if name in continuing and written != declared.models.get(name, written):
                 raise StateError(

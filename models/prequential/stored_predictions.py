@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.learners.learner import Predictions
+from anabranch.models.learners.pickling import pickled, unpickled
 from anabranch.state.labels.pending_store import PendingStore
 from anabranch.state.store.delta import Items
 
@@ -61,7 +61,7 @@ class StoredPredictions:
         """A pickle for each of `rows` that is pending, None for one that left; multi-class only."""
         stored = self._by_row
         values = [
-            pickle.dumps(stored[row], protocol=5) if is_pending and row in stored else None
+            pickled(stored[row]) if is_pending and row in stored else None
             for row, is_pending in zip(rows.tolist(), pending.tolist(), strict=True)
         ]
         return Items(rows, values)
@@ -70,4 +70,4 @@ class StoredPredictions:
         """Restore what `changes` returned. It is unpickled: pass only what this program wrote."""
         for row, value in zip(items.index.tolist(), items.values, strict=True):
             if value is not None:
-                self._by_row[row] = pickle.loads(value)
+                self._by_row[row] = unpickled(value)

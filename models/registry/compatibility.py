@@ -1,4 +1,4 @@
-"""Whether a River object from elsewhere fits the task and the features of a pipeline."""
+"""Checks of a River model from elsewhere against the task and the features of a pipeline."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from river import base
 from river.utils import VectorDict
 
 from anabranch.models.learners.description import describe
-from anabranch.models.learners.durable import why_not_durable
 from anabranch.models.learners.learner import LEARN, PREDICT, Label, Predictions, Task
 from anabranch.models.learners.linear import learner_for
-from anabranch.models.learners.pickling import dumps, loads
-from anabranch.models.learners.river import RiverLearner, check_fits
+from anabranch.models.learners.pickling import dumps, loads, why_not_picklable
+from anabranch.models.learners.river import RiverLearner, check_task
 from anabranch.state.errors import AnabranchError, DeclarationError, InputError
 
-# Where River's own classes keep something by feature: scalers, linear models, optimizers, trees.
+# Attributes of River's own classes that hold something by feature: scalers, linear models,
+# optimizers, trees.
 _BY_FEATURE = {
     "counts", "means", "vars", "min", "max", "abs_max", "weights", "_weights", "w", "g2",
     "splitters", "limits",
@@ -25,81 +25,89 @@ _BY_FEATURE = {
 
 
 def check_model(model: Any, task: Task, what: str) -> None:
-    """Refuse what is no River model of this task, or can't be kept on disk.
+    """Refuse an object that is not a River model of this task, or can't be kept on disk.
+
+    Args:
+        model: any object.
+        task: of the pipeline.
+        what: where the object is from (a file), for the message.
 
     Raises:
-        InputError: ``what`` (a file) holds such a thing.
+        InputError: it can't be used.
     """
     if not isinstance(model, base.Estimator):
         raise InputError(
-            f"{what} holds {type(model).__name__!r} and no River model: pickle the model itself"
+            f"{what} holds {type(model).__name__!r}, not a River model: pickle the model itself"
         )
     try:
-        check_fits(model, task)
+        check_task(model, task)
     except DeclarationError as error:
-        raise InputError(f"{what} does not fit: {error}") from None
-    reason = why_not_durable(model)
+        raise InputError(f"{what} is not suitable: {error}") from None
+    reason = why_not_picklable(model)
     if reason is not None:
         raise InputError(f"{what} can't be kept in a registry: {reason}")
 
 
-def check_columns(known: Sequence[str], columns: Sequence[str], what: str) -> list[str]:
-    """The columns that a model has never seen; they start from nothing.
+def check_columns(learned: Sequence[str], columns: Sequence[str], what: str) -> list[str]:
+    """The columns of a pipeline that a model has never seen, which it will learn from scratch.
 
     Args:
-        known: the features that the model has learned.
+        learned: the features that the model has learned; empty: not known.
         columns: those of the pipeline.
-        what: the model, for the error.
+        what: the model, for the message.
 
     Raises:
-        InputError: it has learned others, or none of these.
+        InputError: it has learned features that the pipeline does not have.
     """
-    unknown = sorted(set(known) - set(columns))
+    unknown = sorted(set(learned) - set(columns))
     if unknown:
         shown = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
         raise InputError(
             f"{what} has learned features that the pipeline does not have: {shown}; declare them, "
             f"or train it on {', '.join(columns[:5])}{', …' if len(columns) > 5 else ''}"
         )
-    return [name for name in columns if name not in set(known)] if known else []
+    return [name for name in columns if name not in set(learned)] if learned else []
 
 
 def check_by_trial(model: Any, task: Task, columns: Sequence[str], what: str) -> None:
-    """Let a copy predict and learn a row of zeros.
+    """Let a copy of the model predict and learn a row of zeros.
 
     Raises:
-        InputError: it fails, or its answers are not ones of the task.
+        InputError: it fails, or its predictions are not of the task's type.
     """
-    copy = loads(what, dumps(what, model))
     try:
-        learner = learner_for(copy, columns, task)
-        row, at = np.zeros((1, len(columns))), np.zeros(1, np.int64)
-        ask = np.array([PREDICT], np.uint8)
-        if task is Task.MULTICLASS:
-            answers = learner.run(row, ask, at, [None])
-            labels: list[Label] = [label for label in answers.values[0] if label is not None]
-            if labels:
-                learner.run(row, np.array([LEARN], np.uint8), at, labels[:1])
-            return
-        if isinstance(learner, RiverLearner) and task is Task.BINARY:
-            _check_binary(learner, columns, what)
-        steps = np.array([PREDICT, LEARN, PREDICT], np.uint8), np.zeros(3, np.int64), np.zeros(3)
-        _check_numbers(learner.run(row, *steps), what)
+        _try_out(loads(what, dumps(what, model)), task, columns, what)
     except InputError:
         raise
-    except Exception as error:  # of a model that may be anybody's
+    except Exception as error:  # the model may be of any class
         raise InputError(
             f"{what} does not work with the features of the pipeline: {error!r}"
         ) from None
 
 
-def _check_binary(learner: RiverLearner, columns: Sequence[str], what: str) -> None:
-    """River's classes of a binary task are True and False."""
+def _try_out(model: Any, task: Task, columns: Sequence[str], what: str) -> None:
+    learner = learner_for(model, columns, task)
+    row, at = np.zeros((1, len(columns))), np.zeros(1, np.int64)
+    if task is Task.MULTICLASS:
+        predictions = learner.run(row, np.array([PREDICT], np.uint8), at, [None])
+        labels: list[Label] = [label for label in predictions.values[0] if label is not None]
+        if labels:
+            learner.run(row, np.array([LEARN], np.uint8), at, labels[:1])
+        return
+    if task is Task.BINARY:
+        _check_classes(learner.to_river(), columns, what)
+    steps = np.array([PREDICT, LEARN, PREDICT], np.uint8), np.zeros(3, np.int64), np.zeros(3)
+    _check_numbers(learner.run(row, *steps), what)
+
+
+def _check_classes(model: Any, columns: Sequence[str], what: str) -> None:
+    """Refuse a binary model that has learned other classes than True and False."""
+    x = dict.fromkeys(columns, 0.0)
     try:
-        answers = learner.model.predict_proba_one(dict.fromkeys(columns, 0.0))
+        classes = model.predict_proba_one(x)
     except NotImplementedError:
-        answers = {learner.model.predict_one(dict.fromkeys(columns, 0.0)): 1.0}
-    others = [label for label in answers if label not in (True, False, None)]
+        classes = {model.predict_one(x): 1.0}
+    others = [label for label in classes if label not in (True, False, None)]
     if others:
         raise InputError(
             f"{what} has learned the classes {', '.join(map(repr, others[:5]))}, and the label of "
@@ -107,16 +115,16 @@ def _check_binary(learner: RiverLearner, columns: Sequence[str], what: str) -> N
         )
 
 
-def _check_numbers(answers: Predictions, what: str) -> None:
-    values = np.asarray(answers.values, np.float64)
+def _check_numbers(predictions: Predictions, what: str) -> None:
+    values = np.asarray(predictions.values, np.float64)
     if np.isinf(values).any() or np.isnan(values[1:]).any():
-        raise InputError(f"{what} answers with NaN or infinity: what it has learned is of no use")
+        raise InputError(f"{what} predicts NaN or infinity: train it again")
 
 
 def known_features(model: Any) -> list[str]:
-    """Features that River's own classes in ``model`` have something learned about, sorted.
+    """The features that River's own classes in ``model`` have learned something about, sorted.
 
-    Of other classes nothing is known, so it may be too few.
+    What other classes have learned can't be seen, so some may be missing.
 
     >>> from river import linear_model, preprocessing
     >>> model = preprocessing.StandardScaler() | linear_model.LogisticRegression()
@@ -124,25 +132,25 @@ def known_features(model: Any) -> list[str]:
     >>> known_features(model)
     ['a', 'b']
     """
-    found: set[str] = set()
-    waiting, seen = [model], set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
+    features: set[str] = set()
+    to_visit, visited = [model], set()
+    while to_visit:
+        value = to_visit.pop()
+        if id(value) in visited:
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, Mapping):
-            waiting += value.values()
+            to_visit += value.values()
         elif isinstance(value, list | tuple | set | frozenset):
-            waiting += value
+            to_visit += value
         elif type(value).__module__.startswith("river."):
             for name, part in _attributes(value):
-                waiting.append(part)
+                to_visit.append(part)
                 if name in _BY_FEATURE and isinstance(part, Mapping | VectorDict):
-                    found |= {key for key in _keys(part) if isinstance(key, str)}
+                    features |= {key for key in _keys(part) if isinstance(key, str)}
                 elif name == "feature" and isinstance(part, str):  # of a branch of a tree
-                    found.add(part)
-    return sorted(found)
+                    features.add(part)
+    return sorted(features)
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
@@ -158,10 +166,10 @@ def _keys(part: Any) -> list[Any]:
 
 
 def same_declaration(model: Any, declared: Any, task: Task, columns: Sequence[str]) -> bool:
-    """Whether a trained model is one that was declared so.
+    """Whether a trained model was declared in the same way as `declared`.
 
-    Some River models write what they find into their parameters with the first row (a forest: how
-    many features a tree looks at); so the declared one may have learned a row of zeros.
+    Some River models set parameters at the first row (a forest: the number of features of a tree),
+    so the declared model is also compared after it has learned a row of zeros.
     """
     text = describe(model)
     if text == describe(declared):

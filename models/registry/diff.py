@@ -1,4 +1,4 @@
-"""In what two versions of a model differ: lineage, hyperparameters, weights."""
+"""The diff of two versions of a model: lineage, metrics, hyperparameters, features, weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from anabranch.models.registry.version import Version, spans_text
 
 Pair = tuple[str | None, str | None]
-"""The same thing of both, as text; None where one lacks it."""
+"""A value of both versions, as text; None where one does not have it."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightChange:
-    """The weight of a feature in both; 0.0 where one does not know it."""
+    """The weight of a feature in both versions; 0.0 where one does not have the feature."""
 
     feature: str
     before: float
@@ -26,14 +26,14 @@ class WeightChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Differences:
-    """What differs, and nothing that is equal.
+class VersionDiff:
+    """What differs between two versions; equal values are left out.
 
     Attributes:
-        lineage: by what is told of a version.
-        metrics: name → both values; None where one has none.
-        parameters: hyperparameters, by where they are.
-        columns: features that only one of them has: ``(first, second)``, a None in each.
+        lineage: by field.
+        metrics: both values by name; None where a version does not have the metric.
+        parameters: hyperparameters, by dotted path.
+        columns: features that only one of them has: ``(first, second)``, one of them None.
         weights: of linear models, the largest change first; empty for others.
     """
 
@@ -44,13 +44,13 @@ class Differences:
     weights: list[WeightChange]
 
 
-def differences(first: Version, second: Version) -> Differences:
-    """Compare two versions; nothing is unpickled."""
+def diff_versions(first: Version, second: Version) -> VersionDiff:
+    """Compare two versions, without unpickling them."""
     metrics = {
         name: (first.metrics.get(name), second.metrics.get(name))
         for name in {**first.metrics, **second.metrics}
     }
-    return Differences(
+    return VersionDiff(
         lineage=_unequal(dict(_lineage(first)), dict(_lineage(second))),
         metrics={name: pair for name, pair in metrics.items() if pair[0] != pair[1]},
         parameters=_unequal(first.parameters, second.parameters),
@@ -60,14 +60,14 @@ def differences(first: Version, second: Version) -> Differences:
 
 
 def _lineage(version: Version) -> Iterator[tuple[str, str | None]]:
-    yield "made", version.made
+    yield "created", version.made
     yield "from", version.source
     yield "parent", version.parent
     yield "pipeline", version.pipeline
     yield "task", version.task
     yield "model", version.model
     yield "features", version.fingerprint[:12]
-    yield "rows learned", None if version.rows is None else f"{version.rows:,}"
+    yield "labels learned", None if version.rows is None else f"{version.rows:,}"
     yield "trained on", spans_text(version.trained_on) or None
     yield from version.versions.items()
     yield "note", version.note or None
@@ -81,9 +81,9 @@ def _unequal(first: Mapping[str, str | None], second: Mapping[str, str | None]) 
 def _weights(first: Version, second: Version) -> list[WeightChange]:
     if not first.weights or not second.weights:
         return []
-    found = [
+    changes = [
         WeightChange(name, first.weights.get(name) or 0.0, second.weights.get(name) or 0.0)
         for name in {**first.weights, **second.weights}
     ]
-    changed = [each for each in found if each.change]
-    return sorted(changed, key=lambda each: (-abs(each.change), each.feature))
+    changes = [each for each in changes if each.change]
+    return sorted(changes, key=lambda each: (-abs(each.change), each.feature))

@@ -1,15 +1,15 @@
-"""The models of a pipeline by name and version, on disk, each with its lineage.
+"""The registry: versions of models in a directory, each with its lineage.
 
 ::
 
-    STATE/registry/NAME/3/about.json     what is told of it (`models.registry.version`)
+    STATE/registry/NAME/3/about.json     its description (`models.registry.version`)
                          /model.pickle   the River object
-                         /distributions  how its data were distributed, where that was watched
-                         /PINNED         if it is never to be removed
+                         /distributions  the state of its distribution monitors, if it has any
+                         /PINNED         if it must never be removed
 
-A version appears whole, by the renaming of its directory, and never changes. So the registry is
-read without a lock, beside a running pipeline and beside writers. Two writers that want the same
-number both try to give it: one gets it, the other takes the next.
+A version appears complete, when its directory is renamed, and never changes. So the registry is
+read without a lock, beside a running pipeline and beside writers. Of two writers that try to take
+the same number one succeeds, and the other takes the next.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.pickling import check_river, dumps, loads
 from anabranch.models.registry.version import Version, check_name, parse_reference, seal, unseal
 from anabranch.state.errors import InputError, StateError
-from anabranch.state.store.atomic_files import sync_directory, write_whole
+from anabranch.state.store.atomic_files import atomic_write, sync_directory
 
 DIRECTORY = "registry"
-"""What it is called in a state directory."""
+"""The name of the registry in a state directory."""
 
 KEEP = 20
-"""Versions of a name that are kept, unless told otherwise."""
+"""Versions of a name that are kept by default."""
 
 _ABOUT, _MODEL, _PINNED = "about.json", "model.pickle", "PINNED"
 _DISTRIBUTIONS = "distributions"
@@ -47,10 +47,10 @@ _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
 
 
 class Registry:
-    """A directory of models.
+    """Versions of models in a directory.
 
     Args:
-        path: it need not be there yet.
+        path: the directory; it is created with the first version.
 
     >>> import tempfile
     >>> from river import linear_model
@@ -74,20 +74,19 @@ class Registry:
         return cls(Path(state) / DIRECTORY)
 
     def get(self, name: str, version: int | None = None) -> Version:
-        """What is told of a version; of the newest without a number.
+        """The description of a version, by default the newest.
 
         Raises:
-            InputError: there is none.
+            InputError: there is no such version.
             StateError: it can't be read.
         """
-        wanted = version
-        looked: Sequence[int] | None = None
-        while (numbers := [wanted] if wanted else self._numbers(name)) != looked:
-            looked = numbers  # a writer may take all of them away while they are read
+        tried: Sequence[int] | None = None
+        while (numbers := [version] if version else self._numbers(name)) != tried:
+            tried = numbers  # a writer may remove all of them while they are read
             for number in reversed(numbers):
-                found = self._read(name, number)
-                if found is not None:
-                    return found
+                about = self._read(name, number)
+                if about is not None:
+                    return about
         have = ", ".join(f"{each}@{number}" for each, number in self._all())
         what = name if version is None else f"{name}@{version}"
         raise InputError(
@@ -100,7 +99,7 @@ class Registry:
         return self.get(*parse_reference(reference))
 
     def load(self, version: Version) -> Any:
-        """The River object of a version: a copy, that nobody else has. It is unpickled.
+        """The River object of a version: a new copy, unpickled.
 
         Raises:
             StateError: another River wrote it, or it is damaged.
@@ -108,7 +107,7 @@ class Registry:
         return loads(f"model {version.reference}", self.pickle(version))
 
     def pickle(self, version: Version) -> bytes:
-        """The pickle of a version, checked.
+        """The pickle of a version, after checking its checksum and the version of River.
 
         Raises:
             StateError: another River wrote it, or it is damaged.
@@ -117,7 +116,7 @@ class Registry:
         return self._checked(version, _MODEL, version.sha256)
 
     def distributions(self, version: Version) -> bytes | None:
-        """How the data of a version were distributed; None where that was not watched.
+        """The state of a version's distribution monitors; None if it has none.
 
         Raises:
             StateError: it is damaged.
@@ -132,7 +131,9 @@ class Registry:
             blob = path.read_bytes()
         except OSError as error:
             if not path.parent.exists():
-                raise StateError(f"model {version.reference} was removed meanwhile") from None
+                raise StateError(
+                    f"model {version.reference} was removed while it was read"
+                ) from None
             raise StateError(
                 f"{path} can't be read ({error.strerror}): restore it from a backup, or remove "
                 f"{path.parent}"
@@ -145,7 +146,7 @@ class Registry:
         return blob
 
     def learner(self, version: Version, columns: Sequence[str], task: Task) -> Learner:
-        """The model of a version, ready to go on; its version is the rows that it has learned.
+        """A learner that continues a version; its `version` is the labels learned so far.
 
         Raises:
             StateError: see `load`.
@@ -158,14 +159,21 @@ class Registry:
     def add(
         self, model: Any, about: Version, keep: int = KEEP, distributions: bytes | None = None
     ) -> Version:
-        """Make ``model``, a River object, the next version of ``about.name``.
+        """Add a model as the next version of its name.
 
-        ``distributions`` are kept beside it. Then only the newest ``keep`` of that name stay, and
-        those that are pinned.
+        Args:
+            model: a River object.
+            about: its description; number, size and checksums are set here.
+            keep: older versions of that name than the newest so many are removed, apart from those
+                that are pinned.
+            distributions: the state of its distribution monitors, if it has any.
+
+        Returns:
+            The complete description.
 
         Raises:
             InputError: the name can't be used.
-            StateError: the model can't be pickled, or the disk does not take it; nothing changed.
+            StateError: the model can't be pickled, or the disk can't be written; nothing changed.
         """
         blob = dumps(f"model {about.name!r}", model)
         return self.add_pickle(blob, about, keep, distributions)
@@ -173,39 +181,39 @@ class Registry:
     def add_pickle(
         self, blob: bytes, about: Version, keep: int = KEEP, distributions: bytes | None = None
     ) -> Version:
-        """`add`, for a pickle that is one of a River object."""
+        """`add`, for a River object that is pickled already."""
         check_name(about.name)
         sha256 = hashlib.sha256(blob).hexdigest()
-        beside = "" if distributions is None else hashlib.sha256(distributions).hexdigest()
+        monitors = "" if distributions is None else hashlib.sha256(distributions).hexdigest()
         about = msgspec.structs.replace(
-            about, bytes=len(blob), sha256=sha256, distributions_sha256=beside
+            about, bytes=len(blob), sha256=sha256, distributions_sha256=monitors
         )
         home = self.path / about.name
         draft = home / f"{_DRAFT}{uuid.uuid4().hex}"
         try:
             draft.mkdir(parents=True)
             sync_directory(self.path)
-            write_whole(draft / _MODEL, blob)
+            atomic_write(draft / _MODEL, blob)
             if distributions is not None:
-                write_whole(draft / _DISTRIBUTIONS, distributions)
-            made = self._give_number(draft, about)
+                atomic_write(draft / _DISTRIBUTIONS, distributions)
+            added = self._assign_number(draft, about)
             sync_directory(home)
         except OSError as error:
             raise StateError(f"{home} can't be written: {error.strerror}") from None
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         self._prune(about.name, keep)
-        return made
+        return added
 
     def copy(self, other: Registry, version: Version) -> Version:
-        """Take a version over from another registry; one that is here already is not taken twice.
+        """Copy a version from another registry, unless the same model is here already.
 
         Raises:
             StateError: it can't be read there, or not be written here.
         """
-        for found in self.list(version.name):
-            if found.sha256 == version.sha256 and found.columns == version.columns:
-                return found
+        for own in self.list(version.name):
+            if own.sha256 == version.sha256 and own.columns == version.columns:
+                return own
         source = f"{version.reference} of {other.path}"
         about = msgspec.structs.replace(
             version, made="copy", made_ms=time.time_ns() // 1_000_000, source=source, parent=None
@@ -214,29 +222,32 @@ class Registry:
         return self.add_pickle(other.pickle(version), about, distributions=distributions)
 
     def pin(self, version: Version) -> None:
-        """Never remove this one: a state begins with it.
+        """Never remove this version, because a state was started from it.
 
         Raises:
-            StateError: the disk does not take it.
+            StateError: the disk can't be written.
         """
-        write_whole(self._directory(version.name, version.version) / _PINNED, b"")
+        atomic_write(self._directory(version.name, version.version) / _PINNED, b"")
 
     def problems(self) -> Sequence[str]:
-        """What is wrong with versions, in sentences; pickles are measured, and not read."""
-        found = []
+        """What is wrong with versions, as sentences; of pickles only the size is checked."""
+        problems = []
         for name, number in self._all():
             try:
                 about = self._read(name, number)
                 path = self._directory(name, number)
                 if about is not None and about.bytes != self._size(about) and path.exists():
-                    found.append(f"{path / _MODEL} is not whole: restore it, or remove {path}")
+                    problems.append(f"{path / _MODEL} is incomplete: restore it, or remove {path}")
             except StateError as error:
-                found.append(str(error))
-        return found
+                problems.append(str(error))
+        return problems
 
     def list(self, name: str | None = None) -> Sequence[Version]:
-        """All whole versions, or those of one name: by name, then number. See `problems`."""
-        found = []
+        """All versions that can be read, or those of one name, by name and number.
+
+        See `problems` for the others.
+        """
+        versions = []
         for each, number in self._all():
             if name in (None, each):
                 try:
@@ -244,8 +255,8 @@ class Registry:
                 except StateError:
                     continue
                 if about is not None:
-                    found.append(about)
-        return found
+                    versions.append(about)
+        return versions
 
     def _all(self) -> Sequence[tuple[str, int]]:
         try:
@@ -257,7 +268,7 @@ class Registry:
         return [(name, number) for name in names for number in self._numbers(name)]
 
     def _numbers(self, name: str) -> Sequence[int]:
-        """The versions of a name, rising."""
+        """The versions of a name, ascending."""
         try:
             entries = [each.name for each in (self.path / name).iterdir()]
         except FileNotFoundError:
@@ -267,7 +278,7 @@ class Registry:
         return sorted(int(each) for each in entries if each.isascii() and each.isdigit())
 
     def _read(self, name: str, number: int) -> Version | None:
-        """What is told of a version; None when it is not there (any more)."""
+        """The description of a version; None if there is none, or none any more."""
         directory = self._directory(name, number)
         path = directory / _ABOUT
         try:
@@ -281,34 +292,34 @@ class Registry:
             ) from None
         if (about.name, about.version) != (name, number):
             raise StateError(
-                f"{path} is of {about.reference}, not of {name}@{number}: it was copied there by "
-                "hand; bring it in with `anabranch models import`"
+                f"{path} describes {about.reference}, not {name}@{number}: it was copied there "
+                "without the registry; remove it and use `anabranch models import`"
             )
         return about
 
-    def _give_number(self, draft: Path, about: Version) -> Version:
-        """Rename a draft to the next number that is free."""
+    def _assign_number(self, draft: Path, about: Version) -> Version:
+        """Rename a draft to the next free number."""
         number = max(self._numbers(about.name), default=0) + 1
         while True:
-            made = msgspec.structs.replace(about, version=number)
-            write_whole(draft / _ABOUT, seal(made))
+            numbered = msgspec.structs.replace(about, version=number)
+            atomic_write(draft / _ABOUT, seal(numbered))
             try:
                 draft.rename(self._directory(about.name, number))
-                return made
+                return numbered
             except OSError as error:
                 if error.errno not in _TAKEN:
                     raise
             number += 1
 
     def _prune(self, name: str, keep: int) -> None:
-        """Remove old versions, and what killed writers have left."""
+        """Remove old versions, and the leftovers of writers that were killed."""
         home = self.path / name
         for number in self._numbers(name)[: -max(keep, 1)]:
             old, gone = self._directory(name, number), home / f"{_GONE}{uuid.uuid4().hex}"
             try:
                 if not (old / _PINNED).exists():
-                    old.rename(gone)  # so that a reader finds all of it, or nothing
-            except FileNotFoundError:  # another writer was quicker
+                    old.rename(gone)  # so that a reader sees all of it, or nothing
+            except FileNotFoundError:  # another writer was faster
                 continue
             shutil.rmtree(gone, ignore_errors=True)
         for left in [*home.glob(f"{_DRAFT}*"), *home.glob(f"{_GONE}*")]:

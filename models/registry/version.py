@@ -1,6 +1,6 @@
-"""One version of a registered model: all that is told of it, without the model itself.
+"""The description of one version of a registered model: lineage, parameters, metrics, weights.
 
-It is kept as JSON with a checksum, so that it can be read without unpickling anything, whatever
+It is stored as JSON with a checksum, so that it can be read without unpickling anything, whatever
 version of River is installed.
 """
 
@@ -22,9 +22,10 @@ _REFERENCE = re.compile(r"([^@]*)(?:@([1-9][0-9]{0,8}))?")
 
 
 class Span(msgspec.Struct, frozen=True):
-    """Messages of one partition that a model has come through, from ``start`` up to before ``end``.
+    """Offsets of one partition that a model was trained on, from ``start`` to before ``end``.
 
-    ``start`` is None where it isn't known, or where replayed history stands in for what lay before.
+    ``start`` is None where it is not known, or where replayed history takes the place of what lay
+    before.
     """
 
     topic: str
@@ -34,28 +35,27 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
-    """What the registry tells of a version.
+    """The description of a version.
 
     Attributes:
-        name, version: of the model; `Registry.add` gives the number.
-        made: snapshot, import or copy; ``made_ms`` when (epoch ms).
-        source: the state directory or the file that it was made from.
-        pipeline: the name of the pipeline that it is for; ``task`` is what it is asked.
-        model: the class of its last step; ``declaration`` all of it as it was declared, in words,
-            and ``parameters`` the same one by one.
+        name, version: of the model; `Registry.add` assigns the number.
+        made: how it was created: snapshot, import or copy; ``made_ms`` when (epoch ms).
+        source: the state directory or the file that it was created from.
+        pipeline: the name of the pipeline that it is for; ``task`` the kind of prediction.
+        model: the class of its last step; ``declaration`` the description of the whole model, and
+            ``parameters`` its parameters by dotted path.
         columns: names of the feature columns, in order; ``features`` how they were declared.
-        rows: labels that it has learned; None when nobody knows.
+        rows: labels that it has learned; None where that is not known.
         trained_on: the messages, by topic and partition, of the state it was taken from.
-        metrics: prequential, at that time; None where one had no value.
-        weights: of a linear model, the intercept too; else empty.
+        metrics: prequential, at that time; None for one without a value.
+        weights: of a linear model, with the intercept; else empty.
         versions: of Python and of the libraries.
-        parent: the version that it has grown from, as ``NAME@VERSION``.
-        state: which state it was taken from (an id, the same all through its life), and at which
-            ``generation``.
+        parent: the version that it continues, as ``NAME@VERSION``.
+        state: the id of the state that it was taken from, and at which ``generation``.
         note: the user's.
         bytes, sha256: of the pickle beside it.
-        distributions: what the distributions were compared with that were watched beside it, in
-            words, and ``distributions_sha256`` of the file that holds it; empty: nothing was.
+        distributions: what its distribution monitors compared with, in words, and
+            ``distributions_sha256`` of the file that holds them; empty without monitors.
     """
 
     name: str
@@ -91,12 +91,12 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fingerprint(self) -> str:
-        """Of the features: names, order and declaration; equal if all are."""
+        """Fingerprint of the features: equal for equal names, order and declaration."""
         return _sha256([self.columns, self.features])
 
     @property
     def river(self) -> str | None:
-        """The version of River that wrote it."""
+        """The version of River that wrote the pickle."""
         return self.versions.get("river")
 
 
@@ -107,14 +107,14 @@ class _Sealed(msgspec.Struct):
 
 
 def seal(about: Version) -> bytes:
-    """A version as JSON with its checksum."""
+    """The description as JSON with its checksum."""
     raw = msgspec.json.encode(about)
     sealed = _Sealed(FORMAT, _sha256(msgspec.json.decode(raw)), msgspec.Raw(raw))
     return msgspec.json.format(msgspec.json.encode(sealed)) + b"\n"
 
 
 def unseal(content: bytes, where: object) -> Version:
-    """What `seal` wrote; ``where`` it stands, for an error.
+    """The description in what `seal` returned; ``where`` it was read from, for the message.
 
     Raises:
         StateError: it is damaged, something else, or of another format.
@@ -141,20 +141,16 @@ def unseal(content: bytes, where: object) -> Version:
 
 
 def check_name(name: str) -> None:
-    """Refuse what can't be the name of a model.
-
-    Raises:
-        InputError: it can't.
-    """
+    """Raise InputError for what can't be the name of a model."""
     if not _NAME.fullmatch(name):
         raise InputError(
-            f"model name {name!r} can't be used: begin with a letter or a digit, then letters, "
-            "digits, - and _, 100 at most"
+            f"model name {name!r} can't be used: start with a letter or a digit, then letters, "
+            "digits, - and _, at most 100"
         )
 
 
 def parse_reference(text: str) -> tuple[str, int | None]:
-    """``NAME@VERSION``, or ``NAME`` for its newest version.
+    """Name and number in ``NAME@VERSION``; without a number, None for the newest version.
 
     Raises:
         InputError: it is neither.
@@ -162,19 +158,19 @@ def parse_reference(text: str) -> tuple[str, int | None]:
     >>> parse_reference("champion@3"), parse_reference("champion")
     (('champion', 3), ('champion', None))
     """
-    found = _REFERENCE.fullmatch(text)
-    if found is None or not _NAME.fullmatch(found[1]):
-        raise InputError(f"{text!r} names no model: write NAME@VERSION, such as champion@3")
-    return found[1], None if found[2] is None else int(found[2])
+    match = _REFERENCE.fullmatch(text)
+    if match is None or not _NAME.fullmatch(match[1]):
+        raise InputError(f"{text!r} does not name a model: write NAME@VERSION, such as champion@3")
+    return match[1], None if match[2] is None else int(match[2])
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Numbers as JSON can hold them: None for NaN and infinity."""
+    """The values with None for NaN and infinity, which JSON can't hold."""
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
 
 
 def spans_text(spans: Sequence[Span]) -> str:
-    """Offsets for people.
+    """Offsets in words.
 
     >>> spans_text([Span("a.events", 0, 0, 1200), Span("a.events", 1, None, 7)])
     'a.events 0: 0 to 1,200; a.events 1: ? to 7'
@@ -187,5 +183,5 @@ def spans_text(spans: Sequence[Span]) -> str:
 
 
 def _sha256(value: Any) -> str:
-    """Of a value that came from JSON, however that was laid out."""
+    """Checksum of a value decoded from JSON, independent of whitespace and order of keys."""
     return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()

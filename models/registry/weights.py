@@ -1,4 +1,4 @@
-"""The weights of a linear model by feature, to be told and compared."""
+"""The weights of a linear model by feature, for display and comparison."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 from river import linear_model
 
+from anabranch.models.learners.river import final_estimator
+
 INTERCEPT = "(intercept)"
-"""Stands among the weights for the intercept."""
+"""The name of the intercept among the weights."""
 
 _LINEAR = (
     linear_model.LinearRegression,
@@ -19,25 +21,18 @@ _LINEAR = (
 )
 
 
-def final(model: Any) -> Any:
-    """The estimator that answers: the last step of a pipeline."""
-    while hasattr(model, "steps"):
-        model = list(model.steps.values())[-1]
-    return model
-
-
 def weights(model: Any) -> dict[str, float]:
-    """Weight by feature, and `INTERCEPT`, of a River model that ends in a linear one; else empty.
+    """Weight by feature, and the `INTERCEPT`, of a linear River model or pipeline; else empty.
 
-    Behind a `StandardScaler` they are those of the scaled features.
+    After a `StandardScaler` they are those of the scaled features.
 
     >>> linear = linear_model.LinearRegression()
     >>> linear.learn_one({"a": 1.0}, 1.0)
     >>> weights(linear)
     {'(intercept)': 0.02, 'a': 0.02}
     """
-    linear = final(model)
+    linear = final_estimator(model)
     if not isinstance(linear, _LINEAR) or not isinstance(linear.weights, Mapping):
         return {}
-    found = {INTERCEPT: float(linear.intercept)}
-    return found | {str(name): float(weight) for name, weight in linear.weights.items()}
+    by_feature = {str(name): float(weight) for name, weight in linear.weights.items()}
+    return {INTERCEPT: float(linear.intercept)} | by_feature

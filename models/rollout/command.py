@@ -1,4 +1,4 @@
-"""What somebody wants done to a rollout while it runs, and what speaks against it beforehand."""
+"""A command that changes a rollout while it runs, and what can be checked of it beforehand."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Kind = Literal[
 ]  # fmt: skip
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 _NAMELESS: Final = ("start", "pause", "resume", "rollback")
-"""What may be said without naming a challenger: then it is the one that is tried, or the next."""
+"""Commands that may leave out the challenger: it is the one that is tried, or the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """One thing to do, between two rows of the stream.
+    """A command, to be followed between two rows of the stream.
 
     Attributes:
         kind: one of `KINDS`.
-        challenger: whom it is about; empty: the one that is tried, or the next one.
+        challenger: the model that it is about; empty: the one that is tried, or the next.
         share: of the keys, for ``set_traffic``.
         model: ``NAME@VERSION`` in the registry, for ``add``.
-        policy: attributes of the policy in force to change, by name, for ``start``.
-        id: given by who sent it, no other has it.
-        by: who sent it.
+        policy: parameters of the policy in force to change, by name, for ``start``.
+        id: unique, given by the sender.
+        requested_by: the sender.
     """
 
     kind: Kind
@@ -39,35 +39,35 @@ class Command:
     share: float | None = None
     model: str = ""
     policy: Mapping[str, Any] = field(default_factory=dict)
-    by: str = ""
+    requested_by: str = ""
 
     def problem(self) -> str | None:
-        """What is wrong with it, whatever the state of the rollout; None where nothing is.
+        """What is wrong with it, whatever the state of the rollout, as a sentence; or None.
 
         >>> Command(kind="set_traffic", id="1", challenger="tree", share=1.5).problem()
-        'the share 1.5 is none: give one from 0 to 1'
+        'the share 1.5 is not possible: give one from 0 to 1'
         >>> Command(kind="pause", id="2").problem()
         """
         if self.kind not in KINDS:
-            return f"{self.kind!r} is no command: use one of {', '.join(KINDS)}"
+            return f"{self.kind!r} is not a command: use one of {', '.join(KINDS)}"
         if not self.challenger and self.kind not in _NAMELESS:
             return f"{self.kind} needs the name of a challenger"
-        given = (
+        parameters = (
             ("share", self.share is not None, "set_traffic"),
             ("model", bool(self.model), "add"),
             ("policy", bool(self.policy), "start"),
         )
-        for what, is_given, kind in given:
+        for name, is_given, kind in parameters:
             if is_given and self.kind != kind:
-                return f"{what} is for {kind}, not for {self.kind}"
+                return f"{name} is for {kind}, not for {self.kind}"
         if self.kind == "set_traffic":
             if self.share is None:
                 return "set_traffic needs a share from 0 to 1"
             if not (math.isfinite(self.share) and 0 <= self.share <= 1):
-                return f"the share {self.share:g} is none: give one from 0 to 1"
-        return self._fault_of_names()
+                return f"the share {self.share:g} is not possible: give one from 0 to 1"
+        return self._problem_of_names()
 
-    def _fault_of_names(self) -> str | None:
+    def _problem_of_names(self) -> str | None:
         try:
             if self.challenger:
                 check_name(self.challenger)
@@ -82,7 +82,8 @@ class Commanded(Protocol):
     """What follows commands."""
 
     def command(self, command: Command, time: int) -> list[Decision]:
-        """Follow one between two rows, at event time ``time`` (ms).
+        """Follow a command between two rows, at event time ``time`` (ms).
 
-        What was decided, one decision at least: a command that can't be followed is ``refused``.
+        Returns:
+            What was decided, at least one decision: `rejected` if it can't be followed.
         """

@@ -1,9 +1,10 @@
-"""What labels say of a challenger: paired, or of the models that served."""
+"""The sequential test of a trial: what labels say of a challenger, paired or unpaired."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,30 +14,48 @@ from anabranch.models.evidence.paired import Finding, PairedEvidence
 from anabranch.models.evidence.two_sample import TwoSampleEvidence
 from anabranch.models.learners.learner import Task
 from anabranch.models.rollout.decision import Evidence as Summary
-from anabranch.models.rollout.policies import AUC, Policy, bound_of, clip_of, loss_of
+from anabranch.models.rollout.policy import AUC, Policy, bound_of, clip_of, loss_of
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 
 _CHAMPION, _CHALLENGER = 0, 1  # arms, as `TwoSampleEvidence` has them
 
-
 _Evidence = PairedEvidence | TwoSampleEvidence | AucEvidence
 
 
+class ComparedLabels(NamedTuple):
+    """Labels of events that both models predicted.
+
+    Attributes:
+        champion, challenger: losses of the two, or their scores (`Comparison.uses_scores`);
+            `(labels,) float64`, finite.
+        truths: `(labels,) float64`, only read with scores.
+        served_by: `(labels,) uint8`, arm id of the model that served each.
+        champion_arm, challenger_arm: their arm ids.
+    """
+
+    champion: F64
+    challenger: F64
+    truths: F64
+    served_by: U8
+    champion_arm: int
+    challenger_arm: int
+
+
 @dataclass(slots=True)
-class Look:
-    """The labels, by index, at which something would be shown for the first time; or None."""
+class Peek:
+    """The indices of the labels at which a finding would become certain; None: at none."""
 
     better: int | None = None
     worse: int | None = None
 
 
-class Judge:
-    """Keeps the evidence of one rollout.
+class Comparison:
+    """Keeps the evidence of one trial. It pickles, and the copy continues identically.
 
     Args:
-        policy: how it is to be judged.
+        policy: how the models are compared.
         task: of the models.
     """
 
@@ -49,60 +68,50 @@ class Judge:
             kind = PairedEvidence if policy.comparison == "paired" else TwoSampleEvidence
             bound = bound_of(task, loss_of(policy, task))
             self._evidence = kind(policy.alpha, clip_of(policy, task), bound=bound)
-        # What `look` made of so many labels: `take` has it, unless it is given fewer.
-        self._looked: tuple[int, _Evidence] | None = None
+        # The evidence after the labels of `peek`, and how many: `commit` keeps it, unless it gets
+        # fewer labels.
+        self._peeked: tuple[int, _Evidence] | None = None
 
     @property
-    def by_scores(self) -> bool:
-        """Whether it judges scores, beside what was true, and not losses."""
+    def uses_scores(self) -> bool:
+        """Whether it compares scores, together with the truth, and not losses."""
         return isinstance(self._evidence, AucEvidence)
 
-    def look(
-        self, ours: F64, theirs: F64, truth: F64, arms: U8, champion: int, challenger: int
-    ) -> Look:
-        """What would be shown by these labels; nothing is kept.
-
-        Args:
-            ours, theirs: the losses of champion and challenger, or their scores (`by_scores`);
-                `(labels,) float64`, finite.
-            truth: `(labels,) float64`, only looked at with scores.
-            arms: `(labels,) uint8`, the number of the model that served each.
-            champion, challenger: their numbers.
-        """
-        found = Look()
+    def peek(self, labels: ComparedLabels) -> Peek:
+        """What these labels would show for the first time; nothing is kept."""
+        peek = Peek()
         evidence = type(self._evidence).from_array(self._evidence.to_array())
-        known = evidence.found
-        for at, finding in self._update(evidence, ours, theirs, truth, arms, champion, challenger):
-            if finding is Finding.BETTER and Finding.BETTER not in known:
-                found.better = at
-            if finding is Finding.WORSE and Finding.WORSE not in known:
-                found.worse = at
-        self._looked = len(ours), evidence
-        return found
+        before = evidence.findings
+        for label, finding in self._update(evidence, labels):
+            if finding is Finding.BETTER and Finding.BETTER not in before:
+                peek.better = label
+            if finding is Finding.WORSE and Finding.WORSE not in before:
+                peek.worse = label
+        self._peeked = len(labels.champion), evidence
+        return peek
 
-    def take(
-        self, ours: F64, theirs: F64, truth: F64, arms: U8, champion: int, challenger: int
-    ) -> bool:
-        """Keep these labels, the first of those that were looked at, or all.
+    def commit(self, labels: ComparedLabels) -> bool:
+        """Keep these labels: the first of those that were peeked at, or all.
 
-        Whether it is shown, now or before, that the challenger is better.
+        Returns:
+            Whether it is shown, now or before, that the challenger is better.
         """
-        looked, self._looked = self._looked, None
-        if looked is not None and looked[0] == len(ours):
-            self._evidence = looked[1]
+        peeked, self._peeked = self._peeked, None
+        if peeked is not None and peeked[0] == len(labels.champion):
+            self._evidence = peeked[1]
         else:
-            self._update(self._evidence, ours, theirs, truth, arms, champion, challenger)
-        return Finding.BETTER in self._evidence.found
+            self._update(self._evidence, labels)
+        return Finding.BETTER in self._evidence.findings
 
     def futile(self) -> bool:
         """Whether the improvement, whatever it is, is too small to be worth a change."""
-        evidence, least = self._evidence, self._policy.min_effect
-        if not least or math.isnan(evidence.champion_loss):
+        evidence, min_effect = self._evidence, self._policy.min_effect
+        if not min_effect or math.isnan(evidence.champion_loss):
             return False
-        return bool(evidence.interval[1] < least * evidence.champion_loss)
+        return bool(evidence.interval[1] < min_effect * evidence.champion_loss)
 
     def summary(self, labels: int, served: int) -> Summary:
-        """All that is known, for people."""
+        """The evidence so far, as it is published."""
         evidence = self._evidence
         low, high = evidence.interval
         return Summary(
@@ -110,24 +119,16 @@ class Judge:
             low, high, evidence.e_value, evidence.e_value_worse, evidence.alpha,
         )  # fmt: skip
 
-    def _update(
-        self,
-        evidence: _Evidence,
-        ours: F64,
-        theirs: F64,
-        truth: F64,
-        arms: U8,
-        champion: int,
-        challenger: int,
-    ) -> list[tuple[int, Finding]]:
+    def _update(self, evidence: _Evidence, labels: ComparedLabels) -> list[tuple[int, Finding]]:
         """Findings, and the index of the label of each."""
+        champion, challenger, truths, served_by, champion_arm, challenger_arm = labels
         if isinstance(evidence, AucEvidence):
-            return [(c.row, c.finding) for c in evidence.update(truth, ours, theirs)]
+            return [(c.row, c.finding) for c in evidence.update(truths, champion, challenger)]
         if isinstance(evidence, PairedEvidence):
-            return [(c.row, c.finding) for c in evidence.update(ours, theirs)]
-        theirs_served = arms == challenger
-        used = np.flatnonzero(theirs_served | (arms == champion))
-        by_challenger = theirs_served[used]
-        losses = np.where(by_challenger, theirs[used], ours[used])
+            return [(c.row, c.finding) for c in evidence.update(champion, challenger)]
+        by_challenger = served_by == challenger_arm
+        used = np.flatnonzero(by_challenger | (served_by == champion_arm))
+        by_challenger = by_challenger[used]
+        losses = np.where(by_challenger, challenger[used], champion[used])
         arm = np.where(by_challenger, _CHALLENGER, _CHAMPION).astype(np.int8)
         return [(int(used[c.row]), c.finding) for c in evidence.update(arm, losses)]

@@ -1,4 +1,4 @@
-"""What was decided about a rollout, with all that it was decided on."""
+"""What was decided about a rollout, with the evidence for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ STARTED: Final = "started"
 STEPPED: Final = "stepped"
 PROMOTED: Final = "promoted"
 ROLLED_BACK: Final = "rolled_back"
-GIVEN_UP: Final = "given_up"
+FUTILE: Final = "futile"
 ENDED: Final = "ended"
 PROGRESS: Final = "progress"
 PAUSED: Final = "paused"
@@ -17,26 +17,26 @@ RESUMED: Final = "resumed"
 TRAFFIC: Final = "traffic_set"
 ADDED: Final = "added"
 REMOVED: Final = "removed"
-REFUSED: Final = "refused"
+REJECTED: Final = "rejected"
 CHAMPION_FAILED: Final = "champion_failed"
 
 ACTIONS: Final = {
     STARTED: "a challenger is tried from now on",
     STEPPED: "it serves a larger share from now on",
     PROMOTED: "it is the champion from now on",
-    ROLLED_BACK: "it serves nobody from now on: a guardrail was breached, or somebody said so",
-    GIVEN_UP: "it can't reach the smallest improvement that is worth a change: futile",
-    ENDED: "the horizon came before it was shown to be better: the champion stays",
-    PROGRESS: "nothing is decided: how far the evidence is",
-    PAUSED: "it keeps its share, and nothing is decided until it goes on",
-    RESUMED: "it goes on",
-    TRAFFIC: "somebody set its share",
+    ROLLED_BACK: "it serves no keys from now on: a guardrail was breached, or a command said so",
+    FUTILE: "it can't reach the smallest improvement that is worth a change",
+    ENDED: "the horizon ended before it was shown to be better: the champion stays",
+    PROGRESS: "nothing is decided: a report of the evidence so far",
+    PAUSED: "it keeps its share, and nothing is decided until it is resumed",
+    RESUMED: "evidence decides again",
+    TRAFFIC: "a command set its share",
     ADDED: "a challenger was added to those that wait",
-    REMOVED: "a challenger was taken away",
-    REFUSED: "a control message could not be followed",
-    CHAMPION_FAILED: "the champion could not answer; what stands in for it served",
+    REMOVED: "a challenger was removed",
+    REJECTED: "a control message could not be followed",
+    CHAMPION_FAILED: "the champion could not predict; another model or the fallback served",
 }
-"""What each action means, as a sentence's end."""
+"""What each action means, as the end of a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Evidence:
     """How two models compare so far; losses are those that the policy names.
 
     Attributes:
-        labels: that both, or either (`comparison="unpaired"`), were judged by.
-        served: labels of events that the challenger served.
+        labels: number of labels that compared both models, or either (`comparison="unpaired"`).
+        served: number of labels of events that the challenger served.
         champion_loss, challenger_loss: means; NaN before the first label.
         difference: champion's minus challenger's, of clipped losses: above 0, the challenger is
             better.
@@ -69,20 +69,20 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One decision.
+    """One decision about a rollout.
 
     Attributes:
         action: one of `ACTIONS`.
         rollout: its name, which no other rollout of the pipeline has had.
-        challenger: whom it is about; empty where there is none.
-        champion: who leads after it.
-        share: of the keys that the challenger serves after it.
-        why: a sentence.
-        time: event time, ms: of the label or event that brought it about.
-        step: index of the step, in the call that found it, after which it holds; -1: before all.
+        challenger: the model that it is about; empty where there is none.
+        champion: the champion after it.
+        share: share of the keys that the challenger serves after it; NaN: not by share.
+        reason: a clause for people.
+        time: event time, ms: of the label or event that caused it.
+        step: index of the step of the batch after which it holds; -1: before all.
         evidence: None where there was nothing to compare.
-        guardrails: each one's figure, by name; those that are not looked at are left out.
-        policy: the name of the one in force.
+        guardrails: the current value of each, by name; those that are not measured are left out.
+        policy: the name of the policy in force.
     """
 
     action: str
@@ -90,7 +90,7 @@ class Decision:
     challenger: str
     champion: str
     share: float
-    why: str
+    reason: str
     time: int
     step: int
     evidence: Evidence | None

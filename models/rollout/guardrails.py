@@ -1,113 +1,108 @@
-"""Guardrails at work: the first step at which a challenger does what it must never do."""
+"""Guardrails at work: the first step at which a challenger exceeds one of its limits."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.rollout.policies import Guardrails
+from anabranch.models.rollout.policy import Guardrails
 from anabranch.state.compile import kernel
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-ERRORS_OVER, LOSSES_OVER, SHIFT_OVER = 1000, 1000, 1000
-"""Steps, labels and events that the guardrails of errors, of loss and of shift look back on."""
+ERROR_WINDOW, LOSS_WINDOW, PSI_WINDOW = 1000, 1000, 1000
+"""Steps, labels and events over which errors, losses and the shift of predictions are measured."""
 
 _LATENCY_S, _LATENCY_STEPS = 1.0, 1000
 _BINS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Breach:
-    """A guardrail that was breached: at which step, and the sentence that says so."""
-
-    step: int
-    why: str
-
-
-class Errors:
+class ErrorRate:
     """The share of the last 1,000 steps at which a model failed.
 
-    >>> errors = Errors(0.001)
+    >>> errors = ErrorRate(0.001)
     >>> none = np.empty(0, np.int64)
-    >>> errors.find(np.array([5]), none, 0), errors.find(np.array([5, 900]), none, 0)
+    >>> errors.peek(np.array([5]), none, 0), errors.peek(np.array([5, 900]), none, 0)
     (None, 900)
     """
 
-    def __init__(self, most: float) -> None:
-        self._most = most
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
         self._steps = 0
         self._failed: deque[int] = deque()
 
-    def find(self, raised: I64, silent: I64, first: int) -> int | None:
-        """The first step, of those from `first` on, at which there were too many.
+    def peek(self, raised: I64, abstained: I64, first: int) -> int | None:
+        """The first step, of those from `first` on, at which the rate is above the limit; or None.
 
         Args:
-            raised, silent: steps at which it raised, or had no answer.
+            raised, abstained: steps at which it raised, or gave no prediction; `(n,) int64`.
             first: the step with which this call begins.
         """
-        allowed = int(self._most * ERRORS_OVER)
+        allowed = int(self._limit * ERROR_WINDOW)
         failed = deque(self._failed)
-        for step in np.union1d(raised, silent).astype(np.int64).tolist():
+        for step in np.union1d(raised, abstained).astype(np.int64).tolist():
             at = self._steps + step - first
             failed.append(at)
-            while failed[0] <= at - ERRORS_OVER:
+            while failed[0] <= at - ERROR_WINDOW:
                 failed.popleft()
             if len(failed) > allowed:
                 return int(step)
         return None
 
-    def take(self, raised: I64, silent: I64, first: int, steps: int) -> None:
-        """Keep what was seen in so many steps."""
-        for step in np.union1d(raised, silent).astype(np.int64).tolist():
+    def commit(self, raised: I64, abstained: I64, first: int, steps: int) -> None:
+        """Keep the failures of this number of steps, which begin at `first`."""
+        for step in np.union1d(raised, abstained).astype(np.int64).tolist():
             self._failed.append(self._steps + step - first)
         self._steps += steps
-        while self._failed and self._failed[0] <= self._steps - ERRORS_OVER:
+        while self._failed and self._failed[0] <= self._steps - ERROR_WINDOW:
             self._failed.popleft()
 
     @property
     def share(self) -> float:
-        """Of the last 1,000 steps."""
-        return len(self._failed) / ERRORS_OVER
+        """Share of the last 1,000 steps that failed."""
+        return len(self._failed) / ERROR_WINDOW
 
 
 class LossRatio:
-    """The mean of a challenger's last 1,000 losses, over that of the champion's on the same labels.
+    """The ratio of the mean losses of challenger and champion over the last 1,000 labels.
 
     >>> ratio = LossRatio(2.0)
-    >>> ratio.find(np.full(1500, 0.1), np.repeat([0.1, 0.6], [1000, 500]))
+    >>> ratio.peek(np.full(1500, 0.1), np.repeat([0.1, 0.6], [1000, 500]))
     1199
     """
 
-    def __init__(self, most: float) -> None:
-        self._most = most
-        self._ring = np.zeros((LOSSES_OVER, 2))
-        self._sums = np.zeros(3)  # of the champion's losses, of the challenger's; how many came
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._ring = np.zeros((LOSS_WINDOW, 2))
+        self._sums = np.zeros(3)  # of the champion's losses, of the challenger's; number of labels
 
-    def find(self, champion: F64, challenger: F64) -> int | None:
-        """The first label after which it is more than allowed, `(labels,) float64` both, finite."""
+    def peek(self, champion: F64, challenger: F64) -> int | None:
+        """The first label after which the ratio is above the limit; or None.
+
+        Args:
+            champion, challenger: their losses on the same labels, `(labels,) float64`, finite.
+        """
         ring, sums = self._ring.copy(), self._sums.copy()
-        found = int(roll(champion, challenger, self._most, ring, sums))
-        return None if found < 0 else found
+        label = int(roll(champion, challenger, self._limit, ring, sums))
+        return None if label < 0 else label
 
-    def take(self, champion: F64, challenger: F64) -> None:
-        """Keep these."""
+    def commit(self, champion: F64, challenger: F64) -> None:
+        """Keep these losses; see `peek`."""
         roll(champion, challenger, np.inf, self._ring, self._sums)
 
     @property
     def value(self) -> float:
-        """NaN before there are 1,000 labels, or without any loss."""
+        """The ratio now; NaN before there are 1,000 labels, or without any loss."""
         champion, challenger, count = self._sums.tolist()
-        return challenger / champion if count >= LOSSES_OVER and champion > 0 else float("nan")
+        return challenger / champion if count >= LOSS_WINDOW and champion > 0 else float("nan")
 
 
 @kernel
-def roll(champion: F64, challenger: F64, most: float, ring: F64, sums: F64) -> int:
-    """Put losses into the ring, one after the other, up to one after which the ratio is too large.
+def roll(champion: F64, challenger: F64, limit: float, ring: F64, sums: F64) -> int:
+    """Put losses into the ring, up to the first after which the ratio is above the limit.
 
     Returns its index; -1: there is none.
     """
@@ -118,44 +113,44 @@ def roll(champion: F64, challenger: F64, most: float, ring: F64, sums: F64) -> i
         sums[1] += challenger[i] - ring[at, 1]
         ring[at, 0], ring[at, 1] = champion[i], challenger[i]
         sums[2] += 1
-        if sums[2] >= size and sums[1] > most * sums[0]:
+        if sums[2] >= size and sums[1] > limit * sums[0]:
             return i
     return -1
 
 
-class Shift:
+class PredictionShift:
     """Population stability index of a challenger's predictions, by the champion's deciles.
 
-    Over a thousand events at a time, one window after the other: `sum((q - p) log(q / p))` of the
-    shares `p` and `q` of champion and challenger in each bin, half an event being added to each.
+    Over windows of a thousand events that do not overlap: `sum((q - p) log(q / p))` of the shares
+    `p` and `q` of champion and challenger in each bin, with half an event added to each.
     See Siddiqi, *Credit Risk Scorecards* (2006).
 
-    >>> shift = Shift(0.25)
+    >>> shift = PredictionShift(0.25)
     >>> rng = np.random.default_rng(1)
     >>> same = rng.random(2000)
-    >>> shift.find(same, same), shift.find(same, same / 2)
+    >>> shift.peek(same, same), shift.peek(same, same / 2)
     (None, 999)
     """
 
-    def __init__(self, most: float | None) -> None:
-        self._most = most
+    def __init__(self, limit: float | None) -> None:
+        self._limit = limit
         self._champion = np.empty(0)
         self._challenger = np.empty(0)
         self.value = float("nan")
 
-    def find(self, champion: F64, challenger: F64) -> int | None:
-        """The event with which a window ended that is shifted by more than allowed."""
-        if self._most is None:
+    def peek(self, champion: F64, challenger: F64) -> int | None:
+        """The last event of the first window whose index is above the limit; or None."""
+        if self._limit is None:
             return None
         before = len(self._champion)
         for end, value in self._windows(champion, challenger):
-            if value > self._most:
+            if value > self._limit:
                 return end - 1 - before
         return None
 
-    def take(self, champion: F64, challenger: F64) -> None:
-        """Keep these."""
-        if self._most is None:
+    def commit(self, champion: F64, challenger: F64) -> None:
+        """Keep these predictions, `(events,) float64`."""
+        if self._limit is None:
             return
         done = 0
         for end, value in self._windows(champion, challenger):
@@ -164,14 +159,14 @@ class Shift:
         self._challenger = np.concatenate([self._challenger, challenger])[done:]
 
     def _windows(self, champion: F64, challenger: F64) -> list[tuple[int, float]]:
-        """The ends of the windows that are full now, and the index of each."""
-        if len(self._champion) + len(champion) < SHIFT_OVER:
+        """The ends of the windows that are full now, and the stability index of each."""
+        if len(self._champion) + len(champion) < PSI_WINDOW:
             return []
         ours = np.concatenate([self._champion, champion])
         theirs = np.concatenate([self._challenger, challenger])
-        ends = range(SHIFT_OVER, len(ours) + 1, SHIFT_OVER)
-        return [(end, stability(ours[end - SHIFT_OVER : end], theirs[end - SHIFT_OVER : end]))
-                for end in ends]  # fmt: skip
+        ends = range(PSI_WINDOW, len(ours) + 1, PSI_WINDOW)
+        windows = [(end, slice(end - PSI_WINDOW, end)) for end in ends]
+        return [(end, stability(ours[window], theirs[window])) for end, window in windows]
 
 
 def stability(expected: F64, actual: F64) -> float:
@@ -196,16 +191,16 @@ def _shares(values: F64, edges: F64) -> F64:
 
 
 class Latency:
-    """Microseconds per step, over a second of work or a thousand steps, whichever is first."""
+    """Mean microseconds per step, over a second of work or a thousand steps, whichever is first."""
 
-    def __init__(self, most_us: float | None) -> None:
-        self._most = most_us
+    def __init__(self, limit_us: float | None) -> None:
+        self._limit = limit_us
         self._seconds, self._steps = 0.0, 0
         self.value = float("nan")
 
-    def take(self, seconds: float, steps: int) -> bool:
-        """Whether it is too slow."""
-        if self._most is None:
+    def commit(self, seconds: float, steps: int) -> bool:
+        """Add the time of this number of steps; returns whether the mean is above the limit."""
+        if self._limit is None:
             return False
         self._seconds += seconds
         self._steps += steps
@@ -213,25 +208,28 @@ class Latency:
             return False
         self.value = 1e6 * self._seconds / max(self._steps, 1)
         self._seconds, self._steps = 0.0, 0
-        return self.value > self._most
+        return self.value > self._limit
 
 
-class Rails:
-    """All guardrails of one challenger."""
+class GuardrailMonitors:
+    """The guardrails of one challenger, measured.
 
-    def __init__(self, declared: Guardrails) -> None:
-        self.declared = declared
-        self.errors = Errors(declared.error_rate)
-        self.ratio = LossRatio(declared.loss_ratio)
-        self.shift = Shift(declared.psi)
-        self.latency = Latency(declared.latency_us)
+    Args:
+        limits: as they are declared.
+    """
 
-    def figures(self) -> dict[str, float]:
-        """What stands at each, by name, of those that are known."""
-        found = {
+    def __init__(self, limits: Guardrails) -> None:
+        self.errors = ErrorRate(limits.error_rate)
+        self.loss_ratio = LossRatio(limits.loss_ratio)
+        self.psi = PredictionShift(limits.psi)
+        self.latency = Latency(limits.latency_us)
+
+    def values(self) -> dict[str, float]:
+        """The current value of each guardrail that is measured, by name."""
+        values = {
             "error_rate": self.errors.share,
-            "loss_ratio": self.ratio.value,
-            "psi": self.shift.value,
+            "loss_ratio": self.loss_ratio.value,
+            "psi": self.psi.value,
             "latency_us": self.latency.value,
         }
-        return {name: value for name, value in found.items() if value == value}
+        return {name: value for name, value in values.items() if value == value}

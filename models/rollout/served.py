@@ -1,4 +1,4 @@
-"""What goes out for the events of a batch, when several models could have answered."""
+"""The predictions that are published for the events of a batch, when several models predicted."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ U8 = NDArray[np.uint8]
 
 
 @dataclass(slots=True)
-class Answered:
-    """Which answer each event gets, and what was decided on the way.
+class ServedPredictions:
+    """Which prediction is published for each event, and what was decided on the way.
 
     Attributes:
         predictions: one per event.
         models: per event, the model that served; `FALLBACK` where none could.
-        versions: per event, the rows that it had learned.
+        versions: per event, the rows that this model had learned.
         instead_of: per event, the model that was to serve and could not, or None; None: nowhere.
-        decisions: with the event, or events + label, that brought each about.
-        failures: predictions and lessons that failed, by model.
-        ranks: of rankings, `(events,) int64`, see `Served`.
+        decisions: with the event, or events + label, that caused each.
+        failures: predictions and updates that failed, by model.
+        ranks: of rankings, `(events,) int64`, see `Assignments`.
     """
 
     predictions: Predictions
@@ -40,47 +40,55 @@ class Answered:
 
 
 FALLBACK = "fallback"
-"""What stands in place of a model's name where what was declared for that case was served."""
+"""In place of a model's name where the declared fallback was served."""
 
 
-def choose(task: Task, answers: Mapping[int, Predictions], by: U8, fallback: Label) -> Predictions:
-    """Of each row the answer of one model.
+def choose(
+    task: Task, predictions: Mapping[int, Predictions], served_by: U8, fallback: Label
+) -> Predictions:
+    """For each row the prediction of one model.
 
     Args:
         task: of the models.
-        answers: by number of the model, one per row.
-        by: `(rows,) uint8`: whose answer is taken; a number that is not among them: the fallback.
+        predictions: by arm id, one per row.
+        served_by: `(rows,) uint8`: arm id of the model that is taken; of no model here: the
+            fallback.
         fallback: a probability (BINARY), a class or a number; None: no prediction.
 
-    >>> answers = {0: Predictions(np.array([0.1, 0.2])), 1: Predictions(np.array([0.8, 0.9]))}
-    >>> choose(Task.BINARY, answers, np.array([1, 0], np.uint8), None).values
+    >>> both = {0: Predictions(np.array([0.1, 0.2])), 1: Predictions(np.array([0.8, 0.9]))}
+    >>> choose(Task.BINARY, both, np.array([1, 0], np.uint8), None).values
     array([0.8, 0.2])
     """
     if task is Task.MULTICLASS:
-        return _choose_classes(answers, by, fallback)
-    values = np.full(by.size, math.nan if fallback is None else float(fallback))  # type: ignore[arg-type]
+        return _choose_classes(predictions, served_by, fallback)
+    values = np.full(served_by.size, math.nan if fallback is None else float(fallback))  # type: ignore[arg-type]
     labels: Any = None
     if task is Task.BINARY:
-        labels = np.full(by.size, NO_LABEL if fallback is None else values[:1] > 0.5, np.uint8)
-    for number, predictions in answers.items():
-        rows = by == number
-        values[rows] = predictions.values[rows]
+        label = NO_LABEL if fallback is None else values[:1] > 0.5
+        labels = np.full(served_by.size, label, np.uint8)
+    for arm_id, of_model in predictions.items():
+        rows = served_by == arm_id
+        values[rows] = of_model.values[rows]
         if labels is not None:
-            labels[rows] = predictions.binary_labels()[rows]
+            labels[rows] = of_model.binary_labels()[rows]
     return Predictions(values, labels)
 
 
-def _choose_classes(answers: Mapping[int, Predictions], by: U8, fallback: Label) -> Predictions:
-    nothing = ({}, None) if fallback is None else ({fallback: 1.0}, fallback)
+def _choose_classes(
+    predictions: Mapping[int, Predictions], served_by: U8, fallback: Label
+) -> Predictions:
+    default = ({}, None) if fallback is None else ({fallback: 1.0}, fallback)
     chosen = [
-        (answers[number].values[row], answers[number].labels[row]) if number in answers else nothing
-        for row, number in enumerate(by.tolist())
+        (predictions[arm_id].values[row], predictions[arm_id].labels[row])
+        if arm_id in predictions
+        else default
+        for row, arm_id in enumerate(served_by.tolist())
     ]
     return Predictions([p for p, _ in chosen], [label for _, label in chosen])
 
 
 def as_scores(task: Task, predictions: Predictions) -> NDArray[np.float64]:
-    """`(rows,) float64`: each answer as one number, NaN where there is none.
+    """`(rows,) float64`: each prediction as one number, NaN where there is none.
 
     The probability of True, the value, the anomaly score; of several classes, the largest
     probability.

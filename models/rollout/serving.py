@@ -1,114 +1,105 @@
-"""Rollouts inside a prequential step: what its models answered becomes what is served."""
+"""Serving with rollouts: which of the models' predictions for a batch are published."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.learners.fault_isolation import failed_steps
+from anabranch.models.drift.detectors import Alarm
 from anabranch.models.learners.learner import Label, Learner, Predictions, Targets, Task
 from anabranch.models.metrics.losses import losses
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.decision import Decision
-from anabranch.models.rollout.deployment import Deployment, DriftWatch, Served
-from anabranch.models.rollout.observations import RolloutRows
-from anabranch.models.rollout.policies import loss_of
-from anabranch.models.rollout.served import FALLBACK, Answered, as_scores, choose
+from anabranch.models.rollout.deployment import Assignments, Deployment, DriftReaction
+from anabranch.models.rollout.observations import BatchSteps, RolloutRows
+from anabranch.models.rollout.policy import loss_of
+from anabranch.models.rollout.served import FALLBACK, ServedPredictions, as_scores, choose
 
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
-U64 = NDArray[np.uint64]
 
 
-@dataclass(slots=True)
-class Worked:
-    """What models made of the steps of a batch.
+@dataclass(slots=True, kw_only=True)
+class BatchPredictions(BatchSteps):
+    """What the models predicted and learned in a batch.
 
     Attributes:
-        steps: how many.
         items: `(steps,) int64`: the event, or events + label, that each step is of.
-        asked, asked_times, asked_rows: `(events,) int64`: the steps that predict, the times of
-            their events (ms), and where each is kept.
-        hashes: `(events,) uint64` of the keys that traffic goes by, in the order of `asked`.
-        taught, taught_times, taught_rows: `(labels,) int64`, of the steps that are scored.
-        arms: `(rows,) uint8`, see `RolloutRows`.
-        answers: per model, in the order of `asked`.
-        scored: per model, what it had answered to the events of the labels.
+        predictions: per model, in the order of `event_steps`.
+        label_predictions: per model, what it had predicted for the events of the labels.
         target: of the labels.
-        before: per model, rows that it had learned before the batch.
-        learned: `(events,) int64`: lessons of this batch before each of `asked`.
-        failed: per model, the steps at which it raised.
-        seconds: per model, how long it took.
-        groups: of rankings, `(events,) int64`: the event that each row is a candidate of.
-        drafts, lists, listed: of rankings, see `RolloutRows`.
+        versions_before: per model, rows that it had learned before the batch.
+        learned_before: `(events,) int64`: rows learned in this batch before each event.
+        failed_steps: per model, the steps at which it raised.
+        seconds: per model, the time that it took.
     """
 
-    steps: int
     items: I64
-    asked: I64
-    asked_times: I64
-    asked_rows: I64
-    hashes: U64
-    taught: I64
-    taught_times: I64
-    taught_rows: I64
-    arms: U8
-    answers: dict[str, Predictions]
-    scored: dict[str, Predictions]
+    predictions: dict[str, Predictions]
+    label_predictions: dict[str, Predictions]
     target: Targets
-    before: dict[str, int]
-    learned: I64
-    failed: dict[str, I64]
+    versions_before: dict[str, int]
+    learned_before: I64
+    failed_steps: dict[str, I64]
     seconds: dict[str, float]
-    groups: I64 | None = None
-    drafts: NDArray[np.int32] | None = None
-    lists: U64 | None = None
-    listed: U64 | None = None
 
 
-class Spent:
-    """What it took each model to work through a batch, and where it failed."""
+_STEP_FIELDS = [each.name for each in fields(BatchSteps)]
+
+
+class Timings:
+    """The time that each model took for a batch, and the steps at which it failed."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.failed: dict[str, I64] = {}
+        self.failed_steps: dict[str, I64] = {}
         self._since = time.perf_counter()
 
-    def note(self, model: str, learner: Learner, steps: I64 | None = None) -> None:
-        """A model has worked since the last call; `steps` are the numbers of what it did."""
+    def record(self, model: str, learner: Learner, steps: I64 | None = None) -> None:
+        """Record a model that has worked since the last call.
+
+        Args:
+            model: its name.
+            learner: its learner.
+            steps: `(n,) int64`: the steps of the batch that it has worked on; None: all.
+        """
         now = time.perf_counter()
         self.seconds[model], self._since = now - self._since, now
-        failed = failed_steps(learner)
-        self.failed[model] = failed if steps is None else steps[failed]
+        failed = np.array(learner.failures, np.int64)
+        self.failed_steps[model] = failed if steps is None else steps[failed]
 
 
-class _Enrolling:
-    """A drift watch whose fresh models are brought into the rows of the batch as well."""
+class _DriftReaction:
+    """A drift reaction that also adds its new models to the rows of the batch."""
 
     def __init__(
-        self, drift: DriftWatch, rollouts: Rollouts, worked: Worked, rows: RolloutRows
+        self, drift: DriftReaction, serving: Serving, batch: BatchPredictions, rows: RolloutRows
     ) -> None:
-        self.grace, self.look = drift.grace, drift.look
-        self._drift, self._rollouts, self._worked, self._rows = drift, rollouts, worked, rows
+        self.burn_in = drift.burn_in
+        self._drift, self._serving, self._batch, self._rows = drift, serving, batch, rows
 
-    def bear(self, name: str, step: int) -> int:
-        """See `DriftWatch`."""
-        warm = self._drift.bear(name, step)
-        self._rollouts.enroll(name, self._worked, self._rows, step)
-        return warm
+    def check(self, champion: str, until: int, may_start: bool) -> tuple[int, Alarm] | None:
+        """See `DriftReaction`."""
+        return self._drift.check(champion, until, may_start)
+
+    def start_challenger(self, name: str, step: int) -> int:
+        """See `DriftReaction`."""
+        rows = self._drift.start_challenger(name, step)
+        self._serving.add_model(name, self._batch, self._rows, step)
+        return rows
 
 
-class Rollouts:
-    """A deployment at work on what models answer.
+class Serving:
+    """A deployment at work on the predictions of its models.
 
     Args:
-        deployment: taken over.
+        deployment: which it owns from now on.
         task: of the models.
-        fallback: what is served where no model can answer; None: no prediction.
+        fallback: what is served where no model can predict; None: no prediction.
 
     Attributes:
         deployment: it pickles, this does not need to.
@@ -120,96 +111,101 @@ class Rollouts:
         self._fallback = fallback
 
     def serve(
-        self, worked: Worked, turn: I64, drift: DriftWatch | None = None
-    ) -> tuple[Answered, Predictions]:
-        """What goes out, by event; and what those who led had answered, by label.
+        self, batch: BatchPredictions, positions: I64, drift: DriftReaction | None = None
+    ) -> tuple[ServedPredictions, Predictions]:
+        """Choose what is published for each event.
 
         Args:
-            worked: see there.
-            turn: `(events,) int64`: the place in `worked.asked` of each event.
-            drift: looks at the loss of those who lead; models that it starts are in `worked` then.
-        """
-        names = {number: name for name, number in self.deployment.numbers.items()}
-        rows = self._rows(worked)
-        pairs = ((worked.asked, worked.asked_times), (worked.taught, worked.taught_times))
-        first = [(int(steps[0]), int(times[0])) for steps, times in pairs if len(steps)]
-        enrolling = None if drift is None else _Enrolling(drift, self, worked, rows)
-        served = self.deployment.serve(rows, min(first, default=(0, 0))[1], enrolling)
-        names |= {number: name for name, number in self.deployment.numbers.items()}
-        answered = self._answered(worked, served, names, turn)
-        for name, steps in rows.raised.items():
-            silent = rows.event_steps[rows.silent[name]]
-            if len(steps) or len(silent):
-                answered.failures[name] = len(np.union1d(steps, silent))
-        decisions = served.decisions + self._too_slow(worked)
-        answered.decisions = [
-            (decision, int(worked.items[max(decision.step, 0)])) for decision in decisions
-        ]
-        led = {number: worked.scored[name] for number, name in names.items()}
-        return answered, choose(self._task, led, served.leads, None)
+            batch: what the models predicted and learned.
+            positions: `(events,) int64`: the index in `batch.event_steps` of each event.
+            drift: checks the champion for drift; models that it starts are added to `batch`.
 
-    def _rows(self, worked: Worked) -> RolloutRows:
-        truths = worked.target if isinstance(worked.target, np.ndarray) else None
-        chosen = None if worked.groups is None or truths is None else truths == 1.0
-        rows = RolloutRows(
-            worked.steps, worked.asked, worked.asked_times, worked.asked_rows, worked.hashes,
-            worked.taught, worked.taught_times, worked.taught_rows, worked.arms, {}, {}, {}, {},
-            {}, truths, worked.groups, chosen, worked.drafts, worked.lists, worked.listed,
-        )  # fmt: skip
-        for name in worked.answers:
-            self.enroll(name, worked, rows)
+        Returns:
+            What is published, by event; and what the champion at each label had predicted for it.
+        """
+        names = {arm_id: name for name, arm_id in self.deployment.arm_ids.items()}
+        rows = self._rows(batch)
+        pairs = ((batch.event_steps, batch.event_times), (batch.label_steps, batch.label_times))
+        starts = [(int(steps[0]), int(times[0])) for steps, times in pairs if len(steps)]
+        reaction = None if drift is None else _DriftReaction(drift, self, batch, rows)
+        assignments = self.deployment.serve(rows, min(starts, default=(0, 0))[1], reaction)
+        names |= {arm_id: name for name, arm_id in self.deployment.arm_ids.items()}
+        served = self._served(batch, assignments, names, positions)
+        for name, steps in rows.raised.items():
+            abstained = rows.event_steps[rows.abstained[name]]
+            if len(steps) or len(abstained):
+                served.failures[name] = len(np.union1d(steps, abstained))
+        decisions = assignments.decisions + self._check_latency(batch)
+        served.decisions = [
+            (decision, int(batch.items[max(decision.step, 0)])) for decision in decisions
+        ]
+        of_champions = {arm_id: batch.label_predictions[name] for arm_id, name in names.items()}
+        return served, choose(self._task, of_champions, assignments.champions, None)
+
+    def add_model(
+        self, name: str, batch: BatchPredictions, rows: RolloutRows, after: int = -1
+    ) -> None:
+        """Add a model's predictions of a batch to its rows; it joined after a step."""
+        loss = loss_of(self.deployment.policy, self._task)
+        scores = rows.scores[name] = as_scores(self._task, batch.predictions[name])
+        failed = rows.raised[name] = batch.failed_steps[name]
+        trained = batch.versions_before[name] + batch.learned_before > 0
+        abstained = np.isnan(scores) & (trained | np.isin(batch.event_steps, failed))
+        rows.abstained[name] = abstained & (batch.event_steps > after)
+        label_predictions = batch.label_predictions[name]
+        rows.label_scores[name] = as_scores(self._task, label_predictions)
+        rows.losses[name] = losses(self._task, batch.target, label_predictions, loss)
+
+    def _rows(self, batch: BatchPredictions) -> RolloutRows:
+        truths = batch.target if isinstance(batch.target, np.ndarray) else None
+        chosen = None if batch.groups is None or truths is None else truths == 1.0
+        steps = {name: getattr(batch, name) for name in _STEP_FIELDS}
+        rows = RolloutRows(**steps, truths=truths, chosen=chosen)
+        for name in batch.predictions:
+            self.add_model(name, batch, rows)
         return rows
 
-    def enroll(self, name: str, worked: Worked, rows: RolloutRows, after: int = -1) -> None:
-        """Add what a model made of a batch to its rows; it was not there up to a step."""
-        kind = loss_of(self.deployment.policy, self._task)
-        found = rows.scores[name] = as_scores(self._task, worked.answers[name])
-        failed = rows.raised[name] = worked.failed[name]
-        had_learned = worked.before[name] + worked.learned > 0
-        there = worked.asked > after
-        silent = np.isnan(found) & (had_learned | np.isin(worked.asked, failed))
-        rows.silent[name] = silent & there
-        rows.scored[name] = as_scores(self._task, worked.scored[name])
-        rows.losses[name] = losses(self._task, worked.target, worked.scored[name], kind)
-
-    def _answered(
-        self, worked: Worked, served: Served, names: Mapping[int, str], turn: I64
-    ) -> Answered:
-        by, meant = served.by[turn], served.meant[turn]
-        answers = {
-            number: worked.answers[names[number]].take(turn)
-            for number in np.unique(by).tolist()
-            if number in names
+    def _served(
+        self,
+        batch: BatchPredictions,
+        assignments: Assignments,
+        names: Mapping[int, str],
+        positions: I64,
+    ) -> ServedPredictions:
+        served_by, assigned = assignments.served_by[positions], assignments.assigned[positions]
+        chosen = {
+            arm_id: batch.predictions[names[arm_id]].take(positions)
+            for arm_id in np.unique(served_by).tolist()
+            if arm_id in names
         }
-        predictions = choose(self._task, answers, by, self._fallback)
-        models = [names.get(number, FALLBACK) for number in by.tolist()]
+        predictions = choose(self._task, chosen, served_by, self._fallback)
+        models = [names.get(arm_id, FALLBACK) for arm_id in served_by.tolist()]
+        before, learned = batch.versions_before, batch.learned_before[positions].tolist()
         versions = [
-            worked.before[name] + learned if name in worked.before else 0
-            for name, learned in zip(models, worked.learned[turn].tolist(), strict=True)
+            before[name] + count if name in before else 0
+            for name, count in zip(models, learned, strict=True)
         ]
-        instead: list[str | None] | None = None
-        if not np.array_equal(by, meant):
-            pairs = zip(by.tolist(), meant.tolist(), strict=True)
-            instead = [None if one == other else names[other] for one, other in pairs]
-        ranks = None if served.ranks is None else served.ranks[turn]
-        return Answered(predictions, models, versions, instead, ranks=ranks)
+        instead_of: list[str | None] | None = None
+        if not np.array_equal(served_by, assigned):
+            pairs = zip(served_by.tolist(), assigned.tolist(), strict=True)
+            instead_of = [None if one == other else names[other] for one, other in pairs]
+        ranks = None if assignments.ranks is None else assignments.ranks[positions]
+        return ServedPredictions(predictions, models, versions, instead_of, ranks=ranks)
 
-    def _too_slow(self, worked: Worked) -> list[Decision]:
-        """Challengers that took longer than they may; found by the clock, at the batch's end."""
+    def _check_latency(self, batch: BatchPredictions) -> list[Decision]:
+        """Roll back challengers that were too slow, by the clock, at the batch's end."""
         decisions: list[Decision] = []
         deployment = self.deployment
-        for contest in list(deployment.contests):
-            latency = contest.rails.latency
-            if not latency.take(worked.seconds.get(contest.challenger, 0.0), worked.steps):
+        for trial in list(deployment.trials):
+            latency = trial.guardrails.latency
+            if not latency.commit(batch.seconds.get(trial.challenger, 0.0), batch.steps):
                 continue
-            why = (
-                f"it took {latency.value:,.0f} us for each prediction and lesson, and may take "
-                f"{contest.policy.guardrails.latency_us:g}"
+            reason = (
+                f"it took {latency.value:,.0f} us for each prediction and update, above the limit "
+                f"of {trial.policy.guardrails.latency_us:g}"
             )
-            last = worked.steps - 1
-            times = [*worked.asked_times[-1:].tolist(), *worked.taught_times[-1:].tolist()]
-            contest.share = 0.0
-            deployment.retire(contest.challenger)
-            gone = deployment.decision(d.ROLLED_BACK, contest, why, max(times), last)
-            decisions += [gone, *deployment.begin(max(times), last)]
+            last = [*batch.event_times[-1:].tolist(), *batch.label_times[-1:].tolist()]
+            decisions += deployment.end_trial(
+                d.ROLLED_BACK, trial, reason, max(last), batch.steps - 1
+            )
         return decisions

@@ -1,72 +1,90 @@
-"""Which model is to serve each event: by the place of its key, or as a bandit pulls."""
+"""Traffic split: which model serves each key, by a stable hash of the key and the rollout's name.
+
+A key falls into a bucket in [0, 1) that differs from rollout to rollout. A challenger with a share
+of 0.05 serves the keys whose bucket is below 0.05. So a key keeps its model while the share stands,
+a growing share adds keys and takes none away, and the keys of one rollout say nothing about those
+of another.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from river.bandit.base import Policy as RiverPolicy
 
-from anabranch.models.rollout.assignment import places
-from anabranch.models.rollout.observations import RolloutRows
-from anabranch.models.rollout.policies import rewarded
-from anabranch.models.rollout.trial import Contest
+from anabranch.state.compile import kernel
+from anabranch.state.keys.hashing import hash64
 
+F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
 
+_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+_FIRST: Final = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND: Final = np.uint64(0x94D049BB133111EB)
+_BITS: Final = 1.0 / 9007199254740992.0  # 2**-53
 
-def divide(hashes: U64, contests: Sequence[Contest], champion: int) -> U8:
-    """`(events,) uint8`: the number of the model that each key is served by.
 
-    Every rollout has places of its own. With several, one takes of the keys that those before it
-    left what makes its share of all.
+class SharingTrial(Protocol):
+    """What the traffic split needs of a trial; see `models.rollout.trial.Trial`."""
+
+    arm_id: int
+    rollout: str
+    share: float
+
+
+def split_traffic(hashes: U64, trials: Sequence[SharingTrial], champion: int) -> U8:
+    """`(events,) uint8`: arm id of the model that serves each key.
+
+    Every rollout has buckets of its own. With several, each takes of the keys that those before it
+    left, so many that they make its share of all keys.
 
     Args:
         hashes: `(events,) uint64` of the keys.
-        contests: shares that sum to 1 at most.
-        champion: the number of who serves the rest.
+        trials: with shares that sum to 1 at most.
+        champion: arm id of the model that serves the rest.
     """
     out = np.full(hashes.size, champion, np.uint8)
     left = 1.0
-    for contest in contests:
-        if contest.share <= 0.0:
+    for trial in trials:
+        if trial.share <= 0.0:
             continue
-        taken = places(hashes, contest.rollout) < contest.share / left
-        out[taken & (out == champion)] = contest.number
-        left = max(left - contest.share, 1e-12)
+        taken = buckets(hashes, trial.rollout) < trial.share / left
+        out[taken & (out == champion)] = trial.arm_id
+        left = max(left - trial.share, 1e-12)
     return out
 
 
-def pull_arms(rows: RolloutRows, policy: RiverPolicy, numbers: dict[str, int], unit: float) -> None:
-    """Write into `rows.arms` which arm a bandit pulls for each event; it learns from each label.
+def key_hashes(keys: Sequence[str]) -> U64:
+    """`(keys,) uint64`, the same in every process; for `buckets`."""
+    return hash64(keys)
 
-    Args:
-        rows: in whose order both is done.
-        policy: it changes.
-        numbers: of the models that may be pulled, by name.
-        unit: a loss of so much is a reward of 0, none at all one of 1.
+
+def buckets(hashes: U64, rollout: str) -> F64:
+    """`(keys,) float64` in [0, 1): the bucket of each key in a rollout.
+
+    >>> hashes = key_hashes(["ann", "bob", "cid"])
+    >>> buckets(hashes, "a-1").round(3), buckets(hashes, "b-2").round(3)
+    (array([0.565, 0.331, 0.385]), array([0.76 , 0.616, 0.573]))
     """
-    names = {number: name for name, number in numbers.items()}
-    arms = rows.arms
-    choices: list[int | str] = list(numbers)
-    label_steps, label_rows = rows.label_steps.tolist(), rows.label_rows.tolist()
-    losses = {name: rows.losses[name].tolist() for name in numbers}
-    label = 0
+    out = np.empty(hashes.size)
+    _mix(hashes, hash64([rollout])[0], out)
+    return out
 
-    def learn(before: float) -> int:
-        at = label
-        while at < len(label_steps) and label_steps[at] < before:
-            name = names.get(int(arms[label_rows[at]]))
-            loss = np.nan if name is None else losses[name][at]
-            if name is not None and loss == loss:
-                reward = rewarded(policy, max(1.0 - loss / unit, 0.0))
-                policy.update(name, reward)  # type: ignore[no-untyped-call]
-            at += 1
-        return at
 
-    for step, row in zip(rows.event_steps.tolist(), rows.event_rows.tolist(), strict=True):
-        label = learn(step)
-        arms[row] = numbers[str(policy.pull(choices))]
-    learn(np.inf)
+@kernel
+def _mix(hashes: U64, salt: np.uint64, out: F64) -> None:
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014) of hash and salt, as 53 bits of a fraction.
+
+    The salt is mixed in twice, since XOR alone would keep keys that differ in few bits together.
+    """
+    for i in range(hashes.size):
+        z = (hashes[i] ^ salt) + _GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * _FIRST
+        z = (z ^ (z >> np.uint64(27))) * _SECOND
+        z = (z ^ (z >> np.uint64(31))) + salt
+        z = (z ^ (z >> np.uint64(30))) * _FIRST
+        z = (z ^ (z >> np.uint64(27))) * _SECOND
+        out[i] = np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * _BITS

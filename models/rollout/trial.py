@@ -1,8 +1,7 @@
-"""One challenger against the champion: what is known, and the first step at which that decides."""
+"""One challenger against the champion: its evidence, and the first step at which that decides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,284 +10,254 @@ from numpy.typing import NDArray
 
 from anabranch.models.learners.learner import Task
 from anabranch.models.rollout import decision as d
-from anabranch.models.rollout.comparison import Judge
+from anabranch.models.rollout.comparison import ComparedLabels, Comparison
 from anabranch.models.rollout.decision import Evidence
-from anabranch.models.rollout.guardrails import LOSSES_OVER, SHIFT_OVER, Rails
-from anabranch.models.rollout.observations import RANK_BITS, RolloutRows
-from anabranch.models.rollout.policies import ABTest, Bandit, Canary, Interleave, Policy, Shadow
-from anabranch.state.durations import parse_duration_ms
+from anabranch.models.rollout.guardrails import LOSS_WINDOW, PSI_WINDOW, GuardrailMonitors
+from anabranch.models.rollout.observations import Arm, RolloutRows
+from anabranch.models.rollout.policy import BETTER, Policy, Step, TrialProgress
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-U8 = NDArray[np.uint8]
-Add = Callable[[int | None, str, str], None]
 
-_ORDER: Final = (d.ROLLED_BACK, d.PROMOTED, d.GIVEN_UP, d.ENDED, d.STEPPED, d.PROGRESS)
-"""What goes first at one step."""
-
-_LISTS: Final = 1024
-"""Lists that have given their point, before those are looked for that can be forgotten."""
+_ORDER: Final = (d.ROLLED_BACK, d.PROMOTED, d.FUTILE, d.ENDED, d.STEPPED, d.PROGRESS)
+"""Which of several proposals at one step is decided."""
+_NO_TRUTHS: Final = np.zeros(0)
 
 
 @dataclass(frozen=True, slots=True)
-class Trigger:
-    """Something is decided at a step; `time` is event time, ms."""
+class Proposal:
+    """What a trial proposes to decide.
+
+    Attributes:
+        step: index of the step after which it holds.
+        action: one of `models.rollout.decision.ACTIONS`.
+        reason: a clause for people.
+        time: event time, ms.
+        share: the challenger's new share of the keys, of `STEPPED`.
+    """
 
     step: int
     action: str
-    why: str
+    reason: str
     time: int
+    share: float = 0.0
 
-    def __lt__(self, other: Trigger) -> bool:
+    def __lt__(self, other: Proposal) -> bool:
         mine, its = _ORDER.index(self.action), _ORDER.index(other.action)
         return (self.step, mine) < (other.step, its)
 
 
-class Contest:
-    """A rollout at work.
+@dataclass(frozen=True, slots=True)
+class TrialKey:
+    """What identifies a trial.
 
-    `find` what is decided first, then `take` the rows up to there. Nothing depends on how the
+    Attributes:
+        challenger: name of the model that is tried.
+        arm_id: by which `RolloutRows.arms` knows it.
+        rollout: a name that no other trial of the pipeline has had.
+        index: the number of the trial, by which `RolloutRows.drafts` knows it.
+    """
+
+    challenger: str
+    arm_id: int
+    rollout: str
+    index: int = 0
+
+
+class Trial:
+    """A trial at work.
+
+    `peek` at what is decided first, then `commit` the rows up to there. Nothing depends on how the
     stream is cut. It pickles, and the copy continues identically.
 
     Args:
-        challenger: its name.
-        number: by which `RolloutRows.arms` knows it.
-        rollout: a name that no other one has had.
+        key: what identifies it.
         policy: in force.
         task: of the models.
-        time: when it begins, event time in ms.
-        in_shadow: it serves nobody, whatever the policy's shares are, until it is promoted.
-        grace: labels that it learns before it is judged.
-        draft: its number, by which `RolloutRows.drafts` knows it.
+        time: when it starts, event time in ms.
+        in_shadow: the challenger serves no keys, whatever the policy's shares are, until it is
+            promoted.
+        burn_in: labels that the challenger learns before it is compared.
 
     Attributes:
+        challenger, arm_id, rollout, index: see `TrialKey`.
         share: of the keys that the challenger serves.
-        paused: nothing is decided but by guardrails.
-        shown: it was shown to be better; that stays, whatever comes later.
+        paused: only guardrails decide.
+        shown: it was shown to be better; that stays, whatever follows.
     """
 
     def __init__(
         self,
-        challenger: str,
-        number: int,
-        rollout: str,
+        key: TrialKey,
         policy: Policy,
         task: Task,
         time: int,
         in_shadow: bool = False,
-        grace: int = 0,
-        draft: int = 0,
+        burn_in: int = 0,
     ) -> None:
-        self.challenger, self.number, self.rollout = challenger, number, rollout
-        self.draft = draft
+        self.challenger, self.arm_id = key.challenger, key.arm_id
+        self.rollout, self.index = key.rollout, key.index
         self.policy = policy
-        self.rails = Rails(policy.guardrails)
-        self.judge = Judge(policy, task)
-        self.began = self.since = time
+        self.guardrails = GuardrailMonitors(policy.guardrails)
+        self._comparison = Comparison(policy, task)
+        self._pairs = policy.label_pairs(key.index)
+        self._start = self._share_since = time
         self.paused = self.shown = False
         self.labels = self.served = 0
-        self.held = 0  # labels of events that it served, since `since`
-        self._counted: dict[int, None] = {}  # lists that have given their point
-        self._room = _LISTS
-        self.in_shadow, self._grace = in_shadow, grace
-        self.shares: list[float] = []
-        if in_shadow:
-            pass
-        elif isinstance(policy, Canary):
-            self.shares = [share for share in policy.steps if share < 1]
-        elif isinstance(policy, ABTest | Interleave):
-            self.shares = [policy.split]
-        self.share = self.shares[0] if self.shares else 0.0
+        self._served_in_step = 0  # labels of events that it served, since `_share_since`
+        self.in_shadow, self._burn_in = in_shadow, burn_in
+        self.share = 0.0 if in_shadow else policy.initial_share()
 
-    def find(self, rows: RolloutRows, champion: str, leads: int, first: int) -> Trigger | None:
-        """What is decided first; None: nothing.
+    def peek(self, rows: RolloutRows, champion: Arm, first: int) -> Proposal | None:
+        """What is decided first; None: nothing. The rows begin at step `first`."""
+        proposals = self._breaches(rows, champion, first)
+        compared = self._compared(rows, champion)
+        losses = self._pairs.losses(rows, champion.name, self.challenger, compared)
+        proposals += self._loss_ratio_breaches(rows, compared, losses)
+        labels = self._compared_labels(rows, champion, compared, losses)
+        proposals += self._decisions(rows, compared, labels)
+        return min(proposals, default=None)
 
-        Args:
-            rows: they begin at step `first`.
-            champion: its name.
-            leads: its number.
-        """
-        found = self._breaches(rows, champion, first)
-        judged = self._judged(rows, champion)
-        times, steps = rows.label_times[judged], rows.label_steps[judged]
-        ours, theirs = self._losses(rows, champion, judged)
-        arms = rows.arms[rows.label_rows[judged]]
-        look = self.judge.look(*self._evidence(rows, champion, judged), arms, leads, self.number)
-
-        def add(at: int | None, action: str, why: str) -> None:
-            if at is not None:
-                found.append(Trigger(int(steps[at]), action, why, int(times[at])))
-
-        ratio = self.rails.ratio.find(ours, theirs)
-        add(ratio, d.ROLLED_BACK, f"its loss over the last {LOSSES_OVER} labels was more than "
-            f"{self.policy.guardrails.loss_ratio:g} times the champion's")  # fmt: skip
-        add(look.worse, d.ROLLED_BACK, "it was shown to be worse than the champion")
-        report = self.policy.report_every - 1 - self.labels % self.policy.report_every
-        add(report if report < len(steps) else None, d.PROGRESS, "still going on")
-        if not self.paused and not isinstance(self.policy, Shadow | Bandit):
-            better = 0 if self.shown and len(steps) else look.better
-            self._find_end(better, arms, times, add)
-            if isinstance(self.policy, ABTest | Interleave):
-                end = self.began + parse_duration_ms(self.policy.horizon)
-                past = np.flatnonzero(rows.event_times >= end)
-                if past.size:
-                    at = int(past[0])
-                    found.append(Trigger(int(rows.event_steps[at]), d.ENDED, "the horizon of "
-                        f"{self.policy.horizon} has come", int(rows.event_times[at])))  # fmt: skip
-        return min(found, default=None)
-
-    def _find_end(self, better: int | None, arms: U8, times: I64, add: Add) -> None:
-        """The end of a canary's step, or that it may be promoted now."""
-        promoted = "it was shown to be better than the champion"
-        if not isinstance(self.policy, Canary) or self.in_shadow:
-            add(better, d.PROMOTED, promoted)
-            return
-        served = self.held + np.cumsum(arms == self.number)
-        due = self.since + parse_duration_ms(self.policy.min_duration)
-        needed = self.policy.min_labels if self.share else 0
-        over = np.flatnonzero((served >= needed) & (times >= due))
-        if not over.size:
-            return
-        at, nxt = int(over[0]), self.next_share()
-        if nxt is not None:
-            add(at, d.STEPPED, f"its share grows from {self.share:.1%} to {nxt:.1%}")
-        elif better is not None:
-            add(max(at, better), d.PROMOTED, promoted)
-
-    def next_share(self) -> float | None:
-        """The next larger one of the steps; None at the last."""
-        return min((share for share in self.shares if share > self.share), default=None)
-
-    def step_up(self, time: int) -> None:
-        """To the next share."""
-        self.set_share(self.next_share() or self.share, time)
+    def commit(self, rows: RolloutRows, champion: Arm, first: int) -> None:
+        """Keep these rows, which begin at step `first` and end where a decision is made."""
+        challenger, monitors = self.challenger, self.guardrails
+        abstained = rows.event_steps[rows.abstained[challenger]]
+        monitors.errors.commit(rows.raised[challenger], abstained, first, rows.steps)
+        monitors.psi.commit(rows.scores[champion.name], rows.scores[challenger])
+        compared = self._compared(rows, champion)
+        self._burn_in -= min(self._burn_in, self._both_predicted(rows, champion).size)
+        losses = self._pairs.losses(rows, champion.name, challenger, compared)
+        monitors.loss_ratio.commit(*losses)
+        labels = self._compared_labels(rows, champion, compared, losses)
+        self._pairs.commit(rows, compared)
+        self.shown |= self._comparison.commit(labels)
+        served = int(np.count_nonzero(labels.served_by == self.arm_id))
+        self.labels += len(compared)
+        self.served += served
+        self._served_in_step += served
 
     def set_share(self, share: float, time: int) -> None:
-        """From now on."""
-        self.share, self.since, self.held = share, time, 0
-
-    def take(self, rows: RolloutRows, champion: str, leads: int, first: int) -> None:
-        """Keep what was seen; `rows` end where the next decision is made."""
-        silent = rows.event_steps[rows.silent[self.challenger]]
-        self.rails.errors.take(rows.raised[self.challenger], silent, first, rows.steps)
-        self.rails.shift.take(rows.scores[champion], rows.scores[self.challenger])
-        judged = self._judged(rows, champion)
-        self._grace -= min(self._grace, self._both(rows, champion).size)
-        ours, theirs = self._losses(rows, champion, judged)
-        arms = rows.arms[rows.label_rows[judged]]
-        self.rails.ratio.take(ours, theirs)
-        if isinstance(self.policy, Interleave):
-            self._count_lists(rows, judged)
-        known = self._evidence(rows, champion, judged)
-        self.shown |= self.judge.take(*known, arms, leads, self.number)
-        by_it = int(np.count_nonzero(arms == self.number))
-        self.labels += len(judged)
-        self.served += by_it
-        self.held += by_it
+        """The challenger serves this share of the keys from `time` (ms) on."""
+        self.share, self._share_since, self._served_in_step = share, time, 0
 
     def evidence(self) -> Evidence:
-        """All that is known so far."""
-        return self.judge.summary(self.labels, self.served)
+        """The evidence so far."""
+        return self._comparison.summary(self.labels, self.served)
 
     def futile(self) -> bool:
-        """Whether it is to be given up because no improvement worth a change is left to be shown.
+        """Whether the trial ends because no improvement worth a change can be shown any more.
 
-        To be asked at the labels of a report, so that it does not matter when one looks.
+        To be called at the labels of a progress report only, so that the result does not depend on
+        when it is called.
         """
-        decides = isinstance(self.policy, Canary | ABTest | Interleave) and not self.paused
-        return decides and not self.shown and self.judge.futile()
+        decides = self.policy.decides and not self.paused
+        return decides and not self.shown and self._comparison.futile()
 
-    def why_futile(self) -> str:
-        """In a sentence."""
+    def futile_reason(self) -> str:
+        """In a clause."""
         return f"it is not better by {self.policy.min_effect:.1%} of the champion's loss: futile"
 
-    def _breaches(self, rows: RolloutRows, champion: str, first: int) -> list[Trigger]:
-        found = []
-        silent = rows.event_steps[rows.silent[self.challenger]]
+    def _breaches(self, rows: RolloutRows, champion: Arm, first: int) -> list[Proposal]:
+        """Guardrails of predictions that were breached."""
+        proposals = []
+        abstained = rows.event_steps[rows.abstained[self.challenger]]
         raised = rows.raised[self.challenger]
-        step = self.rails.errors.find(raised, silent, first)
+        step = self.guardrails.errors.peek(raised, abstained, first)
         if step is not None:
-            what = "it raised an error" if step in raised else "it gave no answer, or NaN"
+            reason = "it raised an error" if step in raised else "it gave no prediction, or NaN"
             allowed = self.policy.guardrails.error_rate
-            why = what if not allowed else f"{what}, more often than at {allowed:.1%} of the rows"
-            found.append(Trigger(step, d.ROLLED_BACK, why, _time_at(rows, step)))
-        event = self.rails.shift.find(rows.scores[champion], rows.scores[self.challenger])
+            if allowed:
+                reason += f", more often than at {allowed:.1%} of the rows"
+            proposals.append(Proposal(step, d.ROLLED_BACK, reason, rows.time_at(step)))
+        event = self.guardrails.psi.peek(rows.scores[champion.name], rows.scores[self.challenger])
         if event is not None:
-            why = f"its predictions over {SHIFT_OVER} events were too unlike the champion's"
-            at = int(rows.event_steps[event])
-            found.append(Trigger(at, d.ROLLED_BACK, why, int(rows.event_times[event])))
-        return found
+            reason = f"its predictions over {PSI_WINDOW} events were too unlike the champion's"
+            step, time = int(rows.event_steps[event]), int(rows.event_times[event])
+            proposals.append(Proposal(step, d.ROLLED_BACK, reason, time))
+        return proposals
 
-    def _judged(self, rows: RolloutRows, champion: str) -> I64:
-        """The labels by which they are compared."""
-        judged = self._both(rows, champion)[self._grace :]
-        if not isinstance(self.policy, Interleave):
-            return judged
-        assert rows.chosen is not None
-        ours = self._drafts(rows, judged) >> 1 == self.draft
-        choices = judged[np.flatnonzero(rows.chosen[judged] & ours)]
-        seen: set[int] = set()
-        first = []
-        for at, number in enumerate(_lists(rows, choices)):
-            if number not in self._counted and number not in seen:
-                seen.add(number)
-                first.append(at)
-        return choices[first]
+    def _loss_ratio_breaches(
+        self, rows: RolloutRows, compared: I64, losses: tuple[F64, F64]
+    ) -> list[Proposal]:
+        label = self.guardrails.loss_ratio.peek(*losses)
+        if label is None:
+            return []
+        reason = (
+            f"its loss over the last {LOSS_WINDOW} labels was more than "
+            f"{self.policy.guardrails.loss_ratio:g} times the champion's"
+        )
+        return [_at_label(rows, compared, label, d.ROLLED_BACK, reason)]
 
-    def _count_lists(self, rows: RolloutRows, judged: I64) -> None:
-        """Lists that have given their point, and give no other."""
-        assert rows.listed is not None
-        self._counted.update(dict.fromkeys(_lists(rows, judged)))
-        if len(self._counted) > max(self._room, len(rows.listed) // 8):
-            # None of a list waits any more: nothing of it can be chosen.
-            known = np.array(list(self._counted), np.uint64)
-            waits = np.isin(known, rows.listed).tolist()
-            kept = zip(self._counted, waits, strict=True)
-            self._counted = {number: None for number, is_there in kept if is_there}
-            self._room = max(_LISTS, 2 * len(self._counted))
+    def _decisions(
+        self, rows: RolloutRows, compared: I64, labels: ComparedLabels
+    ) -> list[Proposal]:
+        """What the evidence decides, and progress reports."""
+        peek = self._comparison.peek(labels)
+        proposals = []
+        if peek.worse is not None:
+            reason = "it was shown to be worse than the champion"
+            proposals.append(_at_label(rows, compared, peek.worse, d.ROLLED_BACK, reason))
+        report = self.policy.report_every - 1 - self.labels % self.policy.report_every
+        if report < len(compared):
+            proposals.append(_at_label(rows, compared, report, d.PROGRESS, "still undecided"))
+        if self.paused or not self.policy.decides:
+            return proposals
+        better = 0 if self.shown and len(compared) else peek.better
+        step = self._next_step(labels, rows.label_times[compared], better)
+        if step is not None and step.share is None:
+            proposals.append(_at_label(rows, compared, step.label, d.PROMOTED, step.reason))
+        elif step is not None:
+            stepped = _at_label(rows, compared, step.label, d.STEPPED, step.reason, step.share or 0)
+            proposals.append(stepped)
+        return proposals + self._end(rows)
 
-    def _drafts(self, rows: RolloutRows, judged: I64) -> I64:
-        """In which rollout each was drafted, and by whom: an odd number, by the challenger."""
-        assert rows.drafts is not None
-        drafts: I64 = rows.drafts[rows.label_rows[judged]].astype(np.int64) >> RANK_BITS
-        return drafts
+    def _end(self, rows: RolloutRows) -> list[Proposal]:
+        """That the time of the trial is over."""
+        end = self.policy.ends_at(self._start)
+        if end is None:
+            return []
+        past = np.flatnonzero(rows.event_times >= end)
+        if not past.size:
+            return []
+        event, reason = int(past[0]), self.policy.end_reason()
+        step, time = int(rows.event_steps[event]), int(rows.event_times[event])
+        return [Proposal(step, d.ENDED, reason, time)]
 
-    def _both(self, rows: RolloutRows, champion: str) -> I64:
-        """The labels of events that both had answered."""
-        both = np.isfinite(rows.losses[champion]) & np.isfinite(rows.losses[self.challenger])
-        return np.flatnonzero(both)
+    def _next_step(self, labels: ComparedLabels, times: I64, better: int | None) -> Step | None:
+        """What the policy decides; in shadow only a promotion."""
+        if self.in_shadow:
+            return None if better is None else Step(better, None, BETTER)
+        served = self._served_in_step + np.cumsum(labels.served_by == self.arm_id)
+        return self.policy.next_step(
+            TrialProgress(self.share, self._share_since, times, served, better)
+        )
 
-    def _losses(self, rows: RolloutRows, champion: str, judged: I64) -> tuple[F64, F64]:
-        """Of champion and challenger; of an interleaved list, whose entry was not chosen has 1."""
-        if isinstance(self.policy, Interleave):
-            by_it = (self._drafts(rows, judged) & 1).astype(np.float64)
-            return by_it, 1.0 - by_it
-        return rows.losses[champion][judged], rows.losses[self.challenger][judged]
+    def _compared(self, rows: RolloutRows, champion: Arm) -> I64:
+        """Indices of the labels by which the models are compared."""
+        return self._pairs.select(rows, self._both_predicted(rows, champion)[self._burn_in :])
 
-    def _evidence(self, rows: RolloutRows, champion: str, judged: I64) -> tuple[F64, F64, F64]:
-        """What is judged: losses, or scores and what was true."""
-        if not self.judge.by_scores:
-            return (*self._losses(rows, champion, judged), np.zeros(0))
-        assert rows.truths is not None
-        ours, theirs = rows.scored[champion], rows.scored[self.challenger]
-        return ours[judged], theirs[judged], rows.truths[judged]
+    def _both_predicted(self, rows: RolloutRows, champion: Arm) -> I64:
+        """Indices of the labels of events that both models had predicted."""
+        losses, challenger = rows.losses, self.challenger
+        return np.flatnonzero(np.isfinite(losses[champion.name]) & np.isfinite(losses[challenger]))
+
+    def _compared_labels(
+        self, rows: RolloutRows, champion: Arm, compared: I64, losses: tuple[F64, F64]
+    ) -> ComparedLabels:
+        """What is compared: losses, or scores and the truth."""
+        (ours, theirs), truths = losses, _NO_TRUTHS
+        if self._comparison.uses_scores:
+            assert rows.truths is not None
+            truths = rows.truths[compared]
+            ours = rows.label_scores[champion.name][compared]
+            theirs = rows.label_scores[self.challenger][compared]
+        served_by = rows.arms[rows.label_rows[compared]]
+        return ComparedLabels(ours, theirs, truths, served_by, champion.arm_id, self.arm_id)
 
 
-def _lists(rows: RolloutRows, labels: I64) -> list[int]:
-    """The number of the list on which each was chosen."""
-    assert rows.listed is not None
-    numbers: list[int] = rows.listed[rows.label_rows[labels]].tolist()
-    return numbers
-
-
-def _time_at(rows: RolloutRows, step: int) -> int:
-    """Event time of a step that is an event's or a label's; of the last before it, if neither."""
-    for steps, times in (
-        (rows.event_steps, rows.event_times),
-        (rows.label_steps, rows.label_times),
-    ):
-        at = int(np.searchsorted(steps, step))
-        if at < len(steps) and steps[at] == step:
-            return int(times[at])
-    before = rows.event_times[rows.event_steps <= step]
-    return int(before[-1]) if len(before) else 0
+def _at_label(
+    rows: RolloutRows, compared: I64, label: int, action: str, reason: str, share: float = 0.0
+) -> Proposal:
+    """A proposal at one of the compared labels."""
+    at = compared[label]
+    return Proposal(int(rows.label_steps[at]), action, reason, int(rows.label_times[at]), share)

@@ -1,21 +1,25 @@
-"""Which fields of a file's rows mean what."""
+"""Which fields of a file's rows hold the time, the id and the key."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from anabranch.producers.files.event_time import unit_ms
+from anabranch.dataflows.messages.event_time import TIME_UNITS_MS, parse_time_ms
+from anabranch.state.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileFields:
-    """The fields that publishing a file has to know.
+    """The fields that publishing a file needs to know.
 
     Attributes:
         time: the event's time, ISO-8601 or a number of ``time_unit`` (ms, s, us, ns) since 1970.
         id: the event's id, as text. A CSV or Parquet file without it gets its row numbers from 0.
-        key: what messages are partitioned by, None for in turn.
+        key: what messages are partitioned by; None for round-robin.
         text: further CSV and Parquet columns that are text although they look like numbers.
+
+    Raises:
+        InputError: the unit is none of ms, s, us, ns.
     """
 
     time: str = "ts"
@@ -24,13 +28,24 @@ class FileFields:
     key: str | None = None
     text: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.time_unit not in TIME_UNITS_MS:
+            raise InputError(f"time unit {self.time_unit!r} is none of {', '.join(TIME_UNITS_MS)}")
+
     @property
     def scale(self) -> float:
         """Milliseconds per unit of a number in the time field."""
-        return unit_ms(self.time_unit)
+        return TIME_UNITS_MS[self.time_unit]
+
+    def time_ms(self, value: object) -> int | None:
+        """Epoch ms of a value of the time field; None if it is not a time."""
+        try:
+            return parse_time_ms(value, self.scale)
+        except (ValueError, OverflowError):
+            return None
 
     @property
     def text_columns(self) -> tuple[str, ...]:
-        """Every column that must be read as text, each once."""
+        """The columns that must be read as text, each once."""
         names = (self.id, self.key, *self.text)
         return tuple(dict.fromkeys(name for name in names if name is not None))

@@ -1,4 +1,4 @@
-"""Publishes what a JSONL, CSV or Parquet file holds, a piece at a time, in the file's order."""
+"""Reads JSONL, CSV and Parquet files as messages, a piece at a time, in the file's order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from anabranch.producers.batch import Batch, Kind
-from anabranch.producers.files.event_time import unit_ms
 from anabranch.producers.files.fields import FileFields
 from anabranch.producers.files.jsonl import jsonl_messages
 from anabranch.producers.files.tables import (
@@ -24,7 +23,7 @@ FORMATS = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-"""Extension → the format it stands for."""
+"""Extension → format."""
 
 _COUNT_WITHIN_BYTES = 256 << 20
 _BLOCK_BYTES = 1 << 20
@@ -44,15 +43,14 @@ def file_messages(
     """The rows of a file as messages; see `FileFields` for what the fields mean.
 
     The lines of a JSONL file are published as they are, malformed ones too (without a key, with the
-    time of the line before): the stream says what is wrong with them. Rows of CSV and Parquet
-    become JSON objects; null and NaN become null, dates ISO-8601 text.
+    time of the line before): they become dead letters. Rows of CSV and Parquet become JSON objects;
+    null and NaN become null, dates ISO-8601 text.
 
     Raises:
-        InputError: the file is missing, empty, damaged or of an unknown kind, or a field is not in
-            it. What only the rows can show is raised while they are read.
+        InputError: the file is missing, empty, damaged or of an unknown kind, or lacks a field.
+            Errors in the rows are raised while they are read.
     """
     path = Path(path)
-    unit_ms(time_unit)
     fields = FileFields(
         time=time_field, time_unit=time_unit, id=id_field, key=key_field, text=tuple(text_fields)
     )
@@ -64,10 +62,10 @@ def file_messages(
 
 
 def count_rows(path: str | Path) -> int | None:
-    """How many rows a file has, None when it would take long to count them.
+    """How many rows a file has; None if counting them would take long.
 
-    Parquet says so itself. Lines are counted up to 256 MB, a CSV's header and line breaks inside
-    its quotes included: there it is an estimate, good enough for a progress bar.
+    Parquet files contain the number. Lines are counted in files up to 256 MB; line breaks inside
+    the quotes of a CSV count too, so there it is an estimate, good enough for a progress bar.
 
     Raises:
         InputError: the file is missing, empty, damaged or of an unknown kind.
@@ -103,10 +101,10 @@ def format_of(path: Path) -> str:
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}") from None
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if kind is None:
         raise InputError(
-            f"{path} is of no known kind: its name must end in {', '.join(sorted(FORMATS))}"
+            f"{path} is of an unknown kind: its name must end in {', '.join(sorted(FORMATS))}"
         )
     if size == 0:
         raise InputError(f"{path} is empty: there is nothing to publish")

@@ -1,4 +1,4 @@
-"""Reads a JSONL file: its lines are messages as they are."""
+"""Reads a JSONL file; its lines are published as they are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from anabranch.producers.batch import Batch, Kind
-from anabranch.producers.files.event_time import time_ms
 from anabranch.producers.files.fields import FileFields
 from anabranch.state.errors import InputError
 
@@ -18,10 +17,10 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def jsonl_messages(path: Path, fields: FileFields, kind: Kind, batch_size: int) -> Iterator[Batch]:
-    """The lines of ``path`` that aren't blank, as messages of ``kind``.
+    """The lines of ``path`` that are not blank, as messages of ``kind``.
 
-    A line whose time can't be read has the time of the line before it, and lines before the first
-    that can be read have that one's.
+    A line without a readable time gets the time of the line before it; lines before the first
+    readable time get that one.
 
     Raises:
         InputError: none of the first ``batch_size`` lines has the time field, or the key field.
@@ -40,18 +39,18 @@ def jsonl_messages(path: Path, fields: FileFields, kind: Kind, batch_size: int) 
                 first = False
             if last_ms is None:
                 last_ms = next((time for time in times if time is not None), 0)
-            known: list[int] = []
+            filled: list[int] = []
             for time in times:
                 last_ms = last_ms if time is None else time
-                known.append(last_ms)
+                filled.append(last_ms)
             if values:
-                yield Batch.of(kind, values, keys, known)
+                yield Batch.of(kind, values, keys, filled)
     if first:
         raise InputError(f"{path} has only blank lines: there is nothing to publish")
 
 
 class _LineReader:
-    """Finds the time and the key of lines, and remembers whether any line had them."""
+    """Reads the time and the key of lines, and counts the lines that had them."""
 
     def __init__(self, fields: FileFields) -> None:
         self._fields = fields
@@ -70,10 +69,10 @@ class _LineReader:
         self._objects = self._timed = self._keyed = 0
 
     def read(self, lines: list[bytes]) -> tuple[list[int | None], list[bytes | None]]:
-        """Time (epoch ms) and key of each line, None where there is none."""
+        """Time (epoch ms) and key of each line; None where there is none."""
         times: list[int | None] = []
         keys: list[bytes | None] = []
-        scale = self._fields.scale
+        time_ms = self._fields.time_ms
         for line in lines:
             try:
                 row: Any = self._decode(line)
@@ -83,7 +82,7 @@ class _LineReader:
                 continue
             self._objects += 1
             self._timed += row.time is not None
-            times.append(time_ms(row.time, scale))
+            times.append(time_ms(row.time))
             key = getattr(row, self._key) if self._key else None
             self._keyed += key is not None
             keys.append(None if key is None else str(key).encode())
@@ -92,9 +91,9 @@ class _LineReader:
     def check(self, path: Path, lines: int) -> None:
         """Raise InputError if the lines read so far show that a field has the wrong name."""
         if not self._objects:
-            return  # all malformed: the stream will say so of each
-        for name, found in ((self._fields.time, self._timed), (self._fields.key, self._keyed)):
-            if name is not None and not found:
+            return  # all malformed: each becomes a dead letter
+        for name, count in ((self._fields.time, self._timed), (self._fields.key, self._keyed)):
+            if name is not None and not count:
                 raise InputError(
                     f"no field {name!r} in the first {lines} lines of {path}: say which field "
                     f"holds the {'time' if name == self._fields.time else 'key'}"

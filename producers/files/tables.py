@@ -1,4 +1,4 @@
-"""Reads CSV and Parquet as frames of some thousand rows, and makes messages of their rows."""
+"""Reads CSV and Parquet as data frames of a few thousand rows, and makes messages of the rows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import msgspec
 import polars as pl
 
 from anabranch.producers.batch import Batch, Kind
-from anabranch.producers.files.event_time import time_ms
 from anabranch.producers.files.fields import FileFields
 from anabranch.state.errors import InputError
 
 CSV_BLOCK_BYTES = 8 << 20
-"""A CSV's column types are found from this much of it, and this much is read at a time."""
+"""A CSV is read in blocks of this size; the types of its columns are inferred from the first."""
 
 PARQUET_ROWS = 131_072
 _BOM = b"\xef\xbb\xbf"
@@ -25,10 +24,10 @@ _BOM = b"\xef\xbb\xbf"
 def csv_frames(path: Path, text: Collection[str]) -> Iterator[pl.DataFrame]:
     """The rows of a CSV file with a header; columns in ``text`` are read as text.
 
-    The types of the others are those that fit the whole first block.
+    The types of the others are inferred from the whole first block.
 
     Raises:
-        InputError: a row doesn't fit the header, or a value the type of its column.
+        InputError: a row does not fit the header, or a value the type of its column.
     """
     schema: dict[str, Any] | None = None
     done = 0
@@ -49,7 +48,7 @@ def csv_frames(path: Path, text: Collection[str]) -> Iterator[pl.DataFrame]:
                 else:
                     frame = pl.read_csv(source, schema=schema)
             except pl.exceptions.PolarsError as error:
-                raise InputError(_csv_complaint(path, done, error)) from None
+                raise InputError(_csv_error(path, done, error)) from None
             done += len(frame)
             yield frame
 
@@ -58,27 +57,27 @@ def parquet_frames(path: Path) -> Iterator[pl.DataFrame]:
     """The rows of a Parquet file, some row groups at a time.
 
     Raises:
-        InputError: the file is damaged, or isn't Parquet.
+        InputError: the file is damaged, or not Parquet.
     """
     rows = parquet_rows(path)
     for start in range(0, rows, PARQUET_ROWS):
         try:
             yield pl.scan_parquet(path).slice(start, PARQUET_ROWS).collect()
         except (pl.exceptions.PolarsError, OSError):
-            raise InputError(f"{path} is damaged behind row {start}: make it again") from None
+            raise InputError(f"{path} is damaged after row {start}: create it again") from None
 
 
 def parquet_rows(path: Path) -> int:
     """The number of rows that a Parquet file says it has.
 
     Raises:
-        InputError: the file is damaged, or isn't Parquet.
+        InputError: the file is damaged, or not Parquet.
     """
     try:
         return int(pl.scan_parquet(path).select(pl.len()).collect().item())
     except (pl.exceptions.PolarsError, OSError):
         raise InputError(
-            f"{path} is no whole Parquet file: it is damaged, cut short, or of another kind"
+            f"{path} is not a complete Parquet file: it is damaged, truncated, or of another kind"
         ) from None
 
 
@@ -89,7 +88,7 @@ def frame_messages(
     kind: Kind,
     batch_size: int,
 ) -> Iterator[Batch]:
-    """The rows of ``frames`` as JSON messages of ``kind``; ``path`` is for complaints.
+    """The rows of ``frames`` as JSON messages of ``kind``; ``path`` is for error messages.
 
     Raises:
         InputError: the time or the key is no column, no row has a valid time, or there are no rows.
@@ -99,22 +98,22 @@ def frame_messages(
     for frame in frames:
         _check_columns(path, frame, fields)
         frame = prepare_frame(path, frame, fields, done)
-        times = [time_ms(value, fields.scale) for value in frame[fields.time]]
+        times = [fields.time_ms(value) for value in frame[fields.time]]
         if last_ms is None:
             last_ms = next((time for time in times if time is not None), None)
         if last_ms is None and len(frame):
             raise InputError(
-                f"column {fields.time!r} of {path} holds no times, but "
-                f"{frame[fields.time][0]!r}: it takes ISO-8601 or a number since 1970"
+                f"column {fields.time!r} of {path} holds {frame[fields.time][0]!r}, which is not a "
+                "time: write ISO-8601 text or a number since 1970"
             )
         for start in range(0, len(frame), batch_size):
             piece = frame[start : start + batch_size]
             values = encode(piece.to_dicts()).split(b"\n")[:-1]
-            known: list[int] = []
+            filled: list[int] = []
             for time in times[start : start + batch_size]:
                 last_ms = last_ms if time is None else time
-                known.append(last_ms or 0)
-            yield Batch.of(kind, values, _keys(piece, fields), known)
+                filled.append(last_ms or 0)
+            yield Batch.of(kind, values, _keys(piece, fields), filled)
         done += len(frame)
     if not done:
         raise InputError(f"{path} has columns but no rows: there is nothing to publish")
@@ -124,20 +123,20 @@ def _check_columns(path: Path, frame: pl.DataFrame, fields: FileFields) -> None:
     for meaning, name in (("time", fields.time), ("key", fields.key)):
         if name is not None and name not in frame.columns:
             raise InputError(
-                f"no column {name!r} in {path}: it has {', '.join(frame.columns)}; say which of "
-                f"them holds the {meaning}"
+                f"no column {name!r} in {path}: it has {', '.join(frame.columns)}; name the one "
+                f"that holds the {meaning}"
             )
 
 
 def prepare_frame(
     path: Path, frame: pl.DataFrame, fields: FileFields, done: int = 0
 ) -> pl.DataFrame:
-    """The frame with text where text is wanted, an id, and nothing that JSON has no number for.
+    """The frame with text columns as text, an id, and only numbers that JSON has.
 
-    ``done`` rows of the file came before it; ``path`` is for complaints.
+    ``done`` rows of the file precede it; ``path`` is for error messages.
 
     Raises:
-        InputError: a column that must be text can't be.
+        InputError: a column that must be text cannot be converted.
     """
     casts = [pl.col(name).cast(pl.String) for name in fields.text_columns if name in frame.columns]
     decimals = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Decimal)]
@@ -147,7 +146,7 @@ def prepare_frame(
     except pl.exceptions.PolarsError as error:
         reason = str(error).strip().split("\n")[0]
         names = ", ".join(fields.text_columns)
-        raise InputError(f"{path}: {names} can't all be read as text: {reason}") from None
+        raise InputError(f"{path}: {names} cannot all be read as text: {reason}") from None
     if fields.id in frame.columns:
         return frame
     number = pl.int_range(done, done + len(frame)).cast(pl.String).alias(fields.id)
@@ -161,7 +160,7 @@ def _keys(frame: pl.DataFrame, fields: FileFields) -> list[bytes | None]:
 
 
 def _csv_blocks(file: Any) -> Iterator[bytes]:
-    """What is left of ``file`` in blocks that end with a row, never inside quotes."""
+    """The rest of ``file`` in blocks that end with a row, never inside quotes."""
     rest = b""
     while block := file.read(CSV_BLOCK_BYTES):
         rest += block
@@ -175,7 +174,7 @@ def _csv_blocks(file: Any) -> Iterator[bytes]:
         yield rest
 
 
-def _csv_complaint(path: Path, done: int, error: Exception) -> str:
+def _csv_error(path: Path, done: int, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0]
-    where = f"{path}, behind row {done}" if done else str(path)
-    return f"{where}: {reason}; if a column that looks numeric is text, name it as a text field"
+    where = f"{path}, after row {done}" if done else str(path)
+    return f"{where}: {reason}; name columns of text that look like numbers as text fields"

@@ -1,4 +1,4 @@
-"""Merges a file of events and a file of labels into one stream, in order of time."""
+"""Merges a stream of events and a stream of labels by time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from anabranch.producers.batch import Batch
 
 
 def merged(events: Iterator[Batch], labels: Iterator[Batch]) -> Iterator[Batch]:
-    """All messages of both, by time; each keeps its own order, and on equal times events go first.
+    """All messages of both, by time; each keeps its order, and on equal times events go first.
 
-    A message whose time lies behind its predecessor's goes with its predecessor.
+    A message whose time is before its predecessor's goes with its predecessor.
     """
     inputs = [_Input(events), _Input(labels)]
     while inputs[0].fill() | inputs[1].fill():  # both, always
@@ -26,7 +26,7 @@ def merged(events: Iterator[Batch], labels: Iterator[Batch]) -> Iterator[Batch]:
 
 
 class _Input:
-    """One stream, a batch of it at hand, with times that never fall."""
+    """One stream with a batch of it buffered, and times that never fall."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
@@ -36,7 +36,7 @@ class _Input:
         self.open = True
 
     def fill(self) -> bool:
-        """Have a batch at hand; False when the stream is at its end."""
+        """Buffer a batch; returns False at the end of the stream."""
         while self.open and not len(self._batch):
             batch = next(self._batches, None)
             if batch is None:
@@ -56,22 +56,22 @@ class _Input:
 
 
 def _concatenated(parts: list[Batch], order: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:
-    places = order.tolist()
+    indices = order.tolist()
     values = list(chain.from_iterable(part.values for part in parts))
     keys = list(chain.from_iterable(part.keys for part in parts))
     return Batch(
-        [values[place] for place in places],
-        [keys[place] for place in places],
+        [values[index] for index in indices],
+        [keys[index] for index in indices],
         np.concatenate([part.times for part in parts])[order],
         np.concatenate([part.labels for part in parts])[order],
     )
 
 
-def labels_follow_events(batches: Iterator[Batch], event_id: str, label_id: str) -> Iterator[Batch]:
-    """Give every label the key of the event that it judges, so that both go to one partition.
+def keyed_by_event(batches: Iterator[Batch], event_id: str, label_id: str) -> Iterator[Batch]:
+    """Give every label the key of its event, so that both go to one partition.
 
     ``batches`` hold each event before its label. The key of every event is remembered. A label
-    whose event is not known, or that can't be read, keeps its own key.
+    whose event is not known, or that cannot be decoded, keeps its own key.
     """
     of_event, of_label = _id_decoder(event_id), _id_decoder(label_id)
     known: dict[str, bytes | None] = {}

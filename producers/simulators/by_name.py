@@ -1,8 +1,9 @@
-"""The simulators by name, each named for the shipped pipeline that it feeds."""
+"""The simulators by name; each has the name of the shipped pipeline that reads its messages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from anabranch.producers.arrival_process import MONDAY_MS
 from anabranch.producers.batch import Batch
@@ -25,65 +26,38 @@ def simulate(
 ) -> Iterator[Batch]:
     """The messages of the simulator ``name``, the same bytes for the same arguments.
 
-    ``events`` is how many events there are (None: no end; labels come besides), ``event_rate`` how
-    many per second of event time (None: the simulator's own), ``drift_at`` the number of the event
-    at which the world changes (payments only).
+    Args:
+        name: payments, clicks or trips.
+        seed: of all random draws.
+        events: how many events there are, besides their labels; None: no end.
+        event_rate: events per second of event time; None: the simulator's own.
+        start_ms: when the first event may happen, epoch ms.
+        drift_at: the number of the event at which the simulated world changes (payments only).
+        faults: what goes wrong on the way to the bus.
 
     Raises:
-        InputError: there is no such simulator, or it can't do what is asked.
+        InputError: there is no such simulator, or an option is out of range.
     """
     if name not in SIMULATORS:
         raise InputError(f"there is no simulator {name!r}: choose one of {', '.join(SIMULATORS)}")
     if event_rate is not None and not 0 < event_rate <= 1e6:
-        raise InputError(f"{event_rate:g} events per second are impossible: give 0 to 1000000")
+        raise InputError(f"{event_rate:g} events per second are out of range: give 0 to 1000000")
     if events is not None and events < 0:
-        raise InputError(f"{events} events are impossible: give 0 or more")
+        raise InputError(f"{events} events are out of range: give 0 or more")
     if drift_at is not None and name != "payments":
         raise InputError(f"the simulator {name!r} has no drift: only payments has")
-    return SIMULATORS[name](seed, events, event_rate, start_ms, drift_at, faults)
+    settings_type, simulator = SIMULATORS[name]
+    options: dict[str, Any] = {"start_ms": start_ms}
+    if event_rate:
+        options["rate"] = event_rate
+    if drift_at is not None:
+        options["drift_at"] = drift_at
+    return simulator(seed=seed, events=events, settings=settings_type(**options), faults=faults)
 
 
-def _payments(
-    seed: int,
-    events: int | None,
-    rate: float | None,
-    start_ms: int,
-    drift_at: int | None,
-    faults: Faults | None,
-) -> Iterator[Batch]:
-    settings = PaymentSettings(
-        rate=rate or PaymentSettings().rate, start_ms=start_ms, drift_at=drift_at
-    )
-    return simulate_payments(seed=seed, events=events, settings=settings, faults=faults)
-
-
-def _clicks(
-    seed: int,
-    events: int | None,
-    rate: float | None,
-    start_ms: int,
-    drift_at: int | None,
-    faults: Faults | None,
-) -> Iterator[Batch]:
-    settings = ClickSettings(rate=rate or ClickSettings().rate, start_ms=start_ms)
-    return simulate_clicks(seed=seed, events=events, settings=settings, faults=faults)
-
-
-def _trips(
-    seed: int,
-    events: int | None,
-    rate: float | None,
-    start_ms: int,
-    drift_at: int | None,
-    faults: Faults | None,
-) -> Iterator[Batch]:
-    settings = TripSettings(rate=rate or TripSettings().rate, start_ms=start_ms)
-    return simulate_trips(seed=seed, events=events, settings=settings, faults=faults)
-
-
-Simulator = Callable[
-    [int, int | None, float | None, int, int | None, Faults | None], Iterator[Batch]
-]
-
-SIMULATORS: dict[str, Simulator] = {"payments": _payments, "clicks": _clicks, "trips": _trips}
-"""Name → what simulates it; see `simulate`."""
+SIMULATORS: dict[str, tuple[type[Any], Callable[..., Iterator[Batch]]]] = {
+    "payments": (PaymentSettings, simulate_payments),
+    "clicks": (ClickSettings, simulate_clicks),
+    "trips": (TripSettings, simulate_trips),
+}
+"""Name → the simulator's settings, and the function that simulates with them."""

@@ -1,17 +1,17 @@
-"""Simulates a shop that shows items to visitors in sessions, and which of them are clicked.
+"""Simulates a shop that shows items to visitors in sessions, and which items are clicked.
 
-A visitor comes, is shown one page of items after another, and goes. A session is about one
-category, its pages hold items of all, in an order drawn by chance. One item of a page is clicked,
-or none; which is drawn by a multinomial logit, against a utility of 0 of clicking none::
+In a session a visitor is shown several pages of items. A session is about one category; its pages
+hold items of all categories in random order. One item of a page is clicked, or none; which is drawn
+by a multinomial logit, with a utility of 0 for no click::
 
     utility(item) = -5.0 + 0.14 · (pages of the session before this one, at most 10)
                          + 1.6 · (the item is of the session's category)
                          - 0.6 · (log price, standardised) + 0.6 · (log popularity, standardised)
                          - 0.5 · log(position)
 
-What the shop knows of the second line is a relevance: 1 or 0 and normal noise of 0.5. A click is
-published when it happens, within ten minutes; that there was none is told by nothing. How likely
-each item was to be clicked is known, and so the best order (`Pages.probability`, `Pages.utility`).
+Of the second line the shop knows a relevance: 1 or 0 plus normal noise of 0.5. A click is published
+when it happens, within ten minutes; no message says that there was none. The probability of a click
+is known for each item, and so is the best order (`Pages.probability`, `Pages.utility`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.producers.arrival_process import MONDAY_MS, DailyRhythm, draw, zipf_weights
+from anabranch.producers.arrival_process import MONDAY_MS, DailyArrivals, draw, zipf_weights
 from anabranch.producers.batch import Batch
 from anabranch.producers.simulators.faults import Faults
 from anabranch.producers.simulators.timeline import Chunk, timeline
@@ -43,11 +43,11 @@ CATEGORIES = (
     "tools",
 )
 TIMEOUT_MS = 600_000
-"""After how long an impression counts as not clicked."""
+"""The time after which an impression counts as not clicked."""
 
-_LONGEST_SESSION = 40
+_MAX_SESSION = 40
 SHOWN = 8
-"""Items of a page."""
+"""The number of items on a page."""
 
 _ROWS = np.dtype(
     [
@@ -61,14 +61,14 @@ _ROWS = np.dtype(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClickSettings:
-    """What the simulated shop is like.
+    """The parameters of the simulated shop.
 
     Attributes:
-        visitors, items: how many there are.
+        visitors, items: their number.
         rate: mean pages per second of event time.
         session_mean: mean pages of a session (geometric, at most 40).
         start_ms: when the first session may begin, epoch ms.
-        chunk: pages that are simulated at once, about.
+        chunk: about how many pages are simulated at once.
     """
 
     visitors: int = 5000
@@ -81,12 +81,12 @@ class ClickSettings:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Some pages in order of time, with the truth about them.
+    """Pages in order of time, with the ground truth.
 
-    ``first`` is the number of the first; ``ts`` epoch ms and ``visitor``, an index, are ``(n,)``.
-    ``items``, ``relevance``, ``utility`` (without its position's part) and ``probability`` (of
-    being clicked) are ``(n, SHOWN)``, in the order of the page. ``clicked`` is the place of what
-    was clicked, -1 for nothing, and ``label_ms`` when that is known.
+    ``first`` is the number of the first. ``ts`` (epoch ms) and ``visitor`` (an index) are ``(n,)``.
+    ``items``, ``relevance``, ``utility`` (without the position's term) and ``probability`` (of a
+    click) are ``(n, SHOWN)``, in the order of the page. ``clicked`` is the position of the clicked
+    item, -1 for none, and ``label_ms`` when that is known, both ``(n,)``.
     """
 
     first: int
@@ -102,7 +102,7 @@ class Pages:
 
 
 class ClickWorld:
-    """The visitors and items of one seed, and what happens between them.
+    """The visitors and items of one seed, and the pages that visitors see.
 
     ``category`` ``(items,)`` indexes `CATEGORIES`; ``price`` ``(items,)`` has two decimals.
     """
@@ -110,7 +110,7 @@ class ClickWorld:
     def __init__(self, seed: int, settings: ClickSettings) -> None:
         self._settings = settings
         self._random = random = np.random.default_rng([seed, 2])
-        self._rhythm = DailyRhythm(settings.rate / settings.session_mean, 0.6, 19.0)
+        self._arrivals = DailyArrivals(settings.rate / settings.session_mean, 0.6, 19.0)
         self._visitor_shares = random.permutation(zipf_weights(settings.visitors, 0.3))
         self._item_shares = random.permutation(zipf_weights(settings.items, 0.8))
         self.category = random.permutation(np.arange(settings.items) % len(CATEGORIES))
@@ -120,50 +120,52 @@ class ClickWorld:
         self._appeal = 0.6 * _standardised(np.log(self._item_shares)) - 0.6 * _standardised(
             log_price
         )
-        self._ahead = np.empty(0, _ROWS)
+        self._future = np.empty(0, _ROWS)
 
     def pages(self, events: int | None = None) -> Iterator[Pages]:
-        """The first ``events`` pages, or pages without end."""
+        """The first ``events`` pages, or an endless stream."""
         settings, number, now = self._settings, 0, self._settings.start_ms
         step = max(1000, round(settings.chunk / settings.rate * 1000))
         while events is None or number < events:
             until = now + step
-            rows = np.concatenate([self._ahead, self._sessions(now, until)])
+            rows = np.concatenate([self._future, self._sessions(now, until)])
             rows = rows[np.argsort(rows["ts"], kind="stable")]
             due = int(np.searchsorted(rows["ts"], until))
-            rows, self._ahead = rows[:due], rows[due:]
-            yield self._judge(rows, number, until, None if events is None else events - number)
+            rows, self._future = rows[:due], rows[due:]
+            yield self._outcomes(rows, number, until, None if events is None else events - number)
             number, now = number + due, until
 
     def _sessions(self, start_ms: int, until_ms: int) -> NDArray[np.void]:
-        """All pages of the sessions that begin in this time, some of them after its end."""
+        """All pages of the sessions that start in this period, some of them after its end."""
         random = self._random
-        begun = self._rhythm.arrivals(random, start_ms, until_ms)
-        count, width = len(begun), _LONGEST_SESSION
+        starts = self._arrivals.arrivals(random, start_ms, until_ms)
+        count, width = len(starts), _MAX_SESSION
         sizes = np.minimum(random.geometric(1 / self._settings.session_mean, count), width)
         shown = np.arange(width) < sizes[:, None]
         gaps = np.maximum(12.0 * np.exp(random.normal(0.0, 1.0, (count, width))), 0.5)
         gaps[:, 0] = 0.0
         rows = np.empty((count, width), _ROWS)
-        rows["ts"] = begun[:, None] + (np.cumsum(gaps, axis=1) * 1000).astype(np.int64)
+        rows["ts"] = starts[:, None] + (np.cumsum(gaps, axis=1) * 1000).astype(np.int64)
         rows["visitor"] = draw(random, self._visitor_shares, count)[:, None]
         rows["category"] = random.integers(0, len(CATEGORIES), count)[:, None]
         rows["before"] = np.arange(width)
         return np.asarray(rows[shown])
 
-    def _judge(self, rows: NDArray[np.void], first: int, until_ms: int, limit: int | None) -> Pages:
-        """Draw the items of the pages ``rows``, and what became of them; at most ``limit`` stay."""
+    def _outcomes(
+        self, rows: NDArray[np.void], first: int, until_ms: int, limit: int | None
+    ) -> Pages:
+        """The pages of ``rows`` with their items and outcomes, at most ``limit`` of them."""
         random, count = self._random, len(rows)
-        # The largest of keys drawn so are a sample without replacement by the shares.
+        # The smallest of these keys are a weighted sample without replacement.
         keys = random.exponential(1.0, (count, len(self._item_shares))) / self._item_shares
         items = random.permuted(np.argpartition(keys, SHOWN, axis=1)[:, :SHOWN], axis=1)
         fits = self.category[items] == rows["category"][:, None]
-        warmth = 0.14 * np.minimum(rows["before"], 10)[:, None]
-        utility = -5.0 + warmth + 1.6 * fits + self._appeal[items]
+        interest = 0.14 * np.minimum(rows["before"], 10)[:, None]
+        utility = -5.0 + interest + 1.6 * fits + self._appeal[items]
         weight = np.exp(utility - 0.5 * np.log(np.arange(1, SHOWN + 1)))
         probability = weight / (1.0 + weight.sum(axis=1, keepdims=True))
-        place = (random.random((count, 1)) >= np.cumsum(probability, axis=1)).sum(axis=1)
-        clicked = np.where(place < SHOWN, place, -1)
+        position = (random.random((count, 1)) >= np.cumsum(probability, axis=1)).sum(axis=1)
+        clicked = np.where(position < SHOWN, position, -1)
         delays = 8.0 * np.exp(random.normal(0.0, 1.0, count))
         delays_ms = np.minimum((delays * 1000).astype(np.int64) + 1, TIMEOUT_MS - 1)
         relevance = np.round(fits + random.normal(0.0, 0.5, (count, SHOWN)), 3)
@@ -211,7 +213,7 @@ def simulate_clicks(
 ) -> Iterator[Batch]:
     """Pages and clicks as messages, keyed by visitor; the same bytes for the same arguments.
 
-    ``events`` is how many pages there are, None for no end.
+    ``events`` is the number of pages; None for no end.
     """
     settings = settings or ClickSettings()
     world = ClickWorld(seed, settings)

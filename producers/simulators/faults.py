@@ -1,6 +1,6 @@
-"""What goes wrong on the way to a bus, in known shares: for demonstrations and tests.
+"""Faults on the way to a bus, in known shares, for demonstrations and tests.
 
-Faults add messages or delay them; they never take one away.
+Faults add messages or delay them, but never remove one.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from anabranch.state.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """Shares (0 to 1) of the events that suffer each fault.
+    """The shares (0 to 1) of events with each fault.
 
     Attributes:
-        malformed: events that are followed by a broken copy of themselves: cut short, with a value
-            of the wrong type, or no text at all.
+        malformed: events that are followed by a malformed copy: truncated, with a value of another
+            type, or not text at all.
         duplicates: events that are published a second time, up to ``delay_s`` later.
         out_of_order: events that are published up to ``delay_s`` seconds after they happened.
         delay_s: the longest delay, in seconds of event time.
@@ -38,9 +38,9 @@ class Faults:
         for name in ("malformed", "duplicates", "out_of_order"):
             share = getattr(self, name)
             if not 0 <= share <= 1:
-                raise InputError(f"a share of {share:g} of {name} is impossible: give 0 to 1")
+                raise InputError(f"a share of {share:g} of {name} is out of range: give 0 to 1")
         if self.delay_s < 0:
-            raise InputError(f"a delay of {self.delay_s:g} s is impossible: give 0 or more")
+            raise InputError(f"a delay of {self.delay_s:g} s is out of range: give 0 or more")
 
     def arrivals(self, random: np.random.Generator, times: NDArray[np.int64]) -> NDArray[np.int64]:
         """When events that happened at ``times`` are published, ``(n,) int64`` epoch ms."""
@@ -50,7 +50,7 @@ class Faults:
         return times + np.where(delayed, self._delays_ms(random, len(times)), 0)
 
     def extra(self, random: np.random.Generator, events: Batch) -> Batch:
-        """The duplicates and broken copies of ``events``, to be published besides them."""
+        """The duplicates and malformed copies of ``events``, to be published besides them."""
         values: list[bytes] = []
         keys: list[bytes | None] = []
         times: list[int] = []
@@ -62,7 +62,7 @@ class Faults:
                 times.append(int(events.times[row] + delays[row]))
         if self.malformed:
             for row in np.flatnonzero(random.random(len(events)) < self.malformed).tolist():
-                values.append(_broken(events.values[row], int(random.integers(3))))
+                values.append(_malformed(events.values[row], int(random.integers(3))))
                 keys.append(events.keys[row])
                 times.append(int(events.times[row]))
         return Batch.of("events", values, keys, times)
@@ -71,7 +71,7 @@ class Faults:
         return np.asarray(random.random(count) * self.delay_s * 1000, np.int64)
 
 
-def _broken(value: bytes, how: int) -> bytes:
+def _malformed(value: bytes, how: int) -> bytes:
     if how == 0:
         return value[: len(value) // 2]
     if how == 1:

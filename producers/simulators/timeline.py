@@ -1,4 +1,4 @@
-"""Merges what a simulator makes into the order of publication: events, and labels later."""
+"""Merges simulated events and their later labels into the order of publication."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from anabranch.producers.simulators.faults import Faults
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The events that happen before ``until_ms`` and after the last chunk, and all their labels.
+    """The events before ``until_ms`` and after the last chunk, and all their labels.
 
-    ``events`` and ``labels`` carry their own times; ``judged`` is ``(labels,) int64``, the row in
-    ``events`` that each label is about.
+    ``events`` and ``labels`` have their own times; ``judged`` is the row in ``events`` that each
+    label is for, ``(labels,) int64``.
     """
 
     until_ms: int
@@ -27,9 +27,9 @@ class Chunk:
 
 
 def timeline(chunks: Iterable[Chunk], faults: Faults, seed: int) -> Iterator[Batch]:
-    """Batches of events and labels in order of publication; what is still out comes at the end.
+    """Batches of events and labels in order of publication; outstanding messages come at the end.
 
-    A label is never published before the event it judges, even when a fault delays that event.
+    A label is never published before its event, even if a fault delays the event.
     """
     random = np.random.default_rng([seed, 0xFA])
     outbox = _Outbox()
@@ -48,7 +48,7 @@ def timeline(chunks: Iterable[Chunk], faults: Faults, seed: int) -> Iterator[Bat
 
 
 class _Outbox:
-    """Messages waiting for their time."""
+    """Messages that wait for their publication."""
 
     def __init__(self) -> None:
         self._rows = np.empty((0, 2), object)  # value, key
@@ -66,15 +66,15 @@ class _Outbox:
         self._labels = np.concatenate([self._labels, batch.labels])
 
     def release(self, until_ms: int | None) -> Batch:
-        """Everything with a time before ``until_ms`` (all when None), in order of time."""
+        """Remove and return everything before ``until_ms`` (None: everything), by time."""
         due = self._times < until_ms if until_ms is not None else np.ones(len(self._times), bool)
-        places = np.flatnonzero(due)
-        places = places[np.argsort(self._times[places], kind="stable")]
+        rows = np.flatnonzero(due)
+        rows = rows[np.argsort(self._times[rows], kind="stable")]
         batch = Batch(
-            self._rows[places, 0].tolist(),
-            self._rows[places, 1].tolist(),
-            self._times[places],
-            self._labels[places],
+            self._rows[rows, 0].tolist(),
+            self._rows[rows, 1].tolist(),
+            self._times[rows],
+            self._labels[rows],
         )
         self._rows = self._rows[~due]
         self._times, self._labels = self._times[~due], self._labels[~due]

@@ -1,16 +1,16 @@
-"""Simulates taxi trips, and how long they took, known at drop-off.
+"""Simulates taxi trips and their durations, which are known at drop-off.
 
-A city has zones with a speed each; demand surges in a zone for an hour or two, and where many trips
-begin, traffic is slow. What a trip takes is, with the noise's median at 1::
+A city has zones with a speed each; demand surges in a zone for an hour or two, and traffic is slow
+where many trips start. The duration of a trip is, with noise of median 1::
 
     minutes = 2 + 60 · distance / speed of the two zones · rush(hour) · crowd · noise
 
     rush  = 1 + 0.35 · (a bump at 08:00 UTC and one at 17:00, each about an hour and a half wide)
-    crowd = 1 + 0.25 · (trips from the zone in the last 30 minutes over the usual number, less 1,
+    crowd = 1 + 0.25 · (trips from the zone in the last 30 minutes over the expected number, less 1,
                         between -1 and 2)
     noise = log-normal, sigma 0.12
 
-so the best mean absolute error that any model could have is known: that of `Trips.expected`.
+so the best mean absolute error that any model could reach is known: that of `Trips.expected`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.producers.arrival_process import DAY_MS, MONDAY_MS, DailyRhythm, draw, zipf_weights
+from anabranch.producers.arrival_process import DAY_MS, MONDAY_MS, DailyArrivals, draw, zipf_weights
 from anabranch.producers.batch import Batch
 from anabranch.producers.simulators.faults import Faults
 from anabranch.producers.simulators.recent_counts import RecentCounts
@@ -35,12 +35,12 @@ _PASSENGER_SHARES = np.array([0.7, 0.17, 0.06, 0.04, 0.02, 0.01])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TripSettings:
-    """What the simulated city is like.
+    """The parameters of the simulated city.
 
     Attributes:
-        zones: how many there are, in a square of ``side_km`` kilometres.
+        zones: their number, in a square of ``side_km`` kilometres.
         rate: mean trips per second of event time.
-        start_ms: when the first trip may begin, epoch ms.
+        start_ms: when the first trip may start, epoch ms.
     """
 
     zones: int = 30
@@ -51,11 +51,11 @@ class TripSettings:
 
 @dataclass(frozen=True, slots=True)
 class Trips:
-    """Some trips in order of pick-up, column by column, with the truth about them.
+    """Trips in order of pick-up, column by column, with the ground truth.
 
-    ``first`` is the number of the first; ``ts`` the pick-up in epoch ms, ``zone_from`` and
-    ``zone_to`` indices. ``minutes`` is what the trip took, ``expected`` its median before the noise
-    is known, ``arrival_ms`` the drop-off. All are ``(n,)``.
+    ``first`` is the number of the first. The columns are ``(n,)``: ``ts`` the pick-up in epoch ms;
+    ``zone_from`` and ``zone_to`` indices; ``minutes`` the duration, and ``expected`` its median
+    without the noise; ``arrival_ms`` the drop-off in epoch ms.
     """
 
     first: int
@@ -71,43 +71,43 @@ class Trips:
 
 
 class TripWorld:
-    """The city of one seed, and the trips through it."""
+    """The city of one seed, and its trips."""
 
     def __init__(self, seed: int, settings: TripSettings) -> None:
         self._settings = settings
         self._random = random = np.random.default_rng([seed, 3])
-        self._rhythm = DailyRhythm(settings.rate, 0.5, 16.0)
+        self._arrivals = DailyArrivals(settings.rate, 0.5, 16.0)
         self._shares = random.permutation(zipf_weights(settings.zones, 0.5))
         self._place = random.random((settings.zones, 2)) * settings.side_km
         self._speed = random.normal(28.0, 3.0, settings.zones).clip(20.0, 36.0)  # km/h
-        self._surge = np.zeros(settings.zones)  # log of demand over the usual
+        self._surge = np.zeros(settings.zones)  # log of demand relative to the mean
         self._recent = RecentCounts(_HALF_HOUR_MS)
 
     def trips(self, events: int | None = None) -> Iterator[Trips]:
-        """The first ``events`` trips, or trips without end; half an hour at a time."""
+        """The first ``events`` trips, or an endless stream, half an hour at a time."""
         number, now = 0, self._settings.start_ms
         while events is None or number < events:
             until = now + _HALF_HOUR_MS
-            times = self._rhythm.arrivals(self._random, now, until)
+            times = self._arrivals.arrivals(self._random, now, until)
             limit = None if events is None else events - number
-            yield self._drive(times, number, until, limit)
+            yield self._draw(times, number, until, limit)
             number, now = number + len(times), until
 
-    def _drive(
+    def _draw(
         self, times: NDArray[np.int64], first: int, until_ms: int, limit: int | None
     ) -> Trips:
-        """Draw the trips that begin at ``times``, of which at most ``limit`` are kept."""
+        """Draw the trips that start at ``times``, and keep at most ``limit`` of them."""
         random, zones, count = self._random, self._settings.zones, len(times)
         self._surge = 0.8 * self._surge + random.normal(0.0, 0.35, zones)
         zone_from = draw(random, self._shares * np.exp(self._surge), count)
         zone_to = draw(random, self._shares, count)
-        apart = np.hypot(*(self._place[zone_from] - self._place[zone_to]).T)
-        distance = np.round((0.8 + apart) * random.uniform(1.1, 1.4, count), 2)
+        straight = np.hypot(*(self._place[zone_from] - self._place[zone_to]).T)
+        distance = np.round((0.8 + straight) * random.uniform(1.1, 1.4, count), 2)
         speed = (self._speed[zone_from] + self._speed[zone_to]) / 2
-        slow = self._rush(times) * self._crowd(zone_from, times)
-        expected = 2 + 60 * distance / speed * slow
+        slowdown = self._rush(times) * self._crowd(zone_from, times)
+        expected = 2 + 60 * distance / speed * slowdown
         noise = np.exp(random.normal(0.0, NOISE_SIGMA, count))
-        took_ms = ((2 + (expected - 2) * noise) * 60_000).astype(np.int64)
+        duration_ms = ((2 + (expected - 2) * noise) * 60_000).astype(np.int64)
         passengers = 1 + draw(random, _PASSENGER_SHARES, count)
         cut = slice(0, limit)
         return Trips(
@@ -119,8 +119,8 @@ class TripWorld:
             distance_km=distance[cut],
             passengers=passengers[cut],
             expected=expected[cut],
-            minutes=np.round(took_ms / 60_000, 2)[cut],
-            arrival_ms=(times + took_ms)[cut],
+            minutes=np.round(duration_ms / 60_000, 2)[cut],
+            arrival_ms=(times + duration_ms)[cut],
         )
 
     def _rush(self, times: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -129,8 +129,8 @@ class TripWorld:
         return np.asarray(1 + 0.35 * bumps)
 
     def _crowd(self, zones: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[np.float64]:
-        usual = self._shares[zones] * self._settings.rate * _HALF_HOUR_MS / 1000
-        over = self._recent.add(zones, times) / usual - 1
+        expected = self._shares[zones] * self._settings.rate * _HALF_HOUR_MS / 1000
+        over = self._recent.add(zones, times) / expected - 1
         return np.asarray(1 + 0.25 * np.clip(over, -1.0, 2.0))
 
 
@@ -158,7 +158,7 @@ def simulate_trips(
 ) -> Iterator[Batch]:
     """Trips and arrivals as messages, keyed by the pick-up zone; the same bytes for the same seed.
 
-    ``events`` is how many trips there are, None for no end.
+    ``events`` is the number of trips; None for no end.
     """
     settings = settings or TripSettings()
     world = TripWorld(seed, settings)

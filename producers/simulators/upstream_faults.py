@@ -1,4 +1,4 @@
-"""Faults of whoever sends payments, from some event on: for monitors to find."""
+"""Faults of the program that publishes payments, from some event on, for monitors to detect."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ def _type(payment: Payment) -> Payment:
     return payment | {"amount": "?"} if int(payment["id"][1:]) % 7 == 0 else payment
 
 
-UPSTREAM: dict[str, tuple[str, Callable[[Payment], Payment | None]]] = {
+UPSTREAM_FAULTS: dict[str, tuple[str, Callable[[Payment], Payment | None]]] = {
     "cents": ("amounts come in cents", _cents),
-    "country": ("the code of a country is not known any more", _country),
-    "feed": ("a third of the merchants send no more", _feed),
-    "type": ("every seventh amount is a text", _type),
+    "country": ("the code of a country is missing", _country),
+    "feed": ("a third of the merchants stop sending", _feed),
+    "type": ("every seventh amount is text", _type),
 }
-"""Name → what happens, and to a payment; None: it does not come."""
+"""Name → what goes wrong, and the changed payment; None: it is not sent."""
 
 
-def broken(batches: Iterable[Batch], fault: str, at: int) -> Iterator[Batch]:
-    """The same batches, but that events from number ``at`` on have a fault.
+def with_upstream_fault(batches: Iterable[Batch], fault: str, at: int) -> Iterator[Batch]:
+    """The same batches, with a fault in the events from number ``at`` on.
 
-    Labels stay as they are, also of what does not come any more.
+    Labels stay as they are, also those of events that are not sent.
 
     Raises:
         InputError: there is no such fault.
     """
-    if fault not in UPSTREAM:
-        raise InputError(f"there is no fault {fault!r}: choose one of {', '.join(UPSTREAM)}")
-    change = UPSTREAM[fault][1]
+    if fault not in UPSTREAM_FAULTS:
+        raise InputError(f"there is no fault {fault!r}: choose one of {', '.join(UPSTREAM_FAULTS)}")
+    change = UPSTREAM_FAULTS[fault][1]
     decode, encode = msgspec.json.Decoder().decode, msgspec.json.Encoder().encode
     seen = 0
     for batch in batches:
@@ -61,7 +61,7 @@ def broken(batches: Iterable[Batch], fault: str, at: int) -> Iterator[Batch]:
             try:
                 changed = change(decode(batch.values[row]))
             except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
-                continue  # a broken copy stays one
+                continue  # a malformed copy stays one
             values[row] = None if changed is None else encode(changed)
         kept = np.array([value is not None for value in values], np.bool_)
         yield Batch(

@@ -1,4 +1,4 @@
-"""Slots of keys that come as codes of a dictionary: looked up in one step for a whole column."""
+"""Slots of keys that arrive as codes of a dictionary: one look-up for a whole column."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _NONE = -1
 
 
 class CodeSlots:
-    """Remembers the slot of each code. Whoever hands out slots also says which are no longer held.
+    """A cache of the slot of each code; its owner tells it which slots are released.
 
-    It holds 4 bytes per code and slot, and nothing that could not be asked for again.
+    It takes 4 bytes per code and per slot.
     """
 
     def __init__(self) -> None:
@@ -23,40 +23,41 @@ class CodeSlots:
         self._slot_of: I32 = np.zeros(0, np.int32)
         self._code_of: I32 = np.zeros(0, np.int32)
 
-    def slots(self, keys: CodedTexts, ask: Callable[[Sequence[str]], I64]) -> I64:
-        """The slot of each key, `(rows,) int64`; `ask` gives those of keys that are not known here.
+    def slots(self, keys: CodedTexts, allocate: Callable[[Sequence[str]], I64]) -> I64:
+        """The slot of each key, `(rows,) int64`.
 
-        It is asked for each of them once, in the order in which they first come.
+        `allocate` is called with the keys that are not cached, each once, in the order of their
+        first rows, and returns their slots.
         """
         codes = keys.codes
         if keys.dictionary is not self._dictionary:
             self._dictionary = keys.dictionary
             self._slot_of[:] = _NONE
             self._code_of[:] = _NONE
-        self._slot_of = _reaching(self._slot_of, len(keys.dictionary))
+        self._slot_of = _extended(self._slot_of, len(keys.dictionary))
         slots = self._slot_of[codes]
-        strange = codes[slots == _NONE]
-        if len(strange):
-            found, first = np.unique(strange, return_index=True)
-            new = found[np.argsort(first)]
-            given = ask([keys.dictionary.text(code) for code in new.tolist()])
-            self._slot_of[new] = given
-            self._code_of = _reaching(self._code_of, int(given.max()) + 1)
-            self._code_of[given] = new
+        missing = codes[slots == _NONE]
+        if len(missing):
+            unique, first = np.unique(missing, return_index=True)
+            new = unique[np.argsort(first)]
+            allocated = allocate([keys.dictionary.text(code) for code in new.tolist()])
+            self._slot_of[new] = allocated
+            self._code_of = _extended(self._code_of, int(allocated.max()) + 1)
+            self._code_of[allocated] = new
             slots = self._slot_of[codes]
         return slots.astype(np.int64)
 
     def forget(self, slots: list[int]) -> None:
-        """Nobody holds these slots any longer."""
-        numbers = np.array(slots, np.int64)
-        numbers = numbers[numbers < len(self._code_of)]
-        codes = self._code_of[numbers]
+        """Forget released slots."""
+        cached = np.array(slots, np.int64)
+        cached = cached[cached < len(self._code_of)]
+        codes = self._code_of[cached]
         self._slot_of[codes[codes != _NONE]] = _NONE
-        self._code_of[numbers] = _NONE
+        self._code_of[cached] = _NONE
 
 
-def _reaching(array: I32, size: int) -> I32:
-    """The array, or a longer one that begins with it."""
+def _extended(array: I32, size: int) -> I32:
+    """The array, or a copy with at least `size` elements."""
     if size <= len(array):
         return array
     grown = np.full(max(size, len(array) + len(array) // 2), _NONE, np.int32)

@@ -1,8 +1,8 @@
-"""A 64-bit hash of strings that is the same in every process, on every machine, for ever.
+"""A 64-bit hash of strings that is the same in every process, on every machine, in every version.
 
 It is XXH64 (Yann Collet, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md) with seed
-0 over the UTF-8 bytes, so any other program can compute it too. Python's own `hash` changes with
-every process.
+0 over the UTF-8 bytes, so other programs can compute it too. Python's own `hash` differs between
+processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from anabranch.state.keys.text_column import Texts
 
 U64 = NDArray[np.uint64]
 
-_UINT64, _INT64 = np.dtype(np.uint64), np.dtype(np.int64)  # a dtype made of a type is dear
+_UINT64, _INT64 = np.dtype(np.uint64), np.dtype(np.int64)  # creating a dtype from a type is slow
 _P1: Final = np.uint64(0x9E3779B185EBCA87)
 _P2: Final = np.uint64(0xC2B2AE3D27D4EB4F)
 _P3: Final = np.uint64(0x165667B19E3779F9)
@@ -30,7 +30,7 @@ _BYTE: Final = np.uint64(8)
 
 @kernel
 def _word(data: bytes, at: int, size: int) -> np.uint64:
-    """`size` bytes of `data` as a little-endian number, whatever the machine's own order is."""
+    """`size` bytes of `data` as a little-endian number, whatever the machine's byte order."""
     value = np.uint64(0)
     for i in range(size):
         value |= np.uint64(data[at + i]) << (_BYTE * np.uint64(i))
@@ -91,29 +91,29 @@ def _hash_spans(data: bytes, spans: I64, out: U64) -> None:
 
 @kernel
 def _hash_ended(data: bytes, spans: I64, out: U64) -> int:
-    """Hash the texts that each end with a zero byte; how many there are, `out` may have fewer."""
-    found = at = 0
+    """Hash texts that each end with a zero byte; returns their number, which may exceed `out`'s."""
+    count = at = 0
     for end in range(len(data)):
         if data[end] == 0:
-            if found < out.size:
-                spans[0, found], spans[1, found] = at, end
-                out[found] = xxh64(data, at, end)
-            found += 1
+            if count < out.size:
+                spans[0, count], spans[1, count] = at, end
+                out[count] = xxh64(data, at, end)
+            count += 1
             at = end + 1
-    return found
+    return count
 
 
 class HashedTexts(Sequence[str]):
-    """Texts that know their hashes, for whoever has a column of them: `hash64` asks them."""
+    """A column of texts with known hashes, which `hash64` returns."""
 
     @property
     def hashes(self) -> U64:
-        """What `hash64` gives, `(texts,) uint64`."""
+        """XXH64 of each text, `(texts,) uint64`."""
         raise NotImplementedError
 
 
 def hash_pieces(data: bytes, lengths: I64) -> U64:
-    """XXH64 of each text of so many bytes that lie side by side in `data`: `(texts,) uint64`.
+    """XXH64 of each of the texts, `(texts,) uint64`, that are concatenated in `data`.
 
     >>> [hex(h) for h in hash_pieces(b"aabc", np.array([1, 3])).tolist()]
     ['0xd24ec4f1a98c6e5b', '0x44bc2cf5ad770999']
@@ -124,7 +124,7 @@ def hash_pieces(data: bytes, lengths: I64) -> U64:
 
 
 def _side_by_side(sizes: I64) -> I64:
-    """`(2, texts) int64`: where each of these texts begins, and ends."""
+    """`(2, texts) int64`: start and end of each of the concatenated texts."""
     spans = np.empty((2, len(sizes)), _INT64)
     np.cumsum(sizes, out=spans[1])
     np.subtract(spans[1], sizes, out=spans[0])
@@ -132,7 +132,7 @@ def _side_by_side(sizes: I64) -> I64:
 
 
 def texts_of(texts: Sequence[str]) -> Texts:
-    """The same strings as a column of bytes, with their hashes; they are free to hold anything."""
+    """The strings as a column of bytes with their hashes; they may contain any characters."""
     if type(texts) is Texts:
         return texts
     hashes = np.empty(len(texts), _UINT64)
@@ -144,12 +144,12 @@ def texts_of(texts: Sequence[str]) -> Texts:
     else:
         if _hash_ended(ended, spans, hashes) == len(texts):
             return Texts(ended, spans, hashes)
-    # A zero byte or a lone surrogate is no text, but a key that has one must not stop the stream.
+    # Keys with zero bytes or lone surrogates are unusual, but must not stop the stream.
     return texts_of_parts([text.encode("utf-8", "surrogatepass") for text in texts])
 
 
 def texts_of_parts(parts: list[bytes]) -> Texts:
-    """Texts that are given in UTF-8."""
+    """A column of texts from their UTF-8 bytes."""
     hashes = np.empty(len(parts), _UINT64)
     spans = _side_by_side(np.fromiter(map(len, parts), np.int64, len(parts)))
     blob = b"".join(parts)
@@ -160,8 +160,8 @@ def texts_of_parts(parts: list[bytes]) -> Texts:
 def hash64(texts: Sequence[str]) -> U64:
     """XXH64 of each string: `(texts,) uint64`.
 
-    Two different strings among n have the same hash with a probability of about n² / 3.7e19: for a
-    hundred million of them, 3 in 10,000.
+    Among n different strings two have the same hash with a probability of about n² / 3.7e19: for a
+    hundred million, 3 in 10,000.
 
     >>> [hex(h) for h in hash64(["", "a", "abc"]).tolist()]
     ['0xef46db3751d8e999', '0xd24ec4f1a98c6e5b', '0x44bc2cf5ad770999']

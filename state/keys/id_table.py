@@ -1,7 +1,7 @@
 """A hash table from 64-bit ids to rows of arrays, for kernels: open addressing, any size.
 
-A cell holds the number of a row, whose id is in the rows' own array of keys; `EMPTY` else. The ids
-are hashes already (`state.keys.hashing`), so a cell is found by their high half alone.
+A cell holds `EMPTY` or the number of a row, whose id is in the rows' own array of keys. The ids are
+hashes already (`state.keys.hashing`), so their high half alone determines the cell.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _HALF: Final = np.uint64(32)
 
 
 def make_table(rows: int) -> I32:
-    """An empty table for so many rows: 6.8 bytes for each, at most 59 % of it used."""
+    """An empty table for `rows` rows: 6.8 bytes for each, at most 59 % full."""
     return np.full(rows * 17 // 10 + 1, EMPTY, np.int32)
 
 
 @inlined
 def find_home(key: np.uint64, table: I32) -> np.int64:
-    """The cell where `key` should be: its high half, scaled to the size (Lemire 2016)."""
+    """The first cell to look for `key`: its high half, scaled to the size (Lemire 2016)."""
     cells = table.size
     return np.int64(((key >> _HALF) * np.uint64(cells)) >> _HALF)
 
 
 @inlined
 def find(key: np.uint64, table: I32, keys: U64) -> np.int64:
-    """The cell of `key`, or the empty one where it would go."""
+    """The cell of `key`, or the empty one where it would be added."""
     at = find_home(key, table)
     while table[at] != EMPTY and keys[table[at]] != key:
         at += 1
@@ -44,7 +44,7 @@ def find(key: np.uint64, table: I32, keys: U64) -> np.int64:
 
 @kernel
 def erase(at: np.int64, table: I32, keys: U64) -> None:
-    """Empty a cell and close the gap (Knuth 6.4, algorithm R), so that no tombstones pile up."""
+    """Empty a cell and close the gap (Knuth 6.4, algorithm R), so that there are no tombstones."""
     cells = table.size
     gap = at
     while True:
@@ -70,6 +70,6 @@ def erase(at: np.int64, table: I32, keys: U64) -> None:
 
 @kernel
 def refill(table: I32, keys: U64, rows: I64) -> None:
-    """Enter rows into an empty table."""
+    """Add rows to an empty table."""
     for i in range(rows.size):
         table[find(keys[rows[i]], table, keys)] = rows[i]

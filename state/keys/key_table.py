@@ -1,7 +1,7 @@
 """A hash table from keys to slots, for kernels: open addressing over the bytes of the keys.
 
-A cell holds the number of a slot. A slot's key is a piece of `arena`; two keys are the same when
-their bytes are, whatever their hashes say::
+A cell holds the number of a slot. A slot's key is a piece of `arena`; keys are compared by their
+bytes, not by their hashes alone::
 
     table   ── · 2 · · 0 · 1 · ──▶ slot      places   0 │ 0, 3      arena   annbobcid
                                                       1 │ 3, 3
@@ -10,7 +10,7 @@ their bytes are, whatever their hashes say::
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,34 +28,51 @@ META: Final = 5
 START, SIZE = 0, 1
 
 
+class KeyArrays(NamedTuple):
+    """The arrays of the keys of a shard, as kernels take them."""
+
+    table: I32
+    """Hash table from key to slot."""
+    hash_of: U64
+    """`(slots,)`: hash of the key of each."""
+    places: I64
+    """`(slots, 2)`: start and size of the key of each in the arena."""
+    arena: U8
+    """The bytes of the keys."""
+    changed: U8
+    """`(slots,)`: whether a slot was allocated or released since the last commit."""
+    meta: I64
+
+
 @inlined
-def _is_key(slot: int, blob: bytes, start: int, size: int, places: I64, arena: U8) -> bool:
-    """Whether the key of `slot` is this piece of `blob`."""
-    if places[slot, SIZE] != size:
+def _is_key(slot: int, blob: bytes, start: int, size: int, known: KeyArrays) -> bool:
+    """Whether the key of `slot` equals this piece of `blob`."""
+    if known.places[slot, SIZE] != size:
         return False
-    own = places[slot, START]
+    own = known.places[slot, START]
     i = 0
-    while i < size and arena[own + i] == blob[start + i]:
+    while i < size and known.arena[own + i] == blob[start + i]:
         i += 1
     return i == size
 
 
 @kernel
 def find_slots(
-    row: int, blob: bytes, spans: I64, hashes: U64, adds: int, out: I64, table: I32,
-    hash_of: U64, places: I64, arena: U8, changed: U8, meta: I64,
-) -> int:  # fmt: skip
-    """The slots of the keys from `row` on; a new one is given one if it `adds`, else -1 stands.
+    row: int, blob: bytes, spans: I64, hashes: U64, adds: int, out: I64, known: KeyArrays
+) -> int:
+    """Write the slots of the keys from `row` on to `out`; new keys are added if `adds`, else -1.
 
-    Returns the row for which room is short, to be called again from there; else how many there are.
+    Returns the row for which there is no space, to be called again from there, or the number of
+    rows.
     """
+    table, hash_of, meta = known.table, known.hash_of, known.meta
     while row < hashes.size:
         key, start = hashes[row], spans[0, row]
         size = spans[1, row] - start
         at = find_home(key, table)
         slot = table[at]
         while slot != EMPTY and not (
-            hash_of[slot] == key and _is_key(slot, blob, start, size, places, arena)
+            hash_of[slot] == key and _is_key(slot, blob, start, size, known)
         ):
             at += 1
             if at == table.size:
@@ -63,18 +80,19 @@ def find_slots(
             slot = table[at]
         if slot == EMPTY and adds != 0:
             slot = np.int32(meta[FREE])
-            short = slot < 0 and meta[USED] == hash_of.size
-            if short or meta[END] + size > arena.size or (meta[LIVE] + 1) * 5 > table.size * 3:
+            full = slot < 0 and meta[USED] == hash_of.size
+            full |= meta[END] + size > known.arena.size
+            if full or (meta[LIVE] + 1) * 5 > table.size * 3:
                 return row
             if slot >= 0:
-                meta[FREE] = places[slot, START]
+                meta[FREE] = known.places[slot, START]
             else:
                 slot = np.int32(meta[USED])
                 meta[USED] += 1
-            table[at], hash_of[slot], changed[slot] = slot, key, 1
-            places[slot, START], places[slot, SIZE] = meta[END], size
+            table[at], hash_of[slot], known.changed[slot] = slot, key, 1
+            known.places[slot, START], known.places[slot, SIZE] = meta[END], size
             for i in range(size):
-                arena[meta[END] + i] = blob[start + i]
+                known.arena[meta[END] + i] = blob[start + i]
             meta[END] += size
             meta[LIVE] += 1
         out[row] = slot
@@ -84,7 +102,7 @@ def find_slots(
 
 @kernel
 def release_all(slots: I64, table: I32, hash_of: U64, places: I64, changed: U8, meta: I64) -> None:
-    """Forget the keys of slots, which must have one; the last one is the first to be used again."""
+    """Remove the keys of slots, which must have one; the last slot is the first to be reused."""
     for slot in slots:
         at = find_home(hash_of[slot], table)
         while table[at] != slot:
@@ -100,8 +118,8 @@ def release_all(slots: I64, table: I32, hash_of: U64, places: I64, changed: U8, 
 
 
 @kernel
-def enter_all(table: I32, hash_of: U64, places: I64, meta: I64) -> None:
-    """Fill an empty table with all slots that have a key."""
+def fill_table(table: I32, hash_of: U64, places: I64, meta: I64) -> None:
+    """Add all slots that have a key to an empty table."""
     for slot in range(meta[USED]):
         if places[slot, SIZE] >= 0:
             at = find_home(hash_of[slot], table)
@@ -113,8 +131,8 @@ def enter_all(table: I32, hash_of: U64, places: I64, meta: I64) -> None:
 
 
 @kernel
-def chain_free(places: I64, meta: I64) -> None:
-    """Chain all slots without key, the first one first."""
+def list_free(places: I64, meta: I64) -> None:
+    """Rebuild the free list from the slots without a key, the lowest first."""
     meta[FREE] = -1
     for slot in range(meta[USED] - 1, -1, -1):
         if places[slot, SIZE] < 0:
@@ -124,7 +142,7 @@ def chain_free(places: I64, meta: I64) -> None:
 
 @kernel
 def close_gaps(order: I64, places: I64, arena: U8, meta: I64) -> None:
-    """Move the keys of slots together; `order` is that in which they lie."""
+    """Compact the arena; `order` are the slots by position of their keys."""
     end = 0
     for slot in order:
         start = places[slot, START]

@@ -1,4 +1,4 @@
-"""Keys to slots: the dense integers that stand for keys inside a shard."""
+"""Keys to slots: the dense integers that identify keys inside a shard."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.state.arrays import larger
 from anabranch.state.compile import I32, I64, U8, entry
 from anabranch.state.keys.code_slots import CodeSlots
 from anabranch.state.keys.hashing import texts_of, texts_of_parts
@@ -21,29 +22,29 @@ from anabranch.state.keys.key_table import (
     START,
     USED,
     WASTE,
-    chain_free,
+    KeyArrays,
     close_gaps,
-    enter_all,
+    fill_table,
     find_slots,
+    list_free,
     release_all,
 )
 from anabranch.state.keys.text_column import Texts
 from anabranch.state.keys.text_dictionary import CodedTexts
 from anabranch.state.store.delta import Delta, Items
-from anabranch.state.windows.event_log import larger
 
 _LEAST: Final = 64
 _INT64 = np.dtype(np.int64)
 
 
 class KeySlots:
-    """A dictionary from keys to dense integers that are used again once released.
+    """A dictionary from keys to dense integers, which are reused once released.
 
     Slots are below `high_water`, the largest number of keys that ever lived at once. A key takes
-    its own bytes and about 40 more; its bytes are compared, so no two keys are taken for one.
+    its own bytes and about 40 more; bytes are compared, so different keys never share a slot.
 
     Attributes:
-        capacity: every slot is below it, until keys are added.
+        capacity: an upper bound of the slots in use.
 
     >>> keys = KeySlots()
     >>> keys.slots(["ann", "bob", "ann"])
@@ -53,7 +54,7 @@ class KeySlots:
     """
 
     def __init__(self) -> None:
-        self._coded: CodeSlots | None = None  # made by the first column that comes coded
+        self._coded: CodeSlots | None = None  # created by the first coded column
         self._meta: I64 = np.zeros(META, np.int64)
         self._meta[FREE] = -1
         self._table: I32 = make_table(_LEAST)
@@ -63,25 +64,25 @@ class KeySlots:
         self._changed: U8 = np.zeros(0, np.uint8)
         self._committed = False
         self.capacity = 0
-        self._gather()
+        self._collect_arrays()
         nothing = np.zeros((2, 0), np.int64), np.zeros(0, np.uint64), 1, np.zeros(0, np.int64)
-        self._find = entry(find_slots, 0, b"", *nothing, *self._arrays)
+        self._find_slots = entry(find_slots, 0, b"", *nothing, self._arrays)
 
-    def _gather(self) -> None:
-        """The arrays that kernels work on; most are enlarged in place, and stay the same."""
-        self._arrays = (
-            self._table, self._hash_of, self._places, self._arena, self._changed, self._meta,
-        )  # fmt: skip
+    def _collect_arrays(self) -> None:
+        """Collect the arguments of kernels; most arrays are enlarged in place."""
+        self._arrays = KeyArrays(
+            self._table, self._hash_of, self._places, self._arena, self._changed, self._meta
+        )
 
     def __len__(self) -> int:
         return int(self._meta[LIVE])
 
     def __contains__(self, key: str) -> bool:
-        return bool(self.known([key])[0] >= 0)
+        return bool(self.find([key])[0] >= 0)
 
     @property
     def high_water(self) -> int:
-        """Slots ever handed out: every slot is below it."""
+        """Number of slots ever used: every slot is below it."""
         return int(self._meta[USED])
 
     @property
@@ -90,48 +91,48 @@ class KeySlots:
         return sum(array.nbytes for array in self._arrays)
 
     def slots(self, keys: Sequence[str]) -> I64:
-        """The slot of each key, `(rows,) int64`; a new key is given a slot, freed ones first."""
-        if type(keys) is CodedTexts:  # of a sequence of Python's, isinstance is dear
+        """The slot of each key, `(rows,) int64`; new keys are added, released slots first."""
+        if type(keys) is CodedTexts:  # isinstance with Sequence is slow
             self._coded = self._coded or CodeSlots()
             return self._coded.slots(keys, self.slots)
         texts = keys if type(keys) is Texts else texts_of(keys)
         blob, spans, hashes = texts.blob, texts.spans, texts.hashes
         rows = len(hashes)
         out = np.empty(rows, _INT64)
-        row = self._find(0, blob, spans, hashes, 1, out, *self._arrays)
+        row = self._find_slots(0, blob, spans, hashes, 1, out, self._arrays)
         while row < rows:
-            self._make_room(texts, row)
-            row = self._find(row, blob, spans, hashes, 1, out, *self._arrays)
+            self._reserve_key(texts, row)
+            row = self._find_slots(row, blob, spans, hashes, 1, out, self._arrays)
         return out
 
-    def known(self, keys: Sequence[str]) -> I64:
+    def find(self, keys: Sequence[str]) -> I64:
         """The slot of each key, `(rows,) int64`; -1 for a key that has none."""
         texts, out = texts_of(keys), np.empty(len(keys), _INT64)
-        self._find(0, texts.blob, texts.spans, texts.hashes, 0, out, *self._arrays)
+        self._find_slots(0, texts.blob, texts.spans, texts.hashes, 0, out, self._arrays)
         return out
 
     def by_key(self) -> dict[str, int]:
-        """Key → slot, keys rising."""
+        """Key → slot, sorted by key."""
         slots = np.flatnonzero(self._places[: self.high_water, SIZE] >= 0)
         keys = [_text(key) for key in self._keys(slots) if key is not None]
         return dict(sorted(zip(keys, slots.tolist(), strict=True)))
 
     def key_of(self, slot: int) -> str:
-        """The key that holds `slot`. Raises KeyError when none does."""
+        """The key of `slot`. Raises KeyError when it is free."""
         if not 0 <= slot < self.high_water or self._places[slot, SIZE] < 0:
             raise KeyError(slot)
         start, size = self._places[slot].tolist()
         return _text(self._arena[start : start + size].tobytes())
 
     def release(self, slots: Iterable[int]) -> None:
-        """Forget the keys of `slots`; the slots are free for other keys."""
-        held = np.fromiter(slots, np.int64)
+        """Remove the keys of `slots`; the slots can be reused for other keys."""
+        released = np.fromiter(slots, np.int64)
         if self._coded is not None:
-            self._coded.forget(held.tolist())
-        release_all(held, self._table, self._hash_of, self._places, self._changed, self._meta)
+            self._coded.forget(released.tolist())
+        release_all(released, self._table, self._hash_of, self._places, self._changed, self._meta)
 
     def changes(self) -> Delta:
-        """Slots that were given to a key or released since the last call, as items `keys`."""
+        """Slots that were allocated or released since the last call, as items `keys`."""
         used = self.high_water
         changed = np.flatnonzero(self._changed[:used]) if self._committed else np.arange(used)
         self._changed[:] = 0
@@ -139,7 +140,7 @@ class KeySlots:
         return Delta(items={"keys": Items(changed, self._keys(changed))})
 
     def restore(self, image: Delta) -> None:
-        """Read back into fresh ones what all calls of `changes` gave."""
+        """Restore, into a new object, what all calls of `changes` returned."""
         self._committed = True
         items = image.items.get("keys")
         if items is None or not len(items):
@@ -147,19 +148,19 @@ class KeySlots:
         used = int(items.index.max()) + 1
         self._reserve(used)
         self._places[:, SIZE] = -1
-        held = np.array([value is not None for value in items.values])
+        used_slots = np.array([value is not None for value in items.values])
         keys = texts_of_parts([value for value in items.values if value is not None])
-        slots, sizes = items.index[held], keys.spans[1] - keys.spans[0]
+        slots, sizes = items.index[used_slots], keys.spans[1] - keys.spans[0]
         self._places[slots, START], self._places[slots, SIZE] = keys.spans[0], sizes
         self._hash_of[slots] = keys.hashes
         self._arena = np.frombuffer(keys.blob, np.uint8).copy()
         self._meta[[USED, LIVE, END, WASTE]] = used, len(slots), self._arena.size, 0
         self._meta[WASTE] = self._arena.size - sizes.sum()
-        chain_free(self._places, self._meta)
+        list_free(self._places, self._meta)
         self._fill_table(used)
 
     def _keys(self, slots: I64) -> list[bytes | None]:
-        """The keys of slots in UTF-8, None where there is none."""
+        """The keys of slots in UTF-8, None for free slots."""
         blob = self._arena.tobytes() if len(slots) else b""
         starts, sizes = self._places[slots, START], self._places[slots, SIZE]
         bounds = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
@@ -168,8 +169,8 @@ class KeySlots:
             keys[at] = None
         return keys
 
-    def _make_room(self, texts: Texts, row: int) -> None:
-        """For the key of `row`, wherever it is short."""
+    def _reserve_key(self, texts: Texts, row: int) -> None:
+        """Enlarge what is too small for the key of `row`."""
         meta = self._meta
         size = int(texts.spans[1, row] - texts.spans[0, row])
         if meta[FREE] < 0 and meta[USED] == len(self._hash_of):
@@ -194,10 +195,10 @@ class KeySlots:
         self._changed.resize(slots, refcheck=False)
 
     def _fill_table(self, keys: int) -> None:
-        """Make a table that has room for so many keys."""
+        """Rebuild the table, with space for `keys` keys."""
         self._table = make_table(max(keys, _LEAST))
-        enter_all(self._table, self._hash_of, self._places, self._meta)
-        self._gather()
+        fill_table(self._table, self._hash_of, self._places, self._meta)
+        self._collect_arrays()
 
 
 def _text(key: bytes) -> str:

@@ -1,4 +1,4 @@
-"""A column of texts that lie in one string of bytes; strings are made only if asked for."""
+"""A column of texts in one byte string; Python strings are created only on demand."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from anabranch.state.compile import I64
 
 
 class Texts(Sequence[str]):
-    """Texts in UTF-8, with their hashes; reads as a list of strings.
+    """Texts in UTF-8 with their hashes; a sequence of strings.
 
     Args:
-        blob: holds the bytes of all.
-        spans: `(2, texts) int64`, C-contiguous: where in `blob` each begins, and ends.
+        blob: contains the bytes of all.
+        spans: `(2, texts) int64`, C-contiguous: start and end of each in `blob`.
         hashes: `(texts,) uint64`, as by `state.keys.hashing.hash64`.
-        plain: whether each stands between quotes in JSON as it is, without an escape.
+        plain: whether none needs an escape in JSON.
 
     >>> names = Texts(b"anna", np.array([[0, 2], [2, 4]]), np.zeros(2, np.uint64))
     >>> names[1], list(names), len(names)
@@ -43,7 +43,7 @@ class Texts(Sequence[str]):
         return iter(self.tolist())
 
     def tolist(self) -> list[str]:
-        """The strings; made once."""
+        """The strings; decoded once."""
         if self._strings is None:
             blob, (starts, stops) = self.blob, self.spans.tolist()
             pieces = [blob[start:stop] for start, stop in zip(starts, stops, strict=True)]

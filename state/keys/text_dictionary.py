@@ -1,7 +1,7 @@
-"""Texts as small numbers: a dictionary that whole columns are coded by, in one kernel call.
+"""Dictionary encoding of texts, a whole column in one kernel call.
 
-A column of texts comes as the Arrow format has it, all bytes in one piece and the length of each.
-Different texts never share a code, even where their hashes do: their bytes are compared.
+A column of texts arrives as in the Arrow format: the bytes of all, concatenated, and the length of
+each. Different texts never share a code, even if their hashes are equal: bytes are compared.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 from anabranch.state.compile import I32, I64, U8, kernel
 from anabranch.state.keys.hashing import U64, HashedTexts, hash_pieces
 
-_ROOM, _BYTES, _KNOWN = 0, 1, 2  # cells of `meta`: texts that fit, bytes used, texts known
+_CAPACITY, _BYTES, _TEXTS = 0, 1, 2  # cells of `meta`: capacity in texts, bytes used, texts
 _FREE: Final = np.int32(-1)
 
 
+# Called through the dispatcher, for which named tuples are slow: its arrays come one by one.
 @kernel
-def _code_all(
+def _encode(
     row: int, data: bytes, lengths: I64, hashes: U64, codes: I32, table: I32, known: U64,
     starts: I64, pool: U8, meta: I64,
 ) -> int:  # fmt: skip
-    """Code the rows from `row` on; returns the row for which there was no room."""
+    """Encode the rows from `row` on; returns the row for which there was no space."""
     at = 0
     for i in range(row):
         at += lengths[i]
@@ -47,15 +48,15 @@ def _code_all(
             code = table[place]
         if code == _FREE:
             used = meta[_BYTES]
-            if meta[_KNOWN] == meta[_ROOM] or used + size > pool.size:
+            if meta[_TEXTS] == meta[_CAPACITY] or used + size > pool.size:
                 return row
-            code = np.int32(meta[_KNOWN])
+            code = np.int32(meta[_TEXTS])
             for i in range(size):
                 pool[used + i] = data[at + i]
             table[place] = code
             known[code] = h
             meta[_BYTES] = starts[code + 1] = used + size
-            meta[_KNOWN] += 1
+            meta[_TEXTS] += 1
         codes[row] = code
         at += size
         row += 1
@@ -63,8 +64,8 @@ def _code_all(
 
 
 @kernel
-def _enter_all(known: U64, count: int, table: I32) -> None:
-    """Fill an empty table with the first `count` codes."""
+def _fill_table(known: U64, count: int, table: I32) -> None:
+    """Add the first `count` codes to an empty table."""
     mask = np.uint64(table.size - 1)
     for code in range(count):
         place = known[code] & mask
@@ -74,7 +75,7 @@ def _enter_all(known: U64, count: int, table: I32) -> None:
 
 
 class TextDictionary:
-    """Different texts, numbered as they come.
+    """Different texts, numbered in order of first use.
 
     >>> words = TextDictionary()
     >>> coded = words.code(b"anabobana", np.array([3, 3, 3]))
@@ -90,15 +91,15 @@ class TextDictionary:
         self._meta: I64 = np.array([1024, 0, 0])
 
     def __len__(self) -> int:
-        return int(self._meta[_KNOWN])
+        return int(self._meta[_TEXTS])
 
     def code(self, data: bytes, lengths: I64) -> CodedTexts:
-        """The codes of texts that lie side by side in ``data``, each of so many bytes of UTF-8."""
+        """The codes of texts in UTF-8, concatenated in ``data``, of these lengths in bytes."""
         hashes = hash_pieces(data, lengths)
         codes = np.empty(len(lengths), np.int32)
         row = 0
         while True:
-            row = _code_all(
+            row = _encode(
                 row, data, lengths, hashes, codes, self._table, self._known, self._starts,
                 self._pool, self._meta,
             )  # fmt: skip
@@ -107,7 +108,7 @@ class TextDictionary:
             self._grow(int(lengths[row]))
 
     def text(self, code: int) -> str:
-        """The text that ``code`` stands for."""
+        """The text of ``code``."""
         start, end = self._starts[code : code + 2].tolist()
         return self._pool[start:end].tobytes().decode()
 
@@ -117,18 +118,20 @@ class TextDictionary:
 
     def _grow(self, more: int) -> None:
         meta = self._meta
-        if meta[_KNOWN] == meta[_ROOM]:
-            room = meta[_ROOM] = 2 * int(meta[_ROOM])
-            self._known = np.append(self._known, np.zeros(room - len(self._known), np.uint64))
-            self._starts = np.append(self._starts, np.zeros(room + 1 - len(self._starts), np.int64))
-            self._table = np.full(2 * room, _FREE, np.int32)
-            _enter_all(self._known, len(self), self._table)
+        if meta[_TEXTS] == meta[_CAPACITY]:
+            capacity = meta[_CAPACITY] = 2 * int(meta[_CAPACITY])
+            self._known = np.append(self._known, np.zeros(capacity - len(self._known), np.uint64))
+            self._starts = np.append(
+                self._starts, np.zeros(capacity + 1 - len(self._starts), np.int64)
+            )
+            self._table = np.full(2 * capacity, _FREE, np.int32)
+            _fill_table(self._known, len(self), self._table)
         if meta[_BYTES] + more > len(self._pool):
             self._pool = np.append(self._pool, np.zeros(len(self._pool) + more, np.uint8))
 
 
 class CodedTexts(HashedTexts):
-    """A column of texts: ``codes``, ``(rows,) int32``, of a ``dictionary``."""
+    """A dictionary-encoded column of texts: ``codes``, ``(rows,) int32``, of a ``dictionary``."""
 
     def __init__(self, dictionary: TextDictionary, codes: I32) -> None:
         self.dictionary = dictionary
@@ -151,8 +154,8 @@ class CodedTexts(HashedTexts):
         return self.dictionary.text(int(self.codes[row]))
 
     def __iter__(self) -> Iterator[str]:
-        distinct, places = self.distinct()
-        return iter(np.array(distinct, object)[places].tolist() if len(self) else [])
+        distinct, index = self.distinct()
+        return iter(np.array(distinct, object)[index].tolist() if len(self) else [])
 
     def __contains__(self, text: object) -> bool:
         return text is not None and text in self.distinct()[0]
@@ -162,22 +165,22 @@ class CodedTexts(HashedTexts):
         return CodedTexts(self.dictionary, self.codes[rows])
 
     def distinct(self) -> tuple[list[str], I64]:
-        """The different texts that are here, and which of them each row has."""
-        found, places = np.unique(self.codes, return_inverse=True)
-        return [self.dictionary.text(code) for code in found.tolist()], places
+        """The distinct texts, and the index of each row's text among them."""
+        unique, inverse = np.unique(self.codes, return_inverse=True)
+        return [self.dictionary.text(code) for code in unique.tolist()], inverse
 
     @classmethod
     def joined(cls, pieces: Sequence[CodedTexts]) -> CodedTexts:
-        """One after the other."""
+        """The pieces concatenated."""
         dictionary = pieces[0].dictionary
         if any(piece.dictionary is not dictionary for piece in pieces):
             dictionary = TextDictionary()
-            pieces = [_coded_anew(piece, dictionary) for piece in pieces]
+            pieces = [_recoded(piece, dictionary) for piece in pieces]
         return cls(dictionary, np.concatenate([piece.codes for piece in pieces]))
 
 
-def _coded_anew(piece: CodedTexts, dictionary: TextDictionary) -> CodedTexts:
-    distinct, places = piece.distinct()
+def _recoded(piece: CodedTexts, dictionary: TextDictionary) -> CodedTexts:
+    distinct, index = piece.distinct()
     parts = [text.encode() for text in distinct]
     codes = dictionary.code(b"".join(parts), np.array([len(p) for p in parts], np.int64)).codes
-    return CodedTexts(dictionary, codes[places])
+    return CodedTexts(dictionary, codes[index])

@@ -1,256 +1,316 @@
-"""The walk through events and labels in order: what waits, what is learned, what is too late.
+"""The join of events and labels, in order: what waits, what is learned, what is too late.
 
-One kernel; the parts that it is made of are inlined. Arrays come as tuples:
-
-    events   keys, times, features, tags
-    labels   keys, times, usable, codes
-    pending  counters, table, keys, times, arrivals, order (marks, ends, links), flags, features,
-             tags
-    settled, early   `IdRing.arrays`; `more` holds a settled id's `how` and kept row, and an early
-             label's time
-    rules    `LabelRules.numbers`
-    out      steps `(capacity, 5)`, refused events, refused labels, numbers of labels held
+One kernel; most of its parts are inlined. From Python its arrays come as plain tuples, since the
+dispatcher needs 2 µs to recognise each named tuple, and are named on entry, which is free.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from anabranch.state.compile import I32, I64, inlined, kernel
+from anabranch.state.compile import F64, I32, I64, U8, inlined, kernel
 from anabranch.state.keys.id_table import EMPTY, find, find_home
-from anabranch.state.labels.id_ring import FLOOR, HEAD, LIVE, TAIL, enter, forget, forget_oldest
+from anabranch.state.labels.id_ring import (
+    FLOOR,
+    HEAD,
+    LIVE,
+    TAIL,
+    RingArrays,
+    add,
+    evict_oldest,
+    remove,
+)
 from anabranch.state.labels.row_pool import (
     ARRIVALS,
-    CAME,
+    NEW,
     TOUCHED,
     WAITING,
     WAITS,
     WATERMARK,
-    keep,
-    leave,
-    let_go,
-    release,
-    take_free,
+    PendingArrays,
+    allocate_row,
+    end_wait,
+    free_kept_row,
+    free_row,
+    keep_row,
 )
-from anabranch.state.labels.timeout_queue import append, begin_at, earliest_before
+from anabranch.state.labels.timeout_queue import advance_empty, append, earliest_before
 
-PREDICT, LEARN, DROPPED, ASSUMED, CORRECTED, EARLY, GIVEN_UP = 0, 1, 2, 3, 4, 5, 6
-"""Kinds of steps; see `pending.Walk`."""
+PREDICT, LEARN, DROPPED, DEFAULTED, UPDATED, EARLY, EXPIRED = 0, 1, 2, 3, 4, 5, 6
+"""Kinds of steps; see `pending_store.JoinResult`."""
 
 NO_VALUE, UNKNOWN, DUPLICATE, CONTRADICTS, LATE, TOO_OLD, CONFIRMS = 1, 2, 3, 4, 5, 6, 7
-"""Why a label teaches nothing; see `pending.Walk`."""
+"""Why a label is not learned; see `pending_store.JoinResult`."""
 
-WAIT, ASSUMES, ASSUMED_CODE, CORRECTS, KEEP_FOR, HOLD_FOR, MOST_HELD, MOST_SETTLED, UNTIL = range(9)
-"""Fields of the rules; time moves on to `UNTIL` at most."""
+(
+    TIMEOUT,
+    HAS_DEFAULT,
+    DEFAULT_CODE,
+    UPDATES,
+    KEEP_FOR,
+    EARLY_FOR,
+    MAX_EARLY,
+    MAX_RESOLVED,
+    TIME_LIMIT,
+) = range(9)
+"""Cells of the rules, see `LabelRules.numbers`; event time advances to `TIME_LIMIT` at most."""
 
+# How an id was resolved, in the lowest bits of `RingArrays.more`; above them is 1 + the kept row.
 _LABELLED, _BY_DEFAULT, _UNLABELLED = 0, 1, 2
-_HOW: Final = 2  # bits
+_HOW_BITS: Final = 2
+
+
+class EventColumns(NamedTuple):
+    """The events of a call, `(events,)` each."""
+
+    keys: NDArray[np.uint64]
+    times: I64
+    features: F64
+    tags: I32
+
+
+class LabelColumns(NamedTuple):
+    """The labels of a call, `(labels,)` each."""
+
+    keys: NDArray[np.uint64]
+    times: I64
+    usable: U8
+    codes: I64
+
+
+class JoinState(NamedTuple):
+    """What the join keeps between calls."""
+
+    pending: PendingArrays
+    resolved: RingArrays
+    """Ids that have their label or timed out; `more` is how, and which row is kept."""
+    early: RingArrays
+    """Labels whose event has not arrived; `more` is the label's time."""
+    rules: I64
+
+
+class JoinOutput(NamedTuple):
+    """What the kernel writes."""
+
+    steps: I64
+    """`(capacity, 5)`: kind, row, source, time, item."""
+    rejected_events: NDArray[np.bool_]
+    rejected_labels: U8
+    early_numbers: I64
+    """Number under which each label is buffered, or -1."""
 
 
 @inlined
-def _put(steps: I64, step: int, kind: int, row: int, source: int, time: int, item: int) -> int:
+def _write_step(
+    steps: I64, step: int, kind: int, row: int, source: int, time: int, item: int
+) -> int:
     steps[step, 0], steps[step, 1], steps[step, 2] = kind, row, source
     steps[step, 3], steps[step, 4] = time, item
     return step + 1
 
 
 @inlined
-def _forget_settled(pending: Any, settled: Any) -> None:
-    """Forget the oldest settled id, and let go the row that was kept for it."""
-    slot = forget_oldest(settled)
+def _evict_resolved(state: JoinState) -> None:
+    """Forget the oldest resolved id, and free the row that was kept for it."""
+    slot = evict_oldest(state.resolved)
     if slot >= 0:
-        row = (settled[5][slot] >> _HOW) - 1
+        row = (state.resolved.more[slot] >> _HOW_BITS) - 1
         if row >= 0:
-            release(row, pending)
+            free_kept_row(row, state.pending)
 
 
 @inlined
-def _settle(row: int, how: int, code: int, pending: Any, settled: Any, rules: I64) -> None:
-    """Remember a row that has just left, and what was learned of it; keep it or let it go."""
-    marks, table, keys, _, _, more, _ = settled
+def _resolve(row: int, how: int, code: int, state: JoinState) -> None:
+    """Remember the id of a row that no longer waits, and its label; keep the row or free it."""
+    pending, resolved, rules = state.pending, state.resolved, state.rules
     if rules[KEEP_FOR] < 0:
-        let_go(row, pending[0], pending[5][2])
+        free_row(row, pending)
         return
-    if marks[HEAD] - marks[TAIL] == min(keys.size, rules[MOST_SETTLED]):
-        _forget_settled(pending, settled)
-    key = pending[2][row]
-    at = find(key, table, keys)
-    if table[at] != EMPTY:  # an id that came again, after it was settled
-        older = (more[table[at]] >> _HOW) - 1
+    capacity = min(resolved.keys.size, rules[MAX_RESOLVED])
+    if resolved.marks[HEAD] - resolved.marks[TAIL] == capacity:
+        _evict_resolved(state)
+    key = pending.keys[row]
+    at = find(key, resolved.table, resolved.keys)
+    if resolved.table[at] != EMPTY:  # an id that was used again after it was resolved
+        older = (resolved.more[resolved.table[at]] >> _HOW_BITS) - 1
         if older >= 0:
-            release(older, pending)
+            free_kept_row(older, pending)
     link = 0
-    if rules[CORRECTS]:
-        keep(row, pending)
+    if rules[UPDATES]:
+        keep_row(row, pending)
         link = row + 1
     else:
-        let_go(row, pending[0], pending[5][2])
-    enter(key, pending[0][WATERMARK], code, (link << _HOW) | how, settled)
+        free_row(row, pending)
+    add(key, pending.counters[WATERMARK], code, (link << _HOW_BITS) | how, resolved)
 
 
 @inlined
-def _end_wait(
-    row: int, item: int, step: int, pending: Any, settled: Any, rules: I64, steps: I64
-) -> int:
-    """Let go a row that has waited long enough."""
-    leave(row, pending)
-    if rules[ASSUMES]:
-        _settle(row, _BY_DEFAULT, rules[ASSUMED_CODE], pending, settled, rules)
-        kind = ASSUMED
+def _time_out(row: int, item: int, step: int, state: JoinState, steps: I64) -> int:
+    """End the wait of a row whose timeout is over."""
+    end_wait(row, state.pending)
+    if state.rules[HAS_DEFAULT]:
+        _resolve(row, _BY_DEFAULT, state.rules[DEFAULT_CODE], state)
+        kind = DEFAULTED
     else:
-        _settle(row, _UNLABELLED, 0, pending, settled, rules)
+        _resolve(row, _UNLABELLED, 0, state)
         kind = DROPPED
-    return _put(steps, step, kind, row, -1, pending[3][row] + rules[WAIT], item)
+    time = state.pending.times[row] + state.rules[TIMEOUT]
+    return _write_step(steps, step, kind, row, -1, time, item)
 
 
 @kernel
-def _run_out(item: int, step: int, pending: Any, settled: Any, rules: I64, steps: I64) -> int:
-    """Let go what has waited too long; the next step, or -1 - step where there is no room."""
-    counters, _, _, times, _, order, _, _, _ = pending
-    marks, keys, wait = settled[0], settled[2], rules[WAIT]
-    limit = counters[WATERMARK] - wait
-    if wait >= 0 and counters[WAITING] == 0:
-        begin_at(limit, order[0])
-    while wait >= 0:
-        row = earliest_before(limit, times, order[0], order[1], order[2])
+def _run_timeouts(item: int, step: int, state: JoinState, steps: I64) -> int:
+    """End the waits that are over; the next step, or -1 - step where there is no space."""
+    pending, resolved, rules = state.pending, state.resolved, state.rules
+    timeout = rules[TIMEOUT]
+    limit = pending.counters[WATERMARK] - timeout
+    if timeout >= 0 and pending.counters[WAITING] == 0:
+        advance_empty(limit, pending.marks)
+    while timeout >= 0:
+        row = earliest_before(limit, pending.times, pending.marks, pending.ends, pending.links)
         if row < 0:
             break
-        if step == len(steps) or (
-            marks[HEAD] - marks[TAIL] == keys.size and keys.size < rules[MOST_SETTLED]
-        ):
+        size = resolved.keys.size
+        full = resolved.marks[HEAD] - resolved.marks[TAIL] == size and size < rules[MAX_RESOLVED]
+        if step == len(steps) or full:
             return -1 - step
-        step = _end_wait(row, item, step, pending, settled, rules, steps)
+        step = _time_out(row, item, step, state, steps)
     return step
 
 
 @kernel
-def _give_up(
-    item: int, step: int, watermark: int, most: int, early: Any, rules: I64, steps: I64
+def _expire_early(
+    item: int, step: int, watermark: int, max_early: int, early: RingArrays, rules: I64, steps: I64
 ) -> int:
-    """Give up labels held too long, or beyond `most`; as `_run_out`."""
-    marks, table, keys, moments, _, _, _ = early
+    """Expire labels buffered too long, or beyond `max_early`; returns as `_run_timeouts` does."""
+    marks = early.marks
     while marks[TAIL] < marks[HEAD]:
-        slot = marks[TAIL] % keys.size
-        if table[find(keys[slot], table, keys)] == slot:
-            in_time = moments[slot] + rules[HOLD_FOR] >= watermark
-            if in_time and marks[LIVE] <= most:
+        slot = marks[TAIL] % early.keys.size
+        if early.table[find(early.keys[slot], early.table, early.keys)] == slot:
+            in_time = early.moments[slot] + rules[EARLY_FOR] >= watermark
+            if in_time and marks[LIVE] <= max_early:
                 break
             if step == len(steps):
                 return -1 - step
             row = 1 if in_time else 0
-            step = _put(steps, step, GIVEN_UP, row, marks[TAIL], moments[slot], item)
-        forget_oldest(early)
+            step = _write_step(steps, step, EXPIRED, row, marks[TAIL], early.moments[slot], item)
+        evict_oldest(early)
     return step
 
 
 @inlined
-def _take_event(
-    item: int, step: int, events: Any, pending: Any, settled: Any, early: Any, rules: I64, out: Any
+def _add_event(
+    item: int, step: int, events: EventColumns, state: JoinState, out: JoinOutput
 ) -> int:
-    """Store an event; a label that is held for it is learned at once."""
-    event_keys, event_times, event_features, event_tags = events
-    counters, table, keys, times, arrivals, (marks, ends, links), flags, features, tags = pending
-    steps, refused = out[0], out[1]
-    row = take_free(counters, links)
-    for j in range(features.shape[1]):
-        features[row, j] = event_features[item, j]
-    times[row], tags[row], keys[row] = event_times[item], event_tags[item], event_keys[item]
-    step = _put(steps, step, PREDICT, row, item, times[row], item)
-    at = find(keys[row], table, keys)
-    if table[at] != EMPTY:
-        let_go(row, counters, links)
-        refused[item] = 1
+    """Store an event; a label that is buffered for it is learned at once."""
+    pending, early = state.pending, state.early
+    row = allocate_row(pending)
+    for j in range(pending.features.shape[1]):
+        pending.features[row, j] = events.features[item, j]
+    key, time = events.keys[item], events.times[item]
+    pending.times[row], pending.tags[row], pending.keys[row] = time, events.tags[item], key
+    step = _write_step(out.steps, step, PREDICT, row, item, time, item)
+    at = find(key, pending.table, pending.keys)
+    if pending.table[at] != EMPTY:
+        free_row(row, pending)
+        out.rejected_events[item] = 1
         return step
-    table[at] = row
-    flags[row] |= TOUCHED | CAME | WAITS
-    arrivals[row] = np.uint32(counters[ARRIVALS] & 0xFFFFFFFF)
-    counters[ARRIVALS] += 1
-    counters[WAITING] += 1
-    append(row, times[row], marks, ends, links)
-    if early[0][LIVE] == 0:
+    pending.table[at] = row
+    pending.flags[row] |= TOUCHED | NEW | WAITS
+    pending.arrivals[row] = np.uint32(pending.counters[ARRIVALS] & 0xFFFFFFFF)
+    pending.counters[ARRIVALS] += 1
+    pending.counters[WAITING] += 1
+    append(row, time, pending.marks, pending.ends, pending.links)
+    if early.marks[LIVE] == 0:
         return step
-    held = find(keys[row], early[1], early[2])
-    slot = early[1][held]
+    cell = find(key, early.table, early.keys)
+    slot = early.table[cell]
     if slot == EMPTY:
         return step
-    leave(row, pending)
-    _settle(row, _LABELLED, early[4][slot], pending, settled, rules)
-    number = early[0][TAIL] + (slot - early[0][TAIL]) % early[2].size
-    step = _put(steps, step, EARLY, row, number, max(early[5][slot], times[row]), item)
-    forget(held, early)
+    end_wait(row, pending)
+    _resolve(row, _LABELLED, early.codes[slot], state)
+    number = early.marks[TAIL] + (slot - early.marks[TAIL]) % early.keys.size
+    step = _write_step(out.steps, step, EARLY, row, number, max(early.more[slot], time), item)
+    remove(cell, early)
     return step
 
 
 @inlined
-def _judge_again(
-    label: int, slot: int, step: int, item: int, labels: Any, settled: Any, rules: I64, out: Any
-) -> int:
-    """A label for an id that is settled: it repeats, corrects, or comes too late."""
-    codes, more, touched = settled[4], settled[5], settled[6]
-    how, row = more[slot] & 3, (more[slot] >> _HOW) - 1
-    agrees = codes[slot] == labels[3][label]
-    if rules[CORRECTS] and not agrees:
-        codes[slot], more[slot] = labels[3][label], (row + 1) << _HOW | _LABELLED
-        touched[slot] = 1
-        return _put(out[0], step, CORRECTED, row, label, labels[1][label], item)
-    if how == _LABELLED:
-        out[2][label] = DUPLICATE if agrees else CONTRADICTS
-    elif rules[CORRECTS]:
-        out[2][label] = CONFIRMS
-        more[slot] = (row + 1) << _HOW | _LABELLED
-        touched[slot] = 1
-    else:
-        out[2][label] = LATE
-    return step
-
-
-@inlined
-def _hold(
-    label: int, step: int, item: int, watermark: int, labels: Any, early: Any, rules: I64, out: Any
-) -> int:
-    """A label for an id that is not known: it is kept for its event, unless that must be gone."""
-    keys, label_times, _, codes = labels
-    if rules[WAIT] >= 0 and label_times[label] + rules[WAIT] < watermark:
-        out[2][label] = TOO_OLD
-        return step
-    if rules[HOLD_FOR] <= 0 or rules[MOST_HELD] <= 0:
-        out[2][label] = UNKNOWN
-        return step
-    slot = early[1][find(keys[label], early[1], early[2])]
-    if slot != EMPTY:
-        out[2][label] = DUPLICATE if early[4][slot] == codes[label] else CONTRADICTS
-        return step
-    step = _give_up(item, step, watermark, rules[MOST_HELD] - 1, early, rules, out[0])
-    out[3][label] = enter(keys[label], watermark, codes[label], label_times[label], early)
-    return step
-
-
-@inlined
-def _take_label(
-    item: int, label: int, step: int, labels: Any, pending: Any, settled: Any, early: Any,
-    rules: I64, out: Any,
+def _repeat_label(
+    label: int, slot: int, step: int, item: int, labels: LabelColumns, state: JoinState,
+    out: JoinOutput,
 ) -> int:  # fmt: skip
-    """Find what a label judges."""
-    key = labels[0][label]
-    if not labels[2][label]:
-        out[2][label] = NO_VALUE
+    """A label for an id that is resolved: a repetition, an update, or too late."""
+    resolved = state.resolved
+    how = resolved.more[slot] & ((1 << _HOW_BITS) - 1)
+    row = (resolved.more[slot] >> _HOW_BITS) - 1
+    agrees = resolved.codes[slot] == labels.codes[label]
+    if state.rules[UPDATES] and not agrees:
+        resolved.codes[slot] = labels.codes[label]
+        resolved.more[slot] = (row + 1) << _HOW_BITS | _LABELLED
+        resolved.touched[slot] = 1
+        return _write_step(out.steps, step, UPDATED, row, label, labels.times[label], item)
+    if how == _LABELLED:
+        out.rejected_labels[label] = DUPLICATE if agrees else CONTRADICTS
+    elif state.rules[UPDATES]:
+        out.rejected_labels[label] = CONFIRMS
+        resolved.more[slot] = (row + 1) << _HOW_BITS | _LABELLED
+        resolved.touched[slot] = 1
+    else:
+        out.rejected_labels[label] = LATE
+    return step
+
+
+@inlined
+def _buffer_early(
+    label: int, step: int, item: int, labels: LabelColumns, state: JoinState, out: JoinOutput
+) -> int:
+    """A label for an unknown id: it is buffered for its event, unless that must have expired."""
+    early, rules = state.early, state.rules
+    watermark = state.pending.counters[WATERMARK]
+    key, time, code = labels.keys[label], labels.times[label], labels.codes[label]
+    if rules[TIMEOUT] >= 0 and time + rules[TIMEOUT] < watermark:
+        out.rejected_labels[label] = TOO_OLD
         return step
-    row = pending[1][find(key, pending[1], pending[2])]
-    if row != EMPTY and 0 <= rules[WAIT] < labels[1][label] - pending[3][row]:
-        # Time is held back (`UNTIL`), and so the row is still there; but the label is too late.
-        step = _end_wait(row, item, step, pending, settled, rules, out[0])
+    if rules[EARLY_FOR] <= 0 or rules[MAX_EARLY] <= 0:
+        out.rejected_labels[label] = UNKNOWN
+        return step
+    slot = early.table[find(key, early.table, early.keys)]
+    if slot != EMPTY:
+        out.rejected_labels[label] = DUPLICATE if early.codes[slot] == code else CONTRADICTS
+        return step
+    step = _expire_early(item, step, watermark, rules[MAX_EARLY] - 1, early, rules, out.steps)
+    out.early_numbers[label] = add(key, watermark, code, time, early)
+    return step
+
+
+@inlined
+def _join_label(
+    item: int, label: int, step: int, labels: LabelColumns, state: JoinState, out: JoinOutput
+) -> int:
+    """Find the prediction that a label belongs to."""
+    pending, resolved, timeout = state.pending, state.resolved, state.rules[TIMEOUT]
+    key, time = labels.keys[label], labels.times[label]
+    if not labels.usable[label]:
+        out.rejected_labels[label] = NO_VALUE
+        return step
+    row = pending.table[find(key, pending.table, pending.keys)]
+    if row != EMPTY and 0 <= timeout < time - pending.times[row]:
+        # Event time is limited (`TIME_LIMIT`), so the row still waits; but the label is too late.
+        step = _time_out(row, item, step, state, out.steps)
         row = EMPTY
     if row != EMPTY:
-        leave(row, pending)
-        _settle(row, _LABELLED, labels[3][label], pending, settled, rules)
-        time = max(labels[1][label], pending[3][row])
-        return _put(out[0], step, LEARN, row, label, time, item)
-    slot = settled[1][find(key, settled[1], settled[2])]
+        end_wait(row, pending)
+        _resolve(row, _LABELLED, labels.codes[label], state)
+        time = max(time, pending.times[row])
+        return _write_step(out.steps, step, LEARN, row, label, time, item)
+    slot = resolved.table[find(key, resolved.table, resolved.keys)]
     if slot != EMPTY:
-        return _judge_again(label, slot, step, item, labels, settled, rules, out)
-    return _hold(label, step, item, pending[0][WATERMARK], labels, early, rules, out)
+        return _repeat_label(label, slot, step, item, labels, state, out)
+    return _buffer_early(label, step, item, labels, state, out)
 
 
 @inlined
@@ -266,73 +326,85 @@ def _read_run(key: np.uint64, table: I32, keys: Any) -> Any:
 
 
 @kernel
-def read_ahead(label_keys: Any, pending: Any, settled: Any) -> Any:
-    """Look at all that the labels will need; the sum means nothing.
+def read_ahead(label_keys: Any, pending_arrays: Any, resolved_arrays: Any) -> Any:
+    """Read all memory that the labels will need, to have it in the cache; the sum means nothing.
 
-    Where these rows are nobody can guess, so each costs as much as the memory is slow. Here no read
-    waits for the one before, and by the time of the walk they are near.
+    Rows are accessed in an unpredictable order, so each access costs a cache miss. Here no read
+    depends on the one before, so that the misses overlap.
     """
-    _, table, keys, times, _, (_, _, links), flags, _, tags = pending
-    marks, ring_table, ring_keys = settled[0], settled[1], settled[2]
+    pending, resolved = PendingArrays(*pending_arrays), RingArrays(*resolved_arrays)
+    marks = resolved.marks
     total: Any = np.int64(0)
     for i in range(label_keys.size):
-        total += table[find_home(label_keys[i], table)]
-        total += ring_table[find_home(label_keys[i], ring_table)]
+        total += pending.table[find_home(label_keys[i], pending.table)]
+        total += resolved.table[find_home(label_keys[i], resolved.table)]
     for i in range(label_keys.size):
-        total += _read_run(label_keys[i], table, keys)
-        total += _read_run(label_keys[i], ring_table, ring_keys)
+        total += _read_run(label_keys[i], pending.table, pending.keys)
+        total += _read_run(label_keys[i], resolved.table, resolved.keys)
     for i in range(label_keys.size):
-        row = table[find(label_keys[i], table, keys)]
+        row = pending.table[find(label_keys[i], pending.table, pending.keys)]
         if row != EMPTY:
-            total += times[row] + tags[row] + flags[row]
+            total += pending.times[row] + pending.tags[row] + pending.flags[row]
             for side in range(2):
-                total += links[max(links[row, side], 0), 1 - side]
-    # Each may make the ring forget its oldest.
+                total += pending.links[max(pending.links[row, side], 0), 1 - side]
+    # Each may evict the oldest entry of the ring.
     for number in range(marks[TAIL], min(marks[HEAD], marks[TAIL] + label_keys.size)):
-        total += _read_run(ring_keys[number % ring_keys.size], ring_table, ring_keys)
+        key = resolved.keys[number % resolved.keys.size]
+        total += _read_run(key, resolved.table, resolved.keys)
     return total
 
 
 @kernel
-def walk(
-    start: int, order: I64, events: Any, labels: Any, pending: Any, settled: Any, early: Any,
-    rules: I64, out: Any,
+def join(
+    start: int, order: I64, event_columns: Any, label_columns: Any, pending: Any, resolved: Any,
+    early: Any, rules: I64, out: Any,
 ) -> tuple[int, int]:  # fmt: skip
-    """Work through `order[start:]`; returns how far it came, and how many steps it wrote.
+    """Process `order[start:]`; returns the position reached, and how many steps were written.
 
-    It stops early when a ring must grow, or when there is no room for an item's two steps.
+    It stops early when a ring must grow, or when there is no space for an item's two steps.
     """
-    counters, steps = pending[0], out[0]
-    count = events[1].size
+    state = JoinState(PendingArrays(*pending), RingArrays(*resolved), RingArrays(*early), rules)
+    return _join(
+        start, order, EventColumns(*event_columns), LabelColumns(*label_columns), state,
+        JoinOutput(*out),
+    )  # fmt: skip
+
+
+@inlined
+def _join(
+    start: int, order: I64, events: EventColumns, labels: LabelColumns, state: JoinState,
+    out: JoinOutput,
+) -> tuple[int, int]:  # fmt: skip
+    counters, rules, steps = state.pending.counters, state.rules, out.steps
+    resolved, early = state.resolved, state.early
+    count = events.times.size
     step = 0
     for position in range(start, order.size):
         item = order[position]
-        moment = events[1][item] if item < count else labels[1][item - count]
-        moment = min(moment, rules[UNTIL])
+        moment = events.times[item] if item < count else labels.times[item - count]
+        moment = min(moment, rules[TIME_LIMIT])
         if moment > counters[WATERMARK]:
             counters[WATERMARK] = moment
         watermark = counters[WATERMARK]
-        step = _run_out(item, step, pending, settled, rules, steps)
+        step = _run_timeouts(item, step, state, steps)
         if step < 0:
             return position, -1 - step
-        marks = settled[0]
+        marks = resolved.marks
         while marks[TAIL] < marks[HEAD] and (
-            settled[3][marks[TAIL] % settled[2].size] + rules[KEEP_FOR] < watermark
+            resolved.moments[marks[TAIL] % resolved.keys.size] + rules[KEEP_FOR] < watermark
         ):
-            _forget_settled(pending, settled)
-        step = _give_up(item, step, watermark, rules[MOST_HELD], early, rules, steps)
+            _evict_resolved(state)
+        step = _expire_early(item, step, watermark, rules[MAX_EARLY], early, rules, steps)
         if step < 0:
             return position, -1 - step
-        room = settled[2].size
-        must_grow = marks[HEAD] - marks[TAIL] == room and room < rules[MOST_SETTLED]
-        if item >= count and rules[HOLD_FOR] > 0:
-            must_grow |= early[0][HEAD] - early[0][FLOOR] == early[2].size
+        size = resolved.keys.size
+        must_grow = marks[HEAD] - marks[TAIL] == size and size < rules[MAX_RESOLVED]
+        if item >= count and rules[EARLY_FOR] > 0:
+            must_grow |= early.marks[HEAD] - early.marks[FLOOR] == early.keys.size
         if must_grow or step + 2 > len(steps):
             return position, step
         if item < count:
-            step = _take_event(item, step, events, pending, settled, early, rules, out)
+            step = _add_event(item, step, events, state, out)
         else:
-            step = _take_label(
-                item, item - count, step, labels, pending, settled, early, rules, out
-            )
+            step = _join_label(item, item - count, step, labels, state, out)
     return order.size, step

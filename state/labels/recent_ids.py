@@ -1,9 +1,9 @@
-"""Which ids were seen lately, so that a message that is published twice counts once.
+"""Deduplication by id: which ids were seen recently, so that a repeated message counts once.
 
 Ids are kept as 64-bit hashes in two open-addressing tables, a current and a previous one. They are
-exchanged whenever event time passes a multiple of the horizon, so an id is remembered for at least
-one horizon and at most two, whatever the batches were. Two different ids are taken for one with a
-probability of about n² / 4e19 for n ids remembered.
+rotated whenever event time passes a multiple of the horizon, so an id is remembered for at least
+one horizon and at most two, whatever the batches are. Different ids are mistaken for each other
+with a probability of about n² / 4e19 for n ids remembered.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _BOOL = np.dtype(np.bool_)
 
 
 class RecentIds:
-    """Tells ids that are new from those seen within ``horizon_ms`` of event time.
+    """Tells new ids from those seen within ``horizon_ms`` of event time.
 
     >>> seen = RecentIds(horizon_ms=60_000)
     >>> seen.is_new(["a", "b", "a"], np.array([0, 1, 2]))
     array([ True,  True, False])
-    >>> seen.is_new(["a", "c"], 200_000) is None  # all new: "a" is forgotten by now
+    >>> seen.is_new(["a", "c"], 200_000) is None  # all new: "a" has expired
     True
     """
 
@@ -39,17 +39,17 @@ class RecentIds:
         self._current = np.zeros(1024, np.uint64)
         self._previous = np.zeros(1024, np.uint64)
         self._count = 0
-        self._turn_at: int | None = None
+        self._rotate_at: int | None = None
         # By table: the ids that were added since the last commit (None before the first one), and
-        # how many were committed before.
+        # the number committed before.
         self._added: dict[str, list[NDArray[np.uint64]]] | None = None
         self._committed: dict[str, int] = {}
-        self._forgotten: set[str] = set()
+        self._dropped: set[str] = set()
         self._remember = entry(
             _remember, self._current, self._previous, self._current, np.zeros(0, np.bool_)
         )
         if watermark is not None:
-            self._turn(watermark)
+            self._rotate(watermark)
 
     @property
     def nbytes(self) -> int:
@@ -59,30 +59,30 @@ class RecentIds:
     def is_new(self, ids: Sequence[str], watermarks: I64 | int) -> NDArray[np.bool_] | None:
         """``(n,) bool``: False where an id was seen before; None when all are new.
 
-        ``ids`` are remembered from now on. ``watermarks`` is the greatest event time (epoch ms) up
-        to and with each row, ``(n,) int64`` and rising, or one number when no row changes it.
+        ``ids`` are remembered from now on. ``watermarks`` is the largest event time (epoch ms) up
+        to and including each row, ``(n,) int64`` and ascending, or one number for all rows.
         """
         hashes = ids.hashes if type(ids) is Texts else hash64(ids)
         if isinstance(watermarks, int):
-            if self._turn_at is None or watermarks >= self._turn_at:
-                self._turn(watermarks)
-            return self._look(hashes)
+            if self._rotate_at is None or watermarks >= self._rotate_at:
+                self._rotate(watermarks)
+            return self._check(hashes)
         fresh = np.ones(len(ids), np.bool_)
         start = 0
         while start < len(ids):
-            turn_at = self._turn(int(watermarks[start]))
-            stop = start + int(np.searchsorted(watermarks[start:], turn_at, side="left"))
-            found = self._look(hashes[start:stop])
-            if found is not None:
-                fresh[start:stop] = found
+            rotate_at = self._rotate(int(watermarks[start]))
+            stop = start + int(np.searchsorted(watermarks[start:], rotate_at, side="left"))
+            part = self._check(hashes[start:stop])
+            if part is not None:
+                fresh[start:stop] = part
             start = stop
         return None if fresh.all() else fresh
 
-    def turns_before(self, watermark: int) -> bool:
-        """Whether the tables change places on the way to this watermark."""
-        return self._turn_at is None or watermark >= self._turn_at
+    def rotates_before(self, watermark: int) -> bool:
+        """Whether the tables are rotated before this watermark is reached."""
+        return self._rotate_at is None or watermark >= self._rotate_at
 
-    def _look(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_] | None:
+    def _check(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_] | None:
         rows = len(hashes)
         if (self._count + rows) * 3 > self._current.size * 2:
             self._reserve(rows)
@@ -90,30 +90,30 @@ class RecentIds:
         added = self._remember(self._current, self._previous, hashes, fresh)
         self._count += added
         if self._added is not None and added:
-            table = _table(self._turn_at or 0)
+            table = _table(self._rotate_at or 0)
             self._added.setdefault(table, []).append(hashes if added == rows else hashes[fresh])
         return None if added == rows else fresh
 
-    def _turn(self, watermark: int) -> int:
-        """Make the current table the previous one if it is time; when it will be next."""
-        if self._turn_at is not None and watermark < self._turn_at:
-            return self._turn_at
-        if self._turn_at is not None:
-            skipped = watermark >= self._turn_at + self.horizon_ms
-            self._forget(self._turn_at - self.horizon_ms, *([self._turn_at] if skipped else []))
+    def _rotate(self, watermark: int) -> int:
+        """Make the current table the previous one if it is due; returns when it is due next."""
+        if self._rotate_at is not None and watermark < self._rotate_at:
+            return self._rotate_at
+        if self._rotate_at is not None:
+            skipped = watermark >= self._rotate_at + self.horizon_ms
+            self._drop(self._rotate_at - self.horizon_ms, *([self._rotate_at] if skipped else []))
             self._previous = np.zeros(1024, np.uint64) if skipped else self._current
             self._current = np.zeros(1024, np.uint64)
             self._count = 0
-        self._turn_at = (watermark // self.horizon_ms + 1) * self.horizon_ms
-        return self._turn_at
+        self._rotate_at = (watermark // self.horizon_ms + 1) * self.horizon_ms
+        return self._rotate_at
 
     def changes(self) -> Delta:
-        """The ids that came since the last call; all of them at the first one."""
-        if self._turn_at is None or (self._added == {} and not self._forgotten):
+        """The ids added since the last call; all of them on the first one."""
+        if self._rotate_at is None or (self._added == {} and not self._dropped):
             return Delta()
-        delta = Delta(blobs={"turn": b"%d" % self._turn_at}, cleared=self._forgotten)
+        delta = Delta(blobs={"turn": b"%d" % self._rotate_at}, cleared=self._dropped)
         if self._added is None:
-            tables = self._turn_at - self.horizon_ms, self._turn_at
+            tables = self._rotate_at - self.horizon_ms, self._rotate_at
             kept = self._previous, self._current
             self._added = {
                 _table(at): [ids[ids != _EMPTY]] for at, ids in zip(tables, kept, strict=True)
@@ -123,14 +123,14 @@ class RecentIds:
             ids = np.concatenate(added)
             self._committed[name] = first + len(ids)
             delta.rows[name] = Rows(np.arange(first, first + len(ids)), {"id": ids})
-        self._added, self._forgotten = {}, set()
+        self._added, self._dropped = {}, set()
         return delta
 
     def restore(self, image: Delta) -> None:
-        """Go on, in a fresh object, from what all calls of `changes` gave."""
+        """Restore, into a new object, what all calls of `changes` returned."""
         if "turn" in image.blobs:
-            self._turn_at = int(image.blobs["turn"])
-            previous, current = _table(self._turn_at - self.horizon_ms), _table(self._turn_at)
+            self._rotate_at = int(image.blobs["turn"])
+            previous, current = _table(self._rotate_at - self.horizon_ms), _table(self._rotate_at)
             self._previous = self._read(image, previous)
             self._current = self._read(image, current)
             self._count = self._committed[current]
@@ -147,13 +147,13 @@ class RecentIds:
         _rehash(ids, table)
         return table
 
-    def _forget(self, *turns: int) -> None:
-        """The ids of these tables are gone."""
+    def _drop(self, *rotations: int) -> None:
+        """Remove the ids of these tables from what is stored."""
         if self._added is not None:
-            for name in map(_table, turns):
+            for name in map(_table, rotations):
                 self._added.pop(name, None)
                 if self._committed.pop(name, None) is not None:
-                    self._forgotten.add(name)
+                    self._dropped.add(name)
 
     def _reserve(self, more: int) -> None:
         size = len(self._current)
@@ -165,9 +165,9 @@ class RecentIds:
             self._current = grown
 
 
-def _table(turn_at: int) -> str:
-    """What the ids are stored as that came before this turn of the tables."""
-    return f"before {turn_at}"
+def _table(rotate_at: int) -> str:
+    """The name under which the ids are stored that were added before this rotation."""
+    return f"before {rotate_at}"
 
 
 @kernel

@@ -1,18 +1,18 @@
-"""Rows in the order of their times: a radix heap of linked lists.
+"""Timeout queue: rows in order of their times, as a radix heap of linked lists.
 
 After Ahuja, Mehlhorn, Orlin and Tarjan (1990), *Faster algorithms for the shortest path problem*,
-with digits of eight bits. Nothing is asked for but the earliest row, and what was let go is never
-later than what comes; so rows are sorted only as far as need be. A row stands in the list of the
-highest digit in which its time differs from `LAST`, which is never later than any row::
+with digits of eight bits. Only the earliest row is ever asked for, and no row is added that is
+earlier than those already removed; so rows are sorted only as far as necessary. A row is in the
+list of the highest digit in which its time differs from `LAST`, which is never later than any row::
 
     level 2   differs in its third digit from the right: 256 lists, one for each value of it
     level 1   differs in its second digit
     level 0   differs in its last digit, or not at all: each list is of one time, so all is sorted
 
-When nothing is left on level 0, the first list above it is spread over the levels below. So a row
-moves once a level at most, and leaves its list from anywhere by two links. Rows of one time stay in
-the order in which they came, for they always share a list. A row that comes too late for `LAST` is
-in the list `OVERDUE`; it has to be let go before another one comes.
+When level 0 is empty, the first list above it is spread over the levels below. So a row moves at
+most once per level, and can be unlinked from anywhere in its list. Rows of one time stay in their
+order of arrival, as they always share a list. A row that arrives too late for `LAST` goes to the
+list `OVERDUE`; it must be removed before another row is added.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from anabranch.state.compile import I32, I64, inlined, kernel
 
 LAST, DUE = 0, 1
-"""Fields of the marks; no row is earlier than `DUE`. Both are times, moved as `_key` moves them."""
+"""Cells of the marks; no row is earlier than `DUE`. Both are times, shifted as by `_key`."""
 
 _BITS: Final = 8
 _DIGIT: Final = (1 << _BITS) - 1
@@ -36,20 +36,20 @@ _EARLIEST: Final = 1 << 62
 _NOTHING_DUE: Final = (1 << 63) - 1
 
 
-def make_order() -> tuple[I64, I32]:
-    """`(2,) int64` marks and `(lists, 2) int32` ends of lists that are empty: 16 KB."""
+def make_queue() -> tuple[I64, I32]:
+    """An empty queue: `(2,) int64` marks and `(lists, 2) int32` ends of lists, 16 KB."""
     return np.array([0, _NOTHING_DUE], np.int64), np.full((_LISTS, 2), -1, np.int32)
 
 
 @inlined
 def _key(time: int) -> int:
-    """Never negative, for times from -2**62 ms on."""
+    """A time shifted so that it is never negative, for times from -2**62 ms on."""
     return time + _EARLIEST
 
 
 @inlined
 def append(row: int, time: int, marks: I64, ends: I32, links: I32) -> None:
-    """Put a row into its list, as the last one."""
+    """Add a row, as the last one of its list."""
     key = _key(time)
     if key < marks[LAST]:
         place = OVERDUE
@@ -73,8 +73,8 @@ def append(row: int, time: int, marks: I64, ends: I32, links: I32) -> None:
 
 
 @inlined
-def take_out(row: int, ends: I32, links: I32) -> None:
-    """Take a row out of its list."""
+def unlink(row: int, ends: I32, links: I32) -> None:
+    """Remove a row from its list."""
     before, after = links[row, 0], links[row, 1]
     if before < 0:
         ends[-1 - before, 0] = after if after >= 0 else -1
@@ -88,7 +88,7 @@ def take_out(row: int, ends: I32, links: I32) -> None:
 
 @kernel
 def _spread(place: int, bound: int, times: I64, marks: I64, ends: I32, links: I32) -> None:
-    """Put the rows of a list where they belong once `LAST` is their earliest, or `bound`."""
+    """Set `LAST` to the earliest of a list, or `bound`, and move its rows to the levels below."""
     first = int(ends[place, 0])
     last = bound
     row = first
@@ -137,13 +137,13 @@ def earliest_before(limit: int, times: I64, marks: I64, ends: I32, links: I32) -
 
 
 @kernel
-def begin_at(limit: int, marks: I64) -> None:
-    """Of an order that is empty: no row will come that is earlier than `limit`, but overdue."""
+def advance_empty(limit: int, marks: I64) -> None:
+    """Of an empty queue: rows earlier than `limit` that are added from now on are overdue."""
     marks[LAST] = max(marks[LAST], _key(limit))
 
 
 @kernel
 def append_all(rows: NDArray[np.int64], times: I64, marks: I64, ends: I32, links: I32) -> None:
-    """Put rows in, those of one time in the order in which they came."""
+    """Add rows; those of one time must be in order of arrival."""
     for i in range(rows.size):
         append(rows[i], times[rows[i]], marks, ends, links)

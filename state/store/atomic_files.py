@@ -1,4 +1,4 @@
-"""Small files that are either wholly there or not at all, and the room that a disk has left."""
+"""Atomic writes of small files, and checks of free disk space."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from anabranch.state.errors import StateError
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write ``path`` by way of a second file, so that a crash leaves the old content or the new.
+def atomic_write(path: Path, content: bytes) -> None:
+    """Replace the content of ``path``; after a crash it has the old content or the new.
 
     Raises:
-        StateError: the disk does not take it; what was there is as it was.
+        StateError: it can't be written; the old content is unchanged.
     """
     new = path.with_name(path.name + ".new")
     try:
@@ -27,7 +27,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make sure that what was created, renamed or removed in a directory survives a power cut."""
+    """Make files created, renamed or removed in a directory survive a power failure."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -35,20 +35,20 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def check_room(directory: Path, least: int) -> None:
-    """Raise if the disk that holds ``directory`` has not ``least`` bytes left.
+def check_free_space(directory: Path, min_bytes: int) -> None:
+    """Raise if the file system of ``directory`` has less than ``min_bytes`` free.
 
     Raises:
-        StateError: it has not.
+        StateError: it has less, or the directory can't be read.
     """
     try:
         disk = os.statvfs(directory)
     except OSError as error:
         raise StateError(f"{directory} can't be read: {error.strerror}") from None
     blocks = disk.f_bfree if os.geteuid() == 0 else disk.f_bavail
-    room = blocks * disk.f_frsize
-    if disk.f_blocks and room < least:  # without blocks, the file system does not tell
+    free = blocks * disk.f_frsize
+    if disk.f_blocks and free < min_bytes:  # some file systems report no blocks at all
         raise StateError(
-            f"the state at {directory} can't be written, the disk is full: {room:,} bytes are "
-            "left; make room there"
+            f"the state at {directory} can't be written, the disk is full: {free:,} bytes are "
+            "left; free some space there"
         )

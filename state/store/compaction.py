@@ -1,10 +1,10 @@
-"""Which generations are merged, and the thread that does it in the background.
+"""Compaction: which generations are merged, and the background thread that merges them.
 
-Deltas are merged by size: the longest run of the oldest ones' end in which the first is no larger
-than all after it, when that is four or more. So each record is written again once for every
-doubling, and what is left behind doubles in size from one to the next: both are logarithmic. ::
+Deltas are merged by size: of those that are old enough, the longest run up to the newest in which
+the first is no larger than all after it, if it has four deltas or more. So each record is rewritten
+once per doubling of the state, and there are logarithmically many deltas. ::
 
-    1 … 40 | 41 … 56 | 57 58 59 60 |  61 … 68          68 is the present generation
+    1 … 40 | 41 … 56 | 57 58 59 60 |  61 … 68          68 is the current generation
     └─────── old: may be merged ───┘ └ retained ┘
 """
 
@@ -19,13 +19,13 @@ from typing import Protocol
 from anabranch.state.store.generations import Segment
 
 _FEWEST = 4
-_SMALLEST = 64 << 10  # bytes; smaller ones count as this, there are too many sizes below
+_SMALLEST = 64 << 10  # bytes; smaller ones count as this, so that they are merged together
 
 
 def choose(
     segments: Sequence[Segment], generation: int, adopted: int, retained: int
 ) -> list[Segment]:
-    """A run to be merged; empty if none is due.
+    """A run of segments to be merged; empty if none is due.
 
     ``adopted``, ``generation`` and the ``retained`` generations before that stay restorable.
     """
@@ -45,16 +45,16 @@ def _run(segments: Sequence[Segment]) -> list[Segment]:
 
 
 class Compacted(Protocol):
-    """What can be compacted. `compact` raises nothing."""
+    """What can be compacted. `compact` must not raise."""
 
     def compact(self) -> None: ...
 
     def abandon(self) -> None:
-        """Make a running `compact` return soon."""
+        """Make a running `compact` return early."""
 
 
 class Compactor:
-    """One thread for all stores of a process, started by the first one that needs it."""
+    """One compaction thread for all stores of a process, started on first use."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -64,7 +64,7 @@ class Compactor:
         self._stopped = False
 
     def submit(self, store: Compacted) -> None:
-        """Compact it soon; once, however often this is called before."""
+        """Queue a store for compaction, unless it is queued already."""
         with self._changed:
             if self._stopped or store in self._waiting:
                 return
@@ -77,13 +77,13 @@ class Compactor:
             self._changed.notify()
 
     def forget(self, store: Compacted) -> None:
-        """Do not begin with it. A compaction that runs is not ended."""
+        """Remove a store from the queue. A running compaction is not interrupted."""
         with self._changed:
             if store in self._waiting:
                 self._waiting.remove(store)
 
     def stop(self) -> None:
-        """End without finishing: a daemon thread must not meet the end of the interpreter."""
+        """End early: a daemon thread must not run while the interpreter shuts down."""
         with self._changed:
             self._stopped = True
             self._changed.notify()

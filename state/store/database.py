@@ -1,8 +1,8 @@
-"""The RocksDB database under a place: its options, its making, and its errors as sentences.
+"""The RocksDB database of a state partition: options, creation, and error messages.
 
-Values lie in RocksDB's blob files, so that its own compaction moves keys alone: what is written
-again is decided in `compaction`. A database is made beside its place and renamed into it, so that
-a kill leaves a whole one or none.
+Values are in RocksDB's blob files, so that its own compaction moves keys alone: `compaction`
+decides what is rewritten. A database is created beside its path and renamed, so that a kill leaves
+a complete one or none.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from anabranch.state.store.atomic_files import sync_directory
 WRITE_BUFFER = 8 << 20
 _BUFFERS_OF_PROCESS = 128 << 20
 _LOG_BYTES = 256 << 10
-_CURRENT = "CURRENT"  # RocksDB's own: a directory with it holds a database
-# Only `set_options` takes these. Below 4 KiB a value stays among the keys.
+_CURRENT = "CURRENT"  # RocksDB's own: a directory with it is a database
+# Only `set_options` accepts these. Values below 4 KiB stay with the keys.
 _BLOB_OPTIONS = {
     "enable_blob_files": "true",
     "min_blob_size": "4096",
@@ -49,7 +49,7 @@ UNSYNCED = WriteOptions()
 
 
 def open_database(path: Path) -> Rdict:
-    """The database at ``path``, for this process alone.
+    """Open the database at ``path`` for this process alone.
 
     Raises:
         StateError: there is none, it is in use, damaged or unreadable.
@@ -61,9 +61,9 @@ def open_database(path: Path) -> Rdict:
 
 
 def open_read_only(path: Path, log_directory: Path) -> Rdict:
-    """The database at ``path`` as it stands, beside a process that writes it."""
+    """Open a snapshot of the database at ``path``, which another process may be writing."""
     if not (path / _CURRENT).is_file():
-        raise StateError(f"there is no state at {path}")
+        raise StateError(f"there is no state at {path}: check the path")
     options = _options()
     options.set_db_log_dir(str(log_directory))
     with disk_errors(path, "read"):
@@ -71,28 +71,28 @@ def open_read_only(path: Path, log_directory: Path) -> Rdict:
 
 
 def create_database(path: Path, root: tuple[bytes, bytes]) -> None:
-    """Make a database that holds ``root`` at ``path``, if none is there.
+    """Create a database that contains ``root`` at ``path``, unless there is one.
 
     Raises:
-        StateError: something else is there, or the disk refuses.
+        StateError: something else is there, or it can't be written.
     """
     if (path / _CURRENT).is_file():
         return
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StateError(
-            f"{path} is no state, or a damaged one: it has no file {_CURRENT}; "
-            "give another directory, or remove it to start anew"
+            f"{path} is not a state, or is damaged: it has no file {_CURRENT}; "
+            "name another directory, or remove this one to start from scratch"
         )
-    with disk_errors(path, "made"):
+    with disk_errors(path, "created"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone_in(path.parent):
+        with _exclusive(path.parent):
             if not (path / _CURRENT).is_file():
                 _create(path, root)
 
 
 def _create(path: Path, root: tuple[bytes, bytes]) -> None:
     draft = path.with_name(f".{path.name}.new")
-    shutil.rmtree(draft, ignore_errors=True)  # a killed maker's
+    shutil.rmtree(draft, ignore_errors=True)  # left by a killed process
     options = _options()
     options.create_if_missing(True)
     database = Rdict(str(draft), options)
@@ -105,14 +105,14 @@ def _create(path: Path, root: tuple[bytes, bytes]) -> None:
 
 
 @contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """One maker of databases at a time in a directory."""
-    held = os.open(directory, os.O_RDONLY)
+def _exclusive(directory: Path) -> Iterator[None]:
+    """Only one process at a time creates a database in a directory."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 def _options() -> Options:
@@ -122,11 +122,11 @@ def _options() -> Options:
     options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
     options.set_compression_type(DBCompressionType.lz4())
     options.set_write_buffer_size(WRITE_BUFFER)
-    options.set_max_write_buffer_number(4)  # a commit does not wait for a merge's to be flushed
+    options.set_max_write_buffer_number(4)  # so a commit does not wait for a merge to be flushed
     options.set_write_buffer_manager(_buffers)
     options.set_level_zero_file_num_compaction_trigger(2)
     options.set_max_background_jobs(2)
-    options.set_max_open_files(20)  # the fewest that RocksDB takes; a process has 1,024
+    options.set_max_open_files(20)  # RocksDB's minimum; a process has 1,024
     options.set_max_manifest_file_size(1 << 20)
     options.set_manifest_preallocation_size(64 << 10)
     options.set_keep_log_file_num(1)
@@ -140,18 +140,18 @@ def _options() -> Options:
 
 
 @contextmanager
-def disk_errors(path: Path, doing: str) -> Iterator[None]:
-    """Errors of the disk and of RocksDB, as a StateError: "can't be <doing>"."""
+def disk_errors(path: Path, action: str) -> Iterator[None]:
+    """Turn errors of the disk and of RocksDB into a StateError that says "can't be <action>"."""
     try:
         yield
     except StateError:
         raise
     except Exception as error:  # rocksdict raises plain Exception
-        raise StateError(_sentence(path, doing, " ".join(str(error).split()))) from error
+        raise StateError(_sentence(path, action, " ".join(str(error).split()))) from error
 
 
 def checked(path: Path, get: Callable[[bytes], bytes | None]) -> Callable[[bytes], bytes | None]:
-    """``get``, with StateErrors."""
+    """``get``, with errors turned into StateErrors."""
 
     def read(key: bytes) -> bytes | None:
         with disk_errors(path, "read"):
@@ -160,14 +160,17 @@ def checked(path: Path, get: Callable[[bytes], bytes | None]) -> Callable[[bytes
     return read
 
 
-def _sentence(path: Path, doing: str, reason: str) -> str:
+def _sentence(path: Path, action: str, reason: str) -> str:
     if "lock file" in reason or "lock hold" in reason:
         return f"the state at {path} is in use by another process; stop it first"
     if reason.startswith("Corruption") or "No such file" in reason:
         return (
             f"the state at {path} is damaged: {reason}; "
-            "bring back a copy of it, or remove it to start anew"
+            "restore a copy of it, or remove it to start from scratch"
         )
     if "No space left" in reason or "File too large" in reason or "quota" in reason:
-        return f"the state at {path} can't be {doing}, the disk is full: {reason}; make room there"
-    return f"the state at {path} can't be {doing}: {reason}"
+        return (
+            f"the state at {path} can't be {action}, the disk is full: {reason}; "
+            "free some space there"
+        )
+    return f"the state at {path} can't be {action}: {reason}; check the disk and its permissions"

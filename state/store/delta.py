@@ -1,13 +1,13 @@
-"""What changed since the last commit: the one form in which state is kept on disk.
+"""Deltas, what changed since the last commit: the only form in which state is stored.
 
 A delta is a set of named parts of three kinds::
 
-    rows     "card/0/chunks"   index ─▶ a row of each column      arrays: a row's last word wins
+    rows     "card/0/chunks"   index ─▶ a row of each column      arrays: the last write of a row
     items    "card/keys"       number ─▶ bytes, or removed        text, pickles of single things
-    blobs    "models"          bytes                              small things, written whole
+    blobs    "models"          bytes                              small things, replaced
 
-Deltas of successive generations are merged into one: later parts win, row by row. So an array is
-written by its changed rows alone, and the sum of all deltas is the whole state (an *image*).
+Deltas of successive generations can be merged: the last write wins, row by row. So only the changed
+rows of an array are written, and all deltas merged are the complete state (an *image*).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Items:
 
 @dataclass(slots=True)
 class Delta:
-    """Named parts. ``cleared`` are names that are forgotten before this delta's own are applied.
+    """Named parts. ``cleared`` are parts that are removed before this delta's own are applied.
 
     >>> old = Delta(rows={"a": Rows(np.array([0, 1]), {"x": np.array([1.0, 2.0])})})
     >>> new = Delta(rows={"a": Rows(np.array([1, 5]), {"x": np.array([7.0, 8.0])})})
@@ -84,19 +84,19 @@ class Delta:
         self.cleared.update(f"{name}/{part}" for part in other.cleared)
 
     def part(self, name: str) -> Delta:
-        """What `put` added under ``name``."""
-        head, found = f"{name}/", Delta()
+        """The parts that `put` added under ``name``."""
+        head, added = f"{name}/", Delta()
         for kind in _KINDS:
             parts: dict[str, Any] = getattr(self, kind)
-            getattr(found, kind).update(
+            getattr(added, kind).update(
                 {part[len(head) :]: value for part, value in parts.items() if part.startswith(head)}
             )
-        found.cleared = {part[len(head) :] for part in self.cleared if part.startswith(head)}
-        return found
+        added.cleared = {part[len(head) :] for part in self.cleared if part.startswith(head)}
+        return added
 
 
 def merge(deltas: Sequence[Delta]) -> Delta:
-    """One delta that does what all of these do, oldest first."""
+    """One delta with the same effect as all of these, oldest first."""
     merged = Delta()
     rows: dict[str, list[Rows]] = {}
     items: dict[str, list[Items]] = {}
@@ -116,16 +116,16 @@ def merge(deltas: Sequence[Delta]) -> Delta:
 
 
 Buffers = list[bytes | memoryview]
-"""A record as what it is made of, one behind the other: large arrays are not copied for it."""
+"""The parts of a record, to be concatenated: large arrays are not copied."""
 
 
 def encode(delta: Delta) -> dict[str, bytes]:
-    """The delta as records by key, one per part (and one for what is cleared)."""
+    """Encode a delta as records by key, one per part (and one for what is cleared)."""
     return {key: b"".join(buffers) for key, buffers in encode_parts(delta).items()}
 
 
 def encode_parts(delta: Delta) -> dict[str, Buffers]:
-    """As `encode`, each record as its buffers; they stay valid as long as the delta's arrays do."""
+    """As `encode`, each record as buffers, which stay valid as long as the delta's arrays do."""
     records: dict[str, Buffers] = {_KINDS["blobs"] + n: [blob] for n, blob in delta.blobs.items()}
     for name, rows in delta.rows.items():
         records[_KINDS["rows"] + name] = _pack({"index": _packed(rows.index), **rows.columns}, b"")
@@ -138,10 +138,10 @@ def encode_parts(delta: Delta) -> dict[str, Buffers]:
 
 
 def decode(records: Mapping[str, bytes]) -> Delta:
-    """The delta that `encode` made records of. Its arrays are read-only.
+    """Decode the records of `encode`. The delta's arrays are read-only.
 
     Raises:
-        StateError: a record is none of its.
+        StateError: a record is damaged.
     """
     delta = Delta()
     try:
@@ -161,7 +161,9 @@ def decode(records: Mapping[str, bytes]) -> Delta:
                 values = msgspec.msgpack.decode(rest, type=list[bytes | None])
                 delta.items[name] = Items(index, values)
     except (ValueError, KeyError, struct.error, msgspec.MsgspecError, TypeError) as error:
-        raise StateError(f"a record of the state can't be read: {error}") from error
+        raise StateError(
+            f"a record of the state can't be read: {error}; restore a copy, or replay"
+        ) from error
     return delta
 
 
@@ -172,7 +174,7 @@ def _merge_rows(parts: list[Rows]) -> Rows:
     for part in parts:
         present[part.index] = True
     index = np.flatnonzero(present)
-    if len(index) == len(present):  # no gap: a row stands at its number
+    if len(index) == len(present):  # no gap: a row's number is its position
         places = [part.index for part in parts]
     else:
         place = np.cumsum(present) - 1
@@ -182,7 +184,7 @@ def _merge_rows(parts: list[Rows]) -> Rows:
         given = [part.columns[name] for part in parts]
         merged = np.empty((len(index), *given[-1].shape[1:]), np.result_type(*given))
         for at, column in zip(places, given, strict=True):
-            merged[at] = column  # of a row's words the last is kept
+            merged[at] = column  # the last write of a row is kept
         columns[name] = merged
     return Rows(index, columns)
 
@@ -191,13 +193,13 @@ def _merge_items(parts: list[Items]) -> Items:
     if len(parts) == 1:
         return parts[0]
     index = np.concatenate([part.index for part in parts])
-    last = _last_words(index)
+    last = _last_writes(index)
     values = [value for part in parts for value in part.values]
     return Items(index[last], [values[at] for at in last.tolist()])
 
 
-def _last_words(index: I64) -> I64:
-    """For each number in ``index``, rising: the place where it stands last."""
+def _last_writes(index: I64) -> I64:
+    """For each distinct number in ``index``, ascending: its last position."""
     if not len(index):
         return index
     latest = np.full(int(index.max()) + 1, -1)
@@ -212,7 +214,7 @@ def _packed(index: I64) -> NDArray[np.int32]:
 
 
 def _pack(arrays: Mapping[str, NDArray[Any]], rest: bytes) -> Buffers:
-    """A header that tells names, types and shapes; then the arrays, each at a multiple of 8."""
+    """A header with names, types and shapes; then the arrays, each aligned to 8 bytes."""
     fields = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
     header = msgspec.msgpack.encode(fields)
     buffers: Buffers = [_HEAD.pack(len(header)), header]

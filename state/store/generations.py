@@ -1,14 +1,14 @@
-"""How generations lie in the database of a place: segments of records, each with its checksum.
+"""Storage format of generations: segments of records, each with its checksum.
 
 A *segment* is the merged delta of generations ``first`` to ``last``; a commit makes one of a single
 generation. Keys::
 
-    root                                   what there is: identity, generation, list of segments
+    root                                   identity, generation, list of segments
     m/<last>/<first>                       a segment's manifest: size and checksum of each record
     d/<last>/<first>/<part>/<piece>        a record, cut into pieces of at most 4 MiB
 
-Generations are written as 16 hex digits. A segment exists when the root names it: pieces may be
-written ahead, for which the root first names the segment as *staged*.
+Generations are written as 16 hex digits. A segment exists if the root names it: pieces may be
+written before, for which the root first names the segment as *staged*.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from anabranch.state.store.delta import Buffers, Delta, decode, encode_parts, me
 FORMAT = 1
 PIECE = 4 << 20
 ROOT = b"root"
-# `encode` puts two letters before the name of a part, and has one key for what is cleared.
+# `encode` prefixes names of parts with two characters, and has one key for what is cleared.
 BLOB, CLEARED = "b/", "c"
 
 Get = Callable[[bytes], bytes | None]
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """The manifest. ``records`` gives size in bytes and CRC-32 by `encode`'s key."""
+    """The manifest. ``records`` has size in bytes and CRC-32 by `encode`'s key."""
 
     first: int
     last: int
@@ -44,23 +44,23 @@ class Segment(msgspec.Struct, frozen=True):
 
     @property
     def size(self) -> int:
-        """Bytes of its records."""
+        """Total size of its records in bytes."""
         return sum(size for size, _ in self.records.values())
 
     @property
     def base(self) -> bool:
-        """Whether nothing is before it."""
+        """Whether it starts with the first generation."""
         return self.first == 1
 
     def all_keys(self) -> Iterator[bytes]:
-        """Every key that it has in the database."""
+        """All its keys in the database."""
         yield manifest_key(self.first, self.last)
         for part, (size, _) in self.records.items():
             yield from piece_keys(self.first, self.last, part, size)
 
 
 class Root(msgspec.Struct):
-    """What there is. ``segments`` and ``staged`` are pairs of first and last generation."""
+    """The root record. ``segments`` and ``staged`` are pairs of first and last generation."""
 
     identity: dict[str, str]
     format: int = FORMAT
@@ -77,7 +77,7 @@ class _Format(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class StoreSummary:
-    """What a place holds. ``bytes`` are of all kept deltas, by name of part, before compression."""
+    """Contents of a store. ``bytes`` are of all its deltas, by part, before compression."""
 
     generation: int
     adopted: int
@@ -93,7 +93,7 @@ def segment_prefix(first: int, last: int) -> bytes:
 
 
 def segment_range(first: int, last: int) -> tuple[bytes, bytes]:
-    """From its first possible key of data to behind its last."""
+    """From its first possible data key to just after its last."""
     prefix = segment_prefix(first, last)
     return prefix, prefix[:-1] + b"0"  # "0" follows "/"
 
@@ -108,7 +108,7 @@ def piece_keys(first: int, last: int, part: str, size: int) -> list[bytes]:
 
 
 def pieces(record: Buffers) -> Iterator[bytes]:
-    """A record cut up, at least one piece."""
+    """A record cut into pieces, at least one."""
     gathered: Buffers = []
     size = cut = 0
     for buffer in record:
@@ -135,13 +135,13 @@ def measure(record: Buffers) -> tuple[int, int]:
 
 
 def seal(value: Root | Segment) -> bytes:
-    """Packed, behind its checksum."""
+    """Its encoding, preceded by a checksum."""
     packed = msgspec.msgpack.encode(value)
     return zlib.crc32(packed).to_bytes(4, "little") + packed
 
 
 class Contents:
-    """The segments of a place as ``get`` finds them, which gives a key's value, or None.
+    """The contents of a store, read through ``get``, which returns a key's value or None.
 
     Errors are StateErrors that name ``path`` and what is damaged.
     """
@@ -152,51 +152,51 @@ class Contents:
     def damaged(self, what: str) -> StateError:
         return StateError(
             f"the state at {self.path} is damaged: {what}; "
-            "bring back a copy of it, or remove it to start anew"
+            "restore a copy of it, or remove it to start from scratch"
         )
 
     def root(self) -> Root:
         packed = self._unseal(ROOT, "its root record")
-        kept = self._unpack(packed, _Format, "its root record").format
-        if kept != FORMAT:
+        stored = self._unpack(packed, _Format, "its root record").format
+        if stored != FORMAT:
             raise StateError(
-                f"the state at {self.path} is of format {kept}, this program's is {FORMAT}: "
-                "run the version that wrote it, or remove it to start anew"
+                f"the state at {self.path} has format {stored}, this program reads {FORMAT}: "
+                "run the version that wrote it, or remove it to start from scratch"
             )
         return self._unpack(packed, Root, "its root record")
 
     def segments(self, root: Root) -> list[Segment]:
-        """The manifests, oldest first, with no generation missing between them."""
-        found: list[Segment] = []
+        """The manifests, oldest first; checks that no generation is missing between them."""
+        segments: list[Segment] = []
         for first, last in root.segments:
             what = f"the manifest of {_generations(first, last)}"
             packed = self._unseal(manifest_key(first, last), what)
             segment = self._unpack(packed, Segment, what)
-            follows = found[-1].last + 1 if found else 1
-            if (segment.first, segment.last) != (first, last) or first != follows:
-                raise self.damaged(f"{what} does not fit")
-            found.append(segment)
-        if (found[-1].last if found else 0) != root.generation:
+            expected = segments[-1].last + 1 if segments else 1
+            if (segment.first, segment.last) != (first, last) or first != expected:
+                raise self.damaged(f"{what} does not match the root record")
+            segments.append(segment)
+        if (segments[-1].last if segments else 0) != root.generation:
             raise self.damaged(f"generation {root.generation} is missing")
-        return found
+        return segments
 
     def record(self, segment: Segment, part: str) -> bytes:
-        """A record of a segment, checked."""
+        """A record of a segment; its checksum is verified."""
         size, checksum = segment.records[part]
         what = f"record {part!r} of {_generations(segment.first, segment.last)}"
-        found = []
+        parts = []
         for key in piece_keys(segment.first, segment.last, part, size):
             piece = self._get(key)
             if piece is None:
                 raise self.damaged(f"{what} is missing")
-            found.append(piece)
-        record = found[0] if len(found) == 1 else b"".join(found)
+            parts.append(piece)
+        record = parts[0] if len(parts) == 1 else b"".join(parts)
         if len(record) != size or zlib.crc32(record) != checksum:
-            raise self.damaged(f"{what} has another checksum than was written")
+            raise self.damaged(f"{what} has a wrong checksum")
         return record
 
     def image(self, segments: list[Segment]) -> Delta:
-        """The whole state after these, oldest first. Its arrays may be read-only."""
+        """The complete state after these segments, oldest first. Its arrays may be read-only."""
         image = Delta()
         for part in self.merged(segments):
             image.rows.update(part.rows)
@@ -205,9 +205,9 @@ class Contents:
         return image
 
     def merged(self, run: list[Segment]) -> Iterator[Delta]:
-        """What the segments come to, oldest first, part by part, so that memory is a part's.
+        """The segments, oldest first, merged part by part, so that one part at a time is in memory.
 
-        Nothing stands before a base: then nothing is left of what was removed or cleared.
+        If the run starts with the first generation, what was removed or cleared is left out.
         """
         base = not run or run[0].base
         cleared_at: dict[str, int] = {}
@@ -223,26 +223,26 @@ class Contents:
             if not holders:
                 continue
             if part.startswith(BLOB):
-                holders = holders[-1:]  # the last word is the whole of it
+                holders = holders[-1:]  # the last write replaces it
             merged = merge([self._decode(segment, part) for segment in holders])
             if base:
                 _drop_removed(merged)
             yield merged
 
     def problems(self) -> list[str]:
-        """Sentences of what is wrong. Reads everything."""
+        """Verify everything; a sentence for each problem."""
         try:
             segments = self.segments(self.root())
         except StateError as error:
             return [str(error)]
-        found = []
+        problems = []
         for segment in segments:
             for part in segment.records:
                 try:
                     self._decode(segment, part)
                 except StateError as error:
-                    found.append(str(error))
-        return found
+                    problems.append(str(error))
+        return problems
 
     def summary(self) -> StoreSummary:
         root = self.root()
@@ -260,7 +260,7 @@ class Contents:
         if sealed is None:
             raise self.damaged(f"{what} is missing")
         if zlib.crc32(sealed[4:]).to_bytes(4, "little") != sealed[:4]:
-            raise self.damaged(f"{what} has another checksum than was written")
+            raise self.damaged(f"{what} has a wrong checksum")
         return sealed[4:]
 
     def _unpack(self, packed: bytes, kind: type[T], what: str) -> T:
@@ -288,7 +288,7 @@ def summarise(root: Root, segments: list[Segment]) -> StoreSummary:
 
 
 def differences(stored: Mapping[str, str], given: Mapping[str, str]) -> str:
-    """What differs in two identities: ``river 0.24.2, here 0.25.0``. Empty when nothing does."""
+    """The differences of two identities: ``river 0.24.2, here 0.25.0``; empty if there are none."""
     names = sorted(name for name in {*stored, *given} if stored.get(name) != given.get(name))
     return "; ".join(
         f"{name} {stored.get(name, '(none)')}, here {given.get(name, '(none)')}" for name in names
@@ -296,7 +296,7 @@ def differences(stored: Mapping[str, str], given: Mapping[str, str]) -> str:
 
 
 def records_of(deltas: Iterable[Delta]) -> Iterator[tuple[str, Buffers]]:
-    """The records of deltas that share no part."""
+    """The records of deltas without a common part."""
     for delta in deltas:
         yield from encode_parts(delta).items()
 

@@ -1,16 +1,16 @@
-"""One run per state directory: who holds it, and whose workers are still in it.
+"""Locks for one run per state directory: its launcher, and its workers.
 
-Two files in the directory are locked with ``flock``, which the kernel lets go of when a process
-ends, however it ends::
+Two files in the directory are locked with ``flock``, which the kernel releases when a process ends,
+however it ends::
 
     LOCK      exclusive: the launcher, whose process id is written into it
     WORKERS   shared: every worker that a launcher has started
 
-A launcher may be killed while its workers wind down. So the next one, holding LOCK, waits until
-nobody holds WORKERS. A worker takes WORKERS first and then looks whose id is in LOCK: either the
-next launcher sees it, or it sees the next launcher.
+A launcher may be killed while its workers still shut down. So the next one, after locking LOCK,
+waits until WORKERS is not locked. A worker locks WORKERS first and then checks whose id is in LOCK:
+either the next launcher sees it, or it sees the next launcher.
 
-The files stay: removing a locked file would let two runs each lock one of their own.
+The files are not removed: if a locked file were, two runs could each lock one of their own.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from pathlib import Path
 
 from anabranch.state.errors import StateError
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("anabranch.state")
 
 LAUNCHER, WORKERS = "LOCK", "WORKERS"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 _POLL_S = 0.02
-_ASKED_S = 0.2  # `holder` has it for a moment
+_PROBED_S = 0.2  # `holder` locks it briefly
 _ID_BYTES = 32
-_TAKEN = {errno.EAGAIN, errno.EACCES}
+_LOCKED = {errno.EAGAIN, errno.EACCES}
 
 
 @contextmanager
@@ -45,21 +45,21 @@ def hold(
     patience_s: float = PATIENCE_S,
     say: Callable[[str], None] = _log.info,
 ) -> Iterator[None]:
-    """Be the one run of ``directory``, which is made if it is not there, while the block runs.
+    """Lock ``directory``, which is created if missing, for one run while the block runs.
 
-    Workers of an earlier run that was killed get ``patience_s`` seconds to end; ``say`` is told so.
+    Workers of an earlier run that was killed get ``patience_s`` seconds to end; ``say`` is called
+    with a sentence about that.
 
     Raises:
-        StateError: another run holds it, earlier workers do not end, or it can't be made or
-            written.
+        StateError: another run has locked it, earlier workers do not end, or it can't be written.
     """
     lock = _LockFile(directory, LAUNCHER)
     try:
-        if not lock.take(fcntl.LOCK_EX, patience_s=_ASKED_S):
+        if not lock.acquire(fcntl.LOCK_EX, patience_s=_PROBED_S):
             owner = lock.read_id()
-            who = "another run" if owner is None else f"a run that is going on (process {owner})"
+            run = "another run" if owner is None else f"another run (process {owner})"
             raise StateError(
-                f"state directory {directory} belongs to {who}: end that one first, or name "
+                f"state directory {directory} is used by {run}: stop that first, or name "
                 "another directory with --state"
             )
         lock.write_id()
@@ -72,22 +72,22 @@ def hold(
 
 @contextmanager
 def join(directory: Path) -> Iterator[None]:
-    """Be a worker of the run that holds ``directory``, while the block runs.
+    """Lock ``directory`` for a worker of the run that has locked it, while the block runs.
 
-    That run is this process's parent (or this process itself): a worker that comes when its
-    launcher has gone must not work beside those of the next one.
+    The launcher of that run must be this process or its parent: a worker that starts after its
+    launcher has ended must not work beside those of the next one.
 
     Raises:
-        StateError: that run does not hold ``directory`` any more, or it can't be written.
+        StateError: that run has not locked ``directory`` any more, or it can't be written.
     """
     lock = _LockFile(directory, WORKERS)
     try:
-        # Only a launcher that looks for workers holds it otherwise, and then only for a moment.
-        taken = lock.take(fcntl.LOCK_SH, patience_s=1.0)
-        if not taken or holder(directory) not in (os.getppid(), os.getpid()):
+        # Otherwise only a launcher that checks for workers locks it, and only briefly.
+        locked = lock.acquire(fcntl.LOCK_SH, patience_s=1.0)
+        if not locked or holder(directory) not in (os.getppid(), os.getpid()):
             raise StateError(
-                f"the run that this worker (process {os.getpid()}) belongs to does not hold state "
-                f"directory {directory} any more: start it again"
+                f"the run of this worker (process {os.getpid()}) no longer has the lock of state "
+                f"directory {directory}: start the run again"
             )
         yield
     finally:
@@ -95,7 +95,7 @@ def join(directory: Path) -> Iterator[None]:
 
 
 def holder(directory: Path) -> int | None:
-    """The process id of the run that holds ``directory``; None without one. Changes nothing."""
+    """The process id of the run that has locked ``directory``; None without one."""
     try:
         descriptor = os.open(directory / LAUNCHER, os.O_RDONLY)
     except OSError:
@@ -110,16 +110,16 @@ def holder(directory: Path) -> int | None:
 
 
 def _wait_for_workers(directory: Path, patience_s: float, say: Callable[[str], None]) -> None:
-    """Return when no worker of an earlier run is left; the caller holds LOCK."""
+    """Return when no worker of an earlier run is left; the caller has locked LOCK."""
     lock = _LockFile(directory, WORKERS)
     try:
-        if lock.take(fcntl.LOCK_EX):
+        if lock.acquire(fcntl.LOCK_EX):
             return
         say(
             f"workers of an earlier run are still ending in {directory}: waiting for them, up to "
             f"{patience_s:g} s"
         )
-        if not lock.take(fcntl.LOCK_EX, patience_s=patience_s):
+        if not lock.acquire(fcntl.LOCK_EX, patience_s=patience_s):
             raise StateError(
                 f"workers of an earlier run are still in state directory {directory} after "
                 f"{patience_s:g} s: end them (`fuser {directory / WORKERS}` names them), then "
@@ -132,8 +132,8 @@ def _wait_for_workers(directory: Path, patience_s: float, say: Callable[[str], N
 class _LockFile:
     """A file of ``directory`` that is locked while it is open, by this process alone.
 
-    Programs that it executes don't inherit it (Python's descriptors close on exec), and a fork
-    closes its copy: a lock is let go of when all copies of its descriptor are closed.
+    Executed programs don't inherit it (Python's descriptors close on exec), and a forked process
+    closes its copy: a lock is released when all copies of its descriptor are closed.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -145,26 +145,26 @@ class _LockFile:
             raise StateError(_unusable(directory, error)) from None
         _OPEN.add(self)
 
-    def take(self, kind: int, patience_s: float = 0.0) -> bool:
-        """Lock the file; False when somebody else still has it after so many seconds."""
+    def acquire(self, kind: int, patience_s: float = 0.0) -> bool:
+        """Lock the file; False when another process still has it after ``patience_s`` seconds."""
         deadline = time.monotonic() + patience_s
         while True:
             try:
                 fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
                 return True
             except OSError as error:
-                if error.errno not in _TAKEN:
+                if error.errno not in _LOCKED:
                     raise StateError(_unusable(self._path.parent, error)) from None
             if time.monotonic() >= deadline:
                 return False
             time.sleep(_POLL_S)
 
     def read_id(self) -> int | None:
-        """The process id in it."""
+        """The process id in the file."""
         return _read_id(self._descriptor)
 
     def write_id(self) -> None:
-        """Write the id of this process into it, in place of what is there."""
+        """Replace the content by the id of this process."""
         line = f"{os.getpid()}\n".encode()
         try:
             os.pwrite(self._descriptor, line, 0)
@@ -173,11 +173,11 @@ class _LockFile:
             raise StateError(_unusable(self._path.parent, error)) from None
 
     def clear_id(self) -> None:
-        """Leave it empty."""
+        """Empty the file."""
         os.ftruncate(self._descriptor, 0)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release the lock."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -1,7 +1,8 @@
-"""The database of one place (a shard of windows, the models, a partition of the intake).
+"""The store of one state partition (a shard of windows, the models, a source partition).
 
-Each commit is a *generation*: a delta, kept unchanged. To go back is to drop later ones; the state
-is the merge of all up to a generation. Old ones are merged in the background (`compaction`).
+Each commit is a *generation*: a delta, stored as it is. The state at a generation is the merge of
+all deltas up to it; rolling back drops later ones. Old ones are merged in the background
+(`compaction`).
 """
 
 from __future__ import annotations
@@ -45,28 +46,25 @@ from anabranch.state.store.generations import (
     segment_range,
     summarise,
 )
-from anabranch.state.store.read_only import look
 
-__all__ = ["Store", "look"]
-
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("anabranch.state")
 _compactor = Compactor()
 
-# Bytes of one write. A batch grows by copying itself, so that larger ones cost more per byte; and
-# rocksdict holds the GIL in it: a merge's are short.
+# Bytes of one write. A growing batch is copied, so large ones cost more per byte; and rocksdict
+# holds the GIL while it writes, so those of a merge are small.
 _COMMIT_BATCH = 8 << 20
 _MERGE_BATCH = 4 << 20
 
 
 class _Abandoned(Exception):
-    """A merge was asked to end."""
+    """A merge is to end early."""
 
 
 class Store:
-    """The generations of one place, for one process and one thread of it.
+    """The generations of one state partition, for one process and one of its threads.
 
-    ``identity`` tells what the state is of, and the versions that it depends on; a database with
-    another is refused. One can go back by ``retained`` generations at least.
+    ``identity`` says what the state belongs to, and the versions that it depends on; a database
+    with another identity is rejected. At least ``retained`` generations can be rolled back.
 
     Raises:
         StateError: it is in use, damaged, unreadable, of another format or identity.
@@ -77,7 +75,7 @@ class Store:
             raise ValueError("retained must be at least 1")
         self.path = Path(path)
         self._retained = retained
-        self._lock = threading.Condition()  # guards all below; never held while a merge reads
+        self._lock = threading.Condition()  # guards all below; not held while a merge reads
         self._closed = self._merging = self._abandoning = False
         self._failure: str | None = None
         create_database(self.path, (ROOT, seal(Root(dict(identity)))))
@@ -92,19 +90,19 @@ class Store:
 
     @property
     def generation(self) -> int:
-        """The last committed; 0 when nothing is."""
+        """The last committed generation; 0 when nothing is committed."""
         return self._root.generation
 
     def restore(self, generation: int | None) -> Delta:
-        """Go back to ``generation``, drop all later ones for good, and return the state there.
+        """Roll back to ``generation``, drop all later ones for good, and return the state there.
 
         None is the adopted generation, which is empty (0) as long as none was adopted. The image's
         arrays may be read-only.
 
         Raises:
-            StateError: that generation is not there, or damaged. Then nothing is dropped.
+            StateError: that generation is missing or damaged. Then nothing is dropped.
         """
-        with self._still():
+        with self._paused():
             target = self._root.adopted if generation is None else generation
             self._check_kept(target)
             kept = [segment for segment in self._segments if segment.last <= target]
@@ -115,10 +113,10 @@ class Store:
         return image
 
     def commit(self, delta: Delta) -> int:
-        """Make ``delta`` the next generation, safe on disk, and return its number.
+        """Store ``delta`` as the next generation, synced to disk, and return its number.
 
         Raises:
-            StateError: the disk refused, now or before. Open the store again then.
+            StateError: this or an earlier write failed. The store must be opened again then.
         """
         records = encode_parts(delta)
         with self._lock:
@@ -134,10 +132,10 @@ class Store:
         return new
 
     def adopt(self) -> None:
-        """Make the present generation the one that `restore` of None goes back to, and the oldest.
+        """Make the current generation the oldest, to which `restore(None)` rolls back.
 
         Raises:
-            StateError: the disk refused, now or before.
+            StateError: this or an earlier write failed.
         """
         with self._lock:
             self._check_usable()
@@ -146,16 +144,16 @@ class Store:
         _compactor.submit(self)
 
     def summary(self) -> StoreSummary:
-        """What is kept."""
+        """Generations, sizes and identity."""
         with self._lock:
             self._check_open()
             return summarise(self._root, self._segments)
 
     def verify(self) -> list[str]:
-        """Read everything; sentences of what is wrong, none if whole. Commits can go on."""
+        """Verify everything; a sentence for each problem. Commits can continue meanwhile."""
         with self._lock:
             self._check_open()
-            iterator = self._database.iter()  # sees what is there now, whatever is merged later
+            iterator = self._database.iter()  # a snapshot, whatever is merged later
 
         def get(key: bytes) -> bytes | None:
             iterator.seek(key)
@@ -165,7 +163,7 @@ class Store:
         return Contents(self.path, checked(self.path, get)).problems()
 
     def close(self) -> None:
-        """Let a running merge finish, and let go of the directory. May be called again."""
+        """Let a running merge finish, and close the database. May be called again."""
         with self._lock:
             if self._closed:
                 return
@@ -190,9 +188,9 @@ class Store:
         self.close()
 
     def compact(self) -> None:
-        """Merge old generations as far as it is due. Called by the compactor's thread."""
+        """Merge old generations as far as due. Called by the compactor's thread."""
         with self._lock:
-            if self._merging or self._resting():
+            if self._merging or self._must_stop():
                 return
             self._merging = True
         try:
@@ -209,22 +207,22 @@ class Store:
                 self._lock.notify_all()
 
     def abandon(self) -> None:
-        """Make a running `compact` return soon."""
+        """Make a running `compact` return early."""
         self._abandoning = True
 
     def _load(self, identity: Mapping[str, str]) -> None:
         self._root = self._contents.root()
         if differs := differences(self._root.identity, identity):
             raise StateError(
-                f"the state at {self.path} is of something else: {differs}; "
-                "use what wrote it, or give another directory"
+                f"the state at {self.path} belongs to something else: {differs}; "
+                "use what wrote it, or name another directory"
             )
         self._segments = self._contents.segments(self._root)
         self._unstage()
 
     def _merge_once(self) -> bool:
         with self._lock:
-            if self._resting():
+            if self._must_stop():
                 return False
             run = choose(self._segments, self.generation, self._root.adopted, self._retained)
             if not run:
@@ -248,11 +246,11 @@ class Store:
             yield part
 
     def _stage(
-        self, first: int, last: int, records: Iterable[tuple[str, Buffers]], most: int
+        self, first: int, last: int, records: Iterable[tuple[str, Buffers]], max_bytes: int
     ) -> tuple[Segment, WriteBatch]:
-        """A segment, and the batch that makes it exist when written with its manifest.
+        """A segment, and a batch to be written with its manifest, which makes it exist.
 
-        What is more than ``most`` bytes is written at once, staged.
+        Whenever there are more than ``max_bytes``, they are written at once, staged.
         """
         described: dict[str, tuple[int, int]] = {}
         batch = WriteBatch(raw_mode=True)
@@ -261,7 +259,7 @@ class Store:
             keys = piece_keys(first, last, part, described[part][0])
             for key, piece in zip(keys, pieces(record), strict=True):
                 batch.put(key, piece)
-                if batch.size_in_bytes() >= most:
+                if batch.size_in_bytes() >= max_bytes:
                     self._write_ahead(batch, (first, last))
                     batch = WriteBatch(raw_mode=True)
         return Segment(first, last, time.time_ns() // 1_000_000, described), batch
@@ -271,11 +269,11 @@ class Store:
             if name not in self._root.staged:
                 root = msgspec.structs.replace(self._root, staged=[*self._root.staged, name])
                 self._write(WriteBatch(raw_mode=True), root, self._segments, UNSYNCED)
-        with self._breaking():
+        with self._failing_for_good():
             self._database.write(batch, UNSYNCED)
 
     def _unstage(self) -> None:
-        """Remove what was written ahead for segments that never came to be."""
+        """Remove what was staged for segments that were never completed."""
         with self._lock:
             if not self._root.staged:
                 return
@@ -285,11 +283,11 @@ class Store:
             root = msgspec.structs.replace(self._root, staged=[])
             self._write(batch, root, self._segments, UNSYNCED)
 
-    def _drop(self, gone: list[Segment], generation: int) -> None:
-        """Forget the last segments, so that ``generation`` is the present one."""
+    def _drop(self, dropped: list[Segment], generation: int) -> None:
+        """Drop the last segments, so that ``generation`` is the current one."""
         batch = WriteBatch(raw_mode=True)
-        _delete(batch, gone)
-        left = self._segments[: len(self._segments) - len(gone)]
+        _delete(batch, dropped)
+        left = self._segments[: len(self._segments) - len(dropped)]
         committed_ms = left[-1].committed_ms if left else 0
         root = msgspec.structs.replace(self._root, generation=generation, committed_ms=committed_ms)
         self._write(batch, root, left, SYNCED)
@@ -297,18 +295,18 @@ class Store:
     def _write(
         self, batch: WriteBatch, root: Root, segments: list[Segment], how: WriteOptions
     ) -> None:
-        """Write a batch and the root that goes with it. The lock is held."""
+        """Write a batch together with its root record. The lock must be held."""
         names = [(segment.first, segment.last) for segment in segments]
         staged = [name for name in root.staged if name not in names]
         root = msgspec.structs.replace(root, segments=names, staged=staged)
         batch.put(ROOT, seal(root))
-        with self._breaking():
+        with self._failing_for_good():
             self._database.write(batch, how)
         self._root, self._segments = root, segments
 
     @contextmanager
-    def _breaking(self) -> Iterator[None]:
-        """After an error in here nothing more is written."""
+    def _failing_for_good(self) -> Iterator[None]:
+        """After an error in this block nothing more is written."""
         try:
             with disk_errors(self.path, "written"):
                 yield
@@ -320,8 +318,8 @@ class Store:
         self._failure = self._failure or reason
 
     @contextmanager
-    def _still(self) -> Iterator[None]:
-        """The lock, with no merge running."""
+    def _paused(self) -> Iterator[None]:
+        """Hold the lock, with no merge running."""
         with self._lock:
             self._check_usable()
             self._abandoning = True
@@ -333,7 +331,7 @@ class Store:
             finally:
                 self._abandoning = False
 
-    def _resting(self) -> bool:
+    def _must_stop(self) -> bool:
         return self._closed or self._abandoning or self._failure is not None
 
     def _check_kept(self, generation: int) -> None:
@@ -341,27 +339,27 @@ class Store:
         if generation > root.generation:
             raise StateError(
                 f"the state at {self.path} is older than its token: it ends at generation "
-                f"{root.generation}, the token asks for {generation}; they do not belong together: "
-                "bring back the state that belongs to the recovery store, or start both anew"
+                f"{root.generation}, the token names {generation}; they do not belong together: "
+                "restore the state that belongs to the recovery store, or remove both"
             )
         kept = [root.adopted, *(s.last for s in self._segments if s.last > root.adopted)]
         if generation not in kept:
             raise StateError(
                 f"generation {generation} of the state at {self.path} is no longer kept: it has "
-                f"{', '.join(map(str, kept))}; the token is too old: bring back the recovery "
-                "store that belongs to this state, or start both anew"
+                f"{', '.join(map(str, kept))}; the token is too old: restore the recovery "
+                "store that belongs to this state, or remove both"
             )
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StateError(f"the state at {self.path} is closed")
+            raise StateError(f"the state at {self.path} is closed: open it again")
 
     def _check_usable(self) -> None:
         self._check_open()
         if self._failure is not None:
             raise StateError(
-                f"the state at {self.path} takes nothing more since an error: {self._failure}; "
-                "open it again when that is mended"
+                f"the state at {self.path} can't be written after an error: {self._failure}; "
+                "fix that, and open it again"
             )
 
 

@@ -5,13 +5,14 @@ technique for extending the available precision* (1971); Hida, Li & Bailey, *Alg
 quad-double precision floating point arithmetic* (2001).
 
 A sum of values is kept scaled by 2**-64, which is exact, so that it can't overflow before the
-value that is asked for does. A square of a value beyond `HUGE` could overflow: such values are
-counted instead, and the variance is infinite while there are any.
+result does. The square of a value beyond `HUGE` could overflow: such values are counted instead,
+and the variance is infinite while there are any.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from anabranch.state.compile import inlined
 
@@ -20,6 +21,26 @@ UNSCALE = 2.0**64
 HUGE = 1e140
 # What double-double can't resolve: a variance below this part of the mean square is zero.
 UNRESOLVED = 1e-28
+
+
+class Sums(NamedTuple):
+    """Count, sum and sum of squares of some values, in double-double."""
+
+    events: int
+    total: float
+    """The sum, scaled by `SCALE`."""
+    total_low: float
+    squares: float
+    """The sum of the squares of the values up to `HUGE`."""
+    squares_low: float
+    huge: int
+    """How many values are beyond `HUGE`."""
+
+
+@inlined
+def no_sums() -> Sums:
+    """The sums of no values."""
+    return Sums(0, 0.0, 0.0, 0.0, 0.0, 0)
 
 
 @inlined
@@ -47,17 +68,18 @@ def dd_product(a: float, b: float) -> tuple[float, float]:
 
 
 @inlined
-def dd_variance(n: int, s1h: float, s1l: float, s2h: float, s2l: float) -> float:
-    """Sample variance from `n`, the scaled sum and the sum of squares; zero below two values.
+def variance(sums: Sums) -> float:
+    """Sample variance of values of which none is huge; zero for fewer than two values.
 
     It is `(n * sum of squares - sum**2) / (n * (n - 1))`, all in double-double: with plain doubles
     the difference would cancel for values such as 1e6 +- 1.
     """
+    n = sums.events
     if n < 2:
         return 0.0
-    square_high, square_low = dd_product(s2h, float(n))
-    square_low += s2l * n
-    high, low = s1h * UNSCALE, s1l * UNSCALE
+    square_high, square_low = dd_product(sums.squares, float(n))
+    square_low += sums.squares_low * n
+    high, low = sums.total * UNSCALE, sums.total_low * UNSCALE
     mean_high, mean_low = dd_product(high, high)
     mean_low += 2.0 * high * low
     rest, rest_low = dd_add(square_high, square_low, -mean_high, -mean_low)
@@ -67,9 +89,25 @@ def dd_variance(n: int, s1h: float, s1l: float, s2h: float, s2l: float) -> float
 
 
 @inlined
-def value_sums(value: float) -> tuple[int, float, float, float, float, int]:
-    """What one value adds: count, scaled sum (high, low), square (high, low), count of huge."""
+def value_sums(value: float) -> Sums:
+    """The sums of one value."""
     if math.fabs(value) > HUGE:
-        return 1, value * SCALE, 0.0, 0.0, 0.0, 1
+        return Sums(1, value * SCALE, 0.0, 0.0, 0.0, 1)
     square, error = dd_product(value, value)
-    return 1, value * SCALE, 0.0, square, error, 0
+    return Sums(1, value * SCALE, 0.0, square, error, 0)
+
+
+@inlined
+def add_sums(a: Sums, b: Sums) -> Sums:
+    """The sums of the values of both."""
+    total, total_low = dd_add(a.total, a.total_low, b.total, b.total_low)
+    squares, squares_low = dd_add(a.squares, a.squares_low, b.squares, b.squares_low)
+    return Sums(a.events + b.events, total, total_low, squares, squares_low, a.huge + b.huge)
+
+
+@inlined
+def subtract_sums(a: Sums, b: Sums) -> Sums:
+    """The sums of the values of `a` without those of `b`, which are among them."""
+    total, total_low = dd_add(a.total, a.total_low, -b.total, -b.total_low)
+    squares, squares_low = dd_add(a.squares, a.squares_low, -b.squares, -b.squares_low)
+    return Sums(a.events - b.events, total, total_low, squares, squares_low, a.huge - b.huge)

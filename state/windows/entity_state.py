@@ -1,4 +1,4 @@
-"""Everything that is remembered of the keys of one kind of entity, in one shard."""
+"""The state of all keys of one kind of entity, in one shard."""
 
 from __future__ import annotations
 
@@ -13,43 +13,42 @@ from anabranch.state.compile import F64, I64, U8
 from anabranch.state.errors import DeclarationError
 from anabranch.state.keys.slots import KeySlots
 from anabranch.state.store.delta import Delta
+from anabranch.state.windows.aggregate_state import AggregateState
 from anabranch.state.windows.decayed import DecayedState
 from anabranch.state.windows.distinct import DistinctState
 from anabranch.state.windows.event_log import (
-    BY_LOOKS,
-    BY_OTHERS,
+    CLOCK,
     COUNT,
     EMPTIED,
     HAND,
-    HELD,
     LATE_ROWS,
     MAX_SEEN,
+    QUERY_CLOCK,
     QUERY_ONLY,
     RECORDS,
+    WATERMARK_CLOCK,
 )
-from anabranch.state.windows.event_log_delta import release_slots
+from anabranch.state.windows.event_log_delta import clear_slots
 from anabranch.state.windows.since_last import SinceLastState
 from anabranch.state.windows.sliding import WindowState
 from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, Spec, WindowSpec
 
-AggregateState = WindowState | DistinctState | SinceLastState | DecayedState
-
-# Made once: comparing with a type makes an array's dtype of it every time.
+# Created once: a comparison with a type creates a dtype each time.
 _FLOAT, _INT, _BYTE = np.dtype(np.float64), np.dtype(np.int64), np.dtype(np.uint8)
 
 
 class EntityState:
     """Aggregates over the events of each key, exact as of each event's own time.
 
-    Rows are worked through in order: each sees exactly what its predecessors have left. How the
-    stream is cut into calls, and when idle keys are swept, changes no bit of any feature.
+    Rows are processed in order: each sees exactly the state after its predecessors. How the stream
+    is cut into calls, and when idle keys are swept, changes no bit of any feature.
 
     Args:
         specs: the aggregates; their columns are concatenated.
-        lateness_ms: a row whose time is at most this much before the latest time seen is answered
-            exactly. One beyond it is taken all the same, and counted in `late_rows`.
-        places: the column at which each aggregate's features begin in the rows of a caller that
-            gives `out` to `update`; by default they stand side by side.
+        lateness_ms: a row whose time is at most this much before the latest time seen has exact
+            features. One beyond it is processed all the same, and counted in `late_rows`.
+        first_columns: the column at which each aggregate's features begin in the `out` that a
+            caller passes to `update`; by default they are side by side.
 
     >>> from anabranch.state.windows.specs import WindowSpec
     >>> cards = EntityState([WindowSpec("amount", (60_000,), ("count", "sum"))], lateness_ms=0)
@@ -63,25 +62,26 @@ class EntityState:
     """
 
     def __init__(
-        self, specs: Sequence[Spec], lateness_ms: int, places: Sequence[int] | None = None
+        self, specs: Sequence[Spec], lateness_ms: int, first_columns: Sequence[int] | None = None
     ) -> None:
         if lateness_ms < 0 or lateness_ms > 2**53:
             raise DeclarationError(
-                f"the lateness can't be {lateness_ms} ms: 0 or more, below 2**53"
+                f"the allowed lateness can't be {lateness_ms} ms: it is 0 or more, up to 2**53"
             )
         if not specs:
             raise DeclarationError("an entity needs at least one aggregate")
         self._columns = [column for spec in specs for column in spec.columns()]
-        doubles = {name for name in self._columns if self._columns.count(name) > 1}
-        if doubles:
-            raise DeclarationError(f"features are declared twice: {', '.join(sorted(doubles))}")
+        repeated = {name for name in self._columns if self._columns.count(name) > 1}
+        if repeated:
+            raise DeclarationError(f"features are declared twice: {', '.join(sorted(repeated))}")
         self._keys = KeySlots()
-        if places is None:
-            places = _side_by_side(specs)
+        if first_columns is None:
+            first_columns = _side_by_side(specs)
         self._states: list[AggregateState] = [
-            _state_of(spec, lateness_ms, place) for spec, place in zip(specs, places, strict=True)
+            _state_of(spec, lateness_ms, column)
+            for spec, column in zip(specs, first_columns, strict=True)
         ]
-        self._plan = [(state, state.value, _dtype_of(state)) for state in self._states]
+        self._plan = [(state, state.value, state.dtype) for state in self._states]
         self._slots = 0
         self._no_values = {dtype: np.zeros(0, dtype) for dtype in (_FLOAT, _INT)}
         self._insert: U8 = np.zeros(0, np.uint8)
@@ -92,7 +92,7 @@ class EntityState:
 
     @property
     def keys(self) -> int:
-        """Keys that hold a slot: those with events in reach, and those not yet swept."""
+        """Number of keys with events in their windows, and of those not yet swept."""
         return len(self._keys)
 
     @property
@@ -102,7 +102,7 @@ class EntityState:
 
     @property
     def late_rows(self) -> int:
-        """Rows that came beyond the lateness: their features may lack events already dropped."""
+        """Rows beyond the allowed lateness: their features may lack events already expired."""
         return int(self._states[0].log.meta[LATE_ROWS])
 
     @property
@@ -112,11 +112,11 @@ class EntityState:
 
     @property
     def aggregates(self) -> Sequence[AggregateState]:
-        """What is kept for each spec, in their order."""
+        """The state of each spec, in their order."""
         return self._states
 
     def slots_by_key(self) -> dict[str, int]:
-        """The slot of every key, keys rising."""
+        """The slot of every key, sorted by key."""
         return self._keys.by_key()
 
     def update(
@@ -127,32 +127,31 @@ class EntityState:
         mode: U8 | None = None,
         out: F64 | None = None,
     ) -> F64:
-        """Take in rows, in order, and return their features.
+        """Process rows, in order, and return their features.
 
         Args:
             keys: of the rows.
             times: `(rows,) int64`, epoch milliseconds.
             columns: `(rows,)` per value that is named in the specs: float64, finite; int64 codes
                 for distinct counts.
-            mode: `(rows,) uint8`, what each row does: 0 inserts itself and is answered, itself
-                included; 1 only looks, and is answered by the events up to its time; 2 only
-                inserts itself, and its features are NaN. None stands for zeros. A row that only
-                looks must not lie ahead of the stream (moving on, a key's windows would have to
-                be moved back).
-            out: `(rows, columns) float64`, C-contiguous, into which the features are written at
-                their `places`; by default a new array of the features alone.
+            mode: `(rows,) uint8`, what each row does: `INSERT` (0) inserts the event, and its
+                features include it; `QUERY_ONLY` (1) has features of the events up to its time;
+                `INSERT_ONLY` (2) inserts the event, and its features are NaN. None: all insert. A
+                query must not be ahead of the stream (a key's windows can't be moved back).
+            out: `(rows, columns) float64`, C-contiguous, into which the features are written from
+                `first_columns` on; by default a new array of the features alone.
 
         Returns:
             `out`, or `(rows, features) float64`.
 
         Raises:
-            KeyError: a value is missing in `columns`.
+            KeyError: `columns` lacks a value.
             ValueError: a column's length is not the number of rows.
         """
         rows = len(keys)
         times = _checked(times, rows, _INT, "times")
         checked = {
-            state.value: _checked(columns[state.value], rows, _dtype_of(state), state.value)
+            state.value: _checked(columns[state.value], rows, state.dtype, state.value)
             for state in self._states
             if state.value
         }
@@ -164,19 +163,19 @@ class EntityState:
         modes = _checked(mode, rows, _BYTE, "mode")
         inserted = [key for key, what in zip(keys, modes, strict=True) if what != QUERY_ONLY]
         self._keys.slots(inserted)
-        self._work(self._keys.known(keys), times, checked, modes, out)
+        self._process(self._keys.find(keys), times, checked, modes, out)
         return out
 
     def insert(
         self, keys: Sequence[str], times: I64, columns: Mapping[str, NDArray[Any]], out: F64
     ) -> None:
-        """`update` without a mode, for a caller whose arrays are all as they should be.
+        """`update` without a mode and without checks.
 
-        Nothing is checked: shapes, dtypes and layout must be those that `update` asks for.
+        Shapes, dtypes and layouts must be exactly those that `update` describes.
         """
-        self._work(self._keys.slots(keys), times, columns, None, out)
+        self._process(self._keys.slots(keys), times, columns, None, out)
 
-    def _work(
+    def _process(
         self,
         slots: I64,
         times: I64,
@@ -193,47 +192,47 @@ class EntityState:
         if modes is None:
             modes = self._insert
         swept = True
-        for state, name, none in self._plan:
-            values: NDArray[Any] = columns[name] if name else self._no_values[none]
+        for state, name, dtype in self._plan:
+            values: NDArray[Any] = columns[name] if name else self._no_values[dtype]
             if not state.update(slots, times, values, modes, out):
                 swept = False
         if swept:
-            self._release(2 * rows + 1)
+            self._release_swept(2 * rows + 1)
 
-    def hold(self, watermark: int) -> None:
-        """Let events go by this time (epoch ms) from now on, not by the latest time of a row.
+    def advance_watermark(self, watermark: int) -> None:
+        """From now on expire events by this time (epoch ms), not by the latest time of a row.
 
-        For streams that come together here and are not aligned: the watermark is that of the one
-        which is furthest behind. It never goes back.
+        For streams that are merged here and are not aligned: the watermark is that of the one
+        which is furthest behind. It never decreases.
         """
         for state in self._states:
-            state.log.meta[HELD] = BY_OTHERS
+            state.log.meta[CLOCK] = WATERMARK_CLOCK
             state.log.meta[MAX_SEEN] = max(int(state.log.meta[MAX_SEEN]), watermark)
 
-    def follow_looks(self) -> None:
-        """Let events go by the times of rows that only look, and never by those that insert.
+    def follow_queries(self) -> None:
+        """Expire events by the times of query-only rows, and never by those of inserts.
 
-        For what is inserted at times of its own, ahead of those who ask or long behind them: a row
-        that looks is answered exactly if it is within the lateness of all that looked before.
+        For events that arrive ahead of the rows that query, or long after them: a query is exact
+        if it is within the allowed lateness of all earlier ones.
         """
         for state in self._states:
-            state.log.meta[HELD] = BY_LOOKS
+            state.log.meta[CLOCK] = QUERY_CLOCK
 
     def evict(self) -> None:
-        """Sweep all keys now. It changes no feature, only `keys`, `events` and the free room."""
+        """Sweep all keys now. It changes no feature, only `keys`, `events` and the free space."""
         for state in self._states:
             state.sweep(self._slots)
-        self._release(self._slots)
+        self._release_swept(self._slots)
 
     def changes(self) -> Delta:
-        """What changed since the last call; everything at the first one."""
+        """What changed since the last call; everything on the first one."""
         delta = self._keys.changes()
         for number, state in enumerate(self._states):
             delta.put(str(number), state.changes())
         return delta
 
     def restore(self, image: Delta) -> None:
-        """Go on, in a fresh object of the same specs, from what all calls of `changes` gave.
+        """Restore, into a new object of the same specs, what all calls of `changes` returned.
 
         Raises:
             StateError: the image is damaged.
@@ -250,7 +249,7 @@ class EntityState:
         for state in self._states:
             state.log.reserve_slots(self._slots)
 
-    def _release(self, steps: int) -> None:
+    def _release_swept(self, steps: int) -> None:
         """Release those of the last `steps` slots under the clock hand that no aggregate needs."""
         steps = min(steps, self._slots)
         first = int(self._states[0].log.meta[HAND]) - steps
@@ -260,17 +259,13 @@ class EntityState:
         if not len(swept):
             return
         for state in self._states:
-            release_slots(swept, state.log.slot, state.log.meta)
+            clear_slots(swept, state.log.arrays)
         self._keys.release(swept)
-
-
-def _dtype_of(state: AggregateState) -> np.dtype[Any]:
-    return _INT if state.dtype is np.int64 else _FLOAT
 
 
 def _checked(column: NDArray[Any], rows: int, dtype: np.dtype[Any], name: str) -> NDArray[Any]:
     if column.dtype != dtype or not column.flags.carray:
-        # One memory layout, so that one compiled kernel serves every caller.
+        # One memory layout: kernels are compiled for it alone.
         column = np.array(column, dtype, order="C")
     if len(column) != rows or column.ndim != 1:
         raise ValueError(f"{name} has shape {column.shape} for {rows} rows")
@@ -294,7 +289,7 @@ def _state_of(spec: Spec, lateness_ms: int, column: int) -> AggregateState:
 
 
 def warm() -> None:
-    """Compile all kernels, or load them from the cache, before the first event is waited for."""
+    """Compile all kernels, or load them from the cache, before the first event arrives."""
     specs: list[Spec] = [
         WindowSpec("value", (1_000,), ("mean",)),
         DistinctSpec("code", (1_000,)),

@@ -1,14 +1,14 @@
-"""What of a log is written at a commit, and how it is read back.
+"""Persistence of a log: what a commit writes, and how it is restored.
 
-Kernels chain up the slots and chunks that they touch (`state.windows.event_log.TOUCHED`), so a
-commit costs what changed::
+Kernels link the slots and chunks that they change into lists (`state.windows.event_log.TOUCHED`),
+so the cost of a commit is proportional to what changed::
 
     slots    head, tail, count, hot record      of every touched slot
     chunks   times, values, links, extremes     of every touched chunk
     hots     running sums                       of every touched slot that is hot
 
-Read back, rows stand where they stood, so that all positions hold. What no chain reaches is free
-room; the lists of it are made anew, and so is what can be counted from the rest.
+Rows are restored to their old places, so that all positions stay valid. Chunks that no chain
+reaches are free; free lists and counters are rebuilt.
 """
 
 from __future__ import annotations
@@ -41,29 +41,30 @@ from anabranch.state.windows.event_log import (
     TOUCHED,
     TOUCHED_CHUNKS,
     TOUCHED_SLOTS,
-    SlottedLog,
+    EventLog,
+    LogArrays,
     touch_slot,
 )
 
-_KEPT = [MAX_SEEN, LATE_ROWS, HAND]
-# A step along a chain waits for memory as long as it takes to look through so many rows.
-_SCANNED = 64
+_PERSISTENT = [MAX_SEEN, LATE_ROWS, HAND]
+# Following a list waits for memory at each step, as long as a scan takes for so many rows.
+_ROWS_PER_STEP = 64
 Columns = Mapping[str, NDArray[Any]]
 
 
 @kernel
 def count_touched(first: int, table: I32, most: int) -> int:
-    """How many rows are chained up from `first` on; more than `most` are not counted out."""
-    found = 0
-    while first >= 0 and found <= most:
+    """Length of the list of touched rows that starts at `first`; above `most`, `most` + 1."""
+    count = 0
+    while first >= 0 and count <= most:
         first = table[first, TOUCHED] - 2
-        found += 1
-    return found
+        count += 1
+    return count
 
 
 @kernel
-def take_touched(first: int, table: I32, out: I64) -> None:
-    """Write the rows that are chained up into `out`, and unchain them."""
+def collect_touched(first: int, table: I32, out: I64) -> None:
+    """Write the list of touched rows to `out`, and clear it."""
     for i in range(out.shape[0]):
         out[i] = first
         following = table[first, TOUCHED] - 2
@@ -73,7 +74,7 @@ def take_touched(first: int, table: I32, out: I64) -> None:
 
 @kernel
 def mark_reachable(slot: I32, link: I32, used: U8) -> int:
-    """Set `used` for all chunks that are in a chain; returns the records in them, -1 if broken."""
+    """Set `used` for all chunks in a chain; returns the records, -1 if one is broken."""
     records = 0
     for s in range(slot.shape[0]):
         if slot[s, COUNT] <= 0:
@@ -91,8 +92,8 @@ def mark_reachable(slot: I32, link: I32, used: U8) -> int:
 
 
 @kernel
-def chain_free(link: I32, used: U8, meta: I64) -> None:
-    """Chain up the chunks that are not used, the lowest first."""
+def list_free_chunks(link: I32, used: U8, meta: I64) -> None:
+    """Rebuild the free list from the chunks that are not used, the lowest first."""
     meta[FREE] = -1
     for chunk in range(used.shape[0] - 1, -1, -1):
         if not used[chunk]:
@@ -101,17 +102,17 @@ def chain_free(link: I32, used: U8, meta: I64) -> None:
 
 
 @kernel
-def release_slots(slots: I64, slot: I32, meta: I64) -> None:
-    """Slots without key from now on."""
+def clear_slots(slots: I64, log: LogArrays) -> None:
+    """Mark slots as without a key."""
     for s in slots:
-        slot[s, COUNT] = 0
-        touch_slot(s, slot, meta)
+        log.slot[s, COUNT] = 0
+        touch_slot(s, log)
 
 
-def changes_of(log: SlottedLog, by_chunk: Columns, by_hot: Columns) -> Delta:
+def changes_of(log: EventLog, by_chunk: Columns, by_hot: Columns) -> Delta:
     """The touched rows of a log, and of arrays that have a row per chunk or per hot record."""
-    slots = _taken(log.slot, TOUCHED_SLOTS, log.meta)
-    chunks = _taken(log.link, TOUCHED_CHUNKS, log.meta)
+    slots = _collect(log.slot, TOUCHED_SLOTS, log.meta)
+    chunks = _collect(log.link, TOUCHED_CHUNKS, log.meta)
     rows = log.slot[slots, :SLOT_COLUMNS]
     hots = rows[(rows[:, COUNT] > 0) & (rows[:, HOT] >= 0), HOT].astype(np.int64)
     size = log.link.shape[0]
@@ -121,7 +122,7 @@ def changes_of(log: SlottedLog, by_chunk: Columns, by_hot: Columns) -> Delta:
         "link": log.link[chunks, :LINK_COLUMNS],
     }
     columns |= {name: array[chunks] for name, array in by_chunk.items()}
-    delta = Delta(blobs={"meta": log.meta[_KEPT].tobytes()})
+    delta = Delta(blobs={"meta": log.meta[_PERSISTENT].tobytes()})
     delta.rows["slots"] = Rows(slots, {"row": rows})
     delta.rows["chunks"] = Rows(chunks, columns)
     if by_hot:
@@ -129,17 +130,19 @@ def changes_of(log: SlottedLog, by_chunk: Columns, by_hot: Columns) -> Delta:
     return delta
 
 
-def restore_log(log: SlottedLog, image: Delta) -> None:
-    """Read slots and chunks back into a fresh log, whose slots are reserved already.
+def restore_log(log: EventLog, image: Delta) -> None:
+    """Restore slots and chunks into a new log whose slots are reserved already.
 
     Raises:
         StateError: the chains are broken.
     """
     meta = log.meta
-    meta[_KEPT] = np.frombuffer(image.blobs["meta"], np.int64)
+    meta[_PERSISTENT] = np.frombuffer(image.blobs["meta"], np.int64)
     slots, chunks = image.rows["slots"], image.rows["chunks"]
     if len(slots) and int(slots.index.max()) >= log.slot.shape[0]:
-        raise StateError("the state is damaged: it has windows of a key that it does not have")
+        raise StateError(
+            "the state is damaged: it has windows of an unknown key; restore a copy, or replay"
+        )
     log.slot[slots.index, :SLOT_COLUMNS] = slots.columns["row"]
     high = int(chunks.index.max()) + 1 if len(chunks) else 0
     while log.link.shape[0] < high:
@@ -152,21 +155,23 @@ def restore_log(log: SlottedLog, image: Delta) -> None:
     used = np.zeros(high, np.uint8)
     meta[RECORDS] = mark_reachable(log.slot, log.link, used)
     if meta[RECORDS] < 0:
-        raise StateError("the state is damaged: its windows can't be followed from event to event")
-    chain_free(log.link, used, meta)
+        raise StateError(
+            "the state is damaged: a chain of events is broken; restore a copy, or replay"
+        )
+    list_free_chunks(log.link, used, meta)
     meta[CHUNKS_USED] = high
     meta[CHUNKS_LEFT] = size - int(used.sum())
 
 
 def restore_by_chunk(array: NDArray[Any], name: str, image: Delta) -> None:
-    """Read back an array that has a row per chunk, and is large enough."""
+    """Restore an array that has a row per chunk, and is large enough."""
     chunks = image.rows["chunks"]
     array[chunks.index] = chunks.columns[name]
 
 
-def _taken(table: I32, cell: int, meta: I64) -> I64:
-    """The touched rows of a table, rising; none is touched from now on."""
-    first, most = int(meta[cell]), table.shape[0] // _SCANNED
+def _collect(table: I32, cell: int, meta: I64) -> I64:
+    """The touched rows of a table, in ascending order; clears the list."""
+    first, most = int(meta[cell]), table.shape[0] // _ROWS_PER_STEP
     meta[cell] = -1
     count = count_touched(first, table, most)
     if count > most:
@@ -174,6 +179,6 @@ def _taken(table: I32, cell: int, meta: I64) -> I64:
         table[rows, TOUCHED] = 0
         return rows
     rows = np.empty(count, np.int64)
-    take_touched(first, table, rows)
+    collect_touched(first, table, rows)
     rows.sort()
     return rows

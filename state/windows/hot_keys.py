@@ -1,4 +1,4 @@
-"""The hot records of a log: a pool of rows, handed out to the keys that need one.
+"""Hot records: a pool of rows, one for each key with many events, and its free list.
 
 The first column of `hoti` is the record's edge while a slot holds it, and the next free record
 while none does.
@@ -6,26 +6,28 @@ while none does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.state.arrays import larger
 from anabranch.state.compile import I64, inlined
 from anabranch.state.store.delta import Delta
-from anabranch.state.windows.event_log import COUNT, HOT, META, SlottedLog, larger
+from anabranch.state.windows.event_log import COUNT, HOT, META, EventLog
 
-# More records than COLD make a key hot; not more than COOLED make it cold again.
+# A key becomes hot with more records than COLD, and cold again with not more than COOLED.
 COLD, COOLED = 16, 8
 
-# Cells of `meta`: the first free record or -1, how many are left, how many were ever handed out.
+# Cells of `meta`: the first free record or -1, how many are free, how many were ever allocated.
 HOT_FREE, HOTS_LEFT, HOTS_USED = META, META + 1, META + 2
 HOTS_META = META + 3
 EDGE = 0
 
 
 @inlined
-def take_hot(hoti: I64, meta: I64) -> int:
+def allocate_hot(hoti: I64, meta: I64) -> int:
     """A free hot record; there must be one."""
     hot = meta[HOT_FREE]
     if hot >= 0:
@@ -39,37 +41,37 @@ def take_hot(hoti: I64, meta: I64) -> int:
 
 @inlined
 def free_hot(hot: int, hoti: I64, meta: I64) -> None:
-    """Hand a hot record back."""
+    """Return a hot record to the free list."""
     hoti[hot, EDGE] = meta[HOT_FREE]
     meta[HOT_FREE] = hot
     meta[HOTS_LEFT] += 1
 
 
-def reserve_hots(needed: int, meta: I64, *arrays: NDArray[Any]) -> None:
-    """Have at least so many hot records, in all ``arrays``, which have a row for each."""
-    before = hots = arrays[0].shape[0]
+def reserve_hots(needed: int, meta: I64, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Have at least `needed` hot records, which have a row in each of the `arrays`."""
+    before = hots = len(arrays["hoti"])
     while hots < needed:
         hots = larger(hots)
     meta[HOTS_LEFT] += hots - before
-    for array in arrays:
+    for array in arrays.values():
         array.resize((hots, *array.shape[1:]), refcheck=False)
 
 
-def restore_hots(log: SlottedLog, image: Delta, **arrays: NDArray[Any]) -> None:
-    """Read back the hot records of a log that was restored; `hoti` is among the ``arrays``."""
+def restore_hots(log: EventLog, image: Delta, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Restore the hot records of a log that is restored itself; `hoti` is among the `arrays`."""
     rows = image.rows["hots"]
     needed = int(rows.index.max()) + 1 if len(rows) else 0
-    reserve_hots(needed, log.meta, *arrays.values())
+    reserve_hots(needed, log.meta, arrays)
     for name, array in arrays.items():
         array[rows.index] = rows.columns[name]
-    _chain_free(log, arrays["hoti"])
+    _list_free(log, arrays["hoti"])
 
 
-def _chain_free(log: SlottedLog, hoti: I64) -> None:
-    """Chain up the hot records that no slot holds."""
-    held = (log.slot[:, COUNT] > 0) & (log.slot[:, HOT] >= 0)
+def _list_free(log: EventLog, hoti: I64) -> None:
+    """Rebuild the free list from the hot records that no slot holds."""
+    is_hot = (log.slot[:, COUNT] > 0) & (log.slot[:, HOT] >= 0)
     used = np.zeros(hoti.shape[0], np.bool_)
-    used[log.slot[held, HOT]] = True
+    used[log.slot[is_hot, HOT]] = True
     free = np.flatnonzero(~used)
     hoti[free, EDGE] = np.append(free[1:], -1)[: len(free)]
     log.meta[HOT_FREE] = free[0] if len(free) else -1

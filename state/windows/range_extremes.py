@@ -1,4 +1,4 @@
-"""Maximum and minimum over any stretch of a key's log, in O(log n) steps of a Fenwick tree.
+"""Maximum and minimum over any range of a key's log, in O(log n) steps of a Fenwick tree.
 
 The chunks of a chain are numbered 1, 2, 3, …; chunk s also holds the maximum over the chunks
 `(s - lowbit(s), s]`, and a jump to chunk `s - lowbit(s)`, as in a Fenwick tree::
@@ -11,17 +11,17 @@ The chunks of a chain are numbered 1, 2, 3, …; chunk s also holds the maximum 
     maximum from the middle of chunk 1 to the middle of chunk 8:
     scan the end of 1, the start of 8, then 7 ▶ 6 (covers 5, 6) ▶ 4 reaches too far: scan 4 ▶ 3 ▶ 2
 
-Chunks that were dropped are never visited: a jump is taken only when it stays within the stretch.
+Chunks that have expired are never visited: a jump is taken only when it stays within the range.
 A minimum is the maximum of negated values (`sign` -1). Reference: Fenwick, *A new data structure
 for cumulative frequency tables* (1994). It costs 12 bytes per chunk of 8 events, and unlike a
-monotonic queue it answers as of any earlier time, which late events ask for.
+monotonic queue it can be queried as of any earlier time, which late events need.
 """
 
 from __future__ import annotations
 
 import math
 
-from anabranch.state.compile import F64, I32, I64, inlined, kernel
+from anabranch.state.compile import F64, I64, inlined, kernel
 from anabranch.state.windows.event_log import (
     HEAD,
     JUMP,
@@ -29,11 +29,12 @@ from anabranch.state.windows.event_log import (
     PREVIOUS,
     SEQUENCE,
     TAIL,
+    LogArrays,
     touch_chunk,
 )
 from anabranch.state.windows.panes import record_extreme
 
-# Chains are numbered anew beyond this, long before int32 wraps.
+# Chunks are renumbered from 1 beyond this, long before int32 wraps.
 LAST_SEQUENCE = 1 << 30
 
 
@@ -47,10 +48,9 @@ def scan_extreme(val: F64, first: int, last: int, sign: int) -> float:
 
 
 @kernel
-def range_extreme(
-    first: int, last: int, which: int, sign: int, val: F64, link: I32, agg: F64
-) -> float:
+def range_extreme(first: int, last: int, which: int, sign: int, log: LogArrays, tree: F64) -> float:
     """Extreme over the positions `first..last` of a chain, both included."""
+    val, link = log.val, log.link
     start, chunk = first >> 3, last >> 3
     if start == chunk:
         return scan_extreme(val, first, last, sign)
@@ -62,7 +62,7 @@ def range_extreme(
     number = link[chunk, SEQUENCE]
     while number > bound:
         if number - (number & -number) >= bound:
-            best = max(best, agg[chunk, which])
+            best = max(best, tree[chunk, which])
             number -= number & -number
             chunk = link[chunk, JUMP]
         else:
@@ -73,53 +73,51 @@ def range_extreme(
 
 
 @kernel
-def seal(
-    chunk: int, oldest: int, which: int, sign: int, val: F64, link: I32, agg: F64, meta: I64
-) -> None:
+def index_chunk(chunk: int, oldest: int, which: int, sign: int, log: LogArrays, tree: F64) -> None:
     """Compute the maximum and the jump of a full chunk, from its predecessors down to `oldest`.
 
-    `oldest` is the number of the chain's first chunk. What would reach beyond it is left out: it
-    could only be asked for by a stretch that starts before the log does.
+    `oldest` is the number of the chain's first chunk. What would reach beyond it is left out:
+    only a range that starts before the log would need it.
     """
-    best = scan_extreme(val, chunk * 8, chunk * 8 + 7, sign)
+    link = log.link
+    best = scan_extreme(log.val, chunk * 8, chunk * 8 + 7, sign)
     number = link[chunk, SEQUENCE]
     target = number - (number & -number)
     other, at = chunk, number - 1
     if at >= oldest:
         other = link[chunk, PREVIOUS]
         while at > target:
-            best = max(best, agg[other, which])
+            best = max(best, tree[other, which])
             at -= at & -at
             if at < oldest:
                 break
             other = link[other, JUMP]
-    agg[chunk, which] = best
+    tree[chunk, which] = best
     link[chunk, JUMP] = other
-    touch_chunk(chunk, link, meta)
+    touch_chunk(chunk, log)
 
 
 @kernel
-def seal_from(
-    chunk: int, s: int, signs: I64, slot: I32, val: F64, link: I32, agg: F64, meta: I64
-) -> None:
-    """Seal the chunks of slot `s` from `chunk` up to, and without, the last one."""
-    oldest = link[slot[s, HEAD] >> 3, SEQUENCE]
-    last = slot[s, TAIL] >> 3
+def index_from(chunk: int, s: int, signs: I64, log: LogArrays, tree: F64) -> None:
+    """Index the chunks of slot `s` from `chunk` up to, and without, the last one."""
+    oldest = log.link[log.slot[s, HEAD] >> 3, SEQUENCE]
+    last = log.slot[s, TAIL] >> 3
     while chunk != last:
-        for which in range(agg.shape[1]):
-            seal(chunk, oldest, which, signs[which], val, link, agg, meta)
-        chunk = link[chunk, NEXT]
+        for which in range(tree.shape[1]):
+            index_chunk(chunk, oldest, which, signs[which], log, tree)
+        chunk = log.link[chunk, NEXT]
 
 
 @kernel
-def renumber(s: int, slot: I32, link: I32, meta: I64) -> None:
-    """Number the chunks of slot `s` anew from 1; they must be sealed after it."""
-    chunk = slot[s, HEAD] >> 3
+def renumber(s: int, log: LogArrays) -> None:
+    """Number the chunks of slot `s` from 1 again; they must be indexed after it."""
+    link = log.link
+    chunk = log.slot[s, HEAD] >> 3
     number = 1
     link[chunk, SEQUENCE] = number
-    touch_chunk(chunk, link, meta)
-    while chunk != slot[s, TAIL] >> 3:
+    touch_chunk(chunk, log)
+    while chunk != log.slot[s, TAIL] >> 3:
         chunk = link[chunk, NEXT]
         number += 1
         link[chunk, SEQUENCE] = number
-        touch_chunk(chunk, link, meta)
+        touch_chunk(chunk, log)

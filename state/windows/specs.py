@@ -1,8 +1,8 @@
-"""What can be remembered of a key: the declarations of aggregates over its events.
+"""Declarations of the aggregates over a key's events.
 
 Every one of them is exact as of an event's own time, whatever the order of arrival, as long as the
-event is within the lateness; itself is included. An aggregate of a key without events (which a
-query-only row can meet) has the value that its class documents: it is never NaN.
+event is within the allowed lateness; the event itself is included. For a key without events (as a
+query-only row may have) an aggregate has the value that its class documents; it is never NaN.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from anabranch.state.durations import format_duration_ms
 from anabranch.state.errors import DeclarationError
+from anabranch.state.windows.statistics import STATISTICS
 
-STATS = ("count", "sum", "mean", "std", "var", "min", "max", "first", "last")
+STATS = tuple(STATISTICS)
 DECAYED_STATS = ("mean", "count", "sum")
-# Half-lives without events after which a decayed key is as good as new: 2**-50 of it is left.
+# Half-lives without events after which a decayed key is reset: 2**-50 of its weight is left.
 FORGOTTEN_AFTER = 50
 LONGEST_MS = 2**53
 
@@ -23,17 +24,8 @@ LONGEST_MS = 2**53
 class WindowSpec:
     """Statistics over sliding windows: events with time in `(t - width, t]`.
 
-    =========  =====================================================  ==============
-    statistic  over the values in the window                          when empty
-    =========  =====================================================  ==============
-    count      number of events                                       0
-    sum, mean  —                                                      0
-    std, var   sample standard deviation and variance (ddof=1);       0
-               0 for fewer than two events
-    min, max   —                                                      0
-    first      value of the earliest; of equal times, first arrived   0
-    last       value of the latest; of equal times, last arrived      0
-    =========  =====================================================  ==============
+    The statistics, and their values for an empty window, are those of
+    `state.windows.statistics.STATISTICS`.
 
     Sums are compensated (about 32 digits). A variance below 1e-28 of the mean square is 0. While a
     value beyond 1e140 is in a window of two or more events, its std and var are infinite.
@@ -41,7 +33,7 @@ class WindowSpec:
     Args:
         value: name of a float64 column; "" for windows that only count.
         widths_ms: of the windows.
-        stats: of each window, see above.
+        stats: of each window, names in `STATISTICS`.
         resolution_ms: 0 for exact windows; otherwise the width of the panes into which events are
             merged, see `state.windows.panes`.
 
@@ -61,8 +53,12 @@ class WindowSpec:
             raise DeclarationError(f"{self}: statistics are some of {', '.join(STATS)}")
         if len(set(self.stats)) < len(self.stats):
             raise DeclarationError(f"{self}: a statistic is named twice")
-        if not self.value and self.stats != ("count",):
-            raise DeclarationError(f"{self}: without a value there is only stats=('count',)")
+        valued = [stat for stat in self.stats if STATISTICS[stat].needs_value]
+        if not self.value and valued:
+            raise DeclarationError(
+                f"{self}: statistics {', '.join(valued)} need a value: name a column; without one "
+                "there is 'count'"
+            )
         if not 0 <= self.resolution_ms <= LONGEST_MS:
             raise DeclarationError(f"{self}: the resolution can't be negative")
 
@@ -129,7 +125,7 @@ class DistinctSpec:
     def __post_init__(self) -> None:
         _check_widths(self, self.widths_ms)
         if not self.value:
-            raise DeclarationError(f"{self}: name the column whose values are to be told apart")
+            raise DeclarationError(f"{self}: name the column whose distinct values are counted")
 
     @property
     def retention_ms(self) -> int:
@@ -150,8 +146,8 @@ class DecayedSpec:
     """Statistics in which an event's weight halves with every `half_life_ms` of its age.
 
     `count` is the sum of weights, `sum` the weighted sum, `mean` their quotient; the event itself
-    has weight 1. All are 0 for a key without events. A key is forgotten, and starts anew, when 50
-    half-lives or more lie between one event and the next.
+    has weight 1. All are 0 for a key without events. A key is reset when 50 half-lives or more lie
+    between one event and the next.
 
     >>> DecayedSpec("amount", 1_800_000).columns()
     ['amount_decay30m_mean', 'amount_decay30m_count', 'amount_decay30m_sum']
@@ -175,7 +171,7 @@ class DecayedSpec:
         return FORGOTTEN_AFTER * self.half_life_ms
 
     def memories_ms(self) -> list[int]:
-        """For each feature how far back it looks: beyond, a weight is below 1/32."""
+        """For each feature how far back it looks: before that, a weight is below 1/32."""
         return [5 * self.half_life_ms for _ in self.stats]
 
     def columns(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""How often each value occurs for each hot key: a hash table of counters for the kernels.
+"""Counters of values per hot key: a hash table for kernels.
 
 Open addressing with linear probing; an entry is removed by shifting back what follows it (Knuth,
 *The Art of Computer Programming*, vol. 3, 6.4, algorithm R), so nothing is left behind. An entry is
@@ -36,8 +36,8 @@ def find(owner: int, code: int, keys: I64) -> int:
 
 
 @inlined
-def claim(owner: int, code: int, keys: I64, counts: I32) -> int:
-    """The entry, made with zero counters when there is none."""
+def add_entry(owner: int, code: int, keys: I64, counts: I32) -> int:
+    """The entry; it is added with zero counters when there is none."""
     at = find(owner, code, keys)
     if keys[at, 0] == 0:
         keys[at, 0] = owner + 1

@@ -1,104 +1,122 @@
-"""The answers of a key's windows: from its few records, from running sums, or as of before these.
+"""The features of a row: from a key's few records, its running sums, or its log before these.
 
-A cold key's records are scanned. A hot key is answered from the running sums when it is asked as of
-the edge, and from their difference to an earlier time otherwise.
+A cold key's records are scanned. For a hot key the running sums are read when the
+row is at the edge, and their difference to an earlier time otherwise.
 """
 
 from __future__ import annotations
 
 import math
 
-from anabranch.state.compile import F64, I32, I64, inlined, kernel
-from anabranch.state.windows.double_double import dd_add
-from anabranch.state.windows.event_log import HOT, TAIL, before
+from anabranch.state.compile import F64, inlined, kernel, numbered
+from anabranch.state.windows.double_double import Sums, add_sums, no_sums
+from anabranch.state.windows.event_log import COLUMN, HOT, TAIL, before
 from anabranch.state.windows.panes import record_extreme, record_first, record_last, record_sums
 from anabranch.state.windows.range_extremes import range_extreme
 from anabranch.state.windows.running_sums import (
+    add_terms,
+    clear_terms,
+    hot_sums,
+    late_sums,
+    load_terms,
+    sum_last,
+)
+from anabranch.state.windows.statistic import WindowSummary
+from anabranch.state.windows.statistics import STATISTICS
+from anabranch.state.windows.window_arrays import (
     BEST,
     ENDS,
-    EVENTS,
-    EXTREMES,
     FIRST,
-    HUGES,
     PER_WIDTH,
     PLAN,
-    S1H,
-    S1L,
-    S2H,
-    S2L,
     SIGN,
     START,
     SUMS,
     WIDTHS,
-    late_sums,
-    sum_last,
+    WindowArrays,
 )
-from anabranch.state.windows.statistics import emit
+from anabranch.state.windows.window_arrays import STATISTICS as STATISTIC_COUNT
+
+_read = numbered([statistic.read for statistic in STATISTICS.values()])
+_EMPTY = tuple(statistic.empty for statistic in STATISTICS.values())
 
 
 @inlined
-def answer_cold(
-    row: int, time: int, last: int, head: int, out: F64, ts: I64, val: F64, link: I32, meta: I64
-) -> None:
+def write_statistics(
+    row: int, w: int, sums: Sums, best: float, other: float, first: float, last: float, out: F64,
+    windows: WindowArrays,
+) -> None:  # fmt: skip
+    """Write the statistics of width `w`; `best` and `other` are the extremes, by their signs."""
+    meta = windows.log.meta
+    plan = PLAN + 2 * meta[WIDTHS]
+    statistics = meta[STATISTIC_COUNT]
+    column = meta[COLUMN] + meta[PLAN + meta[WIDTHS] + w] * statistics
+    maximum, minimum = best, -best if meta[SIGN] < 0 else -other
+    for i in range(statistics):
+        number = meta[plan + i]
+        if sums.events > 0:
+            first_term = meta[plan + statistics + i]
+            summary = WindowSummary(sums, maximum, minimum, first, last, windows.terms, first_term)
+            out[row, column + i] = _read(number, summary)
+        else:
+            out[row, column + i] = _EMPTY[number]
+
+
+@inlined
+def answer_cold(row: int, time: int, last: int, head: int, out: F64, windows: WindowArrays) -> None:
     """Answer as of `time` by scanning back from `last`, once for all widths."""
-    n, s1h, s1l, s2h, s2l, huge = 0, 0.0, 0.0, 0.0, 0.0, 0
+    log, meta = windows.log, windows.log.meta
+    sums = no_sums()
     best, other, first = -math.inf, -math.inf, 0.0
-    newest = record_last(val, last) if last >= 0 else 0.0
+    newest = record_last(log.val, last) if last >= 0 else 0.0
+    clear_terms(windows)
     at = last
     for w in range(meta[WIDTHS]):
         low = time - meta[PLAN + w]
-        while at >= 0 and ts[at] > low:
-            count, a, a_low, b, b_low, huge_more = record_sums(val, at, meta[SUMS])
-            n += count
-            if meta[SUMS]:
-                huge += huge_more
-                s1h, s1l = dd_add(s1h, s1l, a, a_low)
-                s2h, s2l = dd_add(s2h, s2l, b, b_low)
-            if meta[EXTREMES] > 0:
-                best = max(best, record_extreme(val, at, meta[SIGN]))
-            if meta[EXTREMES] > 1:
-                other = max(other, record_extreme(val, at, meta[SIGN + 1]))
-            first = record_first(val, at)
-            at = -1 if at == head else before(link, at)
-        emit(row, w, out, meta, n, s1h, s1l, s2h, s2l, huge, best, other, first, newest)
+        while at >= 0 and log.ts[at] > low:
+            sums = add_sums(sums, record_sums(at, meta[SUMS], log))
+            add_terms(at, 1.0, windows)
+            if windows.tree.shape[1] > 0:
+                best = max(best, record_extreme(log.val, at, meta[SIGN]))
+            if windows.tree.shape[1] > 1:
+                other = max(other, record_extreme(log.val, at, meta[SIGN + 1]))
+            first = record_first(log.val, at)
+            at = -1 if at == head else before(log.link, at)
+        write_statistics(row, w, sums, best, other, first, newest, out, windows)
 
 
 @inlined
-def answer_edge(
-    row: int, s: int, out: F64, slot: I32, val: F64, hotf: F64, hoti: I64, meta: I64
-) -> None:
+def answer_edge(row: int, s: int, out: F64, windows: WindowArrays) -> None:
     """Answer as of the edge, from the running sums."""
-    hot = slot[s, HOT]
-    last = record_last(val, slot[s, TAIL]) if meta[ENDS] else 0.0
+    log, hotf, hoti, meta = windows.log, windows.hotf, windows.hoti, windows.log.meta
+    hot = log.slot[s, HOT]
+    last = record_last(log.val, log.slot[s, TAIL]) if meta[ENDS] else 0.0
     for w in range(meta[WIDTHS]):
-        cell = FIRST + PER_WIDTH * w
-        n = hoti[hot, cell + EVENTS]
-        best = hotf[hot, w, BEST] if meta[EXTREMES] > 0 else 0.0
-        other = hotf[hot, w, BEST + 1] if meta[EXTREMES] > 1 else 0.0
-        first = record_first(val, hoti[hot, cell + START]) if n > 0 and meta[ENDS] else 0.0
-        emit(
-            row, w, out, meta, n, hotf[hot, w, S1H], hotf[hot, w, S1L], hotf[hot, w, S2H],
-            hotf[hot, w, S2L], hoti[hot, cell + HUGES], best, other, first, last,
-        )  # fmt: skip
+        sums = hot_sums(hot, w, windows)
+        best = hotf[hot, w, BEST] if windows.tree.shape[1] > 0 else 0.0
+        other = hotf[hot, w, BEST + 1] if windows.tree.shape[1] > 1 else 0.0
+        first = 0.0
+        if sums.events > 0 and meta[ENDS]:
+            first = record_first(log.val, hoti[hot, FIRST + PER_WIDTH * w + START])
+        load_terms(hot, w, windows)
+        write_statistics(row, w, sums, best, other, first, last, out, windows)
 
 
 @kernel
 def answer_late(
-    row: int, time: int, last: int, later: int, s: int, out: F64, slot: I32, ts: I64, val: F64,
-    link: I32, agg: F64, hotf: F64, hoti: I64, meta: I64,
-) -> None:  # fmt: skip
+    row: int, time: int, last: int, later: int, s: int, out: F64, windows: WindowArrays
+) -> None:
     """Answer as of `time` before the edge; `last` is the last record up to it, `later` follow."""
-    later_sums = sum_last(later, s, meta[SUMS], slot, val, link)
-    newest = record_last(val, last) if last >= 0 else 0.0
+    log, meta = windows.log, windows.log.meta
+    later_sums = sum_last(later, s, log)
+    newest = record_last(log.val, last) if last >= 0 else 0.0
     for w in range(meta[WIDTHS]):
-        start, n, s1h, s1l, s2h, s2l, huge = late_sums(
-            w, time, last, later, later_sums, s, slot, ts, val, link, hotf, hoti, meta
-        )
+        start, sums = late_sums(w, time, last, later, later_sums, s, windows)
         best = other = first = 0.0
-        if n > 0:
-            first = record_first(val, start)
-            if meta[EXTREMES] > 0:
-                best = range_extreme(start, last, 0, meta[SIGN], val, link, agg)
-            if meta[EXTREMES] > 1:
-                other = range_extreme(start, last, 1, meta[SIGN + 1], val, link, agg)
-        emit(row, w, out, meta, n, s1h, s1l, s2h, s2l, huge, best, other, first, newest)
+        if sums.events > 0:
+            first = record_first(log.val, start)
+            if windows.tree.shape[1] > 0:
+                best = range_extreme(start, last, 0, meta[SIGN], log, windows.tree)
+            if windows.tree.shape[1] > 1:
+                other = range_extreme(start, last, 1, meta[SIGN + 1], log, windows.tree)
+        write_statistics(row, w, sums, best, other, first, newest, out, windows)

@@ -1,6 +1,6 @@
-"""A pipeline from bytes to bytes: features as an offline recomputation has them, and bad input.
+"""A pipeline from bytes to bytes: features equal an offline recomputation; handling of bad input.
 
-Everything runs in this process on a bus in memory, through the graph that users run.
+Everything runs in this process on an in-memory bus, through the real dataflow.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ from anabranch.dataflows.bus import BusError
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.models.learners.learner import ModelError
 from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, Spec, WindowSpec
+from tests.support.waiting import GENEROUS_S
 from tests.support.window_reference import Reference
 
 T0 = 1_700_000_000_000
@@ -118,7 +119,7 @@ def bus_with(
 
 def run(pipeline: Pipeline, bus: MemoryBus, limit: int = 100) -> list[Json]:
     """The predictions."""
-    run_worker(pipeline, bus, IntakeOptions(limit=limit, until_end=True))
+    run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True))
     return [json.loads(value) for value in bus.values(pipeline.topics.predictions)]
 
 
@@ -127,7 +128,7 @@ def dead_letters(pipeline: Pipeline, bus: MemoryBus) -> list[Json]:
 
 
 def arrivals(seed: int, n: int, lateness_ms: int) -> list[tuple[Json, int]]:
-    """Trades in an order of arrival in which none is later than the lateness, and their times."""
+    """Trades in an order of arrival in which none is late, and their times."""
     chance = random.Random(seed)
     times = sorted(T0 + int(chance.expovariate(1 / 20_000)) + 7_000 * i for i in range(n))
     rows = [
@@ -193,7 +194,7 @@ SPECS: list[Spec] = [
 
 @pytest.mark.parametrize("seed", range(4))
 def test_all_window_features_equal_a_recomputation_from_what_has_arrived_in_any_order(seed):
-    """Itself included, as of its own time: later events that came before it are not."""
+    """Features include the event itself, but no events of later times that arrived before it."""
     pipeline = trades(features=ENTITY_FEATURES)
     rows = arrivals(seed, 250, 9 * MINUTE)
     predictions = run(pipeline, bus_with(pipeline, rows), limit=(1, 7, 50, 1000)[seed])
@@ -217,7 +218,7 @@ NULLABLE_SPECS: list[Spec] = [
 
 @pytest.mark.parametrize("lateness_ms", [1, 9 * MINUTE], ids=["in order", "any order"])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_null_is_left_out_of_its_windows_but_its_event_is_answered(seed, lateness_ms):
+def test_a_null_is_left_out_of_windows_but_its_event_is_predicted(seed, lateness_ms):
     pipeline = trades(features=NULLABLE)
     rows = arrivals(seed, 250, lateness_ms)
     predictions = run(pipeline, bus_with(pipeline, rows), limit=50)
@@ -231,7 +232,7 @@ def test_a_null_is_left_out_of_its_windows_but_its_event_is_answered(seed, laten
         assert got == pytest.approx(expected, rel=1e-9, abs=1e-9), (prediction, row)
 
 
-def test_predictions_name_the_message_that_they_are_of():
+def test_predictions_name_their_source_message():
     pipeline = trades()
     events = [trade(i, i, account=f"a{i % 7}") for i in range(60)]
     bus = bus_with(pipeline, events, partitions=3)
@@ -252,7 +253,7 @@ def test_predictions_name_the_message_that_they_are_of():
     assert sorted(seen) == sorted(event["id"] for event in events)
 
 
-def test_features_are_only_written_when_asked_for():
+def test_features_are_only_published_on_request():
     pipeline = trades(with_features=False)
     (prediction,) = run(pipeline, bus_with(pipeline, [trade(0)]))
     assert "features" not in prediction
@@ -261,8 +262,8 @@ def test_features_are_only_written_when_asked_for():
     ]  # fmt: skip
 
 
-def test_a_label_teaches_from_its_own_time_on():
-    """The version in a prediction is how many labels the model had learned by then."""
+def test_a_label_is_learned_at_its_own_time():
+    """The version in a prediction is the number of labels that the model had learned."""
     pipeline = trades()
     events = [trade(i, i) for i in range(6)]
     labels = [verdict(0, 1.5), verdict(1, 3.5), verdict(2, 3.6)]
@@ -283,7 +284,7 @@ def test_labels_that_nobody_waits_for_are_dead_letters_and_teach_nothing(limit):
     assert [(d["reason"], d["topic"], d["offset"]) for d in letters] == [
         ("duplicate label", "trades.labels", 2),
         ("label without event", "trades.labels", 0),  # it was held for a while
-        ("label after its wait", "trades.labels", 3),
+        ("label after timeout", "trades.labels", 3),
     ]
     assert letters[1]["given_up"] == {"topic": "trades.events", "partition": 0, "offset": 2}
     assert "'t7'" in letters[1]["detail"]
@@ -293,7 +294,7 @@ def test_labels_that_nobody_waits_for_are_dead_letters_and_teach_nothing(limit):
 
 @pytest.mark.parametrize("limit", [1, 100])
 @pytest.mark.parametrize(
-    ("late", "learned", "dead"), [("refuse", 2, ["label after its wait"]), ("update", 3, [])]
+    ("late", "learned", "dead"), [("refuse", 2, ["label after timeout"]), ("update", 3, [])]
 )
 def test_what_is_assumed_when_nobody_says_otherwise(limit, late, learned, dead):
     """`t0` is silent; `t1` too, until it is too late; `t2` says so in time."""
@@ -309,7 +310,7 @@ def test_what_is_assumed_when_nobody_says_otherwise(limit, late, learned, dead):
 
 
 @pytest.mark.parametrize("limit", [1, 100])
-def test_a_label_from_before_its_event_teaches_right_after_it(limit):
+def test_an_early_label_is_learned_right_after_its_event(limit):
     pipeline = trades()
     events = [trade(0, 0), trade(1, 2), trade(2, 3)]
     bus = bus_with(pipeline, events, [verdict(1, 1)])
@@ -335,7 +336,7 @@ BAD: list[bytes] = [
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("limit", [1, 100])
-def test_a_bad_message_in_the_middle_is_one_dead_letter_and_the_stream_goes_on(bad, limit):
+def test_a_bad_message_is_one_dead_letter_and_the_stream_continues(bad, limit):
     pipeline = trades()
     good: list[Message] = [trade(i, i) for i in range(4)]
     alone = run(pipeline, bus_with(pipeline, good))
@@ -384,7 +385,7 @@ def test_a_feature_too_large_to_square_is_a_dead_letter_and_no_model_sees_it(lim
     assert [p | {"offset": 0} for p in predictions] == [p | {"offset": 0} for p in expected]
 
 
-def test_an_account_that_overflowed_is_well_again_when_its_window_has_passed():
+def test_an_overflow_leaves_no_trace_once_it_has_left_the_window():
     pipeline = trades(features=[window("account", "amount", over="1h", stats=STATS)])
     events = [
         trade(0, 0, amount=1e308),
@@ -411,7 +412,7 @@ def test_an_account_that_overflowed_is_well_again_when_its_window_has_passed():
     ],
     ids=lambda model: str(model).partition("(")[0],
 )
-def test_one_huge_amount_neither_ends_the_stream_nor_spoils_the_model(model, amount):
+def test_one_huge_amount_neither_stops_the_stream_nor_breaks_the_model(model, amount):
     """It is finite, but its square is not."""
     pipeline = trades(model=model, features=[field("amount")], label=inline("fraud"))
     rows = [trade(i, i / 10, amount=i % 3 + i / 10, fraud=i % 3 == 0) for i in range(60)]
@@ -447,7 +448,7 @@ def test_a_missing_topic_is_one_sentence(there):
     bus.create_topics(dict.fromkeys(there, 1))
     missing = "trades.labels" if "trades.events" in there else "trades.events"
     with pytest.raises(BusError, match=f"topic '{missing}' of pipeline 'trades' does not exist"):
-        run_worker(pipeline, bus, IntakeOptions(until_end=True))
+        run_worker(pipeline, bus, SourceOptions(until_end=True))
     assert sorted(bus.topics()) == there
 
 
@@ -456,7 +457,7 @@ def test_unequal_partition_counts_are_one_sentence():
     bus = MemoryBus()
     bus.create_topics({"trades.events": 3, "trades.labels": 2})
     with pytest.raises(BusError, match=r"trades\.events has 3, trades\.labels has 2"):
-        run_worker(pipeline, bus, IntakeOptions(until_end=True))
+        run_worker(pipeline, bus, SourceOptions(until_end=True))
 
 
 def test_an_output_topic_with_another_partition_count_is_one_sentence():
@@ -464,20 +465,20 @@ def test_an_output_topic_with_another_partition_count_is_one_sentence():
     bus = bus_with(pipeline, [trade(0)])
     bus.create_topics({"trades.drift": 2})
     with pytest.raises(BusError, match=r"'trades\.drift' exists with 2 partitions, not 1"):
-        run_worker(pipeline, bus, IntakeOptions(until_end=True))
+        run_worker(pipeline, bus, SourceOptions(until_end=True))
 
 
-def test_from_latest_only_what_comes_afterwards_is_read():
+def test_from_latest_only_later_messages_are_read():
     pipeline = trades()
     bus = bus_with(pipeline, [trade(0)])
-    run_worker(pipeline, bus, IntakeOptions(begin="latest", until_end=True))
+    run_worker(pipeline, bus, SourceOptions(start_offset="latest", until_end=True))
     assert bus.values("trades.predictions") == []
 
 
 REFUSED = """
 import sys
 from anabranch.dataflows.bus import BusError
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.runtime.worker import run_worker
 from tests.end_to_end.test_end_to_end import bus_with, trade, trades
 
@@ -493,27 +494,27 @@ def publisher(stop=None):
 
 bus.publisher = publisher
 try:
-    run_worker(trades(), bus, IntakeOptions(until_end=True))
+    run_worker(trades(), bus, SourceOptions(until_end=True))
 except BusError as error:
     sys.exit(f"told: {error}")
 """
 
 
 @pytest.mark.parametrize("failing", ["append", "flush"])
-def test_a_bus_that_refuses_predictions_ends_the_run_with_its_sentence(failing):
-    """In a process of its own, since an engine that fails while it fails aborts the process."""
+def test_a_bus_that_rejects_predictions_ends_the_run_with_its_error(failing):
+    """In a process of its own, as a second failure of the engine during the first aborts it."""
     ended = subprocess.run(
         [sys.executable, "-c", REFUSED, failing],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=GENEROUS_S,
         check=False,
     )
     assert ended.stderr.strip().endswith("told: the broker has gone away"), ended.stderr[-2000:]
     assert ended.returncode == 1
 
 
-def test_a_bus_that_can_no_longer_be_read_ends_the_run_with_its_sentence():
+def test_a_bus_that_can_no_longer_be_read_ends_the_run_with_its_error():
     pipeline = trades()
     bus = bus_with(pipeline, [trade(i, i) for i in range(5)])
     made = bus.reader
@@ -529,11 +530,11 @@ def test_a_bus_that_can_no_longer_be_read_ends_the_run_with_its_sentence():
 
     bus.reader = reader  # type: ignore[method-assign]
     with pytest.raises(BusError, match=r"^the broker has gone away$"):
-        run_worker(pipeline, bus, IntakeOptions(until_end=True))
+        run_worker(pipeline, bus, SourceOptions(until_end=True))
 
 
 class Fragile(base.Classifier):
-    """Can't stand the amount 13."""
+    """A model that fails at the amount 13."""
 
     def learn_one(self, x: dict[str, float], y: bool) -> None:
         """Nothing."""
@@ -597,7 +598,7 @@ def test_anomalies_with_and_without_a_label(labelled):
 
 @given(st.lists(st.sampled_from(["2023-11-14T22:13:20Z", T0, float(T0)]), min_size=1, max_size=6))
 @settings(max_examples=10, deadline=None)
-def test_times_are_epoch_milliseconds_in_predictions_however_they_came(spelt):
+def test_times_in_predictions_are_epoch_milliseconds(spelt):
     pipeline = trades()
     rows: list[Message] = [(trade(i) | {"ts": ts}, T0) for i, ts in enumerate(spelt)]
     assert [p["ts"] for p in run(pipeline, bus_with(pipeline, rows))] == [T0] * len(spelt)

@@ -1,4 +1,4 @@
-"""Files as messages: what is in the file is what is published, and mistakes are one sentence."""
+"""Files as messages: the content of the file is what is published, and errors are one sentence."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def test_rows_come_back_with_time_and_key(tmp_path: Path, name: str, batch_size:
     assert read(path).keys == [None] * len(ROWS)
 
 
-def test_lines_of_jsonl_pass_as_they_are_and_bad_ones_keep_their_place(tmp_path: Path) -> None:
+def test_lines_of_jsonl_are_published_as_they_are_and_malformed_ones_in_their_place(
+    tmp_path: Path,
+) -> None:
     lines = [
         b"not json",
         b'{"ts": 5, "key" : "a"}',
@@ -94,7 +96,7 @@ def test_lines_of_jsonl_pass_as_they_are_and_bad_ones_keep_their_place(tmp_path:
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
-def test_times_as_people_write_them(
+def test_times_in_all_supported_forms(
     tmp_path: Path, name: str, time: Any, unit: str, want: int
 ) -> None:
     path = write(tmp_path / name, [{"id": "1", "when": time}])
@@ -155,7 +157,7 @@ def test_a_later_row_of_another_type_is_one_sentence(
     monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 20)
     path = tmp_path / "a.csv"
     path.write_text("ts,zip\n" + "1,12345\n" * 20 + "2,A-12\n")
-    with pytest.raises(InputError, match=r"behind row \d+: .*text field"):
+    with pytest.raises(InputError, match=r"after row \d+: .*text field"):
         read(path)
     assert len(read(path, text_fields=["zip"])) == 21
 
@@ -182,17 +184,25 @@ def with_text(path: Path, text: str) -> Path:
         (lambda d: with_text(d / "a.csv", "id,ts\n"), {}, "no rows"),
         (lambda d: with_text(d / "a.csv", "id,ts"), {}, "no rows"),
         (lambda d: with_text(d / "a.csv", "id,ts\n1,2\n1,2,3,4\n"), {}, "a.csv: "),
-        (lambda d: with_text(d / "a.csv", "id,ts\n1,soon\n"), {}, "holds no times, but 'soon'"),
+        (
+            lambda d: with_text(d / "a.csv", "id,ts\n1,soon\n"),
+            {},
+            "holds 'soon', which is not a time",
+        ),
         (lambda d: with_text(d / "a.parquet", ""), {}, "is empty"),
-        (lambda d: with_text(d / "a.parquet", "hello, no parquet"), {}, "no whole Parquet file"),
-        (lambda d: cut_short(d / "a.parquet"), {}, "no whole Parquet file"),
-        (lambda d: write(d / "a.parquet", []), {}, "no column 'ts'|no rows|no whole"),
+        (
+            lambda d: with_text(d / "a.parquet", "hello, no parquet"),
+            {},
+            "not a complete Parquet file",
+        ),
+        (lambda d: cut_short(d / "a.parquet"), {}, "not a complete Parquet file"),
+        (lambda d: write(d / "a.parquet", []), {}, "no column 'ts'|no rows|not a complete"),
         (lambda d: write(d / "a.csv"), {"time_field": "when"}, "no column 'when' .*id, ts, card"),
         (lambda d: write(d / "a.parquet"), {"key_field": "crad"}, "no column 'crad'.*the key"),
         (lambda d: write(d / "a.jsonl"), {"time_field": "when"}, "no field 'when' .*the time"),
         (lambda d: write(d / "a.jsonl"), {"key_field": "crad"}, "no field 'crad' .*the key"),
         (lambda d: write(d / "a.jsonl"), {"time_unit": "h"}, "time unit 'h'"),
-        (lambda d: write(d / "a.parquet", [{"id": b"\xff", "ts": 1}]), {}, "id can't all be"),
+        (lambda d: write(d / "a.parquet", [{"id": b"\xff", "ts": 1}]), {}, "id cannot all be"),
     ],
 )
 def test_a_mistake_is_one_sentence(

@@ -1,4 +1,4 @@
-"""The simulators: the same bytes for a seed, messages that fit, and a truth that is true."""
+"""The simulators: the same bytes for a seed, valid messages, and a correct ground truth."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.pipelines import SHIPPED
-from anabranch.producers.arrival_process import DAY_MS, MONDAY_MS, DailyRhythm
+from anabranch.producers.arrival_process import DAY_MS, MONDAY_MS, DailyArrivals
 from anabranch.producers.batch import Batch
-from anabranch.producers.publish import Published, publish
+from anabranch.producers.publish import PublishCounts, publish
 from anabranch.producers.simulators.by_name import SIMULATORS, simulate
 from anabranch.producers.simulators.clicks import SHOWN, TIMEOUT_MS, ClickSettings, ClickWorld
 from anabranch.producers.simulators.faults import Faults
@@ -79,14 +79,14 @@ def test_same_seed_same_bytes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_fewer_events_are_the_beginning_of_more(name: str) -> None:
+def test_fewer_events_are_a_prefix_of_more(name: str) -> None:
     short, _ = decoded(name, 1500)
     long, _ = decoded(name, 5000)
     assert short == long[:1500]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_simulator_without_a_number_of_events_goes_on(name: str) -> None:
+def test_a_simulator_without_a_number_of_events_is_endless(name: str) -> None:
     assert sum(len(batch.only("events")) for batch in islice(simulate(name), 5)) > 1000
 
 
@@ -127,7 +127,7 @@ def test_messages_come_in_order_of_their_times_with_the_key_of_their_event(name:
                 assert message[key_field].encode() == key
 
 
-def test_payments_fraud_rate_and_delays_are_as_said() -> None:
+def test_payments_fraud_rate_and_delays_are_as_documented() -> None:
     found = list(PaymentWorld(1, PaymentSettings()).payments(60_000))
     probability = np.concatenate([p.probability for p in found])
     fraud = np.concatenate([p.fraud for p in found])
@@ -185,7 +185,7 @@ def test_clicks_are_calibrated_and_come_within_ten_minutes_and_the_best_order_is
     assert (delays[any_click] < TIMEOUT_MS).all()
 
 
-def test_trips_take_what_was_expected_give_or_take_the_noise() -> None:
+def test_trips_take_the_expected_time_within_the_noise() -> None:
     found = list(TripWorld(1, TripSettings()).trips(30_000))
     expected = np.concatenate([t.expected for t in found])
     minutes = np.concatenate([t.minutes for t in found])
@@ -196,8 +196,8 @@ def test_trips_take_what_was_expected_give_or_take_the_noise() -> None:
     assert abs(spread - 0.12) < 0.005
 
 
-def test_more_happens_by_day_than_by_night() -> None:
-    rhythm = DailyRhythm(1.0, 0.5, 15.0)
+def test_there_are_more_events_by_day_than_by_night() -> None:
+    rhythm = DailyArrivals(1.0, 0.5, 15.0)
     times = rhythm.arrivals(np.random.default_rng(0), MONDAY_MS, MONDAY_MS + DAY_MS)
     assert abs(len(times) / 86_400 - 1) < 0.03
     hours = (times % DAY_MS) // 3_600_000
@@ -223,7 +223,7 @@ def test_recent_counts_equal_a_plain_count(rows: list[tuple[int, int]], cut: int
     assert got == want
 
 
-def test_faults_add_and_delay_but_take_nothing_away() -> None:
+def test_faults_add_and_delay_but_remove_nothing() -> None:
     plain = list(simulate("payments", events=4000, seed=1))
     faulty = list(
         simulate(
@@ -287,7 +287,7 @@ def test_publishing_keeps_order_times_and_puts_a_key_in_one_partition() -> None:
 
 
 class FakeClock:
-    """Time that passes only while someone sleeps."""
+    """A clock that advances only in `sleep`."""
 
     def __init__(self, bus: MemoryBus) -> None:
         self.now, self.seen, self._bus = 100.0, [(0.0, 0)], bus
@@ -313,7 +313,7 @@ def test_a_rate_is_kept() -> None:
     assert all(abs(sent - seconds * 50) <= 50 * 0.3 + 1 for seconds, sent in clock.seen[1:])
 
 
-def test_a_speedup_spaces_messages_as_their_times_are() -> None:
+def test_a_speedup_keeps_the_spacing_of_message_times() -> None:
     bus = bus_with_topics()
     clock = FakeClock(bus)
     batches = list(simulate("trips", events=500))
@@ -338,11 +338,11 @@ def test_ctrl_c_delivers_and_counts_what_was_appended() -> None:
     assert sum(bus.end_offsets("t.labels")) == counts.labels > 0
 
 
-def test_progress_is_told_and_labels_need_a_topic() -> None:
+def test_progress_is_reported_and_labels_need_a_topic() -> None:
     bus = bus_with_topics()
     heard: list[int] = []
 
-    def on_progress(counts: Published) -> None:
+    def on_progress(counts: PublishCounts) -> None:
         heard.append(counts.messages)
 
     counts = publish(bus, simulate("clicks", events=9000), topics=TOPICS, on_progress=on_progress)

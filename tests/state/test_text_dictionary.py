@@ -1,4 +1,4 @@
-"""Keys that come as codes of a dictionary get the slots that they would have got as texts."""
+"""Dictionary-encoded keys get the same slots as plain texts."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def test_columns_of_several_dictionaries_are_joined(one: list[str], other: list[
     assert list(CodedTexts.joined(columns)) == one + other
 
 
-def test_a_dictionary_grows_and_tells_texts_of_one_hash_apart() -> None:
+def test_a_dictionary_grows_and_distinguishes_texts_of_one_hash() -> None:
     texts = [f"key {number}" * (number % 9) for number in range(5000)]
     dictionary = TextDictionary()
     for _ in range(2):
         assert list(coded(dictionary, texts)) == texts
-    # All of one hash now: only the bytes tell them apart.
+    # All of one hash now: only the bytes differ.
     dictionary = TextDictionary()
     first = coded(dictionary, ["a", "b"])
     dictionary._known[:2] = hash64(["b"])[0]
@@ -67,7 +67,7 @@ def test_slots_of_codes_are_those_of_texts(steps: list[tuple[list[str], str, int
             dictionary = TextDictionary()
         keys = texts if how == "plain" else coded(dictionary, texts)
         assert slots.slots(keys).tolist() == expected.slots(texts).tolist()
-        assert slots.known(keys).tolist() == expected.known(texts).tolist()
+        assert slots.find(keys).tolist() == expected.find(texts).tolist()
         held = list(expected.by_key().values())[:released]
         slots.release(held)
         expected.release(held)

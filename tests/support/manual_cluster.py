@@ -1,4 +1,4 @@
-"""The steps of two workers, called by hand: so it is known who reads what, and when."""
+"""The steps of two workers, called by the test, which decides who reads what and when."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from anabranch.dataflows.batch.batch import Batch
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.sink.encoder import Results
+from anabranch.dataflows.sharding.router import Keyed, Router
 from anabranch.dataflows.source.decoder import BatchDecoder
-from anabranch.dataflows.source.event_time_merge import AlignedReader
-from anabranch.dataflows.source.late_and_duplicate import Admission
+from anabranch.dataflows.source.event_time_merge import MergedReader
+from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
 from anabranch.dataflows.steps.model_step import ModelStep
-from anabranch.dataflows.steps.window_step import Keyed, Router, WindowStep
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.learners.targets import select
 from anabranch.models.prequential.outcome import ASSUMED_LABEL
@@ -24,31 +25,29 @@ from tests.support.history import EVENTS, LABELS, Message
 
 WORKERS, SHARDS, PARTITIONS = 2, 3, 4
 Learned = tuple[str, float, int]
-"""Of a label: the event's id, its value, its time."""
+"""A label: the event's id, the value, the time."""
 
 
 class Reader:
-    """What a worker reads, of every second partition."""
+    """The source of a worker, which reads every second partition."""
 
     def __init__(self, pipeline: Pipeline, bus: Bus, number: int) -> None:
-        self._reader = AlignedReader(bus, list(pipeline.inputs), origin=str(number), limit=50)
+        self._reader = MergedReader(bus, list(pipeline.inputs), worker_id=str(number), limit=50)
         own = range(number, PARTITIONS, WORKERS)
         self._reader.add({TopicPartition(topic, n): 0 for topic in (EVENTS, LABELS) for n in own})
         self._decoder = BatchDecoder(pipeline)
-        self._admission = Admission(
-            pipeline.topics.events, pipeline.allowed_lateness, pipeline.dedup_window
-        )
+        self._filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
 
     def read(self) -> list[Batch]:
-        """All that is there."""
+        """Read all available batches."""
         found = []
         while (raw := self._reader.read()) is not None:
-            found.append(self._admission.admit(self._decoder.decode(raw)))
+            found.append(self._filter.apply(self._decoder.decode(raw)))
         return found
 
 
 class Cluster:
-    """Two workers and their shards, and what the models made."""
+    """Two workers and their shards, and the results of the model step."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.bus = MemoryBus()
@@ -57,7 +56,7 @@ class Cluster:
         self.router = Router(pipeline, SHARDS, WORKERS)
         self.readers = [Reader(pipeline, self.bus, number) for number in range(WORKERS)]
         self.shards = {str(n): WindowStep(pipeline, metrics, WORKERS) for n in range(SHARDS)}
-        self.models = ModelStep(pipeline, metrics, origins=WORKERS)
+        self.models = ModelStep(pipeline, metrics, workers=WORKERS)
         self.made: list[Results] = []
 
     def publish(self, messages: Sequence[Message]) -> None:
@@ -68,13 +67,13 @@ class Cluster:
         publisher.close()
 
     def in_step(self) -> None:
-        """Both read what is there, batches by the time of their first message."""
+        """Both workers read; batches are processed by the time of their first message."""
         both = [batch for reader in self.readers for batch in reader.read()]
         for batch in sorted(both, key=_first_time):
             self.work(batch)
 
     def one_after_the_other(self, first: int) -> None:
-        """One reads all that is there before the other begins."""
+        """One worker reads everything before the other starts."""
         for number in (first, 1 - first):
             for batch in self.readers[number].read():
                 self.work(batch)
@@ -90,12 +89,12 @@ class Cluster:
                     self.made.append(made)
 
     def learned(self) -> dict[str, list[Learned]]:
-        """What was learned of labels, not assumed, by the worker that read them."""
+        """The labels learned (without assumed ones), by the worker that read them."""
         found: dict[str, list[Learned]] = {"0": [], "1": []}
         ids: list[str] = []
         for results in self.made:
             ids += results.batch.ids
-            own = found[results.batch.origin]
+            own = found[results.batch.worker_id]
             if (taught := results.learned) is not None:
                 given = np.flatnonzero(taught.label != ASSUMED_LABEL)
                 tags, times = taught.tags[given].tolist(), taught.times[given].tolist()

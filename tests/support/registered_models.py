@@ -1,4 +1,4 @@
-"""Models to register, and what is told of them."""
+"""Models to register, with their description."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from anabranch.models.learners.description import describe, parameters_by_path
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Task
-from anabranch.models.learners.linear import CompiledLinear, learner_for
+from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.pickling import library_versions
+from anabranch.models.learners.river import estimator_name
 from anabranch.models.registry.version import Version, finite
-from anabranch.models.registry.weights import final, weights
+from anabranch.models.registry.weights import weights
 
 COLUMNS = ("a", "b", "c")
 ROWS = 400
@@ -27,7 +28,7 @@ TARGETS: dict[Task, NDArray[np.float64]] = {
 
 
 def about(model: Any, name: str = "m", task: Task = Task.BINARY, **more: Any) -> Version:
-    """What would be told of ``model``."""
+    """The description of ``model`` for the registry."""
     told: dict[str, Any] = {
         "name": name,
         "made": "snapshot",
@@ -35,7 +36,7 @@ def about(model: Any, name: str = "m", task: Task = Task.BINARY, **more: Any) ->
         "source": "state",
         "pipeline": "trades",
         "task": task.value,
-        "model": type(final(model)).__name__,
+        "model": estimator_name(model),
         "declaration": describe(model),
         "parameters": parameters_by_path(model),
         "columns": list(COLUMNS),
@@ -47,14 +48,14 @@ def about(model: Any, name: str = "m", task: Task = Task.BINARY, **more: Any) ->
 
 
 def learned(model: Any, task: Task, rows: slice = slice(0, ROWS // 2)) -> Learner:
-    """A learner that has predicted and learned these rows."""
+    """A learner trained prequentially on these rows."""
     learner = learner_for(model, COLUMNS, task)
     go_on(learner, rows)
     return learner
 
 
 def go_on(learner: Learner, rows: slice = slice(ROWS // 2, ROWS)) -> Predictions:
-    """Predict and learn these rows, one after the other."""
+    """Predict and then learn each row."""
     part = FEATURES[rows]
     steps = np.tile(np.array([PREDICT, LEARN], np.uint8), len(part))
     row = np.repeat(np.arange(len(part)), 2)
@@ -63,7 +64,7 @@ def go_on(learner: Learner, rows: slice = slice(ROWS // 2, ROWS)) -> Predictions
 
 def river_of(learner: Learner) -> Any:
     """Its River object."""
-    return learner.to_river() if isinstance(learner, CompiledLinear) else learner.model  # type: ignore[attr-defined]
+    return learner.to_river()
 
 
 def references(versions: Sequence[Version]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A made-up stream for a deployment: events, labels some time later, what each model answers."""
+"""A synthetic stream for a deployment: events, delayed labels, and each model's predictions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.rollout.assignment import key_hashes
 from anabranch.models.rollout.decision import Decision
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.observations import RolloutRows
+from anabranch.models.rollout.traffic import key_hashes
 
 F64 = NDArray[np.float64]
 Answer = Callable[[F64, NDArray[np.float64], np.random.Generator], F64]
@@ -24,7 +24,7 @@ def calibrated(p: F64, y: F64, rng: np.random.Generator) -> F64:
 
 
 def noisy(by: float) -> Answer:
-    """Off by so much in log odds, on average."""
+    """Predictions that are off by so much in log odds, on average."""
 
     def answer(p: F64, y: F64, rng: np.random.Generator) -> F64:
         odds = np.log(p / (1 - p)) + by * rng.standard_normal(p.size)
@@ -40,7 +40,7 @@ def noise(p: F64, y: F64, rng: np.random.Generator) -> F64:
 
 @dataclass
 class Stream:
-    """Event `i` comes at step `2 i`-ish, its label `delay` events later; one second between two."""
+    """Event `i` arrives at about step `2 i`, its label `delay` events later; one per second."""
 
     events: int
     models: Mapping[str, Answer]
@@ -82,45 +82,52 @@ class Stream:
         event_steps = np.array([at for at, _ in events], np.int64)
         raised = {name: event_steps[np.isin(e, self.raised.get(name, []))] for name in self.models}
         return RolloutRows(
-            len(part), event_steps, 1000 * e, e, self.hashes[e],
-            np.array([at for at, _ in labels], np.int64), 1000 * (n + self.delay), n, self.arms,
-            {name: scores[e] for name, scores in self.scores.items()},
-            {name: np.isnan(scores[e]) for name, scores in self.scores.items()},
-            raised,
-            {name: losses[n] for name, losses in self.losses.items()},
-            {name: scores[n] for name, scores in self.scores.items()},
-        )  # fmt: skip
+            steps=len(part),
+            event_steps=event_steps,
+            event_times=1000 * e,
+            event_rows=e,
+            key_hashes=self.hashes[e],
+            label_steps=np.array([at for at, _ in labels], np.int64),
+            label_times=1000 * (n + self.delay),
+            label_rows=n,
+            arms=self.arms,
+            scores={name: scores[e] for name, scores in self.scores.items()},
+            abstained={name: np.isnan(scores[e]) for name, scores in self.scores.items()},
+            raised=raised,
+            losses={name: losses[n] for name, losses in self.losses.items()},
+            label_scores={name: scores[n] for name, scores in self.scores.items()},
+        )
 
 
 @dataclass
 class Run:
-    """What came of a stream: who was meant to serve each event and who did, and all decisions.
+    """The result of a stream: assigned and serving model of each event, and all decisions.
 
     A decision's step is counted from the start.
     """
 
-    meant: list[str]
-    by: list[str]
+    assigned: list[str]
+    served_by: list[str]
     decisions: list[Decision]
     actions: list[tuple[str, str, int]]
-    leads: list[str]
+    champions: list[str]
 
 
 def play(stream: Stream, deployment: Deployment, cuts: list[int] | None = None) -> Run:
     """Serve the whole stream in batches that end at `cuts`."""
     ends = sorted({*(cuts or []), len(stream.steps)})
-    names: dict[int, str] = {255: "nobody"}
+    names: dict[int, str] = {255: "fallback"}
     run = Run([], [], [], [], [])
     first = 0
     for end in ends:
         if end <= first:
             continue
-        names |= {number: name for name, number in deployment.numbers.items()}
+        names |= {number: name for name, number in deployment.arm_ids.items()}
         rows = stream.rows(first, end)
         served = deployment.serve(rows, 1000 * stream.steps[first][0])
-        run.meant += [names[number] for number in served.meant.tolist()]
-        run.by += [names[number] for number in served.by.tolist()]
-        run.leads += [names[number] for number in served.leads.tolist()]
+        run.assigned += [names[arm] for arm in served.assigned.tolist()]
+        run.served_by += [names[arm] for arm in served.served_by.tolist()]
+        run.champions += [names[arm] for arm in served.champions.tolist()]
         for decision in served.decisions:
             run.decisions.append(decision)
             run.actions.append((decision.action, decision.challenger, first + decision.step))
@@ -129,9 +136,9 @@ def play(stream: Stream, deployment: Deployment, cuts: list[int] | None = None) 
 
 
 def told(run: Run) -> list[Any]:
-    """What decisions say, without the steps, which count from the start of a batch."""
+    """The decisions without their steps, which count from the start of a batch."""
     return [
         (each.action, each.challenger, each.champion, each.share, each.time, repr(each.evidence),
-         repr(sorted(each.guardrails.items())), each.why, each.rollout)
+         repr(sorted(each.guardrails.items())), each.reason, each.rollout)
         for each in run.decisions
     ]  # fmt: skip

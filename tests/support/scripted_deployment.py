@@ -1,4 +1,4 @@
-"""A deployment that does what it is told and says when, in place of one that judges models."""
+"""A deployment that only obeys commands, in place of one that compares models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from anabranch.dataflows.steps.model_step import ModelStep
 from anabranch.models.rollout.command import Command
-from anabranch.models.rollout.decision import REFUSED, Decision, Evidence
+from anabranch.models.rollout.decision import REJECTED, Decision, Evidence
 
 ACTIONS = {
     "start": "started",
@@ -24,9 +24,9 @@ EVIDENCE = Evidence(10, 4, 0.5, float("nan"), 0.1, float("-inf"), float("inf"), 
 
 
 class Obedient:
-    """Refuses what is wrong by itself. A promotion also ends another rollout: two decisions.
+    """Rejects invalid commands. A promotion also ends another rollout: two decisions.
 
-    Its sentences tell what it was after: events predicted and labels learned by the step.
+    The text of a decision has the numbers of events predicted and labels learned before it.
     """
 
     def __init__(self, step: ModelStep) -> None:
@@ -35,7 +35,7 @@ class Obedient:
     def command(self, command: Command, time: int) -> list[Decision]:
         fault = command.problem()
         if fault is not None:
-            return [self._decision(REFUSED, command, time, fault)]
+            return [self._decision(REJECTED, command, time, fault)]
         done = [self._decision(ACTIONS[command.kind], command, time, self._after())]
         if command.kind == "promote":
             done.append(self._decision("ended", command, time, self._after()))
@@ -44,7 +44,7 @@ class Obedient:
     def _after(self) -> str:
         models = self._step.models
         learned = models.learners[models.champion].version
-        return f"after {self._step._events} events and {learned} labels"
+        return f"after {self._step.learning.events} events and {learned} labels"
 
     def _decision(self, action: str, command: Command, time: int, why: str) -> Decision:
         return Decision(
@@ -53,7 +53,7 @@ class Obedient:
             challenger=command.challenger,
             champion=self._step.models.champion,
             share=float("nan") if command.share is None else command.share,
-            why=why,
+            reason=why,
             time=time,
             step=0,
             evidence=EVIDENCE if command.kind == "promote" else None,
@@ -63,11 +63,12 @@ class Obedient:
 
 
 def obey(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every model step have such a one."""
+    """Use it in every model step."""
     begin = ModelStep.__init__
 
     def begin_obediently(step: ModelStep, *arguments: Any, **named: Any) -> None:
         begin(step, *arguments, **named)
-        step.deployment = Obedient(step)
+        if step.commands is not None:
+            step.commands.controller = Obedient(step)
 
     monkeypatch.setattr(ModelStep, "__init__", begin_obediently)

@@ -1,8 +1,8 @@
-"""One line that stands for all that windows remember, wherever it lies in memory.
+"""A fingerprint of the content of windows, independent of memory layout.
 
 Two states with the same fingerprint hold the same keys, the same events in the same order, and the
-same running sums, to the last bit: they will answer every row alike. Where a key's events stand in
-the arrays, and which expired ones were swept, makes no difference.
+same running sums, to the last bit: they give the same features. Positions in the arrays and expired
+events that have not been removed yet make no difference.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.state.compile import I32, I64, kernel
-from anabranch.state.windows.distinct import DistinctState
-from anabranch.state.windows.entity_state import AggregateState, EntityState
+from anabranch.state.windows.aggregate_state import AggregateState
+from anabranch.state.windows.entity_state import EntityState
 from anabranch.state.windows.event_log import COUNT, HEAD, HOT, LATE_ROWS, MAX_SEEN, after
-from anabranch.state.windows.sliding import WindowState
 
 
 @kernel
@@ -34,7 +33,7 @@ def walk_chains(slots: I64, slot: I32, link: I32, out: I64) -> None:
 
 
 def fingerprint(state: EntityState) -> str:
-    """32 hex digits; what no row can ask for any more is swept away first."""
+    """The fingerprint, 32 hex digits; expired events are removed first."""
     state.evict()
     digest = hashlib.blake2b(digest_size=16)
     slots = state.slots_by_key()
@@ -58,10 +57,10 @@ def _contents(aggregate: AggregateState, slots: I64) -> list[NDArray[Any]]:
     places = np.full(log.ts.shape[0] + 1, -1)  # a start of -1 finds the last cell
     places[positions] = np.arange(len(positions))
     found.append(hot >= 0)
-    if isinstance(aggregate, WindowState):
-        found.append(aggregate.hotf[hots])
-    if isinstance(aggregate, WindowState | DistinctState):
-        cells = aggregate.hoti[hots]
+    if "hotf" in aggregate.by_hot:
+        found.append(aggregate.by_hot["hotf"][hots])
+    if aggregate.by_hot:
+        cells = aggregate.by_hot["hoti"][hots]
         for start in aggregate.starts:
             cells[:, start] = places[cells[:, start]]
         found.append(cells)

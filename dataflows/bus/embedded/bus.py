@@ -1,9 +1,9 @@
 """The embedded bus: a directory with one SQLite file per topic, no server.
 
 Several processes may publish to and read from one topic at once; each topic has its own file, so
-that writers of different topics do not queue behind each other. `EmbeddedBus` opens no file until
-it must, and shares no connection with its publishers and readers: each of those belongs to one
-thread, and none may be carried across a fork.
+that writers of different topics do not wait for each other. `EmbeddedBus` opens a file only when
+needed, and shares no connection with its publishers and readers: each of those belongs to one
+thread, and none may be used across a fork.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
-from anabranch.dataflows.bus import Lost, TopicPartition
 from anabranch.dataflows.bus.embedded import topic_file
 from anabranch.dataflows.bus.embedded.publisher import EmbeddedPublisher
 from anabranch.dataflows.bus.embedded.reader import EmbeddedReader
+from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicPartition
 from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
 from anabranch.state.errors import BusError
 
@@ -28,12 +28,12 @@ _SYNCHRONOUS = ("normal", "full")
 class EmbeddedBus:
     """Topics in the directory that ``sqlite:PATH`` or ``sqlite:PATH?synchronous=full`` names.
 
-    What `Publisher.append` has returned from survives any death of the process. With
-    ``synchronous=normal`` (the default) a power failure or a crash of the operating system may lose
-    the last appends, never damage the rest; with ``full`` every append is on disk when it returns.
+    What `Publisher.append` has stored survives any death of the process. A power failure or a crash
+    of the operating system may lose the last appends with ``synchronous=normal`` (the default), but
+    never damages the rest; with ``full`` every append is on disk when it returns.
 
     Raises:
-        BusError: there is no path, or an option that is not known.
+        BusError: there is no path, or an unknown option.
     """
 
     def __init__(self, path: str, synchronous: str | None = None) -> None:
@@ -56,13 +56,13 @@ class EmbeddedBus:
         """Create the topics that do not exist yet, and the directory; return their names.
 
         Raises:
-            BusError: one exists with another partition count, or can't be created.
+            BusError: one exists with another partition count, or cannot be created.
         """
         check_topics(dict(partitions))
         existing = {t: len(self.end_offsets(t)) for t in partitions if self._path(t).exists()}
         for topic, count in existing.items():
             if count != partitions[topic]:
-                raise _other_count(topic, count, partitions[topic])
+                raise _wrong_count(topic, count, partitions[topic])
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -71,8 +71,10 @@ class EmbeddedBus:
         for topic in partitions.keys() - existing.keys():
             if topic_file.create(topic, self._path(topic), partitions[topic]):
                 created.append(topic)
-            elif (count := len(self.end_offsets(topic))) != partitions[topic]:  # another was faster
-                raise _other_count(topic, count, partitions[topic])
+            elif (count := len(self.end_offsets(topic))) != partitions[
+                topic
+            ]:  # another process was faster
+                raise _wrong_count(topic, count, partitions[topic])
         return sorted(created)
 
     def topics(self) -> dict[str, int]:
@@ -93,7 +95,7 @@ class EmbeddedBus:
         return self._offsets(topic, topic_file.STARTS)
 
     def end_offsets(self, topic: str) -> list[int]:
-        """The offset behind the last message, by partition.
+        """The offset after the last message, by partition.
 
         Raises:
             BusError: the topic does not exist, or its file can't be read.
@@ -101,25 +103,25 @@ class EmbeddedBus:
         return self._offsets(topic, topic_file.ENDS)
 
     def publisher(self, stop: threading.Event | None = None) -> EmbeddedPublisher:
-        """A new publisher; close it when done. It never waits for long, so ``stop`` is not used."""
+        """A new publisher; close it when done. ``stop`` is not used, as it never waits for long."""
         return EmbeddedPublisher(self.existing, self._synchronous)
 
     def reader(
         self,
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
-        lost: Lost = "stop",
+        on_out_of_range: OnOutOfRange = "stop",
     ) -> EmbeddedReader:
         """A reader of these partitions from these offsets; ``group`` is not kept anywhere.
 
         Raises:
-            BusError: a topic or partition does not exist, an offset is no longer kept and ``lost``
-                is ``stop``, or an offset lies behind the end.
+            BusError: a topic or partition does not exist, an offset is past the end, or it is
+                no longer kept and ``on_out_of_range`` is ``stop``.
         """
-        return EmbeddedReader(self.existing, positions, lost)
+        return EmbeddedReader(self.existing, positions, on_out_of_range)
 
     def close(self) -> None:
-        """Nothing is held open; publishers and readers close themselves."""
+        """Nothing is held open: publishers and readers have their own connections."""
 
     def existing(self, topic: str) -> Path:
         """The file of a topic.
@@ -139,13 +141,13 @@ class EmbeddedBus:
     def _offsets(self, topic: str, query: str) -> list[int]:
         path = self.existing(topic)
         with (
-            topic_file.sentences(topic, path),
+            topic_file.bus_errors(topic, path),
             closing(topic_file.connect(topic, path)) as connection,
         ):
             return [row[0] for row in connection.execute(query)]
 
 
-def _other_count(topic: str, count: int, wanted: int) -> BusError:
+def _wrong_count(topic: str, count: int, wanted: int) -> BusError:
     return BusError(
         f"topic {topic} exists with {count} partitions, not {wanted}; "
         f"ask for {count}, or use another name"

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.bus.embedded.topic_file import (
     OFFSET_BITS,
-    Identity,
+    FileIdentity,
+    bus_errors,
     connect,
     encode_messages,
-    sentences,
 )
-from anabranch.dataflows.bus.partitioner import Placement
+from anabranch.dataflows.bus.partitioner import Partitioner
 
-MOST_MESSAGES = 4096  # of a segment: what a reader decodes to read any one of them
-MOST_BYTES = 8 << 20
+MAX_MESSAGES = 4096  # of a segment, all of which a reader decodes to read one
+MAX_BYTES = 8 << 20
 
 
 class _Run(NamedTuple):
-    """Messages for one segment."""
+    """Messages for one partition, or for one segment of it."""
 
     partition: int
     values: Sequence[bytes]
@@ -37,12 +37,12 @@ class _Run(NamedTuple):
 class _Topic(NamedTuple):
     path: Path
     connection: sqlite3.Connection
-    placement: Placement
-    identity: Identity
+    partitioner: Partitioner
+    identity: FileIdentity
 
 
 class EmbeddedPublisher:
-    """A `dataflows.bus.Publisher` whose `append` is a commit: all of it is stored, or nothing."""
+    """A `Publisher` whose `append` is a transaction: all of it is stored, or nothing."""
 
     def __init__(self, existing: Callable[[str], Path], synchronous: str) -> None:
         self._existing = existing
@@ -58,31 +58,31 @@ class EmbeddedPublisher:
         partitions: Sequence[int] | int | None = None,
         times: Sequence[int] | NDArray[np.int64] | None = None,
     ) -> None:
-        """Store ``values``; on return they survive the death of this process.
+        """Store ``values``; when it returns, they survive the death of this process.
 
         Raises:
-            BusError: the topic does not exist, or its file refused; then nothing is stored.
+            BusError: the topic does not exist, or SQLite refused; then nothing is stored.
         """
         opened = self._topics.get(topic) or self._open(topic)
         rows = len(values)
-        placed = opened.placement.place(rows, keys, partitions)
+        assigned = opened.partitioner.assign(rows, keys, partitions)
         if times is None:
-            stamps = np.full(rows, time.time_ns() // 1_000_000, np.int64)
+            message_times = np.full(rows, time.time_ns() // 1_000_000, np.int64)
         else:
-            opened.placement.check_length("times", len(times), rows)
-            stamps = np.asarray(times, np.int64)
+            opened.partitioner.check_length("times", len(times), rows)
+            message_times = np.asarray(times, np.int64)
         if rows == 0:
             return
         runs = [
             part
-            for run in _by_partition(placed, values, keys, stamps)
+            for run in _by_partition(assigned, values, keys, message_times)
             for part in _segments_of(run)
         ]
-        with sentences(topic, opened.path):
+        with bus_errors(topic, opened.path):
             _store(opened.connection, runs)
 
     def flush(self, timeout_s: float = 30.0) -> None:
-        """Nothing to wait for: `append` has stored it.
+        """Check that the files are still there; `append` has stored everything already.
 
         Raises:
             BusError: a topic's file was deleted or replaced, and with it what was stored there.
@@ -91,7 +91,7 @@ class EmbeddedPublisher:
             topic.identity.check()
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for topic in self._topics.values():
             topic.connection.close()
         self._topics.clear()
@@ -99,40 +99,41 @@ class EmbeddedPublisher:
     def _open(self, topic: str) -> _Topic:
         path = self._existing(topic)
         connection = connect(topic, path, self._synchronous)
-        with sentences(topic, path):
+        with bus_errors(topic, path):
             count = connection.execute("SELECT count(*) FROM partitions").fetchone()[0]
         opened = self._topics[topic] = _Topic(
-            path, connection, Placement(topic, count), Identity(topic, path)
+            path, connection, Partitioner(topic, count), FileIdentity(topic, path)
         )
         return opened
 
 
 def _by_partition(
-    placed: NDArray[np.int64] | int,
+    assigned: NDArray[np.int64] | int,
     values: Sequence[bytes],
     keys: Sequence[bytes | None] | None,
     times: NDArray[np.int64],
 ) -> list[_Run]:
-    if isinstance(placed, int):
-        return [_Run(placed, values, keys, times)]
+    if isinstance(assigned, int):
+        return [_Run(assigned, values, keys, times)]
     runs = []
-    order = np.argsort(placed, kind="stable")
-    bounds = np.flatnonzero(np.diff(placed[order])) + 1
+    order = np.argsort(assigned, kind="stable")
+    bounds = np.flatnonzero(np.diff(assigned[order])) + 1
     for rows in np.split(order, bounds):
-        at = rows.tolist()
-        chosen = None if keys is None else [keys[i] for i in at]
-        runs.append(_Run(int(placed[at[0]]), [values[i] for i in at], chosen, times[rows]))
+        indices = rows.tolist()
+        own_keys = None if keys is None else [keys[i] for i in indices]
+        own_values = [values[i] for i in indices]
+        runs.append(_Run(int(assigned[indices[0]]), own_values, own_keys, times[rows]))
     return runs
 
 
 def _segments_of(run: _Run) -> list[_Run]:
-    """Cut a run so that no segment is too long or, save for one message, too large."""
+    """Split a run so that no segment has too many messages, or several with too many bytes."""
     count = len(run.values)
-    if count <= MOST_MESSAGES and sum(map(len, run.values)) <= MOST_BYTES:
+    if count <= MAX_MESSAGES and sum(map(len, run.values)) <= MAX_BYTES:
         return [run]
     cuts, size = [0], 0
     for at, value in enumerate(run.values):
-        if at > cuts[-1] and (at - cuts[-1] == MOST_MESSAGES or size + len(value) > MOST_BYTES):
+        if at > cuts[-1] and (at - cuts[-1] == MAX_MESSAGES or size + len(value) > MAX_BYTES):
             cuts.append(at)
             size = 0
         size += len(value)
@@ -149,7 +150,7 @@ def _segments_of(run: _Run) -> list[_Run]:
 
 
 def _store(connection: sqlite3.Connection, runs: list[_Run]) -> None:
-    # Encoded before the lock is taken: other processes wait for the disk only.
+    # Encoded before the lock is taken, so that other processes wait only for the disk.
     blobs = [encode_messages(run.values, run.keys, run.times) for run in runs]
     execute = connection.execute
     execute("BEGIN IMMEDIATE")

@@ -1,4 +1,4 @@
-"""Reads topics of the embedded bus, several partitions of several topics in turn."""
+"""Reads topics of the embedded bus: several partitions of several topics in turn."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from pathlib import Path
 
 import numpy as np
 
-from anabranch.dataflows.bus import Lost, Slice, TopicPartition
 from anabranch.dataflows.bus.embedded.topic_file import (
     ENDS,
     OFFSET_BITS,
     STARTS,
-    Identity,
+    FileIdentity,
     Segment,
     connect,
     decode_segment,
-    refusal,
+    sqlite_error,
 )
 from anabranch.dataflows.bus.offset_errors import next_offset
+from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicPartition
 from anabranch.state.errors import BusError
 
-_NAP_S = 0.001
+_POLL_S = 0.001
 _CHECK_S = 1.0
 _OFFSET_MASK = (1 << OFFSET_BITS) - 1
 _Row = tuple[int, int, bytes]  # id, count, messages
 
 
 class EmbeddedReader:
-    """A `dataflows.bus.Reader` of SQLite files. `commit` keeps nothing: no lag tool looks here."""
+    """A `Reader` of SQLite files. `commit` does nothing: there are no lag tools for them."""
 
     def __init__(
         self,
         existing: Callable[[str], Path],
         positions: Mapping[TopicPartition, int],
-        lost: Lost = "stop",
+        on_out_of_range: OnOutOfRange = "stop",
     ) -> None:
         self._files: dict[str, _TopicFile] = {}
         self._cursors: dict[TopicPartition, _Cursor] = {}
-        self._turn = 0
+        self._first = 0
         self._next_check = 0.0
         try:
             for at, position in positions.items():
                 file = self._files.get(at.topic)
                 if file is None:
                     file = self._files[at.topic] = _TopicFile(at.topic, existing(at.topic))
-                self._cursors[at] = _Cursor(file, at, position, lost)
+                self._cursors[at] = _Cursor(file, at, position, on_out_of_range)
         except BaseException:
             self.close()
             raise
@@ -70,12 +70,12 @@ class EmbeddedReader:
                 file.identity.check()
         deadline = now + timeout_s
         while not slices and (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(_NAP_S, left))
+            time.sleep(min(_POLL_S, left))
             slices = self._sweep(limit)
         return slices
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
-        """Hand over nothing more from these partitions until `resume`."""
+        """Return nothing more from these partitions until `resume`."""
         for at in partitions:
             self._cursors[at].paused = True
 
@@ -85,23 +85,23 @@ class EmbeddedReader:
             self._cursors[at].paused = False
 
     def positions(self) -> dict[TopicPartition, int]:
-        """The offset that each partition will be read from next; behind a gap, once it is known."""
+        """The next offset of each partition; after a gap, once that is known."""
         return {at: cursor.position for at, cursor in self._cursors.items()}
 
     def ends(self) -> dict[TopicPartition, int]:
-        """The offset behind each partition's last message: here always as of now."""
+        """The offset after each partition's last message, always as of now."""
         ends = {topic: file.ends() for topic, file in self._files.items()}
         return {at: ends[at.topic][at.partition] for at in self._cursors}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Keep nothing."""
+        """Do nothing."""
 
-    def trouble(self) -> str | None:
-        """Never any: a file answers or fails."""
+    def unavailable_reason(self) -> str | None:
+        """None: a file answers or fails."""
         return None
 
     def close(self) -> None:
-        """Let go. Idempotent."""
+        """Close the files. Idempotent."""
         for file in self._files.values():
             file.connection.close()
         self._files.clear()
@@ -117,24 +117,26 @@ class EmbeddedReader:
         slices: list[Slice] = []
         if not ready:
             return slices
-        # Another partition goes first each time, and each leaves room for those behind it.
-        self._turn = (self._turn + 1) % len(ready)
-        ready = ready[self._turn :] + ready[: self._turn]
+        # Another partition goes first each time, and each leaves room for those after it.
+        self._first = (self._first + 1) % len(ready)
+        ready = ready[self._first :] + ready[: self._first]
         for later, (at, cursor) in zip(range(len(ready) - 1, -1, -1), ready, strict=True):
             share = limit - limit * later // (later + 1)
-            if share and (found := cursor.read(share, versions[at.topic])) is not None:
-                slices.append(found)
-                limit -= len(found.values)
+            if share and (piece := cursor.read(share, versions[at.topic])) is not None:
+                slices.append(piece)
+                limit -= len(piece.values)
         return slices
 
 
 class _TopicFile:
-    """One topic's connection, and its ends when it last changed."""
+    """The connection to one topic's file, and its ends when it last changed."""
 
     def __init__(self, topic: str, path: Path) -> None:
         self.topic = topic
         self.path = path
-        self.identity = Identity(topic, path)  # before it is opened: what replaces it is noticed
+        self.identity = FileIdentity(
+            topic, path
+        )  # before it is opened, so that a replacement is noticed
         self.connection = connect(topic, path)
         self._ends: list[int] = []
         self._ends_version = -1
@@ -144,12 +146,12 @@ class _TopicFile:
         try:
             number: int = self.connection.execute("PRAGMA data_version").fetchone()[0]
         except sqlite3.Error as error:
-            raise refusal(self.topic, self.path, error) from error
+            raise sqlite_error(self.topic, self.path, error) from error
         return number
 
     def ends(self) -> list[int]:
-        """The offset behind the last message, by partition."""
-        version = self.version()  # before the query: a commit in between is seen next time
+        """The offset after the last message, by partition."""
+        version = self.version()  # before the query, so that a commit in between is seen next time
         if version != self._ends_version:
             self._ends = self._numbers(ENDS)
             self._ends_version = version
@@ -163,10 +165,10 @@ class _TopicFile:
         try:
             return [row[0] for row in self.connection.execute(query)]
         except sqlite3.Error as error:
-            raise refusal(self.topic, self.path, error) from error
+            raise sqlite_error(self.topic, self.path, error) from error
 
     def segments_from(self, partition: int, offset: int, wanted: int) -> list[_Row]:
-        """Segments that begin at ``offset`` or later, up to ``wanted`` messages or all."""
+        """Segments that start at ``offset`` or later, up to ``wanted`` messages."""
         query = "SELECT id, count, messages FROM segments WHERE id >= ? AND id < ? ORDER BY id"
         first = partition << OFFSET_BITS
         rows: list[_Row] = []
@@ -177,35 +179,37 @@ class _TopicFile:
                 wanted -= row[1]
                 if wanted <= 0:
                     break
-            cursor.close()  # an open read would keep the log from being folded back
+            cursor.close()  # an open read would prevent a checkpoint of the write-ahead log
         except sqlite3.Error as error:
-            raise refusal(self.topic, self.path, error) from error
+            raise sqlite_error(self.topic, self.path, error) from error
         return rows
 
-    def segment_holding(self, partition: int, offset: int) -> _Row | None:
-        """The segment that ``offset`` lies in; None when it is not kept."""
+    def segment_at(self, partition: int, offset: int) -> _Row | None:
+        """The segment that contains ``offset``; None if it is not kept."""
         query = "SELECT id, count, messages FROM segments WHERE id <= ? AND id >= ? ORDER BY id "
         first = partition << OFFSET_BITS
         try:
-            found: _Row | None = self.connection.execute(
+            row: _Row | None = self.connection.execute(
                 query + "DESC LIMIT 1", (first | offset, first)
             ).fetchone()
         except sqlite3.Error as error:
-            raise refusal(self.topic, self.path, error) from error
-        if found is not None and offset < (found[0] & _OFFSET_MASK) + found[1]:
-            return found
+            raise sqlite_error(self.topic, self.path, error) from error
+        if row is not None and offset < (row[0] & _OFFSET_MASK) + row[1]:
+            return row
         return None
 
 
 class _Cursor:
     """How far one partition has been read."""
 
-    def __init__(self, file: _TopicFile, at: TopicPartition, position: int, lost: Lost) -> None:
+    def __init__(
+        self, file: _TopicFile, at: TopicPartition, position: int, on_out_of_range: OnOutOfRange
+    ) -> None:
         self.paused = False
         self._file = file
         self._at = at
         self._partition = at.partition
-        self._lost = lost
+        self._on_out_of_range = on_out_of_range
         self._rows: deque[_Row] = deque()  # fetched, not decoded yet
         self._segment: Segment | None = (
             None  # decoded once, handed over in as many polls as it takes
@@ -216,18 +220,18 @@ class _Cursor:
             raise BusError(f"topic {at.topic} has partitions 0 to {count - 1}, not {at.partition}")
         if not 0 <= position <= _OFFSET_MASK:
             raise BusError(
-                f"topic {at.topic} partition {at.partition}: no offset can be {position}"
+                f"topic {at.topic} partition {at.partition}: {position} is not an offset"
             )
         self.position = position
-        if file.segment_holding(at.partition, position) is None:
+        if file.segment_at(at.partition, position) is None:
             self._skip()
 
     def drained_at(self, version: int) -> bool:
-        """Whether nothing was left at this version of the file."""
+        """Whether nothing was left to read at this version of the file."""
         return self._drained == version
 
     def read(self, limit: int, version: int) -> Slice | None:
-        """At most ``limit`` messages from the position on, which moves behind them."""
+        """At most ``limit`` messages from the position on, which moves past them."""
         parts: list[Segment] = []
         while limit > 0 and (segment := self._current(limit, version)) is not None:
             start = self.position - segment.base
@@ -239,7 +243,7 @@ class _Cursor:
         return _joined(self._file.topic, self._partition, parts) if parts else None
 
     def _current(self, wanted: int, version: int) -> Segment | None:
-        """The segment that the position lies in; None when there is nothing more."""
+        """The segment that contains the position; None if there is nothing more."""
         if self._segment is not None and self.position < self._segment.end:
             return self._segment
         self._segment = None
@@ -258,21 +262,22 @@ class _Cursor:
         elif not rows and self.position == self._file.ends()[self._partition]:
             self._drained = version
         # Not at the start of a segment: only the first time, or when segments were deleted.
-        elif (held := self._file.segment_holding(self._partition, self.position)) is not None:
-            self._rows.append(held)
+        elif (current := self._file.segment_at(self._partition, self.position)) is not None:
+            self._rows.append(current)
         else:
-            self._skip()  # the next poll reads on from there
+            self._skip()  # the next poll continues there
 
     def _skip(self) -> None:
-        """Move behind a gap; nothing to do at the end.
+        """Move past a gap; at the end there is none.
 
         Raises:
-            BusError: there is a gap and ``lost`` is ``stop``, or the position is behind the end.
+            BusError: there is a gap and ``on_out_of_range`` is ``stop``, or the position is past
+                the end.
         """
-        end = self._file.ends()[self._partition]  # first: what is appended now is no gap
+        end = self._file.ends()[self._partition]  # before the query: what is appended now is no gap
         kept = self._file.segments_from(self._partition, self.position, 1)
         start = kept[0][0] & _OFFSET_MASK if kept else end
-        self.position = next_offset(self._at, self.position, start, end, self._lost)
+        self.position = next_offset(self._at, self.position, start, end, self._on_out_of_range)
 
 
 def _cut(segment: Segment, start: int, stop: int) -> Segment:

@@ -1,11 +1,11 @@
-"""One topic of the embedded bus: one SQLite file.
+"""The SQLite file of one topic of the embedded bus.
 
-Messages lie in *segments*, one row per run of messages that were appended together. The row id is
-``partition << 48 | base``, so that a partition's segments are neighbours on disk and both "the
-segment that holds offset x" and "the last one" are one look-up in one B-tree:
+Messages are stored in *segments*, one row per run of messages that were appended together. The row
+id is ``partition << 48 | base``, so that a partition's segments are adjacent on disk, and both "the
+segment that contains offset x" and "the last one" are one look-up in one B-tree:
 
     segments(id, count, first_time, last_time, messages)   messages = msgpack [values, keys, times]
-    partitions(partition, next)                            next = the offset that comes next
+    partitions(partition, next)                            next = the next offset
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.dataflows.bus.offset_errors import made_anew, topic_deleted
+from anabranch.dataflows.bus.offset_errors import topic_deleted, topic_recreated
 from anabranch.state.errors import BusError
 
 FORMAT = 1
 SUFFIX = ".topic"
 OFFSET_BITS = 48
 
-_APPLICATION = 0x416E6162  # "Anab": tells a topic from any other SQLite file
+_APPLICATION = 0x416E6162  # "Anab": distinguishes a topic from other SQLite files
 _BUSY_TIMEOUT_S = 10.0
 _SCHEMA = """
 CREATE TABLE partitions (partition INTEGER PRIMARY KEY, next INTEGER NOT NULL);
@@ -44,7 +44,7 @@ CREATE TABLE segments (
 """
 
 ENDS = "SELECT next FROM partitions ORDER BY partition"
-"""The offset behind the last message, by partition."""
+"""The offset after the last message, by partition."""
 STARTS = f"""
 SELECT coalesce((
     SELECT s.id & {(1 << OFFSET_BITS) - 1} FROM segments s
@@ -68,7 +68,7 @@ class Segment(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The offset behind the last message."""
+        """The offset after the last message."""
         return self.base + len(self.values)
 
 
@@ -80,10 +80,10 @@ def encode_messages(
 
 
 def decode_segment(base: int, count: int, messages: bytes, path: Path) -> Segment:
-    """Undo `encode_messages`.
+    """Decode what `encode_messages` made.
 
     Raises:
-        BusError: the bytes are not what was written.
+        BusError: the bytes are damaged.
     """
     try:
         values, keys, packed = _decode(messages)
@@ -91,62 +91,64 @@ def decode_segment(base: int, count: int, messages: bytes, path: Path) -> Segmen
         raise BusError(f"{path} is damaged: the segment at offset {base}: {error}") from None
     times = np.frombuffer(packed, "<i8") if len(packed) == 8 * count else np.empty(0, np.int64)
     if not len(values) == len(times) == (count if keys is None else len(keys)):
-        raise BusError(f"{path} is damaged: the segment at offset {base} has not {count} messages")
+        raise BusError(
+            f"{path} is damaged: the segment at offset {base} does not have {count} messages"
+        )
     return Segment(base, values, keys, times.astype(np.int64, copy=False))
 
 
-class Identity:
-    """Which file a path led to, to notice when it is deleted or another is put in its place."""
+class FileIdentity:
+    """Which file a path named, to notice if it is deleted or replaced."""
 
     def __init__(self, topic: str, path: Path) -> None:
         self._topic = topic
         self._path = path
-        self._file = self._found()
+        self._file = self._stat()
 
     def check(self) -> None:
-        """Raise `BusError` when the path no longer leads to that file."""
-        found = self._found()
-        if found is None:
+        """Raise `BusError` if the path no longer names that file."""
+        file = self._stat()
+        if file is None:
             raise topic_deleted(self._topic)
-        if found != self._file:
-            raise made_anew(self._topic)
+        if file != self._file:
+            raise topic_recreated(self._topic)
 
-    def _found(self) -> tuple[int, int] | None:
+    def _stat(self) -> tuple[int, int] | None:
         try:
-            found = os.stat(self._path)
+            status = os.stat(self._path)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise BusError(
-                f"topic {self._topic}: can't look at {self._path}: {error.strerror}"
+                f"topic {self._topic}: cannot stat {self._path}: {error.strerror}"
             ) from error
-        return found.st_dev, found.st_ino
+        return status.st_dev, status.st_ino
 
 
 @contextmanager
-def sentences(topic: str, path: Path) -> Iterator[None]:
+def bus_errors(topic: str, path: Path) -> Iterator[None]:
     """Turn what SQLite raises into a `BusError` that names the topic and its file."""
     try:
         yield
     except sqlite3.Error as error:
-        raise refusal(topic, path, error) from error
+        raise sqlite_error(topic, path, error) from error
 
 
-def refusal(topic: str, path: Path, error: sqlite3.Error) -> BusError:
-    """What SQLite said, as one sentence."""
+def sqlite_error(topic: str, path: Path, error: sqlite3.Error) -> BusError:
+    """An error of SQLite as a `BusError` that says what to do."""
     return BusError(f"topic {topic}: {path}: {error}{_advice(error)}")
 
 
 def _advice(error: sqlite3.Error) -> str:
-    said = str(error)
+    text = str(error)
     for sign, advice in (
-        ("full", "; nothing of this append was stored: free some space, then go on"),
-        ("readonly", "; the bus needs to write there, also to read"),
+        ("full", "; nothing of this append was stored: free some space, then continue"),
+        ("readonly", "; the bus needs write access there, even to read"),
         ("locked", f" for {_BUSY_TIMEOUT_S:.0f} s by another process"),
         ("malformed", "; the file is damaged: restore it, or remove it and publish again"),
         ("not a database", "; the file is damaged or not a topic: restore or remove it"),
     ):
-        if sign in said:
+        if sign in text:
             return advice
     return ""
 
@@ -155,9 +157,9 @@ def connect(topic: str, path: Path, synchronous: str = "normal") -> sqlite3.Conn
     """Open a topic's file, which must exist.
 
     Raises:
-        BusError: it can't be opened, is no topic, or is of another format.
+        BusError: it cannot be opened, is not a topic, or has another format.
     """
-    with sentences(topic, path):
+    with bus_errors(topic, path):
         connection = _open(path, "rw", synchronous)
         try:
             application = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -176,18 +178,18 @@ def connect(topic: str, path: Path, synchronous: str = "normal") -> sqlite3.Conn
 
 
 def create(topic: str, path: Path, partitions: int) -> bool:
-    """Make a topic's file; False when it exists.
+    """Create a topic's file; False if it exists.
 
-    The file is built under another name and linked to its own when complete, so that no process
-    ever sees half a topic.
+    The file is written under another name and linked to its own when complete, so that no process
+    ever sees an incomplete topic.
 
     Raises:
-        BusError: it can't be written.
+        BusError: it cannot be written.
     """
-    building = path.parent / f".{uuid.uuid4().hex}"
+    temporary = path.parent / f".{uuid.uuid4().hex}"
     try:
-        with sentences(topic, path):
-            connection = _open(building, "rwc", "full")
+        with bus_errors(topic, path):
+            connection = _open(temporary, "rwc", "full")
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute(f"PRAGMA application_id={_APPLICATION}")
@@ -199,14 +201,14 @@ def create(topic: str, path: Path, partitions: int) -> bool:
                 connection.execute("COMMIT")
             finally:
                 connection.close()
-        os.link(building, path)
+        os.link(temporary, path)
     except FileExistsError:
         return False
     except OSError as error:
         raise BusError(f"topic {topic}: can't create {path}: {error.strerror}") from error
     finally:
-        for left in ("", "-wal", "-shm", "-journal"):
-            building.with_name(building.name + left).unlink(missing_ok=True)
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
     return True
 
 
@@ -215,11 +217,11 @@ def _open(path: Path, mode: str, synchronous: str) -> sqlite3.Connection:
         f"file:{quote(str(path))}?mode={mode}",
         uri=True,
         timeout=_BUSY_TIMEOUT_S,
-        isolation_level=None,  # transactions are begun by hand
+        isolation_level=None,  # transactions are explicit
         check_same_thread=False,  # one thread at a time; not always the one that opened it
     )
     connection.execute(f"PRAGMA synchronous={synchronous}")
-    # A log written in large runs outgrows the default of 4 MB at once; this saves fsyncs.
+    # Large appends outgrow the default log of 4 MB at once; this saves fsyncs.
     connection.execute("PRAGMA wal_autocheckpoint=4000")
     connection.execute("PRAGMA journal_size_limit=67108864")
     return connection

@@ -1,9 +1,9 @@
-"""Asks every 2 s, without waiting, whether the brokers that a reader reads from still answer.
+"""Health checks of the brokers that a reader reads from: every 2 s, without waiting for answers.
 
-A consumer that gets nothing can't tell a quiet topic from a broker that is away: a connection to a
-stopped process, or into a network that drops packets, stays up for minutes. So the leaders of the
-partitions are asked for their ends, which only a working one can tell, and any broker for the
-topics, whose ids tell a topic that was made anew from the one that is read.
+A consumer that gets nothing cannot distinguish a quiet topic from an unavailable broker: a
+connection to a stopped process, or into a network that drops packets, stays up for minutes. So the
+leaders of the partitions are asked for their end offsets, which only a working one can answer, and
+any broker for the topics, whose ids reveal a topic that was recreated.
 """
 
 from __future__ import annotations
@@ -15,117 +15,117 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException
 
-from anabranch.dataflows.bus import TopicPartition
 from anabranch.dataflows.bus.kafka.settings import NO_LEADER, ClientLog
-from anabranch.dataflows.bus.offset_errors import behind_end, made_anew, topic_deleted
-from anabranch.dataflows.bus.outage_log import Waiting
+from anabranch.dataflows.bus.offset_errors import offset_past_end, topic_deleted, topic_recreated
+from anabranch.dataflows.bus.outage_log import OutageLog
+from anabranch.dataflows.bus.protocol import TopicPartition
 from anabranch.state.errors import BusError
 
 _EVERY_S = 2.0
-_LOOK_S = 0.05  # between looks at answers that are not there yet
-_SOON_S = 0.2
-_DELETED_S = 3.0  # a broker that is starting may not know its topics yet
+_POLL_S = 0.05  # between polls for outstanding answers
+_RETRY_S = 0.2
+_DELETED_AFTER_S = 3.0  # a broker that is starting may not know its topics yet
 
 
 class Probe(NamedTuple):
-    """What was asked: futures of topic descriptions and of the ends of partitions."""
+    """An outstanding health check: futures of topic descriptions and of end offsets."""
 
     topics: Mapping[str, Future[Any]]
     ends: Mapping[TopicPartition, Future[Any]]
 
     def done(self) -> bool:
-        """Whether all answers, or their errors, are there."""
+        """Whether all answers, or their errors, have arrived."""
         return all(f.done() for f in self.topics.values()) and all(
             f.done() for f in self.ends.values()
         )
 
 
 class BrokerWatch:
-    """Watches over the brokers of one reader, whenever that reader is polled."""
+    """Checks the brokers of one reader whenever that reader is polled."""
 
     def __init__(
         self,
         probe: Callable[[Collection[TopicPartition]], Probe],
-        places: Collection[TopicPartition],
+        partitions: Collection[TopicPartition],
         log: ClientLog,
         url: str,
     ) -> None:
         self._probe = probe
-        self._places = places
+        self._partitions = partitions
         self._log = log
-        self._waiting = Waiting(url)
-        self._asked: Probe | None = None
-        self._asked_at_positions: Mapping[TopicPartition, int] = {}
-        self._next_look = 0.0
+        self._outage = OutageLog(url)
+        self._pending: Probe | None = None
+        self._positions_then: Mapping[TopicPartition, int] = {}
+        self._next_check = 0.0
         self._ids: dict[str, str] = {}
         self._unknown_since: dict[str, float] = {}
 
-    def look(self, positions: Callable[[], Mapping[TopicPartition, int]]) -> BusError | None:
-        """Ask, or see what was answered; the error when a topic is not the one it was."""
+    def check(self, positions: Callable[[], Mapping[TopicPartition, int]]) -> BusError | None:
+        """Start a check, or poll for answers; returns an error if a topic is gone or recreated."""
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_check:
             return None
-        if self._asked is None:
-            self._asked_at_positions = positions()  # an end told later can't be before these
-            self._asked = self._probe(self._places)
-            self._waiting.still(self._log.last_error)
-            self._next_look = now + _LOOK_S
+        if self._pending is None:
+            self._positions_then = positions()  # an end reported later can't be before these
+            self._pending = self._probe(self._partitions)
+            self._outage.no_answer(self._log.last_error)
+            self._next_check = now + _POLL_S
             return None
-        if not self._asked.done():
-            self._waiting.still(self._log.last_error)
-            self._next_look = now + _LOOK_S
+        if not self._pending.done():
+            self._outage.no_answer(self._log.last_error)
+            self._next_check = now + _POLL_S
             return None
-        answered, self._asked = self._asked, None
-        why = self._silence(answered)
+        probe, self._pending = self._pending, None
+        why = self._why_unavailable(probe)
         if why is None:
-            self._waiting.over()
+            self._outage.answered()
             self._log.last_error = ""
         else:
-            self._waiting.still(self._log.last_error or why)
-        self._next_look = now + (_EVERY_S if why is None else _SOON_S)
-        return self._topics_failure(answered, now) or self._ends_failure(answered)
+            self._outage.no_answer(self._log.last_error or why)
+        self._next_check = now + (_EVERY_S if why is None else _RETRY_S)
+        return self._topics_failure(probe, now) or self._ends_failure(probe)
 
-    def hurry(self) -> None:
-        """Something is wrong: ask soon."""
-        if self._asked is None:
-            self._next_look = min(self._next_look, time.monotonic() + _SOON_S)
+    def check_soon(self) -> None:
+        """Start the next check soon, as there was an error."""
+        if self._pending is None:
+            self._next_check = min(self._next_check, time.monotonic() + _RETRY_S)
 
-    def trouble(self) -> str | None:
-        """What is waited for when an answer is more than 5 s late; else None."""
-        return self._waiting.trouble()
+    def unavailable_reason(self) -> str | None:
+        """Why there are no messages, if an answer is more than 5 s late; else None."""
+        return self._outage.unavailable_reason()
 
-    def _silence(self, answered: Probe) -> str | None:
-        """Why some partition's leader can't be spoken to; None when all answered."""
-        for end in answered.ends.values():
+    def _why_unavailable(self, probe: Probe) -> str | None:
+        """Why the leader of some partition is unavailable; None if all answered."""
+        for end in probe.ends.values():
             if _error_of(end) is None and end.result().offset < 0:
-                return "an end is not known"  # librdkafka's way to say that the request failed
-        for future in (*answered.ends.values(), *answered.topics.values()):
+                return "an end offset is not known"  # how librdkafka reports a failed request
+        for future in (*probe.ends.values(), *probe.topics.values()):
             error = _error_of(future)
-            # Below 0 are librdkafka's own. Any other answer, even a refusal, is one.
+            # Codes below 0 are librdkafka's own. Any other code is an answer of a broker.
             if error is not None and (error.code() < 0 or error.code() in NO_LEADER):
                 return str(error.str())
         return None
 
-    def _topics_failure(self, answered: Probe, now: float) -> BusError | None:
-        for topic, future in answered.topics.items():
+    def _topics_failure(self, probe: Probe, now: float) -> BusError | None:
+        for topic, future in probe.topics.items():
             error = _error_of(future)
             if error is None:
                 self._unknown_since.pop(topic, None)
-                found = str(future.result().topic_id)
-                if self._ids.setdefault(topic, found) != found:
-                    return made_anew(topic)
+                topic_id = str(future.result().topic_id)
+                if self._ids.setdefault(topic, topic_id) != topic_id:
+                    return topic_recreated(topic)
             elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 since = self._unknown_since.setdefault(topic, now)
-                if now - since >= _DELETED_S:
+                if now - since >= _DELETED_AFTER_S:
                     return topic_deleted(topic)
         return None
 
-    def _ends_failure(self, answered: Probe) -> BusError | None:
-        for at, future in answered.ends.items():
+    def _ends_failure(self, probe: Probe) -> BusError | None:
+        for at, future in probe.ends.items():
             if _error_of(future) is None:
-                end, position = future.result().offset, self._asked_at_positions[at]
+                end, position = future.result().offset, self._positions_then[at]
                 if 0 <= end < position:
-                    return behind_end(at, position, end)
+                    return offset_past_end(at, position, end)
         return None
 
 
@@ -134,6 +134,6 @@ def _error_of(future: Future[Any]) -> KafkaError | None:
     if raised is None:
         return None
     if isinstance(raised, KafkaException):
-        said: KafkaError = raised.args[0]
-        return said
+        error: KafkaError = raised.args[0]
+        return error
     raise raised

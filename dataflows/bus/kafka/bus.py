@@ -1,6 +1,6 @@
 """The bus on a Kafka cluster, through librdkafka.
 
-librdkafka runs threads of its own: open a bus after a fork, never before. What it logs goes to
+librdkafka runs threads of its own: open a bus after a fork, never before. It logs to
 `logging` under ``dataflows.bus.kafka.bus.librdkafka``.
 """
 
@@ -20,7 +20,6 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.cimpl import NewTopic
 
-from anabranch.dataflows.bus import Lost, TopicPartition, UnreachableError
 from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch, Probe
 from anabranch.dataflows.bus.kafka.publisher import KafkaPublisher
 from anabranch.dataflows.bus.kafka.reader import KafkaReader, Range
@@ -29,8 +28,9 @@ from anabranch.dataflows.bus.kafka.settings import (
     RDKAFKA_LOG,
     ClientLog,
     KafkaSettings,
-    kafka_sentence,
+    error_text,
 )
+from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicPartition, UnreachableError
 from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
 from anabranch.state.errors import BusError
 
@@ -48,7 +48,7 @@ class KafkaBus:
     ``settings`` are librdkafka's, and those of `KafkaSettings`.
 
     Raises:
-        BusError: the hosts or a setting can't be right, or no broker answers in time.
+        BusError: the hosts or a setting are invalid, or no broker answers in time.
     """
 
     def __init__(self, hosts: str, settings: Mapping[str, str] | None = None) -> None:
@@ -57,8 +57,8 @@ class KafkaBus:
         self.url = f"kafka://{hosts}"
         self._settings = KafkaSettings(hosts, settings or {})
         self._log = ClientLog()
-        conf = {**self._settings.admin(), "error_cb": self._log.heard_error}
-        self._admin: AdminClient = _made(lambda: AdminClient(conf, logger=RDKAFKA_LOG))
+        conf = {**self._settings.admin(), "error_cb": self._log.on_error}
+        self._admin: AdminClient = _create_client(lambda: AdminClient(conf, logger=RDKAFKA_LOG))
         self._metadata()
 
     def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
@@ -73,7 +73,7 @@ class KafkaBus:
         missing = [topic for topic in partitions if topic not in existing]
         if not missing:
             return []
-        orders = [
+        new_topics = [
             NewTopic(
                 topic,
                 num_partitions=partitions[topic],
@@ -83,20 +83,18 @@ class KafkaBus:
             for topic in missing
         ]
         created = []
-        reach_s = self._settings.reach_s
-        answers = self._admin.create_topics(orders, request_timeout=reach_s)
+        timeout_s = self._settings.reach_s
+        answers = self._admin.create_topics(new_topics, request_timeout=timeout_s)
         for topic, future in answers.items():
             try:
                 future.result()
                 created.append(topic)
             except KafkaException as error:
                 code = error.args[0].code()
-                if code < 0:  # librdkafka's own: no broker said it
+                if code < 0:  # librdkafka's own: no broker answered
                     raise self._unreachable(error) from error
                 if code != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise BusError(
-                        f"can't create topic {topic}: {kafka_sentence(error)}"
-                    ) from error
+                    raise BusError(f"can't create topic {topic}: {error_text(error)}") from error
         self._wait_until_visible({topic: partitions[topic] for topic in missing})
         return sorted(created)
 
@@ -113,36 +111,36 @@ class KafkaBus:
         """The first offset still kept, by partition.
 
         Raises:
-            BusError: the topic does not exist, or Kafka can't be reached.
+            BusError: the topic does not exist, or Kafka is unavailable.
         """
         return self._offsets(topic, _EARLIEST)
 
     def end_offsets(self, topic: str) -> list[int]:
-        """The offset behind the last message, by partition, asked of Kafka now.
+        """The offset after the last message, by partition, as of now.
 
         Raises:
-            BusError: the topic does not exist, or Kafka can't be reached.
+            BusError: the topic does not exist, or Kafka is unavailable.
         """
         return self._offsets(topic, _LATEST)
 
     def publisher(self, stop: threading.Event | None = None) -> KafkaPublisher:
-        """A new publisher; close it when done. ``stop`` ends its waiting for brokers."""
+        """A new publisher; close it when done. ``stop`` ends waits for brokers."""
         log = ClientLog()
-        conf = {**self._settings.producer(), "error_cb": log.heard_error}
-        producer: Producer = _made(lambda: Producer(conf, logger=RDKAFKA_LOG))
+        conf = {**self._settings.producer(), "error_cb": log.on_error}
+        producer: Producer = _create_client(lambda: Producer(conf, logger=RDKAFKA_LOG))
         return KafkaPublisher(producer, self.partition_count, log, self.url, stop)
 
     def reader(
         self,
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
-        lost: Lost = "stop",
+        on_out_of_range: OnOutOfRange = "stop",
     ) -> KafkaReader:
         """A reader of these partitions from these offsets; ``group`` is what `commit` reports to.
 
         Raises:
-            BusError: a topic or partition does not exist, an offset is no longer kept and ``lost``
-                is ``stop``, or an offset lies behind the end.
+            BusError: a topic or partition does not exist, an offset is past the end, or it is
+                no longer kept and ``on_out_of_range`` is ``stop``.
         """
         counts = {topic: self.partition_count(topic) for topic in {at.topic for at in positions}}
         for at, position in positions.items():
@@ -153,53 +151,53 @@ class KafkaBus:
                 )
             if position < 0:
                 raise BusError(
-                    f"topic {at.topic} partition {at.partition}: no offset can be {position}"
+                    f"topic {at.topic} partition {at.partition}: {position} is not an offset"
                 )
         log = ClientLog()
-        conf = {**self._settings.consumer(group or "anabranch"), "error_cb": log.heard_error}
-        consumer: Consumer = _made(lambda: Consumer(conf, logger=RDKAFKA_LOG))
+        conf = {**self._settings.consumer(group or "anabranch"), "error_cb": log.on_error}
+        consumer: Consumer = _create_client(lambda: Consumer(conf, logger=RDKAFKA_LOG))
         watch = BrokerWatch(self.probe, list(positions), log, self.url)
-        return KafkaReader(consumer, positions, self.bounds, watch, log, group, lost)
+        return KafkaReader(consumer, positions, self.bounds, watch, log, group, on_out_of_range)
 
     def close(self) -> None:
-        """Nothing needs letting go; publishers and readers close themselves."""
+        """Nothing to close: publishers and readers have their own clients."""
 
     def partition_count(self, topic: str) -> int:
         """How many partitions a topic has.
 
         Raises:
-            BusError: the topic does not exist, or Kafka can't be reached.
+            BusError: the topic does not exist, or Kafka is unavailable.
         """
         check_topic(topic)
-        # All topics are listed: asking for one by name may create it.
+        # Lists all topics: asking for one by name may create it.
         count = self.topics().get(topic)
         if count is None:
             raise missing_topic(topic, self.url)
         return count
 
-    def bounds(self, places: Collection[TopicPartition]) -> dict[TopicPartition, Range]:
-        """The first offset kept and the one behind the last of each partition, asked now.
+    def bounds(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, Range]:
+        """The first offset kept and the one after the last, of each partition, as of now.
 
         Raises:
             UnreachableError: Kafka does not answer.
             BusError: it refuses to.
         """
-        first, last = self._asked(places, _EARLIEST), self._asked(places, _LATEST)
-        return {at: (first[at], last[at]) for at in places}
+        first, last = self._ask(partitions, _EARLIEST), self._ask(partitions, _LATEST)
+        return {at: (first[at], last[at]) for at in partitions}
 
-    def probe(self, places: Collection[TopicPartition]) -> Probe:
+    def probe(self, partitions: Collection[TopicPartition]) -> Probe:
         """Ask for topics and for the ends of partitions, without waiting for the answers."""
-        topics = TopicCollection(sorted({at.topic for at in places}))
-        # Far apart from 5 s, after which silence is news; a late answer is one.
+        topics = TopicCollection(sorted({at.topic for at in partitions}))
+        # Well above 5 s, after which an outage is logged; a late answer still counts.
         timeout_s = max(self._settings.reach_s, 10.0)
         described = self._admin.describe_topics(topics, request_timeout=timeout_s)
-        return Probe(described, self._list(places, _LATEST, timeout_s))
+        return Probe(described, self._list(partitions, _LATEST, timeout_s))
 
     def _list(
-        self, places: Collection[TopicPartition], which: OffsetSpec, timeout_s: float
+        self, partitions: Collection[TopicPartition], which: OffsetSpec, timeout_s: float
     ) -> dict[TopicPartition, Future[Any]]:
-        asked = {KafkaPosition(*at): which for at in places}
-        answers = self._admin.list_offsets(asked, request_timeout=timeout_s)
+        wanted = {KafkaPosition(*at): which for at in partitions}
+        answers = self._admin.list_offsets(wanted, request_timeout=timeout_s)
         return {TopicPartition(at.topic, at.partition): answer for at, answer in answers.items()}
 
     def _metadata(self) -> ClusterMetadata:
@@ -209,43 +207,43 @@ class KafkaBus:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: BaseException) -> UnreachableError:
-        self._admin.poll(0)  # lets error_cb say what was wrong
-        why = self._log.last_error or kafka_sentence(error)
+        self._admin.poll(0)  # lets error_cb report what was wrong
+        why = self._log.last_error or error_text(error)
         return UnreachableError(
             f"can't reach Kafka at {self._settings.hosts} within {self._settings.reach_s:g} s: "
             f"{why}"
         )
 
     def _offsets(self, topic: str, which: OffsetSpec) -> list[int]:
-        places = [TopicPartition(topic, number) for number in range(self.partition_count(topic))]
-        found = self._asked(places, which)
-        return [found[at] for at in places]
+        partitions = [
+            TopicPartition(topic, number) for number in range(self.partition_count(topic))
+        ]
+        offsets = self._ask(partitions, which)
+        return [offsets[at] for at in partitions]
 
-    def _asked(
-        self, places: Collection[TopicPartition], which: OffsetSpec
+    def _ask(
+        self, partitions: Collection[TopicPartition], which: OffsetSpec
     ) -> dict[TopicPartition, int]:
         deadline = time.monotonic() + self._settings.reach_s
         while True:
             left_s = max(deadline - time.monotonic(), 0.1)
             try:
-                answers = self._list(places, which, left_s)
-                found = {at: int(answer.result().offset) for at, answer in answers.items()}
-                if min(found.values(), default=0) >= 0:
-                    return found
-                # librdkafka's way to say that the request to one of several leaders failed
+                answers = self._list(partitions, which, left_s)
+                offsets = {at: int(answer.result().offset) for at, answer in answers.items()}
+                if min(offsets.values(), default=0) >= 0:
+                    return offsets
+                # how librdkafka reports that the request to one of several leaders failed
                 raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
             except KafkaException as error:
                 code = error.args[0].code()
-                # A topic just made, or one whose broker just came back, has no leader for a moment.
+                # A new topic, or one whose broker just came back, has no leader for a moment.
                 if code in NO_LEADER and time.monotonic() < deadline:
                     time.sleep(0.05)
                 elif code < 0 or code in NO_LEADER:  # below 0 are librdkafka's own
                     raise self._unreachable(error) from error
                 else:
-                    topics = ", ".join(sorted({at.topic for at in places}))
-                    raise BusError(
-                        f"can't ask for offsets of {topics}: {kafka_sentence(error)}"
-                    ) from error
+                    topics = ", ".join(sorted({at.topic for at in partitions}))
+                    raise BusError(f"can't get offsets of {topics}: {error_text(error)}") from error
 
     def _check_counts(self, wanted: Mapping[str, int], existing: Mapping[str, int]) -> None:
         for topic, count in wanted.items():
@@ -272,8 +270,8 @@ class KafkaBus:
             time.sleep(0.05)
 
 
-def _made(make: Callable[[], _Client]) -> _Client:
+def _create_client(create: Callable[[], _Client]) -> _Client:
     try:
-        return make()
+        return create()
     except (KafkaException, ValueError, TypeError) as error:
-        raise BusError(f"Kafka settings: {kafka_sentence(error)}") from error
+        raise BusError(f"Kafka settings: {error_text(error)}") from error

@@ -1,4 +1,4 @@
-"""Appends to Kafka topics; every delivery is checked."""
+"""Publishes to Kafka topics, and checks every delivery."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ import numpy as np
 from confluent_kafka import KafkaException
 from numpy.typing import NDArray
 
-from anabranch.dataflows.bus import UnreachableError
-from anabranch.dataflows.bus.kafka.settings import ClientLog, kafka_sentence
-from anabranch.dataflows.bus.outage_log import SILENT_S, Waiting
-from anabranch.dataflows.bus.partitioner import Placement
+from anabranch.dataflows.bus.kafka.settings import ClientLog, error_text
+from anabranch.dataflows.bus.outage_log import SILENT_S, OutageLog
+from anabranch.dataflows.bus.partitioner import Partitioner
+from anabranch.dataflows.bus.protocol import UnreachableError
 from anabranch.state.errors import BusError
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message, Producer
 
 _RETRY_S = 0.01
-_SLICE_S = 0.25  # of a flush: after each, progress is looked at and signals are heard
+_FLUSH_STEP_S = 0.25  # after each, progress is checked and signals are handled
 _CLOSE_S = 30.0
 
 
 class KafkaPublisher:
-    """A `dataflows.bus.Publisher` on an idempotent producer that waits for all in-sync replicas.
+    """A `Publisher` on an idempotent producer that waits for all in-sync replicas.
 
-    A message is tried until Kafka has it or refuses it for good, however long the brokers are away
-    (unless ``message.timeout.ms`` is set). Once one was refused, everything after it would be
-    behind a hole: each later `append` and `flush` raises the same error. Start again with a new
-    publisher.
+    A message is retried until Kafka stores it or refuses it for good, however long the brokers are
+    unavailable (unless ``message.timeout.ms`` is set). Once one is refused, everything after it
+    would follow a gap, so each later `append` and `flush` raises the same error: start again with a
+    new publisher.
 
     Kafka has no message times before 1970-01-01 00:00:00.001; earlier ones are published as that.
     """
@@ -51,8 +51,8 @@ class KafkaPublisher:
         self._log = log
         self._url = url
         self._stop = stop
-        self._waiting = Waiting(url)
-        self._placements: dict[str, Placement] = {}
+        self._outage = OutageLog(url)
+        self._partitioners: dict[str, Partitioner] = {}
         self._failed: Counter[str] = Counter()
 
     def append(
@@ -64,32 +64,32 @@ class KafkaPublisher:
         partitions: Sequence[int] | int | None = None,
         times: Sequence[int] | NDArray[np.int64] | None = None,
     ) -> None:
-        """Hand ``values`` to librdkafka in order; waits while its queue is full, and says so.
+        """Hand ``values`` to librdkafka in order; waits, and logs that, while its queue is full.
 
         Raises:
-            UnreachableError: told to stop while no broker answers.
+            UnreachableError: the publisher was stopped while no broker answers.
             BusError: the topic does not exist, a message is refused, or an earlier one failed.
         """
-        placement = self._placements.get(topic) or self._placement(topic)
+        partitioner = self._partitioners.get(topic) or self._new_partitioner(topic)
         rows = len(values)
-        placed = placement.place(rows, keys, partitions)
-        stamps = repeat(time.time_ns() // 1_000_000)
+        assigned = partitioner.assign(rows, keys, partitions)
+        timestamps = repeat(time.time_ns() // 1_000_000)
         if times is not None:
-            placement.check_length("times", len(times), rows)
-            # librdkafka takes 0 for "now", and brokers refuse what is below.
-            stamps = iter(np.maximum(np.asarray(times, np.int64), 1).tolist())
-        where = repeat(placed) if isinstance(placed, int) else iter(placed.tolist())
+            partitioner.check_length("times", len(times), rows)
+            # librdkafka takes 0 as "now", and brokers refuse negative times.
+            timestamps = iter(np.maximum(np.asarray(times, np.int64), 1).tolist())
+        numbers = repeat(assigned) if isinstance(assigned, int) else iter(assigned.tolist())
         produce = self._open().produce
-        failed = self._delivered
-        for value, key, partition, stamp in zip(
-            values, repeat(None) if keys is None else keys, where, stamps, strict=False
+        failed = self._on_failed
+        for value, key, partition, timestamp in zip(
+            values, repeat(None) if keys is None else keys, numbers, timestamps, strict=False
         ):
             try:
-                produce(topic, value, key, partition, failed, None, stamp)
+                produce(topic, value, key, partition, failed, None, timestamp)
             except BufferError:
-                self._wait_for_room(topic, (value, key, partition, failed, None, stamp))
+                self._wait_for_room(topic, (value, key, partition, failed, None, timestamp))
             except KafkaException as error:
-                raise BusError(f"topic {topic}: {kafka_sentence(error)}") from error
+                raise BusError(f"topic {topic}: {error_text(error)}") from error
         self._open().poll(0)
         self._check()
 
@@ -97,38 +97,38 @@ class KafkaPublisher:
         """Return when Kafka has acknowledged everything appended.
 
         Raises:
-            UnreachableError: something is still under way after ``timeout_s``; it is still being
-                tried, and another `flush` may succeed.
-            BusError: something was refused for good.
+            UnreachableError: some messages are still in flight after ``timeout_s``; another `flush`
+                may succeed.
+            BusError: messages were refused for good.
         """
         producer = self._open()
         deadline = time.monotonic() + timeout_s
         before = len(producer)
         while True:
-            slice_s = min(_SLICE_S, max(deadline - time.monotonic(), 0.0))
-            left = producer.flush(slice_s)
+            step_s = min(_FLUSH_STEP_S, max(deadline - time.monotonic(), 0.0))
+            left = producer.flush(step_s)
             self._check()
-            self._note(left < before or not left, quietly=True)
+            self._record(left < before or not left, quietly=True)
             if not left:
                 return
             if time.monotonic() >= deadline:
                 why = f": {self._log.last_error}" if self._log.last_error else ""
                 raise UnreachableError(
                     f"{left} messages not delivered to {self._url} within {timeout_s:g} s{why}; "
-                    "they are still being tried"
+                    "they are still being sent"
                 )
             before = left
 
     def close(self) -> None:
-        """Flush and let go; idempotent, and over after 30 s.
+        """Flush and close, within 30 s. Idempotent.
 
         Raises:
-            BusError: as `flush`; then what was under way is dropped.
+            BusError: as `flush`; then messages in flight are dropped.
         """
         if self._producer is None:
             return
         try:
-            self.flush(0.0 if self._given_up() else _CLOSE_S)
+            self.flush(0.0 if self._stopped_in_outage() else _CLOSE_S)
         finally:
             self._producer.purge()
             self._producer = None
@@ -138,51 +138,51 @@ class KafkaPublisher:
             raise BusError(f"this publisher to {self._url} is closed; make a new one")
         return self._producer
 
-    def _placement(self, topic: str) -> Placement:
+    def _new_partitioner(self, topic: str) -> Partitioner:
         while True:
             try:
                 count = self._partition_count(topic)
                 break
             except UnreachableError as error:
-                self._waiting.still(str(error))
-                if self._given_up():
+                self._outage.no_answer(str(error))
+                if self._stopped_in_outage():
                     raise
-        self._waiting.over()
-        placement = self._placements[topic] = Placement(topic, count)
-        return placement
+        self._outage.answered()
+        partitioner = self._partitioners[topic] = Partitioner(topic, count)
+        return partitioner
 
     def _wait_for_room(self, topic: str, message: tuple[Any, ...]) -> None:
-        """Produce ``message`` once librdkafka's queue has room for it."""
+        """Hand over ``message`` once librdkafka's queue has room for it."""
         producer = self._open()
         while True:
             before = len(producer)
             producer.poll(_RETRY_S)
             self._check()
-            self._note(len(producer) < before)
+            self._record(len(producer) < before)
             try:
                 producer.produce(topic, *message)
-                self._waiting.over()
+                self._outage.answered()
                 return
             except BufferError:
                 pass
-            if self._given_up():
+            if self._stopped_in_outage():
                 raise UnreachableError(
-                    f"topic {topic}: told to stop while {before} messages wait for {self._url}, "
-                    f"which has not answered for {self._waiting.silent_s():.0f} s"
+                    f"topic {topic}: stopped while {before} messages wait for {self._url}, "
+                    f"which has not answered for {self._outage.silent_s():.0f} s"
                 )
 
-    def _note(self, progress: bool, quietly: bool = False) -> None:
+    def _record(self, progress: bool, quietly: bool = False) -> None:
         if progress:
-            self._waiting.over()
+            self._outage.answered()
             self._log.last_error = ""
         else:
-            self._waiting.still(self._log.last_error, quietly)
+            self._outage.no_answer(self._log.last_error, quietly)
 
-    def _given_up(self) -> bool:
+    def _stopped_in_outage(self) -> bool:
         stopping = self._stop is not None and self._stop.is_set()
-        return stopping and self._waiting.silent_s() >= SILENT_S
+        return stopping and self._outage.silent_s() >= SILENT_S
 
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+    def _on_failed(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             self._failed[f"{message.topic()}: {error.str()}"] += 1
 
@@ -193,4 +193,4 @@ class KafkaPublisher:
                 f"{self._failed.total()} messages could not be delivered to {self._url}: {reasons}"
             )
         if self._log.fatal:
-            raise BusError(f"publishing to {self._url} can't go on: {self._log.fatal}")
+            raise BusError(f"publishing to {self._url} can't continue: {self._log.fatal}")

@@ -1,4 +1,4 @@
-"""What every Kafka client of this program shares: settings, log, sentences for errors."""
+"""What all Kafka clients of this program share: settings, logging, texts of errors."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from confluent_kafka import KafkaError, KafkaException
 
 from anabranch.state.errors import BusError
 
-__all__ = ["LOG", "NO_LEADER", "RDKAFKA_LOG", "ClientLog", "KafkaSettings", "kafka_sentence"]
+__all__ = ["LOG", "NO_LEADER", "RDKAFKA_LOG", "ClientLog", "KafkaSettings", "error_text"]
 
-LOG = logging.getLogger("anabranch.dataflows.bus.kafka.bus")
+LOG = logging.getLogger("anabranch.bus.kafka")
 
-# Exactness rests on these; what each is for is said when someone sets it.
-_OURS = {
+# Exactly-once depends on these. An attempt to set one is refused with the reason.
+_RESERVED = {
     "bootstrap.servers": "the URL names the brokers",
     "metadata.broker.list": "the URL names the brokers",
     "group.id": "a reader is given its group",
     "enable.auto.commit": "positions are kept with the state, not by Kafka",
     "enable.auto.offset.store": "positions are kept with the state, not by Kafka",
-    "auto.offset.reset": "an offset that is gone must be an error, never a silent jump",
+    "auto.offset.reset": "an offset that is gone must be an error, never a silent skip",
     "enable.partition.eof": "the reader knows the ends by itself",
-    "enable.idempotence": "a retry must not double a message",
+    "enable.idempotence": "a retry must not duplicate a message",
     "acks": "a message counts as stored when every in-sync replica has it",
     "request.required.acks": "a message counts as stored when every in-sync replica has it",
-    "transactional.id": "the sink suppresses doubles by itself",
+    "transactional.id": "the sink suppresses duplicates by itself",
     "delivery.report.only.error": "every delivery is checked",
 }
 _CONSUMER = {
     # The broker answers as soon as it has a message; this only bounds how long a changed
-    # assignment waits for the answer that is under way.
+    # assignment waits for the answer in flight.
     "fetch.wait.max.ms": "50",
     "fetch.queue.backoff.ms": "5",  # default 1 s: a stall each time the local queue was full
     "fetch.error.backoff.ms": "100",
     "queued.min.messages": "20000",
-    "topic.metadata.propagation.max.ms": "5000",  # how long a deleted topic is taken for a new one
+    "topic.metadata.propagation.max.ms": "5000",  # how long a deleted topic is assumed to be new
 }
 _PRODUCER = {
-    "linger.ms": "0",  # batches form by themselves while a request is under way
+    "linger.ms": "0",  # batches form while a request is in flight
     "queue.buffering.max.messages": "200000",
     "message.max.bytes": "1048588",  # a broker's default limit; librdkafka's is below 1 MB
-    "message.timeout.ms": "0",  # never give up because the brokers are away
+    "message.timeout.ms": "0",  # never give up while brokers are unavailable
 }
 _COMMON = {
     "reconnect.backoff.ms": "50",
@@ -54,21 +54,23 @@ _COMMON = {
 
 
 class KafkaSettings:
-    """A user's librdkafka settings over ours.
+    """A user's librdkafka settings on top of our defaults.
 
-    Four kinds are not librdkafka's: ``reach.timeout.ms`` (how long the brokers may take to answer,
+    Three kinds are not librdkafka's: ``reach.timeout.ms`` (how long the brokers may take to answer,
     default 10 000), ``replication.factor`` of new topics (default the brokers' own), and
     ``topic.NAME`` for the configuration of new topics, as in ``topic.retention.ms``.
 
     Raises:
-        BusError: a setting is one that correctness needs, or is no number where it must be.
+        BusError: a setting is reserved for correctness, or not a number where it must be.
     """
 
     def __init__(self, hosts: str, settings: Mapping[str, str]) -> None:
         self.hosts = hosts
         self._given = dict(settings)
-        for name in self._given.keys() & _OURS.keys():
-            raise BusError(f"Kafka setting {name} can't be changed: {_OURS[name]}; leave it out")
+        for name in self._given.keys() & _RESERVED.keys():
+            raise BusError(
+                f"Kafka setting {name} can't be changed: {_RESERVED[name]}; leave it out"
+            )
         self.reach_s = self._number("reach.timeout.ms", 10_000) / 1000
         self.replication = self._number("replication.factor", -1)
         topic = [name for name in self._given if name.startswith("topic.") and name not in _COMMON]
@@ -98,17 +100,17 @@ class KafkaSettings:
 
     def producer(self) -> dict[str, Any]:
         """Settings of a producer."""
-        ours = dict(_PRODUCER)
-        if "delivery.timeout.ms" in self._given:  # another name of it
-            del ours["message.timeout.ms"]
+        defaults = dict(_PRODUCER)
+        if "delivery.timeout.ms" in self._given:  # another name for it
+            del defaults["message.timeout.ms"]
         return {
             **_COMMON,
-            **ours,
+            **defaults,
             **self._given,
             "bootstrap.servers": self.hosts,
             "enable.idempotence": "true",
             "acks": "all",
-            # Only failures call back into Python; flush sees that nothing is under way any more.
+            # Only failures call back into Python; flush sees that nothing is in flight any more.
             "delivery.report.only.error": True,
         }
 
@@ -120,11 +122,11 @@ class KafkaSettings:
             raise BusError(f"Kafka setting {name} is a whole number, not {value!r}") from None
 
 
-class _OnlyOnce(logging.Filter):
-    """Drops what librdkafka repeats while a broker is away, and its remarks on shared settings.
+class _RepeatFilter(logging.Filter):
+    """Drops what librdkafka repeats during an outage, and its warnings about shared settings.
 
-    The settings of a URL go to consumers and producers alike; that one of them does not use a
-    setting is no news.
+    The settings of a URL go to consumers and producers alike, so a setting that one of them does
+    not use deserves no warning.
     """
 
     def __init__(self) -> None:
@@ -135,7 +137,7 @@ class _OnlyOnce(logging.Filter):
         text = record.getMessage()
         if "CONFWARN" in text and "ignored by this" in text:
             return False
-        if text.startswith("GETPID") and text.endswith("retrying"):  # a broker just started
+        if text.startswith("GETPID") and text.endswith("retrying"):  # a broker is starting
             return False
         kind = text.split(" ", 1)[0]
         now = time.monotonic()
@@ -146,7 +148,7 @@ class _OnlyOnce(logging.Filter):
 
 
 RDKAFKA_LOG = LOG.getChild("librdkafka")
-RDKAFKA_LOG.addFilter(_OnlyOnce())
+RDKAFKA_LOG.addFilter(_RepeatFilter())
 
 
 NO_LEADER = (
@@ -158,24 +160,24 @@ NO_LEADER = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._NOENT,  # "no leaders found"
 )
-"""What is said for a moment of a topic just made, or one whose broker just came back."""
+"""Errors that pass soon: of a new topic, or of one whose broker just came back."""
 
 
 class ClientLog:
-    """What one librdkafka client has heard; whether it matters is for its owner to see."""
+    """The last errors that a librdkafka client reported; its owner decides if they matter."""
 
     def __init__(self) -> None:
         self.last_error = ""
         self.fatal = ""
 
-    def heard_error(self, error: KafkaError) -> None:
-        """librdkafka's ``error_cb``: unless it is fatal, it goes on trying by itself."""
+    def on_error(self, error: KafkaError) -> None:
+        """librdkafka's ``error_cb``; unless the error is fatal, librdkafka keeps retrying."""
         self.last_error = error.str()
         if error.fatal():
             self.fatal = error.str()
 
 
-def kafka_sentence(error: BaseException) -> str:
-    """What Kafka or librdkafka said, without the wrapping."""
+def error_text(error: BaseException) -> str:
+    """The text of an error of Kafka or librdkafka, without the wrapping."""
     inner = error.args[0] if isinstance(error, KafkaException) and error.args else error
     return inner.str() if isinstance(inner, KafkaError) else str(inner)

@@ -1,4 +1,4 @@
-"""What `anabranch models` prints: tables, or JSON."""
+"""The output of `anabranch models`: tables, or JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from anabranch.models.registry.diff import Pair, differences
+from anabranch.models.registry.diff import Pair, VersionDiff, diff_versions
 from anabranch.models.registry.registry import Registry
 from anabranch.models.registry.version import Version, spans_text
 from anabranch.models.registry.weights import INTERCEPT
@@ -20,21 +20,21 @@ from anabranch.models.registry.weights import INTERCEPT
 _WEIGHTS_SHOWN = 10
 
 
-def print_list(found: Sequence[Version], registry: Registry, json: bool) -> None:
-    """All versions, a row each."""
+def print_list(versions: Sequence[Version], registry: Registry, json: bool) -> None:
+    """Print versions, one in a row."""
     if json:
-        _print_json([_as_json(each) for each in found])
+        _print_json([_as_json(each) for each in versions])
         return
-    if not found:
-        typer.echo(f"no models in {registry.path}: make one with `anabranch models snapshot`")
+    if not versions:
+        typer.echo(f"no models in {registry.path}: add one with `anabranch models snapshot`")
         return
     table = Table(title=f"models in {registry.path}", title_justify="left")
     table.add_column("model", no_wrap=True)
-    table.add_column("made", min_width=10)
-    table.add_column("learned", justify="right")
-    for name in ("metrics then", "river", "parent"):
+    table.add_column("created", min_width=10)
+    table.add_column("labels", justify="right")
+    for name in ("metrics", "river", "parent"):
         table.add_column(name, overflow="fold")
-    for each in found:
+    for each in versions:
         table.add_row(
             each.reference,
             f"{_time(each)[:16]}\n{each.made}",
@@ -47,7 +47,7 @@ def print_list(found: Sequence[Version], registry: Registry, json: bool) -> None
 
 
 def print_version(version: Version, json: bool) -> None:
-    """All that is told of a version."""
+    """Print the description of a version."""
     if json:
         _print_json(_as_json(version))
         return
@@ -61,41 +61,47 @@ def print_version(version: Version, json: bool) -> None:
         _print_pairs(console, title, ((n, _number(w)) for n, w in shown))
 
 
-def print_differences(first: Version, second: Version, top: int, json: bool) -> None:
-    """In what two versions differ."""
-    found = differences(first, second)
+def print_diff(first: Version, second: Version, top: int, json: bool) -> None:
+    """Print what differs between two versions, with the ``top`` most changed weights."""
+    diff = diff_versions(first, second)
     if json:
-        whole = {"first": first.reference, "second": second.reference, **asdict(found)}
-        whole["weights"] = [{**asdict(each), "change": each.change} for each in found.weights[:top]]
-        _print_json(whole)
+        document = {"first": first.reference, "second": second.reference, **asdict(diff)}
+        document["weights"] = [
+            {**asdict(each), "change": each.change} for each in diff.weights[:top]
+        ]
+        _print_json(document)
         return
+    _print_diff(diff, first.reference, second.reference, top)
+
+
+def _print_diff(diff: VersionDiff, first: str, second: str, top: int) -> None:
     console = Console()
     parts: dict[str, dict[str, Pair]] = {
-        "lineage": found.lineage,
-        "metrics": {n: (_number(a), _number(b)) for n, (a, b) in found.metrics.items()},
-        "hyperparameters": found.parameters,
-        "features": found.columns,
+        "lineage": diff.lineage,
+        "metrics": {n: (_number(a), _number(b)) for n, (a, b) in diff.metrics.items()},
+        "hyperparameters": diff.parameters,
+        "features": diff.columns,
     }
     for title, pairs in parts.items():
         if pairs:
-            table = _table(title, title, first.reference, second.reference)
+            table = _table(title, title, first, second)
             for name, (a, b) in pairs.items():
                 table.add_row(name, a or "—", b or "—")
             console.print(table)
-    if found.weights[:top]:
-        title = f"weights, the most changed {len(found.weights[:top])} of {len(found.weights):,}"
-        table = _table(title, "feature", first.reference, second.reference, "change")
-        for each in found.weights[:top]:
+    if diff.weights[:top]:
+        title = f"weights, the most changed {len(diff.weights[:top])} of {len(diff.weights):,}"
+        table = _table(title, "feature", first, second, "change")
+        for each in diff.weights[:top]:
             table.add_row(
                 each.feature, _number(each.before), _number(each.after), f"{each.change:+.4g}"
             )
         console.print(table)
-    if not (any(parts.values()) or found.weights):
-        typer.echo(f"{first.reference} and {second.reference} do not differ")
+    if not (any(parts.values()) or diff.weights):
+        typer.echo(f"{first} and {second} do not differ")
 
 
-def print_made(version: Version, how: str, json: bool) -> None:
-    """A version that was made, or stands for what would have been."""
+def print_added(version: Version, how: str, json: bool) -> None:
+    """Print a version that was added, or the one that makes a new one unnecessary."""
     if json:
         _print_json(_as_json(version))
         return
@@ -105,7 +111,7 @@ def print_made(version: Version, how: str, json: bool) -> None:
 
 
 def _lineage(version: Version) -> Iterator[tuple[str, str]]:
-    yield "made", f"{version.made}, {_time(version)} UTC"
+    yield "created", f"{version.made}, {_time(version)} UTC"
     yield "from", version.source
     if version.generation is not None:
         yield "generation", f"{version.generation:,}"
@@ -113,9 +119,9 @@ def _lineage(version: Version) -> Iterator[tuple[str, str]]:
     yield "pipeline", f"{version.pipeline} ({version.task})"
     yield "model", version.declaration
     yield "features", f"{len(version.columns)}, fingerprint {version.fingerprint[:12]}"
-    yield "learned", f"{_rows(version)} labels"
+    yield "labels learned", _rows(version)
     yield "trained on", spans_text(version.trained_on) or "—"
-    yield "metrics then", _metrics(version) or "—"
+    yield "metrics", _metrics(version) or "—"
     yield "written with", ", ".join(f"{n} {v}" for n, v in version.versions.items())
     yield "pickle", f"{version.bytes:,} bytes, sha256 {version.sha256[:12]}"
     if version.distributions:
@@ -142,14 +148,14 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 
 def _largest(weights: dict[str, float | None]) -> list[tuple[str, float | None]]:
-    """The intercept, then the largest."""
+    """The intercept, then the largest weights."""
     ranked = sorted(weights.items(), key=lambda pair: (pair[0] != INTERCEPT, -abs(pair[1] or 0.0)))
     return ranked[:_WEIGHTS_SHOWN]
 
 
 def _as_json(version: Version) -> dict[str, Any]:
-    told: dict[str, Any] = msgspec.to_builtins(version)
-    return {"reference": version.reference, "fingerprint": version.fingerprint, **told}
+    fields: dict[str, Any] = msgspec.to_builtins(version)
+    return {"reference": version.reference, "fingerprint": version.fingerprint, **fields}
 
 
 def _print_json(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""What `anabranch rollout` prints: decisions as sentences, and how rollouts stand as a table."""
+"""What `anabranch rollout` prints: decisions as sentences, the status as a table."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from anabranch.dataflows.rollout.status import ChallengerStatus, RolloutStatus
 from anabranch.models.rollout.decision import ACTIONS
 
 _COLUMNS = ("serves", "labels", "loss", "gain", "evidence")
+_LEGEND = (
+    "loss: the mean, and the champion's on the same labels. gain: the champion's loss minus the "
+    "challenger's, and its interval. evidence: an e-value; at the figure below it the challenger "
+    "is better."
+)
 
 
 def sentence(message: RolloutMessage) -> str:
-    """A decision for people."""
-    about = message.challenger or message.champion
+    """A decision as one sentence."""
+    model = message.challenger or message.champion
     share = "" if message.share is None else f", serves {message.share:.1%}"
     action = message.action.replace("_", " ")
-    what = ACTIONS.get(message.action, "")
-    return f"{about}: {action}{share}; {what}: {message.why}"
+    meaning = ACTIONS.get(message.action, "")
+    return f"{model}: {action}{share}; {meaning}: {message.reason}"
 
 
 def timed_sentence(message: RolloutMessage) -> str:
-    """The same behind its event time."""
+    """The same after its event time."""
     return f"{_time(message.ts)} {sentence(message)}"
 
 
 def status_table(status: RolloutStatus) -> Table:
     """The champion in the title, and a row for each challenger; it fits eighty columns."""
-    title = f"{status.pipeline}: {status.champion} leads, {status.policy}"
+    title = f"{status.pipeline}: champion {status.champion}, {status.policy}"
     table = Table(
         title=title, title_justify="left", caption=_LEGEND, caption_justify="left",
         box=SIMPLE, padding=(0, 1), pad_edge=False, show_lines=True,
@@ -44,31 +49,27 @@ def status_table(status: RolloutStatus) -> Table:
     return table
 
 
-_LEGEND = (
-    "loss: its mean, and the champion's on the same labels. gain: the champion's less its own, and "
-    "the interval of that. evidence: an e-value; at the figure below it the challenger is better."
-)
-
-
-def _row(each: ChallengerStatus) -> list[str]:
-    if each.action is None:
-        return [f"{each.name}\nwaits", *[""] * len(_COLUMNS), ""]
+def _row(challenger: ChallengerStatus) -> list[str]:
+    if challenger.action is None:
+        return [f"{challenger.name}\nwaiting", *[""] * len(_COLUMNS), ""]
     figures = ["", "", "", ""]
-    if (found := each.evidence) is not None:
+    if (evidence := challenger.evidence) is not None:
         figures = [
-            f"{found.labels:,}\n{found.served:,} served",
-            f"{_number(found.challenger_loss)}\nvs {_number(found.champion_loss)}",
-            f"{_number(found.difference)}\n> {_number(found.low)}\n< {_number(found.high)}",
-            f"{_number(found.e_value)}\nof {1 / found.alpha:g}",
+            f"{evidence.labels:,}\n{evidence.served:,} served",
+            f"{_number(evidence.challenger_loss)}\nvs {_number(evidence.champion_loss)}",
+            f"{_number(evidence.difference)}\n> {_number(evidence.low)}\n"
+            f"< {_number(evidence.high)}",
+            f"{_number(evidence.e_value)}\nof {1 / evidence.alpha:g}",
         ]
-    since = "" if each.since is None else f"\n{_time(each.since)[5:16]}"
+    since = "" if challenger.since is None else f"\n{_time(challenger.since)[5:16]}"
+    guardrails = [
+        f"{name.split('_')[0]} {_number(value)}" for name, value in challenger.guardrails.items()
+    ]
     return [
-        f"{each.name}\n{each.action.replace('_', ' ')}{since}",
-        "—" if each.share is None else f"{each.share:.1%}",
+        f"{challenger.name}\n{challenger.action.replace('_', ' ')}{since}",
+        "—" if challenger.share is None else f"{challenger.share:.1%}",
         *figures,
-        "\n".join(
-            f"{name.split('_')[0]} {_number(value)}" for name, value in each.guardrails.items()
-        ),
+        "\n".join(guardrails),
     ]
 
 

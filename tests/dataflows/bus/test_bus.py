@@ -1,4 +1,4 @@
-"""What every bus must do, asked of both."""
+"""The contract of a bus, tested with the embedded one and Kafka."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from confluent_kafka.admin import AdminClient
 from anabranch.dataflows.bus import Bus, BusError, Reader, Slice, TopicPartition, open_bus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from tests.support.kafka_broker import free_ports
+from tests.support.waiting import GENEROUS_S
+
+pytestmark = pytest.mark.stress
 
 spawn = multiprocessing.get_context("spawn")  # librdkafka does not survive a fork
 
@@ -52,10 +55,12 @@ def publish(bus: Bus, topic: str, values: list[bytes], **columns: Any) -> None:
     publisher.close()
 
 
-def drain(reader: Reader, count: int, limit: int = 1000, timeout_s: float = 10.0) -> list[Slice]:
+def drain(
+    reader: Reader, count: int, limit: int = 1000, limit_s: float = GENEROUS_S
+) -> list[Slice]:
     """Poll until ``count`` messages came, then once more: nothing may follow."""
     slices: list[Slice] = []
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + limit_s
     while sum(len(s.values) for s in slices) < count and time.monotonic() < deadline:
         slices += reader.poll(limit, 0.2)
     slices += reader.poll(limit, 0.02)
@@ -108,7 +113,7 @@ def test_a_key_names_the_partition_and_comes_back(bus: Bus) -> None:
     assert set(seen.values()) == set(range(5))
 
 
-def test_messages_without_key_take_turns(bus: Bus) -> None:
+def test_messages_without_key_are_distributed_round_robin(bus: Bus) -> None:
     topic = new_topic(bus, 3)
     publisher = bus.publisher()
     for value in numbered(4):
@@ -145,7 +150,7 @@ def test_start_and_end_offsets(bus: Bus) -> None:
     assert bus.end_offsets(topic) == [0, 7]
 
 
-def test_reader_knows_the_ends_before_and_after_it_has_read(bus: Bus) -> None:
+def test_reader_knows_the_ends_before_and_after_reading(bus: Bus) -> None:
     topic = new_topic(bus, 2)
     publish(bus, topic, numbered(5), partitions=1)
     at = [TopicPartition(topic, p) for p in range(2)]
@@ -161,11 +166,16 @@ def test_reader_knows_the_ends_before_and_after_it_has_read(bus: Bus) -> None:
 
 def test_empty_topic_gives_nothing_and_does_not_block(bus: Bus, topic: str) -> None:
     reader = bus.reader({TopicPartition(topic, 0): 0})
-    started = time.monotonic()
-    assert reader.poll(10) == []
-    assert time.monotonic() - started < 0.1
-    assert reader.poll(10, 0.3) == []
-    assert 0.25 < time.monotonic() - started < 1.0
+    at_once, waits = [], []
+    for _ in range(5):
+        started = time.monotonic()
+        assert reader.poll(10) == []
+        at_once.append(time.monotonic() - started)
+        started = time.monotonic()
+        assert reader.poll(10, 0.3) == []
+        waits.append(time.monotonic() - started)
+    assert min(at_once) < 0.1  # the best of some: the machine may be busy
+    assert 0.25 < min(waits) < 1.0
     reader.close()
     reader.close()
 
@@ -189,12 +199,12 @@ def test_values_of_every_size(bus: Bus, topic: str) -> None:
     assert [k for s in slices for k in s.keys] == [None, b"", b"k", None, None]
 
 
-def test_appending_nothing_is_no_message(bus: Bus, topic: str) -> None:
+def test_appending_nothing_adds_no_message(bus: Bus, topic: str) -> None:
     publish(bus, topic, [])
     assert bus.end_offsets(topic) == [0]
 
 
-def test_creating_again_is_no_matter(bus: Bus, topic: str) -> None:
+def test_creating_a_topic_again_does_nothing(bus: Bus, topic: str) -> None:
     assert bus.create_topics({topic: 1}) == []
     assert bus.topics()[topic] == 1
 
@@ -207,7 +217,7 @@ def test_another_partition_count_is_refused(bus: Bus, topic: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "..", "x" * 250, "ä"])
 def test_illegal_topic_name(bus: Bus, name: str) -> None:
-    with pytest.raises(BusError, match="is no topic name"):
+    with pytest.raises(BusError, match="is not a topic name"):
         bus.create_topics({name: 1})
 
 
@@ -243,15 +253,15 @@ def test_columns_of_other_lengths_are_refused(bus: Bus, topic: str, column: str)
     assert bus.end_offsets(topic) == [0]
 
 
-def test_offset_behind_the_end_is_an_error(bus: Bus, topic: str) -> None:
+def test_offset_past_the_end_is_an_error(bus: Bus, topic: str) -> None:
     publish(bus, topic, numbered(3))
-    for lost in ("stop", "earliest"):
-        says = f"topic {topic} partition 0 ends at offset 3, before offset 9 .* made anew or lost"
+    for policy in ("stop", "earliest"):
+        says = f"topic {topic} partition 0 ends at offset 3, before offset 9 .* recreated or lost"
         with pytest.raises(BusError, match=says):
-            bus.reader({TopicPartition(topic, 0): 9}, lost=lost)
+            bus.reader({TopicPartition(topic, 0): 9}, on_out_of_range=policy)
 
 
-def test_pause_and_resume_lose_and_double_nothing(bus: Bus) -> None:
+def test_pause_and_resume_lose_and_duplicate_nothing(bus: Bus) -> None:
     topic = new_topic(bus, 3)
     at = [TopicPartition(topic, p) for p in range(3)]
     rng = np.random.default_rng(1)
@@ -260,7 +270,7 @@ def test_pause_and_resume_lose_and_double_nothing(bus: Bus) -> None:
     slices: list[Slice] = []
     paused: set[int] = set()
     for turn in range(120):
-        # Runs longer than what a reader sets aside for a paused partition are among them.
+        # Some runs are longer than what a reader buffers for a paused partition.
         values = [f"{turn}-{i}".encode() for i in range(1500)]
         publisher.append(topic, values, partitions=turn % 3)
         change = int(rng.integers(3))
@@ -286,7 +296,7 @@ def test_pause_and_resume_lose_and_double_nothing(bus: Bus) -> None:
     reader.close()
 
 
-def test_every_partition_gets_its_turn(bus: Bus) -> None:
+def test_every_partition_is_read(bus: Bus) -> None:
     topic = new_topic(bus, 4)
     for p in range(4):
         publish(bus, topic, numbered(3000), partitions=p)
@@ -298,14 +308,14 @@ def test_every_partition_gets_its_turn(bus: Bus) -> None:
 
 def _write(url: str, topic: str, prefix: str, count: int, together: Any) -> None:
     publisher = open_bus(url).publisher()
-    together.wait(30)
+    together.wait(GENEROUS_S)
     for start in range(0, count, 10):
         publisher.append(topic, [f"{prefix}{i}".encode() for i in range(start, start + 10)])
     publisher.close()
 
 
 def _ended_well(process: Any) -> bool:
-    process.join(30)
+    process.join(GENEROUS_S)
     return bool(process.exitcode == 0)
 
 
@@ -319,11 +329,11 @@ def test_two_processes_publish_while_a_third_reads(bus: Bus) -> None:
     for writer in writers:
         writer.start()
     reader = bus.reader({TopicPartition(topic, p): 0 for p in range(2)})
-    slices = drain(reader, 10000, timeout_s=30)
+    slices = drain(reader, 10000)
     assert all(_ended_well(writer) for writer in writers)
     for p in range(2):
         offsets = np.concatenate([s.offsets for s in slices if s.partition == p])
-        assert np.array_equal(offsets, np.arange(len(offsets)))  # dense: none lost, none doubled
+        assert np.array_equal(offsets, np.arange(len(offsets)))  # dense: none lost, none duplicated
         for prefix in (b"a", b"b"):  # each writer's own order is kept
             mine = [int(v[1:]) for v in values_of(slices)[p] if v[:1] == prefix]
             assert mine == sorted(mine)
@@ -343,7 +353,7 @@ def test_commit_never_moves_a_reader(bus: Bus, topic: str) -> None:
     assert values_of(drain(again, 8)) == {0: numbered(10)[2:]}
     again.close()
     silent = bus.reader({at: 0})
-    silent.commit({at: 1})  # no group: nobody to tell
+    silent.commit({at: 1})  # no group: nothing to report to
     silent.close()
 
 
@@ -391,7 +401,7 @@ def test_bad_url(url: str, says: str) -> None:
         ({"reach.timeout.ms": "soon"}, "reach.timeout.ms is a whole number, not 'soon'"),
     ],
 )
-def test_settings_that_are_refused(settings: dict[str, str], says: str) -> None:
+def test_reserved_and_invalid_settings_are_refused(settings: dict[str, str], says: str) -> None:
     with pytest.raises(BusError, match=says):
         open_bus("kafka://127.0.0.1:9", settings)
 

@@ -1,4 +1,4 @@
-"""What only the embedded bus can suffer: killed writers, full disks, damaged and foreign files."""
+"""Failures of the embedded bus alone: killed writers, full disks, damaged and foreign files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.dataflows.bus import (
-    BusError,
-    Lost,
-    TopicPartition,
-    open_bus,
-)
-from anabranch.dataflows.bus.embedded import publisher as embedded_publisher
-from anabranch.dataflows.bus.embedded import reader as embedded_reader
+from anabranch.dataflows.bus import BusError, OnOutOfRange, TopicPartition, open_bus
+from anabranch.dataflows.bus.embedded import publisher as publisher_module
+from anabranch.dataflows.bus.embedded import reader as reader_module
 from anabranch.dataflows.bus.embedded.bus import EmbeddedBus
 from anabranch.dataflows.bus.embedded.topic_file import FORMAT, SUFFIX
 
@@ -52,8 +47,10 @@ def append(bus: EmbeddedBus, values: list[bytes]) -> None:
     publisher.close()
 
 
-def read(bus: EmbeddedBus, start: int = 0, limit: int = 1000, lost: Lost = "stop") -> list[bytes]:
-    reader = bus.reader({AT: start}, lost=lost)
+def read(
+    bus: EmbeddedBus, start: int = 0, limit: int = 1000, on_out_of_range: OnOutOfRange = "stop"
+) -> list[bytes]:
+    reader = bus.reader({AT: start}, on_out_of_range=on_out_of_range)
     found: list[bytes] = []
     while slices := reader.poll(limit):
         found += [value for part in slices for value in part.values]
@@ -61,7 +58,7 @@ def read(bus: EmbeddedBus, start: int = 0, limit: int = 1000, lost: Lost = "stop
     return found
 
 
-def test_a_killed_writer_leaves_whole_appends(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_only_complete_appends(tmp_path: Path) -> None:
     bus = open_bus(f"sqlite:{tmp_path / 'bus'}")
     bus.create_topics({"t": 3})
     for _ in range(3):
@@ -172,26 +169,30 @@ def test_deleted_segments_move_the_start_and_are_never_skipped(
         connection.execute("DELETE FROM segments WHERE id < 2")
     assert bus.start_offsets("t") == [2]
     assert bus.end_offsets("t") == [6]
-    with pytest.raises(BusError, match="keeps nothing before offset 2, but offset 1 was"):
+    with pytest.raises(BusError, match="keeps nothing before offset 2, but offset 1 is"):
         early.poll(10)
     early.close()
     assert read(bus, 2) == [b"2", b"3", b"4", b"5"]
-    with pytest.raises(BusError, match=r"1 messages are gone; .* --lost earliest"):
+    with pytest.raises(
+        BusError, match=r"1 messages are gone; .* --on-offset-out-of-range earliest"
+    ):
         bus.reader({AT: 1})
-    assert read(bus, 1, lost="earliest") == [b"2", b"3", b"4", b"5"]
+    assert read(bus, 1, on_out_of_range="earliest") == [b"2", b"3", b"4", b"5"]
     with sqlite3.connect(topic_path(tmp_path)) as connection:
         connection.execute("DELETE FROM segments")
     assert bus.start_offsets("t") == bus.end_offsets("t") == [6]
     append(bus, [b"6"])
     assert read(bus, 6) == [b"6"]
-    with pytest.raises(BusError, match="keeps nothing before offset 6, but offset 3 was"):
+    with pytest.raises(BusError, match="keeps nothing before offset 6, but offset 3 is"):
         read(bus, 3)
 
 
-def test_a_gap_in_mid_run_is_passed_over_when_told_to(bus: EmbeddedBus, tmp_path: Path) -> None:
+def test_a_gap_in_mid_run_is_skipped_if_the_reader_continues(
+    bus: EmbeddedBus, tmp_path: Path
+) -> None:
     for run in ([b"0", b"1"], [b"2", b"3", b"4"], [b"5"]):
         append(bus, run)
-    reader = bus.reader({AT: 0}, lost="earliest")
+    reader = bus.reader({AT: 0}, on_out_of_range="earliest")
     assert [s.values for s in reader.poll(1)] == [[b"0"]]
     with sqlite3.connect(topic_path(tmp_path)) as connection:
         connection.execute("DELETE FROM segments WHERE id < 5")
@@ -203,15 +204,15 @@ def test_a_gap_in_mid_run_is_passed_over_when_told_to(bus: EmbeddedBus, tmp_path
         connection.execute("UPDATE partitions SET next = 9")
     assert [reader.poll(10) for _ in range(3)] == [[], [], []]
     assert reader.positions() == reader.ends() == {AT: 9}
-    assert reader.trouble() is None
+    assert reader.unavailable_reason() is None
     reader.close()
 
 
-@pytest.mark.parametrize("then", ["no longer exists", "made anew"])
+@pytest.mark.parametrize("then", ["no longer exists", "recreated"])
 def test_a_file_deleted_or_replaced_is_noticed(
     bus: EmbeddedBus, tmp_path: Path, then: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_reader, "_CHECK_S", 0.0)
+    monkeypatch.setattr(reader_module, "_CHECK_S", 0.0)
     append(bus, [b"0"])
     reader, publisher = bus.reader({AT: 0}), bus.publisher()
     publisher.append("t", [b"1"])
@@ -220,7 +221,7 @@ def test_a_file_deleted_or_replaced_is_noticed(
     assert reader.poll(10) == []
     for name in (f"t{SUFFIX}", f"t{SUFFIX}-wal", f"t{SUFFIX}-shm"):
         (tmp_path / "bus" / name).rename(tmp_path / name)
-    if then == "made anew":
+    if then == "recreated":
         bus.create_topics({"t": 1})
     with pytest.raises(BusError, match=f"topic t .*{then}"):
         reader.poll(10)
@@ -234,7 +235,7 @@ def test_a_file_deleted_or_replaced_is_noticed(
 def test_large_appends_become_several_segments(
     bus: EmbeddedBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_publisher, "MOST_BYTES", 1000)
+    monkeypatch.setattr(publisher_module, "MAX_BYTES", 1000)
     values = [b"x" * size for size in (10, 2000, 10, 400, 400, 400)] + [b""] * 10_000
     append(bus, values)
     with sqlite3.connect(topic_path(tmp_path)) as connection:
@@ -245,7 +246,7 @@ def test_large_appends_become_several_segments(
     assert read(bus, limit=999) == values
 
 
-def test_two_creators_at_once_make_one_topic(tmp_path: Path) -> None:
+def test_concurrent_creators_create_each_topic_once(tmp_path: Path) -> None:
     script = (
         "import sys; from anabranch.dataflows.bus import open_bus;"
         "print(len(open_bus(sys.argv[1]).create_topics({f't{i}': 2 for i in range(20)})))"
@@ -255,8 +256,8 @@ def test_two_creators_at_once_make_one_topic(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", script, url], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    made = [int(creator.communicate()[0]) for creator in creators]
-    assert sum(made) == 20
+    created = [int(creator.communicate()[0]) for creator in creators]
+    assert sum(created) == 20
     assert open_bus(url).topics() == {f"t{i}": 2 for i in sorted(range(20), key=str)}
     assert not [p for p in (tmp_path / "bus").iterdir() if p.name.startswith(".")]
 

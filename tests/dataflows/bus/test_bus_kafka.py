@@ -1,4 +1,4 @@
-"""What only Kafka can do to a reader and a publisher: go away, come back, trim, refuse."""
+"""Behaviour with Kafka alone: brokers that restart, refused messages, settings, logging."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from anabranch.dataflows.bus import (
     UnreachableError,
     open_bus,
 )
-from anabranch.dataflows.bus.kafka import reader as kafka_reader
+from anabranch.dataflows.bus.kafka import reader as reader_module
 from tests.dataflows.bus.test_bus import drain, new_topic, numbered, values_of
 from tests.support.kafka_broker import KafkaBroker, missing_tools
+from tests.support.waiting import GENEROUS_S
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.stress]
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_broker_that_comes_back_is_waited_for(
     at = [TopicPartition(topic, p) for p in range(2)]
     publisher, reader = bus.publisher(), bus.reader(dict.fromkeys(at, 0))
     slices: list[Slice] = []
-    with caplog.at_level(logging.WARNING, "anabranch.dataflows.bus"):
+    with caplog.at_level(logging.WARNING, "anabranch.bus"):
         for turn in range(400):
             if turn == 50:
                 getattr(own_broker, how)()
@@ -55,8 +56,8 @@ def test_a_broker_that_comes_back_is_waited_for(
                 own_broker.start(wait=False)
             publisher.append(topic, numbered(20, f"{turn}-"))
             slices += reader.poll(1000, 0.01)
-        publisher.flush(30)
-        slices += drain(reader, 8000 - sum(len(s.values) for s in slices), timeout_s=30)
+        publisher.flush(GENEROUS_S)
+        slices += drain(reader, 8000 - sum(len(s.values) for s in slices))
     publisher.close()
     reader.close()
     expected = [v for turn in range(400) for v in numbered(20, f"{turn}-")]
@@ -64,11 +65,11 @@ def test_a_broker_that_comes_back_is_waited_for(
     for p in range(2):
         offsets = np.concatenate([s.offsets for s in slices if s.partition == p])
         assert np.all(np.diff(offsets) > 0)
-    said = [r for r in caplog.records if r.name == "anabranch.dataflows.bus"]
-    assert len(said) <= 2, [r.getMessage() for r in said]  # away for less than 5 s is no news
+    logged = [r for r in caplog.records if r.name == "anabranch.bus"]
+    assert len(logged) <= 2, [r.getMessage() for r in logged]  # under 5 s it is not logged
 
 
-def test_what_was_not_delivered_is_told_on_flush(own_broker: KafkaBroker) -> None:
+def test_flush_reports_what_was_not_delivered(own_broker: KafkaBroker) -> None:
     bus = open_bus(own_broker.url, {"message.timeout.ms": "4000"})
     topic = new_topic(bus, 1)
     publisher = bus.publisher()
@@ -77,14 +78,14 @@ def test_what_was_not_delivered_is_told_on_flush(own_broker: KafkaBroker) -> Non
     own_broker.stop()
     publisher.append(topic, numbered(5))
     with pytest.raises(
-        UnreachableError, match=r"5 messages not delivered to .* within 0\.2 s.*tri"
+        UnreachableError, match=r"5 messages not delivered to .* within 0\.2 s.*being sent"
     ):
         publisher.flush(0.2)
     with pytest.raises(BusError, match=rf"5 messages could not be delivered.*5 to {topic}: ") as e:
         publisher.flush(10)
-    assert not isinstance(e.value, UnreachableError)  # told to give up, it is for good
+    assert not isinstance(e.value, UnreachableError)  # with a timeout it is final
     with pytest.raises(BusError, match="5 messages could not be delivered"):
-        publisher.append(topic, [b"behind the hole"])
+        publisher.append(topic, [b"after the gap"])
     with pytest.raises(BusError, match="could not be delivered"):
         publisher.close()
     publisher.close()
@@ -101,26 +102,26 @@ def test_a_message_too_large_is_refused(kafka_broker: KafkaBroker) -> None:
     publisher.close()
 
 
-def test_pauses_that_outgrow_what_is_set_aside(
+def test_pauses_that_outgrow_the_buffer(
     kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_reader, "_SET_ASIDE", 50)
+    monkeypatch.setattr(reader_module, "_MAX_BUFFERED", 50)
     bus = open_bus(kafka_broker.url)
     topic = new_topic(bus, 2)
     at = [TopicPartition(topic, p) for p in range(2)]
     reader, publisher = bus.reader(dict.fromkeys(at, 0)), bus.publisher()
-    held_back = 0
+    paused = 0
     slices: list[Slice] = []
     for turn in range(200):
         publisher.append(topic, numbered(200, f"{turn}-"))
         reader.pause([at[turn % 2]])
         slices += reader.poll(700, 0.01)
-        held_back += sum(p.held_back for p in reader._partitions.values())
+        paused += sum(p.paused_in_client for p in reader._partitions.values())
         reader.resume([at[turn % 2]])
         slices += reader.poll(70, 0.002)
     publisher.close()
     slices += drain(reader, 40_000 - sum(len(s.values) for s in slices))
-    assert held_back > 20
+    assert paused > 20
     for p in range(2):
         offsets = np.concatenate([s.offsets for s in slices if s.partition == p])
         assert np.array_equal(offsets, np.arange(20_000))

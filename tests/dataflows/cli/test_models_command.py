@@ -89,7 +89,7 @@ def test_a_snapshot_has_the_lineage_of_the_champion(kept: Kept) -> None:
         for partition, end in ends.items():
             assert spans[topic, int(partition)]["end"] == end
             assert spans[topic, int(partition)]["start"] == 0
-    (place,) = [each for each in state["places"] if each["name"] == "models"]
+    (place,) = [each for each in state["state_partitions"] if each["name"] == "models"]
     assert made["metrics"] == place["models"][NAME]
     assert made["generation"] == place["resumes_at"]
     assert made["versions"] == library_versions()
@@ -137,7 +137,7 @@ def test_old_versions_go(kept: Kept) -> None:
     for begin in (HALF, HALF + 20, HALF + 40):
         kept.publish(MESSAGES[begin : begin + 20])
         kept.run_until(10_000, batch=20)
-        went_well(kept.call("models", "snapshot", "state", "--keep", "2"))
+        went_well(kept.call("models", "snapshot", "state", "--retain", "2"))
     left = told(kept.call("models", "list", "state", "--json"))
     assert [each["reference"] for each in left] == [f"{NAME}@3", f"{NAME}@4"]
 
@@ -154,7 +154,7 @@ def test_show_and_diff_tell_it_to_people(kept: Kept) -> None:
         assert words in shown.out, words
     compared = kept.call("models", "diff", "state", f"{NAME}@1", NAME, "--top", "2")
     went_well(compared)
-    for words in ("rows learned", "trained on", "LogLoss", "the most changed 2 of 5"):
+    for words in ("labels learned", "trained on", "LogLoss", "the most changed 2 of 5"):
         assert words in compared.out, words
     assert "learning_rate" not in compared.out  # it is the same
     found = told(kept.call("models", "diff", "state", f"{NAME}@1", NAME, "--json", "--top", "3"))
@@ -170,7 +170,7 @@ def test_export_then_import_is_the_same_model(kept: Kept) -> None:
     went_well(kept.call("models", "export", "state", NAME, "--to", "m.pickle"))
     made = kept.call("models", "import", "flow.py", "m.pickle", "--state", "new", "--name", "old")
     went_well(made)
-    assert "warning: unpickling m.pickle, which runs whatever code is in it" in made.err
+    assert "warning: unpickling m.pickle, which runs any code is in it" in made.err
     here, there = Registry.of(kept.state), Registry.of(kept.directory / "new")
     one, other = here.get(NAME), there.get("old")
     assert other.parent == f"{NAME}@1 of pipeline trades"
@@ -218,19 +218,19 @@ def test_what_does_not_fit_is_one_sentence(kept: Kept) -> None:
     cases = [
         ("city.pickle", RIVER, "has learned features that the pipeline does not have: city;"),
         ("number.pickle", RIVER, "LinearRegression can't do a binary task: give a classifier"),
-        ("dict.pickle", RIVER, "holds 'dict' and no River model"),
+        ("dict.pickle", RIVER, "holds 'dict', not a River model"),
         ("scaler.pickle", RIVER, "StandardScaler can't do a binary task"),
         ("torn.pickle", RIVER, "torn.pickle can't be unpickled"),
         ("text.pickle", RIVER, "text.pickle can't be unpickled"),
         ("good.pickle", "0.1", f"was written with river 0.1, and {RIVER} is installed"),
         ("none.pickle", RIVER, "none.pickle can't be read: No such file"),
-        ("https://example.org/m.pickle", RIVER, "no local file"),
+        ("https://example.org/m.pickle", RIVER, "not a local file"),
     ]
     before = told(kept.call("models", "list", "state", "--json"))
     for name, river, words in cases:
         done = kept.call("models", "import", "flow.py", name, "--state", "state", "--river", river)
         refused(done, words)
-    refused(kept.call("models", "import", "flow.py", "good.pickle"), "say so with --river")
+    refused(kept.call("models", "import", "flow.py", "good.pickle"), "add --river")
     assert not (kept.directory / "data").exists()
     assert told(kept.call("models", "list", "state", "--json")) == before
 
@@ -252,10 +252,10 @@ def test_what_was_exported_for_another_pipeline_is_refused_unread(kept: Kept) ->
 MISTAKES = [
     (["list", "nosuch"], "there is no pipeline 'nosuch'"),
     (["list", "payments"], "there is no state directory data/state/payments: run the pipeline"),
-    (["list", "bus"], "bus is no state directory and has no models"),
+    (["list", "bus"], "bus is not a state directory and has no models"),
     (["show", "state", "nosuch"], f"there is no model 'nosuch' in state/registry: it has {NAME}@1"),
     (["show", "state", f"{NAME}@7"], f"there is no model '{NAME}@7'"),
-    (["show", "state", "a b"], "'a b' names no model: write NAME@VERSION"),
+    (["show", "state", "a b"], "'a b' does not name a model: write NAME@VERSION"),
     (["diff", "state", NAME, "other"], "there is no model 'other'"),
     (["export", "state", NAME, "--to", "no/where.pickle"], "where.pickle can't be written"),
     (["export", "state", NAME, "--to", "bus"], "bus can't be written"),
@@ -272,15 +272,15 @@ def test_a_mistake_is_one_sentence(kept: Kept, arguments: list[str], words: str)
 
 def test_wrong_usage_ends_with_2(kept: Kept) -> None:
     wrong = [["show", "state"], ["export", "state", NAME], ["nosuch"]]
-    for arguments in [*wrong, ["snapshot", "state", "--keep", "0"]]:
+    for arguments in [*wrong, ["snapshot", "state", "--retain", "0"]]:
         assert kept.call("models", *arguments).code == 2
 
 
 def test_a_state_that_has_learned_nothing_has_no_model_yet(kept: Kept) -> None:
     shutil.rmtree(kept.state)
-    went_well(kept.run("--from", "latest"))
+    went_well(kept.run("--start-offset", "latest"))
     assert "no models in" in kept.call("models", "list", "state").out
-    refused(kept.call("models", "snapshot", "state"), "state has not kept a model yet: run")
+    refused(kept.call("models", "snapshot", "state"), "state holds no model yet: run")
 
 
 def test_a_recovery_store_that_lacks_a_partition_is_refused(kept: Kept) -> None:
@@ -311,18 +311,26 @@ def test_beside_a_run_snapshots_are_whole_and_rise(kept: Kept) -> None:
     """The run is a process of its own, as for `anabranch state`."""
     shutil.rmtree(kept.state)
     kept.run_until(5)
-    options = ("--bus", "sqlite:bus", "--state", "state", "--until-end", "--epoch", "50ms")
+    options = (
+        "--bus",
+        "sqlite:bus",
+        "--state",
+        "state",
+        "--until-end",
+        "--checkpoint-interval",
+        "50ms",
+    )
     registry, rows, looks = Registry.of(kept.state), 0, 0
-    with Command(kept.directory, "run", "flow.py", *options, "--batch", "2") as command:
+    with Command(kept.directory, "run", "flow.py", *options, "--batch-size", "2") as command:
         while command.process.poll() is None:
             taken = take_snapshot(kept.state)
-            assert taken.about.rows is not None
-            assert taken.about.rows >= rows
-            registry.add(taken.model, taken.about, keep=3)
-            rows, looks = taken.about.rows, looks + 1
+            assert taken.version.rows is not None
+            assert taken.version.rows >= rows
+            registry.add(taken.model, taken.version, keep=3)
+            rows, looks = taken.version.rows, looks + 1
         went_well(command.done())
     assert looks > 1
-    assert take_snapshot(kept.state).about.rows >= rows
+    assert take_snapshot(kept.state).version.rows >= rows
     assert len(registry.list()) <= 3
     assert registry.problems() == []
     went_well(kept.call("state", "state", "--verify"))

@@ -26,6 +26,9 @@ from anabranch.dataflows.rollout.client import RolloutLog
 from anabranch.models.rollout.command import KINDS
 from tests.support.checkpoint_pipeline import PARTITIONS, PIPELINE, T0, refused, went_well
 from tests.support.commands import Call, Command, caller
+from tests.support.waiting import GENEROUS_S
+
+pytestmark = pytest.mark.stress
 
 CONTROL, ROLLOUTS = "trades.control", "trades.rollouts"
 GROUP: Any = typer.main.get_command(rollout)
@@ -45,7 +48,7 @@ SAID = {
 def decided(action: str, challenger: str = "tree", **changes: Any) -> RolloutMessage:
     fields: dict[str, Any] = {
         "pipeline": "trades", "action": action, "rollout": "r1", "challenger": challenger,
-        "champion": "LogisticRegression", "share": 0.25, "why": "for a reason", "ts": T0,
+        "champion": "LogisticRegression", "share": 0.25, "reason": "for a reason", "ts": T0,
         "policy": "Shadow", "evidence": None, "guardrails": {}, "topic": CONTROL, "partition": 0,
         "offset": 0,
     }  # fmt: skip
@@ -90,14 +93,14 @@ def answering(bus: Bus, answers: Sequence[RolloutMessage]) -> Iterator[list[Cont
 
     def listen() -> None:
         reader = bus.reader({TopicPartition(CONTROL, n): 0 for n in range(PARTITIONS)})
-        until = time.monotonic() + 20
+        until = time.monotonic() + GENEROUS_S
         while not heard and time.monotonic() < until:
             for piece in reader.poll(10, 0.05):
                 heard.extend(msgspec.json.decode(v, type=Control) for v in piece.values)
         reader.close()
         for said in heard[:1]:
-            tell(bus, decided("refused", why="not yours", answers="somebody else's"))
-            mine = [msgspec.structs.replace(answer, answers=said.id) for answer in answers]
+            tell(bus, decided("rejected", reason="not yours", request_id="somebody else's"))
+            mine = [msgspec.structs.replace(answer, request_id=said.id) for answer in answers]
             tell(bus, *mine, partition=2)
 
     thread = threading.Thread(target=listen)
@@ -122,17 +125,17 @@ def test_there_is_a_command_for_each_kind_of_message() -> None:
 @pytest.mark.parametrize("name", SAID)
 def test_a_command_is_published_and_its_answer_printed(name: str, bus: Bus, call: Call) -> None:
     arguments, said = SAID[name]
-    tell(bus, decided("started", why="long ago"))
-    with answering(bus, [decided("paused", why="as was said")]) as heard:
+    tell(bus, decided("started", reason="long ago"))
+    with answering(bus, [decided("paused", reason="as was said")]) as heard:
         done = call("rollout", "flow.py", name, *arguments, "--by", "ann")
     went_well(done)
     assert done.out == (
-        "tree: paused, serves 25.0%; it keeps its share, and nothing is decided until it goes on: "
-        "as was said\n"
+        "tree: paused, serves 25.0%; it keeps its share, and nothing is decided until it is "
+        "resumed: as was said\n"
     )
     (control,) = heard
     assert len(control.id) == 32
-    expected = Control(kind=name.replace("-", "_"), id=control.id, by="ann", **said)  # type: ignore[arg-type]
+    expected = Control(kind=name.replace("-", "_"), id=control.id, requested_by="ann", **said)  # type: ignore[arg-type]
     assert control == expected
     assert control.command().problem() is None
 
@@ -150,18 +153,18 @@ def test_all_answers_to_a_command_are_printed(bus: Bus, call: Call) -> None:
 
 
 def test_a_refusal_says_why_and_ends_with_1(bus: Bus, call: Call) -> None:
-    with answering(bus, [decided("refused", why="there is no challenger 'bush'")]) as heard:
+    with answering(bus, [decided("rejected", reason="there is no challenger 'bush'")]) as heard:
         done = call("rollout", "flow.py", "pause", "bush")
     assert done.code == 1
     assert done.out == ""
     assert done.err.endswith("could not be followed: there is no challenger 'bush'\n")
-    assert heard[0].by.partition("@")[2]
+    assert heard[0].requested_by.partition("@")[2]
 
 
 def test_when_nobody_answers_it_ends_with_3(bus: Bus, call: Call) -> None:
     done = call("rollout", "flow.py", "pause", "--timeout", "200ms")
     assert done.code == 3
-    assert done.err.startswith("nobody answered within 200ms: is `anabranch run` going?")
+    assert done.err.startswith("no response within 200ms: is `anabranch run` running?")
     assert bus.end_offsets(CONTROL) == [1, 0, 0]
 
 
@@ -202,7 +205,7 @@ def test_without_a_rollout_or_a_run_it_says_what_to_do(
 HISTORY = [
     decided("started", ts=T0),
     decided("stepped", ts=T0 + 60_000, share=0.05),
-    decided("refused", challenger="bush", why="no"),
+    decided("rejected", challenger="bush", reason="no"),
     decided("progress", evidence=EVIDENCE, share=0.05, guardrails={"error_rate": 0.0, "psi": None}),
     decided("champion_failed", challenger=""),
     decided("added", challenger="bush", rollout=""),
@@ -216,7 +219,8 @@ def test_status_shows_each_challenger_as_it_stands(bus: Bus, call: Call) -> None
     done = call("rollout", "flow.py", "status", COLUMNS="80")
     went_well(done)
     for words in (
-        "LogisticRegression leads, Shadow", "stepped", "11-14 22:14", "5.0%", "1,234", "56 served",
+        "champion LogisticRegression, Shadow", "stepped",
+        "11-14 22:14", "5.0%", "1,234", "56 served",
         "0.2 ", "vs 0.25", "0.05", "> -0.01", "< —", "7.5 ", "of 20", "error 0", "psi —",
     ):  # fmt: skip
         assert words in done.out, done.out
@@ -251,18 +255,18 @@ def test_status_of_a_topic_without_decisions_is_one_sentence(bus: Bus, call: Cal
     done = call("rollout", "flow.py", "status")
     went_well(done)
     assert done.out == (
-        "nothing was decided yet about rollouts of trades: its topic trades.rollouts is empty\n"
+        "no decision about rollouts of trades yet: its topic trades.rollouts is empty\n"
     )
 
 
 def test_of_a_long_topic_the_tail_is_read(bus: Bus, tmp_path: Path, call: Call) -> None:
     from anabranch.dataflows.pipelines.loader import load_pipeline
 
-    tell(bus, *(decided("progress", why=str(i)) for i in range(50)))
+    tell(bus, *(decided("progress", reason=str(i)) for i in range(50)))
     pipeline = load_pipeline(str(tmp_path / "flow.py"))
-    with RolloutLog(pipeline, bus, most=3) as log:
-        tell(bus, decided("progress", why="50"))
-        assert [each.why for each in log.history()][:3] == ["47", "48", "49"]
+    with RolloutLog(pipeline, bus, tail=3) as log:
+        tell(bus, decided("progress", reason="50"))
+        assert [each.reason for each in log.history()][:3] == ["47", "48", "49"]
 
 
 def test_follow_prints_each_new_decision_until_it_is_told_to_end(bus: Bus, tmp_path: Path) -> None:
@@ -275,10 +279,10 @@ def test_follow_prints_each_new_decision_until_it_is_told_to_end(bus: Bus, tmp_p
     ) as command:
         assert command.process.stdout is not None
         lines = iter(command.process.stdout.readline, "")
-        assert "trades: LogisticRegression leads" in next(lines)
-        tell(bus, decided("rolled_back", why="it was slow"), partition=1)
+        assert "trades: champion LogisticRegression" in next(lines)
+        tell(bus, decided("rolled_back", reason="it was slow"), partition=1)
         line = next(line for line in lines if "rolled back" in line)
         assert line.startswith("2023-11-14 22:13:20 tree: rolled back, serves 25.0%; ")
         assert line.endswith(": it was slow\n")
-        command.tell(signal.SIGINT)
+        command.send(signal.SIGINT)
         assert command.done().code == 0

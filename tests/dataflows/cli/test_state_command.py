@@ -1,4 +1,4 @@
-"""``anabranch state``: what a state directory holds, and whether it is whole."""
+"""``anabranch state``: its tables, its JSON, and its check for damage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Call:
 
 @pytest.fixture
 def kept(tmp_path: Path, call: Call) -> Kept:
-    """A state that has come through all messages."""
+    """A state that has processed all messages."""
     made = Kept(tmp_path, call)
     made.declare()
     made.publish(MESSAGES)
@@ -31,22 +31,22 @@ def kept(tmp_path: Path, call: Call) -> Kept:
     return made
 
 
-def test_it_tells_how_far_the_state_is_and_what_it_holds(kept: Kept) -> None:
+def test_it_shows_progress_and_content(kept: Kept) -> None:
     done = kept.call("state", "state")
     went_well(done)
     assert "pipeline trades, generation" in done.out
-    assert "in use by nobody" in done.out
-    assert "windows laid out for one worker, 3 input partitions" in done.out
-    for name in ("trades.events", "trades.labels", "intake-0", "windows", "models"):
+    assert ", not in use" in done.out
+    assert "windows partitioned for one worker, 3 input partitions" in done.out
+    for name in ("trades.events", "trades.labels", "input-0", "windows", "models"):
         assert name in done.out
     whole = kept.call("state", "state", "--verify")
     went_well(whole)
-    assert "5 places read and checked: all is whole" in whole.out
+    assert "5 state partitions verified: no damage found" in whole.out
 
 
-def test_as_json_it_is_one_object_with_all_of_it(kept: Kept) -> None:
+def test_json_has_everything_in_one_object(kept: Kept) -> None:
     told = json.loads(kept.call("state", "state", "--json", "--verify").out)
-    assert told["identity"]["pipeline"] == "trades"
+    assert told["manifest"]["pipeline"] == "trades"
     assert told["process"] is None
     assert told["problems"] == []
     assert told["generation"] >= 1
@@ -54,8 +54,8 @@ def test_as_json_it_is_one_object_with_all_of_it(kept: Kept) -> None:
     assert sum(told["offsets"]["trades.labels"].values()) == len(MESSAGES) - EVENTS
     newest = max(message["ts"] for _, message in MESSAGES if "amount" in message)
     assert told["event_time_ms"] == newest
-    places = {place["name"]: place for place in told["places"]}
-    assert set(places) == {"models", "windows", *(f"intake-{n}" for n in range(PARTITIONS))}
+    places = {place["name"]: place for place in told["state_partitions"]}
+    assert set(places) == {"models", "windows", *(f"input-{n}" for n in range(PARTITIONS))}
     assert places["windows"]["keys"]["account"] == 8
     assert places["windows"]["events"]["account"] > 0
     assert places["models"]["champion"] == "LogisticRegression"
@@ -64,27 +64,27 @@ def test_as_json_it_is_one_object_with_all_of_it(kept: Kept) -> None:
     assert all(place["resumes_at"] == place["generation"] for place in places.values())
 
 
-def test_what_is_damaged_or_missing_is_named(kept: Kept, tmp_path: Path) -> None:
+def test_damaged_or_missing_parts_are_named(kept: Kept, tmp_path: Path) -> None:
     for place in ("models", "layout-1/windows"):
         tables = (kept.state / place / "db").glob("*.sst")
         file = max(tables, key=lambda each: each.stat().st_size)
         content = file.read_bytes()
         file.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])
-        refused(kept.call("state", "state", "--verify"), "state is not whole", place)
+        refused(kept.call("state", "state", "--verify"), "state is damaged", place)
         file.write_bytes(content)
         (kept.state / place).rename(tmp_path / "away")
-        refused(kept.call("state", "state"), f"lacks its place {Path(place).name}")
+        refused(kept.call("state", "state"), f"lacks its state partition {Path(place).name}")
         (tmp_path / "away").rename(kept.state / place)
-    shutil.copy(kept.state / "models" / "NAME", tmp_path / "name")
-    (kept.state / "models" / "NAME").write_text("somebody else")
+    shutil.copy(kept.state / "models" / "ID", tmp_path / "name")
+    (kept.state / "models" / "ID").write_text("somebody else")
     refused(kept.call("state", "state"), "models belongs to another state")
-    shutil.copy(tmp_path / "name", kept.state / "models" / "NAME")
+    shutil.copy(tmp_path / "name", kept.state / "models" / "ID")
     went_well(kept.call("state", "state", "--verify"))
     (kept.state / "recovery" / "part-0.sqlite3").write_bytes(b"")
     refused(kept.call("state", "state"), "recovery/part-0.sqlite3", "backup")
 
 
-def test_what_is_no_state_directory_is_refused(call: Call, tmp_path: Path) -> None:
+def test_other_directories_are_refused(call: Call, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     refused(call("state", "empty"), "empty is no state directory")
@@ -92,7 +92,7 @@ def test_what_is_no_state_directory_is_refused(call: Call, tmp_path: Path) -> No
     refused(call("state", "file"), "file")
 
 
-def test_a_fresh_one_holds_nothing_and_is_whole(kept: Kept) -> None:
+def test_a_new_state_is_empty_and_undamaged(kept: Kept) -> None:
     shutil.rmtree(kept.state)
     shutil.rmtree(kept.directory / "bus")
     kept.publish([])
@@ -105,30 +105,41 @@ def test_a_fresh_one_holds_nothing_and_is_whole(kept: Kept) -> None:
     went_well(kept.call("state", "state"))
 
 
-def test_one_of_several_workers_and_strangers_beside_the_places(kept: Kept) -> None:
+def test_several_workers_and_unexpected_files(kept: Kept) -> None:
     went_well(kept.run("--processes", "2"))
-    (kept.state / "intake-0.bak").mkdir()
+    (kept.state / "input-0.bak").mkdir()
     (kept.state / "layout-2" / "windows-1.bak").mkdir()
     done = kept.call("state", "state", "--verify")
     went_well(done)
-    assert "windows laid out for 8 shards" in done.out
+    assert "windows partitioned for 8 shards" in done.out
     names = [
-        place["name"] for place in json.loads(kept.call("state", "state", "--json").out)["places"]
+        place["name"]
+        for place in json.loads(kept.call("state", "state", "--json").out)["state_partitions"]
     ]
     assert names == [
-        *(f"intake-{number}" for number in range(PARTITIONS)),
+        *(f"input-{number}" for number in range(PARTITIONS)),
         *(f"windows-{number}" for number in range(8)),
         "models",
     ]
 
 
-def test_beside_a_run_it_is_always_whole(kept: Kept) -> None:
-    """The run is a process of its own: two copies of SQLite in one break each other's locks."""
+def test_it_is_never_damaged_while_a_run_uses_it(kept: Kept) -> None:
+    """The run is a separate process: two copies of SQLite in one break each other's locks."""
     shutil.rmtree(kept.state)
     kept.run_until(0)
-    told = ("--bus", "sqlite:bus", "--state", "state", "--until-end", "--epoch", "100ms")
+    options = (
+        "--bus",
+        "sqlite:bus",
+        "--state",
+        "state",
+        "--until-end",
+        "--checkpoint-interval",
+        "100ms",
+    )
     looks, used = 0, False
-    with Command(kept.directory, "run", "flow.py", *told, "--batch", "1") as command:
+    with Command(
+        kept.directory, "run", "flow.py", *options, "--until-end", "--batch-size", "1"
+    ) as command:
         while command.process.poll() is None:
             report = inspect(kept.state, verify=True)
             assert report.problems == []

@@ -74,6 +74,21 @@ def test_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_pipeline("shop_of_this_test.fraud:flow").name == "one"
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("from anabranch import distinct", r"distinct\(…\) is now called count_distinct\(…\)"),
+        ("anabranch.field('size', missing=0)", r"field\(missing=\) is now called fill_null="),
+    ],
+)
+def test_an_old_name_is_one_sentence_with_the_new_one(
+    tmp_path: Path, line: str, sentence: str
+) -> None:
+    (tmp_path / "flow.py").write_text(f"import anabranch\n{line}\n")
+    with pytest.raises(DeclarationError, match=rf"flow\.py, line 2: {sentence}"):
+        load_pipeline(str(tmp_path / "flow.py"))
+
+
 def test_an_error_in_a_helper_names_the_helper(tmp_path: Path) -> None:
     (tmp_path / "broken_helper.py").write_text("\n1 / 0\n")
     (tmp_path / "flow.py").write_text("import broken_helper\n")

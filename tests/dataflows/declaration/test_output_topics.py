@@ -35,7 +35,7 @@ from anabranch import (
 )
 from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 
 T0 = 1_700_000_000_000
 
@@ -102,7 +102,7 @@ def run(pipeline: Pipeline, bus: Bus, values: list[bytes], partitions: int = 1) 
     bus.create_topics(dict.fromkeys(pipeline.inputs, partitions))
     for number in range(partitions):
         publish(bus, pipeline.topics.events, values[number::partitions], number)
-    run_worker(pipeline, bus, IntakeOptions(until_end=True))
+    run_worker(pipeline, bus, SourceOptions(until_end=True))
 
 
 def test_predictions_are_typed_and_the_end_of_the_topic_ends_the_iteration(bus: Bus) -> None:

@@ -1,4 +1,4 @@
-"""Challengers and their rollout as they are declared; and what is said of what can't work."""
+"""The declaration of challengers and rollouts: what a valid one derives, and each mistake."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from anabranch import (
     window,
 )
 from anabranch.dataflows.steps.rollout_step import rollouts_of
-from anabranch.models.learners.subsampling import Thinned
+from anabranch.models.learners.subsampling import SubsampledLearner
 from anabranch.state.errors import DeclarationError
 from tests.dataflows.steps import test_control
 
@@ -83,19 +83,19 @@ def test_what_drift_starts_is_declared_with_a_monitor_and_climbs_by_evidence():
     assert starts is not None
     one, other = starts.make(), starts.make()
     assert one is not other
-    assert isinstance(one, Thinned)
-    assert one.share == 0.5
+    assert isinstance(one, SubsampledLearner)
+    assert one.sample_rate == 0.5
     assert orders().starts_on_drift is None
 
 
 def test_a_challenger_may_learn_a_share_of_the_labels():
     some = {"all": TREE, "some": Challenger(model=TREE, sample_rate=0.1, burn_in=50)}
-    made = orders(challengers=some).challenger_learners()
-    assert isinstance(made["some"], Thinned)
-    assert not isinstance(made["all"], Thinned)
+    learners = orders(challengers=some).challenger_learners()
+    assert isinstance(learners["some"], SubsampledLearner)
+    assert not isinstance(learners["all"], SubsampledLearner)
     rollouts = rollouts_of(orders(challengers=some))
     assert rollouts is not None
-    assert rollouts.deployment.grace == {"some": 50}
+    assert rollouts.deployment.burn_in == {"some": 50}
 
 
 def test_a_challenger_is_fresh_each_time():
@@ -108,11 +108,11 @@ def test_a_challenger_is_fresh_each_time():
 WRONG = {
     "such as {'tree': …}, not list": {"challengers": [TREE]},
     "'t/ree' can't be used": {"challengers": {"t/ree": TREE}},
-    "model name 7 is no text": {"challengers": {7: TREE}},
-    "give it another one": {"challengers": {"LogisticRegression": TREE}},
-    "and no River model": {"challengers": {"tree": "HoeffdingTree"}},
+    "model name 7 is not a text": {"challengers": {7: TREE}},
+    "give it another name": {"challengers": {"LogisticRegression": TREE}},
+    "which is not a River model": {"challengers": {"tree": "HoeffdingTree"}},
     "challenger 'line' of pipeline 'p': ": {"challengers": {"line": LINE}},
-    "rollout='canary' of pipeline 'p' is none": {"rollout": "canary"},
+    "rollout='canary' of pipeline 'p' is no policy": {"rollout": "canary"},
     "split=0.9 of ABTest": {"rollout": ABTest(split=0.9), "challengers": {"a": TREE, "b": TREE}},
     "loss_ratio=0.5": {"rollout": Shadow(guardrails=Guardrails(loss_ratio=0.5))},
     "unknown field 'shoop'": {"rollout_key": "shoop"},
@@ -130,8 +130,8 @@ WRONG = {
     },
     "auc_window=1 of Canary": {"rollout": Canary(loss="auc", auc_window=1)},
     "on_drift= of pipeline 'p' is 'tree': give Challenger": {"on_drift": "tree"},
-    "on_drift= of pipeline 'p' is for a loss": {"on_drift": Challenger(model=TREE)},
-    "on_drift= of pipeline 'p' is 5, and no River model": {
+    "on_drift= of pipeline 'p' is for drift of kind 'loss'": {"on_drift": Challenger(model=TREE)},
+    "on_drift= of pipeline 'p' is 5, which is not a River model": {
         "on_drift": Challenger(model=5), "monitors": [anabranch.monitor("loss")],
     },
     "on_drift= of pipeline 'p': warmup_rows=-1": {
@@ -153,10 +153,10 @@ WRONG = {
 
 @pytest.mark.parametrize("words", WRONG)
 def test_what_cannot_work_is_one_sentence(words):
-    with pytest.raises(DeclarationError) as said:
+    with pytest.raises(DeclarationError) as raised:
         orders(**WRONG[words])
-    assert words in str(said.value)
-    assert "\n" not in str(said.value)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

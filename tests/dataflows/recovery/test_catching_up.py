@@ -18,7 +18,7 @@ from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.producers.simulators.faults import Faults
 from anabranch.producers.simulators.payments import simulate_payments
@@ -27,7 +27,7 @@ from tests.support.history import WORLD, Message, messages_of, publish, values
 DAY_MS = 86_400_000
 PREDICTIONS, DEAD = "payments.predictions", "payments.dead-letters"
 FAULTS = Faults(malformed=0.01, duplicates=0.02, out_of_order=0.05)
-SLOW = replace(WORLD, rate=0.0015, verdict_median_s=20_000.0, silent=0.2)
+SLOW = replace(WORLD, rate=0.0015, verdict_median_s=20_000.0, unlabelled=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def run_pieces(
         bus = open_bus(url)
         try:
             with StateDirectory.open(path / "state", pipeline, bus) as opened:
-                options = IntakeOptions(until_end=True, limit=200)
+                options = SourceOptions(until_end=True, limit=200)
                 run_worker(pipeline, bus, options, state=opened, metrics=telling)
         finally:
             bus.close()
@@ -67,7 +67,7 @@ def run_pieces(
             sample.labels["metric"]: sample.value
             for family in registry.collect()
             for sample in family.samples
-            if sample.name == "anabranch_prequential"
+            if sample.name == "anabranch_model_quality"
         }
     predictions = [json.loads(value) for value in values(url, PREDICTIONS)]
     return predictions, [json.loads(value) for value in values(url, DEAD)], quality
@@ -103,5 +103,5 @@ def test_after_a_week_it_goes_on_as_if_it_had_never_stopped(
     assert len(live[0]) > 2400
     assert live[0][-1]["version"] > 1500
     reasons = {letter["reason"] for letter in live[1]}
-    late = "label after its wait"
+    late = "label after timeout"
     assert (late in reasons) == ("default" not in rules)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickletools
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -80,12 +81,12 @@ def test_another_declaration_is_refused_and_harms_nothing(kept: Kept, expected: 
         kept.declare(old, new)
         refused(kept.run(), f"the {part} of pipeline 'trades' changed", "--state")
     kept.declare()
-    refused(kept.run("--shards", "4"), "made for 8 shards", "--shards 8")
+    refused(kept.run("--shards", "4"), "created for 8 shards", "--shards 8")
     goes_on(kept, expected)
 
 
 def test_the_state_of_another_pipeline_is_refused(kept: Kept, expected: Any) -> None:
-    with changed(kept.state / "identity.json", pipeline="clicks"):
+    with changed(kept.state / "manifest.json", pipeline="clicks"):
         refused(kept.run(), "is the state of pipeline 'clicks', not of 'trades'")
     goes_on(kept, expected)
 
@@ -110,38 +111,72 @@ def replaced(path: Path, content: bytes | None) -> Iterator[None]:
     path.write_bytes(before)
 
 
-def test_another_version_or_layout_of_the_identity_is_refused(kept: Kept, expected: Any) -> None:
-    identity = kept.state / "identity.json"
-    versions = json.loads(identity.read_bytes())["versions"]
+def test_another_version_or_layout_of_the_manifest_is_refused(kept: Kept, expected: Any) -> None:
+    manifest = kept.state / "manifest.json"
+    versions = json.loads(manifest.read_bytes())["versions"]
     cases: list[tuple[Json, str]] = [
         ({"versions": versions | {"river": "0.1"}}, "was written with river 0.1"),
         ({"versions": {}}, "was written with river None"),
         ({"format": 99}, "format 99"),
-        ({"partitions": 5}, "was made for 5"),
-        ({"hosts": 2}, "was made for 2 hosts"),
+        ({"partitions": 5}, "was created for 5"),
+        ({"hosts": 2}, "was created for 2 hosts"),
         ({"layout": "x"}, "is damaged"),
     ]
     for fields, words in cases:
-        with changed(identity, **fields):
+        with changed(manifest, **fields):
             refused(kept.run(), words)
-    for content in (b"", b"{", b"[]", b"\xff\x00", b"null", identity.read_bytes()[:40]):
-        with replaced(identity, content):
-            refused(kept.run(), "identity.json is damaged", "backup")
-    with replaced(identity, None):
+    for content in (b"", b"{", b"[]", b"\xff\x00", b"null", manifest.read_bytes()[:40]):
+        with replaced(manifest, content):
+            refused(kept.run(), "manifest.json is damaged", "backup")
+    with replaced(manifest, None):
         refused(kept.run(), "is no state directory and is not empty", "--state")
     goes_on(kept, expected)
+
+
+def test_a_directory_of_format_1_is_refused_with_the_command_that_replays(
+    kept: Kept, expected: Any
+) -> None:
+    """Its manifest had another name, and the engine's store names classes that are gone."""
+    manifest = kept.state / "manifest.json"
+    before = manifest.read_bytes()
+    old = {"format": 1, "pipeline": "trades", "layout": 1, "by_shard": False, "since": {}}
+    (kept.state / "identity.json").write_text(json.dumps(old))
+    manifest.unlink()
+    words = ("format 1", "anabranch replay PIPELINE --from trades.events", "--state NEW")
+    for done in (kept.run(), kept.run("--processes", "2"), kept.call("state", "state")):
+        refused(done, *words)
+    refused(kept.call("models", "snapshot", "state"), *words)
+    (kept.state / "identity.json").write_bytes(b"torn")
+    refused(kept.run(), "anabranch replay PIPELINE --from PIPELINE.events")
+    (kept.state / "identity.json").unlink()
+    manifest.write_bytes(before)
+    goes_on(kept, expected)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_the_engine_stores_names_no_class(kept: Kept, processes: int) -> None:
+    """So a module can move, and a state directory is still readable."""
+    went_well(kept.run("--processes", processes, epoch="5s"))
+    with closing(sqlite3.connect(kept.directory / RECOVERY)) as store:
+        states = store.execute("SELECT step_id, ser_change FROM snaps").fetchall()
+    steps = {step.split(".")[1] for step, _ in states}
+    assert steps >= {"source", "sink"}
+    assert steps & {"windows_and_models_1", "models_2"}
+    for step, pickled in states:
+        opcodes = {opcode.name for opcode, _, _ in pickletools.genops(pickled or b"N.")}
+        assert not opcodes & {"GLOBAL", "STACK_GLOBAL", "INST", "REDUCE"}, step
 
 
 def test_a_recovery_store_that_is_gone_or_damaged_is_refused(kept: Kept, expected: Any) -> None:
     store = kept.directory / RECOVERY
     content = store.read_bytes()
     with replaced(store, None):
-        refused(kept.run(), "recovery", "is gone", "backup")
+        refused(kept.run(), "recovery", "is missing", "backup")
     for damaged in (b"", b"\x07garbage" * 5000, content[:4096], content[: len(content) // 2]):
         with replaced(store, damaged):
             refused(kept.run(), RECOVERY, "backup")
     shutil.copy(store, store.with_name("part-1.sqlite3"))
-    refused(kept.run(), "is not the one that was made here")
+    refused(kept.run(), "is not the one that was created here")
     store.with_name("part-1.sqlite3").unlink()
     with closing(sqlite3.connect(store)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -167,18 +202,18 @@ def test_a_recovery_store_or_places_of_another_run_are_refused(
 ) -> None:
     (tmp_path / "other").mkdir()
     other = other_run(kept, tmp_path / "other")
-    places = ("recovery", "models", "intake-0", "layout-1/windows")
+    places = ("recovery", "models", "input-0", "layout-1/windows")
     for place in places:
         with swapped(kept.state / place, other / place):
             refused(kept.run(), "belongs to another state", "backup")
-    with swapped(kept.state / "intake-0", kept.state / "intake-2"):
+    with swapped(kept.state / "input-0", kept.state / "input-2"):
         refused(kept.run(), "belongs to another state")
     for place in places[1:]:
         kept.state.joinpath(place).rename(tmp_path / "away")
-        refused(kept.run(), f"{place} is not there", "bring it back")
+        refused(kept.run(), f"{place} is missing", "bring it back")
         (tmp_path / "away").rename(kept.state / place)
         (kept.state / place / "db").rename(tmp_path / "away")
-        refused(kept.run(), f"{place} is not there", "bring it back")
+        refused(kept.run(), f"{place} is missing", "bring it back")
         (tmp_path / "away").rename(kept.state / place / "db")
     goes_on(kept, expected)
 
@@ -204,7 +239,7 @@ def test_backups_of_different_times_are_refused_and_harm_nothing(
     """An idle partition could still go back, and must not before another one has refused."""
     old = tmp_path / "old"
     shutil.copytree(kept.state, old)
-    went_well(kept.run("--batch", "2"))  # more epochs than one can go back
+    went_well(kept.run("--batch-size", "2"))  # more epochs than one can go back
     for place in ("recovery", "models", "layout-1/windows"):
         with swapped(kept.state / place, old / place):
             refused(kept.run(), "is from an older backup", "restore both from one")
@@ -278,8 +313,8 @@ def test_the_path_may_have_any_letters(kept: Kept, expected: Any, name: str) -> 
 
 
 def steps_of_making(state: Path) -> list[Callable[[Path], None]]:
-    """What a maker that was killed has left, after each of its steps."""
-    files = ["LOCK", "WORKERS", "recovery", RECOVERY.removeprefix("state/"), "identity.json.new"]
+    """What an interrupted creation has left, after each of its steps."""
+    files = ["LOCK", "WORKERS", "recovery", RECOVERY.removeprefix("state/"), "manifest.json.new"]
 
     def left(count: int) -> Callable[[Path], None]:
         def leave(directory: Path) -> None:
@@ -301,7 +336,7 @@ def test_an_interrupted_making_is_made_again(kept: Kept, expected: Any) -> None:
     for leave in steps_of_making(whole):
         shutil.rmtree(kept.state, ignore_errors=True)
         leave(kept.state)
-        went_well(kept.run("--from", "latest", epoch="5s"))
+        went_well(kept.run("--start-offset", "latest", epoch="5s"))
     shutil.rmtree(kept.state)
     whole.rename(kept.state)
     goes_on(kept, expected)
@@ -316,10 +351,10 @@ def test_places_whose_making_was_interrupted_are_made_again(kept: Kept, expected
     with closing(sqlite3.connect(kept.directory / RECOVERY)) as store, store:
         for table in ("exs", "fronts", "commits", "snaps"):
             store.execute(f"DELETE FROM {table}")
-    shutil.rmtree(kept.state / "intake-0" / "db")
-    (kept.state / "intake-0" / ".db.new").mkdir()
-    (kept.state / "intake-1" / "NAME").rename(kept.state / "intake-1" / "NAME.new")
-    shutil.rmtree(kept.state / "intake-2")
+    shutil.rmtree(kept.state / "input-0" / "db")
+    (kept.state / "input-0" / ".db.new").mkdir()
+    (kept.state / "input-1" / "ID").rename(kept.state / "input-1" / "ID.new")
+    shutil.rmtree(kept.state / "input-2")
     (kept.state / "models").mkdir()
     assert kept.call("state", "state", "--verify").code == 0
     goes_on(kept, expected)

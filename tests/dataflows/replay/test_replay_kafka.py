@@ -1,4 +1,4 @@
-"""Replay from a real Kafka, and a run that goes on there, beside the same on the embedded bus."""
+"""Replay from a real Kafka, and a run that continues there, equal those on the embedded bus."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.replay.replay import ReplaySettings, replay
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from tests.support.history import EVENTS, Message, cut_by_time, simulated, values
 from tests.support.kafka_broker import KafkaBroker
 
@@ -42,7 +42,7 @@ def publish(url: str, messages: list[Message]) -> None:
 def replay_then_run(
     url: str, directory: Path, first: list[Message], rest: list[Message]
 ) -> tuple[pl.DataFrame, list[Any]]:
-    """The rows of a replay of the first part, and what a run made of the rest."""
+    """The rows of a replay of the first part, and the predictions of a run for the rest."""
     publish(url, first)
     settings = ReplaySettings(
         events=PIPELINE.topics.events, rows=directory / "rows.parquet", state=directory / "state"
@@ -51,15 +51,13 @@ def replay_then_run(
     replay(PIPELINE, settings, bus)
     publish(url, rest)
     with StateDirectory.open(directory / "state", PIPELINE, bus) as state:
-        run_worker(PIPELINE, bus, IntakeOptions(until_end=True), state=state)
+        run_worker(PIPELINE, bus, SourceOptions(until_end=True), state=state)
     bus.close()
     served = [json.loads(value) for value in values(url, PIPELINE.topics.predictions)]
     return pl.read_parquet(settings.rows), served
 
 
-def test_kafka_gives_the_rows_and_goes_on_as_the_embedded_bus_does(
-    kafka_broker: KafkaBroker, tmp_path: Path
-) -> None:
+def test_kafka_equals_the_embedded_bus(kafka_broker: KafkaBroker, tmp_path: Path) -> None:
     first, rest = cut_by_time(simulated(800), 0.6)
     found = []
     for name, url in (("kafka", kafka_broker.url), ("sqlite", f"sqlite:{tmp_path / 'bus'}")):

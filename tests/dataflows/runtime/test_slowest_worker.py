@@ -11,17 +11,24 @@ from anabranch import target, window
 from anabranch.dataflows.batch.batch import IDLE
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.pipelines.loader import load_pipeline
-from anabranch.dataflows.sharding.worker_watermarks import Origins
+from anabranch.dataflows.sharding import worker_watermarks
+from anabranch.dataflows.sharding.worker_watermarks import WorkerWatermarks
 from anabranch.producers.simulators.payments import simulate_payments
 from tests.support.history import WORLD, Message, messages_of
 from tests.support.manual_cluster import Cluster
 
-SETTINGS = replace(WORLD, rate=0.002, verdict_median_s=20_000.0, silent=0.2)
+SETTINGS = replace(WORLD, rate=0.002, verdict_median_s=20_000.0, unlabelled=0.2)
 RULES: dict[str, dict[str, Any]] = {
     "dropped": {"timeout": "1d"},
     "assumed": {"timeout": "1d", "default": False},
     "corrected": {"timeout": "1d", "default": False, "late": "update", "update_within": "30d"},
 }
+
+
+@pytest.fixture(autouse=True)
+def workers_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a kernel is compiled before the second one reads."""
+    monkeypatch.setattr(worker_watermarks, "UNHEARD_TIMEOUT_S", 3600.0)
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +89,17 @@ def test_labels_in_windows_are_those_of_the_last_days_though_one_is_a_week_ahead
 
 
 def test_those_that_have_nothing_to_read_hold_nobody_back():
-    origins = Origins(3)
+    origins = WorkerWatermarks(3)
     origins.advance("0", 10)
-    assert origins.room("0") == origins.slowest() == -IDLE
+    assert origins.limit("0") == origins.slowest() == -IDLE
     origins.advance("1", 5)
-    origins.note("2", IDLE)
-    assert (origins.room("0"), origins.room("1"), origins.room("2")) == (5, 10, 5)
+    origins.update("2", IDLE)
+    assert (origins.limit("0"), origins.limit("1"), origins.limit("2")) == (5, 10, 5)
     assert origins.slowest() == 5
-    origins.note("1", IDLE)
-    assert (origins.room("0"), origins.slowest()) == (IDLE, 10)
+    origins.update("1", IDLE)
+    assert (origins.limit("0"), origins.slowest()) == (IDLE, 10)
     origins.advance("1", 7)
-    assert (origins.room("0"), origins.slowest()) == (7, 7)
+    assert (origins.limit("0"), origins.slowest()) == (7, 7)
     origins.advance("1", 6)
     assert origins.slowest() == 7
 
@@ -107,7 +114,7 @@ def test_at_the_end_of_its_input_a_worker_no_longer_holds_back_the_waits_of_othe
     for batch in mine[: len(mine) // 2]:
         cluster.work(batch)
     held = len(cluster.models.prequential.models.pending)
-    cluster.pass_on(cluster.router.farewell("1"))
+    cluster.pass_on(cluster.router.end_of_stream("1"))
     for batch in mine[len(mine) // 2 :]:
         cluster.work(batch)
     assert len(cluster.models.prequential.models.pending) < held / 2

@@ -19,16 +19,23 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from anabranch.dataflows.runtime.supervisor import Bounds, LocalCluster, Stop, Supervisor
-from anabranch.dataflows.runtime.worker import tells_of_a_lost_worker
+from anabranch.dataflows.runtime.supervisor import (
+    LocalWorkers,
+    RestartPolicy,
+    StopRequest,
+    Supervisor,
+)
+from anabranch.dataflows.runtime.worker import means_lost_worker
 from anabranch.dataflows.telemetry.worker_metrics import shared_registry
 from anabranch.state.errors import AnabranchError
 from anabranch.state.store.lock import holder
 
+pytestmark = pytest.mark.stress
+
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from anabranch.dataflows.runtime.supervised_worker import refusals_told
+from anabranch.dataflows.runtime.supervised_worker import reporting_errors
 
 stopped = []
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -46,12 +53,14 @@ def others_started():
 
 if os.environ["ANABRANCH_RUN_ADDRESSES"].startswith("127.0.0.1:"):
     others_started()
-with refusals_told():
+with reporting_errors():
 BEHAVIOUR
 while not stopped:
     time.sleep(0.01)
 """
-QUICK = Bounds(grace_s=5.0, broken_s=0.1, delay_s=0.01, longest_s=0.04, restarts=3)
+QUICK = RestartPolicy(
+    stop_timeout_s=120.0, lost_timeout_s=0.1, backoff_s=0.01, max_backoff_s=0.04, max_restarts=3
+)
 DIE = "os.kill(os.getpid(), 9)"
 
 
@@ -62,26 +71,26 @@ class Run:
     place: Path
     behaviour: str
     addresses: tuple[str, ...] = ()
-    bounds: Bounds = QUICK
+    policy: RestartPolicy = QUICK
     generation: Callable[[], int] | None = lambda: 17
     on_say: Callable[[], None] = lambda: None
     restarted: int = 0
     said: list[str] = field(default_factory=list)
-    stop: Stop = field(default_factory=Stop)
+    stop: StopRequest = field(default_factory=StopRequest)
     registry: CollectorRegistry | None = None
 
     def __call__(self) -> Run:
         body = "\n".join("    " + line for line in self.behaviour.strip().splitlines())
         command = [sys.executable, "-c", WORKER.replace("BEHAVIOUR", body), str(self.place)]
         members = [1] if self.addresses else [0, 1]
-        with LocalCluster(command, members, self.addresses, bounds=self.bounds) as cluster:
+        with LocalWorkers(command, members, self.addresses, policy=self.policy) as cluster:
             self.registry = shared_registry(cluster.metrics_directory)
             Supervisor(
                 cluster,
                 generation=self.generation,
                 say=self.say,
                 on_restart=self.count,
-                bounds=self.bounds,
+                policy=self.policy,
             ).run(self.stop)
         return self
 
@@ -116,7 +125,7 @@ def test_when_a_worker_is_killed_all_are_started_again(tmp_path: Path) -> None:
     """The first is killed as soon as it has started; the other one would go on for ever."""
     run = Run(tmp_path, f"if me == 1 and start == 0: {DIE}\nif start == 1: sys.exit(0)")()
     assert run.said == [
-        f"worker 1 of 2 (process {run.pid(1, 0)}) was ended by SIGKILL; starting all again from "
+        f"worker 1 of 2 (process {run.pid(1, 0)}) was killed by SIGKILL; restarting all from "
         "generation 17 in 0.01 s"
     ]
     assert run.restarted == 1
@@ -145,18 +154,24 @@ def test_a_refusal_is_the_end_and_said_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mine", "others", "sentence"),
     [
-        ("sys.exit(3)", DIE, "worker 1 of 2 (process {1}) was ended by SIGKILL"),
-        (DIE, "sys.exit(3)", "worker 0 of 2 (process {0}) was ended by SIGKILL"),
-        (DIE, "sys.exit(1)", "worker 0 of 2 (process {0}) was ended by SIGKILL"),
-        ("os.abort()", DIE, "worker 1 of 2 (process {1}) was ended by SIGKILL"),
-        ("sys.exit(1)", "sys.exit(3)", "worker 0 of 2 (process {0}) failed (what it said stands"),
+        ("sys.exit(3)", DIE, "worker 1 of 2 (process {1}) was killed by SIGKILL"),
+        (DIE, "sys.exit(3)", "worker 0 of 2 (process {0}) was killed by SIGKILL"),
+        (DIE, "sys.exit(1)", "worker 0 of 2 (process {0}) was killed by SIGKILL"),
+        ("os.abort()", DIE, "worker 1 of 2 (process {1}) was killed by SIGKILL"),
+        (
+            "sys.exit(1)",
+            "sys.exit(3)",
+            "worker 0 of 2 (process {0}) failed (its own message is above",
+        ),
         ("sys.exit(3)", "sys.exit(3)", "worker 0 of 2 (process {0}) lost its connection to an"),
         ("sys.exit(3)", "pass", "worker 0 of 2 (process {0}) lost its connection to another"),
     ],
 )
 def test_who_is_to_blame(tmp_path: Path, mine: str, others: str, sentence: str) -> None:
     both = f"if start: sys.exit(0)\nif me == 0: {mine}\n{others}"
-    run = Run(tmp_path, both, bounds=Bounds(broken_s=0.5, delay_s=0.0))()
+    # Only the one that does not end by itself is killed; the others may take their time.
+    patience_s = 0.5 if others == "pass" else 120.0
+    run = Run(tmp_path, both, policy=RestartPolicy(lost_timeout_s=patience_s, backoff_s=0.0))()
     assert run.said[0].startswith(sentence.format(run.pid(0, 0), run.pid(1, 0)))
 
 
@@ -166,11 +181,11 @@ def test_who_refuses_a_little_later_than_the_other_one_is_lost_is_heard(tmp_path
         "time.sleep(0.3)\nraise StateError('the disk is full')"
     )
     with pytest.raises(AnabranchError, match=r"^the disk is full$"):
-        Run(tmp_path, late, bounds=Bounds(broken_s=5.0))()
+        Run(tmp_path, late, policy=RestartPolicy(lost_timeout_s=120.0))()
 
 
 def test_it_gives_up_when_starting_again_brings_nothing(tmp_path: Path) -> None:
-    run = Run(tmp_path, f"if me == 0: {DIE}", bounds=QUICK, generation=lambda: 0)
+    run = Run(tmp_path, f"if me == 0: {DIE}", policy=QUICK, generation=lambda: 0)
     with pytest.raises(AnabranchError) as gave_up:
         run()
     assert [line.rpartition("from the beginning in ")[2] for line in run.said] == [
@@ -178,7 +193,7 @@ def test_it_gives_up_when_starting_again_brings_nothing(tmp_path: Path) -> None:
         "0.02 s",
         "0.04 s",
     ]
-    assert f"process {run.pid(0, 3)}) was ended by SIGKILL; 3 restarts in a row came no" in str(
+    assert f"process {run.pid(0, 3)}) was killed by SIGKILL; 3 restarts in a row got no" in str(
         gave_up.value
     )
     assert "\n" not in str(gave_up.value)
@@ -200,8 +215,8 @@ def test_progress_makes_it_patient_again(tmp_path: Path) -> None:
 
 
 def test_the_wait_before_a_start_is_bounded(tmp_path: Path) -> None:
-    tries = Bounds(broken_s=0.1, delay_s=0.001, longest_s=0.003, restarts=5)
-    run = Run(tmp_path, DIE, bounds=tries)
+    tries = RestartPolicy(lost_timeout_s=0.1, backoff_s=0.001, max_backoff_s=0.003, max_restarts=5)
+    run = Run(tmp_path, DIE, policy=tries)
     with pytest.raises(AnabranchError):
         run()
     assert [line.rpartition(" in ")[2] for line in run.said][2:] == ["0.003 s"] * 3
@@ -212,69 +227,82 @@ def test_without_state_the_first_loss_is_the_end(tmp_path: Path) -> None:
     with pytest.raises(AnabranchError) as ended:
         run()
     who = f"worker 1 of 2 (process {run.pid(1, 0)})"
-    assert str(ended.value) == f"{who} was ended by SIGKILL, so all were ended"
+    assert str(ended.value) == f"{who} was killed by SIGKILL, so all were stopped"
     assert len(run.starts()) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_signal_during_back_off_ends_at_once(tmp_path: Path, number: signal.Signals) -> None:
-    run = Run(tmp_path, DIE, bounds=Bounds(broken_s=0.1, delay_s=60.0, longest_s=60.0))
-    run.stop.listen()
+    waits = RestartPolicy(lost_timeout_s=0.1, backoff_s=3600.0, max_backoff_s=3600.0)
+    run = Run(tmp_path, DIE, policy=waits)
+    run.stop.install()
     run.on_say = lambda: os.kill(os.getpid(), number)
-    before = time.monotonic()
     run()
-    assert time.monotonic() - before < 10
     assert len(run.starts()) == 1
 
 
 def test_workers_that_are_told_to_end_end_well(tmp_path: Path) -> None:
     run = Run(tmp_path, "if me == 0: os.kill(os.getppid(), signal.SIGTERM)")
-    run.stop.listen()
+    run.stop.install()
     run()
     assert run.said == []
 
 
 def test_a_worker_that_does_not_end_when_told_is_killed_and_named(tmp_path: Path) -> None:
-    deaf = "if me == 0: os.kill(os.getppid(), signal.SIGTERM)\nwhile me == 1: time.sleep(1)"
-    run = Run(tmp_path, deaf, bounds=Bounds(grace_s=0.3))
-    run.stop.listen()
+    hangs = (
+        "if me == 0: os.kill(os.getppid(), signal.SIGTERM); os._exit(0)\n"
+        "while me == 1: time.sleep(1)"
+    )
+    run = Run(tmp_path, hangs, policy=RestartPolicy(stop_timeout_s=2.0))
+    run.stop.install()
     with pytest.raises(AnabranchError) as ended:
         run()
     assert str(ended.value) == (
-        f"worker 1 of 2 (process {run.pid(1, 0)}) did not end in 0.3 s and was killed while all "
-        "were ending; the next start goes on from generation 17"
+        f"worker 1 of 2 (process {run.pid(1, 0)}) did not stop within 2 s and was killed while "
+        "all were stopping; the next start resumes from generation 17"
     )
 
 
 def test_ctrl_c_twice_ends_at_once_and_says_what_comes_next(tmp_path: Path) -> None:
-    deaf = "while True: time.sleep(1)"
-    run = Run(tmp_path, deaf, bounds=Bounds(grace_s=60.0))
-    run.stop.listen()
-    timers = [
-        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)) for seconds in (0.5, 1.2)
-    ]
-    for timer in timers:
-        timer.start()
-    before = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    assert time.monotonic() - before < 10
-    assert run.said == ["ended at once; the next start goes on from generation 17"]
+    hangs = "while True: time.sleep(1)"
+    run = Run(tmp_path, hangs, policy=RestartPolicy(stop_timeout_s=3600.0))
+    run.stop.install()
+    ended = threading.Event()
+
+    def press() -> None:
+        """Once more than half a second after it was first noticed, whenever that is."""
+        while not ended.wait(0.7):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    user = threading.Thread(target=press)
+    user.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    finally:
+        ended.set()
+        user.join()
+    assert run.said == ["stopped at once; the next start resumes from generation 17"]
 
 
-def test_a_signal_that_is_sent_on_at_once_does_not_count_twice() -> None:
-    stop = Stop()
+def test_a_signal_that_is_sent_on_at_once_does_not_count_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    stop = StopRequest()
     for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
-        stop.take(number)
-    assert stop.asked
-    assert not stop.at_once
+        stop.on_signal(number)
+    assert stop.requested
+    assert not stop.immediate
 
 
 def test_a_worker_lost_while_all_are_ending_is_no_reason_to_start_again(tmp_path: Path) -> None:
     dies = f"if me == 0: os.kill(os.getppid(), 15)\nwhile not stopped: pass\n{DIE}"
     run = Run(tmp_path, dies)
-    run.stop.listen()
-    with pytest.raises(AnabranchError, match="SIGKILL while all were ending; the next start goes"):
+    run.stop.install()
+    with pytest.raises(
+        AnabranchError, match="SIGKILL while all were stopping; the next start resumes"
+    ):
         run()
     assert len(run.starts()) == 1
 
@@ -288,7 +316,7 @@ def test_on_several_hosts_a_lost_one_is_waited_for_however_long(tmp_path: Path) 
     assert not run.starts(0)
     assert {line.split()[1] for line in run.starts(1)} == {"10.0.0.1:9000,10.0.0.2:9000"}
     assert run.said[0].startswith("worker 1 of 2 (process ")
-    assert "lost its connection to another one; starting it again from" in run.said[0]
+    assert "lost its connection to another one; restarting it from" in run.said[0]
 
 
 def test_on_several_hosts_a_fault_of_our_own_is_given_up(tmp_path: Path) -> None:
@@ -313,24 +341,24 @@ if me == 1: os.kill(os.getppid(), signal.SIGTERM)
 """
     seen: list[float | None] = []
 
-    class Looking(Stop):
-        def take(self, number: int) -> None:
+    class Looking(StopRequest):
+        def on_signal(self, number: int) -> None:
             assert run.registry is not None
             seen.extend(run.registry.get_sample_value(name) for name in ("events_total", "lag"))
-            super().take(number)
+            super().on_signal(number)
 
     run = Run(tmp_path, tell, stop=Looking())
-    run.stop.listen()
+    run.stop.install()
     run()
     assert seen == [40.0, 4.0]
 
 
 KILLED = """
 import sys, time, tempfile
-from anabranch.dataflows.runtime.supervisor import LocalCluster
-with LocalCluster([sys.executable, "-c", "pass"], [0]) as cluster:
+from anabranch.dataflows.runtime.supervisor import LocalWorkers
+with LocalWorkers([sys.executable, "-c", "pass"], [0]) as cluster:
     print(cluster.metrics_directory, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -347,12 +375,12 @@ def test_metrics_files_of_a_killed_supervisor_are_removed_by_the_next(
         assert first.stdout is not None
         left = Path(first.stdout.readline().strip())
         assert holder(left) == first.pid
-        with LocalCluster([sys.executable], [0]):
+        with LocalWorkers([sys.executable], [0]):
             assert left.exists()  # its owner lives
         first.kill()
         first.wait()
         assert left.exists()
-        with LocalCluster([sys.executable], [0]) as mine:
+        with LocalWorkers([sys.executable], [0]) as mine:
             assert not left.exists()
             assert Path(mine.metrics_directory).exists()
     assert [each.name for each in tmp_path.iterdir()] == [strange.name]
@@ -368,7 +396,7 @@ from anabranch.dataflows.runtime.supervised_worker import end_with_supervisor
 
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
-end_with_supervisor(stop, deaf_s=0.3, orphan_s=0.3)
+end_with_supervisor(stop, unresponsive_s=0.3, orphan_s=0.3)
 flow = Dataflow("flow")
 op.output("out", op.input("in", flow, TestingSource([1])), TestingSink([]))
 print(os.getpid(), flush=True)
@@ -396,10 +424,10 @@ def test_a_worker_that_waits_for_another_one_to_connect_still_ends(how: str) -> 
         try:
             if how == "told":
                 os.kill(worker, signal.SIGTERM)
-                assert supervisor.wait(20) == 130
+                assert supervisor.wait(120) == 130
             else:
                 supervisor.kill()
-                assert supervisor.wait(20)
+                assert supervisor.wait(120)
                 wait_for_the_end_of(worker)
         finally:
             supervisor.kill()
@@ -408,7 +436,7 @@ def test_a_worker_that_waits_for_another_one_to_connect_still_ends(how: str) -> 
 
 
 def wait_for_the_end_of(process: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while Path(f"/proc/{process}").exists():
         if "\nState:\tZ" in Path(f"/proc/{process}/status").read_text():
             return  # whoever has inherited it takes its time
@@ -427,5 +455,5 @@ def wait_for_the_end_of(process: int) -> None:
 def test_a_lost_worker_is_known_by_what_the_engine_says(said: str, lost: bool) -> None:
     wrapped = RuntimeError("(src/run.rs:292:17)")
     wrapped.__cause__ = RuntimeError(said)
-    assert tells_of_a_lost_worker(wrapped) is lost
-    assert tells_of_a_lost_worker(RuntimeError(said)) is lost
+    assert means_lost_worker(wrapped) is lost
+    assert means_lost_worker(RuntimeError(said)) is lost

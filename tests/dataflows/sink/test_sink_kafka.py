@@ -1,4 +1,4 @@
-"""The sink on a real Kafka: reads back what was published, and waits for a broker that is down."""
+"""The sink on a real Kafka: it reads back what is published, and waits for a broker."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import pytest
 
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.sink.bus_sink import BusSink, part_name
-from anabranch.dataflows.sink.delivery_retry import Patience
+from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
 from tests.support.kafka_broker import KafkaBroker
-from tests.support.sink_rows import (
+from tests.support.output_messages import (
     DEAD,
     EVENTS,
     INPUTS,
-    MARKING,
     OUTPUTS,
     PREDICTIONS,
     event,
-    outgoing,
+    output_of,
+    recovery,
 )
+from tests.support.waiting import GENEROUS_S
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.stress]
 ROWS = [event(o, reasons=("odd",) if o % 10 == 0 else ()) for o in range(3000)]
 
 
@@ -46,8 +47,8 @@ def bus(broker: KafkaBroker) -> Iterator[Bus]:
     bus.close()
 
 
-def new_part(bus: Bus, state, since, patience=None):
-    sink = BusSink(bus, 2, marking=MARKING, since=since, patience=patience)
+def new_part(bus: Bus, state, since, retry=None):
+    sink = BusSink(bus, 2, recovery=recovery(since), retry=retry)
     return sink.build_part("sink", part_name(1), state)
 
 
@@ -61,17 +62,17 @@ def offsets_on(bus: Bus, topic: str, start: int) -> list[int]:
     return found
 
 
-def test_what_was_published_before_a_crash_is_not_published_again(bus):
+def test_messages_published_before_a_crash_are_not_published_again(bus):
     since = {TopicPartition(topic, 1): bus.end_offsets(topic)[1] for topic in OUTPUTS}
     first = new_part(bus, None, since)
-    first.write_batch([outgoing(ROWS[:500], partition=1)])
+    first.write_batch([output_of(ROWS[:500], partition=1)])
     state = first.snapshot()
-    first.write_batch([outgoing(ROWS[500:2000], partition=1)])
+    first.write_batch([output_of(ROWS[500:2000], partition=1)])
     first._writer._publisher.flush(30)  # arrived, but not confirmed
     second = new_part(bus, state, since)
-    second.write_batch([outgoing(ROWS[500:1200], partition=1, life=1)])
+    second.write_batch([output_of(ROWS[500:1200], partition=1, run=1)])
     assert second.snapshot() == state
-    second.write_batch([outgoing(ROWS[1200:], partition=1, life=1)])
+    second.write_batch([output_of(ROWS[1200:], partition=1, run=1)])
     ends = second.snapshot()
     second.close()
     assert ends == {topic: bus.end_offsets(topic)[1] for topic in OUTPUTS}
@@ -82,19 +83,19 @@ def test_what_was_published_before_a_crash_is_not_published_again(bus):
 def test_a_broker_that_is_down_at_the_end_of_an_epoch_is_waited_for(bus, broker):
     since = {TopicPartition(topic, 1): bus.end_offsets(topic)[1] for topic in OUTPUTS}
     waits = threading.Event()
-    patience = Patience(waiting=lambda *_: waits.set(), first_s=0.5)
-    part = new_part(bus, None, since, patience)
-    part.write_batch([outgoing(ROWS[:10], partition=1)])
+    retry = DeliveryRetry(on_waiting=lambda *_: waits.set(), first_s=0.5)
+    part = new_part(bus, None, since, retry)
+    part.write_batch([output_of(ROWS[:10], partition=1)])
     part.snapshot()
     broker.kill()
-    part.write_batch([outgoing(ROWS[10:500], partition=1)])
+    part.write_batch([output_of(ROWS[10:500], partition=1)])
     states = []
     thread = threading.Thread(target=lambda: states.append(part.snapshot()))
     thread.start()
-    assert waits.wait(30)
+    assert waits.wait(GENEROUS_S)
     assert thread.is_alive()
     broker.start()
-    thread.join(60)
+    thread.join(GENEROUS_S)
     assert states[0][PREDICTIONS] == since[PREDICTIONS, 1] + 500
     part.close()
     assert offsets_on(bus, PREDICTIONS, since[PREDICTIONS, 1]) == list(range(500))

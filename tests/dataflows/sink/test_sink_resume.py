@@ -1,4 +1,4 @@
-"""The sink in the real engine, with its recovery store: crashes, and every message once."""
+"""The sink in the real engine with its recovery store: crashes, and each message once."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.sink.bus_sink import BusSink, part_name
 from tests.support.kafka_broker import free_ports
-from tests.support.sink_rows import (
+from tests.support.output_messages import (
     EVENTS,
     INPUTS,
-    MARKING,
     OUTPUTS,
     PREDICTIONS,
     Row,
     event,
     expected,
     on_outputs,
-    outgoing,
+    output_of,
+    recovery,
 )
+from tests.support.waiting import GENEROUS_S
+
+pytestmark = pytest.mark.stress
 
 PARTITIONS = 2
 
 
 def row(offset: int) -> Row:
-    """Every tenth is refused for two reasons, some raise alarms, some give nothing."""
+    """Every tenth is rejected for two reasons, some raise alarms, some give nothing."""
     return event(
         offset,
         predicted=offset % 10 not in (3, 7),
@@ -51,12 +54,12 @@ def row(offset: int) -> Row:
 class Rows(FixedPartitionedSource[Any, int]):
     """Offsets 0 to ``count`` of each partition, in pieces of random size.
 
-    ``spare`` is asked before each piece whether the flow may go on.
+    ``may_continue`` says before each piece whether the flow may continue.
     """
 
-    def __init__(self, count: int, spare: Callable[[int], bool]) -> None:
+    def __init__(self, count: int, may_continue: Callable[[int], bool]) -> None:
         self.count = count
-        self.spare = spare
+        self.may_continue = may_continue
 
     def list_parts(self) -> list[str]:
         return [str(number) for number in range(PARTITIONS)]
@@ -73,7 +76,7 @@ class _RowsPartition(StatefulSourcePartition[Any, int]):
         stop = min(self.at + random.randint(1, 40), self.source.count)
         if stop == self.at:
             raise StopIteration
-        if not self.source.spare(stop - self.at):
+        if not self.source.may_continue(stop - self.at):
             raise AbortExecution
         start, self.at = self.at, stop
         return [(self.number, start, stop)]
@@ -86,23 +89,23 @@ def run(
     bus: Bus,
     store: Path,
     count: int,
-    spare: Callable[[int], bool],
+    may_continue: Callable[[int], bool],
     epoch_s: float,
-    life: int,
+    run_number: int,
     process: int = 0,
     addresses: list[str] | None = None,
 ) -> None:
-    def made(pieces: list[Any]) -> list[Any]:
+    def outputs(pieces: list[Any]) -> list[Any]:
         return [
-            (part_name(number), outgoing(list(map(row, range(start, stop))), number, life))
+            (part_name(number), output_of(list(map(row, range(start, stop))), number, run_number))
             for number, start, stop in pieces
         ]
 
     flow = Dataflow("toy")
-    rows = op.input("rows", flow, Rows(count, spare))
-    items = op.flat_map_batch("made", rows, made)
+    rows = op.input("rows", flow, Rows(count, may_continue))
+    items = op.flat_map_batch("outputs", rows, outputs)
     since = {TopicPartition(topic, number): 0 for topic in OUTPUTS for number in range(PARTITIONS)}
-    op.output("sink", items, BusSink(bus, PARTITIONS, marking=MARKING, since=since))
+    op.output("sink", items, BusSink(bus, PARTITIONS, recovery=recovery(since)))
     cli_main(
         flow,
         process_id=process if addresses else None,
@@ -121,43 +124,42 @@ def prepare(bus: Bus, store: Path, count: int) -> None:
 
 
 def values(bus: Bus, partition: int) -> dict[str, list[bytes]]:
-    found: dict[str, list[bytes]] = {}
+    messages: dict[str, list[bytes]] = {}
     for topic in OUTPUTS:
         at, end = TopicPartition(topic, partition), bus.end_offsets(topic)[partition]
         reader = bus.reader({at: 0})
-        found[topic] = []
+        messages[topic] = []
         while reader.positions()[at] < end:
-            found[topic] += [value for piece in reader.poll(5000) for value in piece.values]
+            messages[topic] += [value for piece in reader.poll(5000) for value in piece.values]
         reader.close()
-    return found
+    return messages
 
 
 def check_each_once(bus: Bus, count: int) -> None:
     for partition in range(PARTITIONS):
-        found = on_outputs(values(bus, partition))
-        assert found == expected(map(row, range(count)), partition)
+        assert on_outputs(values(bus, partition)) == expected(map(row, range(count)), partition)
 
 
 @pytest.mark.parametrize("epoch_s", [0.0, 0.002])
-def test_aborted_again_and_again_each_message_is_there_once(tmp_path, epoch_s):
+def test_aborted_repeatedly_each_message_is_published_once(tmp_path, epoch_s):
     bus, count = MemoryBus(), 3000
     prepare(bus, tmp_path / "store", count)
-    handed_over = 0
-    for life in range(10):
+    emitted = 0
+    for run_number in range(10):
         left = random.randint(0, 900)
 
-        def spare(rows: int) -> bool:
-            nonlocal left, handed_over
+        def may_continue(rows: int) -> bool:
+            nonlocal left, emitted
             left -= rows
-            handed_over += rows if left >= 0 else 0
+            emitted += rows if left >= 0 else 0
             return left >= 0
 
-        run(bus, tmp_path / "store", count, spare, epoch_s, life)
+        run(bus, tmp_path / "store", count, may_continue, epoch_s, run_number)
     left = 10**9
-    run(bus, tmp_path / "store", count, spare, epoch_s, 99)
-    run(bus, tmp_path / "store", count, spare, epoch_s, 100)  # all is done: nothing more
+    run(bus, tmp_path / "store", count, may_continue, epoch_s, 99)
+    run(bus, tmp_path / "store", count, may_continue, epoch_s, 100)  # all is done: nothing more
     check_each_once(bus, count)
-    assert handed_over > PARTITIONS * count  # else nothing was replayed
+    assert emitted > PARTITIONS * count  # else nothing was replayed
 
 
 def slowly(_rows: int) -> bool:
@@ -165,12 +167,14 @@ def slowly(_rows: int) -> bool:
     return True
 
 
-def work(url: str, store: Path, count: int, life: int, process: int, addresses: list[str]) -> None:
-    run(open_bus(url), store, count, slowly, 0.05, life, process, addresses)
+def work(
+    url: str, store: Path, count: int, run_number: int, process: int, addresses: list[str]
+) -> None:
+    run(open_bus(url), store, count, slowly, 0.05, run_number, process, addresses)
 
 
 @pytest.mark.parametrize("processes", [2])
-def test_killed_again_and_again_each_message_is_there_once(tmp_path, processes):
+def test_killed_repeatedly_each_message_is_published_once(tmp_path, processes):
     """kill -9 of processes that publish to the embedded bus."""
     url, store, count = f"sqlite:{tmp_path / 'bus'}", tmp_path / "store", 12_000
     bus = open_bus(url)
@@ -188,9 +192,9 @@ def test_killed_again_and_again_each_message_is_there_once(tmp_path, processes):
         before = sum(bus.end_offsets(PREDICTIONS))
         for child in children:
             child.start()
-        enough = before + random.randint(1, 3000) if kills < 3 else 10**9
+        kill_at = before + random.randint(1, 3000) if kills < 3 else 10**9
         deadline = time.monotonic() + 120
-        while children[0].is_alive() and sum(bus.end_offsets(PREDICTIONS)) < enough:
+        while children[0].is_alive() and sum(bus.end_offsets(PREDICTIONS)) < kill_at:
             assert time.monotonic() < deadline
             children[0].join(0.002)
         if not children[0].is_alive():
@@ -201,9 +205,9 @@ def test_killed_again_and_again_each_message_is_there_once(tmp_path, processes):
             child.join()
         kills += 1
     for child in children:
-        child.join(30)
+        child.join(GENEROUS_S)
     assert [child.exitcode for child in children] == [0] * processes
     assert kills == 3
     check_each_once(bus, count)
-    lives = {value.split(b'"version":')[1][:2] for value in values(bus, 0)[PREDICTIONS]}
-    assert len(lives) >= 2
+    runs = {value.split(b'"version":')[1][:2] for value in values(bus, 0)[PREDICTIONS]}
+    assert len(runs) >= 2

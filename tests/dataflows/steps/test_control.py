@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from river import linear_model, preprocessing
 
 from anabranch import Event, Label, Pipeline, Shadow, field, inline, window
-from anabranch.dataflows.batch.batch import EntityRows, RawBatch
+from anabranch.dataflows.batch.batch import MODELS, EntityRows, RawBatch
 from anabranch.dataflows.bus import TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.messages.outputs import DeadLetter, RolloutMessage
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
-from anabranch.dataflows.source.event_time_merge import AlignedReader
-from anabranch.dataflows.steps.model_step import Assembler, ModelStep
-from anabranch.dataflows.steps.window_step import MODELS, Router, WindowStep
+from anabranch.dataflows.sharding.router import Router
+from anabranch.dataflows.source.bus_source import SourceOptions
+from anabranch.dataflows.source.event_time_merge import MergedReader
+from anabranch.dataflows.steps.model_step import ModelStep, Reassembly
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from tests.support.scripted_deployment import Obedient, obey
 
@@ -88,7 +89,7 @@ def decisions(bus: MemoryBus, topic: str = "p.rollouts") -> list[RolloutMessage]
 
 
 def batches(bus: MemoryBus, partitions: int, limit: int) -> list[RawBatch]:
-    reader = AlignedReader(bus, TOPICS, origin="0", control="p.control", limit=limit)
+    reader = MergedReader(bus, TOPICS, worker_id="0", control="p.control", limit=limit)
     reader.add({TopicPartition(t, n): 0 for t in TOPICS for n in range(partitions)})
     found = []
     while (batch := reader.read()) is not None:
@@ -127,7 +128,7 @@ def test_a_control_message_does_not_wait_for_events_when_all_is_read():
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(TOPICS, 1))
     publish(bus, "p.events", [(5, b"e")])
-    reader = AlignedReader(bus, TOPICS, origin="0", control="p.control")
+    reader = MergedReader(bus, TOPICS, worker_id="0", control="p.control")
     reader.add({TopicPartition(t, 0): 0 for t in TOPICS})
     assert reader.read().events.values == [b"e"]
     assert reader.read() is None
@@ -139,7 +140,7 @@ def test_a_control_message_does_not_wait_for_events_when_all_is_read():
 # Whole runs.
 
 COMMANDS = [
-    (2, {"kind": "start", "id": "a", "challenger": "tree", "by": "ann"}),
+    (2, {"kind": "start", "id": "a", "challenger": "tree", "requested_by": "ann"}),
     (4, {"kind": "set_traffic", "id": "b", "challenger": "tree", "share": 0.25}),
     (4, {"kind": "promote", "id": "c", "challenger": "tree"}),
     (9, {"kind": "set_traffic", "id": "d", "challenger": "tree", "share": 1.5}),
@@ -156,7 +157,7 @@ def run(
     if pipeline.has_label_topic:
         publish(bus, "p.labels", [(i + 2, returned(i, i + 2)) for i in range(10)])
     publish(bus, "p.control", commands)
-    run_worker(pipeline, bus, IntakeOptions(until_end=True, limit=limit))
+    run_worker(pipeline, bus, SourceOptions(until_end=True, limit=limit))
     return bus
 
 
@@ -164,18 +165,18 @@ def run(
 def test_commands_are_followed_between_two_rows_however_the_stream_is_cut(monkeypatch, limit):
     obey(monkeypatch)
     found = decisions(run(orders(), limit=limit, commands=COMMANDS))
-    assert [(each.answers, each.action, each.why) for each in found] == [
+    assert [(each.request_id, each.action, each.reason) for each in found] == [
         ("a", "started", "after 3 events and 1 labels"),
         ("b", "traffic_set", "after 5 events and 3 labels"),
         ("c", "promoted", "after 5 events and 3 labels"),
         ("c", "ended", "after 5 events and 3 labels"),
-        ("d", "refused", "the share 1.5 is none: give one from 0 to 1"),
+        ("d", "rejected", "the share 1.5 is not possible: give one from 0 to 1"),
     ]
     assert [each.offset for each in found] == [0, 1, 2, 2, 3]
     assert {(each.topic, each.partition) for each in found} == {("p.control", 0)}
     assert [each.ts for each in found] == [T0 + m * MINUTE for m in (2, 4, 4, 4, 9)]
-    assert found[0].by == "ann"
-    assert found[1].by is msgspec.UNSET
+    assert found[0].requested_by == "ann"
+    assert found[1].requested_by is msgspec.UNSET
 
 
 def test_before_the_first_event_a_decision_has_the_time_of_its_message(monkeypatch):
@@ -195,7 +196,7 @@ def test_figures_that_are_none_are_null(monkeypatch):
     }  # fmt: skip
     assert promoted["guardrails"] == {"error_rate": 0.0, "psi": None}
     assert promoted["share"] is None
-    assert "by" not in promoted
+    assert "requested_by" not in promoted
 
 
 @pytest.mark.parametrize("limit", [1, 1000])
@@ -204,7 +205,7 @@ def test_a_pipeline_with_inline_labels_listens_as_well(monkeypatch, limit):
     pipeline = orders(label=inline("odd"), features=[field("amount")])
     assert pipeline.inputs == ("p.events", "p.control")
     found = decisions(run(pipeline, limit=limit, commands=COMMANDS[:1]))
-    assert [each.why for each in found] == ["after 0 events and 3 labels"]
+    assert [each.reason for each in found] == ["after 0 events and 3 labels"]
 
 
 BAD = {
@@ -216,6 +217,7 @@ BAD = {
     b'{"kind":"pause","id":""}': "Expected `str` of length >= 1",
     b'{"kind":"pause","id":"1","share":"much"}': "Expected `float | null`, got `str`",
     b'{"kind":"pause","id":"1","chalenger":"tree"}': "unknown field `chalenger`",
+    b'{"kind":"pause","id":"1","by":"ann"}': "the field by is now called requested_by",
     b'{"kind":"start","id":"1","policy":[1]}': "Expected `object`, got `array`",
 }
 
@@ -231,7 +233,7 @@ def test_what_is_no_control_message_is_a_dead_letter_with_its_coordinates(monkey
     assert {each.reason for each in letters} == {"not a control message"}
     for letter, words in zip(letters, BAD.values(), strict=True):
         assert words in letter.detail, letter
-    assert [each.answers for each in decisions(bus)] == ["good"]
+    assert [each.request_id for each in decisions(bus)] == ["good"]
 
 
 def test_a_dead_control_message_comes_behind_the_dead_letters_of_its_batch(monkeypatch):
@@ -243,7 +245,7 @@ def test_a_dead_control_message_comes_behind_the_dead_letters_of_its_batch(monke
     publish(bus, "p.labels", [(1, returned(99, 1))])
     publish(bus, "p.events", [(1, b"oops")])
     publish(bus, "p.control", [(1, b"oops")])
-    run_worker(pipeline, bus, IntakeOptions(until_end=True))
+    run_worker(pipeline, bus, SourceOptions(until_end=True))
     letters = [json.loads(value)["topic"] for value in bus.values("p.dead-letters")]
     assert letters == ["p.events", "p.labels", "p.control"]
 
@@ -252,7 +254,7 @@ def test_a_pipeline_without_rollouts_reads_and_writes_no_more_than_before():
     pipeline = orders(rollout=None)
     bus = MemoryBus()
     bus.create_topics({"p.events": 1, "p.labels": 1})
-    run_worker(pipeline, bus, IntakeOptions(until_end=True))
+    run_worker(pipeline, bus, SourceOptions(until_end=True))
     assert sorted(bus.topics()) == [
         "p.dead-letters", "p.drift", "p.events", "p.labels", "p.predictions",
     ]  # fmt: skip
@@ -261,7 +263,7 @@ def test_a_pipeline_without_rollouts_reads_and_writes_no_more_than_before():
 def test_the_control_topic_is_made_with_as_many_partitions_as_the_events_have():
     bus = MemoryBus()
     bus.create_topics({"p.events": 3, "p.labels": 3})
-    run_worker(orders(), bus, IntakeOptions(until_end=True))
+    run_worker(orders(), bus, SourceOptions(until_end=True))
     assert bus.topics()["p.control"] == bus.topics()["p.rollouts"] == 3
 
 
@@ -270,29 +272,29 @@ def test_the_control_topic_is_made_with_as_many_partitions_as_the_events_have():
 
 def raw_of(pipeline: Pipeline, commands: Sequence[tuple[int, Json]], events: int) -> Any:
     from anabranch.dataflows.source.decoder import BatchDecoder
-    from anabranch.dataflows.source.late_and_duplicate import Admission
+    from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
 
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(TOPICS, 1))
     publish(bus, "p.events", [(i, order(i, i)) for i in range(events)])
     publish(bus, "p.control", commands)
-    decoder, admission = BatchDecoder(pipeline), Admission("p.events", "10m", "1h")
-    return [admission.admit(decoder.decode(raw)) for raw in batches(bus, 1, 100)]
+    decoder, late_filter = BatchDecoder(pipeline), LateAndDuplicateFilter("10m", "1h")
+    return [late_filter.apply(decoder.decode(raw)) for raw in batches(bus, 1, 100)]
 
 
 def test_with_several_workers_a_command_without_events_goes_to_the_models():
     pipeline = orders()
     router, metrics = Router(pipeline, 4, workers=2), WorkerMetrics("p")
     step = ModelStep(pipeline, metrics)
-    step.deployment = Obedient(step)
+    step.commands.controller = Obedient(step)
     windows: dict[str, WindowStep] = {}
     items = []
     for batch in raw_of(pipeline, COMMANDS[2:3] + COMMANDS[:1], events=5):
         for key, item in pickle.loads(pickle.dumps(router.route(batch, T0))):
-            shard = windows.setdefault(key, WindowStep(pipeline, metrics, origins=2))
+            shard = windows.setdefault(key, WindowStep(pipeline, metrics, workers=2))
             items += shard.on_batch([item])[0]
     results, _ = step.on_batch(sorted(items, key=lambda item: isinstance(item, EntityRows)))
-    told = [(d.action, d.why) for result in results for d in result.decisions]
+    told = [(d.action, d.reason) for result in results for d in result.decisions]
     assert told == [
         ("promoted", "after 5 events and 0 labels"),
         ("ended", "after 5 events and 0 labels"),
@@ -305,7 +307,7 @@ def test_a_command_alone_is_one_item_for_the_models():
     (batch,) = raw_of(pipeline, COMMANDS[:1], events=0)
     routed = Router(pipeline, 4, workers=2).route(batch, T0)
     assert [key for key, _ in routed] == [MODELS]
-    assert Assembler(pipeline).add(batch)[0].control is not None
+    assert Reassembly(pipeline).add(batch)[0].control is not None
 
 
 @pytest.mark.parametrize(
@@ -336,7 +338,7 @@ def test_batches_count_control_messages_as_rows(monkeypatch):
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(TOPICS, 1))
     publish(bus, "p.control", COMMANDS[:2])
-    run_worker(orders(), bus, IntakeOptions(until_end=True), metrics=metrics)
+    run_worker(orders(), bus, SourceOptions(until_end=True), metrics=metrics)
     told = generate_latest(metrics.registry).decode()
     assert 'anabranch_batch_rows_sum{pipeline="p"} 2.0' in told
     assert 'anabranch_rollout_decisions_total{action="started",pipeline="p"} 1.0' in told

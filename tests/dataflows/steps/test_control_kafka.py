@@ -16,9 +16,9 @@ from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.messages.control import Control
 from anabranch.dataflows.messages.outputs import RolloutMessage
 from anabranch.dataflows.recovery.state_directory import StateDirectory
-from anabranch.dataflows.rollout.client import RolloutLog, ask
+from anabranch.dataflows.rollout.client import RolloutLog, send_command
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from tests.dataflows.steps.test_control import COMMANDS, MINUTE, T0, order, orders, returned
 from tests.support.kafka_broker import KafkaBroker
 from tests.support.scripted_deployment import obey
@@ -46,7 +46,7 @@ def publish(bus: Bus, topic: str, rows: list[tuple[int, Any]]) -> None:
 
 def run(bus: Bus, state: Path) -> None:
     with StateDirectory.open(state, PIPELINE, bus) as opened:
-        run_worker(PIPELINE, bus, IntakeOptions(until_end=True), state=opened)
+        run_worker(PIPELINE, bus, SourceOptions(until_end=True), state=opened)
 
 
 def decisions(bus: Bus) -> list[RolloutMessage]:
@@ -83,7 +83,7 @@ def test_kafka_decides_as_the_embedded_bus_does(
         (tmp_path / name).mkdir()
         found[name] = steer(url, tmp_path / name)
     assert found["kafka"] == found["sqlite"]
-    assert [each.answers for each in found["kafka"]] == ["a", "b", "c", "c", "d"]
+    assert [each.request_id for each in found["kafka"]] == ["a", "b", "c", "c", "d"]
 
 
 def test_an_answer_is_found_on_kafka(kafka_broker: KafkaBroker) -> None:
@@ -94,8 +94,8 @@ def test_an_answer_is_found_on_kafka(kafka_broker: KafkaBroker) -> None:
     control = Control(kind="pause", id="mine")
     answer = RolloutMessage(
         pipeline="asked", action="paused", rollout="r", challenger="tree", champion="m", share=0.1,
-        why="", ts=T0, policy="Shadow", evidence=None, guardrails={}, topic=topics.control,
-        partition=0, offset=0, answers="mine",
+        reason="", ts=T0, policy="Shadow", evidence=None, guardrails={}, topic=topics.control,
+        partition=0, offset=0, request_id="mine",
     )  # fmt: skip
 
     def listen() -> None:
@@ -110,6 +110,6 @@ def test_an_answer_is_found_on_kafka(kafka_broker: KafkaBroker) -> None:
 
     thread = threading.Thread(target=listen)
     thread.start()
-    assert ask(pipeline, bus, control, timeout_s=60) == [answer]
+    assert send_command(pipeline, bus, control, timeout_s=300) == [answer]
     thread.join()
     bus.close()

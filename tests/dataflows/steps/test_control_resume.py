@@ -19,10 +19,10 @@ from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.resume_point import read_resume_point
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.replay.replay import ReplaySettings, replay
-from anabranch.dataflows.replay.source_offsets import open_origin
+from anabranch.dataflows.replay.source_offsets import open_source
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
-from tests.dataflows.source.test_intake_resume import run
+from anabranch.dataflows.source.bus_source import SourceOptions
+from tests.dataflows.source.test_source_resume import run
 from tests.support.checkpoint_pipeline import MINUTE, PARTITIONS, PIPELINE, T0, publish, trades
 from tests.support.scripted_deployment import obey
 
@@ -69,13 +69,13 @@ def bus_with(commands: list[tuple[int, int, str]]) -> MemoryBus:
 def told(bus: MemoryBus, topic: str = ROLLOUTS) -> Told:
     """All messages, by partition; without the events that `Obedient` counts in memory only."""
     found = [[*map(json.loads, log.values)] for log in bus.logs(topic)]
-    for each in (each for part in found for each in part if "why" in each):
-        each["why"] = each["why"].rpartition(" and ")[2]
+    for each in (each for part in found for each in part if "reason" in each):
+        each["reason"] = each["reason"].rpartition(" and ")[2]
     return found
 
 
 def answers(bus: MemoryBus) -> list[str]:
-    return sorted(each["answers"] for part in told(bus) for each in part)
+    return sorted(each["request_id"] for part in told(bus) for each in part)
 
 
 def test_a_run_that_is_stopped_anywhere_follows_each_command_once(tmp_path):
@@ -133,7 +133,7 @@ def test_a_state_goes_on_when_rollouts_are_added_and_taken_away_and_added_again(
     # What others have published there before is none of this state's business.
     bus.create_topics({ROLLOUTS: PARTITIONS})
     foreign = b'{"action":"started","challenger":"tree","rollout":"rollout-1",'
-    foreign += b'"topic":"trades.control","partition":0,"offset":0,"answers":"foreign"}'
+    foreign += b'"topic":"trades.control","partition":0,"offset":0,"request_id":"foreign"}'
     bus.publisher().append(ROLLOUTS, [foreign], partitions=0)
 
     publish(bus, MESSAGES[100:200])
@@ -179,7 +179,7 @@ def test_a_state_that_is_there_follows_what_was_said_first_wherever_new_ones_beg
 
 def run_from_the_end(pipeline: Pipeline, bus: MemoryBus, path: Path) -> None:
     with StateDirectory.open(path, pipeline, bus) as state:
-        run_worker(pipeline, bus, IntakeOptions(until_end=True, begin="latest"), state=state)
+        run_worker(pipeline, bus, SourceOptions(until_end=True, start_offset="latest"), state=state)
 
 
 # Replay.
@@ -187,9 +187,9 @@ def run_from_the_end(pipeline: Pipeline, bus: MemoryBus, path: Path) -> None:
 
 def test_a_replay_of_the_own_topics_hears_what_was_said_meanwhile(tmp_path):
     pipeline, bus = declared(tmp_path), bus_with(COMMANDS)
-    origin = open_origin(pipeline, "trades.events", None, bus, going_on=True)
-    assert origin.bus.end_offsets(CONTROL) == bus.end_offsets(CONTROL)
-    assert origin.places == {}
+    source = open_source(pipeline, "trades.events", None, bus, resumable=True)
+    assert source.bus.end_offsets(CONTROL) == bus.end_offsets(CONTROL)
+    assert source.start_offsets == {}
     settings = ReplaySettings(
         events="trades.events", rows=tmp_path / "rows.parquet", state=tmp_path / "state"
     )
@@ -207,12 +207,12 @@ def test_a_replay_of_files_listens_to_nobody_and_goes_on_behind_what_was_said(tm
     file = tmp_path / "events.jsonl"
     file.write_text("\n".join(map(json.dumps, events)))
     places = {
-        at: open_origin(pipeline, str(file), None, bus, going_on=True, continue_at=at).places  # type: ignore[arg-type]
+        at: open_source(pipeline, str(file), None, bus, resumable=True, continue_at=at).places  # type: ignore[arg-type]
         for at in ("latest", "earliest")
     }
     assert [places["latest"][CONTROL, n] for n in range(PARTITIONS)] == bus.end_offsets(CONTROL)
     assert [places["earliest"][CONTROL, n] for n in range(PARTITIONS)] == [0, 0, 0]
-    alone = open_origin(pipeline, str(file), None, None, going_on=False)
+    alone = open_source(pipeline, str(file), None, None, resumable=False)
     assert alone.bus.end_offsets(CONTROL) == [0]
 
 
@@ -220,5 +220,5 @@ def test_a_replay_goes_on_at_the_start_of_a_control_topic_that_is_not_there_yet(
     pipeline, bus = declared(tmp_path), MemoryBus()
     bus.create_topics({"trades.events": PARTITIONS, "trades.labels": PARTITIONS})
     publish(bus, MESSAGES)
-    origin = open_origin(pipeline, "trades.events", None, bus, going_on=True)
-    assert origin.places == {(CONTROL, number): 0 for number in range(PARTITIONS)}
+    source = open_source(pipeline, "trades.events", None, bus, resumable=True)
+    assert source.start_offsets == {(CONTROL, number): 0 for number in range(PARTITIONS)}

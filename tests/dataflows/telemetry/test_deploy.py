@@ -65,7 +65,7 @@ def test_every_query_is_of_metrics_and_labels_that_are_exported(where: str) -> N
         assert grouped <= known, f"{where}: {grouped - known}"
 
 
-def test_a_metric_that_nobody_looks_at_is_known() -> None:
+def test_metrics_without_a_panel_or_an_alert_are_known() -> None:
     seen = {
         name
         for queries in ALL.values()
@@ -91,7 +91,7 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do(name: str) -> None:
     assert len(rule.split("runbook:")[1]) > 60
 
 
-def test_the_readme_of_deploy_tells_of_every_alert() -> None:
+def test_the_readme_of_deploy_lists_every_alert() -> None:
     told = (DEPLOY / "README.md").read_text()
     assert not [name for name in rules() if f"`{name}`" not in told]
 
@@ -115,7 +115,7 @@ def test_names_and_labels_are_as_prometheus_wants_them() -> None:
 
 
 def test_the_table_of_metrics_is_that_of_the_registry() -> None:
-    message = "write it anew: python -m anabranch.dataflows.telemetry.reference > docs/metrics.md"
+    message = "regenerate it: python -m anabranch.dataflows.telemetry.reference > docs/metrics.md"
     assert (ROOT / "docs/metrics.md").read_text() == table(), message
 
 

@@ -1,4 +1,4 @@
-"""What drift brings about: fresh models after any monitor, quarantine, and slices of a loss."""
+"""Reactions to drift: new models after any monitor, quarantine, and monitors of slices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from anabranch import (
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.linear import learner_for
@@ -38,7 +38,7 @@ from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import DeclarationError
 from anabranch.state.store.delta import decode, encode, merge
-from tests.dataflows.source.test_intake_resume import run
+from tests.dataflows.source.test_source_resume import run
 from tests.models.drift.test_shifts import sensor_bus, sensors
 
 QUICK = Distributions(window=100, reference="10m", false_alarms=100.0)
@@ -66,19 +66,19 @@ def reacting(after: str = "feature", **changes: Any) -> Pipeline:
 
 
 def outputs(bus: MemoryBus, pipeline: Pipeline) -> dict[str, list[bytes]]:
-    """All that went out; drift signals sorted, for one row may give several."""
+    """All outputs; drift signals sorted, since one row may cause several."""
     found = {topic: bus.values(topic) for topic in pipeline.topics.outputs}
     return found | {pipeline.topics.drift: sorted(found[pipeline.topics.drift])}
 
 
 def worked(pipeline: Pipeline, limit: int, metrics: WorkerMetrics | None = None) -> Any:
     bus = sensor_bus(pipeline)
-    run_worker(pipeline, bus, IntakeOptions(limit=limit, until_end=True), metrics=metrics)
+    run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True), metrics=metrics)
     return outputs(bus, pipeline)
 
 
 @pytest.mark.parametrize("after", ["feature", "missing", "label", "loss", "any"])
-def test_any_monitor_can_start_a_model_and_no_cut_shows(after):
+def test_any_monitor_can_start_a_model_whatever_the_batches(after):
     whole = worked(reacting(after), 1000)
     started = [
         each
@@ -90,14 +90,14 @@ def test_any_monitor_can_start_a_model_and_no_cut_shows(after):
         "feature": "the distribution of ", "missing": "the distribution of missing load",
         "label": "the distribution of label", "loss": "the loss of LogisticRegression", "any": "",
     }  # fmt: skip
-    assert said[after] in started[0]["why"]
+    assert said[after] in started[0]["reason"]
     assert started[0]["offset"] > (2800 if after in ("missing", "label") else 600)
     for limit in (7, 333):
         assert worked(reacting(after), limit) == whole
 
 
 @pytest.mark.parametrize("how", ["any", "quarantine"])
-def test_a_run_that_is_stopped_anywhere_does_the_same(how: str, tmp_path: Path):
+def test_a_run_that_is_stopped_anywhere_has_the_same_outputs(how: str, tmp_path: Path):
     call = "reacting('any')" if how == "any" else "quarantining()"
     flow = f"from tests.models.drift.test_drift_reactions import *\npipeline = {call}\n"
     (tmp_path / "flow.py").write_text(flow)
@@ -116,7 +116,7 @@ def quarantining(**changes: Any) -> Pipeline:
     return sensors(**({"distributions": kept} | changes))
 
 
-def test_what_is_suspect_is_predicted_and_scored_and_not_learned():
+def test_quarantined_events_are_predicted_and_scored_and_not_learned():
     metrics = WorkerMetrics("sensors")
     whole = worked(quarantining(), 1000, metrics)
     predictions = [json.loads(value) for value in whole["sensors.predictions"]]
@@ -135,7 +135,7 @@ def test_what_is_suspect_is_predicted_and_scored_and_not_learned():
     labels = {"pipeline": "sensors"}
     suspect = value("anabranch_quarantined_labels_total", labels)
     assert suspect >= len(last) - 1
-    assert value("anabranch_learned_total", labels) + suspect == len(predictions)
+    assert value("anabranch_learned_labels_total", labels) + suspect == len(predictions)
     for limit in (7, 333):
         assert worked(quarantining(), limit) == whole
 
@@ -146,7 +146,7 @@ def test_what_is_suspect_is_predicted_and_scored_and_not_learned():
     cuts=st.sets(st.integers(1, SIZE - 1), max_size=8), again=st.booleans(),
 )  # fmt: skip
 @settings(max_examples=15, deadline=None)
-def test_it_is_the_model_of_a_loop_over_river_that_skips_them(inline, seed, suspect, cuts, again):
+def test_quarantine_equals_a_loop_over_river_that_skips_rows(inline, seed, suspect, cuts, again):
     """Labels come two events later, or at once."""
     rng = np.random.default_rng(seed)
     features, target = rng.normal(size=(SIZE, 2)), (rng.random(SIZE) < 0.5).astype(float)
@@ -205,7 +205,7 @@ def test_it_is_the_model_of_a_loop_over_river_that_skips_them(inline, seed, susp
 
 
 class Ride(Event):
-    """An event whose label comes with it."""
+    """An event with an inline label."""
 
     id: str
     ts: int
@@ -223,8 +223,8 @@ def rides(**changes: Any) -> Pipeline:
     return Pipeline(**(declared | changes))
 
 
-def rides_told(pipeline: Pipeline, limit: int) -> list[dict[str, Any]]:
-    """In one city of ten all is turned round in the middle; the loss of all hardly moves."""
+def rides_signals(pipeline: Pipeline, limit: int) -> list[dict[str, Any]]:
+    """In one city of ten the label is inverted from the middle on; the overall loss stays."""
     bus, rng = MemoryBus(), np.random.default_rng(2)
     bus.create_topics({"rides.events": 1})
     publisher = bus.publisher()
@@ -234,19 +234,19 @@ def rides_told(pipeline: Pipeline, limit: int) -> list[dict[str, Any]]:
         ride = {"id": f"r{number}", "ts": 1_700_000_000_000 + number * 1000, "city": city,
                 "value": value, "late": late}  # fmt: skip
         publisher.append("rides.events", [json.dumps(ride).encode()], partitions=0)
-    run_worker(pipeline, bus, IntakeOptions(limit=limit, until_end=True))
+    run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True))
     return [json.loads(value) for value in bus.values("rides.drift")]
 
 
 def test_the_slice_that_became_worse_is_named():
-    found = rides_told(rides(), 1000)
+    found = rides_signals(rides(), 1000)
     by_city = [each for each in found if "where" in each["subject"]]
     assert {each["subject"] for each in by_city} == {"loss where city=c3"}
     first = by_city[0]
     assert (first["kind"], first["detector"]) == ("loss", "HDDM_A")
     assert 3000 <= first["offset"] < 3300
     assert first["statistic"]["after"] > first["statistic"]["before"]
-    assert [rides_told(rides(), limit) for limit in (1, 77)] == [found] * 2
+    assert [rides_signals(rides(), limit) for limit in (1, 77)] == [found] * 2
 
 
 WRONG: dict[str, Any] = {
@@ -272,7 +272,7 @@ WRONG: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_what_can_not_be_is_one_sentence(words):
+def test_an_impossible_declaration_is_refused_in_one_sentence(words):
     with pytest.raises(DeclarationError) as said:
         rides(**WRONG[words])
     assert words in str(said.value)

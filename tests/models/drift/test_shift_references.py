@@ -1,4 +1,4 @@
-"""What windows are compared with: the first while, the last while, the same hour."""
+"""References of distribution monitors: the start of a stream, its recent past, the same hour."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from anabranch.models.drift.declarations import PIECES, Distributions, Seasonal, Sliding, told
-from anabranch.models.drift.distribution_shift import Shift, Shifts
+from anabranch.models.drift.declarations import PIECES, Distributions, Seasonal, Sliding
+from anabranch.models.drift.distribution_shift import DistributionMonitor, DistributionShift
 from anabranch.models.drift.references import reference_of
 from anabranch.state.errors import DeclarationError
 from anabranch.state.store.delta import decode, encode, merge
@@ -29,33 +29,33 @@ def declared(reference: str | Sliding | Seasonal) -> Distributions:
     return Distributions(window=200, reference=reference)
 
 
-def looked(
+def shifts_of(
     values: F64, how: Distributions, cuts: Sequence[int] = (), kept: Sequence[int] = ()
-) -> list[Shift]:
-    """All that is found, rows counted from the start; begun again at the cuts `kept`."""
+) -> list[DistributionShift]:
+    """All shifts, with rows counted from the start; restored at the cuts `kept`."""
     columns = values.shape[1]
-    shifts, deltas, found = Shifts(how, columns, columns), [], []
+    shifts, deltas, found = DistributionMonitor(how, columns, columns), [], []
     times = np.arange(len(values)) * EVERY_MS
     for number, (low, high) in enumerate(pairwise([0, *cuts, len(values)])):
-        some = shifts.look(values[low:high], times[low:high])
+        some = shifts.update(values[low:high], times[low:high])
         found += [replace(each, row=each.row + low) for each in some]
         deltas.append(decode(encode(shifts.changes())))
         if number in kept:
-            shifts = Shifts(how, columns, columns)
+            shifts = DistributionMonitor(how, columns, columns)
             shifts.restore(merge(deltas))
     return found
 
 
-def rhythm(days: int, seed: int, weekend: float = 0.0) -> F64:
-    """Two columns, the first of which has a day's rhythm, and a level of its own on weekends."""
+def daily_cycle(days: int, seed: int, weekend: float = 0.0) -> F64:
+    """Two columns, the first of which has a daily cycle, and another level on weekends."""
     rows = np.arange(days * DAY)
     values = np.random.default_rng(seed).normal(size=(len(rows), 2))
     values[:, 0] += 3 * np.sin(rows / DAY * 2 * np.pi) + weekend * (rows // DAY % 7 >= 5)
     return values
 
 
-def told_of(found: list[Shift]) -> list[tuple[int, str]]:
-    """Drift and its ends, without warnings that came to nothing."""
+def lasting(found: list[DistributionShift]) -> list[tuple[int, str]]:
+    """Drift and its resolution, without warnings that were not followed by drift."""
     told, drifting = [], set()
     for each in found:
         if each.severity == "drift" or (each.severity == "resolved" and each.column in drifting):
@@ -64,33 +64,33 @@ def told_of(found: list[Shift]) -> list[tuple[int, str]]:
     return told
 
 
-def test_what_stays_becomes_usual_where_the_reference_moves_on():
+def test_a_lasting_change_becomes_the_baseline_of_a_sliding_reference():
     values = np.random.default_rng(1).normal(size=(12 * DAY, 3))
     values[6 * DAY :, 1] += 2
-    fixed, sliding = (looked(values, declared(how)) for how in ("3d", Sliding("3d")))
-    assert told_of(fixed) == [(1, "drift")]
-    assert told_of(sliding) == [(1, "drift"), (1, "resolved")]
+    fixed, sliding = (shifts_of(values, declared(how)) for how in ("3d", Sliding("3d")))
+    assert lasting(fixed) == [(1, "drift")]
+    assert lasting(sliding) == [(1, "drift"), (1, "resolved")]
     began, ended = (each.row for each in sliding if each.severity != "warning")
     assert began < 6 * DAY + 500
     assert 7 * DAY < ended < 9.5 * DAY
 
 
-def test_what_moves_slowly_is_followed():
+def test_a_sliding_reference_follows_slow_changes():
     values = np.random.default_rng(2).normal(size=(40 * DAY, 1))
     values[:, 0] += np.arange(len(values)) / len(values)  # a deviation in forty days
-    assert (0, "drift") in told_of(looked(values, declared("3d")))
-    assert looked(values, declared(Sliding("2d"))) == []
+    assert (0, "drift") in lasting(shifts_of(values, declared("3d")))
+    assert shifts_of(values, declared(Sliding("2d"))) == []
 
 
 def test_a_sliding_reference_is_that_of_the_last_windows():
-    """Against one that is counted anew for each window."""
+    """Against one that is counted again for each window."""
     span_ms, rng = PIECES * 10_000, np.random.default_rng(3)
     reference = reference_of(Sliding(f"{span_ms // 1000}s"), 2, 4)
     windows: list[tuple[int, F64]] = []
     time = 5_000_000
     for _ in range(300):
         last = time + int(rng.integers(1, 30_000))
-        known = reference.known(time)
+        known = reference.statistics_at(time)
         newest = windows[-1][0] // 10_000 if windows else 0
         first = windows[0][0] // 10_000 if windows else 0
         within = [c for at, c in windows if newest - PIECES <= at // 10_000 < newest]
@@ -103,49 +103,49 @@ def test_a_sliding_reference_is_that_of_the_last_windows():
         reference.add(counts, 50, time, last, None)
         windows.append((last, counts))
         time = last
-    assert reference.known(time) is not None
+    assert reference.statistics_at(time) is not None
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_hour_of_the_week_is_no_drift_and_what_is_out_of_season_is(seed):
+def test_a_weekly_cycle_is_no_drift_and_a_deviation_from_it_is(seed):
     weekly = declared(Seasonal(period="7d", slot="1h", periods=3))
-    values = rhythm(35, seed, weekend=2.0)
-    assert told_of(looked(values, weekly)) == []
+    values = daily_cycle(35, seed, weekend=2.0)
+    assert lasting(shifts_of(values, weekly)) == []
     # Sunday's level on a Wednesday is usual for a week, but not for a Wednesday.
     values[30 * DAY : 31 * DAY, 0] += 2
-    found = looked(values, weekly)
-    assert told_of(found) == [(0, "drift"), (0, "resolved")]
+    found = shifts_of(values, weekly)
+    assert lasting(found) == [(0, "drift"), (0, "resolved")]
     rows = [each.row for each in found if each.severity == "drift"]
     assert 30 * DAY < rows[0] < 30 * DAY + 700
     # A reference that knows no hours has to let all of that pass.
-    assert told_of(looked(values, declared("14d"))) == []
+    assert lasting(shifts_of(values, declared("14d"))) == []
 
 
 @pytest.mark.parametrize("between", [0.0, 0.5])
-def test_days_that_differ_by_themselves_are_no_drift(between):
+def test_variation_between_days_is_no_drift(between):
     """Each hour of each day has a level of its own beside that of the hour."""
     rng = np.random.default_rng(7)
-    values = rhythm(60, 5)
+    values = daily_cycle(60, 5)
     hours = np.arange(len(values)) // (DAY // 24)
     values[:, 0] += between * rng.normal(size=hours[-1] + 1)[hours]
     how = replace(declared(Seasonal(period="1d", slot="1h", periods=10)), psi=0.01)
-    assert len(told_of(looked(values, how))) <= 2
-    by_default = looked(values, replace(how, psi=0.1))
-    assert told_of(by_default) == []
+    assert len(lasting(shifts_of(values, how))) <= 2
+    by_default = shifts_of(values, replace(how, psi=0.1))
+    assert lasting(by_default) == []
     warned = sum(each.severity == "warning" for each in by_default)
     assert warned <= (2 if not between else 30)  # of 2,350 windows
 
 
-def test_where_little_comes_a_window_goes_on_into_the_next_slots(caplog):
+def test_a_window_with_few_rows_continues_in_the_next_slots(caplog):
     values = np.random.default_rng(1).normal(size=(60 * 48, 1))
     times = np.arange(len(values)) * HOUR // 2
-    shifts = Shifts(declared(DAILY), 1, 1)
-    shifts.look(values, times)
+    shifts = DistributionMonitor(declared(DAILY), 1, 1)
+    shifts.update(values, times)
     assert shifts.rows == len(values)
     assert "were visited twice" in caplog.text  # four windows a week are in no slot twice
     values[1800:] += 3
     daily = replace(DAILY, slot="12h", periods=8)
-    found = Shifts(declared(daily), 1, 1).look(values, times)
+    found = DistributionMonitor(declared(daily), 1, 1).update(values, times)
     assert [each.severity for each in found][:2] == ["warning", "drift"]
 
 
@@ -156,41 +156,41 @@ def test_where_little_comes_a_window_goes_on_into_the_next_slots(caplog):
     kept=st.sets(st.integers(0, 12)),
 )
 @settings(max_examples=30, deadline=None)
-def test_no_cut_shows_and_no_restart(seed, how, cuts, kept):
-    values = rhythm(6, seed)
+def test_shifts_depend_neither_on_calls_nor_on_restarts(seed, how, cuts, kept):
+    values = daily_cycle(6, seed)
     values[np.random.default_rng(seed).random(values.shape) < 0.1] = np.nan
     values[5 * DAY :] += 2
-    whole = looked(values, declared(how))
+    whole = shifts_of(values, declared(how))
     assert whole
-    assert looked(values, declared(how), sorted(cuts), sorted(kept)) == whole
+    assert shifts_of(values, declared(how), sorted(cuts), sorted(kept)) == whole
 
 
-def test_ten_windows_are_the_least_however_long_ago():
+def test_a_reference_has_ten_windows_at_least():
     values = np.random.default_rng(1).normal(size=(20_000, 1))
     values[10_000:] += 2
-    found = looked(values, declared(Sliding("1h")))  # less than a window
-    assert told_of(found)[:1] == [(0, "drift")]
+    found = shifts_of(values, declared(Sliding("1h")))  # less than a window
+    assert lasting(found)[:1] == [(0, "drift")]
     assert 10_000 < found[1].row < 10_500
 
 
-def test_another_reference_begins_anew():
-    values = rhythm(6, 1)
+def test_another_reference_starts_from_scratch():
+    values = daily_cycle(6, 1)
     times = np.arange(len(values)) * EVERY_MS
-    old = Shifts(declared("1d"), 2, 2)
-    old.look(values, times)
+    old = DistributionMonitor(declared("1d"), 2, 2)
+    old.update(values, times)
     deltas = [decode(encode(old.changes()))]
-    new = Shifts(declared(DAILY), 2, 2)
+    new = DistributionMonitor(declared(DAILY), 2, 2)
     new.restore(merge(deltas))
     assert new.rows == 0
     deltas.append(decode(encode(new.changes())))
     for low in range(0, len(values), 5000):
-        new.look(values[low : low + 5000], times[low : low + 5000])
+        new.update(values[low : low + 5000], times[low : low + 5000])
         deltas.append(decode(encode(new.changes())))
-    again = Shifts(declared(DAILY), 2, 2)
+    again = DistributionMonitor(declared(DAILY), 2, 2)
     again.restore(merge(deltas))
     values[:, 1] += 3
     later = times + 6 * 24 * HOUR
-    assert again.look(values, later) == new.look(values, later) != []
+    assert again.update(values, later) == new.update(values, later) != []
 
 
 @pytest.mark.parametrize(
@@ -203,29 +203,29 @@ def test_another_reference_begins_anew():
         (3, "must be a duration, Sliding"),
     ],
 )
-def test_what_can_not_be_is_one_sentence(how, words):
+def test_an_impossible_reference_is_refused_in_one_sentence(how, words):
     with pytest.raises(DeclarationError, match=words):
         Distributions(reference=how).check("a pipeline")
 
 
-def test_people_are_told_what_it_is():
-    said = [told(Distributions(reference=how)) for how in ("36h", Sliding(), Seasonal())]
+def test_references_in_words():
+    said = [Distributions(reference=how).reference_text for how in ("36h", Sliding(), Seasonal())]
     assert said == ["the first 1d12h", "the last 7d", "the same 1h in the first 2 × 7d"]
 
 
 @pytest.mark.parametrize(("how", "days"), [("1d", 1), ("3d", 3), (Sliding("2d"), 2), (DAILY, 5)])
-def test_it_is_told_when_windows_are_compared(how, days):
-    shifts, values = Shifts(declared(how), 2, 2), rhythm(7, 1)
+def test_reference_ready(how, days):
+    shifts, values = DistributionMonitor(declared(how), 2, 2), daily_cycle(7, 1)
     for day in range(7):
         part = slice(day * DAY, (day + 1) * DAY)
-        shifts.look(values[part], np.arange(len(values))[part] * EVERY_MS)
+        shifts.update(values[part], np.arange(len(values))[part] * EVERY_MS)
         if day + 1 < days:
-            assert not shifts.whole
+            assert not shifts.reference_ready
         elif day > days:
-            assert shifts.whole
+            assert shifts.reference_ready
 
 
-def test_what_looks_far_back_is_not_known_by_one_day():
+def test_values_with_a_long_memory_need_a_long_reference():
     """A value that a day's window shares with the one before wanders; a true change is larger."""
     rng = np.random.default_rng(5)
     steps = np.repeat(rng.normal(size=12 * 24), DAY // 24)  # hour by hour
@@ -233,13 +233,13 @@ def test_what_looks_far_back_is_not_known_by_one_day():
     slow = np.convolve(steps, memory)[: len(steps)] / np.sqrt(np.square(memory).sum() * DAY / 24)
     values = np.column_stack([slow, rng.normal(size=len(slow))])
     times = np.arange(len(values)) * EVERY_MS
-    without = Shifts(declared("1d"), 2, 2).look(values, times)
-    assert (0, "drift") in told_of(without)
-    knowing = Shifts(declared("1d"), 2, 2, [24 * HOUR, 0])
-    assert told_of(knowing.look(values, times)) == []
+    without = DistributionMonitor(declared("1d"), 2, 2).update(values, times)
+    assert (0, "drift") in lasting(without)
+    knowing = DistributionMonitor(declared("1d"), 2, 2, [24 * HOUR, 0])
+    assert lasting(knowing.update(values, times)) == []
     values[8 * DAY :, 1] += 1
-    again = Shifts(declared("1d"), 2, 2, [24 * HOUR, 0])
-    assert told_of(again.look(values, times)) == [(1, "drift")]
+    again = DistributionMonitor(declared("1d"), 2, 2, [24 * HOUR, 0])
+    assert lasting(again.update(values, times)) == [(1, "drift")]
     values[:, 0] = np.where(np.arange(len(values)) < 8 * DAY, rng.normal(size=len(values)), 99.0)
-    longer = Shifts(declared("6d"), 2, 2, [24 * HOUR, 0])
-    assert (0, "drift") in told_of(longer.look(values, times))
+    longer = DistributionMonitor(declared("6d"), 2, 2, [24 * HOUR, 0])
+    assert (0, "drift") in lasting(longer.update(values, times))

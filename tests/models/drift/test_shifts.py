@@ -1,4 +1,4 @@
-"""Monitors of distributions: what has moved is found and named, what has not is left in peace."""
+"""Distribution monitors signal what has shifted, by name, and nothing else."""
 
 from __future__ import annotations
 
@@ -33,30 +33,32 @@ from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.pipelines.payments import pipeline as payments
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.drift.bins import edges_of
-from anabranch.models.drift.distribution_shift import SAMPLE, Shift, Shifts
+from anabranch.models.drift.distribution_shift import SAMPLE, DistributionMonitor, DistributionShift
 from anabranch.producers.batch import Kind
 from anabranch.producers.publish import publish
 from anabranch.producers.simulators.by_name import simulate
-from anabranch.producers.simulators.upstream_faults import UPSTREAM, broken
+from anabranch.producers.simulators.upstream_faults import UPSTREAM_FAULTS, with_upstream_fault
 from anabranch.state.errors import DeclarationError, InputError
 from anabranch.state.store.delta import decode, encode, merge
-from tests.dataflows.source.test_intake_resume import run
+from tests.dataflows.source.test_source_resume import run
 
 F64 = NDArray[np.float64]
 QUICK = Distributions(window=200, reference="0s")
 ROWS = 200_000
 
 
-def looked(values: F64, declared: Distributions = QUICK, cuts: Sequence[int] = ()) -> list[Shift]:
-    """All that is found, with rows counted from the start."""
-    shifts = Shifts(declared, values.shape[1], values.shape[1])
+def shifts_of(
+    values: F64, declared: Distributions = QUICK, cuts: Sequence[int] = ()
+) -> list[DistributionShift]:
+    """All shifts, with rows counted from the start."""
+    shifts = DistributionMonitor(declared, values.shape[1], values.shape[1])
     found = []
     times = np.arange(len(values)) * 1000
     for low, high in pairwise([0, *cuts, len(values)]):
-        for each in shifts.look(values[low:high], times[low:high]):
+        for each in shifts.update(values[low:high], times[low:high]):
             found.append(replace(each, row=each.row + low))
     return found
 
@@ -82,13 +84,13 @@ STEADY: dict[str, Callable[[np.random.Generator], F64]] = {
 
 
 @pytest.mark.parametrize("name", STEADY)
-def test_what_has_not_moved_is_left_in_peace(name):
-    """Of the warnings that are allowed, one per million rows, a few; and no drift."""
+def test_stable_streams_give_no_drift(name):
+    """A few of the accepted warnings, one per million rows; and no drift."""
     declared = replace(QUICK, reference="40000s")
     found = [
         each
         for seed in range(2)
-        for each in looked(STEADY[name](np.random.default_rng(seed)), declared)
+        for each in shifts_of(STEADY[name](np.random.default_rng(seed)), declared)
     ]
     warned = [each.severity for each in found]
     assert "drift" not in warned
@@ -106,13 +108,13 @@ MOVED: dict[str, Callable[[F64], F64]] = {
 
 
 @pytest.mark.parametrize("name", MOVED)
-def test_one_column_of_a_hundred_is_found_named_and_resolved(name):
+def test_one_shifted_column_of_a_hundred_is_signalled_and_resolved(name):
     values = np.random.default_rng(5).normal(size=(12_000, 100))
     values[6000:9000, 37] = MOVED[name](values[6000:9000, 37])
-    found = looked(values)
+    found = shifts_of(values)
     assert {each.column for each in found} == {37}
-    told = [(each.severity, each.row) for each in found]
-    assert told == [("warning", 6199), ("drift", 6399), ("resolved", 9399)]
+    signals = [(each.severity, each.row) for each in found]
+    assert signals == [("warning", 6199), ("drift", 6399), ("resolved", 9399)]
     assert all(each.began == 6199 * 1000 for each in found)
     assert all(each.p < each.threshold for each in found[:2])
     assert found[0].top[0][2] > found[0].top[0][1] or found[0].top[1][2] > found[0].top[1][1]
@@ -121,22 +123,22 @@ def test_one_column_of_a_hundred_is_found_named_and_resolved(name):
 def test_a_value_that_the_sample_did_not_have_has_a_bin():
     values = np.zeros((8000, 1))
     values[6000:] = 1.0
-    assert [each.severity for each in looked(values)] == ["warning", "drift"]
+    assert [each.severity for each in shifts_of(values)] == ["warning", "drift"]
     assert edges_of(np.zeros(5)).size == 2
     assert edges_of(np.full(5, np.nan)).size == 0
 
 
-def test_a_small_move_is_none():
+def test_a_small_shift_is_not_signalled():
     values = np.random.default_rng(3).normal(size=(40_000, 3))
     values[20_000:] += 0.15  # a population stability index of about 0.02
-    assert looked(values, Distributions(window=2000, reference="0s")) == []
+    assert shifts_of(values, Distributions(window=2000, reference="0s")) == []
 
 
 def test_distances_are_those_of_scipy():
     """Of the bins that the reference and the window have."""
     values = np.random.default_rng(3).normal(size=(8000, 1))
     values[6000:] = np.clip(values[6000:], -0.5, None) + 0.4
-    first = looked(values)[0]
+    first = shifts_of(values)[0]
     edges = edges_of(values[:SAMPLE, 0])
     bins = [np.searchsorted(edges, part, side="right") for part in (values[SAMPLE:first.row - 199],
             values[first.row - 199 : first.row + 1])]  # fmt: skip
@@ -149,17 +151,17 @@ def test_distances_are_those_of_scipy():
     assert first.psi == pytest.approx(((now - share) * np.log(now / share)).sum())
 
 
-def test_a_warning_that_nothing_follows_is_resolved():
+def test_a_warning_without_a_second_window_is_resolved():
     values = np.random.default_rng(3).normal(size=(8000, 1))
     values[6000:6200] += 2  # one window
-    told = [(each.severity, each.row) for each in looked(values)]
-    assert told == [("warning", 6199), ("resolved", 6399)]
+    signals = [(each.severity, each.row) for each in shifts_of(values)]
+    assert signals == [("warning", 6199), ("resolved", 6399)]
 
 
-def test_a_drift_that_goes_on_is_told_once():
+def test_lasting_drift_is_signalled_once():
     values = np.random.default_rng(3).normal(size=(40_000, 1))
     values[20_000:] += 2
-    assert [each.severity for each in looked(values)] == ["warning", "drift"]
+    assert [each.severity for each in shifts_of(values)] == ["warning", "drift"]
 
 
 @given(
@@ -167,22 +169,22 @@ def test_a_drift_that_goes_on_is_told_once():
     kept=st.sets(st.integers(0, 12)),
 )  # fmt: skip
 @settings(max_examples=25, deadline=None)
-def test_no_cut_shows_and_no_restart(seed, cuts, kept):
+def test_shifts_depend_neither_on_calls_nor_on_restarts(seed, cuts, kept):
     rng = np.random.default_rng(seed)
     values = np.column_stack([rng.normal(size=6000), rng.integers(0, 3, 6000), rng.random(6000)])
     values[rng.random((6000, 3)) < 0.1] = np.nan
     values[4500:, 0] += 3
-    whole = looked(values)
+    whole = shifts_of(values)
     assert whole
-    assert looked(values, cuts=sorted(cuts)) == whole
-    shifts, deltas, found = Shifts(QUICK, 3, 3), [], []
+    assert shifts_of(values, cuts=sorted(cuts)) == whole
+    shifts, deltas, found = DistributionMonitor(QUICK, 3, 3), [], []
     times = np.arange(6000) * 1000
     for number, (low, high) in enumerate(pairwise([0, *sorted(cuts), 6000])):
-        some = shifts.look(values[low:high], times[low:high])
+        some = shifts.update(values[low:high], times[low:high])
         found += [replace(each, row=each.row + low) for each in some]
         deltas.append(decode(encode(shifts.changes())))
         if number in kept:
-            shifts = Shifts(QUICK, 3, 3)
+            shifts = DistributionMonitor(QUICK, 3, 3)
             shifts.restore(merge(deltas))
     assert found == whole
     assert shifts.rows == 6000 > SAMPLE
@@ -202,28 +204,28 @@ FAULTS: dict[str, tuple[str, str]] = {
 
 
 def signals(fault: str | None) -> list[dict[str, Any]]:
-    """Those of simulated payments, of which the later have a fault."""
+    """Signals of simulated payments, the later of which have a fault."""
     watched = replace(payments, distributions=Distributions(), monitors=[])
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(watched.inputs, 1))
     batches = simulate("payments", seed=3, events=ALL, event_rate=0.2)
     if fault is not None:
-        batches = broken(batches, fault, AT)
+        batches = with_upstream_fault(batches, fault, AT)
     topics: dict[Kind, str] = {"events": "payments.events", "labels": "payments.labels"}
     publish(bus, batches, topics=topics)
-    run_worker(watched, bus, IntakeOptions(limit=1000, until_end=True))
+    run_worker(watched, bus, SourceOptions(limit=1000, until_end=True))
     found = map(json.loads, bus.values("payments.drift"))
     # Labels that trickle in when nothing more happens are as late as they say.
     return [each for each in found if each["subject"] != "label delay"]
 
 
 def test_every_fault_that_can_be_simulated_is_tried():
-    assert FAULTS.keys() == UPSTREAM.keys()
+    assert FAULTS.keys() == UPSTREAM_FAULTS.keys()
     with pytest.raises(InputError, match="choose one of cents, country, feed, type"):
-        next(broken([], "another", 0))
+        next(with_upstream_fault([], "another", 0))
 
 
-def test_payments_as_ever_give_no_signal():
+def test_unchanged_payments_give_no_signal():
     assert signals(None) == []
 
 
@@ -248,7 +250,7 @@ def test_the_right_signal_names_the_right_subject(name):
 
 
 class Reading(Event):
-    """What a sensor says."""
+    """A reading of a sensor."""
 
     id: str
     ts: int
@@ -301,15 +303,17 @@ def sensor_bus(pipeline: Pipeline, rows: int = 4000) -> MemoryBus:
     return bus
 
 
-def told(pipeline: Pipeline, limit: int, metrics: WorkerMetrics | None = None) -> list[bytes]:
+def drift_topic(
+    pipeline: Pipeline, limit: int, metrics: WorkerMetrics | None = None
+) -> list[bytes]:
     bus = sensor_bus(pipeline)
-    run_worker(pipeline, bus, IntakeOptions(limit=limit, until_end=True), metrics=metrics)
+    run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True), metrics=metrics)
     return bus.values("sensors.drift")
 
 
-def test_every_kind_is_watched_and_no_cut_into_batches_shows():
+def test_every_kind_is_monitored_whatever_the_batches():
     pipeline, metrics = sensors(), WorkerMetrics("sensors")
-    whole = told(pipeline, 1000, metrics)
+    whole = drift_topic(pipeline, 1000, metrics)
     drifted = {
         (each["kind"], each["subject"])
         for each in map(json.loads, whole)
@@ -320,25 +324,32 @@ def test_every_kind_is_watched_and_no_cut_into_batches_shows():
         ("label", "label"), ("missing", "missing load"), ("invalid", "invalid events"),
     }  # fmt: skip
     assert not {subject for _, subject in drifted} & {"hour", "mode=a", "sensor keys"}
-    assert [sorted(told(pipeline, limit)) for limit in (7, 200)] == [sorted(whole)] * 2
+    assert [sorted(drift_topic(pipeline, limit)) for limit in (7, 200)] == [sorted(whole)] * 2
     labels = {"pipeline": "sensors", "kind": "feature", "subject": "value"}
-    assert metrics.registry.get_sample_value("anabranch_drifting", labels) == 2.0
+    assert metrics.registry.get_sample_value("anabranch_drift_level", labels) == 2.0
     assert metrics.registry.get_sample_value("anabranch_population_stability_index", labels) > 0.1
 
 
-def test_a_model_that_learns_too_little_is_found_by_what_is_left_over():
+def test_an_underfitting_model_is_signalled_by_its_residuals():
     stiff = linear_model.LogisticRegression(optimizer=optim.SGD(1e-9))
-    found = [json.loads(value) for value in told(sensors(model=stiff), 1000)]
+    found = [json.loads(value) for value in drift_topic(sensors(model=stiff), 1000)]
     assert ("calibration", "drift") in {(each["kind"], each["severity"]) for each in found}
     with_rollout = sensors(model=stiff, rollout=Shadow())  # who served is another matter there
-    assert "calibration" not in {json.loads(value)["kind"] for value in told(with_rollout, 1000)}
+    assert "calibration" not in {
+        json.loads(value)["kind"] for value in drift_topic(with_rollout, 1000)
+    }
 
 
 def test_a_run_that_is_stopped_anywhere_gives_the_same_signals(tmp_path: Path):
     flow = "from tests.models.drift.test_shifts import sensors\npipeline = sensors()\n"
     (tmp_path / "flow.py").write_text(flow)
     pipeline = load_pipeline(str(tmp_path / "flow.py"))
-    whole, bus, chance, stops = told(pipeline, 50), sensor_bus(pipeline), random.Random(1), 0
+    whole, bus, chance, stops = (
+        drift_topic(pipeline, 50),
+        sensor_bus(pipeline),
+        random.Random(1),
+        0,
+    )
     while run(pipeline, bus, tmp_path / "state", reads=chance.randrange(10, 90), batch=50):
         stops += 1
     assert stops > 2
@@ -356,7 +367,7 @@ WRONG: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_what_can_not_be_is_one_sentence(words):
+def test_an_impossible_declaration_is_refused_in_one_sentence(words):
     with pytest.raises(DeclarationError) as said:
         sensors(distributions=WRONG[words])
     assert words in str(said.value) or "1 day" in str(said.value)

@@ -60,8 +60,8 @@ def test_no_cut_and_no_restart_changes_a_bit(
     evidence, crossed = in_cuts(PairedEvidence(**declared), columns, cuts)
     assert evidence.to_array().tobytes() == whole.to_array().tobytes()
     assert crossed == at_once
-    assert {finding for _, finding in crossed} == evidence.found
-    assert all(evidence.found_at(finding) == row + 1 for row, finding in crossed)
+    assert {finding for _, finding in crossed} == evidence.findings
+    assert all(evidence.crossed_at(finding) == row + 1 for row, finding in crossed)
     assert evidence.interval == whole.interval
     assert evidence.clipped_interval == whole.clipped_interval
 
@@ -73,15 +73,15 @@ def test_advance_stops_with_the_evidence_of_the_row_that_decided(declared: dict[
     while row < champion.size:
         step = evidence.advance(champion[row:], challenger[row:])
         row += step.rows
-        if step.found:
+        if step.findings:
             until = PairedEvidence(**declared)
             until.update(champion[:row], challenger[:row])
             assert until.to_array().tobytes() == evidence.to_array().tobytes()
-            crossed += [(row - 1, finding) for finding in step.found]
+            crossed += [(row - 1, finding) for finding in step.findings]
     assert evidence.samples == 3000
     whole = PairedEvidence(**declared).update(champion, challenger)
     assert crossed == [(crossing.row, crossing.finding) for crossing in whole]
-    assert Finding.BETTER in evidence.found
+    assert Finding.BETTER in evidence.findings
 
 
 @settings(max_examples=30, deadline=None)
@@ -99,7 +99,7 @@ def test_models_that_change_places_change_signs(declared: dict[str, Any], seed: 
     }
     for finding, mirrored in mirror.items():
         assert one.e_value_of(finding) == other.e_value_of(mirrored)
-        assert one.found_at(finding) == other.found_at(mirrored)
+        assert one.crossed_at(finding) == other.crossed_at(mirrored)
     low, high = one.interval
     assert other.interval == pytest.approx((-high, -low), rel=1e-6)
     assert one.difference == -other.difference
@@ -111,8 +111,8 @@ def test_a_better_model_is_found_better_and_a_worse_one_worse() -> None:
         for declared in DECLARED:
             evidence = PairedEvidence(**declared)
             evidence.update(champion, challenger)
-            assert finding in evidence.found
-            assert {Finding.BETTER, Finding.WORSE} - {finding} not in evidence.found
+            assert finding in evidence.findings
+            assert {Finding.BETTER, Finding.WORSE} - {finding} not in evidence.findings
             low, high = evidence.interval
             assert low < np.mean(champion - challenger) < high
             low, high = evidence.clipped_interval
@@ -127,12 +127,12 @@ def test_equal_models_are_found_as_good_as_equal(method: str) -> None:
     champion, challenger = losses(2, 5000, better=0.0)
     evidence = PairedEvidence(min_effect=0.005, method=method)
     evidence.update(champion, challenger)
-    assert evidence.found == {Finding.FUTILE, Finding.HARMLESS}
+    assert evidence.findings == {Finding.FUTILE, Finding.HARMLESS}
     assert -0.005 < evidence.interval[0] < evidence.interval[1] < 0.005
     # A model that is better by more than that is not.
     evidence = PairedEvidence(min_effect=0.005, method=method)
     evidence.update(*losses(2, 5000, better=0.2))
-    assert evidence.found == {Finding.BETTER, Finding.HARMLESS}
+    assert evidence.findings == {Finding.BETTER, Finding.HARMLESS}
 
 
 def test_a_learned_scale_makes_the_unit_of_the_loss_meaningless() -> None:
@@ -165,14 +165,14 @@ def test_a_learned_scale_leaves_room_for_the_effect_of_interest() -> None:
     evidence = PairedEvidence(min_effect=0.5)
     evidence.update(*losses(2, 3000, better=0.0))
     assert evidence.clip == 0.5
-    assert evidence.found == {Finding.FUTILE, Finding.HARMLESS}
+    assert evidence.findings == {Finding.FUTILE, Finding.HARMLESS}
 
 
 def test_what_is_cut_is_counted() -> None:
     champion, challenger = np.array([0.9, 0.1, 0.5, 0.0]), np.array([0.1, 0.1, 0.45, 0.3])
     evidence = PairedEvidence(clip=0.2)
     evidence.update(champion, challenger)
-    assert evidence.clipped == 0.5
+    assert evidence.clipped_share == 0.5
     assert evidence.clipped_difference == pytest.approx(0.0125)
     assert evidence.difference == pytest.approx(0.1375)
     twin = PairedEvidence(clip=0.2)
@@ -189,8 +189,8 @@ def test_nothing_is_found_against_the_mean_of_uncut_losses() -> None:
     evidence.update(champion, challenger)
     assert evidence.e_value > 20
     assert evidence.difference < 0
-    assert Finding.BETTER not in evidence.found
-    assert Finding.WORSE not in evidence.found
+    assert Finding.BETTER not in evidence.findings
+    assert Finding.WORSE not in evidence.findings
 
 
 @settings(max_examples=60, deadline=None)
@@ -212,7 +212,7 @@ def test_a_finding_is_one_of_the_asymptotic_test_too(
         step = evidence.advance(champion[row:], challenger[row:])
         limit.update(champion[row : row + step.rows], challenger[row : row + step.rows])
         row += step.rows
-        for finding in step.found:
+        for finding in step.findings:
             assert evidence.e_value_of(finding) >= 20
             assert limit.e_value_of(finding) >= 20
 
@@ -223,16 +223,16 @@ def test_a_loss_that_is_no_number_is_worse_than_any(declared: dict[str, Any], ba
     good, broken = np.full(400, 0.3), np.full(400, bad)
     evidence = PairedEvidence(**declared)
     evidence.update(good, broken)
-    assert Finding.WORSE in evidence.found
-    assert Finding.BETTER not in evidence.found
+    assert Finding.WORSE in evidence.findings
+    assert Finding.BETTER not in evidence.findings
     assert evidence.not_finite == 400
     assert math.isnan(evidence.challenger_loss)
     evidence = PairedEvidence(**declared)
     evidence.update(broken, good)
-    assert Finding.BETTER in evidence.found
+    assert Finding.BETTER in evidence.findings
     evidence = PairedEvidence(**declared)
     evidence.update(broken, broken)
-    assert not evidence.found & {Finding.BETTER, Finding.WORSE}
+    assert not evidence.findings & {Finding.BETTER, Finding.WORSE}
     assert np.isfinite([evidence.e_value_of(finding) for finding in Finding]).all()
 
 
@@ -241,7 +241,7 @@ def test_a_few_losses_that_are_no_numbers_do_not_deafen() -> None:
     challenger[[5, 700]], champion[60] = np.nan, np.inf
     evidence = PairedEvidence()
     evidence.update(champion, challenger)
-    assert Finding.BETTER in evidence.found
+    assert Finding.BETTER in evidence.findings
     assert math.isfinite(evidence.difference)
 
 
@@ -253,7 +253,7 @@ def test_identical_models_prove_nothing_about_a_difference(declared: dict[str, A
     assert evidence.e_value == evidence.e_value_worse == 1.0
     # Nothing is learned of a clip, nor of a spread; with a clip, that there is no difference.
     scaled = "clip" in declared
-    assert evidence.found == ({Finding.FUTILE, Finding.HARMLESS} if scaled else set())
+    assert evidence.findings == ({Finding.FUTILE, Finding.HARMLESS} if scaled else set())
     low, high = evidence.interval
     assert low < 0.0 < high
 
@@ -292,8 +292,8 @@ def test_no_rows_change_nothing() -> None:
         ({"clip": math.inf}, "clip=inf"),
         ({"min_effect": 0.0}, "min_effect=0.0 in .* must be a number above 0"),
         ({"min_effect": 0.2, "clip": 0.1}, "min_effect=0.2 in .* must be below clip=0.1"),
-        ({"method": "bayes"}, "unknown method 'bayes' in .*: there are betting, asymptotic"),
-        ({"method": "asymptotic", "clip": 0.1}, "the asymptotic method cuts nothing"),
+        ({"method": "bayes"}, "unknown method 'bayes' in .*: use betting or asymptotic"),
+        ({"method": "asymptotic", "clip": 0.1}, "the asymptotic method clips nothing"),
         ({"burn_in": 0}, "burn_in=0 in .* must be at least 1"),
     ],
 )  # fmt: skip
@@ -316,7 +316,7 @@ def test_the_state_of_something_else_is_refused() -> None:
     other = whole.copy()
     other[0] += 1
     for array in (whole[:-1], np.empty(0), other, np.append(whole, 0.0)):
-        with pytest.raises(StateError, match="no PairedEvidence can be made"):
+        with pytest.raises(StateError, match="can't be restored as PairedEvidence"):
             PairedEvidence.from_array(array)
     with pytest.raises(StateError, match="of another class"):
         TwoSampleEvidence.from_array(whole)

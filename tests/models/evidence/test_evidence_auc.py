@@ -52,7 +52,7 @@ def test_no_cut_and_no_restart_changes_a_bit(seed: int, cuts: list[int], holes: 
     assert evidence.to_array().tobytes() == whole.to_array().tobytes()
     assert crossed == at_once
     assert (evidence.samples, evidence.observations) == (1500, 37)
-    assert all(evidence.found_at(finding) == row + 1 for row, finding in crossed)
+    assert all(evidence.crossed_at(finding) == row + 1 for row, finding in crossed)
 
 
 def test_the_model_that_ranks_better_is_found_at_the_end_of_a_window() -> None:
@@ -73,7 +73,7 @@ def test_equal_rankings_are_not_told_apart() -> None:
     y, champion, _ = scores(2, 20_000, 1.5)
     evidence = AucEvidence(window=100)
     evidence.update(y, champion, 3.0 * champion - 1.0)
-    assert not evidence.found
+    assert not evidence.findings
     assert evidence.difference == 0.0
 
 
@@ -91,7 +91,7 @@ def test_a_score_that_is_no_number_makes_its_window_the_worst() -> None:
     challenger[::20] = np.nan
     evidence = AucEvidence(window=20, clip=0.5)
     evidence.update(y, champion, challenger)
-    assert evidence.found == {Finding.WORSE}
+    assert evidence.findings == {Finding.WORSE}
     assert evidence.difference == -1.0
 
 
@@ -100,7 +100,7 @@ def test_wrong_input_is_one_clear_sentence() -> None:
         AucEvidence(window=1)
     with pytest.raises(ValueError, match=r"three arrays .* of one length"):
         AucEvidence().update([0, 1], [0.1, 0.2], [0.1])
-    with pytest.raises(ValueError, match="a label is 0 or 1"):
+    with pytest.raises(ValueError, match="each label must be 0 or 1"):
         AucEvidence().update([0, 0.5], [0.1, 0.2], [0.1, 0.3])
     evidence = AucEvidence(window=10)
     evidence.update([0, 1], [0.1, 0.2], [0.3, 0.4])

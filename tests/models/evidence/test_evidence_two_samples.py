@@ -44,7 +44,7 @@ def test_no_cut_and_no_restart_changes_a_bit(
     evidence, crossed = in_cuts(TwoSampleEvidence(**declared), [arm, losses], cuts)
     assert evidence.to_array().tobytes() == whole.to_array().tobytes()
     assert crossed == at_once
-    assert all(evidence.found_at(finding) == row + 1 for row, finding in crossed)
+    assert all(evidence.crossed_at(finding) == row + 1 for row, finding in crossed)
 
 
 @pytest.mark.parametrize("declared", DECLARED)
@@ -55,8 +55,8 @@ def test_the_better_arm_is_found(declared: dict[str, Any], share: float) -> None
         arm = arms(random, share, 20_000)
         evidence = TwoSampleEvidence(**declared)
         evidence.update(arm, random.random(20_000) + sign * arm)
-        assert finding in evidence.found
-        assert ({Finding.BETTER, Finding.WORSE} - {finding}).isdisjoint(evidence.found)
+        assert finding in evidence.findings
+        assert ({Finding.BETTER, Finding.WORSE} - {finding}).isdisjoint(evidence.findings)
         assert evidence.difference == pytest.approx(-sign, abs=0.05)
         low, high = evidence.interval
         assert low < -sign < high
@@ -72,7 +72,7 @@ def test_what_moves_both_arms_while_the_share_grows_is_no_difference() -> None:
     evidence = TwoSampleEvidence(clip=1.0)
     evidence.update(arm, losses)
     assert evidence.challenger_loss - evidence.champion_loss > 0.1
-    assert not evidence.found
+    assert not evidence.findings
     low, high = evidence.interval
     assert low < 0.0 < high
 
@@ -101,10 +101,10 @@ def test_a_loss_that_is_no_number_is_worse_than_any(bad: float) -> None:
     for broken, finding in ((1, Finding.WORSE), (0, Finding.BETTER)):
         evidence = TwoSampleEvidence()
         evidence.update(arm, np.where(arm == broken, bad, 0.2))
-        assert evidence.found == {finding}
+        assert evidence.findings == {finding}
     evidence = TwoSampleEvidence()
     evidence.update(arm, np.full(2000, bad))
-    assert not evidence.found
+    assert not evidence.findings
 
 
 def test_wrong_input_is_one_clear_sentence() -> None:
@@ -113,7 +113,7 @@ def test_wrong_input_is_one_clear_sentence() -> None:
     with pytest.raises(ValueError, match=r"one length, not \(2,\), \(3,\)"):
         TwoSampleEvidence().update([0, 1], [0.1, 0.2, 0.3])
     for arm in ([0, 2], [0, 256], [0.5, 1]):
-        with pytest.raises(ValueError, match="an arm is 0"):
+        with pytest.raises(ValueError, match="each arm must be 0"):
             TwoSampleEvidence().advance(arm, [0.1, 0.2])
 
 

@@ -15,7 +15,7 @@ from anabranch.models.evidence.paired import Finding, PairedEvidence
 from anabranch.models.evidence.two_sample import TwoSampleEvidence
 from benchmarks import heavy_tails
 from benchmarks.calibrated_models import CHAMPION, losses_of_both, losses_of_one
-from benchmarks.usual_tests import peeked_paired
+from benchmarks.standard_tests import peeked_paired
 
 ALPHA = 0.1
 
@@ -86,7 +86,7 @@ def test_equal_models_are_seldom_told_apart_at_any_label(declared: dict[str, Any
         champion, challenger = losses_of_both(random, 4000, CHAMPION)
         evidence = PairedEvidence(alpha=ALPHA, **declared)
         evidence.update(champion, challenger)
-        wrong += [finding in evidence.found for finding in (Finding.BETTER, Finding.WORSE)]
+        wrong += [finding in evidence.findings for finding in (Finding.BETTER, Finding.WORSE)]
         peeked += peeked_paired(champion - challenger, 1.2816)
     assert (wrong / runs <= at_most(ALPHA, runs)).all()
     assert wrong.sum() > 0  # else a test that never finds anything would do
@@ -96,11 +96,11 @@ def test_equal_models_are_seldom_told_apart_at_any_label(declared: dict[str, Any
 def test_heavy_tails_of_equal_means_are_seldom_told_apart() -> None:
     """Differences that are cut are for the challenger: only the uncut ones can hold it back."""
     runs, wrong = 250, 0
-    random, factor = np.random.default_rng(6), heavy_tails.evened_out(count=1_000_000)
+    random, factor = np.random.default_rng(6), heavy_tails.equalizing_factor(count=1_000_000)
     for _ in range(runs):
         evidence = PairedEvidence(alpha=0.05)
         evidence.update(*heavy_tails.losses_of_both(random, 20_000, factor))
-        wrong += Finding.BETTER in evidence.found
+        wrong += Finding.BETTER in evidence.findings
     assert wrong / runs <= at_most(0.05, runs)
 
 
@@ -113,7 +113,7 @@ def test_equal_arms_are_seldom_told_apart_at_any_label(shares: tuple[float, ...]
         arm = (random.random(share.size) < share).astype(np.int8)
         evidence = TwoSampleEvidence(alpha=ALPHA)
         evidence.update(arm, losses_of_one(random, arm.size, CHAMPION))
-        wrong += [finding in evidence.found for finding in (Finding.BETTER, Finding.WORSE)]
+        wrong += [finding in evidence.findings for finding in (Finding.BETTER, Finding.WORSE)]
     assert (wrong / runs <= at_most(ALPHA, runs)).all()
     assert wrong.sum() > 0
 
@@ -192,7 +192,7 @@ def test_a_better_model_is_found_in_a_few_times_the_labels_of_a_fixed_test(
     for _ in range(100):
         evidence = PairedEvidence(**declared)
         evidence.update(random.normal(0.01, 0.05, 1000), np.zeros(1000))
-        found.append(evidence.found_at(Finding.BETTER) or math.inf)
+        found.append(evidence.crossed_at(Finding.BETTER) or math.inf)
     fixed = 6.18 * 25  # of a test with 80 % power
     assert np.quantile(found, 0.8, method="higher") < 2.8 * fixed
 

@@ -1,4 +1,4 @@
-"""Full pickles and logged rows: over many River models, and when which is taken."""
+"""Full pickles and logged rows: many River models restored, and when each is written."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from river import (
 )
 
 from anabranch.models.learners.checkpoint import Bounds, Checkpoint, restored
-from anabranch.models.learners.durable import unchanged_by_predicting, why_not_durable
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Task
 from anabranch.models.learners.linear import learner_for
+from anabranch.models.learners.pickling import unchanged_by_predicting, why_not_picklable
 from anabranch.models.learners.river import RiverLearner
 from anabranch.state.errors import StateError
 from anabranch.state.store.delta import Delta, decode, encode, merge
@@ -144,7 +144,7 @@ def target(task: Task, row: Any) -> Any:
 
 
 def go(runner: Any, task: Task, low: int, high: int) -> list[str]:
-    """Each row is predicted; it is learned thirty steps later. Answers, comparable bit for bit."""
+    """Predict each row, and learn it thirty steps later; predictions, comparable bit for bit."""
     row = np.arange(2 * low, 2 * high)
     op = np.where(row % 2 == 0, PREDICT, LEARN).astype(np.uint8)
     row = np.where(row % 2 == 0, row // 2, np.maximum(row // 2 - 30, 0))
@@ -166,9 +166,9 @@ def name_of(value: Any) -> str | None:
 
 @pytest.mark.parametrize(("task", "model"), MODELS, ids=name_of)
 @pytest.mark.parametrize("first", [0, 200])
-def test_logged_rows_bring_a_model_where_it_was(task: Task, model: Any, first: int) -> None:
+def test_logged_rows_rebuild_a_model(task: Task, model: Any, first: int) -> None:
     """The full pickle is taken fresh, or after 200 rows; the rest comes from the log."""
-    assert why_not_durable(model) is None
+    assert why_not_picklable(model) is None
     whole = RiverLearner(model.clone(), NAMES, task)
     kept = Checkpoint(
         "m", RiverLearner(pickle.loads(pickle.dumps(whole.model)), NAMES, task), LOGGED
@@ -211,7 +211,7 @@ def test_large_models_are_known_to_be_unchanged_by_predicting() -> None:
 
 
 @pytest.mark.parametrize(("task", "model"), UNCHANGED, ids=name_of)
-def test_predicting_leaves_no_trace(task: Task, model: Any) -> None:
+def test_predicting_changes_no_byte_of_the_pickle(task: Task, model: Any) -> None:
     """Its pickle is the same to the byte: no counter, no random number, no memory of the row."""
     learner = RiverLearner(model.clone(), NAMES, task)
     go(learner, task, 0, 300)
@@ -251,7 +251,7 @@ def test_in_another_process_with_other_hashes(tmp_path: Path) -> None:
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """A clock that is set."""
 
     now = 0.0
 
@@ -259,7 +259,7 @@ class Clock:
         return self.now
 
 
-class Slow:
+class Slow(Learner):
     """A learner that takes a second for each row, and a while to pickle."""
 
     task, names, version = Task.REGRESSION, ("a",), 0
@@ -303,14 +303,14 @@ def test_when_a_large_model_is_pickled_again() -> None:
 
 
 class Ticking(Clock):
-    """Each look at it is a second later."""
+    """A clock that advances a second with each call."""
 
     def __call__(self) -> float:
         self.now += 1.0
         return self.now
 
 
-def test_a_new_full_pickle_forgets_the_log_before_it() -> None:
+def test_a_new_full_pickle_clears_the_log_before_it() -> None:
     bounds = Bounds(pickle_bytes=0, replay_s=2.5, share=1e9)  # three runs, then a full one
     whole = RiverLearner(quick_tree(), NAMES, Task.BINARY)
     kept = Checkpoint("m", RiverLearner(quick_tree(), NAMES, Task.BINARY), bounds, Ticking())
@@ -352,7 +352,7 @@ def test_a_small_model_is_pickled_each_time_and_logs_nothing() -> None:
     assert not kept.changes().blobs
 
 
-def test_cheap_models_stay_unlogged_and_cost_nothing() -> None:
+def test_small_models_are_not_logged_and_cost_nothing() -> None:
     model = preprocessing.StandardScaler() | LOGREG()
     learner: Learner = learner_for(model, NAMES, Task.BINARY)
     kept = Checkpoint("m", learner)
@@ -364,14 +364,16 @@ def not_found(x: Any) -> Any:
     return x
 
 
-def test_what_can_not_be_written_is_said() -> None:
-    assert "can't be pickled" in str(why_not_durable(compose.FuncTransformer(lambda x: x)))
-    assert why_not_durable(compose.FuncTransformer(not_found)) is None
-    assert "addresses" in str(why_not_durable(feature_extraction.RandomTreesEmbedding() | LOGREG()))
+def test_why_a_model_can_not_be_pickled() -> None:
+    assert "can't be pickled" in str(why_not_picklable(compose.FuncTransformer(lambda x: x)))
+    assert why_not_picklable(compose.FuncTransformer(not_found)) is None
+    assert "addresses" in str(
+        why_not_picklable(feature_extraction.RandomTreesEmbedding() | LOGREG())
+    )
     hat = tree.HoeffdingAdaptiveTreeClassifier
-    assert "has no seed" in str(why_not_durable(ensemble.LeveragingBaggingClassifier(hat())))
-    assert why_not_durable(ensemble.LeveragingBaggingClassifier(hat(seed=3))) is None
-    assert why_not_durable(preprocessing.StandardScaler() | forest.ARFClassifier()) is None
+    assert "has no seed" in str(why_not_picklable(ensemble.LeveragingBaggingClassifier(hat())))
+    assert why_not_picklable(ensemble.LeveragingBaggingClassifier(hat(seed=3))) is None
+    assert why_not_picklable(preprocessing.StandardScaler() | forest.ARFClassifier()) is None
     learner = RiverLearner(compose.FuncTransformer(lambda x: x) | LOGREG(), NAMES, Task.BINARY)
     with pytest.raises(StateError, match=r"model 'm' can't be pickled.*named functions"):
         Checkpoint("m", learner).changes()

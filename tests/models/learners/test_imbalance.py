@@ -1,4 +1,4 @@
-"""Rare classes: equal to River's wrappers and weights, scores of the stream, restored anywhere."""
+"""Imbalanced classes: equal to River's wrappers and weights, calibrated, restored anywhere."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ from river import (
 )
 
 from anabranch import Event, Pipeline, class_weights, field, inline, oversample, undersample
-from anabranch.dataflows.registry.model_snapshot import to_river
 from anabranch.models.learners.checkpoint import Bounds, Checkpoint
 from anabranch.models.learners.imbalance import Imbalance, with_imbalance
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Task
 from anabranch.models.learners.linear import CompiledLinear, learner_for
-from anabranch.models.learners.resampling import Sampled, Sampler, corrected
+from anabranch.models.learners.resampling import ResampledLearner, Sampler, corrected
 from anabranch.models.learners.river import RiverLearner
 from anabranch.models.prequential.batch import EventBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
@@ -114,10 +113,10 @@ def test_equal_to_rivers_wrapper(
     learner = with_imbalance(
         learner_for(model.clone(), NAMES, task), declare(desired, seed=seed, correct=False)
     )
-    assert isinstance(learner, Sampled)
+    assert isinstance(learner, ResampledLearner)
     want, got = river.run(*run), learner.run(*run)
     if case == "compiled":
-        assert isinstance(learner.learner, CompiledLinear)
+        assert isinstance(learner.inner, CompiledLinear)
         np.testing.assert_allclose(got.values, want.values, rtol=1e-12, atol=1e-12)
     else:
         assert texts(got) == texts(want)
@@ -151,7 +150,7 @@ def test_progressive_validation_is_that_of_rivers_wrapper() -> None:
     correct=st.booleans(),
     cuts=st.lists(st.integers(0, 200), max_size=6),
 )
-def test_no_cut_and_no_pickle_changes_a_bit(
+def test_bit_equal_however_calls_are_split_and_pickled(
     case: str, seed: int, over: bool, correct: bool, cuts: list[int]
 ) -> None:
     task, model = MODELS[case]
@@ -298,7 +297,7 @@ def test_of_several_classes_each_is_divided_by_its_rate() -> None:
     assert got.values[-1] == pytest.approx({name: p / total for name, p in weighed.items()})
 
 
-def test_what_is_drawn_has_the_shares_desired() -> None:
+def test_the_rows_drawn_have_the_desired_shares() -> None:
     rng = np.random.default_rng(1)
     sampler = Sampler({True: 0.3, False: 0.7}, seed=1)
     drawn = {True: 0, False: 0}
@@ -341,7 +340,7 @@ def test_compiled_weights_are_those_of_rivers_log_loss(
     assert in_pieces(cut_up, run, [cut], pickled=True) == in_pieces(whole, run, [])
 
 
-def test_weights_are_given_to_river_models_row_by_row() -> None:
+def test_weights_are_passed_to_river_models() -> None:
     features, op, row, target = run = steps(Task.BINARY, 5, 300, 0.1)
     learner = with_imbalance(
         learner_for(TREE.clone(), NAMES, Task.BINARY), class_weights({True: 4})
@@ -357,7 +356,7 @@ def test_weights_are_given_to_river_models_row_by_row() -> None:
     assert got[5:] == want[5:]
 
 
-def test_nothing_declared_costs_nothing() -> None:
+def test_without_imbalance_the_learner_is_not_wrapped() -> None:
     plain = learner_for(SCALED.clone(), NAMES, Task.BINARY)
     assert with_imbalance(plain, None) is plain
     assert Checkpoint("m", plain).run_each is not None
@@ -365,12 +364,12 @@ def test_nothing_declared_costs_nothing() -> None:
     assert Checkpoint("m", weighed).run_each is not None
 
 
-def test_the_river_object_behind_is_the_one_declared() -> None:
+def test_to_river_returns_the_declared_model() -> None:
     run = steps(Task.BINARY, 5, 100, 0.1)
     for declared in (undersample({True: 0.5, False: 0.5}), class_weights(WEIGHTS)):
         learner = with_imbalance(learner_for(SCALED.clone(), NAMES, Task.BINARY), declared)
         learner.run(*run)
-        river = to_river(learner)
+        river = learner.to_river()
         assert type(river) is type(SCALED)
         assert river["LogisticRegression"].loss.weight_pos == 1.0
         assert river["LogisticRegression"].weights
@@ -398,23 +397,29 @@ def sales(imbalance: Any, model: Any = SCALED, label: str | None = "returned") -
 @pytest.mark.parametrize(
     ("declare", "said"),
     [
-        (lambda: undersample({True: 0.5, False: 0.6}), "sum up to 1.1"),
+        (lambda: undersample({True: 0.5, False: 0.6}), "sum to 1.1"),
         (lambda: undersample({True: 1.0, False: 0.0}), "above 0"),
         (lambda: oversample([True, False]), "oversample needs the desired share"),
         (lambda: undersample({True: 0.5, False: 0.5}, seed=None), "seed=None of undersample"),
-        (lambda: class_weights({}), "needs a weight by class"),
+        (lambda: class_weights({}), "needs a weight for each class"),
         (lambda: class_weights({True: -1}), "class_weights of True is -1"),
         (lambda: class_weights({True: float("nan")}), "is nan: give a number above 0"),
-        (lambda: sales("balanced"), "imbalance='balanced' of pipeline 'sales' is none: use unders"),
+        (
+            lambda: sales("balanced"),
+            "imbalance='balanced' of pipeline 'sales' is not supported: use",
+        ),
         (lambda: sales(undersample({True: 1.0})), "of one class only"),
-        (lambda: sales(class_weights({1: 2.0})), "1 in imbalance= of pipeline 'sales' is no label"),
+        (
+            lambda: sales(class_weights({1: 2.0})),
+            "1 in imbalance= of pipeline 'sales' is not a value of",
+        ),
         (
             lambda: sales(class_weights({"yes": 2.0})),
             "'yes' in imbalance= of .*: it is True or Fal",
         ),
         (
             lambda: sales(class_weights({True: 2.0}), naive_bayes.GaussianNB(), "kind"),
-            "True in imbalance= of pipeline 'sales' is no label: it is text",
+            "True in imbalance= of pipeline 'sales' is not a value of the label, which is text",
         ),
         (
             lambda: sales(class_weights({True: 2.0}), naive_bayes.GaussianNB()),
@@ -422,7 +427,7 @@ def sales(imbalance: Any, model: Any = SCALED, label: str | None = "returned") -
         ),
         (
             lambda: sales(class_weights({1.0: 2.0}), linear_model.LinearRegression(), "price"),
-            "is for classifiers, and LinearRegression is asked for a number: leave it out",
+            "is for classifiers, and LinearRegression predicts a number: leave it out",
         ),
         (
             lambda: sales(class_weights({True: 2.0}), anomaly.HalfSpaceTrees()),
@@ -431,14 +436,14 @@ def sales(imbalance: Any, model: Any = SCALED, label: str | None = "returned") -
         (lambda: sales(class_weights({True: 2.0}), anomaly.HalfSpaceTrees(), None), "classifiers"),
     ],
 )
-def test_what_can_not_work_is_one_sentence(declare: Any, said: str) -> None:
+def test_an_unsupported_declaration_is_refused_in_one_sentence(declare: Any, said: str) -> None:
     with pytest.raises(DeclarationError, match=said) as found:
         declare()
     assert "\n" not in str(found.value)
 
 
-def test_a_pipeline_makes_the_learner_declared() -> None:
-    assert isinstance(sales(undersample({True: 0.5, False: 0.5})).learner(), Sampled)
+def test_a_pipeline_wraps_its_learner_as_declared() -> None:
+    assert isinstance(sales(undersample({True: 0.5, False: 0.5})).learner(), ResampledLearner)
     assert isinstance(sales(class_weights({True: 2.0})).learner(), CompiledLinear)
     assert isinstance(sales(None).learner(), CompiledLinear)
     several = sales(class_weights({"new": 2.0}), TREE, "kind").learner()
@@ -469,7 +474,7 @@ def declare(kept: Kept, imbalance: str) -> None:
 
 
 @pytest.mark.parametrize("imbalance", [HALF, "imbalance=class_weights({True: 10.0}),"])
-def test_a_run_that_stops_and_goes_on_is_one_that_did_not(
+def test_a_run_that_is_stopped_and_resumed_equals_one_that_was_not(
     imbalance: str, tmp_path: Path, call: Call
 ) -> None:
     whole = Kept(tmp_path, call)
@@ -493,7 +498,7 @@ def caller_in(directory: Path, call: Call) -> Call:
     return call
 
 
-def test_a_state_belongs_to_what_was_declared(tmp_path: Path, call: Call) -> None:
+def test_a_state_is_refused_under_another_imbalance(tmp_path: Path, call: Call) -> None:
     kept = Kept(tmp_path, call)
     declare(kept, HALF)
     kept.publish(RARE)
@@ -509,7 +514,7 @@ def test_a_state_belongs_to_what_was_declared(tmp_path: Path, call: Call) -> Non
     went_well(call(*begun))
 
 
-def test_declarations_are_told_the_same_however_they_are_written() -> None:
+def test_equal_declarations_have_the_same_text() -> None:
     texts: list[Imbalance] = [
         class_weights({True: 2.0, False: 1.0}),
         class_weights({False: 1.0, True: 2.0}),

@@ -1,4 +1,4 @@
-"""A model per segment equals copies made by hand, whatever the cut, the stops and the delay."""
+"""A model per segment equals a loop over River copies, however it is split, stopped and delayed."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from anabranch import Event, Pipeline, field, inline, undersample, window
 from anabranch.models.learners.checkpoint import Bounds, Checkpoint
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Task
 from anabranch.models.learners.linear import CompiledLinear, learner_for
-from anabranch.models.learners.resampling import Sampled
+from anabranch.models.learners.resampling import ResampledLearner
 from anabranch.models.learners.river import RiverLearner
-from anabranch.models.learners.segmented import SEGMENT, Segmented
+from anabranch.models.learners.segmented import SEGMENT, SegmentedLearner
 from anabranch.models.learners.segments import Segments
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
@@ -75,9 +75,9 @@ def steps(task: Task, seed: int, rows: int = 120, kinds: int = 6) -> Steps:
     return features, op, row, truth
 
 
-def learner(case: str, most: int, after: int = 1) -> Segmented:
+def learner(case: str, most: int, after: int = 1) -> SegmentedLearner:
     task, model = MODELS[case]
-    return Segmented(learner_for(model.clone(), NAMES, task), most, after)
+    return SegmentedLearner(learner_for(model.clone(), NAMES, task), most, after)
 
 
 def texts(predictions: Predictions) -> list[str]:
@@ -86,8 +86,8 @@ def texts(predictions: Predictions) -> list[str]:
     return [repr(list(predictions.values)), repr(None if labels is None else list(labels))]
 
 
-def by_hand(case: str, run: Steps, most: int, after: int) -> tuple[list[Any], set[int]]:
-    """What River objects and copies of them answer; the segments with a copy."""
+def reference(case: str, run: Steps, most: int, after: int) -> tuple[list[Any], set[int]]:
+    """Predictions of a loop over River objects and copies of them; the segments with a copy."""
     task, model = MODELS[case]
     shared, models, labels = model.clone(), dict[int, Any](), dict[int, int]()
     features, op, row, target = run
@@ -121,9 +121,9 @@ def by_hand(case: str, run: Steps, most: int, after: int) -> tuple[list[Any], se
 @given(
     seed=st.integers(0, 2**31), most=st.sampled_from([1, 3, 6]), after=st.sampled_from([1, 2, 9])
 )
-def test_equal_to_copies_made_by_hand(case: str, seed: int, most: int, after: int) -> None:
+def test_equal_to_a_loop_over_copies(case: str, seed: int, most: int, after: int) -> None:
     run = steps(MODELS[case][0], seed, kinds=most)
-    want, known = by_hand(case, run, most, after)
+    want, known = reference(case, run, most, after)
     found = learner(case, most, after)
     got = found.run(*run)
     assert set(found.models) == known
@@ -134,7 +134,7 @@ def test_equal_to_copies_made_by_hand(case: str, seed: int, most: int, after: in
         assert list(zip(got.values, got.labels, strict=True)) == want
         return
     values = [np.nan if each is None else float(each) for each in want]
-    if isinstance(found.shared, CompiledLinear):
+    if isinstance(found.inner, CompiledLinear):
         np.testing.assert_allclose(got.values, values, rtol=1e-12, atol=1e-12)
     else:
         got.values[np.isnan(values)] = np.nan  # a tree that knows one class says nothing of others
@@ -151,7 +151,7 @@ def in_pieces(found: Learner, run: Steps, cuts: list[int], pickled: bool = False
         part = found.run(features, op[low:high], row[low:high], target[low:high])
         values += list(part.values)
         labels += [] if part.labels is None else list(part.labels)
-    assert isinstance(found, Segmented)
+    assert isinstance(found, SegmentedLearner)
     return [repr(values), repr(labels), repr(found.version), repr(found.labels)]
 
 
@@ -162,7 +162,7 @@ def in_pieces(found: Learner, run: Steps, cuts: list[int], pickled: bool = False
     after=st.sampled_from([1, 4]),
     cuts=st.lists(st.integers(0, 240), max_size=6),
 )
-def test_no_cut_and_no_pickle_changes_a_bit(
+def test_bit_equal_however_calls_are_split_and_pickled(
     case: str, seed: int, after: int, cuts: list[int]
 ) -> None:
     run = steps(MODELS[case][0], seed, kinds=4)
@@ -175,7 +175,7 @@ def test_no_cut_and_no_pickle_changes_a_bit(
 @pytest.mark.parametrize("bounds", [None, LOGGED], ids=["pickled", "logged"])
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 99), killed=st.lists(st.integers(0, 240), max_size=4))
-def test_a_checkpoint_brings_all_models_back(
+def test_a_checkpoint_restores_all_models(
     case: str, bounds: Bounds | None, seed: int, killed: list[int]
 ) -> None:
     features, op, row, target = steps(MODELS[case][0], seed, kinds=4)
@@ -189,12 +189,12 @@ def test_a_checkpoint_brings_all_models_back(
         kept.restore(merge([decode(encode(delta)) for delta in deltas]))
         assert texts(kept.run(*part)) == texts(whole.run(*part))
         found = kept.learner
-        assert isinstance(found, Segmented)
+        assert isinstance(found, SegmentedLearner)
         assert found.version == whole.version
         assert list(found.models) == list(whole.models)
 
 
-def test_predicting_leaves_nothing_to_be_kept() -> None:
+def test_predicting_leaves_nothing_to_persist() -> None:
     features, op, row, target = steps(Task.BINARY, 3, kinds=4)
     kept = Checkpoint("m", learner("compiled", 4))
     kept.run(features, op, row, target)
@@ -204,7 +204,7 @@ def test_predicting_leaves_nothing_to_be_kept() -> None:
     assert kept.changes().blobs == {}
 
 
-def test_models_that_are_compiled_share_what_they_were_declared_as() -> None:
+def test_compiled_models_share_their_declaration() -> None:
     """A thousand of them are pickled at every epoch."""
     found = learner("compiled", 1000)
     rows = np.column_stack([np.random.default_rng(1).normal(size=(1000, 2)), np.arange(1000)])
@@ -214,12 +214,14 @@ def test_models_that_are_compiled_share_what_they_were_declared_as() -> None:
 
 
 def test_each_segment_draws_rows_by_its_own_classes() -> None:
-    """A copy has the counts and the random numbers of the shared one, and goes on by itself."""
+    """A copy has the counts and random numbers of the shared one, and continues independently."""
     run = steps(Task.BINARY, 7, 200, kinds=3)
     inner = learner_for(naive_bayes.GaussianNB(), NAMES, Task.BINARY)
-    found = Segmented(Sampled(inner, {True: 0.5, False: 0.5}, 4, correct=False), 3, 2)
+    found = SegmentedLearner(
+        ResampledLearner(inner, {True: 0.5, False: 0.5}, 4, correct=False), 3, 2
+    )
     want = RiverLearner(MODELS["drawn"][1].clone(), NAMES, Task.BINARY)
-    assert texts(found.run(*run)) == texts(Segmented(want, 3, 2).run(*run))
+    assert texts(found.run(*run)) == texts(SegmentedLearner(want, 3, 2).run(*run))
     counts = [each._sampler.seen for each in found.models.values()]  # type: ignore[attr-defined]
     assert len({repr(sorted(each.items())) for each in counts}) == 3
 
@@ -242,7 +244,7 @@ def prequential(case: str, bounds: Bounds | None, most: int) -> Prequential:
         {"m": learner(case, most, 2)},
         PrequentialSettings(
             metrics=[metric],
-            rules=LabelRules(wait_ms=20_000),
+            rules=LabelRules(timeout_ms=20_000),
             bounds=bounds,
             segments=Segments("shop", most),
         ),
@@ -278,8 +280,8 @@ def work(step: Prequential, case: str, low: int, high: int) -> Any:
     )
 
 
-def labels_by_hand(case: str, most: int) -> list[Any]:
-    """Each event's prediction by copies made by hand, with labels in time."""
+def reference_with_labels(case: str, most: int) -> list[Any]:
+    """Each event's prediction by a loop over copies, with labels in order of time."""
     run, names, turns = delayed(case)
     known = list(dict.fromkeys(names[i] for _, kind, i in turns if kind == 0))[:most]
     segment = np.array([known.index(n) if n in known else most for n in names], float)
@@ -288,18 +290,18 @@ def labels_by_hand(case: str, most: int) -> list[Any]:
     op = np.array([kind for _, kind, _ in taken], np.uint8)
     row = np.array([i for *_, i in taken], np.int64)
     truths = run[3][::2]
-    return by_hand(case, (features, op, row, [truths[i] for i in row]), most, 2)[0]
+    return reference(case, (features, op, row, [truths[i] for i in row]), most, 2)[0]
 
 
 @pytest.mark.parametrize("case", ["compiled", "bayes", "several", "rows"])
 @pytest.mark.parametrize("bounds", [None, LOGGED], ids=["pickled", "logged"])
 @settings(max_examples=5, deadline=None)
 @given(cuts=st.lists(st.integers(0, 230), max_size=6), killed=st.booleans())
-def test_a_label_teaches_the_segment_of_its_event(
+def test_a_label_trains_the_segment_of_its_event(
     case: str, bounds: Bounds | None, cuts: list[int], killed: bool
 ) -> None:
-    """Labels name no segment: it waits with the prediction, also through a kill."""
-    want = labels_by_hand(case, 3)
+    """Labels name no segment: it is pending with the prediction, also through a kill."""
+    want = reference_with_labels(case, 3)
     turns = len(delayed(case)[2])
     step, deltas = prequential(case, bounds, 3), list[Delta]()
     got: list[Any] = []
@@ -358,11 +360,11 @@ def test_inline_labels_too() -> None:
     row = np.repeat(np.arange(120), 2)
     op = np.tile(np.array([PREDICT, LEARN], np.uint8), 120)
     wide = np.column_stack([features, segment])
-    want, _ = by_hand("compiled", (wide, op, row, truths[row]), 3, 1)
+    want, _ = reference("compiled", (wide, op, row, truths[row]), 3, 1)
     np.testing.assert_allclose(whole.predictions["m"].values, want, rtol=1e-12)
 
 
-def test_it_is_said_once_when_there_are_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_more_segments_than_allowed_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     segments = Segments("shop", 2)
     for _ in range(3):
         segments.add_to(np.zeros((3, 1)), {"shop": ["a", "b", "c"]})
@@ -407,22 +409,24 @@ def sales(**changes: Any) -> Pipeline:
         ({"min_labels_per_segment": 5}, "are for a model per segment: give model_key="),
     ],
 )
-def test_what_can_not_work_is_one_sentence(changes: dict[str, Any], said: str) -> None:
+def test_an_unsupported_declaration_is_refused_in_one_sentence(
+    changes: dict[str, Any], said: str
+) -> None:
     with pytest.raises(DeclarationError, match=said) as found:
         sales(**changes)
     assert "\n" not in str(found.value)
 
 
-def test_a_pipeline_makes_the_learner_declared() -> None:
+def test_a_pipeline_wraps_its_learner_as_declared() -> None:
     plain = sales().learner()
     assert isinstance(plain, CompiledLinear)
     found = sales(model_key="abroad", max_segments=2, min_labels_per_segment=50).learner()
-    assert isinstance(found, Segmented)
+    assert isinstance(found, SegmentedLearner)
     assert found.names == ("price", "shop_1d_count", SEGMENT)
-    assert isinstance(found.shared, CompiledLinear)
+    assert isinstance(found.inner, CompiledLinear)
     drawn = sales(model_key="shop", imbalance=undersample({True: 0.5, False: 0.5})).learner()
-    assert isinstance(drawn, Segmented)
-    assert isinstance(drawn.shared, Sampled)
+    assert isinstance(drawn, SegmentedLearner)
+    assert isinstance(drawn.inner, ResampledLearner)
 
 
 @pytest.fixture
@@ -444,7 +448,7 @@ def segmented(directory: Path, call: Call) -> Kept:
 def told_by(kept: Kept) -> Any:
     done = kept.call("state", kept.state, "--json")
     went_well(done)
-    return {place["name"]: place for place in json.loads(done.out)["places"]}["models"]
+    return {place["name"]: place for place in json.loads(done.out)["state_partitions"]}["models"]
 
 
 def with_all(kept: Kept) -> None:
@@ -532,7 +536,7 @@ def test_of_several_workers_too(tmp_path: Path, call: Call) -> None:
     kept = segmented(tmp_path / "a", call)
     with Command(
         kept.directory, "run", "flow.py", "--bus", "sqlite:bus", "--state", "state",
-        "--until-end", "--epoch", "1ms", "--processes", "2",
+        "--until-end", "--checkpoint-interval", "1ms", "--processes", "2",
     ) as command:  # fmt: skip
         went_well(command.done(200.0))
     told = told_by(kept)["segments"]

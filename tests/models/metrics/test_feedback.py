@@ -17,12 +17,12 @@ from anabranch import Distributions, Event, Label, Pipeline, field
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.metrics.popularity import CELLS, DECAY_EVERY, Popularity
 from anabranch.state.keys.hashing import hash64
 from anabranch.state.store.delta import decode, encode, merge
-from tests.dataflows.source.test_intake_resume import run
+from tests.dataflows.source.test_source_resume import run
 
 T0 = 1_700_000_000_000
 PAGES = 6000
@@ -77,7 +77,7 @@ def shop_bus(loop: bool) -> MemoryBus:
 
 def found_of(loop: bool, limit: int = 500, metrics: WorkerMetrics | None = None) -> list[Any]:
     bus = shop_bus(loop)
-    run_worker(shop(), bus, IntakeOptions(limit=limit, until_end=True), metrics=metrics)
+    run_worker(shop(), bus, SourceOptions(limit=limit, until_end=True), metrics=metrics)
     found = map(json.loads, bus.values("shop.drift"))
     return sorted((s for s in found if s["kind"] == "feedback"), key=lambda s: (s["ts"], str(s)))
 
@@ -147,7 +147,7 @@ def test_labels_that_come_for_high_scores_alone_are_a_loop(loop):
             said = json.dumps({"id": f"l{number}", "ts": time + 500, "repaid": repaid}).encode()
             publisher.append("loans.labels", [said], partitions=0, times=[time + 500])
     metrics = WorkerMetrics("loans")
-    run_worker(pipeline, bus, IntakeOptions(until_end=True), metrics=metrics)
+    run_worker(pipeline, bus, SourceOptions(until_end=True), metrics=metrics)
     drifted = {
         (each["kind"], each["subject"])
         for each in map(json.loads, bus.values("loans.drift"))

@@ -37,18 +37,19 @@ from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.replay.replay import ReplaySettings, replay
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.sharding.router import Router
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.source.decoder import BatchDecoder
-from anabranch.dataflows.source.event_time_merge import AlignedReader
-from anabranch.dataflows.source.late_and_duplicate import Admission
+from anabranch.dataflows.source.event_time_merge import MergedReader
+from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
 from anabranch.dataflows.steps.model_step import ModelStep
-from anabranch.dataflows.steps.window_step import Router, WindowStep
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.metrics.ranking import RankQuality, ranks_of
 from anabranch.models.rollout.interleaving import interleave, team_draft
 from anabranch.models.rollout.policies import Canary, Policy
 from anabranch.state.errors import DeclarationError, InputError
-from tests.dataflows.source.test_intake_resume import run
+from tests.dataflows.source.test_source_resume import run
 
 T0 = 1_700_000_000_000
 MINUTE = 60_000
@@ -164,7 +165,7 @@ def ranked(
     pipeline: Pipeline, messages: list[Message], limit: int = 50, partitions: int = 1
 ) -> dict[str, list[list[bytes]]]:
     bus = bus_with(pipeline, messages, partitions)
-    run_worker(pipeline, bus, IntakeOptions(limit=limit, until_end=True))
+    run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True))
     return outputs(pipeline, bus)
 
 
@@ -340,15 +341,15 @@ def test_two_workers_give_the_features_of_one():
         for entry in each["ranking"]
     }
     bus, metrics = bus_with(pipeline, messages, PARTITIONS), WorkerMetrics("shop")
-    reader = AlignedReader(bus, list(pipeline.inputs), origin="0", limit=20)
+    reader = MergedReader(bus, list(pipeline.inputs), worker_id="0", limit=20)
     reader.add({TopicPartition(t, n): 0 for t in pipeline.inputs for n in range(PARTITIONS)})
     decoder, spread = BatchDecoder(pipeline), Candidates(pipeline)
-    admission = Admission(pipeline.topics.events, pipeline.allowed_lateness, pipeline.dedup_window)
-    router, models = Router(pipeline, 3, 2), ModelStep(pipeline, metrics, origins=2)
+    late_filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
+    router, models = Router(pipeline, 3, 2), ModelStep(pipeline, metrics, workers=2)
     shards = {str(n): WindowStep(pipeline, metrics, 2) for n in range(3)}
     made = []
     while (raw := reader.read()) is not None:
-        batch = spread.spread(admission.admit(spread.check(decoder.decode(raw))))
+        batch = spread.expand(late_filter.apply(spread.check(decoder.decode(raw))))
         for key, item in router.route(batch, batch.span[1]):
             for filled in shards[key].on_batch([item])[0]:
                 made += models.on_batch([filled])[0]
@@ -380,11 +381,11 @@ def test_where_the_chosen_ones_stood_is_measured():
     quality = RankQuality()
     quality.update(np.array(hand.chosen_at))
     metrics = WorkerMetrics("shop")
-    run_worker(pipeline, bus, IntakeOptions(until_end=True), metrics=metrics)
+    run_worker(pipeline, bus, SourceOptions(until_end=True), metrics=metrics)
     read = metrics.registry.get_sample_value
     for name, value in quality.values().items():
         sample = {"pipeline": "shop", "model": "served", "metric": name}
-        assert read("anabranch_prequential", sample) == pytest.approx(value)
+        assert read("anabranch_model_quality", sample) == pytest.approx(value)
 
 
 @given(

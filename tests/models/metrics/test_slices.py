@@ -96,7 +96,7 @@ def step_for(case: str, slices: list[SliceBy], inline_labels: bool = False) -> P
         {name: learner_for(model.clone(), NAMES, task) for name in ("m", "n")},
         PrequentialSettings(
             metrics=metrics,
-            rules=LabelRules(wait_ms=20_000, hold_ms=5000),
+            rules=LabelRules(timeout_ms=20_000, early_ms=5000),
             default={Task.BINARY: False, Task.MULTICLASS: "low"}.get(task, 0.5),
             inline=inline_labels,
             slices=slices,
@@ -344,8 +344,8 @@ def sales(*slices: Any, **changes: Any) -> Pipeline:
         (lambda: slice_by("price", bins=(1,), bin_names=("low", "low")), "all different"),
         (lambda: slice_by("card", bin_names=("a", "b")), "needs bins= too"),
         (lambda: slice_by(3), "name of a field or of a feature as text"),
-        (lambda: sales("card"), "'card' in the slices of pipeline 'sales' is none: use slice_by"),
-        (lambda: sales(slice_by("cart")), "by something unknown: Sale has id, ts, card"),
+        (lambda: sales("card"), "in the slices of pipeline 'sales' is not a slice: use slice_by"),
+        (lambda: sales(slice_by("cart")), "by an unknown field: Sale has id, ts, card"),
         (lambda: sales(slice_by("price")), "is by a number: give bins="),
         (lambda: sales(slice_by("card_1d_count")), "by a feature, which is a number: give bins="),
         (lambda: sales(slice_by("card", bins=(1,))), "must be a number, but Sale.card is text"),
@@ -353,12 +353,12 @@ def sales(*slices: Any, **changes: Any) -> Pipeline:
         (lambda: sales(slice_by("ts", bins=(1,))), "by the event's time"),
         (
             lambda: sales(slice_by("card"), slice_by("card", max_values=2)),
-            "two slices .* called 'card'",
+            "two slices .* have the name 'card'",
         ),
-        (lambda: sales(slice_by("card"), metrics=()), "has no quality to tell apart"),
+        (lambda: sales(slice_by("card"), metrics=()), "has no metrics to slice"),
         (
             lambda: sales(slice_by("card"), label=None, model=anomaly.HalfSpaceTrees()),
-            "no quality to tell apart",
+            "has no metrics to slice",
         ),
     ],
 )
@@ -395,7 +395,7 @@ def test_slices_are_exported() -> None:
     assert registry.get_sample_value("anabranch_slice_labels", {**labels, "value": "US"}) == 2
     assert registry.get_sample_value("anabranch_slice_labels", {**labels, "value": "other"}) == 1
     told = {**labels, "model": "m", "metric": "Accuracy", "value": "US"}
-    assert registry.get_sample_value("anabranch_slice_prequential", told) == 0.5
+    assert registry.get_sample_value("anabranch_slice_quality", told) == 0.5
 
 
 @pytest.fixture
@@ -421,7 +421,7 @@ def sliced(kept: Kept) -> None:
 def told_by(kept: Kept) -> Any:
     done = kept.call("state", "state", "--json")
     went_well(done)
-    places = {place["name"]: place for place in json.loads(done.out)["places"]}
+    places = {place["name"]: place for place in json.loads(done.out)["state_partitions"]}
     return places["models"]["slices"], places["models"]["models"]["LogisticRegression"]["LogLoss"]
 
 
@@ -461,7 +461,7 @@ def test_of_several_workers_too(tmp_path: Path, call: Call) -> None:
     kept.publish(trades(80))
     with Command(
         tmp_path, "run", "flow.py", "--bus", "sqlite:bus", "--state", "state", "--until-end",
-        "--epoch", "1ms", "--processes", "2",
+        "--checkpoint-interval", "1ms", "--processes", "2",
     ) as command:  # fmt: skip
         went_well(command.done(200.0))
     slices, quality = told_by(kept)

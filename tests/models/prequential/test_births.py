@@ -15,7 +15,7 @@ from river import drift, linear_model, naive_bayes, preprocessing, tree
 from anabranch.models.drift.detectors import monitor
 from anabranch.models.learners.learner import Learner, Task
 from anabranch.models.learners.linear import learner_for
-from anabranch.models.learners.subsampling import Thinned
+from anabranch.models.learners.subsampling import SubsampledLearner
 from anabranch.models.metrics.slices import slice_by
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
@@ -27,7 +27,7 @@ from anabranch.models.rollout.challenger import Challenger, OnDrift
 from anabranch.models.rollout.command import Command
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import ABTest, Bandit, Canary, Policy, Shadow
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import DeclarationError, InputError
 from anabranch.state.store.delta import Delta, decode, encode, merge
 
@@ -56,10 +56,10 @@ def make(
 
     def beginner() -> Learner:
         learner = learner_for(declared.model.clone(), NAMES, task)
-        return learner if learn == 1 else Thinned(learner, learn)
+        return learner if learn == 1 else SubsampledLearner(learner, learn)
 
     models = {"old": slow(), **dict(challengers)}
-    rollouts = Rollouts(Deployment("old", list(models)[1:], policy, task, "p"), task)
+    rollouts = Serving(Deployment("old", list(models)[1:], policy, task, "p"), task)
     return Prequential(
         {name: learner_for(model.clone(), NAMES, task) for name, model in models.items()},
         PrequentialSettings(
@@ -129,7 +129,7 @@ class Stream:
             "events": events,
             "fresh": [None] * len(events) if fresh is None else list(fresh.values),
             "decisions": [
-                (e.action, e.challenger, e.champion, e.why, e.time, repr(e.evidence), every[row])
+                (e.action, e.challenger, e.champion, e.reason, e.time, repr(e.evidence), every[row])
                 for e, row in out.decisions
             ],
             "alarms": [(alarm.time, alarm.statistic, alarm.seen) for alarm in outcome.alarms],
@@ -277,7 +277,7 @@ def test_it_leads_where_the_champion_no_longer_can():
     assert CHANGE < began < CHANGE + 150
     why = next(why for action, _, _, why, *_ in whole["decisions"] if action == d.STARTED)
     assert "the loss of old has drifted (ADWIN: from 0." in why
-    assert f"warmed with {WARM} labelled rows" in why
+    assert f"trained on the last {WARM} labelled rows" in why
     assert step.models.champion.startswith("fresh-")
     late = [
         model for event, model in zip(whole["events"], whole["models"], strict=True) if event > 850
@@ -331,8 +331,8 @@ def test_it_does_not_stop_a_canary_that_climbs_nor_is_it_stopped():
         "fresh-1",
     ]
     assert step.models.rollouts is not None
-    contest = step.models.rollouts.deployment.contest("x")
-    assert contest is None or contest.share == 0.1
+    trial = step.models.rollouts.deployment.trial("x")
+    assert trial is None or trial.share == 0.1
 
 
 def test_a_fresh_one_is_steered_as_any_other():

@@ -157,10 +157,10 @@ def test_restored_anywhere_it_goes_on_the_same(case: str, data: Any) -> None:
     arguments: dict[str, Any] = {"inline": data.draw(st.booleans(), "inline")}
     if not arguments["inline"]:
         arguments["rules"] = LabelRules(
-            wait_ms=data.draw(st.sampled_from([None, 50, 100]), "wait"),
-            correct_ms=data.draw(st.sampled_from([None, 150]), "correct"),
-            hold_ms=data.draw(st.sampled_from([0, 30, 1000]), "hold"),
-            most_held=data.draw(st.sampled_from([2, 100]), "held"),
+            timeout_ms=data.draw(st.sampled_from([None, 50, 100]), "wait"),
+            update_ms=data.draw(st.sampled_from([None, 150]), "correct"),
+            early_ms=data.draw(st.sampled_from([0, 30, 1000]), "hold"),
+            max_early=data.draw(st.sampled_from([2, 100]), "held"),
         )
         default = st.sampled_from([None, "no" if task is Task.MULTICLASS else 0.0])
         arguments["default"] = data.draw(default, "default")

@@ -17,19 +17,20 @@ from river import linear_model, preprocessing, tree
 
 from anabranch import Event, Label, Pipeline, inline, target, window
 from anabranch import field as number
-from anabranch.dataflows.batch.batch import Batch, Progress
+from anabranch.dataflows.batch.batch import Batch, WorkerWatermark
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.manifest import describe
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.source.bus_source import IntakeOptions
+from anabranch.dataflows.sharding.router import Router
+from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.source.decoder import BatchDecoder
-from anabranch.dataflows.source.event_time_merge import AlignedReader
-from anabranch.dataflows.source.late_and_duplicate import Admission
+from anabranch.dataflows.source.event_time_merge import MergedReader
+from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
 from anabranch.dataflows.steps.model_step import ModelStep
-from anabranch.dataflows.steps.window_step import Router, WindowStep
+from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.state.errors import StateError
 from tests.support.history import publish as publish_simulated
@@ -107,7 +108,7 @@ def run(pipeline: Pipeline, messages: Sequence[Message], limit: int = 7) -> list
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
     publish(bus, [each for each in messages if each.topic in pipeline.inputs])
-    run_worker(pipeline, bus, IntakeOptions(limit=limit, until_end=True))
+    run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True))
     return [json.loads(value) for value in bus.values(pipeline.topics.predictions)]
 
 
@@ -327,7 +328,7 @@ def in_pieces(path: Path, pipeline: Pipeline, pieces: Sequence[Sequence[Message]
         bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
         publish(bus, piece)
         with StateDirectory.open(path / "state", pipeline, bus) as state:
-            run_worker(pipeline, bus, IntakeOptions(limit=50, until_end=True), state=state)
+            run_worker(pipeline, bus, SourceOptions(limit=50, until_end=True), state=state)
         bus.close()
     return values(url, pipeline.topics.predictions)
 
@@ -388,13 +389,13 @@ def test_shards_of_several_workers_give_the_same_bits(rules):
     expected = [list(each["features"].values()) for each in run(pipeline, messages)]
     metrics = WorkerMetrics(pipeline.name)
     router, models = Router(pipeline, shards=4, workers=2), ModelStep(pipeline, metrics)
-    shards = {str(n): WindowStep(pipeline, metrics, origins=2) for n in range(4)}
+    shards = {str(n): WindowStep(pipeline, metrics, workers=2) for n in range(4)}
     found: list[list[float]] = []
     for batch in batches(pipeline, messages):
         filled = [
             shards[key].on_batch([part])[0][0]
             for key, part in router.route(batch, 0)
-            if not isinstance(part, Progress)
+            if not isinstance(part, WorkerWatermark)
         ]
         for results in models.on_batch(filled)[0]:
             found += results.batch.features.tolist()
@@ -406,12 +407,12 @@ def batches(pipeline: Pipeline, messages: Sequence[Message]) -> Iterator[Batch]:
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
     publish(bus, messages)
-    reader = AlignedReader(bus, list(pipeline.inputs), origin="0", limit=11)
+    reader = MergedReader(bus, list(pipeline.inputs), worker_id="0", limit=11)
     reader.add({TopicPartition(topic, 0): 0 for topic in pipeline.inputs})
     decoder = BatchDecoder(pipeline)
-    admission = Admission(pipeline.topics.events, pipeline.allowed_lateness, pipeline.dedup_window)
+    late_filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
     while (raw := reader.read()) is not None:
-        yield admission.admit(decoder.decode(raw))
+        yield late_filter.apply(decoder.decode(raw))
 
 
 def test_simulated_payments_count_the_verdicts_that_had_come_and_tell_risky_merchants(tmp_path):
@@ -422,7 +423,7 @@ def test_simulated_payments_count_the_verdicts_that_had_come_and_tell_risky_merc
     arrived = simulated(6000)
     publish_simulated(url, arrived)
     bus = open_bus(url)
-    run_worker(pipeline, bus, IntakeOptions(until_end=True))
+    run_worker(pipeline, bus, SourceOptions(until_end=True))
     bus.close()
     found = [json.loads(value)["features"] for value in values(url, "payments.predictions")]
 

@@ -26,7 +26,7 @@ from anabranch.models.rollout.command import Command
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import ABTest, Bandit, Canary, Guardrails, Policy, Shadow
 from anabranch.models.rollout.served import FALLBACK
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import InputError, StateError
 from anabranch.state.labels.label_rules import LabelRules
 from anabranch.state.store.delta import Delta, decode, encode, merge
@@ -51,7 +51,7 @@ def make(
     fallback: float | None = None,
     **arguments: Any,
 ) -> Prequential:
-    rollouts = Rollouts(
+    rollouts = Serving(
         Deployment("old", list(challengers), policy, Task.BINARY, "p"), Task.BINARY, fallback
     )
     models = {"old": champion or Mistaken(), **challengers}
@@ -111,7 +111,7 @@ def feed(step: Prequential, data: Any, low: int = 0, high: int = 2 * SIZE) -> di
         "versions": out.versions,
         "instead": out.instead_of or [None] * len(events),
         "decisions": [
-            (e.action, e.challenger, e.champion, e.share, e.why, e.time, repr(e.evidence),
+            (e.action, e.challenger, e.champion, e.share, e.reason, e.time, repr(e.evidence),
              repr(e.guardrails), rows[row])
             for e, row in out.decisions
         ],
@@ -169,7 +169,7 @@ def through_the_disk(deltas: list[Delta]) -> Delta:
 def test_cut_and_restored_anywhere_it_serves_and_decides_the_same(case: str, data: Any) -> None:
     arguments: dict[str, Any] = {"inline": data.draw(st.booleans(), "inline")}
     if not arguments["inline"]:
-        arguments["rules"] = LabelRules(wait_ms=data.draw(st.sampled_from([None, 6000]), "wait"))
+        arguments["rules"] = LabelRules(timeout_ms=data.draw(st.sampled_from([None, 6000]), "wait"))
     given_data = stream(data.draw(st.integers(0, 9), "seed"))
     cuts = data.draw(st.lists(st.integers(0, 2 * SIZE), max_size=8), "cuts")
     kept = data.draw(st.sets(st.integers(0, 8)), "kept")
@@ -280,7 +280,7 @@ def test_a_slow_challenger_is_taken_out_at_the_end_of_a_batch() -> None:
     )  # fmt: skip
     fed = joined([feed(step, stream(1), low, low + 200) for low in range(0, 2 * SIZE, 200)])
     assert ("rolled_back", "slow") in actions(fed)
-    assert "us for each prediction and lesson" in fed["decisions"][-1][4]
+    assert "us for each prediction and update" in fed["decisions"][-1][4]
     assert list(step.models.learners) == ["old"]
 
 
@@ -298,7 +298,7 @@ def say(
     steering: RolloutController, kind: str, challenger: str = "", **more: Any
 ) -> list[tuple[str, str]]:
     command = Command(kind=kind, id="1", challenger=challenger, **more)  # type: ignore[arg-type]
-    return [(each.action, each.why) for each in steering.command(command, 5000)]
+    return [(each.action, each.reason) for each in steering.command(command, 5000)]
 
 
 def test_traffic_is_set_paused_and_resumed() -> None:
@@ -308,7 +308,7 @@ def test_traffic_is_set_paused_and_resumed() -> None:
     assert say(steering, "set_traffic", "new", share=0.5)[0][0] == d.TRAFFIC
     served = feed(step, stream(1), 100, 600)["models"]
     assert 0.35 < served.count("new") / len(served) < 0.65
-    assert say(steering, "pause") == [("refused", "new is already paused")]
+    assert say(steering, "pause") == [("rejected", "new is already paused")]
     assert say(steering, "resume")[0][0] == d.RESUMED
     assert say(steering, "set_traffic", "new", share=0.0)[0][0] == d.TRAFFIC
     assert set(feed(step, stream(1), 600, 800)["models"]) == {"old"}
@@ -319,15 +319,18 @@ def test_somebody_promotes_and_goes_back() -> None:
     steering = steered(step)
     feed(step, stream(1), 0, 100)
     assert say(steering, "rollback", "old") == [
-        ("refused", "there was no champion before old: none to revert to")
+        ("rejected", "there was no champion before old: none to revert to")
     ]
-    assert say(steering, "promote", "new", by="ann")[0] == (d.PROMOTED, "requested by ann")
+    assert say(steering, "promote", "new", requested_by="ann")[0] == (
+        d.PROMOTED,
+        "requested by ann",
+    )
     assert set(feed(step, stream(1), 100, 200)["models"]) == {"new"}
-    assert say(steering, "promote", "new") == [("refused", "new is already the champion")]
+    assert say(steering, "promote", "new") == [("rejected", "new is already the champion")]
     assert say(steering, "rollback")[0][0] == d.ROLLED_BACK
     assert set(feed(step, stream(1), 200, 300)["models"]) == {"old"}
     assert list(step.models.learners) == ["old"]
-    assert say(steering, "promote", "new") == [("refused", "new was removed: start it again")]
+    assert say(steering, "promote", "new") == [("rejected", "new was removed: start it again")]
 
 
 def test_a_model_is_added_while_it_runs_and_survives_a_restart() -> None:
@@ -339,7 +342,7 @@ def test_a_model_is_added_while_it_runs_and_survives_a_restart() -> None:
     feed(step, stream(1), 0, 300)
     told = say(steering, "add", "bayes", model="bayes@3")
     assert [action for action, _ in told] == [d.ADDED, d.STARTED]
-    assert say(steering, "add", "bayes", model="bayes@3")[0][0] == d.REFUSED
+    assert say(steering, "add", "bayes", model="bayes@3")[0][0] == d.REJECTED
     first = feed(step, stream(1), 300, 500)
     assert set(first["models"]) == {"old"}
     image = through_the_disk([step.changes()])
@@ -355,12 +358,12 @@ def test_one_that_was_taken_out_is_started_anew() -> None:
     step = make(QUICK, {"new": linear()}, inline=True)
     steering = steered(step, lambda _: learner(linear()))
     feed(step, stream(1), 0, 10)
-    assert say(steering, "start", "new") == [("refused", "new is already in a rollout")]
+    assert say(steering, "start", "new") == [("rejected", "new is already in a rollout")]
     assert say(steering, "rollback", "new")[0][0] == d.ROLLED_BACK
     assert say(steering, "start", "new", policy={"alpha": 2}) == [
-        ("refused", "alpha=2.0 of Canary of the command: give one in (0, 0.5)")
+        ("rejected", "alpha=2.0 of Canary of the command: give one in (0, 0.5)")
     ]
-    assert say(steering, "start", "new", policy={"colour": 2})[0][0] == d.REFUSED
+    assert say(steering, "start", "new", policy={"colour": 2})[0][0] == d.REJECTED
     assert say(steering, "start", "new", policy={"min_labels": 2})[0][0] == d.STARTED
     assert step.models.rollouts is not None
     assert step.models.rollouts.deployment.policy.min_labels == 2  # type: ignore[union-attr]

@@ -38,7 +38,7 @@ def add(registry: Registry, times: int = 1, name: str = "m", keep: int = 100) ->
     return [registry.add(model, about(model, name), keep) for _ in range(times)][-1]
 
 
-def test_versions_are_numbered_by_name_and_told_of(registry: Registry) -> None:
+def test_versions_are_numbered_by_name_and_listed(registry: Registry) -> None:
     assert registry.list() == []
     for name in ("b", "a", "b"):
         add(registry, name=name)
@@ -53,7 +53,7 @@ def test_versions_are_numbered_by_name_and_told_of(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("reference", ["c", "a@2", "c@1"])
-def test_one_that_is_not_there_is_a_sentence_that_lists_those_that_are(
+def test_a_missing_version_is_a_sentence_that_lists_the_others(
     registry: Registry, reference: str
 ) -> None:
     with pytest.raises(InputError, match="it has none; see `anabranch models snapshot --help`"):
@@ -64,7 +64,7 @@ def test_one_that_is_not_there_is_a_sentence_that_lists_those_that_are(
 
 
 @pytest.mark.parametrize("text", ["", "@1", "a@", "a@0", "a@x", "a b", "../a", "a/b@1", "a@1@2"])
-def test_what_names_no_model_is_refused(text: str, registry: Registry) -> None:
+def test_text_that_does_not_name_a_model_is_refused(text: str, registry: Registry) -> None:
     with pytest.raises(InputError, match="write NAME@VERSION"):
         parse_reference(text)
     if "@" not in text:
@@ -72,7 +72,7 @@ def test_what_names_no_model_is_refused(text: str, registry: Registry) -> None:
             add(registry, name=text)
 
 
-def test_a_full_registry_keeps_the_newest_and_those_that_are_pinned(registry: Registry) -> None:
+def test_the_newest_and_the_pinned_versions_are_kept(registry: Registry) -> None:
     first = add(registry)
     registry.pin(first)
     add(registry, times=11, keep=4)
@@ -107,7 +107,7 @@ def test_two_processes_at_once_lose_nothing_and_stay_bounded(
     assert all(each.bytes == len(registry.pickle(each)) for each in found)
 
 
-def test_a_reader_beside_a_writer_finds_whole_versions(registry: Registry) -> None:
+def test_a_reader_beside_a_writer_sees_complete_versions(registry: Registry) -> None:
     add(registry)
     done = threading.Event()
 
@@ -132,7 +132,7 @@ def test_a_reader_beside_a_writer_finds_whole_versions(registry: Registry) -> No
     assert refusals <= {"was removed meanwhile"}
 
 
-def test_versions_that_all_go_while_they_are_read_are_looked_for_again(
+def test_a_reader_retries_when_all_versions_are_replaced(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(registry)
@@ -149,7 +149,7 @@ def test_versions_that_all_go_while_they_are_read_are_looked_for_again(
         registry.get("n")
 
 
-def test_what_a_killed_writer_left_is_no_version_and_goes_away(registry: Registry) -> None:
+def test_leftovers_of_a_killed_writer_are_ignored_and_removed(registry: Registry) -> None:
     add(registry)
     home = registry.path / "m"
     shutil.copytree(home / "1", home / ".draft-dead")
@@ -172,7 +172,7 @@ def damaged(path: Path) -> list[bytes]:
     return [b"", content[:half], bytes(flipped), b"\x00" * len(content), content[:-2]]
 
 
-def test_a_damaged_description_is_named_and_harms_no_other_version(registry: Registry) -> None:
+def test_a_damaged_description_is_named_and_affects_no_other_version(registry: Registry) -> None:
     add(registry, times=3)
     path = registry.path / "m" / "2" / "about.json"
     whole = path.read_bytes()
@@ -190,7 +190,7 @@ def test_a_damaged_description_is_named_and_harms_no_other_version(registry: Reg
     assert add(registry).version == 4
 
 
-def test_any_change_to_what_is_told_is_noticed(registry: Registry) -> None:
+def test_any_change_of_a_description_is_detected(registry: Registry) -> None:
     path = registry.path / "m" / "1" / "about.json"
     add(registry)
     told = json.loads(path.read_bytes())
@@ -205,7 +205,7 @@ def test_any_change_to_what_is_told_is_noticed(registry: Registry) -> None:
     assert registry.get("m").version == 1
 
 
-def test_a_damaged_pickle_is_refused_unread(registry: Registry) -> None:
+def test_a_damaged_pickle_is_not_unpickled(registry: Registry) -> None:
     version = add(registry)
     path = registry.path / "m" / "1" / "model.pickle"
     for content in damaged(path):
@@ -219,10 +219,10 @@ def test_a_damaged_pickle_is_refused_unread(registry: Registry) -> None:
         registry.load(version)
 
 
-def test_a_version_that_was_copied_by_hand_is_refused(registry: Registry) -> None:
+def test_a_version_copied_without_the_registry_is_refused(registry: Registry) -> None:
     add(registry)
     shutil.copytree(registry.path / "m" / "1", registry.path / "m" / "5")
-    with pytest.raises(StateError, match=r"is of m@1, not of m@5"):
+    with pytest.raises(StateError, match=r"describes m@1, not m@5"):
         registry.get("m")
     assert add(registry).version == 6
 
@@ -253,7 +253,7 @@ def test_another_river_is_refused_before_anything_is_unpickled(
     assert (tmp_path / "sprung").exists()  # so the trap works
 
 
-def test_a_copy_is_made_once_and_tells_where_it_is_from(registry: Registry, tmp_path: Path) -> None:
+def test_a_version_is_copied_once_with_its_source(registry: Registry, tmp_path: Path) -> None:
     version = add(registry, times=2)
     other = Registry.of(tmp_path / "other")
     copied = other.copy(registry, version)
@@ -263,7 +263,7 @@ def test_a_copy_is_made_once_and_tells_where_it_is_from(registry: Registry, tmp_
     assert other.copy(registry, version) == copied
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_changes_nothing(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small disk")
     with mounted(tmp_path / "disk", 64) as disk:
@@ -287,7 +287,7 @@ NUMBER = st.floats(allow_nan=True, allow_infinity=True)
     st.none() | st.integers(0, 2**62),
     TEXT,
 )  # fmt: skip
-def test_what_is_sealed_is_unsealed(
+def test_unseal_reverses_seal(
     numbers: dict[str, float], spans: list[Span], rows: int | None, note: str
 ) -> None:
     told = about(LOGREG(), weights=finite(numbers), trained_on=spans, rows=rows, note=note)

@@ -1,4 +1,4 @@
-"""River models through the registry and through files: they answer and go on as if never moved."""
+"""River models through the registry and files predict and continue as if never moved."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from anabranch.models.registry.compatibility import (
     known_features,
     same_declaration,
 )
-from anabranch.models.registry.diff import differences
+from anabranch.models.registry.diff import diff_versions
 from anabranch.models.registry.registry import Registry
 from anabranch.models.registry.river_file import read_river_file, write_river_file
 from anabranch.models.registry.version import Version, seal
@@ -92,7 +92,7 @@ def through_files(model: Any, task: Task, directory: Path) -> Any:
 
 
 @pytest.mark.parametrize(("task", "model"), RIVER, ids=names)
-def test_a_river_model_answers_and_goes_on_bit_for_bit(
+def test_a_river_model_predicts_and_continues_bit_for_bit(
     task: Task, model: Any, tmp_path: Path
 ) -> None:
     learner = learned(model.clone(), task)
@@ -102,7 +102,7 @@ def test_a_river_model_answers_and_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize(("task", "model"), COMPILED, ids=names)
-def test_a_compiled_model_goes_on_compiled_and_as_river(
+def test_a_compiled_model_continues_compiled_and_as_river(
     task: Task, model: Any, tmp_path: Path
 ) -> None:
     learner = learned(model.clone(), task)
@@ -121,7 +121,7 @@ def test_a_compiled_model_goes_on_compiled_and_as_river(
     np.testing.assert_allclose(as_river, here, rtol=1e-12, atol=1e-12)
 
 
-def test_a_learner_from_the_registry_counts_on(tmp_path: Path) -> None:
+def test_a_learner_from_the_registry_continues_its_count(tmp_path: Path) -> None:
     registry, learner = Registry(tmp_path), learned(LOGREG(), Task.BINARY)
     version = registry.add(river_of(learner), about(river_of(learner), rows=learner.version))
     again = registry.learner(version, COLUMNS, Task.BINARY)
@@ -129,7 +129,7 @@ def test_a_learner_from_the_registry_counts_on(tmp_path: Path) -> None:
     assert go_on(again).values.tobytes() == go_on(learner).values.tobytes()
 
 
-def test_files_that_are_damaged_or_of_others_are_refused(tmp_path: Path) -> None:
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     model = river_of(learned(LOGREG(), Task.BINARY))
     registry, file, told = Registry(tmp_path / "r"), tmp_path / "m.p", tmp_path / "m.p.json"
     version = registry.add(model, about(model))
@@ -156,12 +156,12 @@ def test_files_that_are_damaged_or_of_others_are_refused(tmp_path: Path) -> None
     with pytest.raises(StateError, match=r"m.p was written with river 0\.1"):
         read_river_file(file)
     told.unlink()
-    with pytest.raises(InputError, match="nobody knows which River wrote it"):
+    with pytest.raises(InputError, match="not known which River wrote it"):
         read_river_file(file)
     with pytest.raises(StateError, match=r"was written with river 0\.1"):
         read_river_file(file, "0.1")
     for address in ("https://example.org/m.pickle", "kafka://localhost/models"):
-        with pytest.raises(InputError, match="no local file"):
+        with pytest.raises(InputError, match="not a local file"):
             read_river_file(Path(address))
     with pytest.raises(InputError, match="can't be read: No such file"):
         read_river_file(tmp_path / "nothing")
@@ -177,9 +177,9 @@ def river_learned(model: Any, rows: int = 100, labels: tuple[Any, Any] = (False,
     return model
 
 
-def test_what_is_no_model_of_the_task_is_refused() -> None:
+def test_objects_other_than_models_of_the_task_are_refused() -> None:
     for thing in ({"a": 1}, 7, LOGREG, None):
-        with pytest.raises(InputError, match="no River model"):
+        with pytest.raises(InputError, match="not a River model"):
             check_model(thing, Task.BINARY, "m")
     with pytest.raises(InputError, match="LinearRegression can't do a binary task"):
         check_model(LINREG(), Task.BINARY, "m")
@@ -191,7 +191,7 @@ def test_what_is_no_model_of_the_task_is_refused() -> None:
         )
 
 
-def test_a_model_of_other_classes_or_of_no_use_is_refused() -> None:
+def test_a_model_of_other_classes_or_that_predicts_nan_is_refused() -> None:
     check_by_trial(river_learned(naive_bayes.GaussianNB()), Task.BINARY, COLUMNS, "m")
     check_by_trial(river_learned(naive_bayes.GaussianNB(), labels=(0, 1)), Task.BINARY, COLUMNS, "")
     odd = river_learned(naive_bayes.GaussianNB(), labels=("bad", "good"))
@@ -200,11 +200,11 @@ def test_a_model_of_other_classes_or_of_no_use_is_refused() -> None:
     ruined = LINREG()
     ruined.learn_one({"a": 1e200}, 1e200)
     ruined.intercept = float("nan")
-    with pytest.raises(InputError, match="answers with NaN or infinity"):
+    with pytest.raises(InputError, match="predicts NaN or infinity"):
         check_by_trial(ruined, Task.REGRESSION, COLUMNS, "m")
 
 
-def test_a_model_of_several_classes_is_tried_with_one_of_its_own() -> None:
+def test_a_multiclass_model_is_tried_with_one_of_its_classes() -> None:
     bayes = river_learned(naive_bayes.GaussianNB(), labels=("no", "yes"))
     before = pickle.dumps(bayes)
     check_model(bayes, Task.MULTICLASS, "m")
@@ -240,7 +240,7 @@ def test_a_model_that_fails_on_the_features_is_refused() -> None:
     ],
     ids=str,
 )
-def test_the_features_that_a_model_has_learned_are_found(model: Any) -> None:
+def test_known_features(model: Any) -> None:
     known = known_features(river_learned(model.clone()))
     assert set(known) == set(COLUMNS)
     assert known_features(model.clone()) == []
@@ -249,7 +249,7 @@ def test_the_features_that_a_model_has_learned_are_found(model: Any) -> None:
     assert check_columns(known, ["a", "b", "c", "d"], "m") == ["d"]
 
 
-def test_a_trained_model_is_still_known_as_what_it_was_declared() -> None:
+def test_a_trained_model_has_the_same_declaration() -> None:
     for task, model in (*RIVER, *COMPILED):
         trained = river_of(learned(model.clone(), task))
         assert same_declaration(trained, model, task, COLUMNS), model
@@ -258,22 +258,22 @@ def test_a_trained_model_is_still_known_as_what_it_was_declared() -> None:
     assert not same_declaration(trained, other, Task.BINARY, COLUMNS)
 
 
-def test_differences_are_those_that_there_are() -> None:
+def test_diff_of_versions() -> None:
     def told(model: Any, version: int, **more: Any) -> Version:
         return about(river_of(learned(model, Task.BINARY)), version=version, **more)
 
     first = told(LOGREG(l2=0.1), 1, metrics={"LogLoss": 0.5, "Accuracy": 1.0}, rows=10)
-    same = differences(first, first)
+    same = diff_versions(first, first)
     assert not any((same.lineage, same.metrics, same.parameters, same.columns, same.weights))
     second = told(
         LOGREG(l2=0.2), 2, metrics={"LogLoss": 0.4, "Accuracy": 1.0}, rows=20, parent="m@1",
         columns=["a", "b", "d"],
     )  # fmt: skip
-    found = differences(first, second)
+    found = diff_versions(first, second)
     assert found.parameters == {"l2": ("0.1", "0.2")}
     assert found.metrics == {"LogLoss": (0.5, 0.4)}
     assert found.columns == {"c": ("c", None), "d": (None, "d")}
-    assert found.lineage["rows learned"] == ("10", "20")
+    assert found.lineage["labels learned"] == ("10", "20")
     assert found.lineage["parent"] == (None, "m@1")
     assert "features" in found.lineage
     changes = [abs(each.change) for each in found.weights]

@@ -1,4 +1,4 @@
-"""A version of a model knows how its data were distributed, and who begins with it too."""
+"""A version holds the state of its distribution monitors, and a run started from it uses that."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.registry.model_snapshot import take_snapshot
-from anabranch.dataflows.registry.warm_start import begin_with, find_beginning
+from anabranch.dataflows.registry.warm_start import find_warm_start, warm_start
 from anabranch.models.registry.registry import Registry
 from anabranch.state.errors import StateError
-from tests.dataflows.source.test_intake_resume import run
+from tests.dataflows.source.test_source_resume import run
 
 T0 = 1_700_000_000_000
 DECLARED = """
@@ -53,22 +53,22 @@ def declared(tmp_path: Path, reference: str) -> Pipeline:
 
 
 def versioned(tmp_path: Path, pipeline: Pipeline) -> Registry:
-    """What it has come to know in 3,000 readings, as version 1."""
+    """The state after 3,000 readings, as version 1."""
     assert not run(pipeline, bus_of(pipeline, 0, 3000, 0.0), tmp_path / "old", batch=100)
     taken, registry = take_snapshot(tmp_path / "old"), Registry.of(tmp_path / "old")
-    registry.add(taken.model, taken.about, distributions=taken.distributions)
+    registry.add(taken.model, taken.version, distributions=taken.distributions)
     return registry
 
 
 def drift_of(
     tmp_path: Path, pipeline: Pipeline, mean: float, reads: int | None = None
 ) -> list[str]:
-    """What is drift in a new state that begins with version 1, among 1,500 further readings."""
+    """Drift signals of a new state started from version 1, in 1,500 further readings."""
     bus, state = bus_of(pipeline, 10_000, 1500, mean), tmp_path / f"new-{mean}-{reads}"
-    wanted = find_beginning(pipeline, state, tmp_path / "old", "LogisticRegression@1")
+    wanted = find_warm_start(pipeline, state, tmp_path / "old", "LogisticRegression@1")
     assert wanted is not None
     with StateDirectory.open(state, pipeline, bus) as opened:
-        begin_with(opened, wanted, lambda _: None)
+        warm_start(opened, wanted, lambda _: None)
     while run(pipeline, bus, state, batch=100, reads=reads):
         pass
     found = map(json.loads, bus.values("sensors.drift"))
@@ -76,7 +76,7 @@ def drift_of(
 
 
 @pytest.mark.parametrize("reference", ['"10m"', 'Sliding("10m")'])
-def test_who_begins_with_a_version_is_compared_with_what_was_usual_then(reference, tmp_path: Path):
+def test_a_run_started_from_a_version_uses_its_reference(reference, tmp_path: Path):
     pipeline = declared(tmp_path, reference)
     registry = versioned(tmp_path, pipeline)
     about = registry.get("LogisticRegression")
@@ -88,12 +88,12 @@ def test_who_begins_with_a_version_is_compared_with_what_was_usual_then(referenc
     assert drift_of(tmp_path, pipeline, 3.0, reads=11) == shifted
 
 
-def test_another_declaration_begins_anew(tmp_path: Path):
+def test_another_declaration_starts_a_new_reference(tmp_path: Path):
     versioned(tmp_path, declared(tmp_path, '"10m"'))
     assert drift_of(tmp_path, declared(tmp_path, '"11m"'), 3.0) == []
 
 
-def test_a_copy_takes_it_along_and_damage_is_noticed(tmp_path: Path):
+def test_a_copy_includes_it_and_damage_is_detected(tmp_path: Path):
     registry = versioned(tmp_path, declared(tmp_path, '"10m"'))
     version, other = registry.get("LogisticRegression"), Registry(tmp_path / "other")
     copy = other.copy(registry, version)

@@ -37,17 +37,17 @@ def test_a_better_model_climbs_and_is_promoted():
     assert promoted.champion == "new"
     assert promoted.evidence.e_value >= 20
     assert promoted.evidence.challenger_loss < promoted.evidence.champion_loss
-    assert run.by[-1000:] == ["new"] * 1000
-    assert run.leads[-1] == "new"
-    assert run.by[:20].count("new") <= 5
+    assert run.served_by[-1000:] == ["new"] * 1000
+    assert run.champions[-1] == "new"
+    assert run.served_by[:20].count("new") <= 5
 
 
 def test_the_share_that_serves_is_the_share_of_keys():
     stream = Stream(6000, {"old": calibrated, "new": calibrated}, keys=4000)
     run = play(stream, deployment(ABTest(split=0.3, min_effect=0.0)))
-    assert abs(run.by.count("new") / 6000 - 0.3) < 0.03
+    assert abs(run.served_by.count("new") / 6000 - 0.3) < 0.03
     by_key = {}
-    for key, who in zip(stream.key, run.by, strict=True):
+    for key, who in zip(stream.key, run.served_by, strict=True):
         assert by_key.setdefault(key, who) == who  # a key keeps its model
 
 
@@ -55,7 +55,7 @@ def test_a_growing_share_takes_no_key_away():
     stream = Stream(8000, {"old": noisy(1.2), "new": calibrated})
     run = play(stream, deployment(RAMP))
     came = set()
-    for key, who in zip(stream.key, run.by, strict=True):
+    for key, who in zip(stream.key, run.served_by, strict=True):
         if who == "new":
             came.add(key)
         else:
@@ -74,21 +74,21 @@ def test_a_bad_challenger_is_taken_out(answers, nan_from, raised, why):
     stream = Stream(3000, {"old": calibrated, "new": answers}, nan_from=nan_from, raised=raised)
     run = play(stream, deployment(Canary(steps=(0.01, 0.5, 1.0), min_duration="1h")))
     assert actions(run) == [d.STARTED, d.ROLLED_BACK]
-    assert why in run.decisions[-1].why
+    assert why in run.decisions[-1].reason
     ended = next(at for action, _, at in run.actions if action == d.ROLLED_BACK)
     events = sum(not is_label for _, is_label in stream.steps[: ended + 1])
-    assert set(run.meant[events:]) == {"old"}
-    assert run.by.count("new") <= 0.02 * events
+    assert set(run.assigned[events:]) == {"old"}
+    assert run.served_by.count("new") <= 0.02 * events
     if why != "worse":
         assert events == 701  # at the very event
-        assert all(who == "old" for who in run.by[700:])
+        assert all(who == "old" for who in run.served_by[700:])
 
 
 def test_equal_models_are_given_up_in_the_end():
     stream = Stream(30_000, {"old": noisy(0.5), "new": noisy(0.5)})
     run = play(stream, deployment(Canary(steps=(0.5, 1.0), min_effect=0.2, report_every=500)))
-    assert actions(run) == [d.STARTED, d.GIVEN_UP]
-    assert "20.0%" in run.decisions[-1].why
+    assert actions(run) == [d.STARTED, d.FUTILE]
+    assert "20.0%" in run.decisions[-1].reason
 
 
 def test_a_test_ends_at_its_horizon():
@@ -96,13 +96,13 @@ def test_a_test_ends_at_its_horizon():
     run = play(stream, deployment(ABTest(horizon="40m", min_effect=0.0)))
     assert actions(run) == [d.STARTED, d.ENDED]
     assert run.decisions[-1].time == 2400_000
-    assert set(run.meant[2401:]) == {"old"}
+    assert set(run.assigned[2401:]) == {"old"}
 
 
-def test_in_shadow_nobody_is_served_and_nothing_decided_but_by_guardrails():
+def test_in_shadow_no_key_is_served_and_nothing_decided_but_by_guardrails():
     stream = Stream(6000, {"old": noisy(1.2), "new": calibrated, "bad": noise})
     run = play(stream, deployment(Shadow(report_every=1000), "new", "bad"))
-    assert set(run.by) == {"old"}
+    assert set(run.served_by) == {"old"}
     assert [pair[:2] for pair in run.actions if pair[0] != d.PROGRESS] == [
         (d.STARTED, "new"), (d.STARTED, "bad"), (d.ROLLED_BACK, "bad"),
     ]  # fmt: skip
@@ -139,9 +139,9 @@ def test_a_bandit_finds_the_better_arm():
     )
     run = play(stream, deployment(policy))
     assert actions(run) == [d.STARTED]
-    assert Counter(run.by[4000:])["new"] > 3000
+    assert Counter(run.served_by[4000:])["new"] > 3000
     again = play(stream, deployment(policy))  # the declared policy has learned nothing
-    assert again.by == run.by
+    assert again.served_by == run.served_by
 
 
 def test_a_champion_that_fails_is_stood_in_for():
@@ -149,20 +149,20 @@ def test_a_champion_that_fails_is_stood_in_for():
     made = deployment(Canary(steps=(0.5, 1.0), min_labels=10))
     run = play(stream, made)
     assert made.champion == "new"
-    assert made.standby == "old"
+    assert made.previous_champion == "old"
     broken = Stream(2500, {"old": noisy(1.2), "new": calibrated}, nan_from={"new": 100})
     run = play(broken, made)
-    assert run.by[:100] == ["new"] * 100
-    assert run.by[100:] == ["old"] * 2400
-    assert run.meant[100:] == ["new"] * 2400
+    assert run.served_by[:100] == ["new"] * 100
+    assert run.served_by[100:] == ["old"] * 2400
+    assert run.assigned[100:] == ["new"] * 2400
     assert actions(run) == [d.CHAMPION_FAILED] * 3
-    assert "old serves where it raises" in run.decisions[0].why
+    assert "old serves where it raises" in run.decisions[0].reason
 
 
 def test_a_champion_that_fails_alone():
     stream = Stream(500, {"old": calibrated}, nan_from={"old": 100})
     run = play(stream, Deployment("old", (), Shadow(), Task.BINARY, "payments"))
-    assert run.by[100:] == ["nobody"] * 400
+    assert run.served_by[100:] == ["fallback"] * 400
     assert actions(run) == [d.CHAMPION_FAILED]
 
 
@@ -174,7 +174,7 @@ def test_the_shift_of_predictions_is_a_guardrail():
     rails = Guardrails(psi=0.25, loss_ratio=99)
     run = play(stream, deployment(Shadow(guardrails=rails, alpha=1e-9)))
     assert actions(run) == [d.STARTED, d.ROLLED_BACK]
-    assert "too unlike the champion's" in run.decisions[-1].why
+    assert "too unlike the champion's" in run.decisions[-1].reason
     assert run.decisions[-1].guardrails["psi"] > 0.25
 
 
@@ -208,7 +208,7 @@ def test_no_cut_of_the_stream_matters(number, cuts, seed, pickled):
     if pickled:
         made = pickle.loads(pickle.dumps(made))
     cut = play(stream(), made, cuts)
-    assert cut.by == whole.by
-    assert cut.meant == whole.meant
-    assert cut.leads == whole.leads
+    assert cut.served_by == whole.served_by
+    assert cut.assigned == whole.assigned
+    assert cut.champions == whole.champions
     assert told(cut) == told(whole)

@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anabranch.models.learners.learner import Predictions, Task
+from anabranch.models.learners.learner import Learner, Predictions, Task
 from anabranch.models.metrics.ranking import EVENT, LIST
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout import decision as d
-from anabranch.models.rollout import trial as contest
+from anabranch.models.rollout import interleaving
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import Interleave
-from anabranch.models.rollout.serving import Rollouts
+from anabranch.models.rollout.serving import Serving
 from anabranch.state.labels.label_rules import LabelRules
 
 SHOWN = 6
 F64 = NDArray[np.float64]
 
 
-class Fixed:
+class Fixed(Learner):
     """Scores by weights that it was given, and learns nothing."""
 
     def __init__(self, *weights: float) -> None:
@@ -42,9 +42,9 @@ def rollout(challenger: Fixed, policy: Interleave, champion: Fixed | None = None
     return Prequential(
         models,
         PrequentialSettings(
-            rules=LabelRules(wait_ms=600_000),
+            rules=LabelRules(timeout_ms=600_000),
             default=False,
-            rollouts=Rollouts(Deployment("old", ["new"], policy, Task.BINARY, "p"), Task.BINARY),
+            rollouts=Serving(Deployment("old", ["new"], policy, Task.BINARY, "p"), Task.BINARY),
             ranking=True,
         ),
     )
@@ -159,20 +159,20 @@ def test_a_list_gives_one_point_however_the_stream_is_cut(cut, later):
     assert step.models.rollouts is not None
     assert step.models.rank_quality is not None
     assert step.models.rank_quality.chosen == 200 + 2 * (200 - later)
-    assert step.models.rollouts.deployment.contests[0].labels == 200
+    assert step.models.rollouts.deployment.trials[0].labels == 200
     assert told == [(e.action, e.time, e.evidence) for e in likings(other, 200, 7, 17, later=later)]
 
 
 def test_lists_are_forgotten_when_nothing_of_them_waits_and_not_before(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(contest, "_LISTS", 4)
+    monkeypatch.setattr(interleaving, "_LISTS", 4)
     step = tastes(alpha=1e-6)
     likings(step, 3000, 8, later=500)  # a wait is over after 600 of them
     assert step.models.rollouts is not None
-    at_work = step.models.rollouts.deployment.contests[0]
+    at_work = step.models.rollouts.deployment.trials[0]
     assert at_work.labels == 3000
-    assert len(at_work._counted) < 1500
+    assert len(at_work._pairs._counted) < 1500
 
 
 def ends(decisions: list[d.Decision]) -> str:
@@ -214,6 +214,6 @@ def test_half_of_the_keys_see_the_champions_list_and_do_not_count():
     step = rollout(Fixed(1.0, 0.0), Interleave(split=0.5, min_effect=0.0, alpha=1e-40))
     visits(step, 600, seed=3)
     assert step.models.rollouts is not None
-    contest = step.models.rollouts.deployment.contests[0]
+    trial = step.models.rollouts.deployment.trials[0]
     all_clicks = step.models.rank_quality.chosen if step.models.rank_quality is not None else 0
-    assert 0.3 * all_clicks < contest.labels < 0.7 * all_clicks
+    assert 0.3 * all_clicks < trial.labels < 0.7 * all_clicks

@@ -24,7 +24,7 @@ def canary(**changes: Any) -> Pipeline:
 
 
 def answers(bus: MemoryBus) -> list[RolloutMessage]:
-    return [each for each in decisions(bus) if isinstance(each.answers, str)]
+    return [each for each in decisions(bus) if isinstance(each.request_id, str)]
 
 
 NONSENSE: list[dict[str, Any]] = [
@@ -61,11 +61,11 @@ def test_nonsense_is_refused_in_one_sentence_and_changes_nothing(change: dict[st
     step = ModelStep(pipeline, WorkerMetrics("p"))
     deployment = step.prequential.models.rollouts.deployment  # type: ignore[union-attr]
     command = Command(kind="start", id="1", challenger="tree", policy=change)
-    assert step.deployment is not None
-    (refused,) = step.deployment.command(command, 0)
-    assert refused.action == "refused"
-    assert refused.why
-    assert "\n" not in refused.why
+    assert step.commands is not None
+    (rejected,) = step.commands.controller.command(command, 0)
+    assert rejected.action == "rejected"
+    assert rejected.reason
+    assert "\n" not in rejected.reason
     assert deployment.policy == pipeline.rollout
     assert deployment.waiting == ["tree"]
 
@@ -80,9 +80,9 @@ def test_nonsense_is_refused_in_one_sentence_and_changes_nothing(change: dict[st
 )
 def test_an_old_attribute_gives_the_new_name(change: dict[str, Any], reason: str) -> None:
     step = ModelStep(canary(), WorkerMetrics("p"))
-    assert step.deployment is not None
+    assert step.commands is not None
     command = Command(kind="start", id="1", challenger="tree", policy=change)
-    assert [each.why for each in step.deployment.command(command, 0)] == [reason]
+    assert [each.reason for each in step.commands.controller.command(command, 0)] == [reason]
 
 
 def test_the_stream_goes_on_behind_all_of_it() -> None:
@@ -90,7 +90,7 @@ def test_the_stream_goes_on_behind_all_of_it() -> None:
     bodies = [{"kind": "rollback"}, *bodies]
     bus = run(canary(), limit=5, commands=[(1, {"id": str(i), **b}) for i, b in enumerate(bodies)])
     told = [each.action for each in answers(bus)]
-    assert told == ["rolled_back", *["refused"] * len(NONSENSE)]
+    assert told == ["rolled_back", *["rejected"] * len(NONSENSE)]
     assert len(bus.values("p.predictions")) == 12
 
 
@@ -103,8 +103,8 @@ def test_what_can_be_changed_is() -> None:
         "min_duration": "1h",
         "guardrails": {"error_rate": 0.1},
     }
-    assert step.deployment is not None
-    (started,) = step.deployment.command(
+    assert step.commands is not None
+    (started,) = step.commands.controller.command(
         Command(kind="start", id="1", challenger="tree", policy=change), 0
     )
     assert started.action == "started"
@@ -120,9 +120,9 @@ def test_a_start_that_is_refused_leaves_the_policy_as_it_was() -> None:
     step = ModelStep(pipeline, WorkerMetrics("p"))
     deployment = step.prequential.models.rollouts.deployment  # type: ignore[union-attr]
     command = Command(kind="start", id="1", challenger="bush", policy={"alpha": 0.01})
-    assert step.deployment is not None
-    (refused,) = step.deployment.command(command, 0)
-    assert refused.action == "refused"
+    assert step.commands is not None
+    (rejected,) = step.commands.controller.command(command, 0)
+    assert rejected.action == "rejected"
     assert deployment.policy == pipeline.rollout
 
 
@@ -130,8 +130,8 @@ def test_the_arms_of_a_bandit_are_no_business_of_a_message() -> None:
     policy = bandit.EpsilonGreedy(epsilon=0.1, seed=1)
     step = ModelStep(canary(rollout=Bandit(policy=policy)), WorkerMetrics("p"))
     command = Command(kind="start", id="1", challenger="tree", policy={"policy": "UCB"})
-    assert step.deployment is not None
-    assert [each.action for each in step.deployment.command(command, 0)] == ["refused"]
+    assert step.commands is not None
+    assert [each.action for each in step.commands.controller.command(command, 0)] == ["rejected"]
 
 
 def test_commands_are_followed_by_the_real_deployment_however_the_stream_is_cut() -> None:
@@ -144,13 +144,13 @@ def test_commands_are_followed_by_the_real_deployment_however_the_stream_is_cut(
     for limit in (1, 4, 1000):
         bus = run(canary(), limit=limit, commands=commands)
         found.append((bus.values("p.rollouts"), bus.values("p.predictions")))
-        assert [each.answers for each in answers(bus)] == list("abcdef")
+        assert [each.request_id for each in answers(bus)] == list("abcdef")
     assert found[0] == found[1] == found[2]
-    assert [(each.answers, each.action) for each in answers(bus)] == [
-        ("a", "refused"),  # it is tried already
+    assert [(each.request_id, each.action) for each in answers(bus)] == [
+        ("a", "rejected"),  # it is tried already
         ("b", "traffic_set"),
         ("c", "promoted"),
-        ("d", "refused"),
+        ("d", "rejected"),
         ("e", "rolled_back"),
-        ("f", "refused"),
+        ("f", "rejected"),
     ]

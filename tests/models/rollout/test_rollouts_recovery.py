@@ -27,7 +27,7 @@ def filled(directory: Path) -> Trial:
     reader.close()
     publisher = bus.publisher()
     said = [
-        {"kind": "set_traffic", "challenger": "nobody", "share": 0.5, "id": "1"},
+        {"kind": "set_traffic", "challenger": "unknown", "share": 0.5, "id": "1"},
         {"kind": "add", "challenger": "x", "model": "none@1", "id": "2"},
     ]
     publisher.append(
@@ -57,7 +57,7 @@ def test_the_backlog_holds_a_fall_a_climb_and_answers(unharmed: Trial) -> None:
         ("promoted", "faster"), ("started", "bayes"), ("started", "fresh-1"),
         ("rolled_back", "bayes"), ("rolled_back", "fresh-1"),
         ("started", "fresh-2"), ("rolled_back", "fresh-2"),
-        ("refused", "nobody"), ("refused", "x"),
+        ("rejected", "unknown"), ("rejected", "x"),
         ("started", "fresh-3"), ("rolled_back", "fresh-3"),
         ("started", "fresh-4"), ("rolled_back", "fresh-4"),
     ]  # fmt: skip

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from anabranch import Prediction
 from anabranch.dataflows.batch.batch import Batch
+from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.replay.training_rows import RowBuilder, RowColumns
-from anabranch.dataflows.sink.encoder import Encoder, Results
+from anabranch.dataflows.sink.encoder import Encoder
 from anabranch.dataflows.telemetry.status import read_status, status_table
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.learners.learner import Predictions
@@ -115,10 +116,10 @@ def test_what_metrics_tell_of_rollouts(monkeypatch):
         'anabranch_traffic_share{model="line",pipeline="p"} 0.9',
         'anabranch_traffic_share{model="tree",pipeline="p"} 0.0',
         'anabranch_traffic_share{model="bush",pipeline="p"} 0.1',
-        'anabranch_served_total{model="line",pipeline="p"} 8.0',
-        'anabranch_served_total{model="tree",pipeline="p"} 2.0',
+        'anabranch_served_predictions_total{model="line",pipeline="p"} 8.0',
+        'anabranch_served_predictions_total{model="tree",pipeline="p"} 2.0',
         'anabranch_model_failures_total{model="tree",pipeline="p"} 3.0',
         'anabranch_rollout_decisions_total{action="promoted",pipeline="p"} 1.0',
-        'anabranch_rollout_decisions_total{action="refused",pipeline="p"} 1.0',
+        'anabranch_rollout_decisions_total{action="rejected",pipeline="p"} 1.0',
     ):
         assert line in text, line

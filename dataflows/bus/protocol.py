@@ -1,0 +1,181 @@
+"""What a bus is: topics, and how to publish to them and read from them.
+
+To add a bus, write a class with the methods of `Bus`, whose publisher and reader have those of
+`Publisher` and `Reader`, and give it a URL in `dataflows.bus.open_bus`.
+
+A topic has a fixed number of partitions. Within a partition messages have rising offsets and keep
+their order. A message is bytes, an optional key, and a time (epoch ms) that its publisher gives it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from anabranch.state.errors import BusError
+
+OnOutOfRange = Literal["stop", "earliest"]
+"""What a reader does when the next offset is no longer kept: raise, or continue after the gap.
+
+A position past the end is an error either way: the topic was recreated, or lost messages.
+"""
+
+
+class UnreachableError(BusError):
+    """The bus does not answer at present: the call may succeed later, and nothing is lost yet."""
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+
+class Slice(msgspec.Struct):
+    """Consecutive messages of one topic partition, oldest first, as a reader returns them.
+
+    Attributes:
+        topic, partition: where they are.
+        offsets: ``(n,) int64``, rising but not always contiguous.
+        times: when each was published, ``(n,) int64`` epoch ms.
+        values: the ``n`` payloads.
+        keys: the ``n`` keys, None for none.
+    """
+
+    topic: str
+    partition: int
+    offsets: NDArray[np.int64]
+    times: NDArray[np.int64]
+    values: Sequence[bytes]
+    keys: list[bytes | None]
+
+
+class Publisher(Protocol):
+    """Appends messages to topics. Nothing is guaranteed to be stored before `flush` returns."""
+
+    def append(
+        self,
+        topic: str,
+        values: Sequence[bytes],
+        *,
+        keys: Sequence[bytes | None] | None = None,
+        partitions: Sequence[int] | int | None = None,
+        times: Sequence[int] | NDArray[np.int64] | None = None,
+    ) -> None:
+        """Add ``values`` in order.
+
+        ``partitions`` is one number for all, one per message, or None: then the partition follows
+        from the key (`partition_of_key`), or is chosen round-robin without one. ``times`` (epoch
+        ms) default to now. Waits for a bus that is unavailable or slow, and logs that.
+
+        Raises:
+            UnreachableError: the publisher was stopped while the bus did not answer; some of
+                ``values`` may have been appended.
+            BusError: the topic does not exist, or the bus refused the messages.
+        """
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Return when everything appended is stored.
+
+        Raises:
+            UnreachableError: some messages are still being sent; another `flush` may succeed.
+            BusError: messages were refused for good; it says how many and why.
+        """
+
+    def close(self) -> None:
+        """Flush and close, within about 30 s whatever the bus does. Idempotent.
+
+        Raises:
+            BusError: as `flush`; messages not stored by then are dropped.
+        """
+
+
+class Reader(Protocol):
+    """Reads given partitions from given offsets. Never blocks for longer than ``timeout_s``."""
+
+    def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
+        """At most about ``limit`` messages that are there now, grouped by topic partition.
+
+        While the bus is away there are none; the log says so, and `trouble`.
+
+        Raises:
+            BusError: an offset is past the end or no longer kept (unless the reader continues after
+                gaps); a topic is gone, was recreated, or is forbidden.
+        """
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        """Return nothing more from these partitions until `resume`."""
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        """Undo `pause`."""
+
+    def positions(self) -> dict[TopicPartition, int]:
+        """The next offset of each partition; after a gap, once that is known."""
+
+    def ends(self) -> dict[TopicPartition, int]:
+        """The offset after each partition's last message, as last reported (cheap, may be old)."""
+
+    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Report the positions of this reader's group, for lag tools. They are never read back."""
+
+    def unavailable_reason(self) -> str | None:
+        """Why there are no messages if the bus has not answered for 5 s, else None.
+
+        May be called from any thread.
+        """
+
+    def close(self) -> None:
+        """Close. Idempotent."""
+
+
+class Bus(Protocol):
+    """A set of topics behind one URL."""
+
+    url: str
+
+    def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
+        """Create the topics that do not exist yet; return their names.
+
+        Raises:
+            BusError: one exists with another partition count.
+        """
+
+    def topics(self) -> dict[str, int]:
+        """Every topic (internal ones left out) and its partition count."""
+
+    def start_offsets(self, topic: str) -> list[int]:
+        """The first offset still kept, by partition."""
+
+    def end_offsets(self, topic: str) -> list[int]:
+        """The offset after the last message, by partition, as of now."""
+
+    def publisher(self, stop: threading.Event | None = None) -> Publisher:
+        """A new publisher; close it when done.
+
+        Once ``stop`` is set, `Publisher.append` raises `UnreachableError` if the bus has not
+        answered for 5 s, and `Publisher.close` does not wait for such a bus.
+        """
+
+    def reader(
+        self,
+        positions: Mapping[TopicPartition, int],
+        group: str | None = None,
+        on_out_of_range: OnOutOfRange = "stop",
+    ) -> Reader:
+        """A reader of these partitions from these offsets; ``group`` is what `commit` reports to.
+
+        ``on_out_of_range``: what to do, now or later, when retention removed unread messages.
+
+        Raises:
+            BusError: a topic or partition does not exist, an offset is past the end, or it is
+                no longer kept and ``on_out_of_range`` is ``stop``.
+        """
+
+    def close(self) -> None:
+        """Close the bus. Idempotent."""

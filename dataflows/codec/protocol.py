@@ -1,0 +1,113 @@
+"""The format of messages on topics: what a codec must do, and what it may do to be fast.
+
+A codec turns bytes into typed messages and messages into bytes. Everything that reads or writes a
+topic of a pipeline goes through it: the source decodes events, labels and control messages, the
+sink encodes predictions and all other outputs, and after a crash reads back which of them are
+already published; `skew`, `rollout` and `demo` read with it too.
+
+To add a format, write one file with a subclass of `Codec` and add it to
+`dataflows.codec.CODECS`. Only `Codec.name`, `Codec.errors`, `Codec.decoder` and `Codec.encode` are
+required. `Codec.column_decoder` and `Codec.prediction_encoder` are fast paths for whole batches:
+without them messages pass through one struct each.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import msgspec
+from numpy.typing import NDArray
+
+from anabranch.dataflows.batch.dead_letters import DeadLetterReason, Fault
+from anabranch.models.learners.learner import Predictions, Task
+from anabranch.state.compile import I64
+from anabranch.state.keys.text_column import Texts
+
+Message = TypeVar("Message")
+
+Columns = dict[str, Sequence[Any]]
+"""Field name → one value per message."""
+
+DecodedColumns = tuple[I64, Columns, tuple[int, int, int]]
+"""Event times (``(n,) int64``, epoch ms), columns, and three extremes: the least and the greatest
+event time, and the least publishing time."""
+
+
+class ColumnDecoder(Protocol):
+    """Decodes whole batches of one message type straight into columns."""
+
+    def read(self, values: list[bytes], published: I64) -> DecodedColumns | None:
+        """Times and columns of the messages; None if any of them needs the general path.
+
+        ``published`` is ``(n,) int64`` epoch ms, C-contiguous.
+        """
+
+
+class PredictionEncoder(Protocol):
+    """Encodes the predictions that one model made for the events of one topic."""
+
+    def encode(
+        self,
+        ids: Texts,
+        times: I64,
+        offsets: NDArray[Any],
+        partition: int,
+        versions: Sequence[int],
+        predictions: Predictions,
+    ) -> list[bytes]:
+        """One message per event of ``partition``; ``ids`` need no escaping (`Texts.plain`)."""
+
+
+class Codec(ABC):
+    """One message format. An instance is shared by all readers and writers of a process."""
+
+    name: ClassVar[str]
+    """By which a declaration chooses it."""
+
+    errors: ClassVar[tuple[type[Exception], ...]]
+    """What the functions made by `decoder` raise for bytes that they cannot decode.
+
+    `msgspec.ValidationError` among them means a readable message that does not fit its type.
+    """
+
+    malformed: ClassVar[DeadLetterReason] = DeadLetterReason.MALFORMED
+    """The reason of dead letters whose bytes are not in this format at all."""
+
+    @abstractmethod
+    def decoder(self, message: type[Message]) -> Callable[[bytes], Message]:
+        """A function that decodes one message into ``message``.
+
+        ``message`` is a `msgspec.Struct` type, or ``dict`` for whatever fields there are. Fields
+        that a struct does not declare are ignored unless it forbids them.
+        """
+
+    @abstractmethod
+    def encode(self, message: msgspec.Struct) -> bytes:
+        """One message as bytes."""
+
+    def encode_all(self, messages: list[Any]) -> list[bytes]:
+        """Several messages as bytes."""
+        return [self.encode(message) for message in messages]
+
+    def fault(self, error: Exception) -> Fault:
+        """Why a message could not be decoded; ``error`` is one of `errors`."""
+        mismatch = isinstance(error, msgspec.ValidationError)
+        return DeadLetterReason.TYPE_MISMATCH if mismatch else self.malformed, str(error)
+
+    def column_decoder(
+        self, message: type[msgspec.Struct], time: str, wanted: Sequence[str]
+    ) -> ColumnDecoder | None:
+        """A fast decoder for this message type; None if there is none.
+
+        Args:
+            message: the type, whose field ``time`` is an integer (epoch ms).
+            time: the field that holds the event time.
+            wanted: the fields of which columns are made.
+        """
+        return None
+
+    def prediction_encoder(self, task: Task, topic: str, model: str) -> PredictionEncoder | None:
+        """A fast encoder for the predictions of ``model`` on events of ``topic``; None if none."""
+        return None

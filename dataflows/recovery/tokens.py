@@ -1,0 +1,106 @@
+"""What the engine's recovery store keeps of each step: offsets, and tokens of state partitions.
+
+The contents of a state partition are in a database of its own; the engine keeps only a token that
+says which generation of it belongs to an epoch. All of it is handed to the engine as bytes, so that
+what it pickles names no class of this program: a module can move without a state directory
+becoming unreadable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+SOURCE = "source"
+"""The id of the source step in the engine."""
+
+TOGETHER, BY_SHARD, MODELS_STEP = "windows_and_models", "windows", "models"
+"""Ids of the stateful steps in the engine, without the number of the layout.
+
+A single worker has one step for windows and models; several workers have one for each.
+"""
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    """Which generation of which state partition belongs to an epoch.
+
+    Attributes:
+        partition: its name, as ``windows-3`` or ``models``.
+        id: distinguishes it from another one of the same name; random.
+        generation: how often it had been committed to.
+    """
+
+    partition: str
+    id: str
+    generation: int
+
+
+class PartitionState(msgspec.Struct, frozen=True, array_like=True):
+    """How far the source has read one input partition number.
+
+    Attributes:
+        offsets: the next offset to read, by topic; also of topics that are no longer inputs.
+        latest: the greatest publishing time so far, by topic (epoch ms).
+        watermark: that of the worker's reader (epoch ms).
+        token: of the ids seen; None in a run without state.
+    """
+
+    offsets: dict[str, int]
+    latest: dict[str, int]
+    watermark: int
+    token: Token | None
+
+
+Tokens = tuple[Token | None, Token | None]
+"""Of windows and models, where one step has both."""
+
+StepState = bytes | None
+"""What a step gives the engine in ``snapshot()``; None from a run without state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One commit of a state partition: how long it took, and the bytes its files take now."""
+
+    partition: str
+    seconds: float
+    disk_bytes: int
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_TOKEN = msgspec.msgpack.Decoder(Token)
+_TOKENS = msgspec.msgpack.Decoder(Tokens)
+_PARTITION = msgspec.msgpack.Decoder(PartitionState)
+
+
+def encode(state: Token | Tokens | PartitionState | None) -> StepState:
+    """The bytes that the engine keeps; None stays None."""
+    return None if state is None else _ENCODER.encode(state)
+
+
+def decode_token(state: StepState) -> Token | None:
+    """The token that `encode` was given.
+
+    Raises:
+        msgspec.MsgspecError: the bytes are something else.
+    """
+    return None if state is None else _TOKEN.decode(state)
+
+
+def decode_tokens(state: StepState) -> Tokens:
+    """The tokens of windows and models that `encode` was given.
+
+    Raises:
+        msgspec.MsgspecError: the bytes are something else.
+    """
+    return (None, None) if state is None else _TOKENS.decode(state)
+
+
+def decode_partition(state: StepState) -> PartitionState | None:
+    """The state of an input partition that `encode` was given.
+
+    Raises:
+        msgspec.MsgspecError: the bytes are something else.
+    """
+    return None if state is None else _PARTITION.decode(state)

@@ -1,0 +1,127 @@
+"""A codec is one class: a pipeline whose topics are in another format runs like one in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+from river import linear_model, preprocessing
+
+from anabranch import Event, Label, Pipeline, Prediction, field, window
+from anabranch.dataflows.bus.memory import MemoryBus
+from anabranch.dataflows.codec import CODECS, Codec, codec_of
+from anabranch.dataflows.codec.protocol import Message
+from anabranch.dataflows.messages.control import Control
+from anabranch.dataflows.messages.outputs import DeadLetter, RolloutMessage
+from anabranch.dataflows.runtime.worker import run_worker
+from anabranch.dataflows.skew.progress import unwatched
+from anabranch.dataflows.skew.served_features import served_on_topic
+from anabranch.dataflows.source.bus_source import SourceOptions
+from anabranch.models.rollout.policies import Shadow
+
+T0 = 1_700_000_000_000
+
+
+class MessagePackCodec(Codec):
+    """The smallest codec: no fast paths."""
+
+    name: ClassVar[str] = "msgpack"
+    errors: ClassVar[tuple[type[Exception], ...]] = (msgspec.DecodeError, UnicodeDecodeError)
+
+    def decoder(self, message: type[Message]) -> Callable[[bytes], Message]:
+        return msgspec.msgpack.Decoder(message).decode
+
+    def encode(self, message: msgspec.Struct) -> bytes:
+        return msgspec.msgpack.encode(message)
+
+
+class Reading(Event):
+    id: str
+    ts: int
+    place: str
+    size: float
+
+
+class Verdict(Label):
+    id: str
+    ts: int
+    hot: bool
+
+
+def readings() -> Pipeline:
+    return Pipeline(
+        name="readings",
+        event=Reading,
+        label=Verdict.target("hot"),
+        features=[field("size"), window("place", "size", over="1h")],
+        model=preprocessing.StandardScaler() | linear_model.LogisticRegression(),
+        challengers={"other": linear_model.LogisticRegression()},
+        rollout=Shadow(),
+        with_features=True,
+    )
+
+
+def run(codec: Codec, malformed: bytes) -> dict[str, list[dict[str, Any]]]:
+    """The outputs of a run whose topics are in the format of ``codec``, decoded."""
+    pipeline, bus = readings(), MemoryBus()
+    topics = pipeline.topics
+    bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
+    publisher = bus.publisher()
+    for i in range(200):
+        ts = T0 + 1000 * i
+        event = Reading(id=str(i), ts=ts, place="ab"[i % 2], size=i % 7)
+        publisher.append(topics.events, [codec.encode(event)], times=[ts])
+        verdict = Verdict(id=str(i), ts=ts, hot=i % 7 > 3)
+        publisher.append(topics.labels, [codec.encode(verdict)], times=[ts])
+    strange = Verdict(id="x", ts=T0, hot=True)
+    publisher.append(topics.events, [malformed, codec.encode(strange)], times=[T0, T0])
+    pause = Control(kind="pause", id="c1", challenger="other")
+    publisher.append(topics.control, [codec.encode(pause)], times=[T0 + 300_000])
+    run_worker(pipeline, bus, SourceOptions(until_end=True, limit=64))
+    served = served_on_topic(
+        pipeline.name, pipeline.columns, bus, topics.predictions, unwatched, codec
+    )
+    assert len(served) == 200
+    for topic, kind in (
+        (topics.predictions, Prediction),
+        (topics.dead_letters, DeadLetter),
+        (topics.rollouts, RolloutMessage),
+    ):
+        assert list(map(codec.decoder(kind), bus.values(topic)))
+    return {topic: list(map(codec.decoder(dict), bus.values(topic))) for topic in topics.outputs}
+
+
+@pytest.fixture
+def message_pack(monkeypatch: pytest.MonkeyPatch) -> Codec:
+    codec = MessagePackCodec()
+    monkeypatch.setitem(CODECS, codec.name, codec)
+    monkeypatch.setattr(Pipeline, "format_of", lambda self, topic: codec.name)
+    assert codec_of(readings(), "readings.events") is codec
+    return codec
+
+
+def test_a_pipeline_in_another_format_gives_the_same_outputs(
+    message_pack: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_message_pack = run(message_pack, malformed=b"\xc1")
+    monkeypatch.setattr(Pipeline, "format_of", lambda self, topic: "json")
+    in_json = run(CODECS["json"], malformed=b"{")
+    letters = {
+        name: outputs.pop("readings.dead-letters")
+        for name, outputs in (("msgpack", in_message_pack), ("json", in_json))
+    }
+    assert in_message_pack == in_json
+    assert len(in_json["readings.predictions"]) == 200
+    assert [letter["reason"] for letter in letters["json"]] == ["not JSON", "does not fit the type"]
+    assert [letter["reason"] for letter in letters["msgpack"]] == [
+        "malformed message",
+        "does not fit the type",
+    ]
+    assert letters["msgpack"][0]["payload_base64"] == "wQ=="
+
+
+def test_every_codec_is_registered_under_its_name() -> None:
+    assert all(codec.name == name for name, codec in CODECS.items())
+    assert codec_of(readings(), "readings.events") is CODECS["json"]
