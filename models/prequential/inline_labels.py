@@ -103,7 +103,8 @@ class _Batch:
     ) -> None:
         self.models, self.events, self.rows, self.tags = models, events, rows, tags
         self.values = as_targets(values, models.task)
-        self.learned_rows, self.rejected = rows, list[tuple[int, str]]()
+        self.learned_rows = rows
+        self.rejected: list[tuple[int, str]] = []
         self.versions_before = models.versions
         self.learned_before: I64 | range = range(len(rows))
         self.timings = None if models.rollouts is None else Timings()
@@ -206,7 +207,8 @@ def run_inline(
     batch = _Batch(models, events, values, rows, tags)
     learned = batch.run_models()
     learned_rows, features = batch.learned_rows, events.features
-    groups, feature_alarms = None, list[tuple[int, int, Alarm]]()
+    groups = None
+    feature_alarms: AlarmsAt = []
     if models.slices:
         groups = models.slices.groups_of(events.fields, features, rows)[learned_rows]
     if models.monitors:

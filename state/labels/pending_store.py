@@ -44,9 +44,6 @@ from anabranch.state.labels.join_kernel import (
     TOO_OLD,
     UNKNOWN,
     UPDATED,
-    EventColumns,
-    JoinOutput,
-    LabelColumns,
     join,
     read_ahead,
 )
@@ -63,7 +60,6 @@ from anabranch.state.labels.row_pool import (
     WAITING,
     WAITS,
     WATERMARK,
-    PendingArrays,
     add_free,
     reclaim_freed,
 )
@@ -264,7 +260,7 @@ class PendingStore:
         self.resolved.release_evicted()
         self.early.release_evicted()
         tags = np.zeros(events, np.int32) if tags is None else tags
-        event_columns = EventColumns(hash64(ids), event_times, features, tags)
+        event_columns = (hash64(ids), event_times, features, tags)
         label_columns = _label_columns(label_ids, label_times, usable, codes)
         rejected_events, rejected_labels = np.zeros(events, np.bool_), np.zeros(labels, np.uint8)
         early_numbers = np.full(labels, -1)
@@ -275,15 +271,26 @@ class PendingStore:
         return JoinResult(kind, row, source, time, item, *out)
 
     def _join(
-        self, order: I64, events: EventColumns, labels: LabelColumns, out: tuple[Any, ...]
+        self,
+        order: I64,
+        events: tuple[Any, ...],
+        labels: tuple[Any, ...],
+        out: tuple[Any, ...],
     ) -> list[I64]:
-        """The steps in parts, between which arrays are enlarged."""
+        """The steps in parts, between which arrays are enlarged.
+
+        Tuples are plain, in the order of `EventColumns`, `LabelColumns`, `PendingArrays` and
+        `JoinOutput`: see `join_kernel`.
+        """
         size, rules = order.size, self._rules
         most = int(rules[MAX_RESOLVED])
         resolved, early = self.resolved, self.early
-        pending = tuple(self._pending())
-        if len(labels.keys) > 1:
-            read_ahead(labels.keys, pending, tuple(resolved.arrays))
+        pending = (
+            self._counters, self._table, self._keys, self.times, self._arrivals, self._marks,
+            self._ends, self._links, self._flags, self.features, self.tags,
+        )  # fmt: skip
+        if len(labels[0]) > 1:
+            read_ahead(labels[0], pending, tuple(resolved.arrays))
         parts: list[I64] = []
         position = 0
         while not parts or position < size:
@@ -294,17 +301,11 @@ class PendingStore:
                 early.grow(2**31 - 1)
             steps = np.empty((size + 64 << min(len(parts), 12), 5), np.int64)
             position, written = join(
-                position, order, tuple(events), tuple(labels), pending, tuple(resolved.arrays),
-                tuple(early.arrays), rules, tuple(JoinOutput(steps, *out)),
+                position, order, events, labels, pending, tuple(resolved.arrays),
+                tuple(early.arrays), rules, (steps, *out),
             )  # fmt: skip
             parts.append(steps[:written])
         return parts
-
-    def _pending(self) -> PendingArrays:
-        return PendingArrays(
-            self._counters, self._table, self._keys, self.times, self._arrivals, self._marks,
-            self._ends, self._links, self._flags, self.features, self.tags,
-        )  # fmt: skip
 
     def _reserve(self, events: int) -> None:
         """Grow until each of `events` can have a row of its own."""
@@ -413,12 +414,12 @@ class PendingStore:
 
 def _label_columns(
     ids: Sequence[str], times: I64, usable: U8 | None, codes: I64 | None
-) -> LabelColumns:
-    """Labels as the kernel takes them."""
+) -> tuple[Any, I64, U8, I64]:
+    """`LabelColumns`, as a plain tuple."""
     labels = len(ids)
     usable = np.ones(labels, np.uint8) if usable is None else usable
     codes = np.zeros(labels, np.int64) if codes is None else codes
-    return LabelColumns(hash64(ids) if labels else _NO_KEYS, times, usable, codes)
+    return hash64(ids) if labels else _NO_KEYS, times, usable, codes
 
 
 def _longer(array: NDArray[np.generic], size: int) -> NDArray[np.generic]:

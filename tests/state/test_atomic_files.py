@@ -1,4 +1,4 @@
-"""A disk with next to no room left is told of before anything fails on it."""
+"""A nearly full disk is reported before a write fails."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from anabranch.state.store.delta import Delta
 from anabranch.state.store.read_only import ReadOnlyStore
 
 
-def disk(room: int, blocks: int = 1000) -> SimpleNamespace:
-    """A disk with ``room`` blocks of a kilobyte left, all of them for root alone."""
-    return SimpleNamespace(f_frsize=1024, f_blocks=blocks, f_bfree=room, f_bavail=0)
+def disk(free: int, blocks: int = 1000) -> SimpleNamespace:
+    """A disk with ``free`` blocks of a kilobyte, all of them reserved for root."""
+    return SimpleNamespace(f_frsize=1024, f_blocks=blocks, f_bfree=free, f_bavail=0)
 
 
-def test_what_is_left_is_compared(tmp_path: Path) -> None:
+def test_free_space_is_compared(tmp_path: Path) -> None:
     check_free_space(tmp_path, 1)
     with pytest.raises(
         StateError, match=r"the disk is full: [\d,]+ bytes are left; free some space"
@@ -28,13 +28,13 @@ def test_what_is_left_is_compared(tmp_path: Path) -> None:
         check_free_space(tmp_path, 1 << 62)
 
 
-def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_directory(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="gone can't be read: No such file"):
         check_free_space(tmp_path / "gone", 1)
 
 
-def test_what_is_kept_for_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda _: disk(room=100))
+def test_blocks_reserved_for_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: disk(free=100))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     check_free_space(tmp_path, 1024)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -42,18 +42,18 @@ def test_what_is_kept_for_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         check_free_space(tmp_path, 1024)
 
 
-def test_a_disk_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda _: disk(room=0, blocks=0))
+def test_a_disk_that_reports_no_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: disk(free=0, blocks=0))
     check_free_space(tmp_path, 1024)
 
 
-def test_a_commit_leaves_room_for_the_engine(
+def test_a_commit_leaves_space_for_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = StatePartition(tmp_path / "models")
     place.open(None)
     token = place.commit(Delta(blobs={"a": b"1"}))
-    monkeypatch.setattr(os, "statvfs", lambda _: disk(room=1023))
+    monkeypatch.setattr(os, "statvfs", lambda _: disk(free=1023))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(StateError, match="the disk is full: 1,047,552 bytes are left"):
         place.commit(Delta(blobs={"a": b"2"}))

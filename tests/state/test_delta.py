@@ -1,4 +1,4 @@
-"""What is written to disk: packed, unpacked and merged without loss."""
+"""Deltas are encoded, decoded and merged without loss."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def table(index, values):
     return Rows(np.array(index, np.int64), {"x": np.array(values, np.float64)})
 
 
-def test_every_kind_of_part_survives_packing():
+def test_every_kind_of_part_is_decoded_as_encoded():
     delta = Delta(
         rows={
             "card/0/slots": Rows(
@@ -43,7 +43,7 @@ def test_every_kind_of_part_survives_packing():
     ),
     st.integers(0, 6),
 )
-def test_merging_in_steps_is_merging_at_once_and_the_last_word_wins(changes, cut):
+def test_merging_in_steps_equals_merging_at_once_and_the_last_write_wins(changes, cut):
     deltas = [Delta(rows={"a": table(list(c), list(c.values()))}) for c in changes]
     whole = merge(deltas)
     stepwise = merge([merge(deltas[:cut]), merge(deltas[cut:])])
@@ -55,23 +55,23 @@ def test_merging_in_steps_is_merging_at_once_and_the_last_word_wins(changes, cut
         assert dict(zip(found.index.tolist(), found.columns["x"].tolist(), strict=True)) == expected
 
 
-def test_what_is_cleared_is_forgotten_and_what_comes_with_it_is_kept():
+def test_cleared_parts_are_removed_and_parts_of_the_same_delta_kept():
     old = Delta(rows={"log": table([0, 1, 2], [1, 2, 3])}, blobs={"full": b"1"})
     new = Delta(rows={"log": table([0], [9])}, cleared={"log"})
     merged = merge([old, new])
     assert merged.rows["log"].index.tolist() == [0]
     assert merged.blobs == {"full": b"1"}
-    # A delta that was merged still clears what lies before it.
+    # A merged delta still clears earlier ones.
     assert merge([old, merge([new])]).rows["log"].index.tolist() == [0]
 
 
-def test_parts_are_put_under_a_name_and_found_there():
+def test_parts_are_added_under_a_name_and_read_from_there():
     delta = Delta()
     delta.put("card", Delta(blobs={"meta": b"m"}, cleared={"x"}))
     delta.put("cards", Delta(blobs={"meta": b"n"}))
     assert delta.part("card") == Delta(blobs={"meta": b"m"}, cleared={"x"})
 
 
-def test_a_record_that_is_no_record_is_one_sentence():
+def test_a_damaged_record_is_one_sentence():
     with pytest.raises(StateError, match="can't be read"):
         decode({"r/a": b"\xff\xff\xff\xff nonsense"})

@@ -1,4 +1,4 @@
-"""Keys to slots: dense, stable while held, used again when released."""
+"""Keys to slots: dense, stable while allocated, reused when released."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_slots_follow_a_dictionary(steps: list[tuple[list[str], bool]]) -> None:
             assert keys.find(names)[0] == -1
 
 
-def test_free_slots_are_given_first() -> None:
+def test_released_slots_are_reused_first() -> None:
     keys = KeySlots()
     keys.slots(["a", "b", "c"])
     keys.release([1])
@@ -61,8 +61,8 @@ any_key = st.text(st.characters(), max_size=30) | st.integers(0, 60).map(str)
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.lists(any_key, max_size=80), st.sets(st.integers(0, 40)))))
-def test_what_was_read_back_knows_the_same_keys(steps: list[tuple[list[str], set[int]]]) -> None:
-    """Whatever a key holds: a zero byte, nothing, half of a surrogate pair."""
+def test_restored_slots_have_the_same_keys(steps: list[tuple[list[str], set[int]]]) -> None:
+    """Whatever a key contains: a zero byte, nothing, half of a surrogate pair."""
     keys, deltas = KeySlots(), list[Delta]()
     for names, released in steps:
         keys.slots(names)
@@ -78,7 +78,7 @@ def test_what_was_read_back_knows_the_same_keys(steps: list[tuple[list[str], set
         assert back.slots(names).tolist() == [back.by_key()[name] for name in names]
 
 
-def test_keys_that_come_and_go_take_no_more_room() -> None:
+def test_memory_does_not_grow_with_released_keys() -> None:
     keys = KeySlots()
     sizes = []
     for turn in range(200):

@@ -1,4 +1,4 @@
-"""One run per state directory: locks that die with their process, and workers that are waited for.
+"""One run per state directory: locks end with their process, and a new run waits for old workers.
 
 The holders are processes of their own, as in life.
 """
@@ -19,6 +19,9 @@ import pytest
 
 from anabranch.state.errors import StateError
 from anabranch.state.store.lock import hold, holder, join
+from tests.support.waiting import GENEROUS_S
+
+pytestmark = pytest.mark.stress
 
 HOLDER = """
 import os, sys
@@ -35,7 +38,7 @@ with hold(place) if sys.argv[1] == "hold" else join(place):
 
 @contextmanager
 def process(*arguments: object, inside: str = "pass") -> Iterator[subprocess.Popen[str]]:
-    """A process that holds a directory, or works in one, until its input is closed."""
+    """A process that locks a directory, or works in one, until its input is closed."""
     command = [sys.executable, "-c", HOLDER.format(inside=inside), *map(str, arguments)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as started:
@@ -51,7 +54,7 @@ def is_in(started: subprocess.Popen[str]) -> bool:
     return started.stdout.readline() == "in\n"
 
 
-def test_a_second_run_is_refused_at_once_with_the_first_ones_process_id(tmp_path: Path) -> None:
+def test_a_second_run_is_rejected_at_once_with_the_process_id_of_the_first(tmp_path: Path) -> None:
     place = tmp_path / "new" / "state"
     with process("hold", place) as first:
         assert is_in(first)
@@ -59,15 +62,15 @@ def test_a_second_run_is_refused_at_once_with_the_first_ones_process_id(tmp_path
         before = time.monotonic()
         with pytest.raises(StateError, match=rf"{place} .*process {first.pid}\)") as refused:
             hold(place).__enter__()
-        assert time.monotonic() - before < 1
+        assert time.monotonic() - before < 10  # it does not wait the 60 s that workers get
         assert "\n" not in str(refused.value)
-        assert holder(place) == first.pid  # who asked has left no trace
+        assert holder(place) == first.pid  # the failed attempt has no effect
     with hold(place):
         assert holder(place) == os.getpid()
     assert holder(place) is None
 
 
-def test_the_same_process_can_not_hold_a_directory_twice(tmp_path: Path) -> None:
+def test_the_same_process_can_not_lock_a_directory_twice(tmp_path: Path) -> None:
     with hold(tmp_path), pytest.raises(StateError, match=f"process {os.getpid()}"):
         hold(tmp_path).__enter__()
     with hold(tmp_path):
@@ -78,9 +81,9 @@ def test_a_lock_ends_with_its_process_and_not_with_its_children(tmp_path: Path) 
     """A holder leaves a forked child and an executed one behind when it is killed."""
     children = (
         "import subprocess, time; "
-        "child = subprocess.Popen(['sleep', '60'], close_fds=False); "
+        "child = subprocess.Popen(['sleep', '600'], close_fds=False); "
         "ready, told = os.pipe(); fork = os.fork(); "
-        "fork or (os.write(told, b'.'), time.sleep(60)); os.read(ready, 1); "
+        "fork or (os.write(told, b'.'), time.sleep(600)); os.read(ready, 1); "
         "print(child.pid, fork, flush=True)"
     )
     with process("hold", tmp_path, inside=children) as first:
@@ -112,7 +115,7 @@ print(*(each.pid for each in workers), flush=True)
 @contextmanager
 def orphans(place: Path) -> Iterator[list[int]]:
     """The process ids of two workers whose launcher has been killed."""
-    worker = HOLDER.format(inside="import time; print('in', flush=True); time.sleep(60)")
+    worker = HOLDER.format(inside="import time; print('in', flush=True); time.sleep(600)")
     inside = f"WORKER = {worker!r}" + WORKERS.replace("\n", "\n    ")
     with process("hold", place, inside=inside) as launcher:
         assert launcher.stdout is not None
@@ -140,23 +143,23 @@ def test_workers_share_a_directory_and_a_new_run_waits_for_them(tmp_path: Path) 
         with hold(tmp_path, say=end_the_other):
             assert holder(tmp_path) == os.getpid()
         assert len(said) == 1
-        assert "waiting for them, up to 20 s" in said[0]
+        assert "waiting for them, up to 60 s" in said[0]
 
 
-def test_workers_that_do_not_end_are_refused_in_the_end(tmp_path: Path) -> None:
+def test_workers_that_do_not_end_are_an_error_after_the_timeout(tmp_path: Path) -> None:
     with orphans(tmp_path):
         with pytest.raises(StateError, match=r"still in state directory .* after 0\.2 s"):
             hold(tmp_path, patience_s=0.2).__enter__()
-        assert holder(tmp_path) is None  # refused, so not held
-    with hold(tmp_path, patience_s=5):
+        assert holder(tmp_path) is None  # rejected, so not locked
+    with hold(tmp_path, patience_s=GENEROUS_S):
         pass
 
 
 @pytest.mark.parametrize("next_run", [False, True])
-def test_a_worker_that_comes_after_its_launcher_has_gone_is_refused(
+def test_a_worker_that_starts_after_its_launcher_has_ended_is_rejected(
     tmp_path: Path, next_run: bool
 ) -> None:
-    """Its parent is not the one that holds the directory."""
+    """Its parent is not the process that has locked the directory."""
     between = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
     code = HOLDER.format(inside="pass")
     with hold(tmp_path) if next_run else nullcontext():
@@ -164,20 +167,20 @@ def test_a_worker_that_comes_after_its_launcher_has_gone_is_refused(
             [sys.executable, "-c", between, "-c", code, "join", str(tmp_path)],
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=GENEROUS_S,
         )
     assert late.returncode == 1
     assert f"no longer has the lock of state directory {tmp_path}" in late.stderr
 
 
-def test_a_worker_of_this_run_gets_in_while_the_directory_is_held(tmp_path: Path) -> None:
+def test_a_worker_of_this_run_joins_while_the_directory_is_locked(tmp_path: Path) -> None:
     with hold(tmp_path), join(tmp_path), process("join", tmp_path) as worker:
         assert is_in(worker)
     with pytest.raises(StateError), join(tmp_path):
         pass
 
 
-def test_of_many_runs_that_start_together_one_gets_in(tmp_path: Path) -> None:
+def test_of_many_runs_that_start_together_one_gets_the_lock(tmp_path: Path) -> None:
     for _ in range(3):
         started = [process("hold", tmp_path) for _ in range(6)]
         runs = [each.__enter__() for each in started]
@@ -193,7 +196,7 @@ def test_of_many_runs_that_start_together_one_gets_in(tmp_path: Path) -> None:
                 each.__exit__(None, None, None)
 
 
-def test_a_directory_that_can_not_be_made_or_written_is_one_sentence(tmp_path: Path) -> None:
+def test_a_directory_that_can_not_be_created_or_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
         with pytest.raises(StateError, match=f"state directory {place} can't be used") as refused:
@@ -204,7 +207,7 @@ def test_a_directory_that_can_not_be_made_or_written_is_one_sentence(tmp_path: P
         hold(tmp_path / "state").__enter__()
 
 
-def test_a_process_without_free_descriptors_is_told_so(tmp_path: Path) -> None:
+def test_a_process_without_free_descriptors_gets_one_sentence(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
     try:
@@ -217,7 +220,7 @@ def test_a_process_without_free_descriptors_is_told_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a number\n", b"\xff\x00", b"9" * 5000])
-def test_what_stands_in_the_file_does_not_matter(tmp_path: Path, content: bytes) -> None:
+def test_the_content_of_the_file_does_not_matter(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "LOCK").write_bytes(content)
     assert holder(tmp_path) is None
     with hold(tmp_path):

@@ -1,4 +1,4 @@
-"""The pending store against a plain dict, and the hash that ids are kept by."""
+"""The pending store against a plain dict, and the hash of its ids."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ Entry = tuple[Any, ...]
 
 
 class Reference:
-    """What the store promises, as one would write it without thinking of speed.
+    """A plain implementation of the store.
 
-    `waiting` is by id: time, arrival. `settled`: the entry's number, how, the code; `entries` are
-    all that were made, oldest first. `held`: the moment, the label's time, the code.
+    `waiting` is by id: time, arrival. `resolved`: the entry's number, how, the code; `entries` are
+    all that were added, oldest first. `early`: the moment, the label's time, the code.
     """
 
     def __init__(self, rules: LabelRules) -> None:
         self.rules = rules
         self.waiting: dict[str, tuple[int, int]] = {}
-        self.settled: dict[str, list[Any]] = {}
+        self.resolved: dict[str, list[Any]] = {}
         self.entries: deque[tuple[int, int, str]] = deque()  # moment, number, id
-        self.held: dict[str, tuple[int, int, int]] = {}
+        self.early: dict[str, tuple[int, int, int]] = {}
         self.watermark, self.arrivals, self.number = -(10**9), 0, 0
         self.until = 2**60
         timeout_ms = 86_400_000 if rules.timeout_ms is None else rules.timeout_ms
@@ -62,49 +62,49 @@ class Reference:
     def step(self, item: Item) -> list[Entry]:
         what, name, time, code = item
         self.watermark = max(self.watermark, min(time, self.until))
-        found = self._let_go()
+        found = self._expire()
         if what == "event":
             return found + self._event(name, time)
         return found + self._label(name, time, code)
 
-    def _let_go(self) -> list[Entry]:
+    def _expire(self) -> list[Entry]:
         found: list[Entry] = []
         rules = self.rules
         if rules.timeout_ms is not None:
             for old in sorted(self.waiting, key=self.waiting.__getitem__):
                 if self.waiting[old][0] + rules.timeout_ms < self.watermark:
-                    found += self._end_wait(old, rules.timeout_ms)
+                    found += self._time_out(old, rules.timeout_ms)
         while self.entries and self.entries[0][0] + self.keep_ms < self.watermark:
-            self._forget_oldest()
-        for old in [n for n, h in self.held.items() if h[0] + rules.early_ms < self.watermark]:
-            found.append((EXPIRED, old, self.held.pop(old)[0]))
+            self._evict_oldest()
+        for old in [n for n, h in self.early.items() if h[0] + rules.early_ms < self.watermark]:
+            found.append((EXPIRED, old, self.early.pop(old)[0]))
         return found
 
-    def _end_wait(self, name: str, timeout_ms: int) -> list[Entry]:
+    def _time_out(self, name: str, timeout_ms: int) -> list[Entry]:
         assumes = self.rules.has_default
         due = self.waiting.pop(name)[0] + timeout_ms
-        self._settle(name, "default" if assumes else "none", self.rules.default_code)
+        self._resolve(name, "default" if assumes else "none", self.rules.default_code)
         return [(DEFAULTED if assumes else DROPPED, name, due)]
 
-    def _forget_oldest(self) -> None:
+    def _evict_oldest(self) -> None:
         _, number, name = self.entries.popleft()
-        if self.settled.get(name, [-1])[0] == number:
-            del self.settled[name]
+        if self.resolved.get(name, [-1])[0] == number:
+            del self.resolved[name]
 
-    def _settle(self, name: str, how: str, code: int) -> None:
+    def _resolve(self, name: str, how: str, code: int) -> None:
         if self.rules.update_ms is None and len(self.entries) == self.rules.max_resolved:
-            self._forget_oldest()
+            self._evict_oldest()
         self.number += 1
         self.entries.append((self.watermark, self.number, name))
-        self.settled[name] = [self.number, how, code]
+        self.resolved[name] = [self.number, how, code]
 
     def _event(self, name: str, time: int) -> list[Entry]:
         found: list[Entry] = [(PREDICT, name, time)]
         if name in self.waiting:
             return [*found, ("rejected event", name)]
-        if name in self.held:
-            _, at, code = self.held.pop(name)
-            self._settle(name, "label", code)
+        if name in self.early:
+            _, at, code = self.early.pop(name)
+            self._resolve(name, "label", code)
             return [*found, (EARLY, name, max(at, time))]
         self.waiting[name] = (time, self.arrivals)
         self.arrivals += 1
@@ -118,39 +118,39 @@ class Reference:
             event_time, _ = self.waiting[name]
             if rules.timeout_ms is None or time <= event_time + rules.timeout_ms:
                 del self.waiting[name]
-                self._settle(name, "label", code)
+                self._resolve(name, "label", code)
                 return [(LEARN, name, max(time, event_time))]
-            ended = self._end_wait(name, rules.timeout_ms)  # time was held back
-        return ended + self._not_waited_for(name, time, code)
+            ended = self._time_out(name, rules.timeout_ms)  # time is limited
+        return ended + self._not_pending(name, time, code)
 
-    def _not_waited_for(self, name: str, time: int, code: int) -> list[Entry]:
+    def _not_pending(self, name: str, time: int, code: int) -> list[Entry]:
         rules = self.rules
-        if name in self.settled:
-            return self._again(name, time, code)
+        if name in self.resolved:
+            return self._repeated(name, time, code)
         if rules.timeout_ms is not None and time + rules.timeout_ms < self.watermark:
             return [("rejected label", name, TOO_OLD)]
         if not rules.early_ms or not rules.max_early:
             return [("rejected label", name, UNKNOWN)]
-        if name in self.held:
-            why = DUPLICATE if self.held[name][2] == code else CONTRADICTS
+        if name in self.early:
+            why = DUPLICATE if self.early[name][2] == code else CONTRADICTS
             return [("rejected label", name, why)]
         found: list[Entry] = []
-        if len(self.held) == rules.max_early:
-            oldest = next(iter(self.held))
-            found = [(EXPIRED, oldest, self.held.pop(oldest)[0])]
-        self.held[name] = (self.watermark, time, code)
+        if len(self.early) == rules.max_early:
+            oldest = next(iter(self.early))
+            found = [(EXPIRED, oldest, self.early.pop(oldest)[0])]
+        self.early[name] = (self.watermark, time, code)
         return found
 
-    def _again(self, name: str, time: int, code: int) -> list[Entry]:
-        _, how, known = self.settled[name]
+    def _repeated(self, name: str, time: int, code: int) -> list[Entry]:
+        _, how, known = self.resolved[name]
         corrects = self.rules.update_ms is not None
         if corrects and known != code:
-            self.settled[name][1:] = ["label", code]
+            self.resolved[name][1:] = ["label", code]
             return [(UPDATED, name, time)]
         if how == "label":
             return [("rejected label", name, DUPLICATE if known == code else CONTRADICTS)]
         if corrects:
-            self.settled[name][1] = "label"
+            self.resolved[name][1] = "label"
             return [("rejected label", name, CONFIRMS)]
         return [("rejected label", name, LATE)]
 
@@ -159,8 +159,8 @@ NAMES = [f"k{i}" for i in range(12)]
 _BY_HASH = {int(hash64([name])[0]): name for name in NAMES}
 
 
-def walk(store: PendingStore, items: list[Item]) -> list[Entry]:
-    """The same report, of the real one; each row's feature tells which event it holds."""
+def run(store: PendingStore, items: list[Item]) -> list[Entry]:
+    """The same entries, from the store; each row's feature identifies its event."""
     events = [i for i, item in enumerate(items) if item[0] == "event"]
     labels = [i for i, item in enumerate(items) if item[0] == "label"]
     place = {i: at for at, i in enumerate(events)}
@@ -177,7 +177,7 @@ def walk(store: PendingStore, items: list[Item]) -> list[Entry]:
         (codes >= 0).astype(np.uint8),
         codes=codes,
     )
-    # Numbers of held labels can't be told apart by ids: the keys of the ring say whose they are.
+    # The keys of the ring identify the ids of early labels.
     keys = store.early.arrays.keys
     found: list[Entry] = []
     steps = zip(done.kind, done.row, done.source, done.time, strict=True)
@@ -225,9 +225,9 @@ rules = st.builds(
 
 
 def split(entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:
-    """Steps in order, and refusals in any."""
-    refusals = [entry for entry in entries if str(entry[0]).startswith("rejected")]
-    return [entry for entry in entries if entry not in refusals], sorted(refusals)
+    """Steps in order, and rejections in any."""
+    rejections = [entry for entry in entries if str(entry[0]).startswith("rejected")]
+    return [entry for entry in entries if entry not in rejections], sorted(rejections)
 
 
 @settings(max_examples=200, deadline=None)
@@ -235,30 +235,30 @@ def split(entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:
     items=items,
     rules=rules,
     cuts=st.lists(st.integers(0, 80), max_size=6),
-    held_at=st.lists(st.sampled_from([2**60, 0, 8, 20, 33]), min_size=7, max_size=7),
+    limits=st.lists(st.sampled_from([2**60, 0, 8, 20, 33]), min_size=7, max_size=7),
 )
-def test_like_a_dict_however_it_is_cut_and_held_back(
-    items: list[Item], rules: LabelRules, cuts: list[int], held_at: list[int]
+def test_equals_a_dict_for_any_cuts_and_time_limits(
+    items: list[Item], rules: LabelRules, cuts: list[int], limits: list[int]
 ) -> None:
     store, reference = PendingStore(1, 1, rules), Reference(rules)
     bounds = [0, *sorted(cuts), 80]
-    for (low, high), until in zip(itertools.pairwise(bounds), held_at, strict=False):
+    for (low, high), until in zip(itertools.pairwise(bounds), limits, strict=False):
         piece = items[low:high]
         store.limit_time(until)
         reference.until = until
-        got = walk(store, piece)
+        got = run(store, piece)
         want = [entry for item in piece for entry in reference.step(item)]
         assert split(got) == split(want)
         assert len(store) == len(reference.waiting)
-        assert len(store.early) == len(reference.held)
-        assert len(store.resolved) == len(reference.settled)
-        assert store.kept == (0 if rules.update_ms is None else len(reference.settled))
+        assert len(store.early) == len(reference.early)
+        assert len(store.resolved) == len(reference.resolved)
+        assert store.kept == (0 if rules.update_ms is None else len(reference.resolved))
         store = pickle.loads(pickle.dumps(store))
 
 
 @pytest.mark.parametrize("update_ms", [None, 2_000])
-def test_many_come_and_go(update_ms: int | None) -> None:
-    """Sizes at which the tables are made anew, and long chains of probes."""
+def test_many_ids(update_ms: int | None) -> None:
+    """Sizes at which the tables are rebuilt, and long probe sequences."""
     rng = random.Random(4)
     rules = LabelRules(3_000, True, 0, update_ms, 900, max_early=150, max_resolved=4_000)
     store, reference = PendingStore(1, 0, rules), Reference(rules)
@@ -270,23 +270,23 @@ def test_many_come_and_go(update_ms: int | None) -> None:
                 judged = max(0, i - rng.randrange(-1_500, 4_000))
                 piece.append(("label", str(hash64([f"id-{judged}"])[0]), i, rng.randrange(2)))
         _BY_HASH.update({int(hash64([item[1]])[0]): item[1] for item in piece})
-        want = [entry for item in piece for entry in _without_looking(reference, item)]
-        got = walk(store, piece)
+        want = [entry for item in piece for entry in _step_if_due(reference, item)]
+        got = run(store, piece)
         assert [e for e in got if not str(e[0]).startswith("rejected")] == [
             e for e in want if not str(e[0]).startswith("rejected")
         ]
     assert len(store) == len(reference.waiting) > 1_000
-    assert len(store.resolved) == len(reference.settled) > 1_000
-    assert len(store.early) == len(reference.held) > 50
+    assert len(store.resolved) == len(reference.resolved) > 1_000
+    assert len(store.early) == len(reference.early) > 50
 
 
-def _without_looking(reference: Reference, item: Item) -> list[Entry]:
-    """`step`, but looking for what is out of time only when there can be something."""
+def _step_if_due(reference: Reference, item: Item) -> list[Entry]:
+    """`step`, but expiring only when something can be due."""
     now, rules = max(reference.watermark, item[2]), reference.rules
     assert rules.timeout_ms is not None
     oldest = min((time for time, _ in reference.waiting.values()), default=10**9) + rules.timeout_ms
     settled = (reference.entries[0][0] if reference.entries else 10**9) + reference.keep_ms
-    held = min((h[0] for h in reference.held.values()), default=10**9) + rules.early_ms
+    held = min((h[0] for h in reference.early.values()), default=10**9) + rules.early_ms
     if min(oldest, settled, held) < now:
         return reference.step(item)
     reference.watermark = now
@@ -296,8 +296,8 @@ def _without_looking(reference: Reference, item: Item) -> list[Entry]:
 
 
 @pytest.mark.parametrize("start", [-(2**29), 0, 1_736_121_600_000])
-def test_waits_of_any_length_end_in_the_order_of_their_events(start: int) -> None:
-    """Times over weeks, in bursts and gaps: rows pass through several levels of the order."""
+def test_timeouts_of_any_length_are_in_the_order_of_events(start: int) -> None:
+    """Times over weeks, in bursts and gaps: rows pass through several levels of the queue."""
     rng = random.Random(start)
     rules = LabelRules(timeout_ms=7 * 86_400_000, has_default=True, max_resolved=100)
     store, reference = PendingStore(1, 0, rules), Reference(rules)
@@ -314,7 +314,7 @@ def test_waits_of_any_length_end_in_the_order_of_their_events(start: int) -> Non
                 piece.append(("label", judged, now, 0))
         _BY_HASH.update({int(hash64([item[1]])[0]): item[1] for item in piece})
         want = [entry for item in piece for entry in reference.step(item)]
-        assert split(walk(store, piece)) == split(want)
+        assert split(run(store, piece)) == split(want)
         ended += sum(entry[0] == DEFAULTED for entry in want)
         if number % 7 == 3:
             image = merge([image, store.changes()])
@@ -323,11 +323,11 @@ def test_waits_of_any_length_end_in_the_order_of_their_events(start: int) -> Non
     assert ended > 300
 
 
-def test_one_jump_in_time_can_end_all_waits() -> None:
+def test_one_jump_in_time_can_time_out_everything() -> None:
     """More timeouts than the call has events or labels."""
     store = PendingStore(1, 0, LabelRules(timeout_ms=10))
-    walk(store, [("event", f"e{i}", i // 100, 0) for i in range(1_000)])
-    got = walk(store, [("event", "late", 10_000, 0)])
+    run(store, [("event", f"e{i}", i // 100, 0) for i in range(1_000)])
+    got = run(store, [("event", "late", 10_000, 0)])
     assert [e[0] for e in got] == [DROPPED] * 1_000 + [PREDICT]
     assert [e[2] for e in got[:-1]] == sorted(e[2] for e in got[:-1])
     assert store.watermark == 10_000
@@ -335,8 +335,8 @@ def test_one_jump_in_time_can_end_all_waits() -> None:
 
 @pytest.mark.parametrize("batch", [1, 37, 1000])
 @pytest.mark.parametrize("update_ms", [None, 10**9])
-def test_never_more_than_50_bytes_per_waiting_prediction(batch: int, update_ms: int | None) -> None:
-    """At every size that arrays grow to, and right after they did."""
+def test_at_most_50_bytes_per_pending_prediction(batch: int, update_ms: int | None) -> None:
+    """At every size of the arrays, and right after they grew."""
     store = PendingStore(1, 1, LabelRules(update_ms=update_ms))
     none, worst, sizes = np.empty(0, np.int64), 0.0, set()
     size, last = 0, 3_000 if batch == 1 else 200_000
@@ -352,7 +352,7 @@ def test_never_more_than_50_bytes_per_waiting_prediction(batch: int, update_ms: 
     assert 39 < worst <= 50
 
 
-def test_settled_ids_take_59_bytes_at_most_and_are_bounded() -> None:
+def test_resolved_ids_take_59_bytes_at_most_and_are_bounded() -> None:
     store = PendingStore(1, 1, LabelRules(max_resolved=10_000))
     none = np.empty(0, np.int64)
     for start in range(0, 30_000, 500):
@@ -367,7 +367,7 @@ def test_settled_ids_take_59_bytes_at_most_and_are_bounded() -> None:
 
 def test_predictions_follow_their_models() -> None:
     store = PendingStore(1, 2)
-    row = walk_one(store)
+    row = join_one(store)
     store.values[row] = [1.0, 2.0]
     store.labels[row] = [0, 1]
     store.add_model()
@@ -377,7 +377,7 @@ def test_predictions_follow_their_models() -> None:
     assert store.labels[row].tolist() == [1, 255]
 
 
-def walk_one(store: PendingStore) -> int:
+def join_one(store: PendingStore) -> int:
     none = np.empty(0, np.int64)
     done = store.join(["a"], np.array([1]), np.ones((1, 1)), [], none, np.array([0]))
     return int(done.row[0])

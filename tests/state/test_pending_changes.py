@@ -1,4 +1,4 @@
-"""The pending store on disk: only what was touched is written, and restored it goes on the same."""
+"""Persistence of the pending store: only changed rows are written, and nothing differs after."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from anabranch.state.labels.label_rules import LabelRules
 from anabranch.state.labels.pending_store import PendingStore
 from anabranch.state.store.delta import Delta, decode, encode, merge
-from tests.state.test_pending import Item, items, rules, walk
+from tests.state.test_pending import Item, items, rules, run
 
 
-def through_the_disk(deltas: list[Delta]) -> Delta:
+def stored_and_loaded(deltas: list[Delta]) -> Delta:
     return merge([decode(encode(delta)) for delta in deltas])
 
 
 def restored(deltas: list[Delta], *arguments: Any) -> PendingStore:
     store = PendingStore(*arguments)
-    store.restore(through_the_disk(deltas))
+    store.restore(stored_and_loaded(deltas))
     return store
 
 
@@ -34,7 +34,7 @@ def restored(deltas: list[Delta], *arguments: Any) -> PendingStore:
     killed=st.sets(st.integers(0, 8)),
     skipped=st.sets(st.integers(0, 8)),
 )
-def test_restored_at_any_cut_it_goes_on_the_same(
+def test_a_store_restored_at_any_cut_continues_the_same(
     items: list[Item],
     rules: LabelRules,
     cuts: list[int],
@@ -47,9 +47,9 @@ def test_restored_at_any_cut_it_goes_on_the_same(
         if number not in skipped:
             deltas.append(broken.changes())
             if number in killed:
-                walk(broken, items[low:high])  # lost, and done again
+                run(broken, items[low:high])  # lost, and repeated
                 broken = restored(deltas, 1, 1, rules)
-        assert walk(broken, items[low:high]) == walk(whole, items[low:high])
+        assert run(broken, items[low:high]) == run(whole, items[low:high])
         assert (len(broken), broken.watermark) == (len(whole), whole.watermark)
         assert (broken.kept, len(broken.resolved)) == (whole.kept, len(whole.resolved))
 
@@ -79,7 +79,7 @@ def test_only_touched_rows_are_written() -> None:
     assert len(delta.rows["waiting"]) == 1
 
 
-def test_what_comes_and_goes_between_two_calls_leaves_no_content() -> None:
+def test_a_row_resolved_between_two_commits_is_not_written() -> None:
     store = PendingStore(24, 1, LabelRules(max_resolved=0))
     for start in range(0, 3000, 100):
         ids = [str(start + i) for i in range(100)]
@@ -101,7 +101,7 @@ def test_the_stored_state_does_not_grow_with_time() -> None:
     assert sizes[-1] <= sizes[10]
 
 
-def test_arrays_are_as_large_as_the_largest_row_that_waits() -> None:
+def test_arrays_are_as_large_as_the_largest_pending_row() -> None:
     store = PendingStore(1, 1)
     add(store, [str(i) for i in range(5000)])
     label(store, [str(i) for i in range(5000) if i != 40])
@@ -111,7 +111,7 @@ def test_arrays_are_as_large_as_the_largest_row_that_waits() -> None:
     assert again.values[40, 0] == 0.5
 
 
-def test_models_that_come_and_go_rewrite_what_waits() -> None:
+def test_added_and_dropped_models_rewrite_pending_rows() -> None:
     store = PendingStore(1, 1)
     add(store, ["a", "b", "c"])
     label(store, ["b"])
@@ -127,7 +127,7 @@ def test_models_that_come_and_go_rewrite_what_waits() -> None:
     np.testing.assert_array_equal(again.values[0], store.values[0])
 
 
-def test_an_empty_image_leaves_the_store_fresh() -> None:
+def test_an_empty_image_leaves_the_store_empty() -> None:
     store = restored([Delta()], 1, 1)
     assert (len(store), store.watermark) == (0, None)
     add(store, ["a"])
@@ -150,21 +150,21 @@ def test_many_rows_are_written_and_restored_quickly() -> None:
     assert sum(map(len, encode(delta).values())) / 100_000 < 240
 
 
-def test_equal_times_run_out_in_the_order_of_arrival() -> None:
+def test_equal_times_time_out_in_the_order_of_arrival() -> None:
     store = PendingStore(1, 1, LabelRules(timeout_ms=10))
-    walk(store, [("event", f"e{i}", 5, 0) for i in range(20)])
+    run(store, [("event", f"e{i}", 5, 0) for i in range(20)])
     again = restored([store.changes()], 1, 1, LabelRules(timeout_ms=10))
     late: list[Item] = [("event", "late", 99, 0)]
-    assert walk(again, late) == walk(store, late)
+    assert run(again, late) == run(store, late)
 
 
-def test_after_a_restoration_earlier_events_run_out_first() -> None:
+def test_after_a_restore_earlier_events_time_out_first() -> None:
     rules = LabelRules(timeout_ms=100)
     store = PendingStore(1, 1, rules)
-    walk(store, [("event", "e50", 50, 0), ("event", "e60", 60, 0)])
+    run(store, [("event", "e50", 50, 0), ("event", "e60", 60, 0)])
     again = restored([store.changes()], 1, 1, rules)
     more: list[Item] = [("event", f"e{time}", time, 0) for time in (9, 7, 8, 50, 7)]
     ends: list[Item] = [("event", f"late {time}", time, 0) for time in (108, 150, 199)]
     for each in (more, ends):
-        assert walk(again, each) == walk(store, each)
+        assert run(again, each) == run(store, each)
     assert len(again) == len(ends)

@@ -1,4 +1,4 @@
-"""The generations of a place: kept, gone back to, merged, and refused when they don't belong."""
+"""The generations of a store: committed, rolled back, merged; and which stores are rejected."""
 
 import multiprocessing
 import threading
@@ -14,6 +14,7 @@ from anabranch.state.store.compaction import choose
 from anabranch.state.store.delta import Delta, Items, Rows
 from anabranch.state.store.read_only import ReadOnlyStore
 from anabranch.state.store.store import Store
+from tests.support.waiting import GENEROUS_S
 
 IDENTITY = {"pipeline": "payments", "river": "0.25.0"}
 SPAWNED = multiprocessing.get_context("forkserver")
@@ -21,7 +22,7 @@ SPAWNED.set_forkserver_preload(["anabranch.state.store.store"])
 
 
 def delta_for(generation: int, rows: int = 40) -> Delta:
-    """A delta that depends on its number alone, of every kind of part."""
+    """A delta with every kind of part that depends on its number alone."""
     rng = np.random.default_rng(generation)
     index = np.sort(rng.choice(3 * rows, rows, replace=False))
     delta = Delta(
@@ -72,15 +73,15 @@ def expected(generation: int) -> dict:
     return state
 
 
-def settle(store: Store) -> None:
+def compact_all(store: Store) -> None:
     """Wait until nothing is left to merge."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + GENEROUS_S
     while any(choose(store._segments, store.generation, store._root.adopted, store._retained)):
         store.compact()
         assert time.monotonic() < until
 
 
-def nameless(store: Store) -> set[bytes]:
+def unreferenced(store: Store) -> set[bytes]:
     """Keys that no generation names, in the database of a store, which is closed for it."""
     named = {key for segment in store._segments for key in segment.all_keys()}
     store.close()
@@ -98,7 +99,7 @@ def filled(path: Path, generations: int, **options: int) -> Store:
     return store
 
 
-def test_what_was_committed_is_there_after_reopening(tmp_path):
+def test_commits_are_there_after_reopening(tmp_path):
     with filled(tmp_path / "a" / "card-0", 5) as store:
         assert store.generation == 5
     with Store(tmp_path / "a" / "card-0", IDENTITY) as store:
@@ -107,7 +108,7 @@ def test_what_was_committed_is_there_after_reopening(tmp_path):
         assert store.verify() == []
 
 
-def test_a_new_place_is_empty_and_an_empty_delta_is_a_generation(tmp_path):
+def test_a_new_store_is_empty_and_an_empty_delta_is_a_generation(tmp_path):
     with Store(tmp_path / "s", IDENTITY) as store:
         assert store.generation == 0
         assert not store.restore(0)
@@ -119,10 +120,10 @@ def test_a_new_place_is_empty_and_an_empty_delta_is_a_generation(tmp_path):
 
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("back", range(9))
-def test_one_can_go_back_by_each_number_of_retained_generations(tmp_path, back, merged):
+def test_rollback_by_each_number_of_retained_generations(tmp_path, back, merged):
     with filled(tmp_path / "s", 37) as store:
         if merged:
-            settle(store)
+            compact_all(store)
         assert plain(store.restore(37 - back)) == expected(37 - back)
         assert store.generation == 37 - back
     with Store(tmp_path / "s", IDENTITY) as store:
@@ -130,14 +131,14 @@ def test_one_can_go_back_by_each_number_of_retained_generations(tmp_path, back, 
         assert plain(store.restore(37 - back)) == expected(37 - back)
         for number in range(38 - back, 60):
             store.commit(delta_for(number))
-        settle(store)
+        compact_all(store)
         assert plain(store.restore(59)) == expected(59)
         assert store.verify() == []
 
 
-def test_restore_of_none_goes_back_to_empty_until_a_generation_is_adopted(tmp_path):
+def test_restore_of_none_rolls_back_to_empty_until_a_generation_is_adopted(tmp_path):
     with filled(tmp_path / "s", 30) as store:
-        settle(store)
+        compact_all(store)
         assert not store.restore(None)
         assert store.generation == 0
         assert ReadOnlyStore(tmp_path / "s").summary().deltas == 0
@@ -146,7 +147,7 @@ def test_restore_of_none_goes_back_to_empty_until_a_generation_is_adopted(tmp_pa
         store.adopt()
         for number in range(15, 50):
             store.commit(delta_for(number))
-        settle(store)
+        compact_all(store)
         assert plain(store.restore(None)) == expected(14)
     with Store(tmp_path / "s", IDENTITY) as store:
         assert store.generation == 14
@@ -159,11 +160,11 @@ def test_nothing_older_than_the_adopted_generation_is_kept(tmp_path):
         store.adopt()
         with pytest.raises(StateError, match=r"generation 5 .* no longer kept: it has 6;"):
             store.restore(5)
-        settle(store)
+        compact_all(store)
         assert store.summary().deltas == 1
 
 
-def test_a_token_ahead_of_the_state_is_refused(tmp_path):
+def test_a_token_ahead_of_the_state_is_rejected(tmp_path):
     with filled(tmp_path / "s", 3) as store:
         with pytest.raises(
             StateError, match=r"older than its token.*do not belong together"
@@ -173,9 +174,9 @@ def test_a_token_ahead_of_the_state_is_refused(tmp_path):
         assert plain(store.restore(3)) == expected(3)
 
 
-def test_a_token_older_than_what_is_retained_is_refused_and_drops_nothing(tmp_path):
+def test_a_token_older_than_what_is_retained_is_rejected_and_drops_nothing(tmp_path):
     with filled(tmp_path / "s", 40, retained=4) as store:
-        settle(store)
+        compact_all(store)
         with pytest.raises(StateError, match=r"generation 13 .* no longer kept"):
             store.restore(13)
         assert plain(store.restore(40)) == expected(40)
@@ -186,7 +187,7 @@ def test_the_adopted_generation_outlives_merges_of_what_came_after(tmp_path):
         store.adopt()
         for number in range(6, 19):
             store.commit(delta_for(number))
-        settle(store)
+        compact_all(store)
         assert plain(store.restore(18)) == expected(18)
         assert plain(store.restore(None)) == expected(5)
 
@@ -199,7 +200,7 @@ def test_hundreds_of_commits_to_the_same_rows_stay_few_and_small(tmp_path):
             rows = Rows(index, {"x": rng.normal(size=(1000, 25))})
             blob = number.to_bytes(2, "little")
             store.commit(Delta(rows={"a": rows}, blobs={"last": blob}))
-        settle(store)
+        compact_all(store)
         told = store.summary()
         assert told.deltas < 40
         assert told.bytes["a"] < 20 * 210_000
@@ -209,10 +210,10 @@ def test_hundreds_of_commits_to_the_same_rows_stay_few_and_small(tmp_path):
     assert sum(file.stat().st_size for file in (tmp_path / "s").iterdir()) < 60_000_000
 
 
-def test_merging_leaves_nothing_behind_that_no_generation_names(tmp_path):
+def test_merging_leaves_no_unreferenced_keys(tmp_path):
     store = filled(tmp_path / "s", 100)
-    settle(store)
-    assert nameless(store) == set()
+    compact_all(store)
+    assert unreferenced(store) == set()
 
 
 def test_what_was_removed_or_cleared_stays_so_when_it_is_merged_apart_from_its_base(tmp_path):
@@ -228,8 +229,8 @@ def test_what_was_removed_or_cleared_stays_so_when_it_is_merged_apart_from_its_b
             store.commit(delta_for(number))
             apply(state, delta_for(number))
         store.commit(Delta())
-        settle(store)
-        assert not store._segments[1].base  # merged, and not with what is large
+        compact_all(store)
+        assert not store._segments[1].base  # merged, without the large one
         assert store._segments[1].first < store._segments[1].last
         assert plain(store.restore(16)) == state
 
@@ -242,7 +243,7 @@ def test_large_values_and_large_commits(tmp_path):
         with store._paused():  # or what is merged would depend on when the compactor runs
             for number in range(6):
                 store.commit(Delta(blobs={"small": b"%d" % number}))
-        settle(store)
+        compact_all(store)
         assert store.summary().deltas < 4
         assert store.restore(7).blobs == {"forest": forest, "empty": b"", "small": b"5"}
     with Store(tmp_path / "s", IDENTITY) as store:
@@ -250,18 +251,18 @@ def test_large_values_and_large_commits(tmp_path):
         assert store._root.staged == []
 
 
-def test_another_identity_is_refused_by_what_differs(tmp_path):
+def test_another_identity_is_rejected_and_named(tmp_path):
     filled(tmp_path / "s", 1).close()
     with pytest.raises(StateError, match=r"river 0\.25\.0, here 0\.26\.1;") as told:
         Store(tmp_path / "s", {**IDENTITY, "river": "0.26.1"})
     assert "payments" not in str(told.value)
     with pytest.raises(StateError, match=r"shards \(none\), here 8"):
         Store(tmp_path / "s", {**IDENTITY, "shards": "8"})
-    with Store(tmp_path / "s", IDENTITY) as store:  # a refusal lets go of it
+    with Store(tmp_path / "s", IDENTITY) as store:  # rejecting it closes it
         assert plain(store.restore(1)) == expected(1)
 
 
-def test_another_format_is_refused(tmp_path, monkeypatch):
+def test_another_format_is_rejected(tmp_path, monkeypatch):
     from anabranch.state.store import generations
 
     filled(tmp_path / "s", 1).close()
@@ -277,7 +278,7 @@ def hold(path: Path, answer) -> None:
     store.close()
 
 
-def test_a_place_that_another_process_holds_is_refused_but_can_be_looked_at(tmp_path):
+def test_a_store_open_in_another_process_is_rejected_but_can_be_read(tmp_path):
     ours, theirs = SPAWNED.Pipe()
     holder = SPAWNED.Process(target=hold, args=(tmp_path / "s", theirs))
     holder.start()
@@ -296,7 +297,7 @@ def test_a_place_that_another_process_holds_is_refused_but_can_be_looked_at(tmp_
     Store(tmp_path / "s", IDENTITY).close()
 
 
-def test_looking_while_it_is_written_finds_whole_generations(tmp_path):
+def test_reading_while_it_is_written_sees_complete_generations(tmp_path):
     store = filled(tmp_path / "s", 1, retained=2)
     stop = threading.Event()
 
@@ -322,7 +323,7 @@ def test_looking_while_it_is_written_finds_whole_generations(tmp_path):
     assert len(states) > 1
 
 
-def test_verifying_does_not_mind_what_is_merged_meanwhile(tmp_path):
+def test_verify_during_merges(tmp_path):
     with filled(tmp_path / "s", 30, retained=25) as store:
         read = store._contents.__class__._decode
         begun = []
@@ -331,7 +332,7 @@ def test_verifying_does_not_mind_what_is_merged_meanwhile(tmp_path):
             if not begun:
                 begun.append(part)
                 store.adopt()
-                settle(store)
+                compact_all(store)
             return read(contents, segment, part)
 
         store._contents.__class__._decode = merge_then_read
@@ -342,7 +343,7 @@ def test_verifying_does_not_mind_what_is_merged_meanwhile(tmp_path):
         assert store.summary().deltas == 1
 
 
-def test_the_summary_tells_parts_and_identity(tmp_path):
+def test_the_summary_has_parts_and_identity(tmp_path):
     before = time.time() * 1000 - 1
     with filled(tmp_path / "s", 2) as store:
         told = store.summary()
@@ -354,7 +355,7 @@ def test_the_summary_tells_parts_and_identity(tmp_path):
     assert ReadOnlyStore(tmp_path / "s").summary() == told
 
 
-def test_a_closed_store_says_so_and_closes_again(tmp_path):
+def test_a_closed_store_raises_and_can_be_closed_again(tmp_path):
     store = filled(tmp_path / "s", 1)
     store.close()
     store.close()
@@ -363,7 +364,7 @@ def test_a_closed_store_says_so_and_closes_again(tmp_path):
             act()
 
 
-def test_what_is_no_state_is_refused_and_left_alone(tmp_path):
+def test_another_directory_is_rejected_and_unchanged(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "notes.txt" / "below"):
         with pytest.raises(StateError):
@@ -374,7 +375,7 @@ def test_what_is_no_state_is_refused_and_left_alone(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_failed_merge_is_told_by_the_next_commit(tmp_path, caplog):
+def test_a_failed_merge_is_reported_by_the_next_commit(tmp_path, caplog):
     store = Store(tmp_path / "s", IDENTITY, retained=1)
     for number in range(1, 8):  # columns that no two deltas share can't be merged
         try:
@@ -383,7 +384,7 @@ def test_a_failed_merge_is_told_by_the_next_commit(tmp_path, caplog):
         except StateError:
             break
     store.compact()
-    until = time.monotonic() + 30
+    until = time.monotonic() + GENEROUS_S
     while store._failure is None:
         assert time.monotonic() < until
         store.compact()

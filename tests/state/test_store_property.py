@@ -1,4 +1,4 @@
-"""Whatever is done to a place, it holds what a dict would."""
+"""A store equals a dict after any sequence of operations."""
 
 import shutil
 import tempfile
@@ -14,7 +14,7 @@ from anabranch.state.errors import StateError
 from anabranch.state.store.delta import Delta, Items, Rows
 from anabranch.state.store.read_only import ReadOnlyStore
 from anabranch.state.store.store import Store
-from tests.state.test_store import IDENTITY, apply, plain, settle
+from tests.state.test_store import IDENTITY, apply, compact_all, plain
 
 RETAINED = 3
 NAMES = st.sampled_from(["a", "b/c", "b/c/00000000"])
@@ -43,7 +43,7 @@ def copied(state: dict) -> dict:
     return {key: dict(v) if isinstance(v, dict) else v for key, v in state.items()}
 
 
-class Place(RuleBasedStateMachine):
+class Partition(RuleBasedStateMachine):
     """``states`` are those after each generation; ``oldest`` is what must still be there."""
 
     @initialize()
@@ -78,27 +78,27 @@ class Place(RuleBasedStateMachine):
         self.adopted = len(self.states) - 1
 
     @rule(back=st.integers(0, RETAINED))
-    def go_back(self, back):
+    def roll_back(self, back):
         target = max(len(self.states) - 1 - back, self.oldest)
         if target < len(self.states):
             assert plain(self.store.restore(target)) == self.states[target]
             del self.states[target + 1 :]
 
     @rule()
-    def go_back_to_adopted(self):
+    def roll_back_to_adopted(self):
         assert plain(self.store.restore(None)) == self.states[self.adopted]
         del self.states[self.adopted + 1 :]
         self.highest = self.adopted
 
     @rule()
-    def ask_for_what_is_not_there(self):
+    def restore_a_missing_generation(self):
         for generation in (len(self.states), self.adopted - 1):
             with pytest.raises(StateError):
                 self.store.restore(generation)
 
     @rule()
     def merge(self):
-        settle(self.store)
+        compact_all(self.store)
 
     @rule()
     def reopen(self):
@@ -107,7 +107,7 @@ class Place(RuleBasedStateMachine):
 
     @rule()
     def crash(self):
-        """Go on with the files as a kill leaves them now."""
+        """Continue with the files as a kill leaves them now."""
         with self.store._paused():
             shutil.copytree(self.path, self.directory / "left")
         self.store.close()
@@ -118,7 +118,7 @@ class Place(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.states) > 1)
     @rule()
-    def look_at_it(self):
+    def read_it(self):
         assert plain(ReadOnlyStore(self.path).image()) == self.states[-1]
 
     @invariant()
@@ -133,5 +133,5 @@ class Place(RuleBasedStateMachine):
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
-TestPlace = Place.TestCase
-TestPlace.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestPartition = Partition.TestCase
+TestPartition.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)

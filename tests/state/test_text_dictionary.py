@@ -1,4 +1,4 @@
-"""Keys that come as codes of a dictionary get the slots that they would have got as texts."""
+"""Dictionary-encoded keys get the same slots as plain texts."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def test_columns_of_several_dictionaries_are_joined(one: list[str], other: list[
     assert list(CodedTexts.joined(columns)) == one + other
 
 
-def test_a_dictionary_grows_and_tells_texts_of_one_hash_apart() -> None:
+def test_a_dictionary_grows_and_distinguishes_texts_of_one_hash() -> None:
     texts = [f"key {number}" * (number % 9) for number in range(5000)]
     dictionary = TextDictionary()
     for _ in range(2):
         assert list(coded(dictionary, texts)) == texts
-    # All of one hash now: only the bytes tell them apart.
+    # All of one hash now: only the bytes differ.
     dictionary = TextDictionary()
     first = coded(dictionary, ["a", "b"])
     dictionary._known[:2] = hash64(["b"])[0]

@@ -1,4 +1,4 @@
-"""Window state that was written and read back goes on as if nothing had happened, bit for bit."""
+"""Restored window state gives the same features, bit for bit."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ LATENESS = 3_000
 ONE = {"amount": np.ones(1), "other": np.ones(1), "code": np.ones(1, np.int64)}
 
 
-def fresh():
+def new_state():
     return EntityState(SPECS, LATENESS)
 
 
@@ -65,16 +65,16 @@ def written(state):
     cuts=st.lists(st.integers(0, 1_500), max_size=6),
     size=st.sampled_from([1, 7, 64, 1_000]),
 )
-def test_a_restored_state_answers_as_the_one_that_went_on(seed, keys, cuts, size):
+def test_a_restored_state_answers_like_the_original(seed, keys, cuts, size):
     rows = stream(seed, 1_500, keys)
-    whole = fresh()
+    whole = new_state()
     expected = feed(whole, rows, 0, 1_500, 100)
-    state, deltas, at = fresh(), [], 0
+    state, deltas, at = new_state(), [], 0
     found = []
     for cut in sorted(cuts):
         found.append(feed(state, rows, at, cut, size))
         deltas.append(written(state))
-        state = fresh()
+        state = new_state()
         state.restore(merge(deltas))
         at = cut
     found.append(feed(state, rows, at, 1_500, size))
@@ -85,20 +85,20 @@ def test_a_restored_state_answers_as_the_one_that_went_on(seed, keys, cuts, size
     )  # fmt: skip
 
 
-def test_a_state_that_is_written_again_and_again_and_never_read_is_the_same_in_the_end():
+def test_many_deltas_merge_to_the_state():
     rows = stream(3, 6_000, 300)
-    state, deltas = fresh(), []
+    state, deltas = new_state(), []
     for at in range(0, 6_000, 250):
         feed(state, rows, at, at + 250, 50)
         deltas.append(written(state))
-    back = fresh()
+    back = new_state()
     back.restore(merge([merge(deltas[:9]), merge(deltas[9:17]), *deltas[17:]]))
     assert fingerprint(back) == fingerprint(state)
 
 
 def test_only_what_changed_is_written():
     rows = stream(1, 20_000, 5_000, hot=0.0)
-    state = fresh()
+    state = new_state()
     feed(state, rows, 0, 20_000, 1_000)
     state.changes()
     assert len(state.changes().rows["0/slots"]) == 0
@@ -112,59 +112,61 @@ def test_only_what_changed_is_written():
 
 
 def test_released_keys_are_gone_after_a_restore():
-    state = fresh()
+    state = new_state()
     state.update(["gone"], np.array([0]), ONE)
     first = written(state)
     state.update(["here"], np.array([10_000_000]), ONE)
     state.evict()
     assert state.keys == 1
-    back = fresh()
+    back = new_state()
     back.restore(merge([first, written(state)]))
     assert list(back.slots_by_key()) == ["here"]
-    # The slot that became free is given to the next key.
+    # The released slot is allocated to the next key.
     back.update(["next"], np.array([10_000_000]), ONE)
     assert sorted(back.slots_by_key().values()) == [0, 1]
 
 
-def test_nothing_restored_is_a_fresh_state():
-    state = fresh()
+def test_restoring_an_empty_image():
+    state = new_state()
     state.restore(Delta())
     rows = stream(5, 500, 20)
-    np.testing.assert_array_equal(feed(state, rows, 0, 500, 50), feed(fresh(), rows, 0, 500, 10))
+    np.testing.assert_array_equal(
+        feed(state, rows, 0, 500, 50), feed(new_state(), rows, 0, 500, 10)
+    )
 
 
 def test_a_broken_chain_is_one_sentence():
-    state = fresh()
+    state = new_state()
     feed(state, stream(2, 400, 4), 0, 400, 100)
     image = written(state)
     image.rows["0/slots"].columns["row"] = np.full_like(
         image.rows["0/slots"].columns["row"], 12_345
     )
     with pytest.raises(StateError, match="damaged"):
-        fresh().restore(image)
+        new_state().restore(image)
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), keys=st.sampled_from([1, 9, 300]), cut=st.integers(0, 1_500))
-def test_windows_that_were_split_and_joined_again_answer_as_before(seed, keys, cut):
+def test_windows_that_are_split_and_joined_answer_as_before(seed, keys, cut):
     rows = stream(seed, 1_500, keys)
-    whole = fresh()
+    whole = new_state()
     feed(whole, rows, 0, cut, 100)
     shards = [
         [key for key in whole.slots_by_key() if hash_of(key) % 3 == shard] for shard in range(3)
     ]
     split = []
     for listed in shards:
-        split.append(fresh())
+        split.append(new_state())
         split[-1].restore(decode(encode(repartition([(whole, listed)]))))
-    joined = fresh()
+    joined = new_state()
     joined.restore(repartition([(state, list(state.slots_by_key())) for state in split]))
     for state, listed in zip(split, shards, strict=True):
         assert list(state.slots_by_key()) == listed
     np.testing.assert_array_equal(
         feed(joined, rows, cut, 1_500, 70), feed(whole, rows, cut, 1_500, 100)
     )
-    # Late rows are counted three times over: each part was told of all.
+    # Late rows are counted three times: each part has the count of all.
     assert contents(joined) == contents(whole)
 
 

@@ -1,4 +1,4 @@
-"""Features equal a recomputation from all that has arrived, whatever the order and the cuts."""
+"""Features equal a recomputation from all events so far, for any order and any cuts."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_a_query_of_an_unknown_key_gets_empty_values_and_leaves_nothing() -> Non
     ]
     state = EntityState(specs, 0)
     columns = {"value": np.ones(1), "code": np.ones(1, np.int64)}
-    got = state.update(["nobody"], np.array([7]), columns, np.array([1], np.uint8))
+    got = state.update(["unknown"], np.array([7]), columns, np.array([1], np.uint8))
     assert got.ravel().tolist() == [0.0] * len(STATS) + [0.0] + [5.0] + [0.0] * 3
     assert state.keys == state.events == 0
 
@@ -277,7 +277,7 @@ def test_rows_beyond_the_lateness_are_counted() -> None:
         lambda: EntityState([SinceLastSpec(5)], -1),
     ],
 )
-def test_what_cannot_work_is_refused(declare: object) -> None:
+def test_invalid_declarations_are_rejected(declare: object) -> None:
     with pytest.raises(DeclarationError):
         declare()  # type: ignore[operator]
 
@@ -291,14 +291,14 @@ def test_a_wrong_column_leaves_the_state_untouched() -> None:
     assert state.keys == 0
 
 
-def test_a_late_event_that_bridges_a_gap_revives_what_was_forgotten() -> None:
-    """Gaps of 50 half-lives start a key anew; a late event within makes two shorter gaps of it."""
+def test_a_late_event_that_bridges_a_gap_undoes_a_reset() -> None:
+    """Gaps of 50 half-lives reset a key; a late event in one makes two shorter gaps of it."""
     specs: list[Spec] = [DecayedSpec("value", 10)]
     rows: Rows = [
         ("a", 0, 1e300, 0, 0),
-        ("a", 600, 1.0, 0, 0),  # starts anew
+        ("a", 600, 1.0, 0, 0),  # resets
         ("a", 610, 2.0, 0, 0),
-        ("a", 300, 3.0, 0, 0),  # late: now 0, 300 and 600 hang together
+        ("a", 300, 3.0, 0, 0),  # late: now 0, 300 and 600 are one chain
         ("a", 605, 4.0, 0, 1),
         ("a", 610, 0.0, 0, 1),
         ("a", 620, 5.0, 0, 0),

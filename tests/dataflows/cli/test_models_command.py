@@ -89,7 +89,7 @@ def test_a_snapshot_has_the_lineage_of_the_champion(kept: Kept) -> None:
         for partition, end in ends.items():
             assert spans[topic, int(partition)]["end"] == end
             assert spans[topic, int(partition)]["start"] == 0
-    (place,) = [each for each in state["places"] if each["name"] == "models"]
+    (place,) = [each for each in state["state_partitions"] if each["name"] == "models"]
     assert made["metrics"] == place["models"][NAME]
     assert made["generation"] == place["resumes_at"]
     assert made["versions"] == library_versions()
@@ -137,7 +137,7 @@ def test_old_versions_go(kept: Kept) -> None:
     for begin in (HALF, HALF + 20, HALF + 40):
         kept.publish(MESSAGES[begin : begin + 20])
         kept.run_until(10_000, batch=20)
-        went_well(kept.call("models", "snapshot", "state", "--keep", "2"))
+        went_well(kept.call("models", "snapshot", "state", "--retain", "2"))
     left = told(kept.call("models", "list", "state", "--json"))
     assert [each["reference"] for each in left] == [f"{NAME}@3", f"{NAME}@4"]
 
@@ -272,13 +272,13 @@ def test_a_mistake_is_one_sentence(kept: Kept, arguments: list[str], words: str)
 
 def test_wrong_usage_ends_with_2(kept: Kept) -> None:
     wrong = [["show", "state"], ["export", "state", NAME], ["nosuch"]]
-    for arguments in [*wrong, ["snapshot", "state", "--keep", "0"]]:
+    for arguments in [*wrong, ["snapshot", "state", "--retain", "0"]]:
         assert kept.call("models", *arguments).code == 2
 
 
 def test_a_state_that_has_learned_nothing_has_no_model_yet(kept: Kept) -> None:
     shutil.rmtree(kept.state)
-    went_well(kept.run("--from", "latest"))
+    went_well(kept.run("--start-offset", "latest"))
     assert "no models in" in kept.call("models", "list", "state").out
     refused(kept.call("models", "snapshot", "state"), "state holds no model yet: run")
 
@@ -311,9 +311,17 @@ def test_beside_a_run_snapshots_are_whole_and_rise(kept: Kept) -> None:
     """The run is a process of its own, as for `anabranch state`."""
     shutil.rmtree(kept.state)
     kept.run_until(5)
-    options = ("--bus", "sqlite:bus", "--state", "state", "--until-end", "--epoch", "50ms")
+    options = (
+        "--bus",
+        "sqlite:bus",
+        "--state",
+        "state",
+        "--until-end",
+        "--checkpoint-interval",
+        "50ms",
+    )
     registry, rows, looks = Registry.of(kept.state), 0, 0
-    with Command(kept.directory, "run", "flow.py", *options, "--batch", "2") as command:
+    with Command(kept.directory, "run", "flow.py", *options, "--batch-size", "2") as command:
         while command.process.poll() is None:
             taken = take_snapshot(kept.state)
             assert taken.version.rows is not None

@@ -219,7 +219,7 @@ def test_rows_are_read_however_short_epochs_are(
     """
     for seed in range(3):
         bus, state, rounds = bus_with(MESSAGES), tmp_path / f"state {seed}", 0
-        while run(pipeline, bus, state, reads=100, checkpoint_interval_s=0):
+        while run(pipeline, bus, state, reads=100, epoch_s=0):
             rounds += 1
             assert rounds < 12, "it makes no progress"
         assert outputs(bus) == uninterrupted

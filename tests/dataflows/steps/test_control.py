@@ -217,6 +217,7 @@ BAD = {
     b'{"kind":"pause","id":""}': "Expected `str` of length >= 1",
     b'{"kind":"pause","id":"1","share":"much"}': "Expected `float | null`, got `str`",
     b'{"kind":"pause","id":"1","chalenger":"tree"}': "unknown field `chalenger`",
+    b'{"kind":"pause","id":"1","by":"ann"}': "the field by is now called requested_by",
     b'{"kind":"start","id":"1","policy":[1]}': "Expected `object`, got `array`",
 }
 

@@ -16,7 +16,7 @@ from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.messages.control import Control
 from anabranch.dataflows.messages.outputs import RolloutMessage
 from anabranch.dataflows.recovery.state_directory import StateDirectory
-from anabranch.dataflows.rollout.client import RolloutLog, ask
+from anabranch.dataflows.rollout.client import RolloutLog, send_command
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from tests.dataflows.steps.test_control import COMMANDS, MINUTE, T0, order, orders, returned
@@ -110,6 +110,6 @@ def test_an_answer_is_found_on_kafka(kafka_broker: KafkaBroker) -> None:
 
     thread = threading.Thread(target=listen)
     thread.start()
-    assert ask(pipeline, bus, control, timeout_s=60) == [answer]
+    assert send_command(pipeline, bus, control, timeout_s=300) == [answer]
     thread.join()
     bus.close()
