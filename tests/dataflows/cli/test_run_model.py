@@ -199,7 +199,7 @@ def test_a_model_that_can_not_be_used_is_one_sentence(parts: Parts) -> None:
         parts.declare(model)
         done = parts.run("second", "new", *BEGIN)
         refused(
-            done, "model half@1 is Pipeline(", "declares", "declare what it is, or name another"
+            done, "model half@1 is Pipeline(", "declares", "declare that model, or name another"
         )
     parts.declare(COMPILED)
     about = parts.directory / "old" / "registry" / "half" / "1" / "about.json"
