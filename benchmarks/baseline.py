@@ -57,7 +57,7 @@ class Window:
     def __init__(self, width: int) -> None:
         self.width = width
         self.events: deque[tuple[int, float]] = deque()
-        self.older: deque[tuple[int, float]] = deque()  # left the window, may be asked for late
+        self.older: deque[tuple[int, float]] = deque()  # left the window, kept for late rows
         self.maxima: deque[tuple[int, float]] = deque()
         self.total = Sum()
         self.squares = Sum()
@@ -82,9 +82,9 @@ class Window:
         maxima.append((ts, value))
         while maxima[0][0] <= edge:
             maxima.popleft()
-        return self.answer(len(events), self.total, self.squares, maxima[0][1])
+        return self.statistics(len(events), self.total, self.squares, maxima[0][1])
 
-    def answer(
+    def statistics(
         self, count: int, total: Sum, squares: Sum, most: float
     ) -> tuple[int, float, float, float]:
         whole = total.total + total.lost
@@ -103,7 +103,7 @@ class Window:
         for v in seen:
             total.add(v)
             squares.add(v * v)
-        given = self.answer(len(seen), total, squares, max(seen))
+        given = self.statistics(len(seen), total, squares, max(seen))
         self.rebuild(everything, newest)
         return given
 
@@ -246,6 +246,6 @@ def baseline_flow(
     """The dataflow around `Baseline`."""
     flow = Dataflow("baseline")
     stream = op.input("in", flow, _Source(messages, batch))
-    answers = op.filter_map("work", stream, baseline)
-    op.output("out", answers, _Sink(out))
+    features = op.filter_map("work", stream, baseline)
+    op.output("out", features, _Sink(out))
     return flow

@@ -8,7 +8,7 @@ Both run in the engine, after the same source, with an epoch per batch.
   recovery: pickling the running sums as well makes a commit several times longer.
 
 The same is timed for both. A *commit* lasts from the first ``snapshot()`` of an epoch until the
-source is asked for the batch of the next one, including everything that the engine does. A
+source is polled for the batch of the next one, including everything that the engine does. A
 *recovery* lasts from before anything is opened until the first features arrive at the sink.
 """
 
@@ -47,7 +47,7 @@ __all__ = ["Clock", "Contender", "Epoch", "Ours", "Theirs", "make_epochs"]
 
 _ROWS = 1000  # of a batch of ours
 
-Answers = dict[int, tuple[float, ...]]
+Features = dict[int, tuple[float, ...]]
 """Time of a row (which is unique) → its features."""
 
 
@@ -78,30 +78,30 @@ def make_epochs(live: int, changed: int, rounds: int, singles: int = 1) -> list[
 
 @dataclass
 class Clock:
-    """Takes the times of one run of the engine; ``answers`` collects features, if it is a dict."""
+    """Takes the times of one run of the engine; ``features`` collects features, if it is a dict."""
 
-    answers: Answers | None = None
+    features: Features | None = None
     commits: list[float] = field(default_factory=list)
-    first_answer_at: float = 0.0
+    first_output_at: float = 0.0
     _snapshot_at: float = 0.0
 
     def on_snapshot(self) -> None:
-        """Called when the step is asked for a snapshot."""
+        """Called when the engine takes a snapshot of the step."""
         if not self._snapshot_at:
             self._snapshot_at = time.perf_counter()
 
-    def on_asked(self) -> None:
-        """Called when the source is asked for a batch."""
+    def on_poll(self) -> None:
+        """Called when the engine polls the source for a batch."""
         if self._snapshot_at:
             self.commits.append(time.perf_counter() - self._snapshot_at)
             self._snapshot_at = 0.0
 
-    def on_answers(self, items: list[Any], read: Callable[[Any], Answers]) -> None:
+    def on_outputs(self, items: list[Any], read: Callable[[Any], Features]) -> None:
         """Called when features arrive at the sink."""
-        self.first_answer_at = self.first_answer_at or time.perf_counter()
-        if self.answers is not None:
+        self.first_output_at = self.first_output_at or time.perf_counter()
+        if self.features is not None:
             for _, item in items:
-                self.answers.update(read(item))
+                self.features.update(read(item))
 
 
 class Contender(Protocol):
@@ -210,12 +210,12 @@ class _Windows(StatefulBatchLogic[Any, Any, Any]):
         return self.events.copy()
 
 
-def _of_rows(item: EntityRows) -> Answers:
+def _of_rows(item: EntityRows) -> Features:
     assert item.features is not None
     return dict(zip(item.times.tolist(), map(tuple, item.features.tolist()), strict=True))
 
 
-def _of_event(item: tuple[int, tuple[float, ...]]) -> Answers:
+def _of_event(item: tuple[int, tuple[float, ...]]) -> Features:
     return dict([item])
 
 
@@ -223,16 +223,16 @@ def _run(
     name: str,
     batches: list[Any],
     step: Callable[[Any], StatefulBatchLogic[Any, Any, Any]],
-    read: Callable[[Any], Answers],
+    read: Callable[[Any], Features],
     clock: Clock,
     recovery: RecoveryConfig,
 ) -> None:
     flow = Dataflow("epochs")
     rows = op.input("rows", flow, _Source(batches, clock))
-    answers = op.stateful_batch(name, rows, step)
-    op.output("answers", answers, _Sink(clock, read))
+    features = op.stateful_batch(name, rows, step)
+    op.output("features", features, _Sink(clock, read))
     gc.collect()
-    gc.freeze()  # the input is nobody's garbage
+    gc.freeze()  # the collector need not scan the input
     try:
         cli_main(flow, epoch_interval=timedelta(0), recovery_config=recovery)  # type: ignore[no-untyped-call]
     finally:
@@ -255,7 +255,7 @@ class _SourcePart(StatefulSourcePartition[Any, int]):
         self._batches, self._clock, self._at = batches, clock, at
 
     def next_batch(self) -> list[Any]:
-        self._clock.on_asked()
+        self._clock.on_poll()
         if self._at >= len(self._batches):
             raise StopIteration
         self._at += 1
@@ -266,7 +266,7 @@ class _SourcePart(StatefulSourcePartition[Any, int]):
 
 
 class _Sink(DynamicSink[Any]):
-    def __init__(self, clock: Clock, read: Callable[[Any], Answers]) -> None:
+    def __init__(self, clock: Clock, read: Callable[[Any], Features]) -> None:
         self._clock, self._read = clock, read
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> _SinkPart:
@@ -274,8 +274,8 @@ class _Sink(DynamicSink[Any]):
 
 
 class _SinkPart(StatelessSinkPartition[Any]):
-    def __init__(self, clock: Clock, read: Callable[[Any], Answers]) -> None:
+    def __init__(self, clock: Clock, read: Callable[[Any], Features]) -> None:
         self._clock, self._read = clock, read
 
     def write_batch(self, items: list[Any]) -> None:
-        self._clock.on_answers(items, self._read)
+        self._clock.on_outputs(items, self._read)

@@ -145,7 +145,7 @@ CONTESTANTS: dict[str, Callable[[F64], Alarms]] = {
 }
 
 
-def judge(name: str, look: Callable[[F64], Alarms], worlds: Sequence[Stream]) -> dict[str, Any]:
+def evaluate(name: str, look: Callable[[F64], Alarms], worlds: Sequence[Stream]) -> dict[str, Any]:
     """Run one contender on all streams."""
     delays: list[float] = []
     false_alarms = rows = missed = 0
@@ -189,7 +189,7 @@ def run(quick: bool) -> Report:
     """Run all contenders on the same streams."""
     rows, seeds = (60_000, 1) if quick else (100_000, 5)
     worlds = [stream for seed in range(seeds) for stream in streams(rows, seed)]
-    table = [judge(name, look, worlds) for name, look in CONTESTANTS.items()]
+    table = [evaluate(name, look, worlds) for name, look in CONTESTANTS.items()]
     mine, _, by_day = table
     targets = [
         Target("false alarms per million events", mine["false alarms per million events"], 1.0),

@@ -129,18 +129,18 @@ def futile(improvement: float, runs: int) -> Iterator[dict[str, Any]]:
 
     And the labels within which POWER of the runs have called equal models that.
     """
-    equal, as_asked = sharper(0.0), sharper(improvement)
+    equal, as_required = sharper(0.0), sharper(improvement)
     random = np.random.default_rng(6)
     wrong = dict.fromkeys(PAIRED, 0)
     needed: dict[str, list[float]] = {name: [] for name in PAIRED}
     for _ in range(runs):
-        for model in (as_asked, equal):
+        for model in (as_required, equal):
             losses = losses_of_both(random, LABELS, model)
             for name, make in PAIRED.items():
                 evidence = make(min_effect=_effect(improvement))
                 evidence.update(*losses)
                 found = evidence.crossed_at(Finding.FUTILE)
-                if model == as_asked:
+                if model == as_required:
                     wrong[name] += found is not None
                 else:
                     needed[name].append(found or np.inf)

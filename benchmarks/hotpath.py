@@ -10,7 +10,7 @@ How such a comparison can mislead, and what is done about it:
 * Runs that are too short. To start a flow takes some milliseconds, which are not a cost per event.
   So runs are long: at batches of 10 each processes all messages, the baseline a quarter of them.
 * A noisy machine. Contenders take turns, each is timed several times, and the best time of each
-  counts; only ratios within one run are judged.
+  counts; only ratios within one run are compared with targets.
 """
 
 from __future__ import annotations

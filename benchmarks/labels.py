@@ -91,8 +91,8 @@ class Ours:
     def found(self, of: Any) -> Found:
         rows = of.row[of.scored_steps]
         served = self.join.pending.features[rows, 0].tolist()
-        taught = zip(of.target[of.scored_steps].tolist(), served, strict=True)
-        found: Found = [(f"learns {target:g}", event) for target, event in taught]
+        learned = zip(of.target[of.scored_steps].tolist(), served, strict=True)
+        found: Found = [(f"learns {target:g}", event) for target, event in learned]
         return found + [(why, label) for label, why in of.rejected_labels]
 
 
@@ -161,14 +161,14 @@ class Baseline:
         return len(self._waiting)
 
     def found(self, of: Any) -> Found:
-        taught: Found = []
+        learned: Found = []
         refused: Found = []
         for what, more in of:
             if isinstance(what, str):
                 refused.append((what, more))
             else:
-                taught.append((f"learns {what:g}", float(more[1][0])))
-        return taught + refused
+                learned.append((f"learns {what:g}", float(more[1][0])))
+        return learned + refused
 
     def _expire(self, now: int, found: list[Any]) -> None:
         self._now = max(self._now, now)
@@ -211,9 +211,9 @@ def check_agreement(events: int = 4_000) -> None:
             features[:, 0] = np.arange(start, start + 50)
             column = contender.column
             found += contender.found(contender.events(ids, column(times), features))
-            judged = random.integers(max(0, start - 200), start + 60, 45).tolist()
+            labelled = random.integers(max(0, start - 200), start + 60, 45).tolist()
             values = (random.random(45) < 0.3).astype(float).tolist()
-            labels = [f"payment-{number}" for number in judged]
+            labels = [f"payment-{number}" for number in labelled]
             found += contender.found(
                 contender.labels(labels, column([times[-1]] * 45), column(values))
             )
@@ -286,7 +286,7 @@ def _notes(labels: int) -> list[str]:
         "a label includes the hash of its id and the check of its value; it does not include what "
         "the model learns",
         "label windows: of 1,009 merchants over 1 and 7 days, count and mean; 100,000 wait",
-        "an end of a wait is one that nobody's label came for: its assumed label is handed out",
+        "a timeout is of a prediction without a label: its default label is learned",
     ]
 
 
@@ -302,11 +302,11 @@ class _Bench:
         self._add(waiting)
         # So many labels that each new one expires an old one.
         while self._next < waiting + MAX_RESOLVED:
-            self._judge(10_000, 1000)
+            self._label(10_000, 1000)
 
     def labels_us(self, labels: int, batch: int) -> float:
         """Microseconds per label, of the best round."""
-        return min(self._judge(_ROUND, batch) for _ in range(labels // _ROUND))
+        return min(self._label(_ROUND, batch) for _ in range(labels // _ROUND))
 
     def events_us(self, events: int, batch: int) -> float:
         """Microseconds per added event, of the best round."""
@@ -316,12 +316,12 @@ class _Bench:
             best = min(best, self._timed(lambda ids=ids, at=times: self._events(ids, at, batch)))  # type: ignore[misc]
             self._waiting = np.append(self._waiting, np.arange(self._next, self._next + _ROUND))
             self._next += _ROUND
-            self._judge(_ROUND, 1000, refill=False)
+            self._label(_ROUND, 1000, refill=False)
         return best / _ROUND * 1e6
 
     def ends_us(self, events: int) -> float:
         """Microseconds per timeout; some happen with each new event."""
-        self._judge(2 * events, 1000, refill=False)  # rows enough, so that nothing grows
+        self._label(2 * events, 1000, refill=False)  # rows enough, so that nothing grows
         last = self._next * EVERY_MS
         ids, quiet = [f"quiet-{number}" for number in range(events)], [last] * events
         before = self._timed(lambda: self._events(ids, quiet))
@@ -346,7 +346,7 @@ class _Bench:
         self._waiting = np.concatenate([self._waiting, added])
         self._next += events
 
-    def _judge(self, labels: int, batch: int, refill: bool = True) -> float:
+    def _label(self, labels: int, batch: int, refill: bool = True) -> float:
         """Time labels for some pending predictions; then add as many new events."""
         labels = min(labels, len(self._waiting) // 2)
         at = self._random.permutation(len(self._waiting))[:labels]
@@ -354,12 +354,12 @@ class _Bench:
         column = self.contender.column
         times, values = column([self._next * EVERY_MS] * batch), column([1.0] * batch)
 
-        def judge() -> None:
+        def label_all() -> None:
             for start in range(0, labels, batch):
                 some = ids[start : start + batch]
                 self.contender.labels(some, times[: len(some)], values[: len(some)])
 
-        took = self._timed(judge)
+        took = self._timed(label_all)
         self._waiting = np.delete(self._waiting, at)
         if refill:
             self._add(labels)

@@ -83,18 +83,18 @@ def _losses(stream: Iterable[Any], rows: int) -> F64:
     learner = learner_for(model, tuple(map(str, names)), Task.BINARY)
     row = np.repeat(np.arange(rows), 2)
     op = np.tile(np.array([PREDICT, LEARN], np.uint8), rows)
-    answers = learner.run(features, op, row, target[row])
-    losses: F64 = (answers.binary_labels() != target).astype(np.float64)
+    predictions = learner.run(features, op, row, target[row])
+    losses: F64 = (predictions.binary_labels() != target).astype(np.float64)
     return losses
 
 
 def table(rows: int, seeds: int) -> list[dict[str, Any]]:
     """A row per detector, with its default settings and a cool-down of an hour."""
     worlds = [each for seed in range(seeds) for each in streams(rows, seed)]
-    return [_judge(detector, worlds) for detector in DETECTORS]
+    return [_evaluate(detector, worlds) for detector in DETECTORS]
 
 
-def _judge(detector: str, worlds: list[Losses]) -> dict[str, Any]:
+def _evaluate(detector: str, worlds: list[Losses]) -> dict[str, Any]:
     delays: list[float] = []
     false_alarms = by_rhythm = total = missed = 0
     seconds = 0.0

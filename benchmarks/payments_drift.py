@@ -75,8 +75,8 @@ def served(declared: Pipeline, seed: int, drift_at: int, events: int) -> Served:
         for verdict in map(json.loads, bus.values(declared.topics.labels))
     }
     day = list(map(json.loads, bus.values(declared.topics.predictions)))[-DAY:]
-    judged = [(each["score"], truth[each["id"]]) for each in day if each["id"] in truth]
-    scores, fraud = np.array(judged, np.float64).T
+    labelled = [(each["score"], truth[each["id"]]) for each in day if each["id"] in truth]
+    scores, fraud = np.array(labelled, np.float64).T
     led_after = np.nan
     if declared.rollout is not None:
         fresh = [number for number, each in enumerate(day) if each["model"].startswith("fresh")]

@@ -57,13 +57,13 @@ def run(quick: bool) -> Report:
     ]
     notes = [
         f"commit: {CHANGED:,} keys changed (all, if there are fewer); from the first snapshot of "
-        "an epoch until the source is asked for the next; "
+        "an epoch until the source is polled for the next; "
         + (
             "the best of 4, of Bytewax's a single one, of keys with one event each"
             if quick
             else "the best of 5"
         ),
-        "resume: from before anything is opened to the first answer; 3 widths per key; "
+        "resume: from before anything is opened to the first output; 3 widths per key; "
         + ("a single one" if quick else "the best of 2"),
         f"throughput: hot path, batch 1000, {load.events:,} events of {load.cards:,} cards, epochs "
         f"of {load.epoch_s:g} s; on and off in turn, best of {load.rounds}; from "
@@ -89,15 +89,15 @@ def check_agreement(live: int = 500) -> None:
     found = []
     with tempfile.TemporaryDirectory(prefix="anabranch-recovery-") as directory:
         for contender in (Ours(Path(directory)), Theirs(Path(directory))):
-            clock = Clock(answers={})
+            clock = Clock(features={})
             for part in (epochs[:4], epochs):
                 contender.run(part, clock)
-            assert clock.answers is not None
-            found.append(clock.answers)
+            assert clock.features is not None
+            found.append(clock.features)
     ours, theirs = found
     rows = sum(len(epoch.keys) for epoch in epochs)
     if not len(ours) == len(theirs) == rows or ours.keys() != theirs.keys():
-        raise AssertionError(f"{rows} rows, {len(ours)} and {len(theirs)} answers")
+        raise AssertionError(f"{rows} rows, {len(ours)} and {len(theirs)} outputs")
     worst = max(np.abs(np.subtract(ours[row], theirs[row])).max() for row in ours)
     if not worst < 1e-6:
         raise AssertionError(f"the contenders' features differ by up to {worst}")
@@ -158,7 +158,7 @@ def _commit_and_resume(
         after = Clock()
         began = time.perf_counter()
         contender.run(epochs[: len(epochs) - left], after)
-        resumptions.append(after.first_answer_at - began)
+        resumptions.append(after.first_output_at - began)
     return min(clock.commits[-max(rounds, 1) :]), min(resumptions)
 
 
@@ -204,7 +204,7 @@ def _hot_path_s(messages: list[bytes], epoch_s: float, recovery: bool) -> float:
             path = Path(directory) / "state"
             state = stack.enter_context(StateDirectory.open(path, pipeline, bus))
         gc.collect()
-        gc.freeze()  # the messages are nobody's garbage
+        gc.freeze()  # the collector need not scan the messages
         run_worker(
             pipeline, bus, SourceOptions(until_end=True), checkpoint_interval_s=epoch_s, state=state
         )
