@@ -25,7 +25,7 @@ L = TypeVar("L", bound="Learner")
 
 
 class ModelError(AnabranchError):
-    """A model failed on a row, or can't do what is asked of it."""
+    """A model failed on a row, or doesn't support an operation."""
 
 
 class Task(Enum):

@@ -68,7 +68,7 @@ class Guardrails:
             evidence of all labels shows late.
         psi: largest population stability index of its last 1,000 predictions against the champion's
             on the same events. Below 0.1 is usually called no shift, above 0.25 a large one; models
-            that are meant to differ need room. None: not checked.
+            that differ by design need room. None: not checked.
         latency_us: largest mean time per prediction and update over about a second, in
             microseconds. None: not checked. It is measured by the clock, so a replay may differ.
     """

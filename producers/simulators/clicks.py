@@ -247,16 +247,16 @@ class _ClickEncoder:
         )
         keys = self._visitor_keys[pages.visitor].tolist()
         events = Batch.of("events", self._lines(list(rows)), keys, pages.ts)
-        judged = np.flatnonzero(pages.clicked >= 0)
-        when = pages.label_ms[judged]
-        chosen = names[judged, pages.clicked[judged]].tolist()
+        labelled = np.flatnonzero(pages.clicked >= 0)
+        when = pages.label_ms[labelled]
+        chosen = names[labelled, pages.clicked[labelled]].tolist()
         clicks = [
             _Click(ids[row], time, item)
-            for row, time, item in zip(judged.tolist(), when.tolist(), chosen, strict=True)
+            for row, time, item in zip(labelled.tolist(), when.tolist(), chosen, strict=True)
         ]
-        keys_of_clicks = self._visitor_keys[pages.visitor[judged]].tolist()
+        keys_of_clicks = self._visitor_keys[pages.visitor[labelled]].tolist()
         labels = Batch.of("labels", self._lines(clicks), keys_of_clicks, when)
-        return Chunk(pages.until_ms, events, labels, judged)
+        return Chunk(pages.until_ms, events, labels, labelled)
 
     def _lines(self, rows: list[_Page] | list[_Click]) -> list[bytes]:
         return self._encoder.encode_lines(rows).split(b"\n")[:-1]

@@ -295,16 +295,16 @@ class _PaymentEncoder:
         )
         keys = self._card_keys[payments.card]
         events = Batch.of("events", self._lines(list(rows)), keys.tolist(), payments.ts)
-        judged = np.flatnonzero(payments.verdict_ms >= 0)
-        when = payments.verdict_ms[judged]
+        labelled = np.flatnonzero(payments.verdict_ms >= 0)
+        when = payments.verdict_ms[labelled]
         verdicts = map(
             _Verdict,
-            [ids[row] for row in judged.tolist()],
+            [ids[row] for row in labelled.tolist()],
             when.tolist(),
-            payments.fraud[judged].tolist(),
+            payments.fraud[labelled].tolist(),
         )
-        labels = Batch.of("labels", self._lines(list(verdicts)), keys[judged].tolist(), when)
-        return Chunk(payments.until_ms, events, labels, judged)
+        labels = Batch.of("labels", self._lines(list(verdicts)), keys[labelled].tolist(), when)
+        return Chunk(payments.until_ms, events, labels, labelled)
 
     def _lines(self, rows: list[_Payment] | list[_Verdict]) -> list[bytes]:
         return self._encoder.encode_lines(rows).split(b"\n")[:-1]

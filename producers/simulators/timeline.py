@@ -16,14 +16,14 @@ from anabranch.producers.simulators.faults import Faults
 class Chunk:
     """The events before ``until_ms`` and after the last chunk, and all their labels.
 
-    ``events`` and ``labels`` have their own times; ``judged`` is the row in ``events`` that each
+    ``events`` and ``labels`` have their own times; ``labelled`` is the row in ``events`` that each
     label is for, ``(labels,) int64``.
     """
 
     until_ms: int
     events: Batch
     labels: Batch
-    judged: NDArray[np.int64]
+    labelled: NDArray[np.int64]
 
 
 def timeline(chunks: Iterable[Chunk], faults: Faults, seed: int) -> Iterator[Batch]:
@@ -36,7 +36,7 @@ def timeline(chunks: Iterable[Chunk], faults: Faults, seed: int) -> Iterator[Bat
     for chunk in chunks:
         arrivals = faults.arrivals(random, chunk.events.times)
         outbox.add(chunk.events, arrivals)
-        outbox.add(chunk.labels, np.maximum(chunk.labels.times, arrivals[chunk.judged]))
+        outbox.add(chunk.labels, np.maximum(chunk.labels.times, arrivals[chunk.labelled]))
         extra = faults.extra(random, chunk.events)
         outbox.add(extra, extra.times)
         batch = outbox.release(chunk.until_ms)

@@ -1,7 +1,7 @@
 """Timeout queue: rows in order of their times, as a radix heap of linked lists.
 
 After Ahuja, Mehlhorn, Orlin and Tarjan (1990), *Faster algorithms for the shortest path problem*,
-with digits of eight bits. Only the earliest row is ever asked for, and no row is added that is
+with digits of eight bits. Only the earliest row is ever removed, and no row is added that is
 earlier than those already removed; so rows are sorted only as far as necessary. A row is in the
 list of the highest digit in which its time differs from `LAST`, which is never later than any row::
 

@@ -30,7 +30,7 @@ from anabranch.state.errors import StateError
 _log = logging.getLogger("anabranch.state")
 
 LAUNCHER, WORKERS = "LOCK", "WORKERS"
-PATIENCE_S = 60.0
+LOCK_TIMEOUT_S = 60.0
 
 _POLL_S = 0.02
 _PROBED_S = 0.2  # `holder` locks it briefly
@@ -42,12 +42,12 @@ _LOCKED = {errno.EAGAIN, errno.EACCES}
 def hold(
     directory: Path,
     *,
-    patience_s: float = PATIENCE_S,
+    timeout_s: float = LOCK_TIMEOUT_S,
     say: Callable[[str], None] = _log.info,
 ) -> Iterator[None]:
     """Lock ``directory``, which is created if missing, for one run while the block runs.
 
-    Workers of an earlier run that was killed get ``patience_s`` seconds to end; ``say`` is called
+    Workers of an earlier run that was killed get ``timeout_s`` seconds to end; ``say`` is called
     with a sentence about that.
 
     Raises:
@@ -55,7 +55,7 @@ def hold(
     """
     lock = _LockFile(directory, LAUNCHER)
     try:
-        if not lock.acquire(fcntl.LOCK_EX, patience_s=_PROBED_S):
+        if not lock.acquire(fcntl.LOCK_EX, timeout_s=_PROBED_S):
             owner = lock.read_id()
             run = "another run" if owner is None else f"another run (process {owner})"
             raise StateError(
@@ -63,7 +63,7 @@ def hold(
                 "another directory with --state"
             )
         lock.write_id()
-        _wait_for_workers(directory, patience_s, say)
+        _wait_for_workers(directory, timeout_s, say)
         yield
         lock.clear_id()
     finally:
@@ -83,7 +83,7 @@ def join(directory: Path) -> Iterator[None]:
     lock = _LockFile(directory, WORKERS)
     try:
         # Otherwise only a launcher that checks for workers locks it, and only briefly.
-        locked = lock.acquire(fcntl.LOCK_SH, patience_s=1.0)
+        locked = lock.acquire(fcntl.LOCK_SH, timeout_s=1.0)
         if not locked or holder(directory) not in (os.getppid(), os.getpid()):
             raise StateError(
                 f"the run of this worker (process {os.getpid()}) no longer has the lock of state "
@@ -109,7 +109,7 @@ def holder(directory: Path) -> int | None:
     return None
 
 
-def _wait_for_workers(directory: Path, patience_s: float, say: Callable[[str], None]) -> None:
+def _wait_for_workers(directory: Path, timeout_s: float, say: Callable[[str], None]) -> None:
     """Return when no worker of an earlier run is left; the caller has locked LOCK."""
     lock = _LockFile(directory, WORKERS)
     try:
@@ -117,12 +117,12 @@ def _wait_for_workers(directory: Path, patience_s: float, say: Callable[[str], N
             return
         say(
             f"workers of an earlier run are still ending in {directory}: waiting for them, up to "
-            f"{patience_s:g} s"
+            f"{timeout_s:g} s"
         )
-        if not lock.acquire(fcntl.LOCK_EX, patience_s=patience_s):
+        if not lock.acquire(fcntl.LOCK_EX, timeout_s=timeout_s):
             raise StateError(
                 f"workers of an earlier run are still in state directory {directory} after "
-                f"{patience_s:g} s: end them (`fuser {directory / WORKERS}` names them), then "
+                f"{timeout_s:g} s: end them (`fuser {directory / WORKERS}` names them), then "
                 "start again"
             )
     finally:
@@ -145,9 +145,9 @@ class _LockFile:
             raise StateError(_unusable(directory, error)) from None
         _OPEN.add(self)
 
-    def acquire(self, kind: int, patience_s: float = 0.0) -> bool:
-        """Lock the file; False when another process still has it after ``patience_s`` seconds."""
-        deadline = time.monotonic() + patience_s
+    def acquire(self, kind: int, timeout_s: float = 0.0) -> bool:
+        """Lock the file; False when another process still has it after ``timeout_s`` seconds."""
+        deadline = time.monotonic() + timeout_s
         while True:
             try:
                 fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)

@@ -89,8 +89,8 @@ def expire(s: int, distinct: DistinctArrays) -> None:
 
 
 @kernel
-def answer_cold(row: int, time: int, last: int, head: int, out: F64, log: LogArrays) -> None:
-    """Answer as of `time` by comparing each record with those after it, back from `last`."""
+def query_cold(row: int, time: int, last: int, head: int, out: F64, log: LogArrays) -> None:
+    """Count as of `time` by comparing each record with those after it, back from `last`."""
     meta, val = log.meta, log.val
     for w in range(meta[WIDTHS]):
         different = 0
@@ -123,10 +123,10 @@ def shift_window(
 
 
 @kernel
-def answer_late(
+def query_late(
     row: int, time: int, last: int, later: int, s: int, out: F64, distinct: DistinctArrays
 ) -> None:
-    """Answer as of `time` before the edge; `last` is the last record up to it, `later` follow."""
+    """Count as of `time` before the edge; `last` is the last record up to it, `later` follow."""
     log, hoti, meta = distinct.log, distinct.hoti, distinct.log.meta
     hot = log.slot[s, HOT]
     spare = meta[WIDTHS]
@@ -209,13 +209,13 @@ def update_distinct(
         if mode[row] != INSERT_ONLY:
             if s < 0 or slot[s, COUNT] <= 0 or slot[s, HOT] < 0:
                 head = slot[s, HEAD] if last >= 0 else -1
-                answer_cold(row, time, last, head, out, log)
+                query_cold(row, time, last, head, out, log)
             elif time == hoti[slot[s, HOT], EDGE]:
                 for w in range(meta[WIDTHS]):
                     column = meta[COLUMN] + meta[PLAN + meta[WIDTHS] + w]
                     out[row, column] = hoti[slot[s, HOT], FIRST + PER_WIDTH * w + DISTINCT]
             else:
-                answer_late(row, time, last, later, s, out, distinct)
+                query_late(row, time, last, later, s, out, distinct)
         row += 1
     return rows + sweep_distinct(rows, distinct)
 

@@ -68,7 +68,7 @@ from anabranch.state.windows.window_arrays import (
     WindowArrays,
 )
 from anabranch.state.windows.window_arrays import STATISTICS as STATISTIC_COUNT
-from anabranch.state.windows.window_queries import answer_cold, answer_edge, answer_late
+from anabranch.state.windows.window_queries import query_cold, query_edge, query_late
 
 
 @inlined
@@ -181,11 +181,11 @@ def update_windows(
         if mode[row] != INSERT_ONLY:
             if s < 0 or slot[s, COUNT] <= 0 or slot[s, HOT] < 0:
                 head = slot[s, HEAD] if last >= 0 else -1
-                answer_cold(row, time, last, head, out, windows)
+                query_cold(row, time, last, head, out, windows)
             elif time == windows.hoti[slot[s, HOT], EDGE]:
-                answer_edge(row, s, out, windows)
+                query_edge(row, s, out, windows)
             else:
-                answer_late(row, time, last, later, s, out, windows)
+                query_late(row, time, last, later, s, out, windows)
         row += 1
     return rows + sweep_windows(rows, windows)
 

@@ -63,8 +63,8 @@ def write_statistics(
 
 
 @inlined
-def answer_cold(row: int, time: int, last: int, head: int, out: F64, windows: WindowArrays) -> None:
-    """Answer as of `time` by scanning back from `last`, once for all widths."""
+def query_cold(row: int, time: int, last: int, head: int, out: F64, windows: WindowArrays) -> None:
+    """Statistics as of `time` by scanning back from `last`, once for all widths."""
     log, meta = windows.log, windows.log.meta
     sums = no_sums()
     best, other, first = -math.inf, -math.inf, 0.0
@@ -86,8 +86,8 @@ def answer_cold(row: int, time: int, last: int, head: int, out: F64, windows: Wi
 
 
 @inlined
-def answer_edge(row: int, s: int, out: F64, windows: WindowArrays) -> None:
-    """Answer as of the edge, from the running sums."""
+def query_edge(row: int, s: int, out: F64, windows: WindowArrays) -> None:
+    """Statistics as of the edge, from the running sums."""
     log, hotf, hoti, meta = windows.log, windows.hotf, windows.hoti, windows.log.meta
     hot = log.slot[s, HOT]
     last = record_last(log.val, log.slot[s, TAIL]) if meta[ENDS] else 0.0
@@ -103,10 +103,10 @@ def answer_edge(row: int, s: int, out: F64, windows: WindowArrays) -> None:
 
 
 @kernel
-def answer_late(
+def query_late(
     row: int, time: int, last: int, later: int, s: int, out: F64, windows: WindowArrays
 ) -> None:
-    """Answer as of `time` before the edge; `last` is the last record up to it, `later` follow."""
+    """Statistics as of `time` before the edge; `last` is its last record, `later` follow."""
     log, meta = windows.log, windows.log.meta
     later_sums = sum_last(later, s, log)
     newest = record_last(log.val, last) if last >= 0 else 0.0
