@@ -76,7 +76,7 @@ class RawBatch(msgspec.Struct):
     read_at: float
     controls: RawRows = msgspec.field(default_factory=lambda: NO_ROWS)
 
-    def sorted(self, letters: list[DeadLetter]) -> list[DeadLetter]:
+    def sorted(self, dead_letters: list[DeadLetter]) -> list[DeadLetter]:
         """Dead letters in the order of their causes, whichever step made them."""
         sources = [
             (rows.topic, *at)
@@ -92,7 +92,7 @@ class RawBatch(msgspec.Struct):
             cause = letter.cause
             return rank[cause.topic, cause.partition, cause.offset]
 
-        return sorted(letters, key=rank_of)
+        return sorted(dead_letters, key=rank_of)
 
     def reached(self, partition: int) -> dict[str, int]:
         """Topic → the greatest offset read of a partition, of topics where one was."""

@@ -1,4 +1,4 @@
-"""Logs outages of a bus: when it stops answering, repeatedly, and when it answers again."""
+"""Logs outages of a bus: when it stops responding, repeatedly, and when it responds again."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _LOG = logging.getLogger("anabranch.bus")
 class OutageLog:
     """The outages of the bus at ``url``, one after the other.
 
-    It logs a warning after `SILENT_S`, one every 30 s from then on, and a line when the bus answers
-    again. ``clock`` gives seconds.
+    It logs a warning after `SILENT_S`, one every 30 s from then on, and a line when the bus
+    responds again. ``clock`` gives seconds.
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,7 +28,7 @@ class OutageLog:
         self._next_line = 0.0
 
     def no_answer(self, why: str = "", quietly: bool = False) -> None:
-        """Record that there is no answer yet; ``why`` is the last error. ``quietly``: don't log."""
+        """Record that no response came yet; ``why`` is the last error. ``quietly``: don't log."""
         now = self._clock()
         if self._since is None:
             self._since = now
@@ -39,13 +39,13 @@ class OutageLog:
             _LOG.warning("%s", self._text(now - self._since))
 
     def answered(self) -> None:
-        """Record an answer."""
+        """Record a response."""
         since, self._since = self._since, None
         if since is not None and self._next_line > since + SILENT_S:
             _LOG.info("%s answers again, after %.0f s", self._url, self._clock() - since)
 
     def silent_s(self) -> float:
-        """How long the bus has not answered, in seconds."""
+        """How long the bus has not responded, in seconds."""
         since = self._since
         return 0.0 if since is None else self._clock() - since
 

@@ -27,7 +27,7 @@ A position past the end is an error either way: the topic was recreated, or lost
 
 
 class UnreachableError(BusError):
-    """The bus does not answer at present: the call may succeed later, and nothing is lost yet."""
+    """The bus does not respond at present: the call may succeed later, and nothing is lost yet."""
 
 
 class TopicPartition(NamedTuple):
@@ -75,7 +75,7 @@ class Publisher(Protocol):
         ms) default to now. Waits for a bus that is unavailable or slow, and logs that.
 
         Raises:
-            UnreachableError: the publisher was stopped while the bus did not answer; some of
+            UnreachableError: the publisher was stopped while the bus did not respond; some of
                 ``values`` may have been appended.
             BusError: the topic does not exist, or the bus refused the messages.
         """
@@ -102,7 +102,7 @@ class Reader(Protocol):
     def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
         """At most about ``limit`` messages that are there now, grouped by topic partition.
 
-        While the bus is away there are none; the log says so, and `trouble`.
+        While the bus is away there are none; the log says so, and `unavailable_reason`.
 
         Raises:
             BusError: an offset is past the end or no longer kept (unless the reader continues after
@@ -125,7 +125,7 @@ class Reader(Protocol):
         """Report the positions of this reader's group, for lag tools. They are never read back."""
 
     def unavailable_reason(self) -> str | None:
-        """Why there are no messages if the bus has not answered for 5 s, else None.
+        """Why there are no messages if the bus has not responded for 5 s, else None.
 
         May be called from any thread.
         """
@@ -159,7 +159,7 @@ class Bus(Protocol):
         """A new publisher; close it when done.
 
         Once ``stop`` is set, `Publisher.append` raises `UnreachableError` if the bus has not
-        answered for 5 s, and `Publisher.close` does not wait for such a bus.
+        responded for 5 s, and `Publisher.close` does not wait for such a bus.
         """
 
     def reader(

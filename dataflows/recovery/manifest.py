@@ -1,4 +1,4 @@
-"""The manifest of a state directory: which pipeline it belongs to, and how it is laid out.
+"""The manifest of a state directory: which pipeline it belongs to, and how it is partitioned.
 
 It is written when the directory is created and compared whenever it is opened. State is only valid
 for the declaration that produced it: windows of other fields, or a model of other columns, would

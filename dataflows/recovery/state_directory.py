@@ -2,7 +2,7 @@
 
 ::
 
-    manifest.json     which pipeline, versions, shards, partitions; how windows are laid out
+    manifest.json     which pipeline, versions, shards, partitions; the partitioning of windows
     recovery/         the engine's recovery store: epochs, and a token of each state partition
     layout-1/windows  the windows of all keys (one worker), or windows-0, windows-1 … by shard
     models            models, their metrics, predictions that wait for labels
@@ -113,7 +113,7 @@ class StateDirectory:
 
         Raises:
             StateError: it is in use, of something else, incomplete, or can't be written.
-            BusError: the bus does not answer.
+            BusError: the bus does not respond.
         """
         _check_picklable(pipeline)
         with ExitStack() as stack:
@@ -191,7 +191,7 @@ class StateDirectory:
         """How many messages of the input topics lie behind the offsets a run would resume from.
 
         Raises:
-            BusError: the bus does not answer.
+            BusError: the bus does not respond.
         """
         partitions = read_resume_point(self.path / _RECOVERY).partitions()
         topics = bus.topics()

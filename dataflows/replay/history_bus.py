@@ -110,8 +110,8 @@ class _CombinedReader:
         """Does nothing: a replay belongs to no consumer group."""
 
     def unavailable_reason(self) -> str | None:
-        troubles = (reader.unavailable_reason() for reader in self._readers.values())
-        return next((trouble for trouble in troubles if trouble is not None), None)
+        reasons = (reader.unavailable_reason() for reader in self._readers.values())
+        return next((reason for reason in reasons if reason is not None), None)
 
     def close(self) -> None:
         for reader in self._readers.values():

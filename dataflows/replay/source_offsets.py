@@ -134,7 +134,7 @@ def _open_control(pipeline: Pipeline, events: str, bus: Bus | None) -> BusTopic 
 def _control_offsets(
     control: EmptyTopic, bus: Bus, continue_at: ContinueAt | None
 ) -> dict[TopicPartition, int]:
-    """Where a run starts on the control topic: after old commands, unless asked for earliest."""
+    """Where a run starts on the control topic: after old commands, except with `earliest`."""
     if control.name not in bus.topics():
         offsets = [0] * len(control.ends)
     elif continue_at == "earliest":

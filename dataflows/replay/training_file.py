@@ -150,8 +150,8 @@ class TrainingFile:
     def _add(self, results: Results) -> None:
         batch = results.batch
         if self._dead is not None and (batch.dead_letters or results.dead_letters):
-            letters = batch.raw.sorted(batch.dead_letters + results.dead_letters)
-            self._dead.write(self._encoder.encode_lines(letters))
+            dead_letters = batch.raw.sorted(batch.dead_letters + results.dead_letters)
+            self._dead.write(self._encoder.encode_lines(dead_letters))
         if self._labels is not None:
             self.labelled += self._labels.add(results, self.rows + len(batch))
         elif batch.targets is not None:

@@ -85,7 +85,7 @@ def end_with_supervisor(
     unresponsive_s: float = _UNRESPONSIVE_S,
     orphan_s: float = _ORPHAN_S,
 ) -> None:
-    """Unblock stop signals, and make sure that this worker ends when it is told to or orphaned.
+    """Unblock stop signals, and make sure that this worker ends on a stop signal, or when orphaned.
 
     The signals' handlers, which set ``stop``, must be installed. They run between two bytecodes of
     Python, so not while the engine waits for another worker to connect: then the process ends after

@@ -41,7 +41,7 @@ class RestartPolicy:
     """How long a supervisor waits, and how often it restarts workers.
 
     Attributes:
-        stop_timeout_s: after which workers that were told to stop are killed.
+        stop_timeout_s: after which workers that got a stop signal are killed.
         lost_timeout_s: after which the workers of a cluster that has lost one are killed.
         backoff_s: before the first restart in a row that brought no progress; doubled each time.
         max_backoff_s: its limit.
@@ -249,7 +249,7 @@ class LocalWorkers:
                 worker.wait()
 
     def _failed(self, stopping: bool) -> list[subprocess.Popen[bytes]]:
-        """Workers that ended badly; one that was told to stop may end by the signal."""
+        """Workers that ended badly; one that got a stop signal may end by it."""
         well = {None, 0, *(_STOPPED if stopping else ())}
         return [w for w in self._workers if w.poll() not in well and w.pid not in self._killed]
 

@@ -143,9 +143,9 @@ class Encoder:
                 return [(part_name(partition), item)]
             outgoing[partition] = item
         if batch.dead_letters or result.dead_letters:
-            letters = batch.raw.sorted(batch.dead_letters + result.dead_letters)
-            self._log.dead_letters(letters)
-            self._add(outgoing, self._dead_letters, letters, batch)
+            dead_letters = batch.raw.sorted(batch.dead_letters + result.dead_letters)
+            self._log.dead_letters(dead_letters)
+            self._add(outgoing, self._dead_letters, dead_letters, batch)
         if result.signals:
             self._log.signals(result.signals)
             self._add(outgoing, self._drift, result.signals, batch)

@@ -63,7 +63,7 @@ class OffsetRanges:
 class Published:
     """The source keys of one partition that are on the outputs, and may be made again.
 
-    Messages told apart by their event alone are kept as a set of offsets. Of all others each key is
+    Messages identified by their event alone are kept as a set of offsets. Of all others each key is
     counted, and suppresses as many messages.
 
     Args:

@@ -160,7 +160,7 @@ class MergedReader:
         return self._latest
 
     def unavailable_reason(self) -> str | None:
-        """What is waited for if the bus has not answered for 5 s, else None; from any thread."""
+        """What is waited for if the bus has not responded for 5 s, else None; from any thread."""
         reader = self._reader
         return None if reader is None else reader.unavailable_reason()
 
@@ -288,13 +288,13 @@ class MergedReader:
         """The time and rank up to which rows are ready; None for no bound."""
         ends, positions = reader.ends(), reader.positions()
         bound: tuple[int, int] | None = None
-        silent = False
+        unread = False
         for at, buffer in self._buffers.items():
             if positions[at] < ends[at]:
-                silent = silent or not buffer.rows
+                unread = unread or not buffer.rows
                 latest = (int(buffer.latest), buffer.rank)
                 bound = latest if bound is None else min(bound, latest)
-        if not silent:
+        if not unread:
             self._idle_since = None
             return bound
         now = self.clock()

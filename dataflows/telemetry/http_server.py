@@ -46,7 +46,7 @@ def serve(
     """
     metrics = make_wsgi_app(registry)
 
-    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+    def respond(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics" or path == "/":
             body: Iterable[bytes] = metrics(environ, start)
@@ -56,7 +56,7 @@ def serve(
         return [f"{text}\n".encode()]
 
     try:
-        server = make_server(host, port, answer, _Server, handler_class=_QuietHandler)
+        server = make_server(host, port, respond, _Server, handler_class=_QuietHandler)
     except OSError as error:
         raise AnabranchError(
             f"metrics port {port} can't be opened ({error.strerror}): choose another with "
@@ -76,9 +76,9 @@ def _health(path: str, registry: CollectorRegistry, now: float, workers: int) ->
             return _NOT, f"not ready: {ready:.0f} of {workers} workers have restored their state"
     elif not beats:
         return _OK, "starting: no worker has reported yet"
-    silent = now - min(beats, default=0.0)
-    if silent > SILENT_AFTER_S:
-        return _NOT, f"a worker has not reported for {silent:.0f} s"
+    silent_s = now - min(beats, default=0.0)
+    if silent_s > SILENT_AFTER_S:
+        return _NOT, f"a worker has not reported for {silent_s:.0f} s"
     return _OK, "ok"
 
 

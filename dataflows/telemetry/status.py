@@ -142,7 +142,7 @@ def status_table(
 
 
 def quality_title(metric: str) -> str:
-    """The usual spelling of a metric's name."""
+    """The conventional spelling of a metric's name."""
     return _TITLES.get(metric, metric)
 
 

@@ -97,7 +97,7 @@ class EmbeddedReader:
         """Do nothing."""
 
     def unavailable_reason(self) -> str | None:
-        """None: a file answers or fails."""
+        """None: reading a file succeeds or fails."""
         return None
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Health checks of the brokers that a reader reads from: every 2 s, without waiting for answers.
+"""Health checks of the brokers that a reader reads from: every 2 s, without waiting for responses.
 
 A consumer that gets nothing cannot distinguish a quiet topic from an unavailable broker: a
 connection to a stopped process, or into a network that drops packets, stays up for minutes. So the
-leaders of the partitions are asked for their end offsets, which only a working one can answer, and
+leaders of the partitions are queried for their end offsets, which only a working one returns, and
 any broker for the topics, whose ids reveal a topic that was recreated.
 """
 
@@ -22,7 +22,7 @@ from anabranch.dataflows.bus.protocol import TopicPartition
 from anabranch.state.errors import BusError
 
 _EVERY_S = 2.0
-_POLL_S = 0.05  # between polls for outstanding answers
+_POLL_S = 0.05  # between polls for outstanding responses
 _RETRY_S = 0.2
 _DELETED_AFTER_S = 3.0  # a broker that is starting may not know its topics yet
 
@@ -34,7 +34,7 @@ class Probe(NamedTuple):
     ends: Mapping[TopicPartition, Future[Any]]
 
     def done(self) -> bool:
-        """Whether all answers, or their errors, have arrived."""
+        """Whether all responses, or their errors, have arrived."""
         return all(f.done() for f in self.topics.values()) and all(
             f.done() for f in self.ends.values()
         )
@@ -61,7 +61,7 @@ class BrokerWatch:
         self._unknown_since: dict[str, float] = {}
 
     def check(self, positions: Callable[[], Mapping[TopicPartition, int]]) -> BusError | None:
-        """Start a check, or poll for answers; returns an error if a topic is gone or recreated."""
+        """Start a check or poll for responses; returns an error if a topic is gone or recreated."""
         now = time.monotonic()
         if now < self._next_check:
             return None
@@ -91,17 +91,17 @@ class BrokerWatch:
             self._next_check = min(self._next_check, time.monotonic() + _RETRY_S)
 
     def unavailable_reason(self) -> str | None:
-        """Why there are no messages, if an answer is more than 5 s late; else None."""
+        """Why there are no messages, if a response is more than 5 s late; else None."""
         return self._outage.unavailable_reason()
 
     def _why_unavailable(self, probe: Probe) -> str | None:
-        """Why the leader of some partition is unavailable; None if all answered."""
+        """Why the leader of some partition is unavailable; None if all responded."""
         for end in probe.ends.values():
             if _error_of(end) is None and end.result().offset < 0:
                 return "an end offset is not known"  # how librdkafka reports a failed request
         for future in (*probe.ends.values(), *probe.topics.values()):
             error = _error_of(future)
-            # Codes below 0 are librdkafka's own. Any other code is an answer of a broker.
+            # Codes below 0 are librdkafka's own. Any other code is a broker's response.
             if error is not None and (error.code() < 0 or error.code() in NO_LEADER):
                 return str(error.str())
         return None

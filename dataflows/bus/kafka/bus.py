@@ -48,7 +48,7 @@ class KafkaBus:
     ``settings`` are librdkafka's, and those of `KafkaSettings`.
 
     Raises:
-        BusError: the hosts or a setting are invalid, or no broker answers in time.
+        BusError: the hosts or a setting are invalid, or no broker responds in time.
     """
 
     def __init__(self, hosts: str, settings: Mapping[str, str] | None = None) -> None:
@@ -84,14 +84,14 @@ class KafkaBus:
         ]
         created = []
         timeout_s = self._settings.reach_s
-        answers = self._admin.create_topics(new_topics, request_timeout=timeout_s)
-        for topic, future in answers.items():
+        futures = self._admin.create_topics(new_topics, request_timeout=timeout_s)
+        for topic, future in futures.items():
             try:
                 future.result()
                 created.append(topic)
             except KafkaException as error:
                 code = error.args[0].code()
-                if code < 0:  # librdkafka's own: no broker answered
+                if code < 0:  # librdkafka's own: no broker responded
                     raise self._unreachable(error) from error
                 if code != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise BusError(f"can't create topic {topic}: {error_text(error)}") from error
@@ -179,16 +179,16 @@ class KafkaBus:
         """The first offset kept and the one after the last, of each partition, as of now.
 
         Raises:
-            UnreachableError: Kafka does not answer.
+            UnreachableError: Kafka does not respond.
             BusError: it refuses to.
         """
         first, last = self._ask(partitions, _EARLIEST), self._ask(partitions, _LATEST)
         return {at: (first[at], last[at]) for at in partitions}
 
     def probe(self, partitions: Collection[TopicPartition]) -> Probe:
-        """Ask for topics and for the ends of partitions, without waiting for the answers."""
+        """Ask for topics and for the ends of partitions, without waiting for the responses."""
         topics = TopicCollection(sorted({at.topic for at in partitions}))
-        # Well above 5 s, after which an outage is logged; a late answer still counts.
+        # Well above 5 s, after which an outage is logged; a late response still counts.
         timeout_s = max(self._settings.reach_s, 10.0)
         described = self._admin.describe_topics(topics, request_timeout=timeout_s)
         return Probe(described, self._list(partitions, _LATEST, timeout_s))
@@ -197,8 +197,8 @@ class KafkaBus:
         self, partitions: Collection[TopicPartition], which: OffsetSpec, timeout_s: float
     ) -> dict[TopicPartition, Future[Any]]:
         wanted = {KafkaPosition(*at): which for at in partitions}
-        answers = self._admin.list_offsets(wanted, request_timeout=timeout_s)
-        return {TopicPartition(at.topic, at.partition): answer for at, answer in answers.items()}
+        futures = self._admin.list_offsets(wanted, request_timeout=timeout_s)
+        return {TopicPartition(at.topic, at.partition): future for at, future in futures.items()}
 
     def _metadata(self) -> ClusterMetadata:
         try:
@@ -228,8 +228,8 @@ class KafkaBus:
         while True:
             left_s = max(deadline - time.monotonic(), 0.1)
             try:
-                answers = self._list(partitions, which, left_s)
-                offsets = {at: int(answer.result().offset) for at, answer in answers.items()}
+                futures = self._list(partitions, which, left_s)
+                offsets = {at: int(future.result().offset) for at, future in futures.items()}
                 if min(offsets.values(), default=0) >= 0:
                     return offsets
                 # how librdkafka reports that the request to one of several leaders failed

@@ -67,7 +67,7 @@ class KafkaPublisher:
         """Hand ``values`` to librdkafka in order; waits, and logs that, while its queue is full.
 
         Raises:
-            UnreachableError: the publisher was stopped while no broker answers.
+            UnreachableError: the publisher was stopped while no broker responds.
             BusError: the topic does not exist, a message is refused, or an earlier one failed.
         """
         partitioner = self._partitioners.get(topic) or self._new_partitioner(topic)

@@ -67,7 +67,7 @@ class _Partition:
 
 
 class KafkaReader:
-    """A `Reader` of Kafka partitions, for one thread (`trouble` for any)."""
+    """A `Reader` of Kafka partitions, for one thread (`unavailable_reason` for any)."""
 
     def __init__(
         self,
@@ -145,14 +145,14 @@ class KafkaReader:
             LOG.warning("lag of group %s not reported: %s", self._group, error_text(error))
 
     def unavailable_reason(self) -> str | None:
-        """Why there are no messages if the brokers have not answered for 5 s, else None."""
+        """Why there are no messages if the brokers have not responded for 5 s, else None."""
         return self._watch.unavailable_reason()
 
     def close(self) -> None:
         """Close, within 3 s. Idempotent."""
         if not self._closed:
             self._closed = True
-            # librdkafka waits up to a minute for the answer to a commit; nothing depends on that.
+            # librdkafka waits up to a minute for the response to a commit; nothing depends on that.
             closing = threading.Thread(target=self._consumer.close, daemon=True)
             closing.start()
             closing.join(_CLOSE_S)

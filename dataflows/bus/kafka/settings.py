@@ -31,8 +31,8 @@ _RESERVED = {
     "delivery.report.only.error": "every delivery is checked",
 }
 _CONSUMER = {
-    # The broker answers as soon as it has a message; this only bounds how long a changed
-    # assignment waits for the answer in flight.
+    # The broker responds as soon as it has a message; this only bounds how long a changed
+    # assignment waits for the request in flight.
     "fetch.wait.max.ms": "50",
     "fetch.queue.backoff.ms": "5",  # default 1 s: a stall each time the local queue was full
     "fetch.error.backoff.ms": "100",
@@ -56,7 +56,7 @@ _COMMON = {
 class KafkaSettings:
     """A user's librdkafka settings on top of our defaults.
 
-    Three kinds are not librdkafka's: ``reach.timeout.ms`` (how long the brokers may take to answer,
+    Three kinds are not librdkafka's: ``reach.timeout.ms`` (how long a broker may take to respond,
     default 10 000), ``replication.factor`` of new topics (default the brokers' own), and
     ``topic.NAME`` for the configuration of new topics, as in ``topic.retention.ms``.
 

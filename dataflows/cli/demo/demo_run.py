@@ -207,8 +207,8 @@ class Demo:
                 "purpose. The pipeline\nsends them to payments.dead-letters with the reason, and "
                 "continues. For example:"
             )
-            letters = last_messages(bus, self._pipeline.topics.dead_letters, 1000)
-            for letter in last_by(letters, "reason"):
+            dead_letters = last_messages(bus, self._pipeline.topics.dead_letters, 1000)
+            for letter in last_by(dead_letters, "reason"):
                 print_(f"  {letter['reason']}: {letter['detail']}")
             print_("")
         if status.drift:
@@ -370,9 +370,9 @@ def _show_predictions(bus: Bus, topic: str, print_: Printer) -> None:
     recent = last_messages(bus, topic, 1000)
     if not recent:
         return
-    suspect = max(recent, key=lambda each: each["score"] or 0.0)
+    likeliest_fraud = max(recent, key=lambda each: each["score"] or 0.0)
     print_(f"Predictions on {topic} (the last two, and the most likely fraud of the last 1,000):")
-    for each in [*recent[-2:], suspect]:
+    for each in [*recent[-2:], likeliest_fraud]:
         print_(
             f"  payment {each['id']}: fraud {str(each['prediction']).lower()}, "
             f"probability {each['score']:.3f}, by {each['model']} after {each['version']:,} labels"
