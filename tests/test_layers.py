@@ -67,7 +67,7 @@ FLOORS = [
     "state/store",
     "state",
 ]
-# A facade opens what its sub-packages hold: it imports them when it is asked to, inside a function.
+# A facade opens what its sub-packages hold: it imports them on demand, inside a function.
 FACADES = {"anabranch.dataflows.bus"}
 
 

@@ -34,7 +34,7 @@ def test_a_difference_between_the_contenders_is_noticed(monkeypatch):
         check_agreement(messages)
 
 
-def test_both_ways_to_recover_answer_alike_before_and_after():
+def test_both_ways_to_recover_give_equal_features_before_and_after():
     check_recovery(60)
 
 
@@ -67,7 +67,7 @@ def test_dicts_baseline_make_the_same_of_labels():
     labels.check_agreement(1_000)
 
 
-def test_a_join_that_lets_go_too_soon_is_noticed(monkeypatch):
+def test_a_join_that_expires_predictions_too_soon_is_noticed(monkeypatch):
     def sooner(timeout_ms):
         return labels.Ours(timeout_ms - 1)
 

@@ -189,7 +189,7 @@ def published(steps: list[Step]) -> list[Message]:
             events.append(Message("orders.events", now, key, value))
             continue
         if step.kind == "stray label":
-            labels.append(label(now, key, f"nobody {step.choice}", step))
+            labels.append(label(now, key, f"unknown {step.choice}", step))
             continue
         if step.kind != "again" or not known:
             known += 1

@@ -53,22 +53,22 @@ def rollout_of(champion: base.Classifier, challenger: base.Classifier, seed: int
         topics={"events": topics.events, "labels": topics.labels},
     )
     run_worker(pipeline, bus, SourceOptions(until_end=True))
-    told, lists = (
+    decisions, lists = (
         [json.loads(value) for log in bus.logs(topic) for value in log.values]
         for topic in (topics.rollouts, topics.predictions)
     )
-    return told, lists
+    return decisions, lists
 
 
-def ends(told: list[dict[str, Any]]) -> list[str]:
-    return [each["action"] for each in told if each["action"] not in ("started", "progress")]
+def ends(decisions: list[dict[str, Any]]) -> list[str]:
+    return [each["action"] for each in decisions if each["action"] not in ("started", "progress")]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_better_ranker_is_promoted(seed):
-    told, lists = rollout_of(by_price(), informed(), seed)
-    assert ends(told) == ["promoted"]
-    decision = next(each for each in told if each["action"] == "promoted")
+    decisions, lists = rollout_of(by_price(), informed(), seed)
+    assert ends(decisions) == ["promoted"]
+    decision = next(each for each in decisions if each["action"] == "promoted")
     assert decision["evidence"]["labels"] < 300
     assert len(lists) == 4000
     assert all(len(each["ranking"]) == SHOWN for each in lists)
@@ -79,13 +79,13 @@ def test_the_better_ranker_is_promoted(seed):
 
 
 def test_the_worse_ranker_is_rolled_back():
-    told, lists = rollout_of(informed(), by_price(), 3)
-    assert ends(told) == ["rolled_back"]
+    decisions, lists = rollout_of(informed(), by_price(), 3)
+    assert ends(decisions) == ["rolled_back"]
     assert {entry["ranker"] for entry in lists[-1]["ranking"]} == {"LogisticRegression"}
 
 
 @pytest.mark.parametrize("seed", range(4, 8))
 def test_an_equal_ranker_is_neither_promoted_nor_rolled_back(seed):
-    told, _ = rollout_of(informed(), informed(), seed)
-    assert ends(told) == []
-    assert told[-1]["evidence"]["labels"] >= 800
+    decisions, _ = rollout_of(informed(), informed(), seed)
+    assert ends(decisions) == []
+    assert decisions[-1]["evidence"]["labels"] >= 800

@@ -273,31 +273,31 @@ def test_a_label_is_learned_at_its_own_time():
 
 
 @pytest.mark.parametrize("limit", [1, 100])
-def test_labels_that_nobody_waits_for_are_dead_letters_and_teach_nothing(limit):
+def test_labels_without_a_pending_prediction_are_dead_letters_and_are_not_learned(limit):
     pipeline = trades(label=Verdict.target("fraud", timeout="10m"))
     events = [trade(0, 0), trade(1, 1), trade(2, 30), trade(3, 31)]
     labels = [verdict(7, 0.5), verdict(0, 0.6), verdict(0, 0.7), verdict(1, 30.5)]
     bus = bus_with(pipeline, events, labels)
     predictions = run(pipeline, bus, limit)
     assert [p["version"] for p in predictions] == [0, 1, 1, 1]
-    letters = dead_letters(pipeline, bus)
-    assert [(d["reason"], d["topic"], d["offset"]) for d in letters] == [
+    rejected = dead_letters(pipeline, bus)
+    assert [(d["reason"], d["topic"], d["offset"]) for d in rejected] == [
         ("duplicate label", "trades.labels", 2),
         ("label without event", "trades.labels", 0),  # it was held for a while
         ("label after timeout", "trades.labels", 3),
     ]
-    assert letters[1]["given_up"] == {"topic": "trades.events", "partition": 0, "offset": 2}
-    assert "'t7'" in letters[1]["detail"]
-    assert json.loads(letters[0]["payload"]) == labels[2]
-    assert json.loads(letters[1]["payload"]) == labels[0]
+    assert rejected[1]["given_up"] == {"topic": "trades.events", "partition": 0, "offset": 2}
+    assert "'t7'" in rejected[1]["detail"]
+    assert json.loads(rejected[0]["payload"]) == labels[2]
+    assert json.loads(rejected[1]["payload"]) == labels[0]
 
 
 @pytest.mark.parametrize("limit", [1, 100])
 @pytest.mark.parametrize(
     ("late", "learned", "dead"), [("refuse", 2, ["label after timeout"]), ("update", 3, [])]
 )
-def test_what_is_assumed_when_nobody_says_otherwise(limit, late, learned, dead):
-    """`t0` is silent; `t1` too, until it is too late; `t2` says so in time."""
+def test_the_default_label_is_learned_after_the_timeout(limit, late, learned, dead):
+    """`t0` and `t1` get no label in time, `t1` gets one too late."""
     label = Verdict.target("fraud", timeout="10m", default=False, late=late, update_within="1h")
     pipeline = trades(label=label)
     events = [trade(0, 0), trade(1, 1), trade(2, 9), trade(3, 12), trade(4, 13)]
@@ -376,9 +376,9 @@ def test_a_feature_too_large_to_square_is_a_dead_letter_and_no_model_sees_it(lim
     expected = run(pipeline, bus_with(pipeline, rows, labels))
     bus = bus_with(pipeline, spoilt, labels)
     predictions = run(pipeline, bus, limit)
-    letters = [d for d in dead_letters(pipeline, bus) if d["reason"] == "feature too large"]
-    assert all("account_amount_1h_sum" in letter["detail"] for letter in letters)
-    assert [(d["topic"], d["offset"]) for d in letters] == [
+    rejected = [d for d in dead_letters(pipeline, bus) if d["reason"] == "feature too large"]
+    assert all("account_amount_1h_sum" in letter["detail"] for letter in rejected)
+    assert [(d["topic"], d["offset"]) for d in rejected] == [
         ("trades.events", 20),
         ("trades.events", 21),
     ]
@@ -496,7 +496,7 @@ bus.publisher = publisher
 try:
     run_worker(trades(), bus, SourceOptions(until_end=True))
 except BusError as error:
-    sys.exit(f"told: {error}")
+    sys.exit(f"reported: {error}")
 """
 
 
@@ -510,7 +510,7 @@ def test_a_bus_that_rejects_predictions_ends_the_run_with_its_error(failing):
         timeout=GENEROUS_S,
         check=False,
     )
-    assert ended.stderr.strip().endswith("told: the broker has gone away"), ended.stderr[-2000:]
+    assert ended.stderr.strip().endswith("reported: the broker has gone away"), ended.stderr[-2000:]
     assert ended.returncode == 1
 
 

@@ -132,7 +132,7 @@ def test_payments_fraud_rate_and_delays_are_as_documented() -> None:
     probability = np.concatenate([p.probability for p in found])
     fraud = np.concatenate([p.fraud for p in found])
     delays = np.concatenate([p.verdict_ms - p.ts for p in found])
-    silent = np.concatenate([p.verdict_ms for p in found]) < 0
+    without_label = np.concatenate([p.verdict_ms for p in found]) < 0
     assert 0.02 < fraud.mean() < 0.05
     error = np.sqrt((probability * (1 - probability)).sum()) / len(fraud)
     assert abs(fraud.mean() - probability.mean()) < 4 * error
@@ -141,8 +141,8 @@ def test_payments_fraud_rate_and_delays_are_as_documented() -> None:
         p = probability[inside]
         assert abs((fraud[inside] - p).sum()) < 4 * np.sqrt((p * (1 - p)).sum())
     assert auc(fraud, probability) > 0.9
-    assert abs(silent.mean() - 0.05) < 0.005
-    assert 18 < np.median(delays[~silent]) / 60_000 < 22
+    assert abs(without_label.mean() - 0.05) < 0.005
+    assert 18 < np.median(delays[~without_label]) / 60_000 < 22
 
 
 def test_payments_fraud_moves_to_other_merchants_at_the_drift() -> None:

@@ -16,7 +16,7 @@ EVENTS = 40_000
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 
-def waits_told(run: Run) -> int:
+def logged_waits(run: Run) -> int:
     """How often the run has logged that it waits, in its sink or its reader."""
     return run.said().count("waiting for the bus") + run.said().count("still waiting")
 
@@ -39,14 +39,14 @@ def test_a_broker_that_is_killed_and_one_that_hangs(
     with trial.start("state") as run:
         trial.wait_for_predictions(run, 500)
         broker.kill()
-        run.wait_until(lambda: waits_told(run) > 0, 30)
+        run.wait_until(lambda: logged_waits(run) > 0, 30)
         broker.start()
         trial.wait_for_predictions(run, 500)
-        told = waits_told(run)
+        before = logged_waits(run)
         broker.pause()
         time.sleep(15)  # the tested pause
         broker.resume()
-        assert waits_told(run) > told
+        assert logged_waits(run) > before
         trial.wait_for_predictions(run, 500)
         assert run.wait(120) == 0, run.said()
     check_once(trial)

@@ -89,16 +89,16 @@ class TwoHosts:
 
 
 @pytest.fixture
-def patience() -> int | None:
+def tcp_retries() -> int | None:
     return None
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, patience: int | None) -> Iterator[TwoHosts]:
+def cluster(tmp_path: Path, tcp_retries: int | None) -> Iterator[TwoHosts]:
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)
-    with NetworkHosts(2, patience) as hosts, TwoHosts(tmp_path, hosts) as running:
+    with NetworkHosts(2, tcp_retries) as hosts, TwoHosts(tmp_path, hosts) as running:
         running.wait_for_progress()
         yield running
 
@@ -125,7 +125,7 @@ def test_nothing_is_lost_if_a_host_is_disconnected_or_dies(cluster: TwoHosts) ->
     cluster.check()
 
 
-@pytest.mark.parametrize("patience", [3])
+@pytest.mark.parametrize("tcp_retries", [3])
 def test_nothing_is_lost_if_a_network_failure_outlasts_the_connections(cluster: TwoHosts) -> None:
     before = [len(run.said()) for run in cluster.runs]
     cluster.hosts.cut_off(1)

@@ -140,9 +140,9 @@ def check_two_processes(killed: Killed) -> None:
     check_once(killed.trial)
     check_features(killed.trial, killed.unharmed)
     check_merchants(killed.trial)
-    letters = dead_letters(killed.trial)
-    assert letters == dead_letters(killed.unharmed)
-    reasons = {reason for _, _, _, reason, _ in letters}
+    rejected = dead_letters(killed.trial)
+    assert rejected == dead_letters(killed.unharmed)
+    reasons = {reason for _, _, _, reason, _ in rejected}
     assert reasons >= {"late", "duplicate id", "not JSON", "does not fit the type"}
     check_phases(killed.trial)
 

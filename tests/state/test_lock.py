@@ -82,8 +82,8 @@ def test_a_lock_ends_with_its_process_and_not_with_its_children(tmp_path: Path) 
     children = (
         "import subprocess, time; "
         "child = subprocess.Popen(['sleep', '600'], close_fds=False); "
-        "ready, told = os.pipe(); fork = os.fork(); "
-        "fork or (os.write(told, b'.'), time.sleep(600)); os.read(ready, 1); "
+        "ready, forked = os.pipe(); fork = os.fork(); "
+        "fork or (os.write(forked, b'.'), time.sleep(600)); os.read(ready, 1); "
         "print(child.pid, fork, flush=True)"
     )
     with process("hold", tmp_path, inside=children) as first:
@@ -95,14 +95,14 @@ def test_a_lock_ends_with_its_process_and_not_with_its_children(tmp_path: Path) 
         first.wait()
         try:
             assert all(Path(f"/proc/{each}").exists() for each in left)
-            with hold(tmp_path, patience_s=0):
+            with hold(tmp_path, timeout_s=0):
                 assert holder(tmp_path) == os.getpid()
         finally:
             for each in left:
                 os.kill(each, 9)
 
 
-# Starts as many workers as asked for, when they are in says so, and waits.
+# Starts as many workers as requested, says when they hold the lock, and waits.
 WORKERS = """
 import subprocess
 command = [sys.executable, "-c", WORKER, "join", str(place)]
@@ -149,9 +149,9 @@ def test_workers_share_a_directory_and_a_new_run_waits_for_them(tmp_path: Path) 
 def test_workers_that_do_not_end_are_an_error_after_the_timeout(tmp_path: Path) -> None:
     with orphans(tmp_path):
         with pytest.raises(StateError, match=r"still in state directory .* after 0\.2 s"):
-            hold(tmp_path, patience_s=0.2).__enter__()
+            hold(tmp_path, timeout_s=0.2).__enter__()
         assert holder(tmp_path) is None  # rejected, so not locked
-    with hold(tmp_path, patience_s=GENEROUS_S):
+    with hold(tmp_path, timeout_s=GENEROUS_S):
         pass
 
 

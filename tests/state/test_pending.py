@@ -267,8 +267,8 @@ def test_many_ids(update_ms: int | None) -> None:
         for i in range(start, start + 1_500):
             piece.append(("event", str(hash64([f"id-{i}"])[0]), i + rng.randrange(-400, 400), 0))
             if rng.random() < 0.7:
-                judged = max(0, i - rng.randrange(-1_500, 4_000))
-                piece.append(("label", str(hash64([f"id-{judged}"])[0]), i, rng.randrange(2)))
+                labelled = max(0, i - rng.randrange(-1_500, 4_000))
+                piece.append(("label", str(hash64([f"id-{labelled}"])[0]), i, rng.randrange(2)))
         _BY_HASH.update({int(hash64([item[1]])[0]): item[1] for item in piece})
         want = [entry for item in piece for entry in _step_if_due(reference, item)]
         got = run(store, piece)
@@ -310,8 +310,8 @@ def test_timeouts_of_any_length_are_in_the_order_of_events(start: int) -> None:
             late = rng.choice([0, 0, 1, 100_000, 8 * 86_400_000])
             piece.append(("event", f"{start} {number} {i}", now - late, 0))
             if rng.random() < 0.3:
-                judged = f"{start} {rng.randrange(number + 1)} {rng.randrange(20)}"
-                piece.append(("label", judged, now, 0))
+                labelled = f"{start} {rng.randrange(number + 1)} {rng.randrange(20)}"
+                piece.append(("label", labelled, now, 0))
         _BY_HASH.update({int(hash64([item[1]])[0]): item[1] for item in piece})
         want = [entry for item in piece for entry in reference.step(item)]
         assert split(run(store, piece)) == split(want)

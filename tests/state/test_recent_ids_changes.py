@@ -26,7 +26,7 @@ def is_new(seen, ids, times):
         max_size=30,
     )
 )
-def test_restored_ids_answer_like_the_original(calls):
+def test_restored_ids_match_like_the_original(calls):
     whole, kept, deltas, now = RecentIds(HORIZON), RecentIds(HORIZON), [], 0
     for gap, numbers, commit in calls:
         now += gap

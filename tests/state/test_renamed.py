@@ -60,7 +60,7 @@ def test_signature_copies_and_pickles_stay():
     assert pickle.loads(pickle.dumps(made)) == made == replace(Derived(), min_duration="1h")
 
 
-def test_names_are_told():
+def test_renamed_parameters_are_listed():
     assert renamed_parameters(Derived) == {"most": "limit", "hold": "min_duration"}
     assert renamed_parameters(span) == {"until": "end"}
     assert renamed_parameters(int) == {}

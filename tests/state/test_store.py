@@ -168,9 +168,9 @@ def test_a_token_ahead_of_the_state_is_rejected(tmp_path):
     with filled(tmp_path / "s", 3) as store:
         with pytest.raises(
             StateError, match=r"older than its token.*do not belong together"
-        ) as told:
+        ) as raised:
             store.restore(4)
-        assert str(tmp_path / "s") in str(told.value)
+        assert str(tmp_path / "s") in str(raised.value)
         assert plain(store.restore(3)) == expected(3)
 
 
@@ -201,9 +201,9 @@ def test_hundreds_of_commits_to_the_same_rows_stay_few_and_small(tmp_path):
             blob = number.to_bytes(2, "little")
             store.commit(Delta(rows={"a": rows}, blobs={"last": blob}))
         compact_all(store)
-        told = store.summary()
-        assert told.deltas < 40
-        assert told.bytes["a"] < 20 * 210_000
+        summary = store.summary()
+        assert summary.deltas < 40
+        assert summary.bytes["a"] < 20 * 210_000
         image = store.restore(500)
         np.testing.assert_array_equal(image.rows["a"].columns["x"], rows.columns["x"])
         assert image.blobs["last"] == blob
@@ -253,9 +253,9 @@ def test_large_values_and_large_commits(tmp_path):
 
 def test_another_identity_is_rejected_and_named(tmp_path):
     filled(tmp_path / "s", 1).close()
-    with pytest.raises(StateError, match=r"river 0\.25\.0, here 0\.26\.1;") as told:
+    with pytest.raises(StateError, match=r"river 0\.25\.0, here 0\.26\.1;") as raised:
         Store(tmp_path / "s", {**IDENTITY, "river": "0.26.1"})
-    assert "payments" not in str(told.value)
+    assert "payments" not in str(raised.value)
     with pytest.raises(StateError, match=r"shards \(none\), here 8"):
         Store(tmp_path / "s", {**IDENTITY, "shards": "8"})
     with Store(tmp_path / "s", IDENTITY) as store:  # rejecting it closes it
@@ -346,13 +346,13 @@ def test_verify_during_merges(tmp_path):
 def test_the_summary_has_parts_and_identity(tmp_path):
     before = time.time() * 1000 - 1
     with filled(tmp_path / "s", 2) as store:
-        told = store.summary()
-    assert (told.generation, told.deltas, told.format, told.adopted) == (2, 2, 1, 0)
-    assert told.identity == IDENTITY
-    assert told.bytes["model"] == 1000
-    assert set(told.bytes) == {"card/0", "keys", "model", "odd/1", "odd/2"}
-    assert before <= told.committed_ms <= time.time() * 1000
-    assert ReadOnlyStore(tmp_path / "s").summary() == told
+        summary = store.summary()
+    assert (summary.generation, summary.deltas, summary.format, summary.adopted) == (2, 2, 1, 0)
+    assert summary.identity == IDENTITY
+    assert summary.bytes["model"] == 1000
+    assert set(summary.bytes) == {"card/0", "keys", "model", "odd/1", "odd/2"}
+    assert before <= summary.committed_ms <= time.time() * 1000
+    assert ReadOnlyStore(tmp_path / "s").summary() == summary
 
 
 def test_a_closed_store_raises_and_can_be_closed_again(tmp_path):

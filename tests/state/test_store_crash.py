@@ -167,7 +167,7 @@ def one_line(error: StateError) -> str:
 
 
 def outcome(path: Path, last: int) -> str:
-    """Open and restore; the sentence, or "whole". Anything that is silently wrong fails."""
+    """Open and restore; the sentence, or "whole". Anything wrong without an error fails."""
     try:
         store = Store(path, IDENTITY)
     except StateError as error:
@@ -190,7 +190,7 @@ def test_flipped_bytes_and_cut_files_are_reported_or_rolled_back_never_silently_
     whole = crash_image(tmp_path, 25)
     assert outcome(shutil.copytree(whole, tmp_path / "copy"), 28) == "whole"
     rng = random.Random(5)
-    told = []
+    outcomes = []
     for file in sorted(file.name for file in whole.iterdir() if file.stat().st_size):
         kind = Path(file).suffix or file.split("-")[0]
         for harm in ("flip", "flip", "flip", "cut", "empty", "remove"):
@@ -205,12 +205,12 @@ def test_flipped_bytes_and_cut_files_are_reported_or_rolled_back_never_silently_
                 harmed.write_bytes(b"")
             if harm == "remove":
                 harmed.unlink()
-            told.append((kind, harm, outcome(tmp_path / "copy", 28)))
-    for line in told:
+            outcomes.append((kind, harm, outcome(tmp_path / "copy", 28)))
+    for line in outcomes:
         print(*line)
     for kind in (".blob", ".sst", ".log", "MANIFEST"):
-        assert any(sentence != "whole" for k, _, sentence in told if k == kind), kind
-    assert {".blob", ".sst", ".log", "MANIFEST", "CURRENT"} <= {kind for kind, _, _ in told}
+        assert any(sentence != "whole" for k, _, sentence in outcomes if k == kind), kind
+    assert {".blob", ".sst", ".log", "MANIFEST", "CURRENT"} <= {kind for kind, _, _ in outcomes}
 
 
 def test_a_torn_end_of_the_log_rolls_back_to_the_generation_before(tmp_path):
@@ -248,7 +248,7 @@ def harm_record(path: Path, part: str, harm) -> None:
 
 @pytest.mark.parametrize("part", ["r/card/0", "b/model", "i/keys"])
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "message"),
     [
         (
             lambda record: bytes([record[0] ^ 1]) + record[1:],
@@ -259,14 +259,14 @@ def harm_record(path: Path, part: str, harm) -> None:
     ],
     ids=["changed", "cut", "removed"],
 )
-def test_a_changed_record_is_reported_by_name(tmp_path, part, harm, told):
+def test_a_changed_record_is_reported_by_name(tmp_path, part, harm, message):
     filled(tmp_path / "s", 1).close()
     harm_record(tmp_path / "s", part, harm)
     with Store(tmp_path / "s", IDENTITY) as store:
-        sentence = f"damaged: record '{part}' of generation 1 {told}"
+        sentence = f"damaged: record '{part}' of generation 1 {message}"
         (problem,) = store.verify()
         assert sentence in problem
-        with pytest.raises(StateError, match=told):
+        with pytest.raises(StateError, match=message):
             store.restore(1)
     assert sentence in ReadOnlyStore(tmp_path / "s").verify()[0]
 
@@ -327,9 +327,9 @@ def test_a_full_disk_is_reported_and_earlier_commits_are_intact(small_disk, size
             store.commit(Delta(blobs={f"b{number}": blob}))
             blobs.append(blob)
 
-    with pytest.raises(StateError, match=f"state at {path}.*disk is full") as told:
+    with pytest.raises(StateError, match=f"state at {path}.*disk is full") as raised:
         fill()
-    assert one_line(told.value)
+    assert one_line(raised.value)
     with pytest.raises(StateError, match="can't be written after an error"):
         store.commit(Delta())
     store.close()

@@ -54,7 +54,7 @@ def test_a_dictionary_grows_and_distinguishes_texts_of_one_hash() -> None:
 
 
 STEPS = st.lists(
-    st.tuples(TEXTS, st.sampled_from(["coded", "anew", "plain"]), st.integers(0, 3)), max_size=8
+    st.tuples(TEXTS, st.sampled_from(["coded", "reset", "plain"]), st.integers(0, 3)), max_size=8
 )
 
 
@@ -63,7 +63,7 @@ def test_slots_of_codes_are_those_of_texts(steps: list[tuple[list[str], str, int
     slots, expected = KeySlots(), KeySlots()
     dictionary = TextDictionary()
     for texts, how, released in steps:
-        if how == "anew":
+        if how == "reset":
             dictionary = TextDictionary()
         keys = texts if how == "plain" else coded(dictionary, texts)
         assert slots.slots(keys).tolist() == expected.slots(texts).tolist()

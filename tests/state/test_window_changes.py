@@ -148,7 +148,7 @@ def test_a_broken_chain_is_one_sentence():
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), keys=st.sampled_from([1, 9, 300]), cut=st.integers(0, 1_500))
-def test_windows_that_are_split_and_joined_answer_as_before(seed, keys, cut):
+def test_windows_that_are_split_and_joined_give_equal_statistics(seed, keys, cut):
     rows = stream(seed, 1_500, keys)
     whole = new_state()
     feed(whole, rows, 0, cut, 100)

@@ -145,7 +145,7 @@ class Kept:
 
     def run(self, *more: object, state: object = "state", epoch: str = "1ms") -> Done:
         """Run to the end of what is published."""
-        told = (
+        options = (
             "--bus",
             "sqlite:bus",
             "--state",
@@ -154,7 +154,7 @@ class Kept:
             "--checkpoint-interval",
             epoch,
         )
-        return self.call("run", "flow.py", *told, *more)
+        return self.call("run", "flow.py", *options, *more)
 
     def run_until(self, reads: int, batch: int = 5, epoch_s: float = 0.001) -> bool:
         """Run in this process and stop after so many reads; returns whether it was stopped."""

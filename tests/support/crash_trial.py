@@ -80,8 +80,8 @@ class Trial:
 
     def start(self, state: str, *more: str, batch: int = 0, within: Sequence[str] = ()) -> Run:
         """Start the run, with the command ``within`` before it, such as a network namespace."""
-        told = [*within, *self.command(state, batch or self.batch, *more)]
-        return Run(told, self.directory / f"{Path(state).name}.log")
+        arguments = [*within, *self.command(state, batch or self.batch, *more)]
+        return Run(arguments, self.directory / f"{Path(state).name}.log")
 
     def finish(
         self,
@@ -101,7 +101,7 @@ class Trial:
         batch = self.batch if processes == 1 else self.batch * 20
         done = 0
         while done < kills:
-            assert not self.stop.is_set(), "told to end"
+            assert not self.stop.is_set(), "stopped"
             began = reached(self.directory / state)
             with self.start(state, "--processes", str(processes), batch=batch) as run:
                 done += self._kill_some(run, processes, kills - done)

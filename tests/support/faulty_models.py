@@ -14,7 +14,6 @@ class Raises(base.Classifier):
     def __init__(self, after: int = 50, learning: bool = False) -> None:
         self.after = after
         self.learning = learning
-        self.asked = 0
         self.learned = 0
 
     def predict_proba_one(self, x: dict[str, float]) -> dict[bool, float]:

@@ -95,10 +95,10 @@ class Cluster:
         for results in self.made:
             ids += results.batch.ids
             own = found[results.batch.worker_id]
-            if (taught := results.learned) is not None:
-                given = np.flatnonzero(taught.label != ASSUMED_LABEL)
-                tags, times = taught.tags[given].tolist(), taught.times[given].tolist()
-                rows = zip(tags, select(taught.target, given), times, strict=True)
+            if (learned := results.learned) is not None:
+                given = np.flatnonzero(learned.label != ASSUMED_LABEL)
+                tags, times = learned.tags[given].tolist(), learned.times[given].tolist()
+                rows = zip(tags, select(learned.target, given), times, strict=True)
                 own += [(ids[tag], float(y), at) for tag, y, at in rows]
             if (again := results.corrected) is not None:
                 more = zip(again.tags.tolist(), again.target, again.times.tolist(), strict=True)

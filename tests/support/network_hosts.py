@@ -20,13 +20,13 @@ PREFIX = "anabr"
 class NetworkHosts:
     """``count`` hosts; a context manager. Host n is at ``address(n)``.
 
-    ``patience`` is the number of TCP retransmissions before a connection fails; 3 take about a
+    ``tcp_retries`` is the number of TCP retransmissions before a connection fails; 3 take about a
     second, the kernel's default of 15 a quarter of an hour.
     """
 
-    def __init__(self, count: int, patience: int | None = None) -> None:
+    def __init__(self, count: int, tcp_retries: int | None = None) -> None:
         self._count = count
-        self._patience = patience
+        self._tcp_retries = tcp_retries
 
     def __enter__(self) -> NetworkHosts:
         self._remove()  # what a run that was killed has left
@@ -89,8 +89,8 @@ class NetworkHosts:
         _ip("-n", name, "addr", "add", f"{self.address(number)}/24", "dev", inside)
         _ip("-n", name, "link", "set", inside, "up")
         _ip("-n", name, "link", "set", "lo", "up")
-        if self._patience is not None:
-            setting = f"net.ipv4.tcp_retries2={self._patience}"
+        if self._tcp_retries is not None:
+            setting = f"net.ipv4.tcp_retries2={self._tcp_retries}"
             command = [*self.within(number), "sysctl", "-q", "-w", setting]
             subprocess.run(command, check=True, capture_output=True)
 

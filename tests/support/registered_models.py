@@ -29,7 +29,7 @@ TARGETS: dict[Task, NDArray[np.float64]] = {
 
 def about(model: Any, name: str = "m", task: Task = Task.BINARY, **more: Any) -> Version:
     """The description of ``model`` for the registry."""
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "name": name,
         "made": "snapshot",
         "made_ms": 1_700_000_000_000,
@@ -44,17 +44,17 @@ def about(model: Any, name: str = "m", task: Task = Task.BINARY, **more: Any) ->
         "weights": finite(weights(model)),
         "versions": library_versions(),
     }
-    return Version(**(told | more))
+    return Version(**(fields | more))
 
 
 def learned(model: Any, task: Task, rows: slice = slice(0, ROWS // 2)) -> Learner:
     """A learner trained prequentially on these rows."""
     learner = learner_for(model, COLUMNS, task)
-    go_on(learner, rows)
+    predict_and_learn(learner, rows)
     return learner
 
 
-def go_on(learner: Learner, rows: slice = slice(ROWS // 2, ROWS)) -> Predictions:
+def predict_and_learn(learner: Learner, rows: slice = slice(ROWS // 2, ROWS)) -> Predictions:
     """Predict and then learn each row."""
     part = FEATURES[rows]
     steps = np.tile(np.array([PREDICT, LEARN], np.uint8), len(part))

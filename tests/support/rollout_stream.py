@@ -135,7 +135,7 @@ def play(stream: Stream, deployment: Deployment, cuts: list[int] | None = None) 
     return run
 
 
-def told(run: Run) -> list[Any]:
+def decisions_of(run: Run) -> list[Any]:
     """The decisions without their steps, which count from the start of a batch."""
     return [
         (each.action, each.challenger, each.champion, each.share, each.time, repr(each.evidence),

@@ -352,9 +352,9 @@ def test_commit_never_moves_a_reader(bus: Bus, topic: str) -> None:
     again = bus.reader({at: 2}, group="g")
     assert values_of(drain(again, 8)) == {0: numbered(10)[2:]}
     again.close()
-    silent = bus.reader({at: 0})
-    silent.commit({at: 1})  # no group: nothing to report to
-    silent.close()
+    without_group = bus.reader({at: 0})
+    without_group.commit({at: 1})  # no group: nothing to report to
+    without_group.close()
 
 
 @pytest.mark.kafka
@@ -369,8 +369,8 @@ def test_commit_is_seen_by_lag_tools(kafka_broker: Any) -> None:
     admin = AdminClient(
         {"bootstrap.servers": kafka_broker.url.removeprefix("kafka://"), "log_level": 0}
     )
-    asked = [ConsumerGroupTopicPartitions("lag-test")]
-    found = admin.list_consumer_group_offsets(asked)["lag-test"].result(10)
+    wanted = [ConsumerGroupTopicPartitions("lag-test")]
+    found = admin.list_consumer_group_offsets(wanted)["lag-test"].result(10)
     assert [(p.topic, p.offset) for p in found.topic_partitions] == [(topic, 7)]
 
 

@@ -134,8 +134,8 @@ def test_topic_settings_reach_new_topics(kafka_broker: KafkaBroker) -> None:
     bus = open_bus(kafka_broker.url, {"topic.retention.ms": "1234567", "replication.factor": "1"})
     topic = new_topic(bus, 1)
     admin = admin_of(kafka_broker)
-    asked = ConfigResource(ResourceType.TOPIC, topic)
-    found: dict[str, Any] = admin.describe_configs([asked])[asked].result(10)
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    found: dict[str, Any] = admin.describe_configs([resource])[resource].result(10)
     assert found["retention.ms"].value == "1234567"
 
 

@@ -310,7 +310,7 @@ def test_a_model_that_fails_is_one_sentence_too(tmp_path: Path) -> None:
     assert "error: Boom failed at step 1" in done.err.splitlines()[-1]
 
 
-def test_consume_into_a_closed_pipe_ends_silently(tmp_path: Path) -> None:
+def test_consume_into_a_closed_pipe_ends_without_an_error(tmp_path: Path) -> None:
     run_command(tmp_path, "simulate", "payments", "--events", "20000")
     with Command(tmp_path, "consume", "payments.events", "--no-follow") as command:
         assert command.process.stdout is not None

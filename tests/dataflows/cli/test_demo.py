@@ -196,8 +196,8 @@ def check_counts(done: Done, seconds: int, killed: str) -> None:
     """Assert that the table and the count on the topics agree, and nothing is missing."""
     events = 5000 + round(seconds * 3000 / 1.95)
     read, predictions = number(done, "events"), number(done, "predictions")
-    letters = re.findall(r"dead letters: .*│ +([\d,]+) ", done.out)
-    dead = sum(int(count.replace(",", "")) for count in letters)
+    counts = re.findall(r"dead letters: .*│ +([\d,]+) ", done.out)
+    dead = sum(int(count.replace(",", "")) for count in counts)
     assert dead > 0
     assert read > predictions == events == read - dead  # with broken copies and duplicates
     assert number(done, "messages not yet read") == 0

@@ -51,20 +51,20 @@ def kept(at_half: Path, tmp_path: Path, call: Call, capfd: pytest.CaptureFixture
     return made.copy(tmp_path, call)
 
 
-def go_on(kept: Kept) -> None:
-    """Come through the other half."""
+def resume(kept: Kept) -> None:
+    """Process the other half."""
     kept.publish(MESSAGES[HALF:])
     assert not kept.run_until(10_000, batch=20)
 
 
-def told(done: Done) -> Any:
+def printed_json(done: Done) -> Any:
     """The one JSON value on stdout."""
     went_well(done)
     return json.loads(done.out)
 
 
 @pytest.mark.parametrize("name", GROUP.commands)
-def test_every_command_teaches(name: str, call: Call) -> None:
+def test_every_command_has_examples_in_its_help(name: str, call: Call) -> None:
     done = call("models", name, "--help")
     went_well(done)
     assert f"anabranch models {name}" in done.out.split("Options")[0].split("Examples:")[1]
@@ -77,12 +77,12 @@ def test_every_command_teaches(name: str, call: Call) -> None:
 
 
 def test_a_snapshot_has_the_lineage_of_the_champion(kept: Kept) -> None:
-    (made,) = told(kept.call("models", "list", "state", "--json"))
+    (made,) = printed_json(kept.call("models", "list", "state", "--json"))
     assert (made["reference"], made["made"], made["note"]) == (f"{NAME}@1", "snapshot", "half")
     assert (made["pipeline"], made["task"], made["parent"]) == ("trades", "binary", None)
     assert made["columns"] == ["amount", "account_amount_10m_count", "account_amount_10m_sum",
                                "account_since_last_2h"]  # fmt: skip
-    state = told(kept.call("state", "state", "--json"))
+    state = printed_json(kept.call("state", "state", "--json"))
     spans = {(each["topic"], each["partition"]): each for each in made["trained_on"]}
     assert len(spans) == 2 * PARTITIONS
     for topic, ends in state["offsets"].items():
@@ -101,12 +101,12 @@ def test_the_next_one_grows_from_it_and_none_is_made_when_nothing_was_learned(ke
     same = kept.call("models", "snapshot", "state")
     went_well(same)
     assert f"nothing was learned since {NAME}@1" in same.out
-    go_on(kept)
-    made = told(kept.call("models", "snapshot", "state", "--json"))
+    resume(kept)
+    made = printed_json(kept.call("models", "snapshot", "state", "--json"))
     assert (made["reference"], made["parent"]) == (f"{NAME}@2", f"{NAME}@1")
-    other = told(kept.call("models", "snapshot", "state", "--name", "friday", "--json"))
+    other = printed_json(kept.call("models", "snapshot", "state", "--name", "friday", "--json"))
     assert (other["reference"], other["parent"]) == ("friday@1", f"{NAME}@1")
-    assert other["rows"] == made["rows"] > told(
+    assert other["rows"] == made["rows"] > printed_json(
         kept.call("models", "show", "state", f"{NAME}@1", "--json")
     )["rows"]  # fmt: skip
     shown = kept.call("models", "list", "state", "--name", NAME)
@@ -138,12 +138,12 @@ def test_old_versions_go(kept: Kept) -> None:
         kept.publish(MESSAGES[begin : begin + 20])
         kept.run_until(10_000, batch=20)
         went_well(kept.call("models", "snapshot", "state", "--retain", "2"))
-    left = told(kept.call("models", "list", "state", "--json"))
+    left = printed_json(kept.call("models", "list", "state", "--json"))
     assert [each["reference"] for each in left] == [f"{NAME}@3", f"{NAME}@4"]
 
 
 def test_show_and_diff_tell_it_to_people(kept: Kept) -> None:
-    go_on(kept)
+    resume(kept)
     went_well(kept.call("models", "snapshot", "state"))
     shown = kept.call("models", "show", "state", NAME)
     went_well(shown)
@@ -157,7 +157,9 @@ def test_show_and_diff_tell_it_to_people(kept: Kept) -> None:
     for words in ("labels learned", "trained on", "LogLoss", "the most changed 2 of 5"):
         assert words in compared.out, words
     assert "learning_rate" not in compared.out  # it is the same
-    found = told(kept.call("models", "diff", "state", f"{NAME}@1", NAME, "--json", "--top", "3"))
+    found = printed_json(
+        kept.call("models", "diff", "state", f"{NAME}@1", NAME, "--json", "--top", "3")
+    )
     assert (found["first"], found["second"]) == (f"{NAME}@1", f"{NAME}@2")
     changes = [abs(each["change"]) for each in found["weights"]]
     assert len(changes) == 3
@@ -199,7 +201,7 @@ def test_a_model_from_elsewhere_comes_in_if_it_fits(kept: Kept) -> None:
     put(kept, "m.pickle", learned(["amount"], tree.HoeffdingTreeClassifier()))
     into = ("models", "import", "flow.py", "m.pickle", "--state", "state", "--river", RIVER)
     done = kept.call(*into, "--json")
-    made = told(done)
+    made = printed_json(done)
     assert (made["reference"], made["rows"]) == ("HoeffdingTreeClassifier@1", None)
     assert made["trained_on"] == []
     assert "it has never seen account_amount_10m_count" in done.err
@@ -226,13 +228,13 @@ def test_what_does_not_fit_is_one_sentence(kept: Kept) -> None:
         ("none.pickle", RIVER, "none.pickle can't be read: No such file"),
         ("https://example.org/m.pickle", RIVER, "not a local file"),
     ]
-    before = told(kept.call("models", "list", "state", "--json"))
+    before = printed_json(kept.call("models", "list", "state", "--json"))
     for name, river, words in cases:
         done = kept.call("models", "import", "flow.py", name, "--state", "state", "--river", river)
         refused(done, words)
     refused(kept.call("models", "import", "flow.py", "good.pickle"), "add --river")
     assert not (kept.directory / "data").exists()
-    assert told(kept.call("models", "list", "state", "--json")) == before
+    assert printed_json(kept.call("models", "list", "state", "--json")) == before
 
 
 def test_what_was_exported_for_another_pipeline_is_refused_unread(kept: Kept) -> None:
@@ -304,7 +306,7 @@ def test_a_registry_is_no_part_of_the_state(kept: Kept) -> None:
     went_well(whole)
     assert "5 state partitions verified" in whole.out
     shutil.rmtree(kept.state / "registry")
-    go_on(kept)
+    resume(kept)
 
 
 def test_beside_a_run_snapshots_are_whole_and_rise(kept: Kept) -> None:

@@ -298,7 +298,7 @@ def test_a_copy_of_a_topic_needs_no_continue_at(tmp_path: Path, call: Call) -> N
     url = f"sqlite:{tmp_path / 'bus'}"
     publish(url, MESSAGES)
     copy_of_topic(tmp_path / "e.jsonl", url, EVENTS)
-    told = ("--labels", LABELS, "--bus", "sqlite:bus", "--state", "kept")
-    done = call("replay", "payments", "--from", "e.jsonl", *TO, *told)
+    options = ("--labels", LABELS, "--bus", "sqlite:bus", "--state", "kept")
+    done = call("replay", "payments", "--from", "e.jsonl", *TO, *options)
     assert done.code == 0, done.err
     assert f"{EVENTS} 0 at {len(EVENT_VALUES):,}" in done.out

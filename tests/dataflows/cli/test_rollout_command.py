@@ -1,6 +1,6 @@
 """``anabranch rollout``: what each command says to the run, what it prints, and how it ends.
 
-The run is a thread here, which answers as it is told to; what a real one does with a message is in
+The run is a thread here, with scripted responses; what a real one does with a message is in
 `tests/dataflows/steps/test_control.py`.
 """
 
@@ -110,7 +110,7 @@ def answering(bus: Bus, answers: Sequence[RolloutMessage]) -> Iterator[list[Cont
 
 
 @pytest.mark.parametrize("name", GROUP.commands)
-def test_every_command_teaches(name: str, call: Call) -> None:
+def test_every_command_has_examples_in_its_help(name: str, call: Call) -> None:
     done = call("rollout", "flow.py", name, "--help")
     went_well(done)
     assert (
@@ -123,7 +123,7 @@ def test_there_is_a_command_for_each_kind_of_message() -> None:
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_a_command_is_published_and_its_answer_printed(name: str, bus: Bus, call: Call) -> None:
+def test_a_command_is_published_and_its_response_printed(name: str, bus: Bus, call: Call) -> None:
     arguments, said = SAID[name]
     tell(bus, decided("started", reason="long ago"))
     with answering(bus, [decided("paused", reason="as was said")]) as heard:
@@ -140,13 +140,13 @@ def test_a_command_is_published_and_its_answer_printed(name: str, bus: Bus, call
     assert control.command().problem() is None
 
 
-def test_all_answers_to_a_command_are_printed(bus: Bus, call: Call) -> None:
+def test_all_responses_to_a_command_are_printed(bus: Bus, call: Call) -> None:
     both = [decided("promoted"), decided("ended", challenger="bush")]
     with answering(bus, both):
         done = call("rollout", "flow.py", "promote", "tree", "--json")
     went_well(done)
-    told = json.loads(done.out)
-    assert [(each["action"], each["challenger"]) for each in told] == [
+    printed = json.loads(done.out)
+    assert [(each["action"], each["challenger"]) for each in printed] == [
         ("promoted", "tree"),
         ("ended", "bush"),
     ]
@@ -161,7 +161,7 @@ def test_a_refusal_says_why_and_ends_with_1(bus: Bus, call: Call) -> None:
     assert heard[0].requested_by.partition("@")[2]
 
 
-def test_when_nobody_answers_it_ends_with_3(bus: Bus, call: Call) -> None:
+def test_without_a_response_it_ends_with_3(bus: Bus, call: Call) -> None:
     done = call("rollout", "flow.py", "pause", "--timeout", "200ms")
     assert done.code == 3
     assert done.err.startswith("no response within 200ms: is `anabranch run` running?")
@@ -182,7 +182,7 @@ def test_when_nobody_answers_it_ends_with_3(bus: Bus, call: Call) -> None:
         (("status", "--json", "--follow"), ("leave one out",)),
     ],
 )
-def test_what_cannot_be_meant_is_one_sentence_and_nothing_is_said(
+def test_invalid_arguments_are_one_line_and_nothing_is_published(
     arguments: tuple[str, ...], words: tuple[str, ...], bus: Bus, call: Call
 ) -> None:
     refused(call("rollout", "flow.py", *arguments), *words)
@@ -232,13 +232,13 @@ def test_status_as_json(bus: Bus, call: Call) -> None:
     tell(bus, *HISTORY)
     done = call("rollout", "flow.py", "status", "--json")
     went_well(done)
-    told = json.loads(done.out)
-    assert (told["champion"], told["policy"], told["messages"]) == (
+    printed = json.loads(done.out)
+    assert (printed["champion"], printed["policy"], printed["messages"]) == (
         "LogisticRegression",
         "Shadow",
         6,
     )
-    tree, bush = told["challengers"]["tree"], told["challengers"]["bush"]
+    tree, bush = printed["challengers"]["tree"], printed["challengers"]["bush"]
     assert (tree["action"], tree["since"], tree["share"]) == ("stepped", T0 + 60_000, 0.05)
     assert tree["evidence"] == msgspec.to_builtins(EVIDENCE)
     assert (bush["action"], bush["evidence"]) == ("added", None)
@@ -247,8 +247,12 @@ def test_status_as_json(bus: Bus, call: Call) -> None:
 def test_who_is_promoted_or_removed_is_no_challenger_any_more(bus: Bus, call: Call) -> None:
     tell(bus, *HISTORY, decided("removed", challenger="bush"))
     tell(bus, decided("promoted", champion="tree", share=1.0, policy="Canary"), at=T0 * 2)
-    told = json.loads(call("rollout", "flow.py", "status", "--json").out)
-    assert (told["champion"], told["policy"], told["challengers"]) == ("tree", "Canary", {})
+    printed = json.loads(call("rollout", "flow.py", "status", "--json").out)
+    assert (printed["champion"], printed["policy"], printed["challengers"]) == (
+        "tree",
+        "Canary",
+        {},
+    )
 
 
 def test_status_of_a_topic_without_decisions_is_one_sentence(bus: Bus, call: Call) -> None:
@@ -269,7 +273,7 @@ def test_of_a_long_topic_the_tail_is_read(bus: Bus, tmp_path: Path, call: Call) 
         assert [each.reason for each in log.history()][:3] == ["47", "48", "49"]
 
 
-def test_follow_prints_each_new_decision_until_it_is_told_to_end(bus: Bus, tmp_path: Path) -> None:
+def test_follow_prints_each_new_decision_until_it_is_interrupted(bus: Bus, tmp_path: Path) -> None:
     import signal
 
     tell(bus, HISTORY[0])

@@ -120,8 +120,8 @@ def test_it_continues_like_an_uninterrupted_model(tmp_path: Path, call: Call, mo
     assert (made["rows"], made["parent"]) == (ROWS, "half@1")
     whole = parts.snapshot("uncut", "--name", "whole")
     assert made["weights"] == whole["weights"]
-    told = {each["topic"]: each for each in made["trained_on"]}
-    assert told["parts.events"]["end"] == ROWS // 2  # of the second bus
+    by_topic = {each["topic"]: each for each in made["trained_on"]}
+    assert by_topic["parts.events"]["end"] == ROWS // 2  # of the second bus
 
 
 def test_the_same_command_resumes(parts: Parts) -> None:

@@ -274,11 +274,11 @@ def test_missing_rows_are_counted(place: Path, call: Call) -> None:
     assert (report["not_served"], report["unknown"]) == (10, 0)
     assert report["outside"] == len(rows) - 950  # before the log began, and since it ended
     assert report["missing"][0] == f"{rows[500]['id']} (not served)"
-    stranger = rows[5] | {"id": "nobody"}
+    stranger = rows[5] | {"id": "unknown"}
     write_log(place / "more.jsonl", [*rows, stranger])
     done = call("skew", "pay.py", "--events", "events.jsonl", "--features", "more.jsonl")
     assert done.code == 1
-    assert "nobody (no event)" in done.out
+    assert "unknown (no event)" in done.out
     assert "of rows are missing (--max-mismatch)" in done.out
     assert call("skew", "pay.py", "--events", "events.jsonl", "--features", "more.jsonl",
                 "--max-mismatch", "0.01").code == 0  # fmt: skip

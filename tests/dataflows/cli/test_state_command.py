@@ -45,16 +45,16 @@ def test_it_shows_progress_and_content(kept: Kept) -> None:
 
 
 def test_json_has_everything_in_one_object(kept: Kept) -> None:
-    told = json.loads(kept.call("state", "state", "--json", "--verify").out)
-    assert told["manifest"]["pipeline"] == "trades"
-    assert told["process"] is None
-    assert told["problems"] == []
-    assert told["generation"] >= 1
-    assert sum(told["offsets"]["trades.events"].values()) == EVENTS
-    assert sum(told["offsets"]["trades.labels"].values()) == len(MESSAGES) - EVENTS
+    printed = json.loads(kept.call("state", "state", "--json", "--verify").out)
+    assert printed["manifest"]["pipeline"] == "trades"
+    assert printed["process"] is None
+    assert printed["problems"] == []
+    assert printed["generation"] >= 1
+    assert sum(printed["offsets"]["trades.events"].values()) == EVENTS
+    assert sum(printed["offsets"]["trades.labels"].values()) == len(MESSAGES) - EVENTS
     newest = max(message["ts"] for _, message in MESSAGES if "amount" in message)
-    assert told["event_time_ms"] == newest
-    places = {place["name"]: place for place in told["state_partitions"]}
+    assert printed["event_time_ms"] == newest
+    places = {place["name"]: place for place in printed["state_partitions"]}
     assert set(places) == {"models", "windows", *(f"input-{n}" for n in range(PARTITIONS))}
     assert places["windows"]["keys"]["account"] == 8
     assert places["windows"]["events"]["account"] > 0
@@ -99,9 +99,9 @@ def test_a_new_state_is_empty_and_undamaged(kept: Kept) -> None:
     went_well(kept.run())
     done = kept.call("state", "state", "--verify", "--json")
     went_well(done)
-    told = json.loads(done.out)
-    assert told["event_time_ms"] is None
-    assert all(set(offsets.values()) == {0} for offsets in told["offsets"].values())
+    printed = json.loads(done.out)
+    assert printed["event_time_ms"] is None
+    assert all(set(offsets.values()) == {0} for offsets in printed["offsets"].values())
     went_well(kept.call("state", "state"))
 
 

@@ -108,18 +108,21 @@ def test_a_pipeline_in_another_format_gives_the_same_outputs(
     in_message_pack = run(message_pack, malformed=b"\xc1")
     monkeypatch.setattr(Pipeline, "format_of", lambda self, topic: "json")
     in_json = run(CODECS["json"], malformed=b"{")
-    letters = {
+    rejected = {
         name: outputs.pop("readings.dead-letters")
         for name, outputs in (("msgpack", in_message_pack), ("json", in_json))
     }
     assert in_message_pack == in_json
     assert len(in_json["readings.predictions"]) == 200
-    assert [letter["reason"] for letter in letters["json"]] == ["not JSON", "does not fit the type"]
-    assert [letter["reason"] for letter in letters["msgpack"]] == [
+    assert [letter["reason"] for letter in rejected["json"]] == [
+        "not JSON",
+        "does not fit the type",
+    ]
+    assert [letter["reason"] for letter in rejected["msgpack"]] == [
         "malformed message",
         "does not fit the type",
     ]
-    assert letters["msgpack"][0]["payload_base64"] == "wQ=="
+    assert rejected["msgpack"][0]["payload_base64"] == "wQ=="
 
 
 def test_every_codec_is_registered_under_its_name() -> None:

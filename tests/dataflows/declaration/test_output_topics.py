@@ -165,12 +165,12 @@ def test_a_reader_that_follows_waits_for_more_until_it_is_closed(bus: Bus) -> No
 def test_dead_letters(bus: Bus) -> None:
     pipeline = orders()
     run(pipeline, bus, [order(0), b"no json", order(0)])
-    letters = list(read_outputs(pipeline, DeadLetter, bus=bus))
-    assert sorted((each.reason, each.offset) for each in letters) == [
+    dead_letters = list(read_outputs(pipeline, DeadLetter, bus=bus))
+    assert sorted((each.reason, each.offset) for each in dead_letters) == [
         ("duplicate id", 2),
         ("not JSON", 1),
     ]
-    assert {each.payload for each in letters} == {"no json", order(0).decode()}
+    assert {each.payload for each in dead_letters} == {"no json", order(0).decode()}
 
 
 def test_drift_signals_and_rollout_messages(bus: Bus) -> None:

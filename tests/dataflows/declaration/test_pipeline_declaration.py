@@ -360,7 +360,7 @@ def test_a_model_that_does_not_fit_the_label(label, model, parts):
     assert all(part in message for part in parts), message
 
 
-def test_a_classifier_without_a_label_is_told_of_the_label():
+def test_a_classifier_without_a_label_is_an_error_that_names_the_label():
     message = sentence(lambda: payments(label=None))
     assert "LogisticRegression" in message
     assert "label=" in message

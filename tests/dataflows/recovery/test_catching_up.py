@@ -1,4 +1,4 @@
-"""A pipeline that stood still for a week and goes on is as one that never stopped."""
+"""A pipeline that resumes after a week gives the results of one that never stopped."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def cut(messages: list[Message], *moments: float) -> list[list[Message]]:
     ],
     ids=["dropped", "assumed and corrected"],
 )
-def test_after_a_week_it_goes_on_as_if_it_had_never_stopped(
+def test_after_a_week_it_resumes_as_if_it_had_never_stopped(
     tmp_path: Path, messages: list[Message], rules: dict[str, Any]
 ) -> None:
     """One worked through every half day's messages at once; the other stood still for a week."""

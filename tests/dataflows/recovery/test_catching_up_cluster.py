@@ -120,7 +120,9 @@ class Served:
     metrics: dict[str, float]
 
 
-def by_hand(pieces: Pieces, week: Sequence[Message], after: Pieces, first: int | None) -> Served:
+def run_manually(
+    pieces: Pieces, week: Sequence[Message], after: Pieces, first: int | None
+) -> Served:
     """In step before and after; in the week one reads after the other, unless ``first`` is None."""
     pipeline = payments_two_days.pipeline
     cluster = Cluster(pipeline)
@@ -152,7 +154,7 @@ def by_hand(pieces: Pieces, week: Sequence[Message], after: Pieces, first: int |
 @pytest.fixture(scope="module")
 def never_stopped() -> Served:
     before, week, after = hourly()
-    return by_hand([*before, *week], [], after, None)
+    return run_manually([*before, *week], [], after, None)
 
 
 def hourly() -> tuple[Pieces, Pieces, Pieces]:
@@ -168,7 +170,7 @@ def test_at_worst_only_the_week_itself_differs_by_what_the_other_worker_read(
     """One reads its whole week before the other begins. Nothing can be further from in step."""
     before, week, after = hourly()
     missed = [message for piece in week for message in piece]
-    stopped = by_hand(before, missed, after, first)
+    stopped = run_manually(before, missed, after, first)
     assert {who: sorted(what) for who, what in stopped.learned.items()} == {
         who: sorted(what) for who, what in never_stopped.learned.items()
     }

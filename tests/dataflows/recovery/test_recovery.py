@@ -1,4 +1,4 @@
-"""After a kill, and after any stop, a run goes on as if nothing had happened.
+"""After a kill, and after any stop, a run resumes as if nothing had happened.
 
 The quick trials; `make soak` kills fifty times and more, on Kafka and on several hosts too.
 """

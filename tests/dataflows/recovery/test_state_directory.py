@@ -51,7 +51,7 @@ def kept(at_half: Path, tmp_path: Path, call: Call, capfd: pytest.CaptureFixture
     return made.copy(tmp_path, call)
 
 
-def goes_on(kept: Kept, expected: dict[str, Any]) -> None:
+def check_resumes(kept: Kept, expected: dict[str, Any]) -> None:
     """It runs to the end, and gives what it should: nothing lost, nothing doubled."""
     went_well(kept.run(epoch="5s"))
     outputs = kept.outputs()
@@ -82,13 +82,13 @@ def test_another_declaration_is_refused_and_harms_nothing(kept: Kept, expected: 
         refused(kept.run(), f"the {part} of pipeline 'trades' changed", "--state")
     kept.declare()
     refused(kept.run("--shards", "4"), "created for 8 shards", "--shards 8")
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
 
 
 def test_the_state_of_another_pipeline_is_refused(kept: Kept, expected: Any) -> None:
     with changed(kept.state / "manifest.json", pipeline="clicks"):
         refused(kept.run(), "is the state of pipeline 'clicks', not of 'trades'")
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def test_another_version_or_layout_of_the_manifest_is_refused(kept: Kept, expect
             refused(kept.run(), "manifest.json is damaged", "backup")
     with replaced(manifest, None):
         refused(kept.run(), "is no state directory and is not empty", "--state")
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
 
 
 def test_a_directory_of_format_1_is_refused_with_the_command_that_replays(
@@ -150,7 +150,7 @@ def test_a_directory_of_format_1_is_refused_with_the_command_that_replays(
     refused(kept.run(), "anabranch replay PIPELINE --from PIPELINE.events")
     (kept.state / "identity.json").unlink()
     manifest.write_bytes(before)
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -185,7 +185,7 @@ def test_a_recovery_store_that_is_gone_or_damaged_is_refused(kept: Kept, expecte
         connection.execute("UPDATE snaps SET ser_change = x'00112233'")
     refused(kept.run(), "is damaged", "backup")
     store.write_bytes(content)
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
 
 
 def other_run(kept: Kept, at: Path, epoch: str = "1ms") -> Path:
@@ -215,7 +215,7 @@ def test_a_recovery_store_or_places_of_another_run_are_refused(
         (kept.state / place / "db").rename(tmp_path / "away")
         refused(kept.run(), f"{place} is missing", "bring it back")
         (tmp_path / "away").rename(kept.state / place / "db")
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
 
 
 @contextmanager
@@ -243,10 +243,10 @@ def test_backups_of_different_times_are_refused_and_harm_nothing(
     for place in ("recovery", "models", "layout-1/windows"):
         with swapped(kept.state / place, old / place):
             refused(kept.run(), "is from an older backup", "restore both from one")
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
     shutil.rmtree(kept.state)
     old.rename(kept.state)  # all of it from one backup is well: the outputs are known
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
 
 
 def test_damaged_databases_are_refused(kept: Kept, expected: Any) -> None:
@@ -264,7 +264,7 @@ def test_damaged_databases_are_refused(kept: Kept, expected: Any) -> None:
                 refused(kept.run(), place, "damaged")
         with replaced(table, None):
             refused(kept.run(), place, "damaged")
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
 
 
 def test_a_directory_that_can_not_be_one_is_refused(kept: Kept, expected: Any) -> None:
@@ -278,7 +278,7 @@ def test_a_directory_that_can_not_be_one_is_refused(kept: Kept, expected: Any) -
     (place / "letter.txt").write_text("dear")
     refused(kept.run(state=place), "is not empty", "letter.txt")
     assert (place / "letter.txt").read_text() == "dear"
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
 
 
 def test_a_directory_that_can_not_be_written_is_refused(kept: Kept, expected: Any) -> None:
@@ -293,23 +293,23 @@ def test_a_directory_that_can_not_be_written_is_refused(kept: Kept, expected: An
             refused(kept.run(state="disk/state"), "make it writable")
             make_writable(disk)
             shutil.move(disk / "state", kept.state)
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
 
 
 def test_a_second_run_is_refused_and_the_state_can_be_looked_at(kept: Kept, expected: Any) -> None:
     with hold(kept.state):
         refused(kept.run(), f"(process {os.getpid()})", "--state")
         assert kept.call("state", "state").code == 0
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
 
 
 @pytest.mark.parametrize("name", ["a b", "späte zahlung?x=1#y %20"])
-def test_the_path_may_have_any_letters(kept: Kept, expected: Any, name: str) -> None:
+def test_the_path_may_have_any_characters(kept: Kept, expected: Any, name: str) -> None:
     kept.state.rename(kept.directory / name)
     went_well(kept.run(state=name, epoch="5s"))
     assert kept.call("state", name, "--verify").code == 0
     (kept.directory / name).rename(kept.state)
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
 
 
 def steps_of_making(state: Path) -> list[Callable[[Path], None]]:
@@ -339,7 +339,7 @@ def test_an_interrupted_making_is_made_again(kept: Kept, expected: Any) -> None:
         went_well(kept.run("--start-offset", "latest", epoch="5s"))
     shutil.rmtree(kept.state)
     whole.rename(kept.state)
-    goes_on(kept, expected)
+    check_resumes(kept, expected)
 
 
 def test_places_whose_making_was_interrupted_are_made_again(kept: Kept, expected: Any) -> None:
@@ -357,4 +357,4 @@ def test_places_whose_making_was_interrupted_are_made_again(kept: Kept, expected
     shutil.rmtree(kept.state / "input-2")
     (kept.state / "models").mkdir()
     assert kept.call("state", "state", "--verify").code == 0
-    goes_on(kept, expected)
+    check_resumes(kept, expected)

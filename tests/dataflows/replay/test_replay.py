@@ -102,7 +102,7 @@ def test_files_give_the_same_rows_as_the_topic(
 ) -> None:
     url = f"sqlite:{tmp_path / 'bus'}"
     publish(url, clean)
-    expected, told = replayed(pipeline, tmp_path / "topic.parquet", EVENTS, url)
+    expected, reference = replayed(pipeline, tmp_path / "topic.parquet", EVENTS, url)
     events = [message.value for message in of_topic(clean, EVENTS)]
     verdicts = [message.value for message in of_topic(clean, LABELS)]
     rows, found = replayed(
@@ -114,7 +114,7 @@ def test_files_give_the_same_rows_as_the_topic(
     )
     assert_frame_equal(rows, expected, check_exact=True)
     assert len(rows) == len(events) == found.rows
-    assert found.labelled == told.labelled == len(verdicts)
+    assert found.labelled == reference.labelled == len(verdicts)
     assert found.total == len(events) + len(verdicts)
 
 
@@ -245,7 +245,7 @@ def test_a_file_with_offsets_is_equivalent_to_the_topic(
     first, rest = cut_by_time(clean, 0.7)
     for url in urls:
         publish(url, first, partitions=3)
-    expected, told = replayed(
+    expected, reference = replayed(
         pipeline, tmp_path / "a.parquet", EVENTS, urls[0], state=tmp_path / "a"
     )
     rows, found = replayed(
@@ -259,7 +259,7 @@ def test_a_file_with_offsets_is_equivalent_to_the_topic(
     )
     assert_frame_equal(rows, expected, check_exact=True)
     assert set(rows["partition"]) == {0, 1, 2}
-    assert found.offsets == told.offsets
+    assert found.offsets == reference.offsets
     for url, state in zip(urls, ("a", "b"), strict=True):
         publish(url, rest, partitions=3)
         run(pipeline, url, tmp_path / state)

@@ -56,7 +56,8 @@ MODELS = {
     "good": lambda: preprocessing.StandardScaler() | linear_model.LogisticRegression(),
     "weight": lambda: preprocessing.StandardScaler() | linear_model.LinearRegression(),
     "kind": lambda: tree.HoeffdingTreeClassifier(grace_period=20),
-    "silent": lambda: tree.HoeffdingTreeClassifier(grace_period=20),  # before its first label
+    # It predicts nothing before its first label.
+    "no_prediction": lambda: tree.HoeffdingTreeClassifier(grace_period=20),
     "none": lambda: anomaly.HalfSpaceTrees(n_trees=3, height=3, window_size=20, seed=1),
 }
 
@@ -156,23 +157,25 @@ def test_delayed_labels_of_every_task(
     monkeypatch.setattr(row_file, "PART_ROWS", 37)
     answers = ANSWERS[target]
     things = events(150)
-    judged = [
+    labelled = [
         (thing["id"], thing["ts"] + 7 * 60_000, answers[i % len(answers)])
         for i, thing in enumerate(things)
     ]
-    labels = [{"id": id, "ts": ts, target: value} for id, ts, value in judged if value is not None]
+    labels = [
+        {"id": id, "ts": ts, target: value} for id, ts, value in labelled if value is not None
+    ]
     pipeline = declared(target, label.target(target, timeout="1h"))
     rows = rows_of(tmp_path, pipeline, things, labels)
     found = [as_served(row, pipeline.columns) for row in rows.to_dicts()]
     assert found == served(pipeline, things, labels)
-    assert rows["label"].to_list() == [value for _, _, value in judged]
-    expected = [None if value is None else ts for _, ts, value in judged]
+    assert rows["label"].to_list() == [value for _, _, value in labelled]
+    expected = [None if value is None else ts for _, ts, value in labelled]
     assert rows["label_ts"].to_list() == expected
     assert rows["version"].max() > 50
 
 
 def test_a_model_without_prediction_gives_null(tmp_path: Path) -> None:
-    pipeline = declared("silent", Good.target("good", timeout="1h"))
+    pipeline = declared("no_prediction", Good.target("good", timeout="1h"))
     things, labels = events(9), [{"id": "t1", "ts": T0 + 5 * 60_000, "good": True}]
     rows = rows_of(tmp_path, pipeline, things, labels)
     found = [as_served(row, pipeline.columns) for row in rows.to_dicts()]

@@ -88,11 +88,11 @@ def replayed(
         pipeline,
         ReplaySettings(events=str(directory / "e.parquet"), rows=to, dead_letters=dead, **settings),
     )
-    letters = list(map(json.loads, dead.read_bytes().splitlines()))
-    for letter in letters:
+    dead_letters = list(map(json.loads, dead.read_bytes().splitlines()))
+    for letter in dead_letters:
         if letter["reason"] == "event time ahead":
             letter["detail"] = found.first_rejected = ""  # the time of day is in it
-    return pl.read_parquet(to), letters, found
+    return pl.read_parquet(to), dead_letters, found
 
 
 def both(
@@ -113,10 +113,10 @@ def both(
     assert all(taken)
     assert taken
     monkeypatch.setattr(TypedFrames, "rows", lambda *_: None)
-    decoded, letters, told = replayed(directory / "decoded", frame, **settings)
+    decoded, dead_letters, reference = replayed(directory / "decoded", frame, **settings)
     assert_frame_equal(typed, decoded, check_exact=True)
-    assert dead == letters
-    assert found == told
+    assert dead == dead_letters
+    assert found == reference
     return typed, dead
 
 
@@ -212,10 +212,10 @@ def test_labels_of_several_classes(
 
 def test_features_only_equal_those_of_a_whole_replay(tmp_path: Path) -> None:
     frame = pl.DataFrame(rows(), SCHEMA)
-    whole, _, told = replayed(tmp_path / "whole", frame)
+    whole, _, reference = replayed(tmp_path / "whole", frame)
     only, _, found = replayed(tmp_path / "only", frame, features_only=True)
     assert_frame_equal(only, whole.drop("model", "version", "prediction", "score_"))
-    assert (found.rows, found.labelled) == (told.rows, told.labelled) == (400, 400)
+    assert (found.rows, found.labelled) == (reference.rows, reference.labelled) == (400, 400)
     with pytest.raises(InputError, match="can't write a state"):
         replayed(tmp_path / "state", frame, features_only=True, state=tmp_path / "s")
 

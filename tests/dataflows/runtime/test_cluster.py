@@ -148,13 +148,13 @@ def run_cluster(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 
 class Running:
-    """A run that goes on; a context manager, after which neither it nor its workers are left."""
+    """A run; a context manager, after which neither it nor its workers are left."""
 
     def __init__(self, path: Path, *more: str, cluster: tuple[str, ...] = ("--processes", "2")):
         self._log = path.parent / f"said-{len(list(path.parent.glob('said-*')))}"
         with self._log.open("w") as log:
-            told = command(path, *more, cluster=cluster)
-            self.process = subprocess.Popen(told, stderr=log, cwd=path.parent)
+            arguments = command(path, *more, cluster=cluster)
+            self.process = subprocess.Popen(arguments, stderr=log, cwd=path.parent)
 
     def __enter__(self) -> Running:
         return self
@@ -287,7 +287,7 @@ def test_features_are_exact_though_one_worker_is_hours_ahead_of_the_other(tmp_pa
         check_predictions(bus, rows)
 
 
-def test_workers_that_are_told_to_stop_end_well(tmp_path: Path) -> None:
+def test_workers_stopped_by_a_signal_end_without_an_error(tmp_path: Path) -> None:
     path = tmp_path / "bus"
     rows = trades([30] * PARTITIONS, hours=0.1)
     with bus_with(path, rows) as bus, Running(path) as cluster:
@@ -349,9 +349,9 @@ def test_a_refusal_of_a_worker_is_said_once_and_ends_all(tmp_path: Path) -> None
     path = tmp_path / "bus"
     failing = PIPELINE + "\nimport os\nif 'ANABRANCH_SUPERVISED' in os.environ: pipeline = None\n"
     with bus_with(path, trades([3] * PARTITIONS, hours=0.1)):
-        told = command(path)
+        arguments = command(path)
         (tmp_path / "trades_pipeline.py").write_text(failing)
-        ended = subprocess.run(told, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        ended = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.count("has no pipeline named 'pipeline'") == 1
     assert ended.stderr.splitlines()[-1].startswith("error: ")

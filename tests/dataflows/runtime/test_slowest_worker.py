@@ -72,23 +72,25 @@ def test_labels_in_windows_are_those_of_the_last_days_though_one_is_a_week_ahead
     merchants: dict[str, str] = {}
     checked = 0
     for results in cluster.made:
-        batch, taught = results.batch, results.learned
+        batch, training_steps = results.batch, results.learned
         merchants |= dict(zip(batch.ids, batch.columns["merchant"], strict=True))
         for row, id in enumerate(batch.ids):
             now = int(batch.times[row])
             seen = sum(m == merchants[id] and now - 86_400_000 < t <= now for m, t in known)
-            more = 0 if taught is None else len(taught.times)
+            more = 0 if training_steps is None else len(training_steps.times)
             assert seen <= batch.features[row, at] <= seen + more
             checked += seen > 0
-        if taught is not None:
+        if training_steps is not None:
             ids = batch.labels.ids
-            for label, time in zip(taught.label.tolist(), taught.times.tolist(), strict=True):
+            for label, time in zip(
+                training_steps.label.tolist(), training_steps.times.tolist(), strict=True
+            ):
                 if label >= 0:
                     known.append((merchants[ids[label]], time))
     assert checked > 500
 
 
-def test_those_that_have_nothing_to_read_hold_nobody_back():
+def test_workers_with_nothing_to_read_hold_back_no_other():
     origins = WorkerWatermarks(3)
     origins.advance("0", 10)
     assert origins.limit("0") == origins.slowest() == -IDLE

@@ -1,4 +1,4 @@
-"""Workers that die, refuse, hang or are told to end, and what their supervisor makes of it.
+"""Workers that die, refuse, hang or get a stop signal, and what their supervisor makes of it.
 
 The workers are real processes of a few lines each; `test_cluster` has the real thing.
 """
@@ -66,7 +66,7 @@ DIE = "os.kill(os.getpid(), 9)"
 
 @dataclass
 class Run:
-    """A supervised cluster of two whose workers do as told; what was said and who was started."""
+    """A supervised cluster of two whose workers run a script; what was said and who was started."""
 
     place: Path
     behaviour: str
@@ -122,7 +122,7 @@ def nothing_is_left(tmp_path: Path) -> Iterator[None]:
 
 
 def test_when_a_worker_is_killed_all_are_started_again(tmp_path: Path) -> None:
-    """The first is killed as soon as it has started; the other one would go on for ever."""
+    """The first is killed as soon as it has started; the other one would run for ever."""
     run = Run(tmp_path, f"if me == 1 and start == 0: {DIE}\nif start == 1: sys.exit(0)")()
     assert run.said == [
         f"worker 1 of 2 (process {run.pid(1, 0)}) was killed by SIGKILL; restarting all from "
@@ -170,8 +170,8 @@ def test_a_refusal_is_the_end_and_said_once(tmp_path: Path) -> None:
 def test_who_is_to_blame(tmp_path: Path, mine: str, others: str, sentence: str) -> None:
     both = f"if start: sys.exit(0)\nif me == 0: {mine}\n{others}"
     # Only the one that does not end by itself is killed; the others may take their time.
-    patience_s = 0.5 if others == "pass" else 120.0
-    run = Run(tmp_path, both, policy=RestartPolicy(lost_timeout_s=patience_s, backoff_s=0.0))()
+    lost_timeout_s = 0.5 if others == "pass" else 120.0
+    run = Run(tmp_path, both, policy=RestartPolicy(lost_timeout_s=lost_timeout_s, backoff_s=0.0))()
     assert run.said[0].startswith(sentence.format(run.pid(0, 0), run.pid(1, 0)))
 
 
@@ -241,14 +241,14 @@ def test_a_stop_signal_during_back_off_ends_at_once(tmp_path: Path, number: sign
     assert len(run.starts()) == 1
 
 
-def test_workers_that_are_told_to_end_end_well(tmp_path: Path) -> None:
+def test_workers_stopped_by_a_signal_end_without_an_error(tmp_path: Path) -> None:
     run = Run(tmp_path, "if me == 0: os.kill(os.getppid(), signal.SIGTERM)")
     run.stop.install()
     run()
     assert run.said == []
 
 
-def test_a_worker_that_does_not_end_when_told_is_killed_and_named(tmp_path: Path) -> None:
+def test_a_worker_that_ignores_the_stop_signal_is_killed_and_named(tmp_path: Path) -> None:
     hangs = (
         "if me == 0: os.kill(os.getppid(), signal.SIGTERM); os._exit(0)\n"
         "while me == 1: time.sleep(1)"
@@ -326,7 +326,7 @@ def test_on_several_hosts_a_fault_of_our_own_is_given_up(tmp_path: Path) -> None
     assert len(run.starts(1)) == 5 + 4
 
 
-def test_counters_go_on_over_restarts_and_what_the_dead_said_of_now_is_forgotten(
+def test_counters_survive_restarts_and_gauges_of_dead_workers_are_dropped(
     tmp_path: Path,
 ) -> None:
     tell = f"""
@@ -334,8 +334,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 registry = CollectorRegistry()
 Counter("events", "", registry=registry).inc(10)
 Gauge("lag", "", registry=registry, multiprocess_mode="livesum").set(start + 1)
-(here / f"told-{{me}}-{{start}}.mark").touch()
-while len(list(here.glob(f"told-*-{{start}}.mark"))) < 2: time.sleep(0.01)
+(here / f"reported-{{me}}-{{start}}.mark").touch()
+while len(list(here.glob(f"reported-*-{{start}}.mark"))) < 2: time.sleep(0.01)
 if me == 1 and start == 0: {DIE}
 if me == 1: os.kill(os.getppid(), signal.SIGTERM)
 """
@@ -410,7 +410,7 @@ sys.exit(worker.wait())
 """
 
 
-@pytest.mark.parametrize("how", ["told", "orphaned"])
+@pytest.mark.parametrize("how", ["signalled", "orphaned"])
 def test_a_worker_that_waits_for_another_one_to_connect_still_ends(how: str) -> None:
     """The engine waits without looking at Python's signal handlers."""
     with subprocess.Popen(
@@ -422,7 +422,7 @@ def test_a_worker_that_waits_for_another_one_to_connect_still_ends(how: str) -> 
         worker = int(supervisor.stdout.readline())
         assert "error connecting to worker 0" in supervisor.stdout.readline()
         try:
-            if how == "told":
+            if how == "signalled":
                 os.kill(worker, signal.SIGTERM)
                 assert supervisor.wait(120) == 130
             else:
@@ -439,7 +439,7 @@ def wait_for_the_end_of(process: int) -> None:
     deadline = time.monotonic() + 120
     while Path(f"/proc/{process}").exists():
         if "\nState:\tZ" in Path(f"/proc/{process}/status").read_text():
-            return  # whoever has inherited it takes its time
+            return  # the process that inherited it reaps it later
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

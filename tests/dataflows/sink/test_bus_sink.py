@@ -319,14 +319,14 @@ def test_an_item_sent_to_another_process_knows_how_far_its_rows_reach():
 
 @given(st.lists(st.lists(st.integers(0, 40), max_size=8), max_size=300), st.integers(0, 40))
 @settings(max_examples=100, deadline=None)
-def test_offset_ranges_are_a_set(added, asked):
+def test_offset_ranges_are_a_set(added, queried):
     ranges, known = OffsetRanges(), set()
     for offsets in added:
         ranges.add(np.array(offsets, np.int64))
         known.update(offsets)
     assert ranges.contains(np.arange(-2, 50)).tolist() == [o in known for o in range(-2, 50)]
-    ranges.add(np.array([asked], np.int64))
-    assert ranges.contains(np.array([asked])).tolist() == [True]
+    ranges.add(np.array([queried], np.int64))
+    assert ranges.contains(np.array([queried])).tolist() == [True]
 
 
 REASONS = st.lists(st.sampled_from(("late", "odd", "huge")), max_size=3).map(tuple)

@@ -77,7 +77,7 @@ def test_missing_values_are_a_shift_by_themselves():
     assert shift("x", np.full(9, np.nan), np.full(10, np.nan)).psi == pytest.approx(0)
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero")  # of the p-value, which nobody asked for
+@pytest.mark.filterwarnings("ignore:divide by zero")  # of the p-value, which is not used
 @given(training=VALUES, served=VALUES)
 @settings(max_examples=60, deadline=None)
 def test_laws(training: list[float], served: list[float]):

@@ -78,7 +78,7 @@ def test_a_partition_keeps_its_own_order_even_if_times_fall(times, limit):
     assert rows == bus.values("p.events")
 
 
-def test_live_rows_are_ready_at_once_though_other_topics_are_silent():
+def test_live_rows_are_ready_at_once_though_other_topics_are_idle():
     bus = bus_with({("p.events", 0): [5]}, 2)
     reader = start(bus, 2, 100)
     assert [value for _, value in drain(reader)] == [b"e0.0"]

@@ -140,8 +140,8 @@ def test_the_watermark_and_the_ids_seen_survive(pipeline: Pipeline, tmp_path: Pa
     publish(bus, [trade(20), trade(14.9), trade(15.1), trade(10), trade(21)])
     run(pipeline, bus, tmp_path / "state")
     found = outputs(bus)
-    letters = [row for rows in found["trades.dead-letters"] for row in rows]
-    assert [(row["offset"], row["reason"]) for row in letters] == [
+    dead_letters = [row for rows in found["trades.dead-letters"] for row in rows]
+    assert [(row["offset"], row["reason"]) for row in dead_letters] == [
         (3, "duplicate id"),
         (4, "late"),
         (6, "late"),

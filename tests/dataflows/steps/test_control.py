@@ -226,12 +226,12 @@ def test_what_is_no_control_message_is_a_dead_letter_with_its_coordinates(monkey
     obey(monkeypatch)
     good = {"kind": "pause", "id": "good"}
     bus = run(orders(), limit=7, commands=[*((3, bad) for bad in BAD), (3, good)])
-    letters = [msgspec.json.decode(v, type=DeadLetter) for v in bus.values("p.dead-letters")]
-    assert [(each.topic, each.partition, each.offset) for each in letters] == [
+    dead_letters = [msgspec.json.decode(v, type=DeadLetter) for v in bus.values("p.dead-letters")]
+    assert [(each.topic, each.partition, each.offset) for each in dead_letters] == [
         ("p.control", 0, offset) for offset in range(len(BAD))
     ]
-    assert {each.reason for each in letters} == {"not a control message"}
-    for letter, words in zip(letters, BAD.values(), strict=True):
+    assert {each.reason for each in dead_letters} == {"not a control message"}
+    for letter, words in zip(dead_letters, BAD.values(), strict=True):
         assert words in letter.detail, letter
     assert [each.request_id for each in decisions(bus)] == ["good"]
 
@@ -246,8 +246,8 @@ def test_a_dead_control_message_comes_behind_the_dead_letters_of_its_batch(monke
     publish(bus, "p.events", [(1, b"oops")])
     publish(bus, "p.control", [(1, b"oops")])
     run_worker(pipeline, bus, SourceOptions(until_end=True))
-    letters = [json.loads(value)["topic"] for value in bus.values("p.dead-letters")]
-    assert letters == ["p.events", "p.labels", "p.control"]
+    dead_letters = [json.loads(value)["topic"] for value in bus.values("p.dead-letters")]
+    assert dead_letters == ["p.events", "p.labels", "p.control"]
 
 
 def test_a_pipeline_without_rollouts_reads_and_writes_no_more_than_before():
@@ -294,8 +294,8 @@ def test_with_several_workers_a_command_without_events_goes_to_the_models():
             shard = windows.setdefault(key, WindowStep(pipeline, metrics, workers=2))
             items += shard.on_batch([item])[0]
     results, _ = step.on_batch(sorted(items, key=lambda item: isinstance(item, EntityRows)))
-    told = [(d.action, d.reason) for result in results for d in result.decisions]
-    assert told == [
+    decided = [(d.action, d.reason) for result in results for d in result.decisions]
+    assert decided == [
         ("promoted", "after 5 events and 0 labels"),
         ("ended", "after 5 events and 0 labels"),
         ("started", "after 5 events and 0 labels"),
@@ -339,7 +339,7 @@ def test_batches_count_control_messages_as_rows(monkeypatch):
     bus.create_topics(dict.fromkeys(TOPICS, 1))
     publish(bus, "p.control", COMMANDS[:2])
     run_worker(orders(), bus, SourceOptions(until_end=True), metrics=metrics)
-    told = generate_latest(metrics.registry).decode()
-    assert 'anabranch_batch_rows_sum{pipeline="p"} 2.0' in told
-    assert 'anabranch_rollout_decisions_total{action="started",pipeline="p"} 1.0' in told
-    assert 'anabranch_lag_messages{partition="0",pipeline="p",topic="p.control"} 0.0' in told
+    exported = generate_latest(metrics.registry).decode()
+    assert 'anabranch_batch_rows_sum{pipeline="p"} 2.0' in exported
+    assert 'anabranch_rollout_decisions_total{action="started",pipeline="p"} 1.0' in exported
+    assert 'anabranch_lag_messages{partition="0",pipeline="p",topic="p.control"} 0.0' in exported

@@ -86,14 +86,14 @@ def test_kafka_decides_as_the_embedded_bus_does(
     assert [each.request_id for each in found["kafka"]] == ["a", "b", "c", "c", "d"]
 
 
-def test_an_answer_is_found_on_kafka(kafka_broker: KafkaBroker) -> None:
+def test_a_response_is_found_on_kafka(kafka_broker: KafkaBroker) -> None:
     bus, pipeline = open_bus(kafka_broker.url), copy.copy(PIPELINE)
-    pipeline.name = "asked"
+    pipeline.name = "sent"
     topics = pipeline.topics
     bus.create_topics({topics.control: 2, topics.rollouts: 2})
     control = Control(kind="pause", id="mine")
     answer = RolloutMessage(
-        pipeline="asked", action="paused", rollout="r", challenger="tree", champion="m", share=0.1,
+        pipeline="sent", action="paused", rollout="r", challenger="tree", champion="m", share=0.1,
         reason="", ts=T0, policy="Shadow", evidence=None, guardrails={}, topic=topics.control,
         partition=0, offset=0, request_id="mine",
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Rollouts are steered while worker processes run, are killed and start again: once each.
 
-The command line is used as people use it; a deployment that obeys stands in for one that judges.
+The command line is used as people use it; a scripted deployment replaces one that tests evidence.
 """
 
 from __future__ import annotations
@@ -76,17 +76,17 @@ def test_each_command_is_followed_once_whatever_is_killed(tmp_path: Path) -> Non
         promoted = say("promote", "tree", "--timeout", "150s")
         assert promoted.code == 0, promoted.err
         kill(command.process.pid)
-    unanswered = say("pause", "--timeout", "100ms")  # nobody runs: it is followed later
+    unanswered = say("pause", "--timeout", "100ms")  # no run: it is executed later
     assert unanswered.code == 3
     with start("--until-end") as command:
         done = command.done(2 * GENEROUS_S)
     assert done.code == 0, done.err
 
-    told = [each for part in read(bus, "trades.rollouts") for each in part]
-    assert [each["action"] for each in told] == ["started", "promoted", "ended", "paused"]
-    assert told[0]["request_id"] == json.loads(first.out)[0]["request_id"]
-    assert [each["offset"] for each in told] == sorted(each["offset"] for each in told)
-    assert T0 <= told[0]["ts"] <= told[-1]["ts"]
+    decisions = [each for part in read(bus, "trades.rollouts") for each in part]
+    assert [each["action"] for each in decisions] == ["started", "promoted", "ended", "paused"]
+    assert decisions[0]["request_id"] == json.loads(first.out)[0]["request_id"]
+    assert [each["offset"] for each in decisions] == sorted(each["offset"] for each in decisions)
+    assert T0 <= decisions[0]["ts"] <= decisions[-1]["ts"]
     check_events(bus_outputs(tmp_path), bus.end_offsets("trades.events"))
     bus.close()
 

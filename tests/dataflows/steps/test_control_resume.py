@@ -30,7 +30,7 @@ MESSAGES = trades(150, seed=3)
 CONTROL, ROLLOUTS = "trades.control", "trades.rollouts"
 KINDS = ("start", "pause", "resume", "promote", "rollback", "remove")
 COMMANDS = [(i % PARTITIONS, 2 * i, KINDS[i % 6]) for i in range(30)]  # partition, minute, kind
-Told = list[list[dict[str, Any]]]
+Messages = list[list[dict[str, Any]]]
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def bus_with(commands: list[tuple[int, int, str]]) -> MemoryBus:
     return bus
 
 
-def told(bus: MemoryBus, topic: str = ROLLOUTS) -> Told:
+def messages_of(bus: MemoryBus, topic: str = ROLLOUTS) -> Messages:
     """All messages, by partition; without the events that `Obedient` counts in memory only."""
     found = [[*map(json.loads, log.values)] for log in bus.logs(topic)]
     for each in (each for part in found for each in part if "reason" in each):
@@ -75,7 +75,7 @@ def told(bus: MemoryBus, topic: str = ROLLOUTS) -> Told:
 
 
 def answers(bus: MemoryBus) -> list[str]:
-    return sorted(each["request_id"] for part in told(bus) for each in part)
+    return sorted(each["request_id"] for part in messages_of(bus) for each in part)
 
 
 def test_a_run_that_is_stopped_anywhere_follows_each_command_once(tmp_path):
@@ -83,7 +83,7 @@ def test_a_run_that_is_stopped_anywhere_follows_each_command_once(tmp_path):
     run(pipeline, whole, tmp_path / "whole")
     counts = Counter(answers(whole))
     assert counts == {f"{p}/{m}": 2 if kind == "promote" else 1 for p, m, kind in COMMANDS}
-    assert told(whole, "trades.dead-letters") != [[]] * PARTITIONS
+    assert messages_of(whole, "trades.dead-letters") != [[]] * PARTITIONS
     for seed in range(3):
         chance, bus = random.Random(seed), bus_with(COMMANDS)
         state, stops = tmp_path / f"state-{seed}", 0
@@ -98,7 +98,7 @@ def test_a_run_that_is_stopped_anywhere_follows_each_command_once(tmp_path):
             stops += 1
         assert stops > 2
         for topic in (ROLLOUTS, "trades.dead-letters", "trades.drift"):
-            assert told(bus, topic) == told(whole, topic)
+            assert messages_of(bus, topic) == messages_of(whole, topic)
 
 
 def test_a_crash_after_publishing_publishes_no_decision_twice(tmp_path):
@@ -115,7 +115,7 @@ def test_a_crash_after_publishing_publishes_no_decision_twice(tmp_path):
     run(pipeline, bus, tmp_path / "before", batch=5)
     whole = bus_with(COMMANDS)
     run(pipeline, whole, tmp_path / "whole")
-    assert told(bus) == told(whole)
+    assert messages_of(bus) == messages_of(whole)
 
 
 def offsets(state: Path) -> dict[tuple[str, int], int]:
@@ -123,7 +123,7 @@ def offsets(state: Path) -> dict[tuple[str, int], int]:
     return {(t, number): offset for number, part in parts for t, offset in part.offsets.items()}
 
 
-def test_a_state_goes_on_when_rollouts_are_added_and_taken_away_and_added_again(tmp_path):
+def test_a_state_resumes_when_rollouts_are_added_removed_and_added_again(tmp_path):
     state = tmp_path / "state"
     plain, with_rollout = declared(tmp_path, ""), declared(tmp_path)
     bus = MemoryBus()
@@ -154,7 +154,7 @@ def test_a_state_goes_on_when_rollouts_are_added_and_taken_away_and_added_again(
     assert offsets(state)[CONTROL, 0] == 2
 
     outputs = ("trades.predictions", "trades.dead-letters")
-    of_events = [e for topic in outputs for part in told(bus, topic) for e in part]
+    of_events = [e for topic in outputs for part in messages_of(bus, topic) for e in part]
     of_events = [(e["partition"], e["offset"]) for e in of_events if e["topic"] == "trades.events"]
     assert sorted(of_events) == [
         (number, offset)
@@ -201,7 +201,7 @@ def test_a_replay_of_the_own_topics_hears_what_was_said_meanwhile(tmp_path):
     assert answers(bus) == ["0/90"]
 
 
-def test_a_replay_of_files_listens_to_nobody_and_goes_on_behind_what_was_said(tmp_path):
+def test_a_replay_of_files_ignores_commands_and_resumes_after_them(tmp_path):
     pipeline, bus = declared(tmp_path), bus_with(COMMANDS)
     events = [message for _, message in MESSAGES if "fraud" not in message]
     file = tmp_path / "events.jsonl"
@@ -216,7 +216,7 @@ def test_a_replay_of_files_listens_to_nobody_and_goes_on_behind_what_was_said(tm
     assert alone.bus.end_offsets(CONTROL) == [0]
 
 
-def test_a_replay_goes_on_at_the_start_of_a_control_topic_that_is_not_there_yet(tmp_path):
+def test_a_replay_resumes_at_the_start_of_a_control_topic_that_is_not_there_yet(tmp_path):
     pipeline, bus = declared(tmp_path), MemoryBus()
     bus.create_topics({"trades.events": PARTITIONS, "trades.labels": PARTITIONS})
     publish(bus, MESSAGES)

@@ -92,16 +92,16 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do(name: str) -> None:
 
 
 def test_the_readme_of_deploy_lists_every_alert() -> None:
-    told = (DEPLOY / "README.md").read_text()
-    assert not [name for name in rules() if f"`{name}`" not in told]
+    text = (DEPLOY / "README.md").read_text()
+    assert not [name for name in rules() if f"`{name}`" not in text]
 
 
 def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_must_not() -> None:
     """What the cases are worth, promtool says (`test_promtool_agrees`)."""
-    told = (DEPLOY / "prometheus/alerts_test.yml").read_text()
-    fires = set(re.findall(r'alertname="(\w+)", alertstate="firing"}\n +eval_time', told))
-    fires |= set(re.findall(r"alertname: (\w+)\n +exp_alerts:", told))
-    quiet = set(re.findall(r"alertname: (\w+)\n(?! +exp_alerts)", told))
+    text = (DEPLOY / "prometheus/alerts_test.yml").read_text()
+    fires = set(re.findall(r'alertname="(\w+)", alertstate="firing"}\n +eval_time', text))
+    fires |= set(re.findall(r"alertname: (\w+)\n +exp_alerts:", text))
+    quiet = set(re.findall(r"alertname: (\w+)\n(?! +exp_alerts)", text))
     assert fires == quiet == set(rules())
 
 

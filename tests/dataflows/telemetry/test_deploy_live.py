@@ -21,8 +21,8 @@ from tests.support.waiting import GENEROUS_S, wait_until
 
 pytestmark = pytest.mark.needs("prometheus")
 
-# Nothing of it happens in the run here: why a query may have no answer.
-SILENT = {
+# Nothing of it happens in the run here: why a query may have no data.
+WITHOUT_DATA = {
     "anabranch_restarts_total": "no worker of several has died",
     "anabranch_model_failures_total": "no model has failed",
     "anabranch_buffered_early_labels": "",
@@ -75,13 +75,13 @@ def unanswered(port: int) -> dict[str, str]:
         for query in queries:
             plain = query.replace("$__rate_interval", "15s").replace("$pipeline", ".*")
             names = {name for name, _ in EXPRESSIONS.findall(plain)}
-            if not ask(port, plain) and not names & SILENT.keys() and "> 0" not in plain:
+            if not ask(port, plain) and not names & WITHOUT_DATA.keys() and "> 0" not in plain:
                 found[title] = plain
     return found
 
 
-def test_every_query_has_an_answer_or_a_reason(tmp_path: Path) -> None:
-    scraped, asked = free_port(), free_port()
+def test_every_query_has_data_or_a_reason(tmp_path: Path) -> None:
+    scraped, query_port = free_port(), free_port()
     config = (DEPLOY / "prometheus/prometheus.yml").read_text()
     config = config.replace("127.0.0.1:9100", f"127.0.0.1:{scraped}").replace("5s", "1s")
     (tmp_path / "prometheus.yml").write_text(config)
@@ -102,7 +102,7 @@ def test_every_query_has_an_answer_or_a_reason(tmp_path: Path) -> None:
     simulate = [*anabranch, "simulate", "payments", *bus, "--rate", "500", "--malformed", "0.01"]
     prometheus = [
         "prometheus", f"--config.file={tmp_path}/prometheus.yml",
-        f"--storage.tsdb.path={tmp_path}/tsdb", f"--web.listen-address=127.0.0.1:{asked}",
+        f"--storage.tsdb.path={tmp_path}/tsdb", f"--web.listen-address=127.0.0.1:{query_port}",
     ]  # fmt: skip
     with (
         started([*simulate, "--history", "8000"], tmp_path / "simulate.log"),
@@ -111,14 +111,16 @@ def test_every_query_has_an_answer_or_a_reason(tmp_path: Path) -> None:
     ):
         served = "sum(increase(anabranch_served_predictions_total[20s])) > 1000"
         log = (tmp_path / "run.log").read_text
-        wait_until(lambda: _up(asked) and ask(asked, served), 2 * GENEROUS_S, log, every_s=1)
-        describe = lambda: f"answers to {unanswered(asked)}"  # noqa: E731
-        wait_until(lambda: not unanswered(asked), GENEROUS_S, describe, every_s=2)
+        wait_until(
+            lambda: _up(query_port) and ask(query_port, served), 2 * GENEROUS_S, log, every_s=1
+        )
+        describe = lambda: f"answers to {unanswered(query_port)}"  # noqa: E731
+        wait_until(lambda: not unanswered(query_port), GENEROUS_S, describe, every_s=2)
         for name, rule in rules().items():  # none is an error, and all are quiet but one
-            ask(asked, expression(rule))
-            if name == "AnabranchRolledBack":  # `bayes` may be found out by now
+            ask(query_port, expression(rule))
+            if name == "AnabranchRolledBack":  # `bayes` may be rolled back by now
                 continue
-            assert not ask(asked, f'ALERTS{{alertname="{name}", alertstate="firing"}}'), name
+            assert not ask(query_port, f'ALERTS{{alertname="{name}", alertstate="firing"}}'), name
 
 
 def _up(port: int) -> bool:

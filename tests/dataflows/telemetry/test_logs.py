@@ -125,16 +125,16 @@ def test_configuring_again_does_not_say_all_twice(written):
 
 def test_dead_letters_are_summed_up_once_a_minute(caplog):
     now = [0.0]
-    told = StreamLog("p.dead-letters", lambda: now[0])
+    log = StreamLog("p.dead-letters", lambda: now[0])
     letter = DeadLetter(topic="t", partition=0, offset=0, reason="late", detail="", payload="x")
     with caplog.at_level(logging.INFO):
         for _ in range(5):
-            told.dead_letters([letter, letter])
+            log.dead_letters([letter, letter])
         now[0] = 61.0
-        told.flush()
-        told.dead_letters([letter])
-        told.finish()
-        told.finish()
+        log.flush()
+        log.dead_letters([letter])
+        log.finish()
+        log.finish()
     assert [record.getMessage() for record in caplog.records] == [
         "2 messages could not be used (late 2): see p.dead-letters",
         "8 messages could not be used (late 8): see p.dead-letters",
@@ -161,8 +161,8 @@ def test_every_line_of_a_run_is_a_record(tmp_path: Path):
     assert ended["events"] == 3000
     assert ended["dead_letters"] > 0
     warned = [each for each in found if each["level"] == "warning"]
-    told = [each["reasons"] for each in warned if "could not be used" in each["msg"]]
-    assert sum(sum(reasons.values()) for reasons in told) == ended["dead_letters"]
+    logged = [each["reasons"] for each in warned if "could not be used" in each["msg"]]
+    assert sum(sum(reasons.values()) for reasons in logged) == ended["dead_letters"]
 
 
 @pytest.mark.timeout(600)

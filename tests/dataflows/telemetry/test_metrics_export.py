@@ -296,7 +296,7 @@ def test_metrics_are_served_on_a_free_port():
     assert 'anabranch_dead_letters_total{pipeline="orders",reason="late"} 1.0' in text
 
 
-def asked(port: int, path: str) -> tuple[int, str]:
+def get(port: int, path: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return answer.status, answer.read().decode()
@@ -304,20 +304,20 @@ def asked(port: int, path: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_a_run_is_live_while_it_starts_ready_when_it_has_reported_and_neither_when_silent():
+def test_a_run_is_live_while_it_starts_ready_when_it_has_reported_and_neither_without_a_heartbeat():
     now = [1000.0]
     registry = CollectorRegistry()
     port = serve(registry, 0, host="127.0.0.1", clock=lambda: now[0])
-    assert asked(port, "/healthz/live") == (200, "starting: no worker has reported yet\n")
+    assert get(port, "/healthz/live") == (200, "starting: no worker has reported yet\n")
     not_yet = "not ready: 0 of 1 workers have restored their state\n"
-    assert asked(port, "/healthz/ready") == (503, not_yet)
+    assert get(port, "/healthz/ready") == (503, not_yet)
     WorkerMetrics("orders", registry).flush()
     now[0] = value(registry, HEARTBEAT) + 59
-    assert asked(port, "/healthz/live") == asked(port, "/healthz/ready") == (200, "ok\n")
+    assert get(port, "/healthz/live") == get(port, "/healthz/ready") == (200, "ok\n")
     now[0] += 5
-    silent = (503, "a worker has not reported for 64 s\n")
-    assert asked(port, "/healthz/live") == asked(port, "/healthz/ready") == silent
-    assert asked(port, "/elsewhere")[0] == 404
+    unhealthy = (503, "a worker has not reported for 64 s\n")
+    assert get(port, "/healthz/live") == get(port, "/healthz/ready") == unhealthy
+    assert get(port, "/elsewhere")[0] == 404
 
 
 def test_it_is_ready_when_all_workers_are():
@@ -325,8 +325,8 @@ def test_it_is_ready_when_all_workers_are():
     port = serve(registry, 0, host="127.0.0.1", workers=2)
     WorkerMetrics("orders", registry).flush()
     one = "not ready: 1 of 2 workers have restored their state\n"
-    assert asked(port, "/healthz/ready") == (503, one)
-    assert asked(port, "/healthz/live") == (200, "ok\n")
+    assert get(port, "/healthz/ready") == (503, one)
+    assert get(port, "/healthz/live") == (200, "ok\n")
 
 
 def test_a_port_that_is_taken_is_one_sentence():

@@ -133,20 +133,22 @@ def test_quarantined_events_are_predicted_and_scored_and_not_learned():
     assert last[0] == last[-1] < usual[-1]["version"]
     value = metrics.registry.get_sample_value
     labels = {"pipeline": "sensors"}
-    suspect = value("anabranch_quarantined_labels_total", labels)
-    assert suspect >= len(last) - 1
-    assert value("anabranch_learned_labels_total", labels) + suspect == len(predictions)
+    quarantined = value("anabranch_quarantined_labels_total", labels)
+    assert quarantined >= len(last) - 1
+    assert value("anabranch_learned_labels_total", labels) + quarantined == len(predictions)
     for limit in (7, 333):
         assert worked(quarantining(), limit) == whole
 
 
 @pytest.mark.parametrize("inline", [True, False])
 @given(
-    seed=st.integers(0, 99), suspect=st.sets(st.integers(0, SIZE - 1)),
+    seed=st.integers(0, 99), quarantined=st.sets(st.integers(0, SIZE - 1)),
     cuts=st.sets(st.integers(1, SIZE - 1), max_size=8), again=st.booleans(),
 )  # fmt: skip
 @settings(max_examples=15, deadline=None)
-def test_quarantine_equals_a_loop_over_river_that_skips_rows(inline, seed, suspect, cuts, again):
+def test_quarantine_equals_a_loop_over_river_that_skips_rows(
+    inline, seed, quarantined, cuts, again
+):
     """Labels come two events later, or at once."""
     rng = np.random.default_rng(seed)
     features, target = rng.normal(size=(SIZE, 2)), (rng.random(SIZE) < 0.5).astype(float)
@@ -155,7 +157,7 @@ def test_quarantine_equals_a_loop_over_river_that_skips_rows(inline, seed, suspe
     for i in range(SIZE + behind):
         if i < SIZE:
             want.append(model.predict_proba_one(dict(zip("ab", features[i], strict=True)))[True])
-        if i >= behind and i - behind not in suspect:
+        if i >= behind and i - behind not in quarantined:
             row = dict(zip("ab", features[i - behind], strict=True))
             model.learn_one(row, target[i - behind] == 1.0)
 
@@ -167,7 +169,7 @@ def test_quarantine_equals_a_loop_over_river_that_skips_rows(inline, seed, suspe
         )
 
     step, kept, found, scored, left = make(), [], [], 0, 0
-    mask = np.isin(np.arange(SIZE), sorted(suspect))
+    mask = np.isin(np.arange(SIZE), sorted(quarantined))
     bounds = [0, *sorted(cuts), SIZE]
     for low, high in pairwise(bounds):
         due = np.arange(low, high) - behind
@@ -200,8 +202,8 @@ def test_quarantine_equals_a_loop_over_river_that_skips_rows(inline, seed, suspe
             step = make()
             step.restore(merge(kept))
     assert found == pytest.approx(want, abs=1e-12)
-    assert (scored, left) == (SIZE, len(suspect))
-    assert step.models.learners["m"].version == SIZE - len(suspect)
+    assert (scored, left) == (SIZE, len(quarantined))
+    assert step.models.learners["m"].version == SIZE - len(quarantined)
 
 
 class Ride(Event):

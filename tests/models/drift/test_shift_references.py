@@ -56,12 +56,12 @@ def daily_cycle(days: int, seed: int, weekend: float = 0.0) -> F64:
 
 def lasting(found: list[DistributionShift]) -> list[tuple[int, str]]:
     """Drift and its resolution, without warnings that were not followed by drift."""
-    told, drifting = [], set()
+    reported, drifting = [], set()
     for each in found:
         if each.severity == "drift" or (each.severity == "resolved" and each.column in drifting):
-            told.append((each.column, each.severity))
+            reported.append((each.column, each.severity))
             drifting ^= {each.column}
-    return told
+    return reported
 
 
 def test_a_lasting_change_becomes_the_baseline_of_a_sliding_reference():

@@ -69,7 +69,7 @@ def test_the_model_that_ranks_better_is_found_at_the_end_of_a_window() -> None:
     assert evidence.challenger_loss == pytest.approx(1.0 - auc(y == 1.0, champion), abs=0.01)
 
 
-def test_equal_rankings_are_not_told_apart() -> None:
+def test_equal_rankings_give_no_finding() -> None:
     y, champion, _ = scores(2, 20_000, 1.5)
     evidence = AucEvidence(window=100)
     evidence.update(y, champion, 3.0 * champion - 1.0)

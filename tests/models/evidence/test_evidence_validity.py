@@ -79,7 +79,7 @@ def test_the_mean_of_an_e_value_of_two_samples_is_one_whatever_the_shares() -> N
 
 
 @pytest.mark.parametrize("declared", [{}, {"clip": 0.1}, {"clip": 0.02}, {"method": "asymptotic"}])
-def test_equal_models_are_seldom_told_apart_at_any_label(declared: dict[str, Any]) -> None:
+def test_equal_models_seldom_give_a_finding_at_any_label(declared: dict[str, Any]) -> None:
     runs, wrong, peeked = 300, np.zeros(2), 0
     random = np.random.default_rng(1)
     for _ in range(runs):
@@ -93,7 +93,7 @@ def test_equal_models_are_seldom_told_apart_at_any_label(declared: dict[str, Any
     assert peeked / runs > 3 * ALPHA
 
 
-def test_heavy_tails_of_equal_means_are_seldom_told_apart() -> None:
+def test_heavy_tails_of_equal_means_seldom_give_a_finding() -> None:
     """Differences that are cut are for the challenger: only the uncut ones can hold it back."""
     runs, wrong = 250, 0
     random, factor = np.random.default_rng(6), heavy_tails.equalizing_factor(count=1_000_000)
@@ -105,7 +105,7 @@ def test_heavy_tails_of_equal_means_are_seldom_told_apart() -> None:
 
 
 @pytest.mark.parametrize("shares", [(0.5,), (0.02, 0.1, 0.5)])
-def test_equal_arms_are_seldom_told_apart_at_any_label(shares: tuple[float, ...]) -> None:
+def test_equal_arms_seldom_give_a_finding_at_any_label(shares: tuple[float, ...]) -> None:
     runs, wrong = 300, np.zeros(2)
     random = np.random.default_rng(2)
     share = np.repeat(shares, 6000 // len(shares))

@@ -97,20 +97,22 @@ def reference(case: str, run: Steps, most: int, after: int) -> tuple[list[Any], 
         segment = int(features[at, -1])
         mine = models.get(segment)
         if operation == PREDICT:
-            asked = mine or shared
+            serving = mine or shared
             if task is Task.BINARY:
-                answers.append(asked.predict_proba_one(x).get(True))
+                answers.append(serving.predict_proba_one(x).get(True))
             elif task is Task.MULTICLASS:
-                answers.append((asked.predict_proba_one(x), asked.predict_one(x)))
+                answers.append((serving.predict_proba_one(x), serving.predict_one(x)))
             else:
-                answers.append(asked.score_one(x) if task is Task.ANOMALY else asked.predict_one(x))
+                answers.append(
+                    serving.score_one(x) if task is Task.ANOMALY else serving.predict_one(x)
+                )
             continue
         y = bool(truth) if task is Task.BINARY else truth
-        told = (x,) if task is Task.ANOMALY else (x, y)
-        shared.learn_one(*told)
+        example = (x,) if task is Task.ANOMALY else (x, y)
+        shared.learn_one(*example)
         labels[segment] = labels.get(segment, 0) + 1
         if mine is not None:
-            mine.learn_one(*told)
+            mine.learn_one(*example)
         elif labels[segment] == after and segment < most:
             models[segment] = copy.deepcopy(shared)
     return answers, set(models)
@@ -327,12 +329,12 @@ def test_a_label_trains_the_segment_of_its_event(
             found, wanted, rtol=1e-12 if case == "compiled" else 0, atol=1e-15, equal_nan=True
         )
     assert step.models.segments is not None
-    told = step.models.segments.report(step.models.learners["m"])
-    assert sum(each["labels"] for each in told.values()) == step.models.learners["m"].version
+    report = step.models.segments.report(step.models.learners["m"])
+    assert sum(each["labels"] for each in report.values()) == step.models.learners["m"].version
     _, names, order = delayed(case)
     came = dict.fromkeys(names[i] for _, kind, i in order if kind == 0)
-    assert list(told) == [*list(came)[:3], "other"]
-    assert not told["other"]["own"]
+    assert list(report) == [*list(came)[:3], "other"]
+    assert not report["other"]["own"]
 
 
 def test_inline_labels_too() -> None:
@@ -445,7 +447,7 @@ def segmented(directory: Path, call: Call) -> Kept:
     return kept
 
 
-def told_by(kept: Kept) -> Any:
+def printed_state(kept: Kept) -> Any:
     done = kept.call("state", kept.state, "--json")
     went_well(done)
     return {place["name"]: place for place in json.loads(done.out)["state_partitions"]}["models"]
@@ -475,7 +477,7 @@ def with_all(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("all_of_it", [False, True], ids=["segments", "all"])
-def test_a_run_that_stops_and_goes_on_is_one_that_did_not(
+def test_a_run_that_stops_and_resumes_equals_one_that_did_not(
     all_of_it: bool, tmp_path: Path, call: Call
 ) -> None:
     whole, broken = segmented(tmp_path / "a", call), segmented(tmp_path / "b", call)
@@ -493,18 +495,18 @@ def test_a_run_that_stops_and_goes_on_is_one_that_did_not(
         mine = sorted(json.dumps(row, sort_keys=True) for part in got[topic] for row in part)
         assert mine == rows, topic
     assert any(want["trades.predictions"])
-    told = told_by(whole)
-    assert told_by(broken) | {"bytes": 0, "generation": 0, "resumes_at": 0} == told | {
+    report = printed_state(whole)
+    assert printed_state(broken) | {"bytes": 0, "generation": 0, "resumes_at": 0} == report | {
         "bytes": 0,
         "generation": 0,
         "resumes_at": 0,
     }
-    assert len(told["segments"]) == 6
+    assert len(report["segments"]) == 6
     if all_of_it:
-        assert set(told["slices"]["account_target_1h_mean"]) == {"<0.5", ">=0.5"}
-        for values in told["slices"].values():
+        assert set(report["slices"]["account_target_1h_mean"]) == {"<0.5", ">=0.5"}
+        for values in report["slices"].values():
             counts = [each["labels"] for each in values.values()]
-            assert sum(counts) == sum(each["labels"] for each in told["segments"].values())
+            assert sum(counts) == sum(each["labels"] for each in report["segments"].values())
 
 
 def test_the_state_tells_of_segments_and_the_registry_keeps_the_shared_model(
@@ -512,17 +514,17 @@ def test_the_state_tells_of_segments_and_the_registry_keeps_the_shared_model(
 ) -> None:
     kept = segmented(tmp_path / "a", call)
     assert not kept.run_until(10_000, batch=20)
-    told = told_by(kept)["segments"]
-    assert len(told) == 6
-    assert {name for name, each in told.items() if not each["own"]} == {"other"}
-    assert all(each["labels"] >= 2 for each in told.values())
+    report = printed_state(kept)["segments"]
+    assert len(report) == 6
+    assert {name for name, each in report.items() if not each["own"]} == {"other"}
+    assert all(each["labels"] >= 2 for each in report.values())
     shown = call("state", kept.state)
     went_well(shown)
     assert "5 segments" in shown.out
     went_well(call("models", "snapshot", kept.state))
     about = json.loads(call("models", "show", kept.state, "LogisticRegression@1", "--json").out)
     assert about["columns"][-1] == "account_since_last_2h"
-    assert about["rows"] == sum(each["labels"] for each in told.values())
+    assert about["rows"] == sum(each["labels"] for each in report.values())
     again = ("run", kept.directory / "flow.py", "--bus", f"sqlite:{kept.directory / 'bus'}")
     begun = ("--model", "LogisticRegression@1", "--registry", kept.state, "--until-end")
     done = call(*again, "--state", kept.directory / "second", *begun)
@@ -539,6 +541,6 @@ def test_of_several_workers_too(tmp_path: Path, call: Call) -> None:
         "--until-end", "--checkpoint-interval", "1ms", "--processes", "2",
     ) as command:  # fmt: skip
         went_well(command.done(200.0))
-    told = told_by(kept)["segments"]
-    assert len(told) == 6
-    assert sum(each["own"] for each in told.values()) == 5
+    report = printed_state(kept)["segments"]
+    assert len(report) == 6
+    assert sum(each["own"] for each in report.values()) == 5

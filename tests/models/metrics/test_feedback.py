@@ -112,7 +112,7 @@ def test_a_run_that_is_stopped_anywhere_gives_the_same_signals(tmp_path: Path):
 
 
 class Loan(Event):
-    """What is asked for."""
+    """An application for a loan."""
 
     id: str
     ts: int
@@ -129,7 +129,7 @@ class Repaid(Label):
 
 @pytest.mark.parametrize("loop", [False, True])
 def test_labels_that_come_for_high_scores_alone_are_a_loop(loop):
-    """From the middle on only those get a loan whom the model likes; of the others nobody hears."""
+    """From the middle on only those with high scores get a loan; the others get no label."""
     pipeline = Pipeline(
         name="loans", event=Loan, label=Repaid.target("repaid", timeout="1m"),
         features=[field("income")], model=linear_model.LogisticRegression(),

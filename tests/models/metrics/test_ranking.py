@@ -1,4 +1,4 @@
-"""Rankings: a row per candidate, a list per event; and interleaved lists, judged by choices."""
+"""Rankings: a row per candidate, a list per event; and interleaved lists, compared by choices."""
 
 from __future__ import annotations
 
@@ -169,14 +169,14 @@ def ranked(
     return outputs(pipeline, bus)
 
 
-def told(found: dict[str, list[list[bytes]]], topic: str) -> list[dict[str, Any]]:
+def messages_of(found: dict[str, list[list[bytes]]], topic: str) -> list[dict[str, Any]]:
     return [json.loads(value) for log in found[topic] for value in log]
 
 
-# By hand: what is known at each page, and what a model of River's makes of it.
+# Reference: what is known at each page, and what a model of River's makes of it.
 
 
-class ByHand:
+class Reference:
     """One page after the other, with lists of everything that ever happened."""
 
     def __init__(self) -> None:
@@ -257,37 +257,37 @@ def test_every_candidate_is_a_row_of_its_own(seed):
     pipeline = shop(features=plain, allowed_lateness="2m", model=model)
     messages = traffic(seed, odd=False)
     found = ranked(pipeline, messages)
-    hand = ByHand()
+    reference = Reference()
     for topic, _, _, said in messages:
-        hand.take(topic, said)
-    rankings = told(found, "shop.predictions")
+        reference.take(topic, said)
+    rankings = messages_of(found, "shop.predictions")
     pages = [said["id"] for topic, _, _, said in messages if topic == "shop.events"]
     assert [each["id"] for each in rankings] == pages
     for each in rankings:
         for entry in each["ranking"]:
-            mine = hand.features[each["id"], entry["item"]]
+            mine = reference.features[each["id"], entry["item"]]
             assert entry["features"] == pytest.approx(mine, rel=1e-9), (each["id"], entry["item"])
             assert entry["ranker"] == each["model"] == "LogisticRegression"
-        expected = hand.lists[each["id"]]
+        expected = reference.lists[each["id"]]
         assert [entry["item"] for entry in each["ranking"]] == [item for item, _ in expected]
         scores = [entry["score"] for entry in each["ranking"]]
         assert scores == pytest.approx([score for _, score in expected], rel=1e-6)
-    assert len(hand.chosen_at) > 20
+    assert len(reference.chosen_at) > 20
 
 
 def test_what_can_not_be_ranked_is_a_dead_letter_with_its_reason():
     pipeline = shop(max_candidates=4)
     found = ranked(pipeline, traffic(5, pages=300))
-    reasons = {each["reason"] for each in told(found, "shop.dead-letters")}
+    reasons = {each["reason"] for each in messages_of(found, "shop.dead-letters")}
     assert reasons >= {
         "no candidates", "repeated candidate", "does not fit the candidates", "number too large",
         "too many candidates", "duplicate id", "late", "label without event",
     }  # fmt: skip
     events = sum(len(log) for log in found["shop.predictions"])
-    dead = told(found, "shop.dead-letters")
-    letters = {each["offset"] for each in dead if each["topic"] == "shop.events"}
-    assert events + len(letters) == 300
-    assert not letters & {each["offset"] for each in told(found, "shop.predictions")}
+    dead = messages_of(found, "shop.dead-letters")
+    dead_letters = {each["offset"] for each in dead if each["topic"] == "shop.events"}
+    assert events + len(dead_letters) == 300
+    assert not dead_letters & {each["offset"] for each in messages_of(found, "shop.predictions")}
 
 
 POLICIES: dict[str, Policy] = {
@@ -337,7 +337,7 @@ def test_two_workers_give_the_features_of_one():
     messages = [each for each in messages if each[0] == "shop.events"]  # labels may come otherwise
     alone = {
         (each["partition"], each["offset"], entry["item"]): entry["features"]
-        for each in told(ranked(pipeline, messages, 50, PARTITIONS), "shop.predictions")
+        for each in messages_of(ranked(pipeline, messages, 50, PARTITIONS), "shop.predictions")
         for entry in each["ranking"]
     }
     bus, metrics = bus_with(pipeline, messages, PARTITIONS), WorkerMetrics("shop")
@@ -375,11 +375,11 @@ def test_where_the_chosen_ones_stood_is_measured():
     model = linear_model.LogisticRegression()
     pipeline = shop(features=plain, allowed_lateness="2m", model=model)
     messages = traffic(1, odd=False)
-    bus, hand = bus_with(pipeline, messages), ByHand()
+    bus, reference = bus_with(pipeline, messages), Reference()
     for topic, _, _, said in messages:
-        hand.take(topic, said)
+        reference.take(topic, said)
     quality = RankQuality()
-    quality.update(np.array(hand.chosen_at))
+    quality.update(np.array(reference.chosen_at))
     metrics = WorkerMetrics("shop")
     run_worker(pipeline, bus, SourceOptions(until_end=True), metrics=metrics)
     read = metrics.registry.get_sample_value
@@ -445,7 +445,7 @@ def test_a_list_is_of_one_model_though_its_key_is_its_own_id(policy):
     plain = [field("prices", fill_null=0.0), window("items", over="1h")]  # nothing of a visitor
     linear = preprocessing.StandardScaler() | linear_model.LogisticRegression()
     pipeline = shop(features=plain, challengers={"linear": linear}, rollout=policy)
-    lists = told(ranked(pipeline, traffic(4, odd=False)), "shop.predictions")
+    lists = messages_of(ranked(pipeline, traffic(4, odd=False)), "shop.predictions")
     rankers = [{entry["ranker"] for entry in each["ranking"]} for each in lists]
     assert all(len(each) == 1 for each in rankers)
     assert {name for each in rankers for name in each} == {"GaussianNB", "linear"}
@@ -457,9 +457,12 @@ def test_an_id_that_could_be_taken_for_another_is_refused():
         time = T0 + 3 * MINUTE
         messages.append(("shop.labels", time, "v1", said | {"ts": time}))
     found = ranked(shop(), messages)
-    assert [each["id"] for each in told(found, "shop.predictions")] == ["a"]
-    letters = told(found, "shop.dead-letters")
-    assert [each["offset"] for each in letters if each["reason"] == "control character"] == [0, 1]
+    assert [each["id"] for each in messages_of(found, "shop.predictions")] == ["a"]
+    dead_letters = messages_of(found, "shop.dead-letters")
+    assert [each["offset"] for each in dead_letters if each["reason"] == "control character"] == [
+        0,
+        1,
+    ]
 
 
 def test_an_event_is_a_list_or_one_dead_letter_and_not_both():
@@ -467,19 +470,21 @@ def test_an_event_is_a_list_or_one_dead_letter_and_not_both():
     large = {"prices": [9e99, 9e99]}
     pages: list[dict[str, Any]] = [large, large, {"items": ["x", "z"]}, {"items": ["u", "z"]}]
     found = ranked(shop(features=summed), rows_of(*pages))
-    lists = {each["offset"]: each["ranking"] for each in told(found, "shop.predictions")}
-    letters = [(each["offset"], each["reason"]) for each in told(found, "shop.dead-letters")]
-    assert letters == [(1, "feature too large"), (2, "feature too large")]
+    lists = {each["offset"]: each["ranking"] for each in messages_of(found, "shop.predictions")}
+    dead_letters = [
+        (each["offset"], each["reason"]) for each in messages_of(found, "shop.dead-letters")
+    ]
+    assert dead_letters == [(1, "feature too large"), (2, "feature too large")]
     assert lists.keys() == {0, 3}
     assert all(len(each) == 2 for each in lists.values())
 
 
-def test_an_event_that_still_waits_is_told_of_once():
+def test_an_event_that_is_still_pending_is_rejected_once():
     pipeline = shop(label=Choice.target("item", timeout="1h"), dedup_window="1m")
     pages: list[dict[str, Any]] = [{"id": "e"}, {}, {}, {}, {"id": "e"}]
-    letters = told(ranked(pipeline, rows_of(*pages)), "shop.dead-letters")
-    assert [(each["offset"], each["reason"]) for each in letters] == [(4, "duplicate id")]
-    assert "id 'e' still waits" in letters[0]["detail"]
+    dead_letters = messages_of(ranked(pipeline, rows_of(*pages)), "shop.dead-letters")
+    assert [(each["offset"], each["reason"]) for each in dead_letters] == [(4, "duplicate id")]
+    assert "id 'e' still waits" in dead_letters[0]["detail"]
 
 
 WRONG: dict[str, dict[str, Any]] = {

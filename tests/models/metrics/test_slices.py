@@ -164,7 +164,7 @@ def expected(case: str, found: Stream, learned: list[Any]) -> Any:
             of = np.array([value_of(declared, found, event, seen) for event in events], object)
             for value in set(of.tolist()):
                 rows = np.flatnonzero(of == value)
-                told = values.setdefault(
+                cell = values.setdefault(
                     value,
                     {
                         "labels": 0,
@@ -174,13 +174,13 @@ def expected(case: str, found: Stream, learned: list[Any]) -> Any:
                         },
                     },
                 )
-                told["labels"] += len(rows)
-                for model, metrics in told["quality"].items():
+                cell["labels"] += len(rows)
+                for model, metrics in cell["quality"].items():
                     for each in metrics.values():
                         answers = part.predictions[model].take(rows)
                         each.update_many(select(part.target, rows), answers)
-        for told in values.values():
-            for metrics in told["quality"].values():
+        for cell in values.values():
+            for metrics in cell["quality"].values():
                 metrics.update({name: each.value for name, each in metrics.items()})
         report[declared.name] = values
     return report
@@ -240,10 +240,10 @@ def test_inline_labels_are_scored_by_slice() -> None:
         )
     want = expected("binary", found, [learned])
     assert whole.models.slices.report() == cut.models.slices.report() == want
-    assert sum(told["labels"] for told in want["country"].values()) == 119
+    assert sum(cell["labels"] for cell in want["country"].values()) == 119
 
 
-def test_what_is_declared_anew_begins_now_and_the_rest_goes_on() -> None:
+def test_a_new_slice_starts_now_and_the_others_continue() -> None:
     found = stream(Task.BINARY, 5)
     half = Stream(found.features, found.times, found.fields, found.truths, found.order[:100])
     rest = Stream(found.features, found.times, found.fields, found.truths, found.order[100:])
@@ -261,7 +261,7 @@ def test_what_is_declared_anew_begins_now_and_the_rest_goes_on() -> None:
         learned = sum(len(part.times) for part in run(step, rest, []))
         report = step.models.slices.report()
         assert report["two"] == whole.models.slices.report()["two"]
-        new = sum(told["labels"] for told in report["b"].values())
+        new = sum(cell["labels"] for cell in report["b"].values())
         assert 0 < new < learned  # what waited before is in no slice
     none = step_for("binary", [])
     none.restore(image)
@@ -278,9 +278,9 @@ def test_a_model_that_comes_and_goes() -> None:
     later = learner_for(linear_model.LogisticRegression(), NAMES, Task.BINARY)
     step.models.add("late", later)
     step.models.remove("n")
-    told = step.models.slices.report()["country"]["US"]["quality"]
-    assert set(told) == {"m", "late"}
-    assert told["late"]["LogLoss"] == 0.0
+    cell = step.models.slices.report()["country"]["US"]["quality"]
+    assert set(cell) == {"m", "late"}
+    assert cell["late"]["LogLoss"] == 0.0
 
 
 @given(
@@ -394,8 +394,8 @@ def test_slices_are_exported() -> None:
     labels = {"pipeline": "sales", "slice": "country"}
     assert registry.get_sample_value("anabranch_slice_labels", {**labels, "value": "US"}) == 2
     assert registry.get_sample_value("anabranch_slice_labels", {**labels, "value": "other"}) == 1
-    told = {**labels, "model": "m", "metric": "Accuracy", "value": "US"}
-    assert registry.get_sample_value("anabranch_slice_quality", told) == 0.5
+    cell = {**labels, "model": "m", "metric": "Accuracy", "value": "US"}
+    assert registry.get_sample_value("anabranch_slice_quality", cell) == 0.5
 
 
 @pytest.fixture
@@ -418,7 +418,7 @@ def sliced(kept: Kept) -> None:
     file.write_text(file.read_text().replace("import Event", "import slice_by, Event"))
 
 
-def told_by(kept: Kept) -> Any:
+def printed_state(kept: Kept) -> Any:
     done = kept.call("state", "state", "--json")
     went_well(done)
     places = {place["name"]: place for place in json.loads(done.out)["state_partitions"]}
@@ -433,19 +433,19 @@ def test_a_state_keeps_and_shows_them(tmp_path: Path, call: Call) -> None:
     while kept.run_until(9, batch=5):
         stops += 1
     assert stops > 2
-    slices, quality = told_by(kept)
+    slices, quality = printed_state(kept)
     assert set(slices) == {"account", "account seen"}
     assert len(slices["account"]) == 4
     assert "other" in slices["account"]
     assert set(slices["account seen"]) == {"known", "new"}
     counts = {
-        name: sum(told["labels"] for told in values.values()) for name, values in slices.items()
+        name: sum(cell["labels"] for cell in values.values()) for name, values in slices.items()
     }
     assert len(set(counts.values())) == 1
     for values in slices.values():
         mean = sum(
-            told["labels"] * told["quality"]["LogisticRegression"]["LogLoss"]
-            for told in values.values()
+            cell["labels"] * cell["quality"]["LogisticRegression"]["LogLoss"]
+            for cell in values.values()
         )
         assert mean / counts["account"] == pytest.approx(quality, rel=1e-9)
     shown = kept.call("state", "state")
@@ -464,11 +464,11 @@ def test_of_several_workers_too(tmp_path: Path, call: Call) -> None:
         "--checkpoint-interval", "1ms", "--processes", "2",
     ) as command:  # fmt: skip
         went_well(command.done(200.0))
-    slices, quality = told_by(kept)
-    labels = sum(told["labels"] for told in slices["account"].values())
+    slices, quality = printed_state(kept)
+    labels = sum(cell["labels"] for cell in slices["account"].values())
     mean = sum(
-        told["labels"] * told["quality"]["LogisticRegression"]["LogLoss"]
-        for told in slices["account"].values()
+        cell["labels"] * cell["quality"]["LogisticRegression"]["LogLoss"]
+        for cell in slices["account"].values()
     )
     assert labels > PARTITIONS
     assert mean / labels == pytest.approx(quality, rel=1e-9)

@@ -1,4 +1,4 @@
-"""A step that is restored goes on, bit for bit, as the one that was never interrupted."""
+"""A restored step continues, bit for bit, as the one that was never interrupted."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def through_the_disk(deltas: list[Delta]) -> Delta:
 @pytest.mark.parametrize("case", CASES)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_restored_anywhere_it_goes_on_the_same(case: str, data: Any) -> None:
+def test_restored_anywhere_it_continues_the_same(case: str, data: Any) -> None:
     task = CASES[case][0]
     arguments: dict[str, Any] = {"inline": data.draw(st.booleans(), "inline")}
     if not arguments["inline"]:
@@ -230,7 +230,7 @@ def test_an_empty_image_leaves_the_step_fresh() -> None:
     assert feed(step, data, 0, 120) == feed(other, data, 0, 120)
 
 
-def test_new_metrics_and_monitors_begin_and_the_known_go_on() -> None:
+def test_new_metrics_and_monitors_start_and_the_others_continue() -> None:
     data = stream(Task.BINARY, 1, 60)
     twice = [monitor("a"), monitor("a")]
     old = Prequential(

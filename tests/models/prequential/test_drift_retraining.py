@@ -228,7 +228,7 @@ def test_it_is_the_model_that_a_loop_over_river_gives(inline):
     """ADWIN on the champion's loss, a clone that learns the last rows, then both row by row."""
     stream, step = Stream(seed=3), make(policy=Shadow(), inline=inline)
     whole = run(step, stream, list(range(50, SIZE, 170)))
-    expected = dict(by_hand(stream, inline))
+    expected = dict(river_loop(stream, inline))
     assert len(expected) > 300
     found = {
         event: answer
@@ -238,8 +238,8 @@ def test_it_is_the_model_that_a_loop_over_river_gives(inline):
     assert found == expected
 
 
-def by_hand(stream: Stream, inline: bool) -> Iterator[tuple[int, float]]:
-    """Events with what a fresh model answers."""
+def river_loop(stream: Stream, inline: bool) -> Iterator[tuple[int, float]]:
+    """Events with the predictions of a fresh model."""
     champion, detector, fresh = slow(), drift.ADWIN(delta=0.01), None
     waiting: dict[int, float] = {}
     rows: list[tuple[dict[str, float], bool]] = []
@@ -266,13 +266,13 @@ def by_hand(stream: Stream, inline: bool) -> Iterator[tuple[int, float]]:
                     fresh.learn_one(warm, label)
 
 
-def test_it_leads_where_the_champion_no_longer_can():
+def test_it_is_promoted_where_the_champion_fails():
     step, stream = make(), Stream(seed=1)
     whole = run(step, stream, list(range(100, 2 * SIZE, 100)))
     decided = [(action, who) for action, who, *_ in whole["decisions"]]
     assert decided[0] == (d.STARTED, "fresh-1")
     assert (d.PROMOTED, "fresh-1") in decided
-    assert (d.STEPPED, "fresh-1") not in decided  # in shadow, until it leads
+    assert (d.STEPPED, "fresh-1") not in decided  # in shadow, until it is promoted
     began = next(row for action, *_, row in whole["decisions"] if action == d.STARTED)
     assert CHANGE < began < CHANGE + 150
     why = next(why for action, _, _, why, *_ in whole["decisions"] if action == d.STARTED)
@@ -300,7 +300,7 @@ def test_a_loss_that_falls_starts_none():
     assert [statistic > 0 for _, statistic, _ in whole["alarms"]] == [True, False, False]
 
 
-def test_with_labels_that_judge_who_served_it_has_to_serve():
+def test_an_unpaired_comparison_needs_it_to_serve():
     policy = Canary(
         steps=(0.5, 1.0), min_labels=10, alpha=0.2, comparison="unpaired", min_effect=0.0
     )
@@ -311,7 +311,7 @@ def test_with_labels_that_judge_who_served_it_has_to_serve():
     )
 
 
-def test_grace_is_labels_that_do_not_judge():
+def test_labels_of_the_burn_in_are_no_evidence():
     plain, patient = make(), make(grace=60)
     stream = Stream(seed=1)
     promoted = []

@@ -60,7 +60,7 @@ class Sale(Event):
     value: float = 0.0
 
 
-class Judged(Label):
+class Rating(Label):
     id: str
     ts: int
     value: float
@@ -84,8 +84,8 @@ def sales(label: Any, **changes: Any) -> Pipeline:
     return Pipeline(**(declared | changes))
 
 
-def judged(rules: str) -> Any:
-    return Judged.target("value", timeout="10m", early_buffer="3m", **RULES[rules])
+def rating(rules: str) -> Any:
+    return Rating.target("value", timeout="10m", early_buffer="3m", **RULES[rules])
 
 
 class Message(NamedTuple):
@@ -241,7 +241,7 @@ def reference_of(rules: str) -> Reference:
 @settings(max_examples=60, deadline=None)
 def test_features_are_of_the_labels_that_had_arrived_by_then_in_any_order(rules, steps, limit):
     messages = messages_of(steps)
-    check(run(sales(judged(rules)), messages, limit), messages, reference_of(rules))
+    check(run(sales(rating(rules)), messages, limit), messages, reference_of(rules))
 
 
 def long_stream(count: int = 1500) -> list[Message]:
@@ -269,7 +269,7 @@ def long_stream(count: int = 1500) -> list[Message]:
 @pytest.mark.parametrize("rules", list(RULES))
 def test_a_long_stream_agrees_too(rules):
     messages = long_stream()
-    check(run(sales(judged(rules)), messages, 64), messages, reference_of(rules))
+    check(run(sales(rating(rules)), messages, 64), messages, reference_of(rules))
 
 
 @pytest.mark.parametrize("limit", [1, 7, 1000])
@@ -298,7 +298,7 @@ def test_an_inline_label_enters_right_after_its_event_and_is_never_in_its_own_fe
 @settings(max_examples=40, deadline=None)
 def test_a_label_that_comes_later_changes_nothing_before_it(steps, at, value, lag):
     """Whatever it says, of whichever event, and however old it claims to be."""
-    pipeline, messages = sales(judged("assumed")), messages_of(steps)
+    pipeline, messages = sales(rating("assumed")), messages_of(steps)
     cut = min(at, len(messages))
     time = messages[cut - 1].time + 1 if cut else T0 - 1
     said = {"id": f"s{at % len(steps)}", "ts": time - SECOND * lag, "value": value / 4}
@@ -310,8 +310,8 @@ def test_a_label_that_comes_later_changes_nothing_before_it(steps, at, value, la
 
 
 @pytest.mark.parametrize("rules", list(RULES))
-def test_a_run_that_stops_and_goes_on_gives_the_bytes_of_one_that_did_not(tmp_path, rules):
-    pipeline, messages = sales(judged(rules)), long_stream(600)
+def test_a_run_that_stops_and_resumes_gives_the_bytes_of_one_that_did_not(tmp_path, rules):
+    pipeline, messages = sales(rating(rules)), long_stream(600)
     whole = in_pieces(tmp_path / "whole", pipeline, [messages])
     cuts = [0, 1, 37, 300, 301, len(messages)]
     pieces = [messages[a:b] for a, b in pairwise(cuts)]
@@ -334,7 +334,7 @@ def in_pieces(path: Path, pipeline: Pipeline, pieces: Sequence[Sequence[Message]
 
 
 def test_a_state_of_other_label_windows_is_refused(tmp_path):
-    label = judged("assumed")
+    label = rating("assumed")
     one, other = sales(label), sales(label, features=[window("shop", target(), over="1h")])
     assert describe(one)["features"] != describe(other)["features"]
     bus = MemoryBus()
@@ -378,13 +378,13 @@ def test_statistics_of_huge_labels_stand_at_what_a_model_can_take():
 
 @pytest.mark.parametrize("rules", list(RULES))
 def test_shards_of_several_workers_give_the_same_bits(rules):
-    """The batch's keys stay with it on its way to the models, whoever fills in other windows."""
+    """The batch's keys stay with it on its way to the models, while other windows are filled."""
     features = [
         window("shop", target(), over=tuple(WIDTHS), stats=STATS),
         window("user", "price", over="20m", stats=("count", "sum")),
         window("user", target(), over="20m"),
     ]
-    pipeline = sales(judged(rules), features=features)
+    pipeline = sales(rating(rules), features=features)
     messages = long_stream(300)
     expected = [list(each["features"].values()) for each in run(pipeline, messages)]
     metrics = WorkerMetrics(pipeline.name)

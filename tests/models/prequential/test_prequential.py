@@ -155,17 +155,17 @@ def run_in_cuts(
     events = len(features)
     times = kwargs.get("times", np.arange(events, dtype=np.int64))
     outcomes, running, answered = [], [], 0
-    names = kwargs.get("judged", range(events))
+    names = kwargs.get("labelled", range(events))
     bounds = [0, *sorted(set(cuts)), len(order)]
     for low, high in pairwise(bounds):
         if kwargs.get("pickled"):
             step.__dict__ = pickle.loads(pickle.dumps(step.__dict__))
         piece = order[low:high]
         here = sorted(i for i in piece if i < events)
-        judged = sorted(i - events for i in piece if i >= events)
+        labelled = sorted(i - events for i in piece if i >= events)
         at = {event: i for i, event in enumerate(here)}
-        at |= {label + events: i + len(here) for i, label in enumerate(judged)}
-        chosen = [ys[j] for j in judged]
+        at |= {label + events: i + len(here) for i, label in enumerate(labelled)}
+        chosen = [ys[j] for j in labelled]
         outcomes.append(
             step.run(
                 EventBatch(
@@ -174,17 +174,17 @@ def run_in_cuts(
                     ids=[f"e{i}" for i in here],
                 ),
                 LabelBatch(
-                    ids=[f"e{names[j]}" for j in judged],
+                    ids=[f"e{names[j]}" for j in labelled],
                     values=chosen
                     if step.models.task is Task.MULTICLASS
                     else np.array(chosen, np.float64),
-                    times=times[judged] + kwargs.get("lag", 0),
-                    context=lambda j, judged=judged: b"%d" % judged[j],
+                    times=times[labelled] + kwargs.get("lag", 0),
+                    context=lambda j, labelled=labelled: b"%d" % labelled[j],
                 ),
                 order=np.array([at[i] for i in piece], np.int64),
             )
         )
-        answered += len(judged)
+        answered += len(labelled)
         metrics = list(step.models.metrics[step.models.champion].values())
         running.append((answered, metrics[0].value if metrics else np.nan))
     return outcomes, running
@@ -340,7 +340,7 @@ def test_no_result_depends_on_the_cut(data: Any) -> None:
     if kind == "binary":
         ys = [np.nan if rng.random() < 0.05 else y for y in ys]
     order = list(range(events))
-    judged = rng.integers(0, events, events)  # some twice
+    labelled = rng.integers(0, events, events)  # some twice
     for label in range(events):
         if rng.random() < 0.8:
             order.insert(int(rng.integers(0, len(order) + 1)), events + label)
@@ -350,7 +350,7 @@ def test_no_result_depends_on_the_cut(data: Any) -> None:
         step = make_step(kind, rules, otherwise)
         outcomes, _ = run_in_cuts(
             step, features, ys, order, list(at), times=times, lag=3, pickled=at is cuts,
-            judged=judged,
+            labelled=labelled,
         )  # fmt: skip
         results.append(_everything(step, outcomes))
     assert results[0] == results[1] == results[2]
@@ -436,7 +436,7 @@ def test_refused_labels_are_listed_with_a_reason() -> None:
     assert feed(step, "", "b", [0.0], [20]).matched.tolist() == [0]
 
 
-def test_a_label_older_than_all_that_waits_is_told_from_an_unknown_one() -> None:
+def test_a_label_older_than_all_that_waits_is_distinguished_from_an_unknown_one() -> None:
     step = binary_step(rules=LabelRules(timeout_ms=10, early_ms=100))
     outcome = feed(step, "a", "xy", [1.0, 1.0], [50, 39, 40])
     assert outcome.rejected_labels == [(0, TOO_OLD)]
@@ -494,7 +494,7 @@ def test_without_correction_a_late_label_has_its_own_reason() -> None:
     assert weights(step) == river_after((1.0, False))
 
 
-def test_a_label_that_runs_ahead_teaches_right_after_its_event() -> None:
+def test_an_early_label_is_learned_right_after_its_event() -> None:
     step = binary_step(rules=LabelRules(early_ms=100))
     first = feed(step, "", "aa", [1.0, 0.0], [7, 8])
     assert (first.buffered, first.rejected_labels) == (1, [(1, CONTRADICTS)])

@@ -197,7 +197,7 @@ def test_cut_and_restored_anywhere_it_serves_and_decides_the_same(case: str, dat
     assert broken.models.slices.report() == whole.models.slices.report()
 
 
-def test_a_canary_that_is_judged_by_the_area_under_the_curve() -> None:
+def test_a_canary_that_is_compared_by_the_area_under_the_curve() -> None:
     step = CASES["auc"](inline=True)
     fed = feed(step, stream(1))
     assert (d.PROMOTED, "new") in actions(fed)
@@ -241,7 +241,7 @@ def test_what_is_served_is_what_the_models_say() -> None:
     assert {"old", "new"} <= set(fed["models"])
 
 
-def test_a_champion_that_fails_with_nobody_to_stand_in() -> None:
+def test_a_champion_that_fails_without_a_previous_champion() -> None:
     for fallback, served in ((0.25, "0.25"), (None, "nan")):
         step = make(Shadow(), {}, champion=Raises(100), fallback=fallback, inline=True)
         fed = feed(step, stream(1))
@@ -295,42 +295,42 @@ def steered(step: Prequential, provide: Any = None) -> RolloutController:
 
 
 def say(
-    steering: RolloutController, kind: str, challenger: str = "", **more: Any
+    controller: RolloutController, kind: str, challenger: str = "", **more: Any
 ) -> list[tuple[str, str]]:
     command = Command(kind=kind, id="1", challenger=challenger, **more)  # type: ignore[arg-type]
-    return [(each.action, each.reason) for each in steering.command(command, 5000)]
+    return [(each.action, each.reason) for each in controller.command(command, 5000)]
 
 
 def test_traffic_is_set_paused_and_resumed() -> None:
     step = make(Canary(steps=(0.1, 1.0), min_duration="10d"), {"new": linear()}, inline=True)
-    steering = steered(step)
+    controller = steered(step)
     feed(step, stream(1), 0, 100)
-    assert say(steering, "set_traffic", "new", share=0.5)[0][0] == d.TRAFFIC
+    assert say(controller, "set_traffic", "new", share=0.5)[0][0] == d.TRAFFIC
     served = feed(step, stream(1), 100, 600)["models"]
     assert 0.35 < served.count("new") / len(served) < 0.65
-    assert say(steering, "pause") == [("rejected", "new is already paused")]
-    assert say(steering, "resume")[0][0] == d.RESUMED
-    assert say(steering, "set_traffic", "new", share=0.0)[0][0] == d.TRAFFIC
+    assert say(controller, "pause") == [("rejected", "new is already paused")]
+    assert say(controller, "resume")[0][0] == d.RESUMED
+    assert say(controller, "set_traffic", "new", share=0.0)[0][0] == d.TRAFFIC
     assert set(feed(step, stream(1), 600, 800)["models"]) == {"old"}
 
 
 def test_somebody_promotes_and_goes_back() -> None:
     step = make(Shadow(), {"new": linear()}, inline=True)
-    steering = steered(step)
+    controller = steered(step)
     feed(step, stream(1), 0, 100)
-    assert say(steering, "rollback", "old") == [
+    assert say(controller, "rollback", "old") == [
         ("rejected", "there was no champion before old: none to revert to")
     ]
-    assert say(steering, "promote", "new", requested_by="ann")[0] == (
+    assert say(controller, "promote", "new", requested_by="ann")[0] == (
         d.PROMOTED,
         "requested by ann",
     )
     assert set(feed(step, stream(1), 100, 200)["models"]) == {"new"}
-    assert say(steering, "promote", "new") == [("rejected", "new is already the champion")]
-    assert say(steering, "rollback")[0][0] == d.ROLLED_BACK
+    assert say(controller, "promote", "new") == [("rejected", "new is already the champion")]
+    assert say(controller, "rollback")[0][0] == d.ROLLED_BACK
     assert set(feed(step, stream(1), 200, 300)["models"]) == {"old"}
     assert list(step.models.learners) == ["old"]
-    assert say(steering, "promote", "new") == [("rejected", "new was removed: start it again")]
+    assert say(controller, "promote", "new") == [("rejected", "new was removed: start it again")]
 
 
 def test_a_model_is_added_while_it_runs_and_survives_a_restart() -> None:
@@ -338,11 +338,11 @@ def test_a_model_is_added_while_it_runs_and_survives_a_restart() -> None:
         return learner(naive_bayes.GaussianNB())
 
     step = make(Shadow(), {}, inline=False)
-    steering = steered(step, provide)
+    controller = steered(step, provide)
     feed(step, stream(1), 0, 300)
-    told = say(steering, "add", "bayes", model="bayes@3")
-    assert [action for action, _ in told] == [d.ADDED, d.STARTED]
-    assert say(steering, "add", "bayes", model="bayes@3")[0][0] == d.REJECTED
+    decided = say(controller, "add", "bayes", model="bayes@3")
+    assert [action for action, _ in decided] == [d.ADDED, d.STARTED]
+    assert say(controller, "add", "bayes", model="bayes@3")[0][0] == d.REJECTED
     first = feed(step, stream(1), 300, 500)
     assert set(first["models"]) == {"old"}
     image = through_the_disk([step.changes()])
@@ -350,21 +350,21 @@ def test_a_model_is_added_while_it_runs_and_survives_a_restart() -> None:
     again.restore(image)
     assert list(again.models.learners) == ["old", "bayes"]
     assert feed(again, stream(1), 500, 900) == feed(step, stream(1), 500, 900)
-    assert say(steering, "remove", "bayes")[0][0] == d.REMOVED
+    assert say(controller, "remove", "bayes")[0][0] == d.REMOVED
     assert list(step.models.learners) == ["old"]
 
 
-def test_one_that_was_taken_out_is_started_anew() -> None:
+def test_a_removed_challenger_can_be_started_again() -> None:
     step = make(QUICK, {"new": linear()}, inline=True)
-    steering = steered(step, lambda _: learner(linear()))
+    controller = steered(step, lambda _: learner(linear()))
     feed(step, stream(1), 0, 10)
-    assert say(steering, "start", "new") == [("rejected", "new is already in a rollout")]
-    assert say(steering, "rollback", "new")[0][0] == d.ROLLED_BACK
-    assert say(steering, "start", "new", policy={"alpha": 2}) == [
+    assert say(controller, "start", "new") == [("rejected", "new is already in a rollout")]
+    assert say(controller, "rollback", "new")[0][0] == d.ROLLED_BACK
+    assert say(controller, "start", "new", policy={"alpha": 2}) == [
         ("rejected", "alpha=2.0 of Canary of the command: give one in (0, 0.5)")
     ]
-    assert say(steering, "start", "new", policy={"colour": 2})[0][0] == d.REJECTED
-    assert say(steering, "start", "new", policy={"min_labels": 2})[0][0] == d.STARTED
+    assert say(controller, "start", "new", policy={"colour": 2})[0][0] == d.REJECTED
+    assert say(controller, "start", "new", policy={"min_labels": 2})[0][0] == d.STARTED
     assert step.models.rollouts is not None
     assert step.models.rollouts.deployment.policy.min_labels == 2  # type: ignore[union-attr]
     assert step.models.learners["new"].version == 0
@@ -423,7 +423,7 @@ def test_rollouts_are_declared_no_more() -> None:
         ).restore(image)
 
 
-def test_a_challenger_that_is_declared_otherwise_begins_anew() -> None:
+def test_a_challenger_with_another_declaration_restarts_from_scratch() -> None:
     image = stored(make(Shadow(), {"bayes": naive_bayes.GaussianNB(), "new": linear()}))
     step = make(Shadow(), {"bayes": naive_bayes.GaussianNB(), "new": Raises(10**9)})
     step.restore(image)
@@ -435,7 +435,7 @@ def test_a_challenger_that_is_declared_otherwise_begins_anew() -> None:
     assert feed(again, stream(1), 600, 900) == feed(step, stream(1), 600, 900)
 
 
-def test_one_that_leads_or_stands_by_must_be_as_it_was() -> None:
+def test_the_champion_and_the_previous_one_must_be_declared_as_before() -> None:
     led = make(QUICK, {"new": linear()}, inline=True)
     feed(led, stream(1))
     assert (led.models.champion, list(led.models.learners)) == ("new", ["old", "new"])

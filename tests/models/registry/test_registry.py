@@ -46,9 +46,9 @@ def test_versions_are_numbered_by_name_and_listed(registry: Registry) -> None:
     assert references(registry.list("b")) == ["b@1", "b@2"]
     assert registry.get("b").version == 2
     assert registry.find("b@1") == registry.get("b", 1)
-    told = registry.find("a")
-    assert told.weights["a"] == pytest.approx(registry.load(told).weights["a"], abs=0)
-    assert told.bytes == len(registry.pickle(told))
+    described = registry.find("a")
+    assert described.weights["a"] == pytest.approx(registry.load(described).weights["a"], abs=0)
+    assert described.bytes == len(registry.pickle(described))
     assert registry.problems() == []
 
 
@@ -193,15 +193,15 @@ def test_a_damaged_description_is_named_and_affects_no_other_version(registry: R
 def test_any_change_of_a_description_is_detected(registry: Registry) -> None:
     path = registry.path / "m" / "1" / "about.json"
     add(registry)
-    told = json.loads(path.read_bytes())
+    described = json.loads(path.read_bytes())
     for field, value in (("rows", 7), ("name", "x"), ("sha256", "0"), ("columns", ["b", "a"])):
-        path.write_text(json.dumps({**told, "about": {**told["about"], field: value}}))
+        path.write_text(json.dumps({**described, "about": {**described["about"], field: value}}))
         with pytest.raises(StateError, match="its checksum does not match"):
             registry.get("m")
-    path.write_text(json.dumps({**told, "format": 9}))
+    path.write_text(json.dumps({**described, "format": 9}))
     with pytest.raises(StateError, match="of format 9"):
         registry.get("m")
-    path.write_text(json.dumps(told))  # laid out otherwise, and the same
+    path.write_text(json.dumps(described))  # formatted differently, equal content
     assert registry.get("m").version == 1
 
 
@@ -241,15 +241,15 @@ def test_another_river_is_refused_before_anything_is_unpickled(
     registry: Registry, tmp_path: Path
 ) -> None:
     model = LOGREG()
-    trap, told = pickle.dumps(Trap(tmp_path / "sprung")), about(model)
-    others: list[dict[str, str]] = [{**told.versions, "river": "0.1.0"}, {}]
+    trap, described = pickle.dumps(Trap(tmp_path / "sprung")), about(model)
+    others: list[dict[str, str]] = [{**described.versions, "river": "0.1.0"}, {}]
     for versions in others:
-        version = registry.add_pickle(trap, msgspec.structs.replace(told, versions=versions))
+        version = registry.add_pickle(trap, msgspec.structs.replace(described, versions=versions))
         with pytest.raises(StateError, match=r"was written with river .*is installed: install"):
             registry.load(version)
         assert references(registry.list())[-1] == version.reference
     assert not (tmp_path / "sprung").exists()
-    registry.load(registry.add_pickle(trap, told))
+    registry.load(registry.add_pickle(trap, described))
     assert (tmp_path / "sprung").exists()  # so the trap works
 
 
@@ -290,5 +290,5 @@ NUMBER = st.floats(allow_nan=True, allow_infinity=True)
 def test_unseal_reverses_seal(
     numbers: dict[str, float], spans: list[Span], rows: int | None, note: str
 ) -> None:
-    told = about(LOGREG(), weights=finite(numbers), trained_on=spans, rows=rows, note=note)
-    assert unseal(seal(told), "here") == told
+    described = about(LOGREG(), weights=finite(numbers), trained_on=spans, rows=rows, note=note)
+    assert unseal(seal(described), "here") == described

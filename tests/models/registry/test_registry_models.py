@@ -41,8 +41,8 @@ from tests.support.registered_models import (
     FEATURES,
     TARGETS,
     about,
-    go_on,
     learned,
+    predict_and_learn,
     river_of,
 )
 
@@ -97,7 +97,7 @@ def test_a_river_model_predicts_and_continues_bit_for_bit(
 ) -> None:
     learner = learned(model.clone(), task)
     moved = learner_for(through_files(river_of(learner), task, tmp_path), COLUMNS, task)
-    here, there = go_on(learner), go_on(moved)
+    here, there = predict_and_learn(learner), predict_and_learn(moved)
     assert here.values.tobytes() == there.values.tobytes()
 
 
@@ -110,8 +110,8 @@ def test_a_compiled_model_continues_compiled_and_as_river(
     river = through_files(river_of(learner), task, tmp_path)
     moved = learner_for(river, COLUMNS, task)
     assert isinstance(moved, CompiledLinear)
-    here = go_on(learner).values
-    np.testing.assert_allclose(go_on(moved).values, here, rtol=0, atol=1e-12)
+    here = predict_and_learn(learner).values
+    np.testing.assert_allclose(predict_and_learn(moved).values, here, rtol=0, atol=1e-12)
     half, as_river = len(FEATURES) // 2, []
     for row, target in zip(FEATURES[half:].tolist(), TARGETS[task][half:].tolist(), strict=True):
         x = dict(zip(COLUMNS, row, strict=True))
@@ -126,36 +126,41 @@ def test_a_learner_from_the_registry_continues_its_count(tmp_path: Path) -> None
     version = registry.add(river_of(learner), about(river_of(learner), rows=learner.version))
     again = registry.learner(version, COLUMNS, Task.BINARY)
     assert again.version == learner.version == len(FEATURES) // 2
-    assert go_on(again).values.tobytes() == go_on(learner).values.tobytes()
+    assert predict_and_learn(again).values.tobytes() == predict_and_learn(learner).values.tobytes()
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     model = river_of(learned(LOGREG(), Task.BINARY))
-    registry, file, told = Registry(tmp_path / "r"), tmp_path / "m.p", tmp_path / "m.p.json"
+    registry, file, description = Registry(tmp_path / "r"), tmp_path / "m.p", tmp_path / "m.p.json"
     version = registry.add(model, about(model))
     write_river_file(file, registry.pickle(version), version)
-    whole, said = file.read_bytes(), told.read_bytes()
+    whole, said = file.read_bytes(), description.read_bytes()
     cases: list[tuple[Path, bytes, type[Exception], str]] = [
         (file, whole[:50], StateError, "m.p is damaged, or m.p.json belongs to another file"),
         (file, b"", StateError, "is damaged"),
         (file, whole + b"x", StateError, "is damaged"),
-        (told, said[:100], StateError, "m.p.json is damaged"),
-        (told, b"{}", StateError, "not the description of a model"),
-        (told, b"\xff\xfe", StateError, "not the description of a model"),
-        (told, said.replace(b'"trades"', b'"clicks"'), StateError, "checksum does not match"),
+        (description, said[:100], StateError, "m.p.json is damaged"),
+        (description, b"{}", StateError, "not the description of a model"),
+        (description, b"\xff\xfe", StateError, "not the description of a model"),
+        (
+            description,
+            said.replace(b'"trades"', b'"clicks"'),
+            StateError,
+            "checksum does not match",
+        ),
     ]
     for path, content, kind, words in cases:
         path.write_bytes(content)
         with pytest.raises(kind, match=words):
             read_river_file(file)
         file.write_bytes(whole)
-        told.write_bytes(said)
+        description.write_bytes(said)
     with pytest.raises(InputError, match=r"--river 0.1 contradicts"):
         read_river_file(file, "0.1")
-    told.write_bytes(seal(msgspec.structs.replace(version, versions={"river": "0.1"})))
+    description.write_bytes(seal(msgspec.structs.replace(version, versions={"river": "0.1"})))
     with pytest.raises(StateError, match=r"m.p was written with river 0\.1"):
         read_river_file(file)
-    told.unlink()
+    description.unlink()
     with pytest.raises(InputError, match="not known which River wrote it"):
         read_river_file(file)
     with pytest.raises(StateError, match=r"was written with river 0\.1"):
@@ -259,13 +264,13 @@ def test_a_trained_model_has_the_same_declaration() -> None:
 
 
 def test_diff_of_versions() -> None:
-    def told(model: Any, version: int, **more: Any) -> Version:
+    def trained(model: Any, version: int, **more: Any) -> Version:
         return about(river_of(learned(model, Task.BINARY)), version=version, **more)
 
-    first = told(LOGREG(l2=0.1), 1, metrics={"LogLoss": 0.5, "Accuracy": 1.0}, rows=10)
+    first = trained(LOGREG(l2=0.1), 1, metrics={"LogLoss": 0.5, "Accuracy": 1.0}, rows=10)
     same = diff_versions(first, first)
     assert not any((same.lineage, same.metrics, same.parameters, same.columns, same.weights))
-    second = told(
+    second = trained(
         LOGREG(l2=0.2), 2, metrics={"LogLoss": 0.4, "Accuracy": 1.0}, rows=20, parent="m@1",
         columns=["a", "b", "d"],
     )  # fmt: skip

@@ -14,7 +14,7 @@ from anabranch.models.learners.learner import Task
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import ABTest, Bandit, Canary, Guardrails, Policy, Shadow
-from tests.support.rollout_stream import Stream, calibrated, noise, noisy, play, told
+from tests.support.rollout_stream import Stream, calibrated, decisions_of, noise, noisy, play
 
 
 def deployment(policy: Policy, *challengers: str) -> Deployment:
@@ -124,7 +124,7 @@ def test_challengers_are_tried_one_after_the_other():
     assert rollouts == ["payments-1", "payments-2"]
 
 
-def test_only_the_served_are_judged():
+def test_an_unpaired_comparison_uses_served_predictions_only():
     stream = Stream(40_000, {"old": noisy(2.5), "new": calibrated})
     served = play(stream, deployment(ABTest(comparison="unpaired", min_effect=0.0)))
     paired = play(stream, deployment(ABTest(min_effect=0.0)))
@@ -144,7 +144,7 @@ def test_a_bandit_finds_the_better_arm():
     assert again.served_by == run.served_by
 
 
-def test_a_champion_that_fails_is_stood_in_for():
+def test_a_failed_champion_falls_back_to_the_previous_one():
     stream = Stream(4000, {"old": noisy(1.2), "new": calibrated})
     made = deployment(Canary(steps=(0.5, 1.0), min_labels=10))
     run = play(stream, made)
@@ -171,8 +171,8 @@ def test_the_shift_of_predictions_is_a_guardrail():
         return p / 2
 
     stream = Stream(3000, {"old": calibrated, "new": halved})
-    rails = Guardrails(psi=0.25, loss_ratio=99)
-    run = play(stream, deployment(Shadow(guardrails=rails, alpha=1e-9)))
+    guardrails = Guardrails(psi=0.25, loss_ratio=99)
+    run = play(stream, deployment(Shadow(guardrails=guardrails, alpha=1e-9)))
     assert actions(run) == [d.STARTED, d.ROLLED_BACK]
     assert "too unlike the champion's" in run.decisions[-1].reason
     assert run.decisions[-1].guardrails["psi"] > 0.25
@@ -211,4 +211,4 @@ def test_no_cut_of_the_stream_matters(number, cuts, seed, pickled):
     assert cut.served_by == whole.served_by
     assert cut.assigned == whole.assigned
     assert cut.champions == whole.champions
-    assert told(cut) == told(whole)
+    assert decisions_of(cut) == decisions_of(whole)

@@ -155,12 +155,14 @@ def test_visitors_who_click_a_lot_are_no_evidence_each_time():
 @pytest.mark.parametrize("cut", [1, 3, 100])
 def test_a_list_gives_one_point_however_the_stream_is_cut(cut, later):
     step, other = tastes(alpha=1e-6, report_every=10), tastes(alpha=1e-6, report_every=10)
-    told = [(e.action, e.time, e.evidence) for e in likings(step, 200, 7, cut, later=later)]
+    decided = [(e.action, e.time, e.evidence) for e in likings(step, 200, 7, cut, later=later)]
     assert step.models.rollouts is not None
     assert step.models.rank_quality is not None
     assert step.models.rank_quality.chosen == 200 + 2 * (200 - later)
     assert step.models.rollouts.deployment.trials[0].labels == 200
-    assert told == [(e.action, e.time, e.evidence) for e in likings(other, 200, 7, 17, later=later)]
+    assert decided == [
+        (e.action, e.time, e.evidence) for e in likings(other, 200, 7, 17, later=later)
+    ]
 
 
 def test_lists_are_forgotten_when_nothing_of_them_waits_and_not_before(
@@ -176,8 +178,8 @@ def test_lists_are_forgotten_when_nothing_of_them_waits_and_not_before(
 
 
 def ends(decisions: list[d.Decision]) -> str:
-    told = [each.action for each in decisions if each.action not in (d.STARTED, d.PROGRESS)]
-    return told[0] if told else "open"
+    decided = [each.action for each in decisions if each.action not in (d.STARTED, d.PROGRESS)]
+    return decided[0] if decided else "open"
 
 
 def test_equals_are_promoted_no_more_often_than_alpha_says():

@@ -1,4 +1,4 @@
-"""A control message that changes the policy: what can't be is refused, and the stream goes on."""
+"""A control message that changes the policy: what can't be is refused, and the stream continues."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def test_an_old_attribute_gives_the_new_name(change: dict[str, Any], reason: str
     assert [each.reason for each in step.commands.controller.command(command, 0)] == [reason]
 
 
-def test_the_stream_goes_on_behind_all_of_it() -> None:
+def test_the_stream_continues_after_all_of_them() -> None:
     bodies = [{"kind": "start", "challenger": "tree", "policy": each} for each in NONSENSE]
     bodies = [{"kind": "rollback"}, *bodies]
     bus = run(canary(), limit=5, commands=[(1, {"id": str(i), **b}) for i, b in enumerate(bodies)])
-    told = [each.action for each in answers(bus)]
-    assert told == ["rolled_back", *["rejected"] * len(NONSENSE)]
+    decided = [each.action for each in answers(bus)]
+    assert decided == ["rolled_back", *["rejected"] * len(NONSENSE)]
     assert len(bus.values("p.predictions")) == 12
 
 

@@ -51,8 +51,8 @@ def decisions(trial: Trial) -> list[dict[str, Any]]:
 
 
 def test_the_backlog_holds_a_fall_a_climb_and_answers(unharmed: Trial) -> None:
-    told = [(each["action"], each["challenger"]) for each in decisions(unharmed)]
-    assert [pair for pair in told if pair[0] != "progress"] == [
+    decided = [(each["action"], each["challenger"]) for each in decisions(unharmed)]
+    assert [pair for pair in decided if pair[0] != "progress"] == [
         ("started", "faster"), ("stepped", "faster"), ("stepped", "faster"),
         ("promoted", "faster"), ("started", "bayes"), ("started", "fresh-1"),
         ("rolled_back", "bayes"), ("rolled_back", "fresh-1"),

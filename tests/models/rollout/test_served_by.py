@@ -43,13 +43,13 @@ def test_all_by_the_pipelines_own_model_is_the_rule():
 
 
 @pytest.mark.parametrize("with_features", [False, True])
-def test_each_prediction_names_its_model_and_whom_it_stood_in_for(with_features):
-    models, stood_in = ["tree", "LogisticRegression", "tree"], ["LogisticRegression", None, None]
-    result = results(3, models=models, instead_of=stood_in)
+def test_each_prediction_names_its_model_and_the_failed_one(with_features):
+    models, failed = ["tree", "LogisticRegression", "tree"], ["LogisticRegression", None, None]
+    result = results(3, models=models, instead_of=failed)
     lines = encoded(result, with_features=with_features)
     typed = [msgspec.json.decode(line, type=Prediction) for line in lines]
     assert [each.model for each in typed] == models
-    assert [each.instead_of for each in typed] == stood_in
+    assert [each.instead_of for each in typed] == failed
     assert [each.version for each in typed] == [0, 1, 2]
     assert [b"instead_of" in line for line in lines] == [True, False, False]
     assert [each.features is not None for each in typed] == [with_features] * 3
@@ -68,10 +68,10 @@ def test_it_stays_so_when_a_batch_is_divided_by_partition():
     models = ["a", "b", "c", "d"]
     result = Results(batch, Predictions(np.zeros(4)), [0] * 4, models=models)
     found = Encoder(pipeline, 2)([("0", result)])
-    told = {
+    by_file = {
         key: [json.loads(v)["model"] for v in item.messages["p.predictions"]] for key, item in found
     }
-    assert told == {"000000": ["a", "c"], "000001": ["b", "d"]}
+    assert by_file == {"000000": ["a", "c"], "000001": ["b", "d"]}
 
 
 def test_training_rows_name_the_model_that_served():
@@ -104,13 +104,13 @@ def test_what_metrics_tell_of_rollouts(monkeypatch):
 
     obey(monkeypatch)
     metrics = WorkerMetrics("p")
-    told = metrics.rollouts
-    told.on_traffic({"line": 0.75, "tree": 0.25})
-    told.on_traffic({"line": 0.9, "bush": 0.1})
-    told.on_served({"line": 7, "tree": 2})
-    told.on_served({"line": 1})
-    told.on_failures({"tree": 3})
-    told.on_decisions(decisions(run(orders(), limit=5, commands=COMMANDS)))
+    exported = metrics.rollouts
+    exported.on_traffic({"line": 0.75, "tree": 0.25})
+    exported.on_traffic({"line": 0.9, "bush": 0.1})
+    exported.on_served({"line": 7, "tree": 2})
+    exported.on_served({"line": 1})
+    exported.on_failures({"tree": 3})
+    exported.on_decisions(decisions(run(orders(), limit=5, commands=COMMANDS)))
     text = generate_latest(metrics.registry).decode()
     for line in (
         'anabranch_traffic_share{model="line",pipeline="p"} 0.9',
