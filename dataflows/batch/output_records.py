@@ -1,7 +1,7 @@
 """What leaves the flow: messages for one partition, with the provenance of each.
 
-A message's *source key* is the source row that it was made of, and what tells the messages of one
-row apart. (Of an early label that expired: the row at which it did.) A replay makes messages with
+A message's *source key* is the source row that it was made of, and what distinguishes the messages
+of one row. (Of an early label that expired: the row at which it did.) A replay makes messages with
 the same source keys, whatever they contain, so what is published already is recognised by its key.
 """
 
@@ -22,7 +22,7 @@ from anabranch.dataflows.messages.outputs import Cause
 I64 = NDArray[np.int64]
 
 SourceKey = tuple[str, int, tuple[str, ...]]
-"""Source topic, offset, and what tells the messages made of that row apart."""
+"""Source topic, offset, and what distinguishes the messages made of that row."""
 
 SourceKeys = I64 | list[SourceKey]
 """One per message: where an event has a single message, its offset, ``(n,) int64``; else keys."""
@@ -30,11 +30,11 @@ SourceKeys = I64 | list[SourceKey]
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """How the messages on a pipeline's output topics tell which rows they were made of.
+    """How the messages on a pipeline's output topics name the rows they were made of.
 
     Attributes:
         inputs: the input topics, events first.
-        discriminators: output topic → the text fields that tell messages of one row apart; none
+        discriminators: output topic → the text fields that distinguish messages of one row; none
             where an event has a single message.
     """
 

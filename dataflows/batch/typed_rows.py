@@ -63,7 +63,7 @@ class TypedRows(Sequence[bytes]):
         frame: the rows as they would be published.
         times: event times, ``(rows,) int64`` epoch ms.
         valid: ``(rows,) bool``, whether a row certainly fits its message type. Any other row must
-            be decoded from its bytes, which tells what is wrong with it, if anything.
+            be decoded from its bytes, which shows what is wrong with it, if anything.
         columns: field name → values of the ``valid`` rows: numbers as arrays (int64; float64 with
             NaN for null), texts with their hashes.
     """

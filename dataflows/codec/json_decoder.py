@@ -41,7 +41,7 @@ _INT64, _UINT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.uint64), np.dtype(np
 class _Field:
     """A field as the scanner knows it.
 
-    ``default`` is None if there is none, or none that can stand in a column.
+    ``default`` is None if there is none, or none that a column can hold.
     """
 
     name: str
@@ -157,10 +157,10 @@ def json_column_decoder(
     if config.tag is not None or config.array_like or hasattr(message, "__post_init__"):
         return None
     fields = list(map(_field, msgspec.structs.fields(message)))
-    known = [field for field in fields if field is not None]
-    if len(known) < len(fields) or len(fields) > _MAX_FIELDS:
+    supported = [field for field in fields if field is not None]
+    if len(supported) < len(fields) or len(fields) > _MAX_FIELDS:
         return None
-    return JsonColumnDecoder(known, time, wanted)
+    return JsonColumnDecoder(supported, time, wanted)
 
 
 def _field(field: msgspec.structs.FieldInfo) -> _Field | None:
@@ -177,7 +177,7 @@ def _field(field: msgspec.structs.FieldInfo) -> _Field | None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a default can stand in a column."""
+    """Whether a column can hold a default."""
     if type(value) is str:
         return value.isprintable() and '"' not in value and "\\" not in value
     return type(value) is not int or abs(value) < 2**53

@@ -297,17 +297,17 @@ def _first_names(path: Path, kind: str, text: Sequence[str]) -> list[str]:
 
 def _check_names(path: Path, message: type[msgspec.Struct], names: list[str]) -> None:
     """Raise unless the columns fit the type, as otherwise every row would be a dead letter."""
-    known = {field.encode_name: field.required for field in msgspec.structs.fields(message)}
-    missing = [name for name, required in known.items() if required and name not in names]
+    is_required = {field.encode_name: field.required for field in msgspec.structs.fields(message)}
+    missing = [name for name, required in is_required.items() if required and name not in names]
     if missing:
         raise InputError(
             f"no column {missing[0]!r} in {path}, which {message.__name__} requires: it has "
             f"{', '.join(names)}"
         )
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in is_required]
     if unknown and message.__struct_config__.forbid_unknown_fields:
         raise InputError(
             f"{path} has a column {unknown[0]!r}, which is no field of {message.__name__} "
-            f"({', '.join(known)}): remove it from the file, or declare "
+            f"({', '.join(is_required)}): remove it from the file, or declare "
             f"{message.__name__} with forbid_unknown_fields=False"
         )

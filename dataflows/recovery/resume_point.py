@@ -1,4 +1,4 @@
-"""The point from which a run would resume, as the engine's recovery store tells it.
+"""The point from which a run would resume, according to the engine's recovery store.
 
 The engine keeps one small SQLite file per recovery partition, and decides by itself where to
 resume; this reads the same tables for those who ask beforehand: for rescaling, and for

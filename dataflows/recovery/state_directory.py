@@ -195,13 +195,13 @@ class StateDirectory:
         """
         partitions = read_resume_point(self.path / _RECOVERY).partitions()
         topics = bus.topics()
-        known = {topic for _, part in partitions for topic in part.offsets if topic in topics}
-        ends = {topic: bus.end_offsets(topic) for topic in known}
+        recorded = {topic for _, part in partitions for topic in part.offsets if topic in topics}
+        ends = {topic: bus.end_offsets(topic) for topic in recorded}
         return sum(
             max(ends[topic][number] - offset, 0)
             for number, part in partitions
             for topic, offset in part.offsets.items()
-            if topic in known
+            if topic in recorded
         )
 
     def windows(self, name: str) -> StatePartition:

@@ -145,10 +145,10 @@ def _newest(models: Path) -> Token | None:
 
 def _check_complete(path: Path, point: ResumePoint, manifest: Manifest) -> None:
     """Raise unless all partitions are in it: the engine may have removed what it just replaced."""
-    known = len(point.partitions())
-    if manifest.hosts == 1 and known != manifest.partitions:
+    recorded = len(point.partitions())
+    if manifest.hosts == 1 and recorded != manifest.partitions:
         raise StateError(
-            f"the recovery store of {path} knows {known} of {manifest.partitions} input "
+            f"the recovery store of {path} has {recorded} of {manifest.partitions} input "
             "partitions: restore it from a backup"
         )
 

@@ -2,7 +2,7 @@
 
 The engine can't replace a single process of a running cluster. So when one dies the others are
 stopped too; with state on disk all resume from what was committed, without it that is the end. A
-worker tells its supervisor by its exit code why it ended.
+worker reports to its supervisor by its exit code why it ended.
 """
 
 from __future__ import annotations

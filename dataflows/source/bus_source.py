@@ -64,7 +64,7 @@ class SourceOptions:
         group: the consumer group that positions are reported to; None: none.
         idle_timeout_s: see `MergedReader`.
         recorded_offsets: offsets that the state records in place of the reader's own, where what is
-            read stands in for messages before them.
+            read replaces messages before them.
         stop: ends the flow once set, after what was read.
         failure: the error of the bus by which the flow was aborted.
     """
@@ -260,7 +260,7 @@ class _WorkerReader:
         return self._router.bootstrap()
 
     def _on_empty_read(self) -> list[Keyed]:
-        """After a while without messages, tell the shards not to wait for this worker."""
+        """After a while without messages, notify the shards not to wait for this worker."""
         self._metrics.flush_if_due()
         now = time.monotonic()
         self._quiet_since = self._quiet_since or now
@@ -269,7 +269,7 @@ class _WorkerReader:
         return self._router.watermark(self.options.worker_id, IDLE)
 
     def end_of_stream(self) -> list[Keyed]:
-        """Once, when all is read that was there: tell the shards that nothing more comes."""
+        """Once, when all is read that was there: notify the shards that nothing more comes."""
         if self._end_sent or self.options.stop.is_set():
             return []
         self._end_sent = True

@@ -51,7 +51,7 @@ class _Monitor:
 class DistributionMonitors:
     """Monitors of all distributions of a pipeline: see `DistributionInputs`.
 
-    `EventMonitors` and `OutcomeMonitors` are its two stages: what events tell is observed before
+    `EventMonitors` and `OutcomeMonitors` are its two stages: values of events are observed before
     anything is learned from them, and what was predicted and learned after that.
     """
 

@@ -89,6 +89,6 @@ def _command() -> str:
     started = Path(sys.argv[0])
     if started.name != "anabranch":
         return "python -m anabranch"
-    found = shutil.which("anabranch")
-    same = found is not None and started.exists() and Path(found).samefile(started)
+    executable = shutil.which("anabranch")
+    same = executable is not None and started.exists() and Path(executable).samefile(started)
     return "anabranch" if same else str(started)
