@@ -146,16 +146,16 @@ def _time_ms(name: str, row: int, features: dict[str, Any]) -> int:
 
 
 def _find(name: str) -> str:
-    for known in DATASETS:
-        if known.lower() == name.lower():
-            return known
+    for each in DATASETS:
+        if each.lower() == name.lower():
+            return each
     choices = f"choose one of {', '.join(DATASETS)}"
-    for known in datasets.__all__:
-        if known.lower() == name.lower() and isinstance(getattr(datasets, known), type):
-            if issubclass(getattr(datasets, known), datasets.base.RemoteDataset):
-                raise InputError(f"data set {known!r} would have to be downloaded: {choices}")
+    for each in datasets.__all__:
+        if each.lower() == name.lower() and isinstance(getattr(datasets, each), type):
+            if issubclass(getattr(datasets, each), datasets.base.RemoteDataset):
+                raise InputError(f"data set {each!r} would have to be downloaded: {choices}")
             raise InputError(
-                f"data set {known!r} has no single target with a numeric feature: {choices}"
+                f"data set {each!r} has no single target with a numeric feature: {choices}"
             )
     raise InputError(f"River has no data set {name!r}: {choices}")
 

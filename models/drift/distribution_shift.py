@@ -120,7 +120,7 @@ class DistributionMonitor:
         columns: how many.
         together: columns that are monitored in all, which share the accepted false alarms.
         memories_ms: by column, how far back a value looks: values with a common past are not
-            independent, so a reference tells of their scatter only as often as they forget it.
+            independent, so a reference measures their scatter only as often as they forget it.
 
     Attributes:
         psi: `(columns,) float64`, of the last window that was compared; None before the first of

@@ -244,7 +244,7 @@ def compiled(model: Any, names: Iterable[str]) -> CompiledLinear | None:
 
     Recognised: an optional `StandardScaler`, then `LogisticRegression` or `LinearRegression` with
     one of `OPTIMIZERS` at a constant rate; l2, `intercept_lr`, `intercept_init`, `clip_gradient`
-    and the weights of the log loss included. `why_not` tells what is in the way.
+    and the weights of the log loss included. `why_not` names the reason against.
 
     A trained model is converted with its state; the River object itself is not touched.
 

@@ -74,7 +74,7 @@ def keyed_by_event(batches: Iterator[Batch], event_id: str, label_id: str) -> It
     whose event is not known, or that cannot be decoded, keeps its own key.
     """
     of_event, of_label = _id_decoder(event_id), _id_decoder(label_id)
-    known: dict[str, bytes | None] = {}
+    key_of: dict[str, bytes | None] = {}
     for batch in batches:
         keys = list(batch.keys)
         for row, is_label in enumerate(batch.labels.tolist()):
@@ -84,9 +84,9 @@ def keyed_by_event(batches: Iterator[Batch], event_id: str, label_id: str) -> It
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 continue
             if is_label:
-                keys[row] = known.get(name, keys[row])
+                keys[row] = key_of.get(name, keys[row])
             else:
-                known[name] = keys[row]
+                key_of[name] = keys[row]
         yield Batch(batch.values, keys, batch.times, batch.labels)
 
 

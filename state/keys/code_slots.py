@@ -13,7 +13,7 @@ _NONE = -1
 
 
 class CodeSlots:
-    """A cache of the slot of each code; its owner tells it which slots are released.
+    """A cache of the slot of each code; its owner reports released slots.
 
     It takes 4 bytes per code and per slot.
     """

@@ -45,34 +45,34 @@ class KeyArrays(NamedTuple):
 
 
 @inlined
-def _is_key(slot: int, blob: bytes, start: int, size: int, known: KeyArrays) -> bool:
+def _is_key(slot: int, blob: bytes, start: int, size: int, keys: KeyArrays) -> bool:
     """Whether the key of `slot` equals this piece of `blob`."""
-    if known.places[slot, SIZE] != size:
+    if keys.places[slot, SIZE] != size:
         return False
-    own = known.places[slot, START]
+    own = keys.places[slot, START]
     i = 0
-    while i < size and known.arena[own + i] == blob[start + i]:
+    while i < size and keys.arena[own + i] == blob[start + i]:
         i += 1
     return i == size
 
 
 @kernel
 def find_slots(
-    row: int, blob: bytes, spans: I64, hashes: U64, adds: int, out: I64, known: KeyArrays
+    row: int, blob: bytes, spans: I64, hashes: U64, adds: int, out: I64, keys: KeyArrays
 ) -> int:
     """Write the slots of the keys from `row` on to `out`; new keys are added if `adds`, else -1.
 
     Returns the row for which there is no space, to be called again from there, or the number of
     rows.
     """
-    table, hash_of, meta = known.table, known.hash_of, known.meta
+    table, hash_of, meta = keys.table, keys.hash_of, keys.meta
     while row < hashes.size:
         key, start = hashes[row], spans[0, row]
         size = spans[1, row] - start
         at = find_home(key, table)
         slot = table[at]
         while slot != EMPTY and not (
-            hash_of[slot] == key and _is_key(slot, blob, start, size, known)
+            hash_of[slot] == key and _is_key(slot, blob, start, size, keys)
         ):
             at += 1
             if at == table.size:
@@ -81,18 +81,18 @@ def find_slots(
         if slot == EMPTY and adds != 0:
             slot = np.int32(meta[FREE])
             full = slot < 0 and meta[USED] == hash_of.size
-            full |= meta[END] + size > known.arena.size
+            full |= meta[END] + size > keys.arena.size
             if full or (meta[LIVE] + 1) * 5 > table.size * 3:
                 return row
             if slot >= 0:
-                meta[FREE] = known.places[slot, START]
+                meta[FREE] = keys.places[slot, START]
             else:
                 slot = np.int32(meta[USED])
                 meta[USED] += 1
-            table[at], hash_of[slot], known.changed[slot] = slot, key, 1
-            known.places[slot, START], known.places[slot, SIZE] = meta[END], size
+            table[at], hash_of[slot], keys.changed[slot] = slot, key, 1
+            keys.places[slot, START], keys.places[slot, SIZE] = meta[END], size
             for i in range(size):
-                known.arena[meta[END] + i] = blob[start + i]
+                keys.arena[meta[END] + i] = blob[start + i]
             meta[END] += size
             meta[LIVE] += 1
         out[row] = slot

@@ -22,7 +22,7 @@ _FREE: Final = np.int32(-1)
 # Called through the dispatcher, for which named tuples are slow: its arrays come one by one.
 @kernel
 def _encode(
-    row: int, data: bytes, lengths: I64, hashes: U64, codes: I32, table: I32, known: U64,
+    row: int, data: bytes, lengths: I64, hashes: U64, codes: I32, table: I32, hash_of: U64,
     starts: I64, pool: U8, meta: I64,
 ) -> int:  # fmt: skip
     """Encode the rows from `row` on; returns the row for which there was no space."""
@@ -35,7 +35,7 @@ def _encode(
         place = h & mask
         code = table[place]
         while code != _FREE:
-            same = known[code] == h and starts[code + 1] - starts[code] == size
+            same = hash_of[code] == h and starts[code + 1] - starts[code] == size
             if same:
                 start = starts[code]
                 for i in range(size):
@@ -54,7 +54,7 @@ def _encode(
             for i in range(size):
                 pool[used + i] = data[at + i]
             table[place] = code
-            known[code] = h
+            hash_of[code] = h
             meta[_BYTES] = starts[code + 1] = used + size
             meta[_TEXTS] += 1
         codes[row] = code
@@ -64,11 +64,11 @@ def _encode(
 
 
 @kernel
-def _fill_table(known: U64, count: int, table: I32) -> None:
+def _fill_table(hash_of: U64, count: int, table: I32) -> None:
     """Add the first `count` codes to an empty table."""
     mask = np.uint64(table.size - 1)
     for code in range(count):
-        place = known[code] & mask
+        place = hash_of[code] & mask
         while table[place] != _FREE:
             place = (place + np.uint64(1)) & mask
         table[place] = code
@@ -85,7 +85,7 @@ class TextDictionary:
 
     def __init__(self) -> None:
         self._table: I32 = np.full(2048, _FREE, np.int32)
-        self._known: U64 = np.zeros(1024, np.uint64)
+        self._hash_of: U64 = np.zeros(1024, np.uint64)
         self._starts: I64 = np.zeros(1025, np.int64)
         self._pool: U8 = np.zeros(1 << 14, np.uint8)
         self._meta: I64 = np.array([1024, 0, 0])
@@ -100,7 +100,7 @@ class TextDictionary:
         row = 0
         while True:
             row = _encode(
-                row, data, lengths, hashes, codes, self._table, self._known, self._starts,
+                row, data, lengths, hashes, codes, self._table, self._hash_of, self._starts,
                 self._pool, self._meta,
             )  # fmt: skip
             if row == len(lengths):
@@ -114,18 +114,20 @@ class TextDictionary:
 
     def hashes_of(self, codes: I32) -> U64:
         """XXH64 of each, ``(rows,) uint64``."""
-        return self._known[codes]
+        return self._hash_of[codes]
 
     def _grow(self, more: int) -> None:
         meta = self._meta
         if meta[_TEXTS] == meta[_CAPACITY]:
             capacity = meta[_CAPACITY] = 2 * int(meta[_CAPACITY])
-            self._known = np.append(self._known, np.zeros(capacity - len(self._known), np.uint64))
+            self._hash_of = np.append(
+                self._hash_of, np.zeros(capacity - len(self._hash_of), np.uint64)
+            )
             self._starts = np.append(
                 self._starts, np.zeros(capacity + 1 - len(self._starts), np.int64)
             )
             self._table = np.full(2 * capacity, _FREE, np.int32)
-            _fill_table(self._known, len(self), self._table)
+            _fill_table(self._hash_of, len(self), self._table)
         if meta[_BYTES] + more > len(self._pool):
             self._pool = np.append(self._pool, np.zeros(len(self._pool) + more, np.uint8))
 

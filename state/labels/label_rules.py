@@ -34,8 +34,8 @@ class LabelRules:
         early_ms: how long a label is buffered whose event has not arrived; 0: not at all.
         max_early: labels buffered at a time.
         max_resolved: ids remembered after their label, for as long as `timeout_ms` (a day without),
-            to tell repeated and late labels from unknown ones. Without effect where predictions
-            are kept for updates.
+            to distinguish repeated and late labels from unknown ones. Without effect where
+            predictions are kept for updates.
     """
 
     timeout_ms: int | None = None

@@ -402,7 +402,7 @@ class PendingStore:
         self._counters[[WAITING, KEPT]] = len(waiting), len(rows) - len(waiting)
         self._counters[[FREE, FREED]] = NONE
         add_free(np.flatnonzero(self._flags == 0), self._counters, self._links)
-        # Arrivals are counted modulo 2**32: ages tell which came first.
+        # Arrivals are counted modulo 2**32: ages show which came first.
         age = np.uint32(self._counters[ARRIVALS] & 0xFFFFFFFF) - self._arrivals[waiting]
         sorted_rows = waiting[np.lexsort((-age.astype(np.int64), self.times[waiting]))]
         if self.rules.timeout_ms is not None:

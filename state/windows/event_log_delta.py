@@ -114,7 +114,7 @@ def changes_of(log: EventLog, by_chunk: Columns, by_hot: Columns) -> Delta:
     slots = _collect(log.slot, TOUCHED_SLOTS, log.meta)
     chunks = _collect(log.link, TOUCHED_CHUNKS, log.meta)
     rows = log.slot[slots, :SLOT_COLUMNS]
-    hots = rows[(rows[:, COUNT] > 0) & (rows[:, HOT] >= 0), HOT].astype(np.int64)
+    hot = rows[(rows[:, COUNT] > 0) & (rows[:, HOT] >= 0), HOT].astype(np.int64)
     size = log.link.shape[0]
     columns = {
         "ts": log.ts.reshape(size, CHUNK)[chunks],
@@ -126,7 +126,7 @@ def changes_of(log: EventLog, by_chunk: Columns, by_hot: Columns) -> Delta:
     delta.rows["slots"] = Rows(slots, {"row": rows})
     delta.rows["chunks"] = Rows(chunks, columns)
     if by_hot:
-        delta.rows["hots"] = Rows(hots, {name: array[hots] for name, array in by_hot.items()})
+        delta.rows["hots"] = Rows(hot, {name: array[hot] for name, array in by_hot.items()})
     return delta
 
 

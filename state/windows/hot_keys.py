@@ -49,12 +49,12 @@ def free_hot(hot: int, hoti: I64, meta: I64) -> None:
 
 def reserve_hots(needed: int, meta: I64, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Have at least `needed` hot records, which have a row in each of the `arrays`."""
-    before = hots = len(arrays["hoti"])
-    while hots < needed:
-        hots = larger(hots)
-    meta[HOTS_LEFT] += hots - before
+    before = capacity = len(arrays["hoti"])
+    while capacity < needed:
+        capacity = larger(capacity)
+    meta[HOTS_LEFT] += capacity - before
     for array in arrays.values():
-        array.resize((hots, *array.shape[1:]), refcheck=False)
+        array.resize((capacity, *array.shape[1:]), refcheck=False)
 
 
 def restore_hots(log: EventLog, image: Delta, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -91,9 +91,9 @@ def _join(aggregates: list[AggregateState], slots: list[I64]) -> Delta:
     pieces = []
     chunk_offset = hot_offset = 0
     for aggregate, own in zip(aggregates, slots, strict=True):
-        piece, chunks, hots = _renumbered(aggregate, own, chunk_offset, hot_offset)
+        piece, chunks, hot_records = _renumbered(aggregate, own, chunk_offset, hot_offset)
         chunk_offset += chunks
-        hot_offset += hots
+        hot_offset += hot_records
         pieces.append(piece)
     delta = Delta()
     for name in pieces[0]:
@@ -126,8 +126,8 @@ def _renumbered(
     for column in (HEAD, TAIL):
         rows[filled, column] = _renumber(rows[filled, column].astype(np.int64), number)
     hot = filled & (rows[:, HOT] >= 0)
-    hots = rows[hot, HOT].astype(np.int64)
-    rows[hot, HOT] = np.arange(len(hots)) + hot_offset
+    hot_rows = rows[hot, HOT].astype(np.int64)
+    rows[hot, HOT] = np.arange(len(hot_rows)) + hot_offset
     links = log.link[chunks, :LINK_COLUMNS].copy()
     for column in (PREVIOUS, NEXT, JUMP):
         # Links that leave the chain are never followed.
@@ -143,11 +143,11 @@ def _renumbered(
         },
     }
     if aggregate.by_hot:
-        tables["hots"] = {name: array[hots] for name, array in aggregate.by_hot.items()}
+        tables["hots"] = {name: array[hot_rows] for name, array in aggregate.by_hot.items()}
         cells = tables["hots"]["hoti"]
         for start in aggregate.starts:
             cells[:, start] = np.where(cells[:, start] < 0, -1, _renumber(cells[:, start], number))
-    return tables, len(chunks), len(hots)
+    return tables, len(chunks), len(hot_rows)
 
 
 def _renumber(positions: I64, number: I64) -> I64:
