@@ -105,19 +105,21 @@ def rivers(name: str, model: Any, metric: Any, delay: Any = None) -> tuple[list[
     steps = evaluate.iter_progressive_val_score(
         rows(name), model.clone(), metric, step=1, yield_predictions=True, **arguments
     )
-    answers = [at["Prediction"] for at in steps]
-    if callable(delay):  # River tells them in the order of their labels
+    predictions = [at["Prediction"] for at in steps]
+    if callable(delay):  # River yields them in the order of their labels
         turns = np.argsort(label_times(name, delay), kind="stable").tolist()
-        answers = [answer for _, answer in sorted(zip(turns, answers, strict=True), key=_first)]
-    return answers, metric.get()
+        predictions = [
+            prediction for _, prediction in sorted(zip(turns, predictions, strict=True), key=_first)
+        ]
+    return predictions, metric.get()
 
 
 def _first(pair: tuple[int, Any]) -> int:
     return pair[0]
 
 
-# A metric that makes River answer with probabilities where there are classes.
-ASKING = {"binary": metrics.LogLoss, "multiclass": metrics.CrossEntropy, "regression": metrics.MAE}
+# A metric that makes River predict probabilities where there are classes.
+METRICS = {"binary": metrics.LogLoss, "multiclass": metrics.CrossEntropy, "regression": metrics.MAE}
 
 
 def check(
@@ -131,8 +133,8 @@ def check(
     """Compare scores or probabilities, and the metric."""
     task = dataset_shape(name).task
     predictions, quality = found
-    wanted, score = rivers(name, model, ASKING[task](), delay)
-    if metric != ASKING[task].__name__:
+    wanted, score = rivers(name, model, METRICS[task](), delay)
+    if metric != METRICS[task].__name__:
         _, score = rivers(name, model, getattr(metrics, metric)(), delay)
     if task == "binary":
         given = [p["score"] for p in predictions]

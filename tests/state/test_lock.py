@@ -185,9 +185,9 @@ def test_of_many_runs_that_start_together_one_gets_the_lock(tmp_path: Path) -> N
         started = [process("hold", tmp_path) for _ in range(6)]
         runs = [each.__enter__() for each in started]
         try:
-            answers = [is_in(each) for each in runs]
-            assert sum(answers) == 1
-            winner = runs[answers.index(True)]
+            holding = [is_in(each) for each in runs]
+            assert sum(holding) == 1
+            winner = runs[holding.index(True)]
             assert holder(tmp_path) == winner.pid
             for each in runs:
                 assert (each is winner) == (not select.select([each.stderr], [], [], 0)[0])

@@ -271,10 +271,10 @@ def test_another_format_is_rejected(tmp_path, monkeypatch):
         Store(tmp_path / "s", IDENTITY)
 
 
-def hold(path: Path, answer) -> None:
+def hold(path: Path, connection) -> None:
     store = filled(path, 3)
-    answer.send("held")
-    answer.recv()
+    connection.send("held")
+    connection.recv()
     store.close()
 
 

@@ -45,7 +45,7 @@ def test_a_dictionary_grows_and_distinguishes_texts_of_one_hash() -> None:
     # All of one hash now: only the bytes differ.
     dictionary = TextDictionary()
     first = coded(dictionary, ["a", "b"])
-    dictionary._known[:2] = hash64(["b"])[0]
+    dictionary._hash_of[:2] = hash64(["b"])[0]
     dictionary._table[:] = -1
     dictionary._table[int(hash64(["b"])[0]) & 2047] = 0
     second = coded(dictionary, ["b"])

@@ -65,7 +65,7 @@ def written(state):
     cuts=st.lists(st.integers(0, 1_500), max_size=6),
     size=st.sampled_from([1, 7, 64, 1_000]),
 )
-def test_a_restored_state_answers_like_the_original(seed, keys, cuts, size):
+def test_a_restored_state_gives_the_statistics_of_the_original(seed, keys, cuts, size):
     rows = stream(seed, 1_500, keys)
     whole = new_state()
     expected = feed(whole, rows, 0, 1_500, 100)

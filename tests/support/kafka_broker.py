@@ -169,7 +169,7 @@ class KafkaBroker:
     def delete_records(self, topic: str, before: dict[int, int]) -> None:
         """Delete the messages before these offsets, by partition, as retention does."""
         places = [KafkaPosition(topic, partition, to) for partition, to in before.items()]
-        admin = self.admin()  # alive until it has answered
+        admin = self.admin()  # alive until it has responded
         for future in admin.delete_records(places).values():
             future.result(10)
 

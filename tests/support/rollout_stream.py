@@ -15,23 +15,23 @@ from anabranch.models.rollout.observations import RolloutRows
 from anabranch.models.rollout.traffic import key_hashes
 
 F64 = NDArray[np.float64]
-Answer = Callable[[F64, NDArray[np.float64], np.random.Generator], F64]
-"""True probabilities and outcomes to what a model answers."""
+Scorer = Callable[[F64, NDArray[np.float64], np.random.Generator], F64]
+"""True probabilities and outcomes to a model's scores."""
 
 
 def calibrated(p: F64, y: F64, rng: np.random.Generator) -> F64:
     return p.copy()
 
 
-def noisy(by: float) -> Answer:
+def noisy(by: float) -> Scorer:
     """Predictions that are off by so much in log odds, on average."""
 
-    def answer(p: F64, y: F64, rng: np.random.Generator) -> F64:
+    def score(p: F64, y: F64, rng: np.random.Generator) -> F64:
         odds = np.log(p / (1 - p)) + by * rng.standard_normal(p.size)
         found: F64 = 1 / (1 + np.exp(-odds))
         return found
 
-    return answer
+    return score
 
 
 def noise(p: F64, y: F64, rng: np.random.Generator) -> F64:
@@ -43,7 +43,7 @@ class Stream:
     """Event `i` arrives at about step `2 i`, its label `delay` events later; one per second."""
 
     events: int
-    models: Mapping[str, Answer]
+    models: Mapping[str, Scorer]
     delay: int = 50
     keys: int = 500
     seed: int = 1
@@ -57,8 +57,8 @@ class Stream:
         p = 1 / (1 + np.exp(-(rng.standard_normal(n) * 1.5 - 2.0)))
         y = (rng.random(n) < p).astype(np.float64)
         self.scores = {
-            name: answer(p, y, np.random.default_rng([self.seed, i]))
-            for i, (name, answer) in enumerate(self.models.items())
+            name: score(p, y, np.random.default_rng([self.seed, i]))
+            for i, (name, score) in enumerate(self.models.items())
         }
         for name, first in self.nan_from.items():
             self.scores[name][first:] = np.nan

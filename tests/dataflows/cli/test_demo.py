@@ -138,8 +138,8 @@ def bus(tmp_path: Path) -> Iterator[Bus]:
     topics = PAYMENTS.topics
     bus.create_topics(dict.fromkeys([*PAYMENTS.inputs, *topics.outputs], 1))
     append(bus, topics.events, b"{}", b"{}", b"{")
-    append(bus, topics.predictions, answer(topics.events, 0), answer(topics.events, 1))
-    append(bus, topics.dead_letters, answer(topics.events, 2), answer("payments.labels", 0))
+    append(bus, topics.predictions, output_of(topics.events, 0), output_of(topics.events, 1))
+    append(bus, topics.dead_letters, output_of(topics.events, 2), output_of("payments.labels", 0))
     yield bus
     bus.close()
 
@@ -164,7 +164,7 @@ def test_verification_fails_for_one_wrong_result(
     bus: Bus, events: int, offset: int, wrong: str
 ) -> None:
     append(bus, PAYMENTS.topics.events, *[b"{}"] * events)
-    append(bus, PAYMENTS.topics.predictions, answer(PAYMENTS.topics.events, offset))
+    append(bus, PAYMENTS.topics.predictions, output_of(PAYMENTS.topics.events, offset))
     with pytest.raises(AnabranchError, match=wrong):
         result(verify(bus, PAYMENTS), Crash(1), Status())
 
@@ -175,7 +175,7 @@ def append(bus: Bus, topic: str, *values: bytes) -> None:
     publisher.close()
 
 
-def answer(topic: str, offset: int) -> bytes:
+def output_of(topic: str, offset: int) -> bytes:
     return orjson.dumps({"topic": topic, "partition": 0, "offset": offset, "reason": "not JSON"})
 
 

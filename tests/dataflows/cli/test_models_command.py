@@ -116,7 +116,7 @@ def test_the_next_one_grows_from_it_and_none_is_made_when_nothing_was_learned(ke
     assert "LogLoss" in shown.out
 
 
-def test_a_snapshot_answers_as_the_state_does(kept: Kept) -> None:
+def test_a_snapshot_predicts_as_the_state_does(kept: Kept) -> None:
     """The features that are served next, and what is predicted of them, say so."""
     model = take_snapshot(kept.state).model
     before = [len(rows) for rows in kept.outputs()["trades.predictions"]]
@@ -129,8 +129,8 @@ def test_a_snapshot_answers_as_the_state_does(kept: Kept) -> None:
     ]
     assert len(new) > 10
     for row in new:
-        answer = model.predict_proba_one(row["features"])[True]
-        assert answer == pytest.approx(row["score"], abs=1e-12)
+        score = model.predict_proba_one(row["features"])[True]
+        assert score == pytest.approx(row["score"], abs=1e-12)
 
 
 def test_old_versions_go(kept: Kept) -> None:
@@ -182,8 +182,8 @@ def test_export_then_import_is_the_same_model(kept: Kept) -> None:
     x = dict.fromkeys(one.columns, 3.5)
     with (kept.directory / "m.pickle").open("rb") as file:
         plain = pickle.load(file)
-    answers = [m.predict_proba_one(x) for m in (plain, here.load(one), there.load(other))]
-    assert answers[0] == answers[1] == answers[2]
+    predictions = [m.predict_proba_one(x) for m in (plain, here.load(one), there.load(other))]
+    assert predictions[0] == predictions[1] == predictions[2]
     assert "old@1" in kept.call("models", "list", "new").out
 
 
@@ -290,7 +290,7 @@ def test_a_recovery_store_that_lacks_a_partition_is_refused(kept: Kept) -> None:
     with closing(sqlite3.connect(kept.state / "recovery" / "part-0.sqlite3")) as store, store:
         store.execute("DELETE FROM snaps WHERE state_key = '1' AND step_id LIKE '%source%'")
     done = kept.call("models", "snapshot", "state", "--name", "other")
-    refused(done, "the recovery store of state knows 2 of 3 input partitions", "backup")
+    refused(done, "the recovery store of state has 2 of 3 input partitions", "backup")
 
 
 def test_a_damaged_version_is_named_and_the_others_are_listed(kept: Kept) -> None:

@@ -87,8 +87,8 @@ def tell(bus: Bus, *messages: RolloutMessage, partition: int = 0, at: int | None
 
 
 @contextmanager
-def answering(bus: Bus, answers: Sequence[RolloutMessage]) -> Iterator[list[Control]]:
-    """Answer the first control message like this, after a strange answer; yields what was said."""
+def responding(bus: Bus, responses: Sequence[RolloutMessage]) -> Iterator[list[Control]]:
+    """Respond to the first control message, after a foreign response; yields the message."""
     heard: list[Control] = []
 
     def listen() -> None:
@@ -100,7 +100,7 @@ def answering(bus: Bus, answers: Sequence[RolloutMessage]) -> Iterator[list[Cont
         reader.close()
         for said in heard[:1]:
             tell(bus, decided("rejected", reason="not yours", request_id="somebody else's"))
-            mine = [msgspec.structs.replace(answer, request_id=said.id) for answer in answers]
+            mine = [msgspec.structs.replace(response, request_id=said.id) for response in responses]
             tell(bus, *mine, partition=2)
 
     thread = threading.Thread(target=listen)
@@ -126,7 +126,7 @@ def test_there_is_a_command_for_each_kind_of_message() -> None:
 def test_a_command_is_published_and_its_response_printed(name: str, bus: Bus, call: Call) -> None:
     arguments, said = SAID[name]
     tell(bus, decided("started", reason="long ago"))
-    with answering(bus, [decided("paused", reason="as was said")]) as heard:
+    with responding(bus, [decided("paused", reason="as was said")]) as heard:
         done = call("rollout", "flow.py", name, *arguments, "--by", "ann")
     went_well(done)
     assert done.out == (
@@ -142,7 +142,7 @@ def test_a_command_is_published_and_its_response_printed(name: str, bus: Bus, ca
 
 def test_all_responses_to_a_command_are_printed(bus: Bus, call: Call) -> None:
     both = [decided("promoted"), decided("ended", challenger="bush")]
-    with answering(bus, both):
+    with responding(bus, both):
         done = call("rollout", "flow.py", "promote", "tree", "--json")
     went_well(done)
     printed = json.loads(done.out)
@@ -153,7 +153,7 @@ def test_all_responses_to_a_command_are_printed(bus: Bus, call: Call) -> None:
 
 
 def test_a_refusal_says_why_and_ends_with_1(bus: Bus, call: Call) -> None:
-    with answering(bus, [decided("rejected", reason="there is no challenger 'bush'")]) as heard:
+    with responding(bus, [decided("rejected", reason="there is no challenger 'bush'")]) as heard:
         done = call("rollout", "flow.py", "pause", "bush")
     assert done.code == 1
     assert done.out == ""

@@ -84,7 +84,7 @@ def predictions(bus: Bus) -> int:
 
 
 def quality(address: str) -> float | None:
-    with urlopen(address) as answer:
-        text = answer.read().decode()
+    with urlopen(address) as response:
+        text = response.read().decode()
         found = re.search(r'anabranch_model_quality\{.*"Accuracy".*\} (\S+)', text)
     return float(found.group(1)) if found else None

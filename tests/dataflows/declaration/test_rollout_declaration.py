@@ -167,7 +167,7 @@ def test_what_cannot_work_is_one_sentence(words):
         ("amount", linear_model.LinearRegression(), (3.5, 0, -1.0), (float("inf"), "x", True)),
     ],
 )
-def test_a_fallback_is_of_the_kind_of_the_answers(label, model, right, wrong):
+def test_a_fallback_is_of_the_kind_of_the_predictions(label, model, right, wrong):
     changes = {
         "label": inline(label),
         "model": model,

@@ -122,7 +122,7 @@ def as_served(row: Row, names: list[str]) -> Row:
     return {**found, "features": {name: row[name] for name in names}}
 
 
-ANSWERS: dict[str, list[Any]] = {
+LABEL_VALUES: dict[str, list[Any]] = {
     "good": [True, False, None],
     "weight": [1.5, 2.0, None],
     "kind": ["a", "b", "c", None],
@@ -131,11 +131,11 @@ ANSWERS: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("target", ["good", "weight", "kind", "none"])
 def test_inline_labels_of_every_task(tmp_path: Path, target: str) -> None:
-    answers = ANSWERS.get(target, [])[:-1]
+    label_values = LABEL_VALUES.get(target, [])[:-1]
     things = events(150)
     for i, thing in enumerate(things):
-        if answers:
-            thing[target] = answers[i % len(answers)]
+        if label_values:
+            thing[target] = label_values[i % len(label_values)]
     pipeline = declared(target, None if target == "none" else inline(target))
     rows = rows_of(tmp_path, pipeline, things)
     found = [as_served(row, pipeline.columns) for row in rows.to_dicts()]
@@ -155,10 +155,10 @@ def test_delayed_labels_of_every_task(
     tmp_path: Path, target: str, label: type[Label], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_file, "PART_ROWS", 37)
-    answers = ANSWERS[target]
+    label_values = LABEL_VALUES[target]
     things = events(150)
     labelled = [
-        (thing["id"], thing["ts"] + 7 * 60_000, answers[i % len(answers)])
+        (thing["id"], thing["ts"] + 7 * 60_000, label_values[i % len(label_values)])
         for i, thing in enumerate(things)
     ]
     labels = [

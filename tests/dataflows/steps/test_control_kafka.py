@@ -92,7 +92,7 @@ def test_a_response_is_found_on_kafka(kafka_broker: KafkaBroker) -> None:
     topics = pipeline.topics
     bus.create_topics({topics.control: 2, topics.rollouts: 2})
     control = Control(kind="pause", id="mine")
-    answer = RolloutMessage(
+    response = RolloutMessage(
         pipeline="sent", action="paused", rollout="r", challenger="tree", champion="m", share=0.1,
         reason="", ts=T0, policy="Shadow", evidence=None, guardrails={}, topic=topics.control,
         partition=0, offset=0, request_id="mine",
@@ -105,11 +105,11 @@ def test_a_response_is_found_on_kafka(kafka_broker: KafkaBroker) -> None:
         reader.close()
         assert [msgspec.json.decode(v, type=Control) for v in pieces[0].values] == [control]
         publisher = bus.publisher()
-        publisher.append(topics.rollouts, [msgspec.json.encode(answer)], partitions=1)
+        publisher.append(topics.rollouts, [msgspec.json.encode(response)], partitions=1)
         publisher.close()
 
     thread = threading.Thread(target=listen)
     thread.start()
-    assert send_command(pipeline, bus, control, timeout_s=300) == [answer]
+    assert send_command(pipeline, bus, control, timeout_s=300) == [response]
     thread.join()
     bus.close()

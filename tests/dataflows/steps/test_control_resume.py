@@ -74,14 +74,14 @@ def messages_of(bus: MemoryBus, topic: str = ROLLOUTS) -> Messages:
     return found
 
 
-def answers(bus: MemoryBus) -> list[str]:
+def request_ids(bus: MemoryBus) -> list[str]:
     return sorted(each["request_id"] for part in messages_of(bus) for each in part)
 
 
 def test_a_run_that_is_stopped_anywhere_follows_each_command_once(tmp_path):
     pipeline, whole = declared(tmp_path), bus_with(COMMANDS)
     run(pipeline, whole, tmp_path / "whole")
-    counts = Counter(answers(whole))
+    counts = Counter(request_ids(whole))
     assert counts == {f"{p}/{m}": 2 if kind == "promote" else 1 for p, m, kind in COMMANDS}
     assert messages_of(whole, "trades.dead-letters") != [[]] * PARTITIONS
     for seed in range(3):
@@ -108,9 +108,9 @@ def test_a_crash_after_publishing_publishes_no_decision_twice(tmp_path):
     pipeline, bus = declared(tmp_path), bus_with(COMMANDS)
     assert run(pipeline, bus, tmp_path / "state", reads=40, batch=3)
     shutil.copytree(tmp_path / "state", tmp_path / "before")
-    known = len(answers(bus))
+    known = len(request_ids(bus))
     assert run(pipeline, bus, tmp_path / "state", reads=15, batch=3)
-    published = len(answers(bus))
+    published = len(request_ids(bus))
     assert 0 < known < published < 35
     run(pipeline, bus, tmp_path / "before", batch=5)
     whole = bus_with(COMMANDS)
@@ -139,18 +139,18 @@ def test_a_state_resumes_when_rollouts_are_added_removed_and_added_again(tmp_pat
     publish(bus, MESSAGES[100:200])
     say(bus, [(0, 1, "start"), (1, 1, "pause")])
     run(with_rollout, bus, state)
-    assert answers(bus) == ["0/1", "1/1", "foreign"]
+    assert request_ids(bus) == ["0/1", "1/1", "foreign"]
     assert offsets(state)[CONTROL, 0] == 1
 
     publish(bus, MESSAGES[200:250])
     say(bus, [(0, 2, "resume")])
     run(plain, bus, state)
-    assert answers(bus) == ["0/1", "1/1", "foreign"]
+    assert request_ids(bus) == ["0/1", "1/1", "foreign"]
     assert offsets(state)[CONTROL, 0] == 1
 
     publish(bus, MESSAGES[250:])
     run(with_rollout, bus, state)
-    assert answers(bus) == ["0/1", "0/2", "1/1", "foreign"]
+    assert request_ids(bus) == ["0/1", "0/2", "1/1", "foreign"]
     assert offsets(state)[CONTROL, 0] == 2
 
     outputs = ("trades.predictions", "trades.dead-letters")
@@ -166,7 +166,7 @@ def test_a_state_resumes_when_rollouts_are_added_removed_and_added_again(tmp_pat
 def test_a_new_state_that_begins_at_the_end_follows_no_old_command(tmp_path):
     pipeline, bus = declared(tmp_path), bus_with(COMMANDS)
     run_from_the_end(pipeline, bus, tmp_path / "state")
-    assert answers(bus) == []
+    assert request_ids(bus) == []
 
 
 def test_a_state_that_is_there_follows_what_was_said_first_wherever_new_ones_begin(tmp_path):
@@ -174,7 +174,7 @@ def test_a_state_that_is_there_follows_what_was_said_first_wherever_new_ones_beg
     bus = bus_with(COMMANDS[:2])
     run(plain, bus, tmp_path / "state")
     run_from_the_end(with_rollout, bus, tmp_path / "state")
-    assert answers(bus) == ["0/0", "1/2"]
+    assert request_ids(bus) == ["0/0", "1/2"]
 
 
 def run_from_the_end(pipeline: Pipeline, bus: MemoryBus, path: Path) -> None:
@@ -195,10 +195,10 @@ def test_a_replay_of_the_own_topics_hears_what_was_said_meanwhile(tmp_path):
     )
     found = replay(pipeline, settings, bus)
     assert found.offsets[CONTROL, 0] == bus.end_offsets(CONTROL)[0]
-    assert answers(bus) == []
+    assert request_ids(bus) == []
     say(bus, [(0, 90, "start")])
     run(pipeline, bus, tmp_path / "state")
-    assert answers(bus) == ["0/90"]
+    assert request_ids(bus) == ["0/90"]
 
 
 def test_a_replay_of_files_ignores_commands_and_resumes_after_them(tmp_path):

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real run, and every query of dashboard and alerts has an answer."""
+"""A real Prometheus scrapes a real run, and every query of dashboard and alerts has data."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def started(command: list[str], log: Path) -> Iterator[None]:
 
 def ask(port: int, query: str) -> list[Any]:
     url = f"http://127.0.0.1:{port}/api/v1/query?" + urllib.parse.urlencode({"query": query})
-    with urllib.request.urlopen(url, timeout=GENEROUS_S) as answer:
-        found = json.loads(answer.read())
+    with urllib.request.urlopen(url, timeout=GENEROUS_S) as response:
+        found = json.loads(response.read())
     assert found["status"] == "success"
     result: list[Any] = found["data"]["result"]
     return result
 
 
-def unanswered(port: int) -> dict[str, str]:
+def without_data(port: int) -> dict[str, str]:
     """Panels of the dashboard without data, by title, with their query."""
     found = {}
     for title, queries in panels().items():
@@ -114,8 +114,8 @@ def test_every_query_has_data_or_a_reason(tmp_path: Path) -> None:
         wait_until(
             lambda: _up(query_port) and ask(query_port, served), 2 * GENEROUS_S, log, every_s=1
         )
-        describe = lambda: f"answers to {unanswered(query_port)}"  # noqa: E731
-        wait_until(lambda: not unanswered(query_port), GENEROUS_S, describe, every_s=2)
+        describe = lambda: f"data of {without_data(query_port)}"  # noqa: E731
+        wait_until(lambda: not without_data(query_port), GENEROUS_S, describe, every_s=2)
         for name, rule in rules().items():  # none is an error, and all are quiet but one
             ask(query_port, expression(rule))
             if name == "AnabranchRolledBack":  # `bayes` may be rolled back by now

@@ -290,16 +290,16 @@ def test_metrics_are_served_on_a_free_port():
     registry = run(bus_with_orders(), orders(), 1000)
     port = serve(registry, 0, host="127.0.0.1")
     assert port > 0
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
-        text = answer.read().decode()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
+        text = response.read().decode()
     assert 'anabranch_predictions_total{pipeline="orders"} 50.0' in text
     assert 'anabranch_dead_letters_total{pipeline="orders",reason="late"} 1.0' in text
 
 
 def get(port: int, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
-            return answer.status, answer.read().decode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as response:
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
 

@@ -150,8 +150,8 @@ def go(runner: Any, task: Task, low: int, high: int) -> list[str]:
     row = np.where(row % 2 == 0, row // 2, np.maximum(row // 2 - 30, 0))
     if task is Task.ANOMALY and low == 0:
         op[::3] = LEARN
-    answers = runner.run(FEATURES, op, row, target(task, row))
-    return [repr(list(answers.values)), repr(answers.labels)]
+    predictions = runner.run(FEATURES, op, row, target(task, row))
+    return [repr(list(predictions.values)), repr(predictions.labels)]
 
 
 def image(deltas: list[Delta]) -> Delta:

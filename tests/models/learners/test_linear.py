@@ -149,11 +149,11 @@ def test_run_each_equals_single_steps_bit_for_bit(
     each, stepped = compiled(model, NAMES), compiled(model, NAMES)
     assert each is not None
     assert stepped is not None
-    answers = each.run_each(features, target)
-    assert answers is not None
+    predictions = each.run_each(features, target)
+    assert predictions is not None
     op, row = np.tile(np.array([0, 1], np.uint8), rows), np.repeat(np.arange(rows), 2)
     wanted = stepped.run(features, op, row, np.repeat(target, 2))
-    assert answers.values.tobytes() == wanted.values.tobytes()
+    assert predictions.values.tobytes() == wanted.values.tobytes()
     assert each.version == stepped.version == rows
     assert pickle.dumps(each) == pickle.dumps(stepped)
 

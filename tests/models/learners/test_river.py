@@ -34,19 +34,19 @@ def test_no_prediction_yet() -> None:
 def test_a_model_without_probabilities_serves_its_label() -> None:
     pair = [linear_model.LogisticRegression(), linear_model.PAClassifier()]
     learner = RiverLearner(ensemble.VotingClassifier(pair), ["a"], Task.BINARY)
-    answers = run(learner, [[2.0], [-2.0]], [1, 1, 0, 0], [1, 0, 0, 0])
-    assert answers.values.tolist() == [1.0, 0.0]
-    assert answers.labels.tolist() == [1, 0]
+    predictions = run(learner, [[2.0], [-2.0]], [1, 1, 0, 0], [1, 0, 0, 0])
+    assert predictions.values.tolist() == [1.0, 0.0]
+    assert predictions.labels.tolist() == [1, 0]
 
 
 def test_a_tie_goes_to_the_class_that_river_prefers() -> None:
     """Of two equally probable classes River names the one that it saw first."""
     learner = RiverLearner(dummy.PriorClassifier(), ["a"], Task.BINARY)
-    answers = run(learner, [[0.0]], [1, 1, 0], [1, 0, 0])
-    assert (answers.values.tolist(), answers.labels.tolist()) == ([0.5], [1])
+    predictions = run(learner, [[0.0]], [1, 1, 0], [1, 0, 0])
+    assert (predictions.values.tolist(), predictions.labels.tolist()) == ([0.5], [1])
     learner = RiverLearner(dummy.PriorClassifier(), ["a"], Task.BINARY)
-    answers = run(learner, [[0.0]], [1, 1, 0], [0, 1, 0])
-    assert (answers.values.tolist(), answers.labels.tolist()) == ([0.5], [0])
+    predictions = run(learner, [[0.0]], [1, 1, 0], [0, 1, 0])
+    assert (predictions.values.tolist(), predictions.labels.tolist()) == ([0.5], [0])
 
 
 def test_a_model_with_its_own_rule_for_the_label_keeps_it() -> None:
@@ -55,9 +55,9 @@ def test_a_model_with_its_own_rule_for_the_label_keeps_it() -> None:
             return self.predict_proba_one(x).get(True, 0.0) > 0.9
 
     learner = RiverLearner(Cautious(), ["a"], Task.BINARY)
-    answers = run(learner, [[0.0]], [1, 1, 1, 0], [1, 0, 1, 0])
-    assert answers.values.tolist() == [pytest.approx(2 / 3)]
-    assert answers.labels.tolist() == [0]
+    predictions = run(learner, [[0.0]], [1, 1, 1, 0], [1, 0, 1, 0])
+    assert predictions.values.tolist() == [pytest.approx(2 / 3)]
+    assert predictions.labels.tolist() == [0]
 
 
 def test_targets_are_bools_and_features_floats() -> None:

@@ -91,7 +91,7 @@ def reference(case: str, run: Steps, most: int, after: int) -> tuple[list[Any], 
     task, model = MODELS[case]
     shared, models, labels = model.clone(), dict[int, Any](), dict[int, int]()
     features, op, row, target = run
-    answers = []
+    predictions = []
     for operation, at, truth in zip(op, row, target, strict=True):
         x = dict(zip(NAMES, features[at].tolist(), strict=False))
         segment = int(features[at, -1])
@@ -99,11 +99,11 @@ def reference(case: str, run: Steps, most: int, after: int) -> tuple[list[Any], 
         if operation == PREDICT:
             serving = mine or shared
             if task is Task.BINARY:
-                answers.append(serving.predict_proba_one(x).get(True))
+                predictions.append(serving.predict_proba_one(x).get(True))
             elif task is Task.MULTICLASS:
-                answers.append((serving.predict_proba_one(x), serving.predict_one(x)))
+                predictions.append((serving.predict_proba_one(x), serving.predict_one(x)))
             else:
-                answers.append(
+                predictions.append(
                     serving.score_one(x) if task is Task.ANOMALY else serving.predict_one(x)
                 )
             continue
@@ -115,7 +115,7 @@ def reference(case: str, run: Steps, most: int, after: int) -> tuple[list[Any], 
             mine.learn_one(*example)
         elif labels[segment] == after and segment < most:
             models[segment] = copy.deepcopy(shared)
-    return answers, set(models)
+    return predictions, set(models)
 
 
 @pytest.mark.parametrize("case", MODELS)

@@ -27,19 +27,19 @@ value = st.floats(-1e3, 1e3)
 
 
 def river_value(name: str, task: Task, pairs: list[Any]) -> float:
-    """As `progressive_val_score` would update it; pairs of truth, answer, predicted label."""
+    """As `progressive_val_score` would update it; pairs of truth, prediction, predicted label."""
     running = getattr(river_metrics, name)()
-    for truth, answer, label in pairs:
+    for truth, prediction, label in pairs:
         if task is Task.BINARY:
             if label == NO_LABEL:
                 continue
-            probabilities = {False: 1.0 - answer, True: answer}
+            probabilities = {False: 1.0 - prediction, True: prediction}
             running.update(bool(truth), bool(label) if running.requires_labels else probabilities)
         elif task is Task.MULTICLASS:
-            if answer:
-                running.update(truth, label if running.requires_labels else answer)
-        elif not math.isnan(answer):
-            running.update(bool(truth) if task is Task.ANOMALY else truth, answer)
+            if prediction:
+                running.update(truth, label if running.requires_labels else prediction)
+        elif not math.isnan(prediction):
+            running.update(bool(truth) if task is Task.ANOMALY else truth, prediction)
     return float(running.get())
 
 
@@ -49,7 +49,7 @@ def check(name: str, task: Task, pairs: list[Any], cut: int, labelled: bool) -> 
     assert isinstance(ours, RiverMetric) == (name not in KERNELS or task is Task.MULTICLASS)
     for part in (pairs[:cut], pairs[cut:]):
         truths = [truth for truth, _, _ in part]
-        values = [answer for _, answer, _ in part]
+        values = [prediction for _, prediction, _ in part]
         labels = [label for _, _, label in part]
         if task is Task.MULTICLASS:
             ours.update_many(truths, Predictions(values, labels))
@@ -156,15 +156,15 @@ def test_a_pair_that_river_cannot_score_is_counted_not_fatal() -> None:
 
 def test_losses() -> None:
     truth = np.array([1.0, 0.0, 1.0, 1.0])
-    answers = Predictions(np.array([0.8, 0.6, 0.5, np.nan]))
-    assert losses(Task.BINARY, truth, answers).tolist()[:3] == [0.0, 1.0, 1.0]
+    predictions = Predictions(np.array([0.8, 0.6, 0.5, np.nan]))
+    assert losses(Task.BINARY, truth, predictions).tolist()[:3] == [0.0, 1.0, 1.0]
     logs = [-math.log(0.8), -math.log(0.4), math.log(2), np.nan]
-    np.testing.assert_allclose(losses(Task.BINARY, truth, answers, "logloss"), logs)
+    np.testing.assert_allclose(losses(Task.BINARY, truth, predictions, "logloss"), logs)
     np.testing.assert_allclose(
-        losses(Task.BINARY, truth, answers, "brier"), [0.04, 0.36, 0.25, np.nan]
+        losses(Task.BINARY, truth, predictions, "brier"), [0.04, 0.36, 0.25, np.nan]
     )
     for kind in LOSSES[Task.BINARY]:
-        assert np.isnan(losses(Task.BINARY, truth, answers, kind)[3])
+        assert np.isnan(losses(Task.BINARY, truth, predictions, kind)[3])
     classes = Predictions([{"a": 0.6, "b": 0.4}, {}], ["a", None])
     assert losses(Task.MULTICLASS, ["b", "b"], classes).tolist()[0] == 1.0
     brier = losses(Task.MULTICLASS, ["b", "b"], classes, "brier")
@@ -174,4 +174,4 @@ def test_losses() -> None:
         4.0
     ]
     with pytest.raises(DeclarationError, match="there are absolute, squared"):
-        losses(Task.REGRESSION, truth, answers, "error")
+        losses(Task.REGRESSION, truth, predictions, "error")

@@ -177,8 +177,8 @@ def expected(case: str, found: Stream, learned: list[Any]) -> Any:
                 cell["labels"] += len(rows)
                 for model, metrics in cell["quality"].items():
                     for each in metrics.values():
-                        answers = part.predictions[model].take(rows)
-                        each.update_many(select(part.target, rows), answers)
+                        predictions = part.predictions[model].take(rows)
+                        each.update_many(select(part.target, rows), predictions)
         for cell in values.values():
             for metrics in cell["quality"].values():
                 metrics.update({name: each.value for name, each in metrics.items()})

@@ -100,7 +100,7 @@ def stream(task: Task, seed: int, size: int) -> tuple[list[int], Any, Any, list[
 
 
 def feed(step: Prequential, data: Any, low: int, high: int) -> list[Any]:
-    """Work through a part of the stream; all that the step answers, comparable by `==`."""
+    """Work through a part of the stream; all that the step returns, comparable by `==`."""
     _, features, times, values = data
     size, piece = len(features), data[0][low:high]
     events, labels = [i for i in piece if i < size], [i - size for i in piece if i >= size]

@@ -121,9 +121,8 @@ class Stream:
             return {}
         fresh = outcome.predictions.get("fresh-1")
         every = [*events, *labels]
-        answers = list(out.predictions.values)
         return {
-            "answers": list(map(repr, answers)),
+            "predictions": list(map(repr, out.predictions.values)),
             "models": out.models,
             "versions": out.versions,
             "events": events,
@@ -197,7 +196,7 @@ def test_no_cut_shows(name, data):
     cuts = sorted(data.draw(st.sets(st.integers(1, rows - 1), min_size=1, max_size=40)))
     other, _ = case(name)
     found = run(other, stream, cuts)
-    # In a batch before its first event a fresh model has no answers at all.
+    # In a batch before its first event a fresh model has no predictions at all.
     assert {**found, "fresh": None} == {**whole, "fresh": None}
     assert knows(other) == knows(step)
 
@@ -231,9 +230,9 @@ def test_it_is_the_model_that_a_loop_over_river_gives(inline):
     expected = dict(river_loop(stream, inline))
     assert len(expected) > 300
     found = {
-        event: answer
-        for event, answer in zip(whole["events"], whole["fresh"], strict=True)
-        if answer is not None and not math.isnan(answer)
+        event: prediction
+        for event, prediction in zip(whole["events"], whole["fresh"], strict=True)
+        if prediction is not None and not math.isnan(prediction)
     }
     assert found == expected
 

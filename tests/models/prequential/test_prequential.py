@@ -125,7 +125,7 @@ def qa_arguments(delay: Any) -> dict[str, Any]:
 def expected(
     xs: list[Timed], ys: list[Any], model: Any, name: str, delay: Any
 ) -> tuple[list[Any], list[float]]:
-    """River's predictions and its running metric, answer by answer."""
+    """River's predictions and its running metric, label by label."""
     metric = getattr(river_metrics, name)()
     steps = evaluate.iter_progressive_val_score(
         list(zip(xs, ys, strict=True)), model, metric, step=1, yield_predictions=True,
@@ -144,8 +144,8 @@ def arrival(xs: list[Timed], ys: list[Any], delay: Any) -> list[int]:
     arguments = qa_arguments(delay)
     if arguments["delay"] is uneven:
         arguments["delay"] = lambda x, y: uneven(x, y[0])
-    answers = stream.simulate_qa(pairs, **arguments, copy=False)
-    return [i if y is None else len(xs) + i for i, _, y in answers]
+    labels = stream.simulate_qa(pairs, **arguments, copy=False)
+    return [i if y is None else len(xs) + i for i, _, y in labels]
 
 
 def run_in_cuts(
@@ -154,7 +154,7 @@ def run_in_cuts(
     """Work through `order` in pieces; the outcomes, and the metric after each piece."""
     events = len(features)
     times = kwargs.get("times", np.arange(events, dtype=np.int64))
-    outcomes, running, answered = [], [], 0
+    outcomes, running, labels_seen = [], [], 0
     names = kwargs.get("labelled", range(events))
     bounds = [0, *sorted(set(cuts)), len(order)]
     for low, high in pairwise(bounds):
@@ -184,32 +184,32 @@ def run_in_cuts(
                 order=np.array([at[i] for i in piece], np.int64),
             )
         )
-        answered += len(labelled)
+        labels_seen += len(labelled)
         metrics = list(step.models.metrics[step.models.champion].values())
-        running.append((answered, metrics[0].value if metrics else np.nan))
+        running.append((labels_seen, metrics[0].value if metrics else np.nan))
     return outcomes, running
 
 
-def served_by_answer(outcomes: list[Any], order: list[int], events: int, labels: bool) -> list[Any]:
-    """The champion's stored predictions in the order of the answers."""
+def served_by_label(outcomes: list[Any], order: list[int], events: int, labels: bool) -> list[Any]:
+    """The champion's stored predictions in the order of the labels."""
     found: list[Any] = []
     for outcome in outcomes:
-        answers = outcome.learned.predictions["champion"]
-        values = answers.values
+        stored = outcome.learned.predictions["champion"]
+        values = stored.values
         found += values if isinstance(values, list) else values.tolist()
         if labels:
-            kept = answers.labels if isinstance(values, list) else answers.binary_labels().tolist()
+            kept = stored.labels if isinstance(values, list) else stored.binary_labels().tolist()
             found[len(found) - len(kept) :] = kept
     return found
 
 
-def as_given(answer: Any, task: Task, labels: bool) -> Any:
-    """River's answer in the form of ours."""
+def as_given(prediction: Any, task: Task, labels: bool) -> Any:
+    """River's prediction in the form of ours."""
     if task is Task.BINARY and not labels:
-        return answer.get(True, 0.0) if answer else np.nan
+        return prediction.get(True, 0.0) if prediction else np.nan
     if task is Task.BINARY:
-        return 255 if answer is None else int(answer)
-    return np.nan if answer is None and task is not Task.MULTICLASS else answer
+        return 255 if prediction is None else int(prediction)
+    return np.nan if prediction is None and task is not Task.MULTICLASS else prediction
 
 
 @pytest.mark.parametrize("delay", DELAYS.values(), ids=DELAYS)
@@ -226,12 +226,12 @@ def test_compiled_equals_river(data: str, model: Any, name: str, delay: Any) -> 
     order = arrival(xs, ys, delay)
     outcomes, running = run_in_cuts(step, features, ys, order, [10, 11, 500, 1700])
     labels = name in ("Accuracy", "F1")
-    got = served_by_answer(outcomes, order, len(xs), labels)
+    got = served_by_label(outcomes, order, len(xs), labels)
     given = [as_given(p, task, labels) for p in want]
     np.testing.assert_allclose(np.array(got, float), given, rtol=1e-12, atol=1e-12)
-    for answered, value in running:
-        if answered:
-            assert value == pytest.approx(want_metric[answered - 1], rel=1e-12, abs=1e-12)
+    for labels_seen, value in running:
+        if labels_seen:
+            assert value == pytest.approx(want_metric[labels_seen - 1], rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize("delay", DELAYS.values(), ids=DELAYS)
@@ -252,7 +252,7 @@ def test_river_is_equal_bit_for_bit(
     )
     order = arrival(xs, ys, delay)
     outcomes, running = run_in_cuts(step, features, ys, order, [3, 40, 41, 333])
-    got = served_by_answer(outcomes, order, len(xs), labels)
+    got = served_by_label(outcomes, order, len(xs), labels)
     given = [as_given(p, task, labels) for p in want]
     if task is Task.MULTICLASS:
         assert got == given
@@ -261,9 +261,9 @@ def test_river_is_equal_bit_for_bit(
     # River sums a macro average over a set of labels, in the order of their hashes: the last bit
     # is then not even its own from one process to the next.
     exact = {} if name == "MacroF1" else {"rel": 0, "abs": 0}
-    for answered, value in running:
-        if answered:
-            assert value == pytest.approx(want_metric[answered - 1], **exact)
+    for labels_seen, value in running:
+        if labels_seen:
+            assert value == pytest.approx(want_metric[labels_seen - 1], **exact)
 
 
 @pytest.mark.parametrize(("task", "data", "model", "name"), RIVER)
@@ -290,7 +290,7 @@ def test_inline_equals_no_delay(task: Task, data: str, model: Any, name: str) ->
             )
         )
     labels = bool(getattr(getattr(river_metrics, name)(), "requires_labels", False))
-    got = served_by_answer(outcomes, [], 0, labels)
+    got = served_by_label(outcomes, [], 0, labels)
     given = [as_given(p, task, labels) for p in want]
     if task is Task.MULTICLASS:
         assert got == given

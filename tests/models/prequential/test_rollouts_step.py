@@ -224,7 +224,7 @@ def test_a_canary_over_real_models(inline: bool) -> None:
 
 
 def test_what_is_served_is_what_the_models_say() -> None:
-    """Each row's answer and version are those of the model that is named."""
+    """Each row's prediction and version are those of the model that is named."""
     step = CASES["canary"](inline=True)
     order, features, _, values = stream(2)
     fed = feed(step, stream(2))

@@ -1,4 +1,4 @@
-"""Who serves, and what is decided: on made-up answers, however the stream is cut."""
+"""Who serves, and what is decided: on made-up predictions, however the stream is cut."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def test_a_growing_share_takes_no_key_away():
 
 
 @pytest.mark.parametrize(
-    ("answers", "nan_from", "raised", "why"),
+    ("scores", "nan_from", "raised", "why"),
     [
         (noise, {}, {}, "worse"),
         (calibrated, {"new": 700}, {}, "NaN"),
         (calibrated, {}, {"new": [700]}, "raised an error"),
     ],
 )
-def test_a_bad_challenger_is_taken_out(answers, nan_from, raised, why):
-    stream = Stream(3000, {"old": calibrated, "new": answers}, nan_from=nan_from, raised=raised)
+def test_a_bad_challenger_is_taken_out(scores, nan_from, raised, why):
+    stream = Stream(3000, {"old": calibrated, "new": scores}, nan_from=nan_from, raised=raised)
     run = play(stream, deployment(Canary(steps=(0.01, 0.5, 1.0), min_duration="1h")))
     assert actions(run) == [d.STARTED, d.ROLLED_BACK]
     assert why in run.decisions[-1].reason

@@ -23,7 +23,7 @@ def canary(**changes: Any) -> Pipeline:
     return orders(challengers={"tree": TREE}, **({"rollout": Canary()} | changes))
 
 
-def answers(bus: MemoryBus) -> list[RolloutMessage]:
+def responses(bus: MemoryBus) -> list[RolloutMessage]:
     return [each for each in decisions(bus) if isinstance(each.request_id, str)]
 
 
@@ -89,7 +89,7 @@ def test_the_stream_continues_after_all_of_them() -> None:
     bodies = [{"kind": "start", "challenger": "tree", "policy": each} for each in NONSENSE]
     bodies = [{"kind": "rollback"}, *bodies]
     bus = run(canary(), limit=5, commands=[(1, {"id": str(i), **b}) for i, b in enumerate(bodies)])
-    decided = [each.action for each in answers(bus)]
+    decided = [each.action for each in responses(bus)]
     assert decided == ["rolled_back", *["rejected"] * len(NONSENSE)]
     assert len(bus.values("p.predictions")) == 12
 
@@ -144,9 +144,9 @@ def test_commands_are_followed_by_the_real_deployment_however_the_stream_is_cut(
     for limit in (1, 4, 1000):
         bus = run(canary(), limit=limit, commands=commands)
         found.append((bus.values("p.rollouts"), bus.values("p.predictions")))
-        assert [each.request_id for each in answers(bus)] == list("abcdef")
+        assert [each.request_id for each in responses(bus)] == list("abcdef")
     assert found[0] == found[1] == found[2]
-    assert [(each.request_id, each.action) for each in answers(bus)] == [
+    assert [(each.request_id, each.action) for each in responses(bus)] == [
         ("a", "rejected"),  # it is tried already
         ("b", "traffic_set"),
         ("c", "promoted"),

@@ -50,7 +50,7 @@ def decisions(trial: Trial) -> list[dict[str, Any]]:
     return [json.loads(value) for rows in messages(trial, "payments.rollouts") for value in rows]
 
 
-def test_the_backlog_holds_a_fall_a_climb_and_answers(unharmed: Trial) -> None:
+def test_the_backlog_holds_a_fall_a_climb_and_responses(unharmed: Trial) -> None:
     decided = [(each["action"], each["challenger"]) for each in decisions(unharmed)]
     assert [pair for pair in decided if pair[0] != "progress"] == [
         ("started", "faster"), ("stepped", "faster"), ("stepped", "faster"),
