@@ -13,8 +13,8 @@ from hypothesis import settings
 from tests.support.kafka_broker import KafkaBroker, missing_tools
 
 # The first example of a test may compile kernels, and the machine may be busy.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 
 INSTALL = {

@@ -48,9 +48,9 @@ class StreamLog:
                 extra={"action": each.action, "challenger": each.challenger},
             )  # fmt: skip
 
-    def dead_letters(self, letters: Iterable[DeadLetter]) -> None:
+    def dead_letters(self, records: Iterable[DeadLetter]) -> None:
         """Count messages that could not be used."""
-        self._dead.update(letter.reason for letter in letters)
+        self._dead.update(record.reason for record in records)
         self.flush()
 
     def flush(self) -> None:

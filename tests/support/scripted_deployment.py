@@ -1,4 +1,4 @@
-"""A deployment that only obeys commands, in place of one that compares models."""
+"""A deployment that only executes commands, in place of one that compares models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ACTIONS = {
 EVIDENCE = Evidence(10, 4, 0.5, float("nan"), 0.1, float("-inf"), float("inf"), 3.0, 0.2, 0.05)
 
 
-class Obedient:
+class ScriptedController:
     """Rejects invalid commands. A promotion also ends another rollout: two decisions.
 
     The text of a decision has the numbers of events predicted and labels learned before it.
@@ -33,9 +33,9 @@ class Obedient:
         self._step = step
 
     def command(self, command: Command, time: int) -> list[Decision]:
-        fault = command.problem()
-        if fault is not None:
-            return [self._decision(REJECTED, command, time, fault)]
+        problem = command.problem()
+        if problem is not None:
+            return [self._decision(REJECTED, command, time, problem)]
         done = [self._decision(ACTIONS[command.kind], command, time, self._after())]
         if command.kind == "promote":
             done.append(self._decision("ended", command, time, self._after()))
@@ -62,13 +62,13 @@ class Obedient:
         )
 
 
-def obey(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use it in every model step."""
-    begin = ModelStep.__init__
+def use_scripted_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every model step a `ScriptedController`."""
+    init = ModelStep.__init__
 
-    def begin_obediently(step: ModelStep, *arguments: Any, **named: Any) -> None:
-        begin(step, *arguments, **named)
+    def init_scripted(step: ModelStep, *arguments: Any, **named: Any) -> None:
+        init(step, *arguments, **named)
         if step.commands is not None:
-            step.commands.controller = Obedient(step)
+            step.commands.controller = ScriptedController(step)
 
-    monkeypatch.setattr(ModelStep, "__init__", begin_obediently)
+    monkeypatch.setattr(ModelStep, "__init__", init_scripted)

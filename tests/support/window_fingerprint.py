@@ -53,14 +53,14 @@ def _contents(aggregate: AggregateState, slots: I64) -> list[NDArray[Any]]:
     walk_chains(slots, log.slot, log.link, positions)
     found = [log.meta[[MAX_SEEN, LATE_ROWS]], counts, log.ts[positions], log.val[positions]]
     hot = np.where(counts > 0, log.slot[slots, HOT], -1)
-    hots = hot[hot >= 0]
+    hot_rows = hot[hot >= 0]
     places = np.full(log.ts.shape[0] + 1, -1)  # a start of -1 finds the last cell
     places[positions] = np.arange(len(positions))
     found.append(hot >= 0)
     if "hotf" in aggregate.by_hot:
-        found.append(aggregate.by_hot["hotf"][hots])
+        found.append(aggregate.by_hot["hotf"][hot_rows])
     if aggregate.by_hot:
-        cells = aggregate.by_hot["hoti"][hots]
+        cells = aggregate.by_hot["hoti"][hot_rows]
         for start in aggregate.starts:
             cells[:, start] = places[cells[:, start]]
         found.append(cells)

@@ -222,7 +222,7 @@ def test_a_full_queue_waits_for_a_dead_broker_until_stopped(
     assert bus.end_offsets(topic) == [150]
 
 
-def test_stop_does_not_disturb_a_publisher_whose_broker_answers(broker: KafkaBroker) -> None:
+def test_stop_does_not_disturb_a_publisher_whose_broker_responds(broker: KafkaBroker) -> None:
     bus = open_bus(broker.url, {"queue.buffering.max.messages": "50"})
     topic = new_topic(bus, 1)
     stop = threading.Event()

@@ -17,7 +17,7 @@ from anabranch.dataflows.messages.control import Control
 from anabranch.dataflows.messages.outputs import DeadLetter, RolloutMessage
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.skew.progress import ignore_progress
-from anabranch.dataflows.skew.served_features import served_on_topic
+from anabranch.dataflows.skew.served_features import served_from_topic
 from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.models.rollout.policies import Shadow
 
@@ -80,7 +80,7 @@ def run(codec: Codec, malformed: bytes) -> dict[str, list[dict[str, Any]]]:
     pause = Control(kind="pause", id="c1", challenger="other")
     publisher.append(topics.control, [codec.encode(pause)], times=[T0 + 300_000])
     run_worker(pipeline, bus, SourceOptions(until_end=True, limit=64))
-    served = served_on_topic(
+    served = served_from_topic(
         pipeline.name, pipeline.columns, bus, topics.predictions, ignore_progress, codec
     )
     assert len(served) == 200

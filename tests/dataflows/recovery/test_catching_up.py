@@ -93,7 +93,7 @@ def cut(messages: list[Message], *moments: float) -> list[list[Message]]:
 def test_after_a_week_it_resumes_as_if_it_had_never_stopped(
     tmp_path: Path, messages: list[Message], rules: dict[str, Any]
 ) -> None:
-    """One worked through every half day's messages at once; the other stood still for a week."""
+    """One worked through every half day's messages at once; the other was stopped for a week."""
     pipeline = payments(**rules)
     live = run_pieces(tmp_path / "live", pipeline, cut(messages, *np.arange(0.5, 16, 0.5)))
     stopped = run_pieces(tmp_path / "stopped", pipeline, cut(messages, 4, 11))

@@ -1,4 +1,4 @@
-"""Two workers that stood still for a week: what differs from two that never stopped, and how much.
+"""Two workers that were stopped for a week: what differs from two that never stopped, and how much.
 
 Each worker merges what it reads by time, so that a label never comes before its own event, nor
 after its wait. But while both are behind, one may be ahead of the other by anything up to a week:
@@ -220,7 +220,7 @@ def labels_in(messages: Sequence[Message]) -> list[int]:
 
 
 @pytest.mark.timeout(900)
-def test_two_processes_that_stood_still_lose_nothing_and_stay_within_the_same_bounds(
+def test_two_processes_that_were_stopped_lose_nothing_and_stay_within_the_same_bounds(
     tmp_path: Path,
 ) -> None:
     pieces = cut(history(), *np.arange(0.5, 17, 0.5))

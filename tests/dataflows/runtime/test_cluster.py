@@ -344,7 +344,7 @@ def test_with_state_killed_workers_and_a_killed_supervisor_cost_nothing(tmp_path
         assert running(path) == []
 
 
-def test_a_refusal_of_a_worker_is_said_once_and_ends_all(tmp_path: Path) -> None:
+def test_a_refusal_of_a_worker_is_reported_once_and_ends_all(tmp_path: Path) -> None:
     """The file changes after the supervisor has read it, so that only the workers refuse."""
     path = tmp_path / "bus"
     failing = PIPELINE + "\nimport os\nif 'ANABRANCH_SUPERVISED' in os.environ: pipeline = None\n"

@@ -141,7 +141,7 @@ def test_each_start_has_ports_of_its_own_that_both_workers_know(tmp_path: Path) 
         assert len(set(listed.split(","))) == 2
 
 
-def test_a_refusal_is_the_end_and_said_once(tmp_path: Path) -> None:
+def test_a_refusal_is_final_and_reported_once(tmp_path: Path) -> None:
     refuse = "from anabranch.state.errors import BusError\nraise BusError('mend this — please')"
     run = Run(tmp_path, refuse)
     with pytest.raises(AnabranchError) as refused:
@@ -167,7 +167,9 @@ def test_a_refusal_is_the_end_and_said_once(tmp_path: Path) -> None:
         ("sys.exit(3)", "pass", "worker 0 of 2 (process {0}) lost its connection to another"),
     ],
 )
-def test_who_is_to_blame(tmp_path: Path, mine: str, others: str, sentence: str) -> None:
+def test_the_worker_that_failed_is_named(
+    tmp_path: Path, mine: str, others: str, sentence: str
+) -> None:
     both = f"if start: sys.exit(0)\nif me == 0: {mine}\n{others}"
     # Only the one that does not end by itself is killed; the others may take their time.
     lost_timeout_s = 0.5 if others == "pass" else 120.0
@@ -175,7 +177,7 @@ def test_who_is_to_blame(tmp_path: Path, mine: str, others: str, sentence: str) 
     assert run.said[0].startswith(sentence.format(run.pid(0, 0), run.pid(1, 0)))
 
 
-def test_who_refuses_a_little_later_than_the_other_one_is_lost_is_heard(tmp_path: Path) -> None:
+def test_a_refusal_a_little_after_the_loss_of_another_worker_is_reported(tmp_path: Path) -> None:
     late = (
         "from anabranch.state.errors import StateError\nif me == 0: sys.exit(3)\n"
         "time.sleep(0.3)\nraise StateError('the disk is full')"
@@ -200,7 +202,7 @@ def test_it_gives_up_when_starting_again_brings_nothing(tmp_path: Path) -> None:
     assert len(run.starts()) == 4
 
 
-def test_progress_makes_it_patient_again(tmp_path: Path) -> None:
+def test_progress_resets_the_count_of_restarts(tmp_path: Path) -> None:
     """The generation rises with every second start: never more than two in a row are in vain."""
 
     def generation() -> int:
@@ -319,7 +321,7 @@ def test_on_several_hosts_a_lost_one_is_waited_for_however_long(tmp_path: Path) 
     assert "lost its connection to another one; restarting it from" in run.said[0]
 
 
-def test_on_several_hosts_a_fault_of_our_own_is_given_up(tmp_path: Path) -> None:
+def test_on_several_hosts_repeated_failures_here_end_the_run(tmp_path: Path) -> None:
     run = Run(tmp_path, "sys.exit(3 if start < 5 else 1)", addresses=("a:1", "b:1"))
     with pytest.raises(AnabranchError, match="3 restarts in a row"):
         run()

@@ -24,7 +24,7 @@ from tests.support.output_messages import (
     recovery,
 )
 
-UNAVAILABLE = UnreachableError("no broker answers")
+UNAVAILABLE = UnreachableError("no broker responds")
 REFUSED = BusError("1 messages could not be delivered: message too large")
 
 
@@ -87,7 +87,7 @@ def test_a_flush_that_fails_for_a_while_is_retried_and_reported():
     bus.failures = [UNAVAILABLE] * 4
     bus.ends_fail = [UNAVAILABLE] * 2
     assert part.snapshot()[PREDICTIONS] == 1
-    assert reports == ["no broker answers"] * 6
+    assert reports == ["no broker responds"] * 6
 
 
 def test_a_final_refusal_is_raised_at_once_and_nothing_is_confirmed_afterwards():
@@ -122,7 +122,7 @@ def test_when_stopped_it_retries_only_for_the_grace_period():
     began = time.monotonic()
     assert done.wait(10)
     assert time.monotonic() - began >= 0.25
-    assert "stopped while the bus was unavailable: no broker answers" in str(raised[0])
+    assert "stopped while the bus was unavailable: no broker responds" in str(raised[0])
     assert not isinstance(raised[0], UnreachableError)
     began = time.monotonic()
     part.close()
@@ -228,6 +228,6 @@ def test_reading_back_is_retried_too():
     bus.publisher().append(EVENTS, [b""] * 10, partitions=0)
     bus.ends_fail = [UNAVAILABLE] * 3
     (part,) = parts(bus, retry=retry)
-    assert reports == ["no broker answers"] * 3
+    assert reports == ["no broker responds"] * 3
     part.write_batch([output_of([event(0)])])
     assert len(bus.values(PREDICTIONS)) == 1

@@ -26,7 +26,7 @@ from anabranch.dataflows.source.event_time_merge import MergedReader
 from anabranch.dataflows.steps.model_step import ModelStep, Reassembly
 from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
-from tests.support.scripted_deployment import Obedient, obey
+from tests.support.scripted_deployment import ScriptedController, use_scripted_controller
 
 TOPICS = ("p.events", "p.labels", "p.control")
 T0 = 1_700_000_000_000
@@ -163,7 +163,7 @@ def run(
 
 @pytest.mark.parametrize("limit", [1, 2, 5, 1000])
 def test_commands_are_followed_between_two_rows_however_the_stream_is_cut(monkeypatch, limit):
-    obey(monkeypatch)
+    use_scripted_controller(monkeypatch)
     found = decisions(run(orders(), limit=limit, commands=COMMANDS))
     assert [(each.request_id, each.action, each.reason) for each in found] == [
         ("a", "started", "after 3 events and 1 labels"),
@@ -180,13 +180,13 @@ def test_commands_are_followed_between_two_rows_however_the_stream_is_cut(monkey
 
 
 def test_before_the_first_event_a_decision_has_the_time_of_its_message(monkeypatch):
-    obey(monkeypatch)
+    use_scripted_controller(monkeypatch)
     bus = run(orders(), limit=9, commands=[(-5, COMMANDS[0][1])])
     assert [each.ts for each in decisions(bus)] == [T0 - 5 * MINUTE]
 
 
 def test_figures_that_are_none_are_null(monkeypatch):
-    obey(monkeypatch)
+    use_scripted_controller(monkeypatch)
     bus = run(orders(), limit=9, commands=COMMANDS)
     promoted = json.loads(bus.values("p.rollouts")[2])
     assert promoted["evidence"] == {
@@ -201,7 +201,7 @@ def test_figures_that_are_none_are_null(monkeypatch):
 
 @pytest.mark.parametrize("limit", [1, 1000])
 def test_a_pipeline_with_inline_labels_listens_as_well(monkeypatch, limit):
-    obey(monkeypatch)
+    use_scripted_controller(monkeypatch)
     pipeline = orders(label=inline("odd"), features=[field("amount")])
     assert pipeline.inputs == ("p.events", "p.control")
     found = decisions(run(pipeline, limit=limit, commands=COMMANDS[:1]))
@@ -223,7 +223,7 @@ BAD = {
 
 
 def test_what_is_no_control_message_is_a_dead_letter_with_its_coordinates(monkeypatch):
-    obey(monkeypatch)
+    use_scripted_controller(monkeypatch)
     good = {"kind": "pause", "id": "good"}
     bus = run(orders(), limit=7, commands=[*((3, bad) for bad in BAD), (3, good)])
     dead_letters = [msgspec.json.decode(v, type=DeadLetter) for v in bus.values("p.dead-letters")]
@@ -238,7 +238,7 @@ def test_what_is_no_control_message_is_a_dead_letter_with_its_coordinates(monkey
 
 def test_a_dead_control_message_comes_behind_the_dead_letters_of_its_batch(monkeypatch):
     """Of labels that were held in vain, which only the model step finds, too."""
-    obey(monkeypatch)
+    use_scripted_controller(monkeypatch)
     bus = MemoryBus()
     pipeline = orders(label=Return.target("odd", timeout="1h", early_buffer="0s"))
     bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
@@ -286,7 +286,7 @@ def test_with_several_workers_a_command_without_events_goes_to_the_models():
     pipeline = orders()
     router, metrics = Router(pipeline, 4, workers=2), WorkerMetrics("p")
     step = ModelStep(pipeline, metrics)
-    step.commands.controller = Obedient(step)
+    step.commands.controller = ScriptedController(step)
     windows: dict[str, WindowStep] = {}
     items = []
     for batch in raw_of(pipeline, COMMANDS[2:3] + COMMANDS[:1], events=5):
@@ -333,7 +333,7 @@ def test_the_field_by_which_traffic_is_divided_comes_to_the_models(changes, kept
 def test_batches_count_control_messages_as_rows(monkeypatch):
     from prometheus_client import generate_latest
 
-    obey(monkeypatch)
+    use_scripted_controller(monkeypatch)
     metrics = WorkerMetrics("p")
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(TOPICS, 1))

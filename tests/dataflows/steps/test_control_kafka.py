@@ -21,10 +21,10 @@ from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from tests.dataflows.steps.test_control import COMMANDS, MINUTE, T0, order, orders, returned
 from tests.support.kafka_broker import KafkaBroker
-from tests.support.scripted_deployment import obey
+from tests.support.scripted_deployment import use_scripted_controller
 
 pytestmark = pytest.mark.kafka
-NAME = "steered"  # its topics are its own: the broker is shared
+NAME = "commanded"  # its topics are its own: the broker is shared
 
 
 def named(pipeline: Pipeline) -> Pipeline:
@@ -54,7 +54,7 @@ def decisions(bus: Bus) -> list[RolloutMessage]:
         return log.history()
 
 
-def steer(url: str, directory: Path) -> list[RolloutMessage]:
+def run_with_commands(url: str, directory: Path) -> list[RolloutMessage]:
     """Half of the messages, then the rest; and what was decided."""
     bus, topics = open_bus(url), PIPELINE.topics
     bus.create_topics({topics.events: 1, topics.labels: 1})
@@ -77,11 +77,11 @@ def steer(url: str, directory: Path) -> list[RolloutMessage]:
 def test_kafka_decides_as_the_embedded_bus_does(
     kafka_broker: KafkaBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    obey(monkeypatch)
+    use_scripted_controller(monkeypatch)
     found = {}
     for name, url in (("kafka", kafka_broker.url), ("sqlite", f"sqlite:{tmp_path / 'bus'}")):
         (tmp_path / name).mkdir()
-        found[name] = steer(url, tmp_path / name)
+        found[name] = run_with_commands(url, tmp_path / name)
     assert found["kafka"] == found["sqlite"]
     assert [each.request_id for each in found["kafka"]] == ["a", "b", "c", "c", "d"]
 

@@ -1,4 +1,4 @@
-"""Rollouts are steered while worker processes run, are killed and start again: once each.
+"""Commands are sent while worker processes run, are killed and start again: once each.
 
 The command line is used as people use it; a scripted deployment replaces one that tests evidence.
 """
@@ -31,12 +31,12 @@ pytestmark = [
 def declare(directory: Path) -> None:
     text = PIPELINE.replace("Pipeline, field", "Pipeline, Shadow, field")
     text = text.replace("with_features=True,", "rollout=Shadow(),")
-    obey = (
+    use_scripted_controller = (
         "import pytest\n"
-        "from tests.support.scripted_deployment import obey\n\n"
-        "obey(pytest.MonkeyPatch())\n"
+        "from tests.support.scripted_deployment import use_scripted_controller\n\n"
+        "use_scripted_controller(pytest.MonkeyPatch())\n"
     )
-    (directory / "flow.py").write_text(text + obey)
+    (directory / "flow.py").write_text(text + use_scripted_controller)
 
 
 @pytest.mark.timeout(900)

@@ -24,7 +24,7 @@ from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from tests.dataflows.source.test_source_resume import run
 from tests.support.checkpoint_pipeline import MINUTE, PARTITIONS, PIPELINE, T0, publish, trades
-from tests.support.scripted_deployment import obey
+from tests.support.scripted_deployment import use_scripted_controller
 
 MESSAGES = trades(150, seed=3)
 CONTROL, ROLLOUTS = "trades.control", "trades.rollouts"
@@ -34,8 +34,8 @@ Messages = list[list[dict[str, Any]]]
 
 
 @pytest.fixture(autouse=True)
-def _obey(monkeypatch: pytest.MonkeyPatch) -> None:
-    obey(monkeypatch)
+def _scripted_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_scripted_controller(monkeypatch)
 
 
 def declared(directory: Path, rollout: str = "rollout=Shadow(),") -> Pipeline:
@@ -67,7 +67,7 @@ def bus_with(commands: list[tuple[int, int, str]]) -> MemoryBus:
 
 
 def messages_of(bus: MemoryBus, topic: str = ROLLOUTS) -> Messages:
-    """All messages, by partition; without the events that `Obedient` counts in memory only."""
+    """All messages, by partition; without the events that `ScriptedController` has only counted."""
     found = [[*map(json.loads, log.values)] for log in bus.logs(topic)]
     for each in (each for part in found for each in part if "reason" in each):
         each["reason"] = each["reason"].rpartition(" and ")[2]
@@ -169,7 +169,7 @@ def test_a_new_state_that_begins_at_the_end_follows_no_old_command(tmp_path):
     assert request_ids(bus) == []
 
 
-def test_a_state_that_is_there_follows_what_was_said_first_wherever_new_ones_begin(tmp_path):
+def test_an_existing_state_executes_earlier_commands_at_any_start_offset(tmp_path):
     plain, with_rollout = declared(tmp_path, ""), declared(tmp_path)
     bus = bus_with(COMMANDS[:2])
     run(plain, bus, tmp_path / "state")
@@ -185,7 +185,7 @@ def run_from_the_end(pipeline: Pipeline, bus: MemoryBus, path: Path) -> None:
 # Replay.
 
 
-def test_a_replay_of_the_own_topics_hears_what_was_said_meanwhile(tmp_path):
+def test_a_replay_of_its_own_topics_reads_commands_sent_meanwhile(tmp_path):
     pipeline, bus = declared(tmp_path), bus_with(COMMANDS)
     source = open_source(pipeline, "trades.events", None, bus, resumable=True)
     assert source.bus.end_offsets(CONTROL) == bus.end_offsets(CONTROL)

@@ -198,7 +198,7 @@ def test_what_ends_it_is_a_record_too(tmp_path: Path):
     assert "payments.events" in only["msg"]
 
 
-def test_a_name_that_is_no_text_is_said_in_one_record(tmp_path: Path):
+def test_a_name_that_is_no_text_is_reported_in_one_record(tmp_path: Path):
     done = run_command(tmp_path, "state", os.fsdecode(b"bad\xff"), ANABRANCH_LOG_FORMAT="json")
     assert done.code == 1
     (only,) = records(done.err)

@@ -77,7 +77,7 @@ def test_equal_rankings_give_no_finding() -> None:
     assert evidence.difference == 0.0
 
 
-def test_a_window_of_one_class_says_nothing() -> None:
+def test_a_window_of_one_class_is_no_evidence() -> None:
     evidence = AucEvidence(window=4, clip=1.0)
     evidence.update([0, 0, 0, 0, 1, 1, 1, 1], np.arange(8), -np.arange(8))
     assert (evidence.observations, evidence.samples) == (0, 8)

@@ -88,7 +88,7 @@ def test_a_block_is_full_when_both_arms_fill_it() -> None:
     assert evidence.difference == pytest.approx((0.3 - 0.1) / 2)
 
 
-def test_one_arm_alone_tells_nothing() -> None:
+def test_one_arm_alone_gives_no_finding() -> None:
     evidence = TwoSampleEvidence()
     evidence.update(np.zeros(5000, np.int8), np.random.default_rng(3).random(5000))
     assert (evidence.observations, evidence.e_value) == (0, 1.0)

@@ -509,7 +509,7 @@ def test_a_run_that_stops_and_resumes_equals_one_that_did_not(
             assert sum(counts) == sum(each["labels"] for each in report["segments"].values())
 
 
-def test_the_state_tells_of_segments_and_the_registry_keeps_the_shared_model(
+def test_the_state_lists_segments_and_the_registry_keeps_the_shared_model(
     tmp_path: Path, call: Call
 ) -> None:
     kept = segmented(tmp_path / "a", call)

@@ -48,11 +48,13 @@ def make(
     task: Task = Task.BINARY,
     inline: bool = False,
     watched: Any = (),
-    grace: int = 0,
+    burn_in: int = 0,
     learn: float = 1.0,
     challengers: Any = (),
 ) -> Prequential:
-    declared = Challenger(model=fresh or slow(), warmup_rows=WARM, burn_in=grace, sample_rate=learn)
+    declared = Challenger(
+        model=fresh or slow(), warmup_rows=WARM, burn_in=burn_in, sample_rate=learn
+    )
 
     def beginner() -> Learner:
         learner = learner_for(declared.model.clone(), NAMES, task)
@@ -166,7 +168,7 @@ CASES = {
             monitor("a", delta=0.5, cooldown="1s"),
         ]
     },
-    "test": {"policy": ABTest(alpha=0.2, min_effect=0.0), "grace": 20},
+    "test": {"policy": ABTest(alpha=0.2, min_effect=0.0), "burn_in": 20},
     "with another": {"challengers": {"other": tree.HoeffdingTreeClassifier(grace_period=20)}},
     "a bandit": {},
     "a share of the labels": {"learn": 0.5},
@@ -311,10 +313,10 @@ def test_an_unpaired_comparison_needs_it_to_serve():
 
 
 def test_labels_of_the_burn_in_are_no_evidence():
-    plain, patient = make(), make(grace=60)
+    plain, with_burn_in = make(), make(burn_in=60)
     stream = Stream(seed=1)
     promoted = []
-    for step in (plain, patient):
+    for step in (plain, with_burn_in):
         decisions = run(step, stream, [])["decisions"]
         promoted.append(next(row for action, *_, row in decisions if action == d.PROMOTED))
     assert promoted[1] > promoted[0] + 30
@@ -386,6 +388,6 @@ def test_the_last_labelled_rows_are_kept_through_anything(numbers, sizes, most, 
         ({"sample_rate": float("nan")}, "sample_rate=nan must be a share"),
     ],
 )
-def test_what_can_not_be_is_said(how, words):
+def test_invalid_settings_are_reported(how, words):
     with pytest.raises(DeclarationError, match=words):
         OnDrift(Challenger(model=slow(), **how), lambda: learner_for(slow(), NAMES, Task.BINARY))

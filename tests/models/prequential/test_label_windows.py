@@ -368,7 +368,7 @@ def test_labels_of_a_model_of_several_classes_are_counted_as_numbers():
     ]
 
 
-def test_statistics_of_huge_labels_stand_at_what_a_model_can_take():
+def test_statistics_of_huge_labels_are_clipped_to_what_a_model_can_take():
     pipeline = sales(inline("value"), features=[window("shop", target(), over="1h", stats=STATS)])
     found = run(pipeline, sales_of([9e99, 8e99, 7e99, 6e99]))
     assert found[-1]["features"]["shop_target_1h_sum"] == 1e100
@@ -403,7 +403,7 @@ def test_shards_of_several_workers_give_the_same_bits(rules):
 
 
 def batches(pipeline: Pipeline, messages: Sequence[Message]) -> Iterator[Batch]:
-    """What the intake makes of them."""
+    """The batches of the merged reader."""
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
     publish(bus, messages)

@@ -531,7 +531,7 @@ def test_labels_that_are_held_in_vain_are_given_back_with_their_note() -> None:
     assert len(step.models.pending.early) == 0
 
 
-def test_of_too_many_held_labels_the_oldest_is_given_up() -> None:
+def test_of_too_many_buffered_labels_the_oldest_is_dropped() -> None:
     step = binary_step(rules=LabelRules(early_ms=10, max_early=1))
     outcome = feed(step, "", "ab", [1.0, 1.0], [1, 2])
     assert [(g.item, g.reason) for g in outcome.expired_labels] == [(1, BUFFER_FULL)]

@@ -252,7 +252,7 @@ def test_a_champion_that_fails_without_a_previous_champion() -> None:
         assert fed["labels"][100] == (255 if fallback is None else 0)
 
 
-def test_the_champion_before_stands_in() -> None:
+def test_the_previous_champion_is_the_fallback() -> None:
     step = make(QUICK, {"new": Raises(400)}, champion=Mistaken(), inline=True)
     fed = feed(step, stream(1))
     assert actions(fed, d.STEPPED) == [
@@ -273,7 +273,7 @@ class Slow(Mistaken):
         slow(x)
 
 
-def test_a_slow_challenger_is_taken_out_at_the_end_of_a_batch() -> None:
+def test_a_slow_challenger_is_removed_at_the_end_of_a_batch() -> None:
     step = make(
         Canary(guardrails=Guardrails(latency_us=500)), {"slow": Slow()},
         inline=True,
@@ -287,7 +287,7 @@ def test_a_slow_challenger_is_taken_out_at_the_end_of_a_batch() -> None:
 # Commands.
 
 
-def steered(step: Prequential, provide: Any = None) -> RolloutController:
+def controller_of(step: Prequential, provide: Any = None) -> RolloutController:
     def nothing(command: Command) -> Learner:
         raise InputError(f"there is no {command.model or command.challenger}")
 
@@ -303,7 +303,7 @@ def say(
 
 def test_traffic_is_set_paused_and_resumed() -> None:
     step = make(Canary(steps=(0.1, 1.0), min_duration="10d"), {"new": linear()}, inline=True)
-    controller = steered(step)
+    controller = controller_of(step)
     feed(step, stream(1), 0, 100)
     assert say(controller, "set_traffic", "new", share=0.5)[0][0] == d.TRAFFIC
     served = feed(step, stream(1), 100, 600)["models"]
@@ -316,7 +316,7 @@ def test_traffic_is_set_paused_and_resumed() -> None:
 
 def test_somebody_promotes_and_goes_back() -> None:
     step = make(Shadow(), {"new": linear()}, inline=True)
-    controller = steered(step)
+    controller = controller_of(step)
     feed(step, stream(1), 0, 100)
     assert say(controller, "rollback", "old") == [
         ("rejected", "there was no champion before old: none to revert to")
@@ -338,7 +338,7 @@ def test_a_model_is_added_while_it_runs_and_survives_a_restart() -> None:
         return learner(naive_bayes.GaussianNB())
 
     step = make(Shadow(), {}, inline=False)
-    controller = steered(step, provide)
+    controller = controller_of(step, provide)
     feed(step, stream(1), 0, 300)
     decided = say(controller, "add", "bayes", model="bayes@3")
     assert [action for action, _ in decided] == [d.ADDED, d.STARTED]
@@ -356,7 +356,7 @@ def test_a_model_is_added_while_it_runs_and_survives_a_restart() -> None:
 
 def test_a_removed_challenger_can_be_started_again() -> None:
     step = make(QUICK, {"new": linear()}, inline=True)
-    controller = steered(step, lambda _: learner(linear()))
+    controller = controller_of(step, lambda _: learner(linear()))
     feed(step, stream(1), 0, 10)
     assert say(controller, "start", "new") == [("rejected", "new is already in a rollout")]
     assert say(controller, "rollback", "new")[0][0] == d.ROLLED_BACK

@@ -70,7 +70,7 @@ def test_a_growing_share_takes_no_key_away():
         (calibrated, {}, {"new": [700]}, "raised an error"),
     ],
 )
-def test_a_bad_challenger_is_taken_out(scores, nan_from, raised, why):
+def test_a_bad_challenger_is_removed(scores, nan_from, raised, why):
     stream = Stream(3000, {"old": calibrated, "new": scores}, nan_from=nan_from, raised=raised)
     run = play(stream, deployment(Canary(steps=(0.01, 0.5, 1.0), min_duration="1h")))
     assert actions(run) == [d.STARTED, d.ROLLED_BACK]
@@ -84,7 +84,7 @@ def test_a_bad_challenger_is_taken_out(scores, nan_from, raised, why):
         assert all(who == "old" for who in run.served_by[700:])
 
 
-def test_equal_models_are_given_up_in_the_end():
+def test_equal_models_end_as_futile():
     stream = Stream(30_000, {"old": noisy(0.5), "new": noisy(0.5)})
     run = play(stream, deployment(Canary(steps=(0.5, 1.0), min_effect=0.2, report_every=500)))
     assert actions(run) == [d.STARTED, d.FUTILE]

@@ -100,9 +100,9 @@ def test_the_live_table_shows_the_quality_of_who_serves_most_and_every_share():
 
 def test_what_metrics_tell_of_rollouts(monkeypatch):
     from tests.dataflows.steps.test_control import COMMANDS, run
-    from tests.support.scripted_deployment import obey
+    from tests.support.scripted_deployment import use_scripted_controller
 
-    obey(monkeypatch)
+    use_scripted_controller(monkeypatch)
     metrics = WorkerMetrics("p")
     exported = metrics.rollouts
     exported.on_traffic({"line": 0.75, "tree": 0.25})
