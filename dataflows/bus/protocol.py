@@ -77,7 +77,7 @@ class Publisher(Protocol):
         Raises:
             UnreachableError: the publisher was stopped while the bus did not respond; some of
                 ``values`` may have been appended.
-            BusError: the topic does not exist, or the bus refused the messages.
+            BusError: the topic does not exist, or the bus rejected the messages.
         """
 
     def flush(self, timeout_s: float = 30.0) -> None:
@@ -85,7 +85,7 @@ class Publisher(Protocol):
 
         Raises:
             UnreachableError: some messages are still being sent; another `flush` may succeed.
-            BusError: messages were refused for good; it says how many and why.
+            BusError: messages were rejected permanently; it says how many and why.
         """
 
     def close(self) -> None:

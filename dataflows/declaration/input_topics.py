@@ -33,7 +33,7 @@ def create_control(pipeline: Declaration, bus: Bus, partitions: int) -> None:
     """Create the control topic if it is missing; no one publishes to it before the first run.
 
     Raises:
-        BusError: the bus refused.
+        BusError: the bus rejected it.
     """
     if pipeline.has_rollouts and pipeline.topics.control not in bus.topics():
         bus.create_topics({pipeline.topics.control: partitions})

@@ -2,7 +2,7 @@
 
 A user declares an `Event` and, when labels arrive on a topic of their own, a `Label`. Both are
 `msgspec.Struct`: fields are typed, and a message that does not fit is a dead letter with the
-reason. A field that the type does not have is refused too, since a misspelt optional field would
+reason. A field that the type does not have is rejected too, since a misspelt optional field would
 otherwise silently stay at its default; declare ``class Payment(Event,
 forbid_unknown_fields=False)`` to ignore such fields.
 """

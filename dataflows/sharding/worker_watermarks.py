@@ -12,7 +12,7 @@ import time
 from anabranch.dataflows.batch.batch import IDLE, NO_SPAN, Batch
 
 UNHEARD_TIMEOUT_S = 60.0
-"""For how long a worker that was never heard of is waited for."""
+"""For how long a worker that has never reported is waited for."""
 
 
 class WorkerWatermarks:
@@ -20,7 +20,7 @@ class WorkerWatermarks:
 
     >>> watermarks = WorkerWatermarks(2)
     >>> watermarks.update("0", 5000)
-    >>> watermarks.slowest() == -IDLE  # the other worker was not heard of yet
+    >>> watermarks.slowest() == -IDLE  # the other worker has not reported yet
     True
     >>> watermarks.update("1", 3000)
     >>> watermarks.slowest(), watermarks.limit("1")

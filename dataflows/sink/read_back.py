@@ -52,7 +52,7 @@ class ReadBack:
 
         Raises:
             StateError: an output ends before its ``start``.
-            BusError: the bus refused, or the flow was stopped while it was unavailable.
+            BusError: the bus returned an error, or the flow was stopped while it was unavailable.
         """
         published = Published(self.provenance.inputs[0])
         ends = {topic: self._offset(self.bus.end_offsets, topic, partition) for topic in start}

@@ -61,7 +61,7 @@ class EmbeddedPublisher:
         """Store ``values``; when it returns, they survive the death of this process.
 
         Raises:
-            BusError: the topic does not exist, or SQLite refused; then nothing is stored.
+            BusError: the topic does not exist, or SQLite failed; then nothing is stored.
         """
         opened = self._topics.get(topic) or self._open(topic)
         rows = len(values)

@@ -30,8 +30,8 @@ _CLOSE_S = 30.0
 class KafkaPublisher:
     """A `Publisher` on an idempotent producer that waits for all in-sync replicas.
 
-    A message is retried until Kafka stores it or refuses it for good, however long the brokers are
-    unavailable (unless ``message.timeout.ms`` is set). Once one is refused, everything after it
+    A message is retried until Kafka stores it or rejects it permanently, however long the brokers are
+    unavailable (unless ``message.timeout.ms`` is set). Once one is rejected, everything after it
     would follow a gap, so each later `append` and `flush` raises the same error: start again with a
     new publisher.
 
@@ -68,7 +68,7 @@ class KafkaPublisher:
 
         Raises:
             UnreachableError: the publisher was stopped while no broker responds.
-            BusError: the topic does not exist, a message is refused, or an earlier one failed.
+            BusError: the topic does not exist, a message is rejected, or an earlier one failed.
         """
         partitioner = self._partitioners.get(topic) or self._new_partitioner(topic)
         rows = len(values)
@@ -99,7 +99,7 @@ class KafkaPublisher:
         Raises:
             UnreachableError: some messages are still in flight after ``timeout_s``; another `flush`
                 may succeed.
-            BusError: messages were refused for good.
+            BusError: messages were rejected permanently.
         """
         producer = self._open()
         deadline = time.monotonic() + timeout_s
