@@ -44,7 +44,7 @@ class InlineSteps:
 
 
 def inline_steps(values: Targets, task: Task, quarantined: Mask | None = None) -> InlineSteps:
-    """Lay out the steps that predict each event and train on it.
+    """Order the steps that predict each event and train on it.
 
     An anomaly detector trains on every event. A quarantined event is scored all the same.
 

@@ -1,4 +1,4 @@
-"""Joins labels to pending predictions, and lays out what models predict and learn, in order."""
+"""Joins labels to pending predictions, and orders what models predict and learn."""
 
 from __future__ import annotations
 

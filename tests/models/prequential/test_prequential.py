@@ -381,7 +381,7 @@ def _everything(step: Prequential, outcomes: list[Any]) -> dict[str, Any]:
     ]
     for what in ("dropped", "confirmed", "buffered"):
         found[what] = sum(getattr(o, what) for o in outcomes)
-    found["given up"] = [(g.context, g.reason) for o in outcomes for g in o.expired_labels]
+    found["expired"] = [(g.context, g.reason) for o in outcomes for g in o.expired_labels]
     found["pending"] = len(step.models.pending)
     return found
 
