@@ -30,7 +30,7 @@ _CLOSE_S = 30.0
 class KafkaPublisher:
     """A `Publisher` on an idempotent producer that waits for all in-sync replicas.
 
-    A message is retried until Kafka stores it or rejects it permanently, however long the brokers are
+    A message is retried until Kafka stores or permanently rejects it, however long the brokers are
     unavailable (unless ``message.timeout.ms`` is set). Once one is rejected, everything after it
     would follow a gap, so each later `append` and `flush` raises the same error: start again with a
     new publisher.
