@@ -76,7 +76,7 @@ def test_it_stays_so_when_a_batch_is_divided_by_partition():
 
 def test_training_rows_name_the_model_that_served():
     pipeline = orders()
-    builder = RowBuilder(pipeline, RowColumns(pipeline), most=4)
+    builder = RowBuilder(pipeline, RowColumns(pipeline), capacity=4)
     found = [*builder.add(results(2)), *builder.add(results(3, models=["tree", "bush", "twig"]))]
     last = builder.rest()
     assert last is not None
@@ -98,7 +98,7 @@ def test_the_live_table_shows_the_quality_of_who_serves_most_and_every_share():
     assert text.split("share that tree serves")[1].split()[1] == "75.0%"
 
 
-def test_what_metrics_tell_of_rollouts(monkeypatch):
+def test_rollouts_are_exported_as_metrics(monkeypatch):
     from tests.dataflows.steps.test_control import COMMANDS, run
     from tests.support.scripted_deployment import use_scripted_controller
 
