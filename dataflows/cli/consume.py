@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from anabranch.dataflows.bus import Bus, BusError, TopicPartition
+from anabranch.dataflows.bus.read_to_end import ends_now, read_to_end
 from anabranch.dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, opened_bus
 from anabranch.state.errors import InputError
 
@@ -64,7 +65,7 @@ def consume(
         signal.signal(number, lambda *_: stop.set())
     with opened_bus(bus, bus_set) as opened:
         places = _places(opened, topic, partition, begin)
-        ends = None if follow else _ends(opened, topic, places)
+        ends = None if follow else ends_now(opened, places)
         try:
             _print(opened, places, ends, stop, limit, _write_raw if raw else _pretty_writer())
             sys.stdout.flush()
@@ -111,11 +112,6 @@ def _offset(begin: str, start: int, end: int) -> int:
     return end if begin == "latest" else min(max(int(begin), start), end)
 
 
-def _ends(bus: Bus, topic: str, places: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
-    ends = bus.end_offsets(topic)
-    return {place: ends[place.partition] for place in places}
-
-
 def _messages(
     bus: Bus,
     places: dict[TopicPartition, int],
@@ -124,11 +120,8 @@ def _messages(
 ) -> Iterator[bytes]:
     reader = bus.reader(places)
     try:
-        while not stop.is_set():
-            if ends is not None and all(reader.positions()[at] >= end for at, end in ends.items()):
-                return
-            for piece in reader.poll(1000, timeout_s=0.1):
-                yield from piece.values
+        for piece in read_to_end(reader, ends, limit=1000, stopped=stop.is_set):
+            yield from piece.values
             sys.stdout.flush()
     finally:
         reader.close()

@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus.read_to_end import read_to_end
 from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.files.file_rows import FileTable
@@ -35,8 +36,6 @@ LARGEST = 1e100
 ID, PARTITION, OFFSET, RISING = "event id", "event partition", "event offset", "rising time"
 LABEL = "label value"
 """Columns beside the message's own; no field can be called so."""
-
-_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +95,8 @@ def topic_pieces(bus: Bus, topic: str, starts: list[int], ends: list[int]) -> It
     places = {TopicPartition(topic, number): start for number, start in enumerate(starts)}
     reader = bus.reader(places)
     try:
-        while any(at < ends[where.partition] for where, at in reader.positions().items()):
-            for piece in reader.poll(_AT_ONCE, timeout_s=0.1):
-                stop = int(np.searchsorted(piece.offsets, ends[piece.partition]))
-                if stop:
-                    cut = slice(0, stop)
-                    yield Piece(
-                        piece.partition, piece.offsets[cut], piece.times[cut], piece.values[cut]
-                    )
+        for piece in read_to_end(reader, {at: ends[at.partition] for at in places}):
+            yield Piece(piece.partition, piece.offsets, piece.times, piece.values)
     finally:
         reader.close()
 
