@@ -28,6 +28,7 @@ from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.cimpl import NewTopic
 
 from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch, Probe
+from anabranch.dataflows.bus.kafka.commit_log import CommitLog
 from anabranch.dataflows.bus.kafka.publisher import KafkaPublisher
 from anabranch.dataflows.bus.kafka.reader import KafkaReader, Range
 from anabranch.dataflows.bus.kafka.settings import (
@@ -173,10 +174,13 @@ class KafkaBus:
                     f"topic {at.topic} partition {at.partition}: {position} is not an offset"
                 )
         log = ClientLog()
+        commits = None if group is None else CommitLog(group)
         conf = {**self._settings.consumer(group or "anabranch"), "error_cb": log.on_error}
+        if commits is not None:
+            conf["on_commit"] = commits.on_commit
         consumer: Consumer = _create_client(lambda: Consumer(conf, logger=RDKAFKA_LOG))
         watch = BrokerWatch(self.probe, list(positions), log, self.url)
-        return KafkaReader(consumer, positions, self.bounds, watch, log, group, on_out_of_range)
+        return KafkaReader(consumer, positions, self.bounds, watch, log, commits, on_out_of_range)
 
     def close(self) -> None:
         """Nothing to close: publishers and readers have their own clients."""

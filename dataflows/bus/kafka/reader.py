@@ -24,6 +24,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPosition
 
 from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch
+from anabranch.dataflows.bus.kafka.commit_log import CommitLog
 from anabranch.dataflows.bus.kafka.settings import LOG, ClientLog, error_text
 from anabranch.dataflows.bus.offset_errors import next_offset, topic_recreated
 from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicPartition, UnreachableError
@@ -86,14 +87,14 @@ class KafkaReader:
         bounds: Bounds,
         watch: BrokerWatch,
         log: ClientLog,
-        group: str | None = None,
+        commits: CommitLog | None = None,
         on_out_of_range: OnOutOfRange = "stop",
     ) -> None:
         self._consumer = consumer
         self._bounds = bounds
         self._watch = watch
         self._log = log
-        self._group = group
+        self._commits = commits  # None: there is no group to report to
         self._on_out_of_range = on_out_of_range
         self._partitions: dict[TopicPartition, _Partition] = {}
         for at, (start, end) in bounds(positions).items():
@@ -148,14 +149,14 @@ class KafkaReader:
         return {at: max(self._end(at, p), p.position) for at, p in self._partitions.items()}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Report the group's positions to Kafka; a failure is only logged."""
-        if self._group is None or not positions:
+        """Report the group's positions to Kafka; what it answers goes to its `CommitLog`."""
+        if self._commits is None or not positions:
             return
         offsets = [KafkaPosition(*at, offset) for at, offset in positions.items()]
         try:
             self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
-            LOG.warning("lag of group %s not reported: %s", self._group, error_text(error))
+            self._commits.on_commit(error.args[0], [])
 
     def unavailable_reason(self) -> str | None:
         """Why there are no messages if the brokers have not answered for 5 s, else None."""
