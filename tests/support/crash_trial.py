@@ -27,6 +27,7 @@ from anabranch.producers.batch import Kind
 from anabranch.producers.publish import publish
 from anabranch.state.errors import StateError
 from tests.support.backlog import backlog
+from tests.support.kafka_broker import KEEP_HISTORY
 from tests.support.kill_points import hits
 
 EPOCH = "150ms"
@@ -59,9 +60,10 @@ class Trial:
 
     def fill(self, events: int) -> None:
         """Publish the backlog: the same messages for the same arguments."""
-        bus = open_bus(self.url)
+        bus = open_bus(self.url, KEEP_HISTORY if self.url.startswith("kafka:") else None)
         try:
-            bus.create_topics(dict.fromkeys(self.declared.inputs, self.partitions))
+            topics_of_all = [*self.declared.inputs, *self.declared.topics.outputs]
+            bus.create_topics(dict.fromkeys(topics_of_all, self.partitions))
             topics: dict[Kind, str] = dict(
                 zip(("events", "labels"), self.declared.inputs, strict=False)
             )

@@ -62,6 +62,9 @@ broker.heartbeat.interval.ms=300
 """
 Retention = Literal["default", "forever"]
 
+KEEP_HISTORY = {"topic.retention.ms": "-1"}
+"""Settings of a bus whose new topics keep messages of the past for ever."""
+
 
 class BrokerError(Exception):
     """Maven or the broker failed; the message holds what they said."""

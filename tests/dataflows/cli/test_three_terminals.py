@@ -15,7 +15,7 @@ from anabranch.dataflows.bus import Bus, open_bus
 from anabranch.dataflows.pipelines.datasets import dataset_pipeline
 from tests.dataflows.cli.test_commands import wait_until
 from tests.support.commands import Command, run_command
-from tests.support.kafka_broker import KafkaBroker
+from tests.support.kafka_broker import KEEP_HISTORY, KafkaBroker
 
 ROWS = 1250
 
@@ -39,7 +39,9 @@ def test_publish_run_consume_on_kafka(
     bus = open_bus(kafka_broker.url)
     if any(topic.startswith("phishing.") for topic in bus.topics()):
         pytest.fail(f"another test left its topics on {kafka_broker.url}")
-    three_terminals(tmp_path, river_accuracy, {"ANABRANCH_BUS": kafka_broker.url})
+    kept = " ".join(f"{name}={value}" for name, value in KEEP_HISTORY.items())
+    environment = {"ANABRANCH_BUS": kafka_broker.url, "ANABRANCH_BUS_SET": kept}
+    three_terminals(tmp_path, river_accuracy, environment)
 
 
 def test_run_started_first(tmp_path: Path, river_accuracy: float) -> None:

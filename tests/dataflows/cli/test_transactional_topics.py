@@ -141,14 +141,16 @@ def learned_labels(port: int) -> float:
     return sum(map(float, counts))
 
 
-def test_a_partition_of_aborted_messages_does_not_hold_up_the_labels_of_another_process(
+def test_a_partition_that_ends_in_a_marker_does_not_hold_up_labels_of_another_process(
     transactions: Transactions, kafka_broker: KafkaBroker, tmp_path: Path
 ) -> None:
     name, url = "timed-out", kafka_broker.url
     pipeline = write_pipeline(tmp_path, name, 'timeout="3s", default=False')
     open_bus(url).create_topics({f"{name}.events": 2, f"{name}.labels": 2})
-    transactions.write(f"{name}.events", events(120, every_ms=500), "commit", partition=0)
-    transactions.write(f"{name}.events", events(3, "aborted"), "abort", partition=1)
+    topic = f"{name}.events"
+    transactions.write(topic, events(1, "only", every_ms=70_000), "commit", partition=1)
+    transactions.write(topic, events(3, "aborted"), "abort", partition=1)
+    transactions.write(topic, events(120, every_ms=500), "commit", partition=0)
     (port,) = free_ports(1)
     arguments = ("run", pipeline, "--processes", 2, "--metrics-port", port, "--bus", url)
     with Command(tmp_path, *arguments) as command:
@@ -156,4 +158,6 @@ def test_a_partition_of_aborted_messages_does_not_hold_up_the_labels_of_another_
         while learned_labels(port) < 110:  # those that are 3 s older than the last
             assert command.process.poll() is None
             assert time.monotonic() < deadline, learned_labels(port)
-            time.sleep(0.2)
+            # A label times out when an event comes that is late enough.
+            transactions.write(topic, events(1, f"{time.time()}-"), "commit", partition=0)
+            time.sleep(0.5)
