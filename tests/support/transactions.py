@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Sequence
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import Literal, Self
 from confluent_kafka import Producer
 
 from anabranch.dataflows.bus import open_bus
+from tests.support.waiting import wait_until
 
 Outcome = Literal["commit", "abort", "open"]
 
@@ -68,8 +68,6 @@ class Transactions:
         end = self._producer.commit_transaction
         (end if outcome == "commit" else self._producer.abort_transaction)(30)
         for topic in self._open:
-            deadline = time.monotonic() + 30
-            while self._bus.open_transactions(topic):  # the broker answers before it has them
-                assert time.monotonic() < deadline, f"no marker on {topic}"
-                time.sleep(0.01)
+            # The broker answers before it has written them.
+            wait_until(lambda topic=topic: not self._bus.open_transactions(topic))
         self._open.clear()

@@ -21,11 +21,11 @@ from anabranch.dataflows.bus import (
 )
 from anabranch.dataflows.bus.kafka import reader as reader_module
 from anabranch.dataflows.bus.kafka.commit_log import CommitLog
-from tests.dataflows.bus.test_broker_failures import until
 from tests.dataflows.bus.test_bus import drain, new_topic, numbered, values_of
 from tests.support.kafka_broker import KafkaBroker, missing_tools
+from tests.support.waiting import GENEROUS_S, wait_until
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.stress]
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def test_a_broker_that_comes_back_is_waited_for(
                 own_broker.start(wait=False)
             publisher.append(topic, numbered(20, f"{turn}-"))
             slices += reader.poll(1000, 0.01)
-        publisher.flush(30)
-        slices += drain(reader, 8000 - sum(len(s.values) for s in slices), timeout_s=30)
+        publisher.flush(GENEROUS_S)
+        slices += drain(reader, 8000 - sum(len(s.values) for s in slices))
     publisher.close()
     reader.close()
     expected = [v for turn in range(400) for v in numbered(20, f"{turn}-")]
@@ -154,7 +154,7 @@ def test_a_group_with_another_member_is_warned_of_once(
         member.poll(0.05)
         return bool(member.assignment())
 
-    until(is_member)
+    wait_until(is_member)
     reader = bus.reader({at: 0}, group="shared")
     with caplog.at_level(logging.INFO, "anabranch.bus"):
 
@@ -163,7 +163,7 @@ def test_a_group_with_another_member_is_warned_of_once(
             reader.poll(10, 0.05)
             return [record.getMessage() for record in caplog.records]
 
-        until(logged)
+        wait_until(logged)
         for _ in range(20):
             member.poll(0)  # it stays a member
             assert logged() == [
@@ -173,7 +173,7 @@ def test_a_group_with_another_member_is_warned_of_once(
             ]
         caplog.clear()
         member.close()
-        until(logged)
+        wait_until(logged)
         assert logged() == ["positions of group shared are reported to Kafka again"]
     reader.close()
 

@@ -15,10 +15,11 @@ from confluent_kafka import Producer
 from anabranch.dataflows.bus import Bus, BusError, Reader, TopicPartition, open_bus
 from anabranch.dataflows.bus.read_to_end import ends_now, read_to_end
 from anabranch.dataflows.source.event_time_merge import MergedReader
-from tests.dataflows.bus.test_broker_failures import poll_until, until
+from tests.dataflows.bus.test_broker_failures import poll_until
 from tests.dataflows.bus.test_bus import new_topic, numbered, publish, values_of
 from tests.support.kafka_broker import KafkaBroker
 from tests.support.transactions import Outcome, Transactions
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -118,7 +119,7 @@ def live(reader: MergedReader, count: int) -> list[bytes]:
         found.extend([] if batch is None else batch.events.values)
         return len(found) >= count
 
-    until(read)
+    wait_until(read)
     return found
 
 
@@ -142,8 +143,8 @@ def test_a_partition_that_ends_in_a_marker_delays_no_other(
         reader.read()
         return reader.positions[TopicPartition(labels, 0)] == end
 
-    until(finished)
-    until(lambda: not any(reader.lag().values()))
+    wait_until(finished)
+    wait_until(lambda: not any(reader.lag().values()))
     reader.close()
 
 
@@ -196,7 +197,7 @@ def test_a_compacted_topic_is_read_to_its_end() -> None:
             with closing(bus.reader({at: 0})) as reader:
                 return written(reader)[0][0]
 
-        until(lambda: first() >= 40)
+        wait_until(lambda: first() >= 40)
         with Transactions(broker.url) as transactions:
             transactions.write(topic, [b"dropped"], "abort", keys=[b"0"])
         with closing(bus.reader({at: 0})) as reader:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from anabranch.dataflows.bus import open_bus
-from anabranch.dataflows.cli.topic_sample import all_messages
+from anabranch.dataflows.cli.demo.topic_sample import all_messages
 from tests.support.commands import Call, Command, caller
 from tests.support.kafka_broker import KafkaBroker, free_ports
 from tests.support.transactions import Transactions
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -154,10 +155,11 @@ def test_a_partition_that_ends_in_a_marker_does_not_hold_up_labels_of_another_pr
     (port,) = free_ports(1)
     arguments = ("run", pipeline, "--processes", 2, "--metrics-port", port, "--bus", url)
     with Command(tmp_path, *arguments) as command:
-        deadline = time.monotonic() + 180
-        while learned_labels(port) < 110:  # those that are 3 s older than the last
+
+        def timed_out() -> bool:
             assert command.process.poll() is None
-            assert time.monotonic() < deadline, learned_labels(port)
             # A label times out when an event comes that is late enough.
             transactions.write(topic, events(1, f"{time.time()}-"), "commit", partition=0)
-            time.sleep(0.5)
+            return learned_labels(port) >= 110  # those that are 3 s older than the last
+
+        wait_until(timed_out, every_s=0.5)

@@ -182,7 +182,7 @@ def test_quarantine_equals_a_loop_over_river_that_skips_rows(inline, seed, suspe
                 times=events * 1000,
                 ids=[f"e{i}" for i in events],
                 external_drift=ExternalDrift(
-                    suspect=mask[low:high] if mask[low:high].any() else None
+                    quarantined=mask[low:high] if mask[low:high].any() else None
                 ),
             ),
             LabelBatch(

@@ -415,7 +415,7 @@ def sales(imbalance: Any, model: Any = SCALED, label: str | None = "returned") -
         ),
         (
             lambda: sales(class_weights({"yes": 2.0})),
-            "'yes' in imbalance= of .*: it is True or Fal",
+            "'yes' in imbalance= of .*, which is True or Fal",
         ),
         (
             lambda: sales(class_weights({True: 2.0}), naive_bayes.GaussianNB(), "kind"),
@@ -431,7 +431,7 @@ def sales(imbalance: Any, model: Any = SCALED, label: str | None = "returned") -
         ),
         (
             lambda: sales(class_weights({True: 2.0}), anomaly.HalfSpaceTrees()),
-            "is for classifiers, and HalfSpaceTrees is asked for anomalies: leave it out",
+            "is for classifiers, and HalfSpaceTrees predicts anomalies: leave it out",
         ),
         (lambda: sales(class_weights({True: 2.0}), anomaly.HalfSpaceTrees(), None), "classifiers"),
     ],

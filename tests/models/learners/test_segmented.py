@@ -536,7 +536,7 @@ def test_of_several_workers_too(tmp_path: Path, call: Call) -> None:
     kept = segmented(tmp_path / "a", call)
     with Command(
         kept.directory, "run", "flow.py", "--bus", "sqlite:bus", "--state", "state",
-        "--until-end", "--epoch", "1ms", "--processes", "2",
+        "--until-end", "--checkpoint-interval", "1ms", "--processes", "2",
     ) as command:  # fmt: skip
         went_well(command.done(200.0))
     told = told_by(kept)["segments"]

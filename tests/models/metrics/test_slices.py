@@ -461,7 +461,7 @@ def test_of_several_workers_too(tmp_path: Path, call: Call) -> None:
     kept.publish(trades(80))
     with Command(
         tmp_path, "run", "flow.py", "--bus", "sqlite:bus", "--state", "state", "--until-end",
-        "--epoch", "1ms", "--processes", "2",
+        "--checkpoint-interval", "1ms", "--processes", "2",
     ) as command:  # fmt: skip
         went_well(command.done(200.0))
     slices, quality = told_by(kept)

@@ -277,7 +277,7 @@ def test_it_leads_where_the_champion_no_longer_can():
     assert CHANGE < began < CHANGE + 150
     why = next(why for action, _, _, why, *_ in whole["decisions"] if action == d.STARTED)
     assert "the loss of old has drifted (ADWIN: from 0." in why
-    assert f"warmed with {WARM} labelled rows" in why
+    assert f"trained on the last {WARM} labelled rows" in why
     assert step.models.champion.startswith("fresh-")
     late = [
         model for event, model in zip(whole["events"], whole["models"], strict=True) if event > 850

@@ -1,4 +1,4 @@
-"""Reads messages of a topic, to show a few of them or to count all."""
+"""Reads the messages of a topic that are there now: all, the last few, or one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Message = dict[str, Any]
 
 
 def all_messages(bus: Bus, topic: str) -> Iterator[bytes]:
-    """The messages that are on a topic now; in order, if it has one partition."""
+    """Iterate over the messages that are on a topic now, each partition in order."""
     starts = enumerate(bus.start_offsets(topic))
     offsets = {TopicPartition(topic, number): start for number, start in starts}
     ends = ends_now(bus, offsets)
@@ -31,17 +31,17 @@ def last_messages(bus: Bus, topic: str, count: int) -> list[Message]:
     at = TopicPartition(topic, 0)
     ends, start = ends_now(bus, [at]), bus.start_offsets(topic)[0]
     reader = bus.reader({at: max(ends[at] - count, start)})
-    found: list[Message] = []
+    messages: list[Message] = []
     try:
         for piece in read_to_end(reader, ends):
-            found += [orjson.loads(value) for value in piece.values]
+            messages += [orjson.loads(value) for value in piece.values]
     finally:
         reader.close()
-    return found
+    return messages
 
 
 def event_time_ms(bus: Bus, topic: str, offset: int) -> int:
-    """The event time of the first readable message at ``offset`` of a topic, or behind it."""
+    """The event time (epoch ms) of the first valid message at or after ``offset``; 0 if none."""
     at = TopicPartition(topic, 0)
     reader = bus.reader({at: min(offset, bus.end_offsets(topic)[0] - 1)})
     try:
@@ -56,6 +56,6 @@ def event_time_ms(bus: Bus, topic: str, offset: int) -> int:
     return 0
 
 
-def one_per(messages: Iterable[Message], field: str) -> list[Message]:
-    """One message for each value of ``field``, the last of each."""
+def last_by(messages: Iterable[Message], field: str) -> list[Message]:
+    """The last message for each value of ``field``."""
     return list({message[field]: message for message in messages}.values())
