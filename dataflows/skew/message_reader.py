@@ -26,7 +26,7 @@ from anabranch.dataflows.messages.event_time import parse_times_ms
 from anabranch.dataflows.messages.inputs import Delayed, Inline
 from anabranch.dataflows.skew.progress import OnProgress
 from anabranch.dataflows.skew.row_features import TIME
-from anabranch.dataflows.skew.sources import format_of, offsets_of
+from anabranch.dataflows.skew.sources import format_of, no_messages, offsets_of
 from anabranch.state.durations import parse_duration_ms
 
 I64 = NDArray[np.int64]
@@ -139,6 +139,8 @@ def messages_from_topic(
     for piece in topic_pieces(bus, topic, starts, ends):
         reader.add(piece)
         on_progress(f"reading {kind.name}", reader.read, sum(ends) - sum(starts))
+    if not reader.read and not kind.may_be_empty:  # its offsets hold no message
+        raise no_messages(bus, topic)
     return reader.messages(f"topic {topic!r}", topic, not any(starts))
 
 

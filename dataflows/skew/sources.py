@@ -59,5 +59,10 @@ def offsets_of(bus: Bus, topic: str, may_be_empty: bool = False) -> tuple[list[i
     places = [TopicPartition(topic, number) for number in range(len(starts))]
     ends = list(ends_now(bus, places).values())
     if sum(ends) <= sum(starts) and not may_be_empty:
-        raise InputError(f"topic {topic!r} on {bus.url} has no messages: there is nothing to check")
+        raise no_messages(bus, topic)
     return starts, ends
+
+
+def no_messages(bus: Bus, topic: str) -> InputError:
+    """The error for a topic without messages, where there must be some."""
+    return InputError(f"topic {topic!r} on {bus.url} has no messages: there is nothing to check")
