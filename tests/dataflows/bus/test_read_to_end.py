@@ -6,10 +6,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anabranch import DeadLetter, read_outputs
 from anabranch.dataflows.bus import TopicPartition
 from anabranch.dataflows.bus.read_to_end import at_end, ends_now, read_to_end, unread
 from tests.support.offset_holes import BusWithHoles
@@ -59,6 +61,17 @@ def test_what_comes_after_the_end_is_not_read() -> None:
     found = list(read_to_end(reader, ends))
     assert [piece.offsets.tolist() for piece in found] == [[0, 2], [0, 1, 2, 3]]
     assert unread(reader.positions(), ends) == {}
+
+
+def test_outputs_before_offsets_without_a_message_are_read_from_python() -> None:
+    bus = BusWithHoles()
+    bus.create_topics({"p.dead-letters": 1})
+    letter = DeadLetter(topic="p.events", partition=0, offset=7, reason="late", detail="-")
+    for _ in range(3):
+        bus.publisher().append("p.dead-letters", [msgspec.json.encode(letter)])
+        bus.add_holes("p.dead-letters", 2)
+    with read_outputs("p", DeadLetter, bus=bus) as letters:
+        assert list(letters) == [letter] * 3
 
 
 def test_without_an_end_it_reads_until_it_is_stopped() -> None:

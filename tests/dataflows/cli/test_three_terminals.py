@@ -70,7 +70,7 @@ def three_terminals(directory: Path, accuracy: float, environment: dict[str, str
     assert f"published {ROWS:,} events to phishing.events" in published.out
     ran = run_command(directory, "run", "dataset:Phishing", "--until-end", **environment)
     assert ran.code == 0, ran.err
-    assert re.search(rf"accuracy \(scored before learning\) +│ +{accuracy:.4f} ", ran.err)
+    assert re.search(rf"accuracy \(prequential\) +│ +{accuracy:.4f} ", ran.err)
     read = run_command(directory, "consume", "phishing.predictions", "--limit", ROWS, **environment)
     found = [json.loads(line) for line in read.out.splitlines()]
     assert [each["id"] for each in found] == [str(row) for row in range(ROWS)]

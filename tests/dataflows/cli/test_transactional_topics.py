@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from anabranch import read_outputs
 from anabranch.dataflows.bus import open_bus
 from anabranch.dataflows.cli.demo.topic_sample import all_messages
 from tests.support.commands import Call, Command, caller
@@ -111,10 +112,15 @@ def test_every_command_that_reads_to_an_end_ends(
     assert {each["rows"] for each in json.loads(skew.out)["features"]} == {5}
     assert predicted(kafka_broker.url, name) == [f"e{i}" for i in range(5)]
 
-    if rest == "open":  # the next run has what was committed meanwhile
-        transactions.end("commit")
-        assert call("run", pipeline, "--until-end").code == 0
-        assert predicted(kafka_broker.url, name)[5:] == [f"open{i}" for i in range(4)]
+    # The next run has what was committed meanwhile, and passes a marker when it reads back.
+    transactions.end("commit")
+    transactions.write(f"{name}.predictions", [b"aborted"], "abort")
+    assert call("run", pipeline, "--until-end").code == 0
+    expected = [f"e{i}" for i in range(5)]
+    if rest == "open":
+        expected += [f"open{i}" for i in range(4)]
+    with read_outputs(name, bus=kafka_broker.url) as outputs:
+        assert [each.id for each in outputs] == expected
 
 
 def test_commands_on_topics_with_aborted_messages_only(
