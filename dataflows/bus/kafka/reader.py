@@ -13,6 +13,7 @@ messages. The high watermark is no end: it counts the messages of open transacti
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _MAX_BUFFERED = 10_000
 _RETRY_S = 1.0
+_OPEN_S = 60.0  # a transaction that is open for longer is warned of
 _CLOSE_S = 3.0
 _GONE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION}
 _REFUSED = {
@@ -59,13 +61,14 @@ class _Partition:
 
     __slots__ = (
         *("buffered", "first_end", "high_at_end", "paused", "paused_in_client", "received"),
-        "told_end",
+        *("open_since", "told_end"),
     )
 
     def __init__(self, position: int, end: int) -> None:
         self.received = position
         self.first_end = end  # when it was opened
         self.told_end = -1  # by the last event of librdkafka
+        self.open_since: float | None = None  # when a transaction was seen to be open there
         self.high_at_end = -1  # a high watermark up to which nothing can be read after that
         self.paused = False
         self.paused_in_client = False  # paused in librdkafka too
@@ -239,6 +242,8 @@ class KafkaReader:
         """All before ``end`` was received, and nothing after it can be read at present."""
         moved = end > partition.received
         partition.received = max(partition.received, end)
+        if end != partition.told_end:
+            partition.open_since = None
         partition.told_end = end
         partition.high_at_end = -1
         return moved
@@ -284,9 +289,24 @@ class KafkaReader:
             # it is of an open transaction.
             if self._drained:
                 partition.high_at_end = high
+                if high > partition.told_end:
+                    self._on_open_transaction(at, partition)
             if high <= partition.high_at_end:
                 return partition.told_end
         return high
+
+    def _on_open_transaction(self, at: TopicPartition, partition: _Partition) -> None:
+        """Warn once of a transaction that has been open for long: all that follows it waits."""
+        now = time.monotonic()
+        if partition.open_since is None:
+            partition.open_since = now
+        elif now - partition.open_since >= _OPEN_S:
+            partition.open_since = math.inf  # it was told
+            LOG.warning(
+                "topic %s partition %d: an open transaction begins at offset %d, and nothing after "
+                "it can be read until it is committed or aborted: still waiting",
+                *(*at, partition.told_end),
+            )
 
     def _on_error(self, error: KafkaError, message: Message) -> None:
         """Handle an error that arrived in place of a message: set `_failure`, or keep waiting."""

@@ -13,6 +13,7 @@ import pytest
 from confluent_kafka import Producer
 
 from anabranch.dataflows.bus import Bus, BusError, Reader, TopicPartition, open_bus
+from anabranch.dataflows.bus.kafka import reader as reader_module
 from anabranch.dataflows.bus.read_to_end import ends_now, read_to_end
 from anabranch.dataflows.source.event_time_merge import MergedReader
 from tests.dataflows.bus.test_broker_failures import poll_until
@@ -108,6 +109,39 @@ def test_an_open_transaction_that_grows_is_no_backlog(bus: Bus, transactions: Tr
             poll_until(reader, lambda: reader.ends() == {at: 0})
         transactions.end("abort")
         poll_until(reader, lambda: reader.positions() == reader.ends() == {at: 501})
+
+
+def test_a_transaction_that_stays_open_is_warned_of_once(
+    bus: Bus,
+    transactions: Transactions,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    topic = new_topic(bus, 1)
+    at = TopicPartition(topic, 0)
+    publish(bus, topic, [b"before"])
+    with closing(bus.reader({at: 0})) as reader:
+        poll_until(reader, lambda: reader.ends() == {at: 1})
+        transactions.write(topic, numbered(1), "open")
+        for _ in range(20):
+            reader.poll(10, 0.02)
+            reader.ends()
+        assert not caplog.records  # it has not been open for a minute
+        monkeypatch.setattr(reader_module, "_OPEN_S", 0.1)
+        for outcome in ("abort", "commit"):
+            poll_until(reader, lambda: reader.ends() and caplog.records)
+            for _ in range(20):
+                reader.poll(10, 0.02)
+                reader.ends()
+            (record,) = caplog.records
+            begin = reader.positions()[at]
+            assert record.getMessage().startswith(
+                f"topic {topic} partition 0: an open transaction begins at offset {begin}, and "
+            )
+            caplog.clear()
+            transactions.end(outcome)
+            poll_until(reader, lambda begin=begin: reader.positions()[at] > begin)
+            transactions.write(topic, numbered(1), "open")
 
 
 def live(reader: MergedReader, count: int) -> list[bytes]:
