@@ -63,8 +63,7 @@ class Trial:
         """Publish the backlog: the same messages for the same arguments."""
         bus = open_bus(self.url, KEEP_HISTORY if self.url.startswith("kafka:") else None)
         try:
-            topics_of_all = [*self.declared.inputs, *self.declared.topics.outputs]
-            bus.create_topics(dict.fromkeys(topics_of_all, self.partitions))
+            bus.create_topics(dict.fromkeys(self.declared.inputs, self.partitions))
             topics: dict[Kind, str] = dict(
                 zip(("events", "labels"), self.declared.inputs, strict=False)
             )
