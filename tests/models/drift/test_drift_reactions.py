@@ -30,8 +30,8 @@ from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.external_drift import ExternalDrift
 from anabranch.models.prequential.model_set import PrequentialSettings

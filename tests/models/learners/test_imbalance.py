@@ -28,9 +28,10 @@ from river import (
 
 from anabranch import Event, Pipeline, class_weights, field, inline, oversample, undersample
 from anabranch.models.learners.checkpoint import Bounds, Checkpoint
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.imbalance import Imbalance, with_imbalance
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Task
-from anabranch.models.learners.linear import CompiledLinear, learner_for
+from anabranch.models.learners.linear import CompiledLinear
 from anabranch.models.learners.resampling import ResampledLearner, Sampler, corrected
 from anabranch.models.learners.river import RiverLearner
 from anabranch.models.prequential.batch import EventBatch
