@@ -64,6 +64,14 @@ class DeadLetterReason(StrEnum):
         "feature too large",
         "A feature of the event is beyond ±1e100, which no model could square.",
     )
+    MODEL_FAILED = (
+        "model failed",
+        "The model, or a function in it, raised an exception on the event or the label: `detail` "
+        "has it, with the file and the line. An event that can't be predicted is not learned "
+        "either, and where `fallback=` is declared, that serves it instead of a dead letter; with "
+        "labels in the events, one that can't be learned has been predicted. More than "
+        "`max_model_failures` in a row end the run.",
+    )
     NO_CANDIDATES = "no candidates", "The list of candidates of a ranking event is empty."
     TOO_MANY_CANDIDATES = (
         "too many candidates",
