@@ -35,7 +35,8 @@ class DeadLetterReason(StrEnum):
     NOT_JSON = "not JSON", "The bytes are not one JSON object in UTF-8."
     TYPE_MISMATCH = (
         "does not fit the type",
-        "A field is missing, unknown, or has another type than the declaration of the message.",
+        "A field is missing, unknown, or has another type than the declaration of the message; or "
+        "`__post_init__` of its type raised an exception, which `detail` has with file and line.",
     )
     INVALID_TIME = (
         "not a time",

@@ -10,6 +10,8 @@ import copy
 import json
 import math
 import random
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from river import base, compose, ensemble, imblearn, linear_model, naive_bayes, preprocessing, tree
 
 from anabranch import Event, Label, Pipeline, Shadow, field, inline, undersample
+from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.worker import run_worker
@@ -27,6 +30,7 @@ from anabranch.models.learners.learner import ModelError
 from anabranch.state.errors import DeclarationError
 
 T0 = 1_700_000_000_000
+NOW_MS = int(time.time() * 1000)
 Json = dict[str, Any]
 
 
@@ -390,3 +394,50 @@ def test_a_model_that_learns_nothing_ends_the_run():
 def test_the_limit_is_a_number_of_rows(most):
     with pytest.raises(DeclarationError, match="max_model_failures="):
         sales(max_model_failures=most)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:{tmp_path}/bus"
+    broker = request.getfixturevalue("kafka_broker")
+    return str(broker.url)
+
+
+def test_every_start_goes_on_behind_an_event_that_fails(url: str, tmp_path: Path) -> None:
+    pipeline = sales(name=f"sales-{url.partition(':')[0]}", label=Sold.target("sold"))
+    rows = some_rows(5, 40)
+    rows = [row | {"ts": NOW_MS - 60_000 + 1000 * i} for i, row in enumerate(rows)]
+    messages = with_labels(rows, 2)
+    expected = skipping_loop(raising(), messages, False)
+    bus = open_bus(url)
+    bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
+    for part in (messages[:30], messages[30:50], messages[50:]):
+        publisher = bus.publisher()
+        for topic, each in part:
+            value = json.dumps(each).encode()
+            publisher.append(f"{pipeline.name}.{topic}", [value], partitions=0, times=[each["ts"]])
+        publisher.close()
+        with StateDirectory.open(tmp_path / "state", pipeline, bus) as state:
+            run_worker(pipeline, bus, SourceOptions(until_end=True), state=state)
+    predictions = read_all(bus, pipeline.topics.predictions)
+    assert {each["id"]: each["score"] for each in predictions} == expected
+    assert len(predictions) == len(expected)
+    dead = read_all(bus, pipeline.topics.dead_letters)
+    bad = sum(row["amount"] <= 0 for row in rows)
+    assert bad > 5
+    assert Counter((each["topic"].split(".")[1], each["reason"]) for each in dead) == {
+        ("events", "model failed"): bad, ("labels", "model failed"): bad,
+    }  # fmt: skip
+    bus.close()
+
+
+def read_all(bus: Bus, topic: str) -> list[Json]:
+    (end,) = bus.end_offsets(topic)
+    reader = bus.reader({TopicPartition(topic, 0): 0})
+    found: list[Json] = []
+    while reader.positions()[TopicPartition(topic, 0)] < end:
+        for piece in reader.poll(1000, 0.5):
+            found += map(json.loads, piece.values)
+    reader.close()
+    return found
