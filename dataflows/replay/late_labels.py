@@ -43,23 +43,30 @@ class RowLabels:
         self._found: list[NDArray[Any]] = []
         self._count = 0
         self._classes: dict[Any, int] = {}
+        self._events = 0  # tags count them
+        self._unserved = np.zeros(0, np.int64)  # those of them that are no rows, ascending
 
-    def add(self, results: Results, rows: int) -> int:
-        """Take a batch whose last event is row ``rows - 1``; how many more rows have a label now.
+    def add(self, results: Results) -> int:
+        """Take a batch; how many more rows have a label now.
 
         Raises:
             OSError: the disk does not take it.
         """
         learned, corrected = results.learned, results.corrected
+        if results.unserved.size:
+            unserved = self._events + results.unserved
+            self._unserved = np.concatenate([self._unserved, unserved])
+        self._events += len(results.batch) + results.unserved.size
+        labelled = 0
         if learned is not None and len(learned.times):
             origin = np.where(learned.label == ASSUMED_LABEL, _ASSUMED, _LABEL)
-            self._keep(learned.tags, learned.times, learned.target, origin, rows)
+            labelled = self._keep(learned.tags, learned.times, learned.target, origin)
         if corrected is not None:
             origin = np.full(len(corrected), _CORRECTED)
-            self._keep(corrected.tags, corrected.times, corrected.target, origin, rows)
+            self._keep(corrected.tags, corrected.times, corrected.target, origin)
         if self._count >= _MOST_IN_MEMORY:
             self.spill()
-        return 0 if learned is None else len(learned.times)
+        return labelled
 
     def columns(self, part: int, times: pl.Series) -> list[pl.Series]:
         """The label columns of a part whose rows have these event times (epoch ms)."""
@@ -96,19 +103,23 @@ class RowLabels:
             with self._file(part).open("ab") as file:
                 file.write(found[parts == part].tobytes())
 
-    def _keep(
-        self, tags: NDArray[np.int32], times: I64, targets: Targets, origin: I64, rows: int
-    ) -> None:
+    def _keep(self, tags: NDArray[np.int32], times: I64, targets: Targets, origin: I64) -> int:
+        """Keep labels of rows; how many there are."""
         found = np.empty(len(times), _FOUND)
-        # A tag is the end of a row's number.
-        found["row"] = rows - ((rows - tags.astype(np.int64)) & _ALL)
+        # A tag is the end of an event's number.
+        numbers = self._events - ((self._events - tags.astype(np.int64)) & _ALL)
+        before = np.searchsorted(self._unserved, numbers)
+        found["row"] = numbers - before
         found["time"], found["origin"] = times, origin
         if self._columns.several:
             classes = self._classes
             targets = np.array([classes.setdefault(each, len(classes)) for each in targets])
         found["value"] = targets
+        if self._unserved.size:
+            found = found[~np.isin(numbers, self._unserved)]
         self._found.append(found)
         self._count += len(found)
+        return len(found)
 
     def _typed(self, values: Any, known: pl.Series) -> pl.Series:
         if self._columns.several:

@@ -199,6 +199,7 @@ def without(results: Results, unserved: NDArray[np.bool_]) -> Results:
     """Results without the events that nothing serves."""
     rows = np.flatnonzero(~unserved)
     kept = rows.tolist()
+    results.unserved = np.flatnonzero(unserved)
     results.batch = results.batch.keep(~unserved)
     results.predictions = results.predictions.take(rows)
     results.versions = [results.versions[row] for row in kept]

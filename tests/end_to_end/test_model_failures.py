@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,8 @@ from anabranch import Event, Label, Pipeline, Shadow, field, inline, undersample
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.recovery.state_directory import StateDirectory
+from anabranch.dataflows.replay.late_labels import RowLabels
+from anabranch.dataflows.replay.training_rows import RowColumns
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.models.learners.learner import ModelError
@@ -441,3 +444,30 @@ def read_all(bus: Bus, topic: str) -> list[Json]:
             found += map(json.loads, piece.values)
     reader.close()
     return found
+
+
+def test_a_replay_has_a_row_with_its_own_label_for_all_other_events(tmp_path: Path) -> None:
+    url = f"sqlite:{tmp_path}/bus"
+    bus = open_bus(url)
+    rows = some_rows(6, 50)
+    pipeline = sales(label=Sold.target("sold"))
+    bus.create_topics(dict.fromkeys(pipeline.inputs, 1))
+    publisher = bus.publisher()
+    for topic, each in with_labels(rows, 2):
+        value = json.dumps(each).encode()
+        publisher.append(f"sales.{topic}", [value], partitions=0, times=[each["ts"]])
+    publisher.close()
+    kept: list[Any] = []
+    labels = RowLabels(tmp_path, RowColumns(pipeline), 1000)
+
+    def take(results: Any) -> None:
+        labels.add(results)
+        kept.extend(results.batch.ids)
+
+    run_worker(pipeline, bus, SourceOptions(limit=7, until_end=True), callback=take)
+    labels.spill()
+    good = [row for row in rows if row["amount"] > 0]
+    assert kept == [row["id"] for row in good]
+    times = pl.Series([row["ts"] for row in good])
+    label = labels.columns(0, times)[0].to_list()
+    assert label == [row["sold"] for row in good]
