@@ -1,4 +1,4 @@
-# `make demo` and `make test` install everything they need into .venv, from the package index alone.
+# `make demo` and `make test` install everything they need into .venv, from the package index only.
 
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	command -v $$p >/dev/null 2>&1 && \
@@ -7,22 +7,30 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 # Many tests wait for processes: two files at a time take little more than half as long.
-SIDE_BY_SIDE := -q -n 2 --dist loadfile
-ALONE := --last-failed --last-failed-no-failures none
+PARALLEL := -q -n 2 --dist loadfile
+# For `make test-stress`: how often each test is run, and which tests (by default those marked stress).
+TIMES ?= 50
+TESTS ?=
 
-.PHONY: help demo test test-quick soak lint format bench clean install
+.PHONY: help demo test test-quick test-stress soak lint format bench clean install
 
 help:
-	@echo "make demo    install, then run the payments pipeline on simulated traffic, and kill it halfway"
-	@echo "make test    install, then run all tests (Kafka tests need Java 17 and Maven)"
-	@echo "make soak    kill, cut off, starve and rescale runs for a quarter of an hour (as root; Kafka as above)"
-	@echo "make lint    ruff and mypy --strict"
-	@echo "make bench   the benchmarks, each with its targets"
+	@echo "make demo         install, then run the payments pipeline on simulated traffic, with a crash halfway"
+	@echo "make test         install, then run all tests (Kafka tests need Java 17 and Maven)"
+	@echo "make test-quick   all tests but those with Kafka"
+	@echo "make test-stress  run the tests with processes and waits TIMES=50 times each beside a load on every"
+	@echo "                  core, and print which failed; TESTS=tests/… selects others"
+	@echo "make soak         a quarter of an hour of crashes, network failures, full disks and rescaling (needs"
+	@echo "                  root, and Kafka as above)"
+	@echo "make lint         ruff and mypy --strict"
+	@echo "make format       apply the fixes and the format of ruff"
+	@echo "make bench        run all benchmarks, each of which checks its targets"
+	@echo "make clean        remove the virtual environment and all caches"
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed (Bytewax has no wheels for later ones): install one, or name it with make PYTHON=…" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed (Bytewax has no wheels for later versions): install it, or name it with make PYTHON=…" >&2; exit 1; }
 	@echo "installing into $(VENV) with $(PYTHON) …"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -32,12 +40,13 @@ demo: install
 	@$(BIN)/anabranch demo
 
 test: install
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) || { \
-		echo "make test: what failed beside others (a clock may have run out) is run again, alone"; \
-		$(BIN)/python -m pytest $(ALONE); }
+	@$(BIN)/python -m pytest $(PARALLEL) || $(BIN)/python -m tests.support.rerun
 
 test-quick: install
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not kafka"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not kafka"
+
+test-stress: install
+	@$(BIN)/python -m pytest -q -p tests.support.stress --times $(TIMES) $(if $(TESTS),,-m stress) $(TESTS)
 
 soak: install
 	$(BIN)/python -m pytest tests/soak -s -v --durations=0

@@ -30,8 +30,12 @@ def main() -> int:
     """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=names())
-    parser.add_argument("--quick", action="store_true", help="fewer messages, rougher figures")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
+    parser.add_argument(
+        "--quick", action="store_true", help="use fewer messages; results are less accurate"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="also print one JSON object, as the last line"
+    )
     arguments = parser.parse_args()
     module = importlib.import_module(f"benchmarks.{arguments.name}")
     report: Report = module.run(arguments.quick)

@@ -1,4 +1,4 @@
-"""How fast the two buses publish and read, and the latency of a pipeline beside a plain echo."""
+"""Throughput of the two buses, and latency of a pipeline compared with a plain echo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.declaration.declaration import Topics
 from benchmarks.echo import echo_between, measure
-from benchmarks.in_between import PAYMENTS, pipeline_between
+from benchmarks.pipeline_program import PAYMENTS, pipeline_between
 from benchmarks.report import Report, Target
 from tests.support.kafka_broker import KafkaBroker, missing_tools
 
@@ -104,7 +104,7 @@ def _reading(bus: Bus, topic: str, start: int) -> Iterator[Any]:
 def _read(
     reader: Any, count: int, batch: int, wanted: tuple[list[bytes], list[bytes]] | None
 ) -> float:
-    """Seconds to read ``count`` messages, ``batch`` at a time, from the first one's arrival on."""
+    """Seconds from the first message read to the last of ``count``, in batches of ``batch``."""
     found, started = 0, None
     while found < count:
         for part in reader.poll(batch, 1.0):
@@ -149,7 +149,7 @@ def _pipeline(kind: str, bus: Bus, per_second: int, seconds: float) -> dict[str,
 
 
 def _targets(rows: list[dict[str, Any]]) -> list[Target]:
-    """Generous by about three: other programs may share the machine."""
+    """Bounds leave a factor of about three, as other programs may share the machine."""
     bounds = {
         ("sqlite", "publish µs/msg"): 3.0,
         ("sqlite", "read µs/msg"): 1.0,

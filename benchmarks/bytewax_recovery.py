@@ -1,15 +1,15 @@
-"""Epochs and resumption of windows by key: this project's window step, and Bytewax's own recovery.
+"""Commit and recovery of keyed windows: this project's window step and Bytewax's own recovery.
 
-Both run in the engine, behind the same source, with an epoch after each batch that it hands over.
+Both run in the engine, after the same source, with an epoch per batch.
 
 * `Ours` is the real step on a real state directory: 3 widths, one database, one token.
-* `Theirs` is what one writes with Bytewax alone: a `stateful_batch` keyed by entity, with an entry
-  per key in the engine's recovery store. Only a key's events are kept there, and its sums are made
-  anew on resumption: pickling the running sums as well makes a commit several times longer.
+* `Theirs` uses Bytewax alone: a `stateful_batch` keyed by entity, with an entry per key in the
+  engine's recovery store. Only the events of a key are stored there, and its sums are recomputed on
+  recovery: pickling the running sums as well makes a commit several times longer.
 
-What is timed is the same for both. A *commit* takes from the first ``snapshot()`` of an epoch until
-the source is asked for the next one's batch, all that the engine does for it included. A
-*resumption* takes from before anything is opened until the first answer is at the sink.
+The same is timed for both. A *commit* lasts from the first ``snapshot()`` of an epoch until the
+source is asked for the batch of the next one, including everything that the engine does. A
+*recovery* lasts from before anything is opened until the first features arrive at the sink.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.recovery.tokens import BY_SHARD, StepState, decode_token
 from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
-from benchmarks.by_hand import LATENESS_MS, Window
+from benchmarks.baseline import LATENESS_MS, Window
 from benchmarks.hotpath import STATS, WIDTHS, Payment, make_model
 from benchmarks.prepared import START_MS
 
-__all__ = ["Clock", "Contestant", "Epoch", "Ours", "Theirs", "make_epochs"]
+__all__ = ["Clock", "Contender", "Epoch", "Ours", "Theirs", "make_epochs"]
 
 _ROWS = 1000  # of a batch of ours
 
 Answers = dict[int, tuple[float, ...]]
-"""Time of a row, which is its alone ─▶ its features."""
+"""Time of a row (which is unique) → its features."""
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What arrives in an epoch: `(rows,)` keys, times (epoch ms) and amounts."""
+    """The rows of an epoch: `(rows,)` keys, times (epoch ms) and amounts."""
 
     keys: list[str]
     times: NDArray[np.int64]
@@ -78,7 +78,7 @@ def make_epochs(live: int, changed: int, rounds: int, singles: int = 1) -> list[
 
 @dataclass
 class Clock:
-    """Takes the times of one run of the engine; ``answers`` are kept when there is a dict."""
+    """Takes the times of one run of the engine; ``answers`` collects features, if it is a dict."""
 
     answers: Answers | None = None
     commits: list[float] = field(default_factory=list)
@@ -86,29 +86,29 @@ class Clock:
     _snapshot_at: float = 0.0
 
     def on_snapshot(self) -> None:
-        """A step is asked for what it remembers."""
+        """Called when the step is asked for a snapshot."""
         if not self._snapshot_at:
             self._snapshot_at = time.perf_counter()
 
     def on_asked(self) -> None:
-        """The source is asked for a batch."""
+        """Called when the source is asked for a batch."""
         if self._snapshot_at:
             self.commits.append(time.perf_counter() - self._snapshot_at)
             self._snapshot_at = 0.0
 
     def on_answers(self, items: list[Any], read: Callable[[Any], Answers]) -> None:
-        """Something has come to the sink."""
+        """Called when features arrive at the sink."""
         self.first_answer_at = self.first_answer_at or time.perf_counter()
         if self.answers is not None:
             for _, item in items:
                 self.answers.update(read(item))
 
 
-class Contestant(Protocol):
-    """One way to remember."""
+class Contender(Protocol):
+    """One way to keep state across runs."""
 
     def run(self, epochs: Sequence[Epoch], clock: Clock) -> None:
-        """Go on from where the last run ended, to the end of ``epochs``."""
+        """Resume where the last run ended, and run to the end of ``epochs``."""
 
 
 class Ours:
@@ -127,7 +127,7 @@ class Ours:
         self._bus.create_topics({self._pipeline.topics.events: 1})
 
     def run(self, epochs: Sequence[Epoch], clock: Clock) -> None:
-        """See `Contestant`."""
+        """See `Contender`."""
         batches = [self._batch(epoch) for epoch in epochs]
         with StateDirectory.open(self._directory, self._pipeline, self._bus) as state:
             metrics = WorkerMetrics(self._pipeline.name)
@@ -150,7 +150,7 @@ class Ours:
 
 
 class Theirs:
-    """An entry per key in the engine's own recovery store, in ``directory``."""
+    """A keyed Bytewax operator with the engine's own recovery store, in ``directory``."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory / "theirs"
@@ -158,7 +158,7 @@ class Theirs:
         init_db_dir(self._directory, 1)  # type: ignore[no-untyped-call]
 
     def run(self, epochs: Sequence[Epoch], clock: Clock) -> None:
-        """See `Contestant`."""
+        """See `Contender`."""
         batches = [
             list(
                 zip(

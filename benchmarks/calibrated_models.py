@@ -1,9 +1,9 @@
-"""Two calibrated models of a rare event, whose mean losses are known: what evidence is tried on.
+"""Two simulated calibrated models with known mean losses, on which sequential tests are tried.
 
-An event happens when a hidden quality passes a threshold, as it does for 5 % of them. A model sees
-the quality through noise, and predicts the probability of the event given what it sees: so it is
-calibrated, and the less noise it has, the sharper it is. The two share most of their noise, as
-models do that are trained on the same features: of two equally good ones the losses still differ at
+The label is positive if a hidden variable exceeds a threshold, as for 5 % of events. A model
+observes the variable with noise, and predicts the probability of the label given its observation:
+so it is calibrated, and the less noise, the sharper. The two models share most of their noise, like
+models that are trained on the same features; even if they are equally good, their losses differ on
 every event. Losses are Brier scores.
 """
 
@@ -21,7 +21,7 @@ F64 = NDArray[np.float64]
 _THRESHOLD = 1.6448536269514722  # passed by 5 %
 _SHARED_NOISE = 0.98
 CHAMPION = 0.7
-"""Correlation of what the champion sees with the hidden quality."""
+"""Correlation of the champion's observation with the hidden variable."""
 
 
 @kernel
@@ -49,7 +49,7 @@ def expected_loss(sharpness: float) -> float:
 
 
 def sharper(improvement: float) -> float:
-    """Sharpness of a model whose mean loss is lower than the champion's by a share of it."""
+    """Sharpness of a model whose mean loss is lower than the champion's by a given share."""
     want = (1.0 - improvement) * expected_loss(CHAMPION)
     low, high = CHAMPION, 0.999
     for _ in range(50):

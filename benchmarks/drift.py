@@ -1,15 +1,15 @@
-"""Monitors on streams whose truth is known: what is found, how soon, and what is found in vain.
+"""Drift monitors on streams with known changes: detections, delay and false alarms.
 
-How such a comparison misleads, and what is done about it:
+How such a comparison can mislead, and what is done about it:
 
 * A detector that alarms all the time has no delay. False alarms are counted on the same streams
-  before anything changes, and on some where nothing does: with a daily rhythm, with heavy tails.
-* Rows that are independent, as those of simulations are and those of streams never. Half of the
-  columns remember the row before.
+  before the change, and on streams without any: with a daily rhythm, with heavy tails.
+* Independent rows, as in simulations but never in real streams. Half of the columns are
+  autocorrelated.
 * A change in all features at once. Here it is in one of twenty.
-* Concepts that change while no feature does are another matter: `loss_drift`.
-* The peers are as one would use them: River's ADWIN on every column (its defaults), and a test of
-  Kolmogorov and Smirnov of each day against the first, with Bonferroni's correction at 1 %.
+* Concept drift without any change of a feature is another matter, see `loss_drift`.
+* The peers are used as their users would: River's ADWIN on every column (default settings), and a
+  Kolmogorov-Smirnov test of each day against the first, with Bonferroni's correction at 1 %.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DECLARED = Distributions(reference=f"{DAY}s")
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Columns, of which ``moved`` changes at row ``at``; None: nothing does."""
+    """Columns, of which ``moved`` changes at row ``at``; None: no change."""
 
     name: str
     values: F64
@@ -46,7 +46,7 @@ class Stream:
 
 
 def base(rng: np.random.Generator, rows: int, columns: int = COLUMNS) -> F64:
-    """Independent columns, and as many that remember."""
+    """Columns with independent rows, and as many with autocorrelated ones."""
     values = rng.normal(size=(rows, columns))
     half = columns // 2
     for row in range(1, rows):
@@ -55,7 +55,7 @@ def base(rng: np.random.Generator, rows: int, columns: int = COLUMNS) -> F64:
 
 
 def rhythm(rows: int) -> F64:
-    """A day's, between -1 and 1."""
+    """A daily rhythm, between -1 and 1."""
     return np.sin(np.arange(rows) * 2 * np.pi / DAY)
 
 
@@ -74,7 +74,7 @@ MOVES: dict[str, Move] = {
 
 
 def streams(rows: int, seed: int) -> list[Stream]:
-    """One of each kind."""
+    """One stream of each kind."""
     found = []
     at = rows // 2
     for number, (name, move) in enumerate(MOVES.items()):
@@ -115,7 +115,7 @@ def ours(values: F64) -> Alarms:
 
 
 def adwin(values: F64) -> Alarms:
-    """One detector per column."""
+    """River's ADWIN, one detector per column."""
     found: Alarms = []
     for column in range(values.shape[1]):
         detector = river_drift.ADWIN()
@@ -127,7 +127,7 @@ def adwin(values: F64) -> Alarms:
 
 
 def daily(values: F64) -> Alarms:
-    """At the end of each day but the first."""
+    """A Kolmogorov-Smirnov test at the end of each day but the first."""
     found: Alarms = []
     level = 0.01 / values.shape[1]
     for end in range(2 * DAY, len(values) + 1, DAY):
@@ -146,9 +146,9 @@ CONTESTANTS: dict[str, Callable[[F64], Alarms]] = {
 
 
 def judge(name: str, look: Callable[[F64], Alarms], worlds: Sequence[Stream]) -> dict[str, Any]:
-    """All streams by one contestant."""
+    """Run one contender on all streams."""
     delays: list[float] = []
-    in_vain = rows = missed = 0
+    false_alarms = rows = missed = 0
     seconds = 0.0
     for stream in worlds:
         began = time.perf_counter()
@@ -156,17 +156,17 @@ def judge(name: str, look: Callable[[F64], Alarms], worlds: Sequence[Stream]) ->
         seconds += time.perf_counter() - began
         rows += len(stream.values)
         hits = [row for row, column in alarms if column == stream.moved and row >= stream.at]
-        in_vain += sum(column != stream.moved or row < stream.at for row, column in alarms)
+        false_alarms += sum(column != stream.moved or row < stream.at for row, column in alarms)
         if stream.moved is not None:
             missed += not hits
             delays += [float(hits[0] - stream.at)] if hits else []
     changes = sum(stream.moved is not None for stream in worlds)
     return {
-        "contestant": name,
-        "found": f"{changes - missed} of {changes}",
+        "contender": name,
+        "detected": f"{changes - missed} of {changes}",
         "share found": (changes - missed) / changes,
         "median delay, events": float(np.median(delays)) if delays else float("nan"),
-        "false alarms per million events": in_vain / rows * 1e6,
+        "false alarms per million events": false_alarms / rows * 1e6,
         "us per event": seconds / rows * 1e6,
     }
 
@@ -186,14 +186,14 @@ def cost(columns: int = 50, batch: int = 1000) -> float:
 
 
 def run(quick: bool) -> Report:
-    """All contestants on the same streams."""
+    """Run all contenders on the same streams."""
     rows, seeds = (60_000, 1) if quick else (100_000, 5)
     worlds = [stream for seed in range(seeds) for stream in streams(rows, seed)]
     table = [judge(name, look, worlds) for name, look in CONTESTANTS.items()]
     mine, _, by_day = table
     targets = [
         Target("false alarms per million events", mine["false alarms per million events"], 1.0),
-        Target("share of the changes found", mine["share found"], 1.0, ">="),
+        Target("share of changes detected", mine["share found"], 1.0, ">="),
         Target(
             "median delay / that of the daily test",
             mine["median delay, events"] / by_day["median delay, events"],

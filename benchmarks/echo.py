@@ -1,7 +1,7 @@
-"""The plainest stream program: a process that reads one topic and writes another.
+"""The simplest stream program, a process that copies one topic to another, and its latency.
 
-Its latency is the floor for anything that runs between the same two topics on the same bus. Put
-another program between them (`Between`) and compare the two in one run.
+Its latency is the lower limit for any program between the same two topics of a bus. `measure`
+compares any program (`Between`) with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Between = Callable[[str, str, str], AbstractContextManager[None]]
 
 
 class Latency(NamedTuple):
-    """Milliseconds from when a message was due to be published to when it was read back."""
+    """Milliseconds from the scheduled publishing of a message until it was read back."""
 
     p50_ms: float
     p99_ms: float
@@ -56,11 +56,11 @@ def measure(
 ) -> Latency:
     """Publish to ``source`` at a steady rate and time each message's arrival on ``target``.
 
-    Time counts from when a message was *due*, so that a stall counts for every message that it held
-    up. Both topics are created, with one partition. The first second is not counted.
+    Latency counts from when a message was *scheduled*, so that a stall counts for every message
+    that it delayed. Both topics are created, with one partition. The first second is not counted.
 
     Raises:
-        RuntimeError: a message was lost, doubled or out of order.
+        RuntimeError: a message was lost, duplicated or out of order.
     """
     bus.create_topics({source: 1, target: 1})
     with between(bus.url, source, target):
@@ -91,7 +91,7 @@ def _drive(
     publisher.close()
     reader.close()
     if [wire.decode(value) for value in back] != list(range(total)):
-        raise RuntimeError(f"{total} messages were sent, {len(back)} came back, or in disorder")
+        raise RuntimeError(f"{total} messages were sent, {len(back)} came back, or out of order")
     counted = np.concatenate(waited)[int(per_second * _WARM_UP_S) :] / 1e6
     p50, p99 = np.percentile(counted, [50, 99])
     return Latency(float(p50), float(p99), float(counted.max()), len(counted))

@@ -36,7 +36,7 @@ from benchmarks.calibrated_models import (
     sharper,
 )
 from benchmarks.report import Report, Target
-from benchmarks.usual_tests import fixed_horizon, peeked_paired, peeked_two_samples
+from benchmarks.standard_tests import fixed_horizon, peeked_paired, peeked_two_samples
 
 ALPHA, POWER = 0.05, 0.8
 CRITICAL = 1.6448536269514722  # of a one-sided z-test at ALPHA
@@ -61,20 +61,20 @@ TWO_SAMPLES: dict[str, Callable[[], TwoSampleEvidence]] = {
 }
 SHARES = {"50/50": (0.5,), "canary 1, 5, 25, 50 %": RAMP}
 PROMISED = ("paired", UNCUT, "two samples")
-"""Those whose error is promised at every sample size."""
+"""The tests whose error rate is guaranteed at every sample size."""
 
 
 HEAVY = "heavy tails, equal means"
 
 
 def arms(random: np.random.Generator, count: int, shares: tuple[float, ...]) -> Arms:
-    """Arms `(count,)` of events, the shares of traffic taking turns of equal length."""
+    """Arms `(count,)` of events; the traffic shares alternate in periods of equal length."""
     share = np.repeat(shares, -(-count // len(shares)))[:count]
     return (random.random(count) < share).astype(np.int8)
 
 
 def wrong_of_paired(runs: int, labels: int = LABELS) -> Iterator[dict[str, Any]]:
-    """Shares of runs of equal models that promote, or roll back, at any time."""
+    """Share of runs with equal models that promote, or roll back, at any time."""
     wrong = {name: np.zeros(2) for name in PAIRED}
     peeked = np.zeros(2)
     random = np.random.default_rng(1)
@@ -91,8 +91,8 @@ def wrong_of_paired(runs: int, labels: int = LABELS) -> Iterator[dict[str, Any]]
 
 
 def wrong_of_heavy_tails(runs: int, labels: int = LABELS) -> Iterator[dict[str, Any]]:
-    """As `wrong_of_paired`, where differences clipped anywhere are for the challenger."""
-    random, factor = np.random.default_rng(7), heavy_tails.evened_out()
+    """As `wrong_of_paired`, with losses whose clipped differences favour the challenger."""
+    random, factor = np.random.default_rng(7), heavy_tails.equalizing_factor()
     tried = {name: PAIRED[name] for name in ("paired", "paired, asymptotic")}
     wrong = {name: np.zeros(2) for name in tried}
     for _ in range(runs):
@@ -106,7 +106,7 @@ def wrong_of_heavy_tails(runs: int, labels: int = LABELS) -> Iterator[dict[str, 
 
 
 def wrong_of_two_samples(runs: int, labels: int = LABELS) -> Iterator[dict[str, Any]]:
-    """As `wrong_of_paired`, where each label tells of one model."""
+    """As `wrong_of_paired`, with labels for one model each."""
     for shown, shares in SHARES.items():
         wrong = {name: np.zeros(2) for name in TWO_SAMPLES}
         peeked = np.zeros(2)
@@ -125,7 +125,7 @@ def wrong_of_two_samples(runs: int, labels: int = LABELS) -> Iterator[dict[str, 
 
 
 def futile(improvement: float, runs: int) -> Iterator[dict[str, Any]]:
-    """How often a challenger is called futile that is exactly as good as asked for.
+    """How often a challenger with exactly the required effect is declared futile.
 
     And the labels within which POWER of the runs have called equal models that.
     """
@@ -154,7 +154,7 @@ def futile(improvement: float, runs: int) -> Iterator[dict[str, Any]]:
 
 
 def labels_of_paired(improvement: float, runs: int) -> dict[str, float]:
-    """Labels within which POWER of the runs have promoted, by test; and of a fixed horizon."""
+    """Labels until POWER of the runs have promoted, by test; and those of the fixed horizon."""
     challenger, random = sharper(improvement), np.random.default_rng(3)
     champion_losses, challenger_losses = losses_of_both(random, 1_000_000, challenger)
     variance = float((champion_losses - challenger_losses).var())

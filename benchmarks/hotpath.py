@@ -1,16 +1,16 @@
 """The hot path: JSON bytes in, 24 exact window features, predict and learn, JSON bytes out.
 
-How such a comparison misleads, and what is done about it:
+How such a comparison can mislead, and what is done about it:
 
-* Contestants that do different work. All get the same messages, widths and statistics, and
+* Contenders that do different work. All get the same messages, widths and statistics, and
   their predictions are compared before anything is timed.
-* A slow rival. `ByHand` keeps everything in one operator and in plain dicts, so that the engine
-  costs it next to nothing, and was tuned with a profiler. It checks, orders and forgets as the
-  pipeline does; metrics, delivery and recovery it leaves out.
-* Runs that are over too soon. To start a flow takes some milliseconds, which are no cost of an
-  event. So runs are long: every one at batches of 10 goes over all messages, or by hand a quarter.
-* A noisy machine. Contestants take turns, each is timed several times, and the best time of each
-  counts; only ratios of one run are judged.
+* A slow competitor. `Baseline` keeps everything in one operator and in plain dicts, so that the
+  engine costs it almost nothing, and was tuned with a profiler. It validates, orders and expires as
+  the pipeline does, but has no metrics, delivery and recovery.
+* Runs that are too short. To start a flow takes some milliseconds, which are not a cost per event.
+  So runs are long: at batches of 10 each processes all messages, the baseline a quarter of them.
+* A noisy machine. Contenders take turns, each is timed several times, and the best time of each
+  counts; only ratios within one run are judged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.state.windows.entity_state import EntityState
 from anabranch.state.windows.specs import WindowSpec
-from benchmarks.by_hand import ByHand, flow_by_hand
+from benchmarks.baseline import Baseline, baseline_flow
 from benchmarks.prepared import EVERY_MS, START_MS, Discard, PreparedBus
 from benchmarks.report import Report, Target
 from benchmarks.stages import stage_costs
@@ -70,7 +70,7 @@ def make_pipeline(widths: Sequence[str] = tuple(WIDTHS)) -> Pipeline:
 
 
 def make_model() -> Any:
-    """The model of all contestants."""
+    """The model of all contenders."""
     return preprocessing.StandardScaler() | linear_model.LogisticRegression()
 
 
@@ -94,10 +94,10 @@ def make_messages(count: int, cards: int, merchants: int, every_ms: int = EVERY_
 
 
 class _Nowhere(list[bytes]):
-    """A list that keeps nothing."""
+    """A list that discards what is added."""
 
     def extend(self, values: Any) -> None:
-        """Forget them."""
+        """Discard the values."""
 
 
 def anabranch_s(
@@ -111,13 +111,13 @@ def anabranch_s(
     return seconds
 
 
-def by_hand_s(messages: list[bytes], batch: int, out: list[bytes] | None = None) -> float:
-    """Seconds of the version by hand in one operator."""
-    work = ByHand(WIDTHS, make_model())
+def baseline_s(messages: list[bytes], batch: int, out: list[bytes] | None = None) -> float:
+    """Seconds that the hand-written baseline takes over ``messages``."""
+    work = Baseline(WIDTHS, make_model())
     kept: list[bytes] = _Nowhere() if out is None else out
 
     def run_all() -> None:
-        run_main(flow_by_hand(messages, batch, work, kept))  # type: ignore[no-untyped-call]
+        run_main(baseline_flow(messages, batch, work, kept))  # type: ignore[no-untyped-call]
 
     return timed(run_all)
 
@@ -135,26 +135,26 @@ def river_s(rows: list[tuple[dict[str, float], bool]]) -> float:
 
 
 def river_rows(messages: list[bytes]) -> list[tuple[dict[str, float], bool]]:
-    """Features and labels of the messages, as River takes them."""
-    work = ByHand(WIDTHS, make_model())
+    """Features and labels of the messages, in the form that River needs."""
+    work = Baseline(WIDTHS, make_model())
     events = [orjson.loads(message) for message in messages]
     return [(work.features(event), event["fraud"]) for event in events]
 
 
 def check_agreement(messages: list[bytes]) -> None:
-    """Both sides must predict the same, or there is nothing to compare."""
+    """Raise AssertionError unless pipeline and baseline predict the same."""
     ours: list[bytes] = []
     theirs: list[bytes] = []
     anabranch_s(make_pipeline(), messages, 100, ours)
-    by_hand_s(messages, 100, theirs)
+    baseline_s(messages, 100, theirs)
     pairs = zip(map(orjson.loads, ours), map(orjson.loads, theirs), strict=True)
     worst = max(abs(a["score"] - b["score"]) for a, b in pairs)
     if worst > 1e-6 or not messages:
-        raise AssertionError(f"the contestants' predictions differ by up to {worst}")
+        raise AssertionError(f"the contenders' predictions differ by up to {worst}")
 
 
 def run(quick: bool) -> Report:
-    """Compare, then measure growth and memory."""
+    """Compare the contenders, then measure scaling and memory."""
     count = 40_000 if quick else 100_000
     rounds = 2 if quick else 5
     messages = make_messages(count, cards=1000, merchants=300)
@@ -163,12 +163,12 @@ def run(quick: bool) -> Report:
     stages = stage_costs(make_pipeline(), messages, START_MS, EVERY_MS)
     growth, growth_targets = _growth(quick)
     memory, memory_targets = _memory()
-    hand, bare = best["by hand"], best["river"]
+    hand, bare = best["hand-written"], best["river"]
     ours = best["anabranch"]
     targets = [
-        Target("by hand / anabranch, batch 1000", hand[1000] / ours[1000], 25, ">="),
+        Target("hand-written / anabranch, batch 1000", hand[1000] / ours[1000], 25, ">="),
         Target("River's bare loop / anabranch, batch 1000", bare[1000] / ours[1000], 10, ">="),
-        Target("by hand / anabranch, batch 10", hand[10] / ours[10], 8, ">="),
+        Target("hand-written / anabranch, batch 10", hand[10] / ours[10], 8, ">="),
         *growth_targets,
         *memory_targets,
     ]
@@ -193,16 +193,16 @@ def _compare(
     pipeline = make_pipeline()
     rows = river_rows(messages[: len(messages) // 4])
     few = {1: len(messages) // 4}
-    contestants: dict[str, Callable[[list[bytes], int], float]] = {
+    contenders: dict[str, Callable[[list[bytes], int], float]] = {
         "anabranch": lambda part, batch: anabranch_s(pipeline, part, batch),
-        "by hand": by_hand_s,
+        "hand-written": baseline_s,
     }
-    best: dict[str, dict[int, float]] = {name: {} for name in (*contestants, "river")}
+    best: dict[str, dict[int, float]] = {name: {} for name in (*contenders, "river")}
     for _ in range(rounds):
         for batch in BATCHES:
             part = messages[: few.get(batch, len(messages))]
             short = part[: len(part) // 4]
-            for name, seconds in contestants.items():
+            for name, seconds in contenders.items():
                 taken = part if name == "anabranch" else short
                 _keep_best(best[name], batch, seconds(taken, batch) / len(taken) * 1e6)
         each = river_s(rows) / len(rows) * 1e6
@@ -210,7 +210,7 @@ def _compare(
             _keep_best(best["river"], batch, each)
     labels = {
         "anabranch": "anabranch",
-        "by hand": "(a) by hand, Bytewax + River",
+        "hand-written": "(a) hand-written, Bytewax + River",
         "river": "(b) River's bare model loop",
     }
     table = [
@@ -221,7 +221,7 @@ def _compare(
 
 
 def _growth(quick: bool) -> tuple[list[dict[str, Any]], list[Target]]:
-    """Cost per event against the number of keys, and against the width of the windows."""
+    """Cost per event by number of keys, and by width of the windows."""
     count = 50_000 if quick else 200_000
     keys: dict[str, float] = {}
     for cards in (1_000, 1_000_000) if quick else (1_000, 100_000, 1_000_000):
@@ -272,7 +272,7 @@ def _steady_us(widths: tuple[str, ...], cards: int, count: int, warm: int = 0) -
 
 
 def _memory() -> tuple[list[dict[str, Any]], list[Target]]:
-    """Bytes allocated per key with one event, and per further event, lateness none."""
+    """Bytes allocated per key with one event, and per further event, without allowed lateness."""
     spec = WindowSpec("amount", tuple(WIDTHS.values()), STATS)
     keys = 100_000
     one = EntityState([spec], lateness_ms=0)
@@ -303,7 +303,7 @@ def _keep_best(best: dict[int, float], batch: int, us: float) -> None:
 def timed(work: Callable[[], object]) -> float:
     """Seconds that it takes."""
     gc.collect()
-    gc.freeze()  # the messages are nobody's garbage: no contestant is to be held up by them
+    gc.freeze()  # the messages stay: garbage collections that scan them would slow contenders down
     start = time.perf_counter()
     work()
     seconds = time.perf_counter() - start

@@ -1,15 +1,15 @@
-"""Joining labels to the predictions that wait for them, 10,000 to a million.
+"""Joining labels to pending predictions, 10,000 to a million of them.
 
-How such a comparison misleads, and what is done about it:
+How such a comparison can mislead, and what is done about it:
 
-* Contestants that do different things. Both keep the features as they were served, let go what
-  waited for too long, and tell a repeated label from a contradicting and a late one; what they make
-  of a stream with all of these in it is compared before anything is timed.
-* Labels in the order of their events, whose rows lie side by side in memory. Here a label judges
-  any of the predictions that wait, as when verdicts take from minutes to days.
-* A store that is still filling. Every label that is timed is followed by a new event, and as many
-  labels went before as are remembered to know repeats.
-* Ids whose hashes are known. Every id is a new string, as one that was just decoded.
+* Contenders that do different work. Both keep the features as served, expire predictions after the
+  timeout, and distinguish repeated, contradicting and late labels; their results on a stream with
+  all of these are compared before anything is timed.
+* Labels in the order of their events, whose rows are adjacent in memory. Here a label belongs to
+  any of the pending predictions, as when labels take from minutes to days.
+* A store that is still filling. Every timed label is followed by a new event, after as many labels
+  as are remembered to detect repeats.
+* Ids whose hashes are cached. Every id is a new string, as if just decoded.
 * A noisy machine. The best of many short rounds counts.
 """
 
@@ -31,7 +31,7 @@ from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.label_join import LabelJoin
 from anabranch.models.prequential.label_windows import LabelWindows
 from anabranch.models.prequential.outcome import CONTRADICTS, DUPLICATE, LATE, UNKNOWN_ID
-from anabranch.state.labels.label_rules import MAX_RESOLVED, LabelRules
+from anabranch.state.labels.label_limits import MAX_RESOLVED, LabelLimits
 from anabranch.state.windows.specs import WindowSpec
 from benchmarks.report import Report, Target
 
@@ -46,33 +46,33 @@ _NONE, _NO_ROWS = np.empty(0, np.int64), np.empty((0, WIDTH))
 _NO_LABELS = LabelBatch([], [], _NONE)
 
 Found = list[tuple[str, Any]]
-"""What was found of labels and time-outs: what, and of which event (by its first feature)."""
+"""Results of labels and timeouts: what happened, and to which event (by its first feature)."""
 
 
-class Contestant(Protocol):
-    """Keeps predictions until their label."""
+class Contender(Protocol):
+    """Keeps predictions until their label arrives."""
 
     def column(self, values: list[Any]) -> Any:
-        """Times or values in the form in which it takes them."""
+        """Times or values in the form that this contender takes."""
 
     def events(self, ids: list[str], times: Any, features: F64) -> Any:
-        """Predictions that wait from now on; what ran out meanwhile."""
+        """Add pending predictions; returns what timed out."""
 
     def labels(self, ids: list[str], times: Any, values: Any) -> Any:
-        """What each label is worth."""
+        """Join labels; returns their outcomes."""
 
     def found(self, of: Any) -> Found:
-        """What the two gave, in a form to compare."""
+        """The results of both methods, in a comparable form."""
 
     def __len__(self) -> int:
-        """How many wait."""
+        """The number of pending predictions."""
 
 
 class Ours:
-    """The join of the pipelines."""
+    """The join that pipelines use."""
 
     def __init__(self, timeout_ms: int = WAIT_MS) -> None:
-        rules = LabelRules(timeout_ms=timeout_ms)
+        rules = LabelLimits(timeout_ms=timeout_ms)
         self.join = LabelJoin(WIDTH, Task.BINARY, rules, default=False)
 
     def column(self, values: list[Any]) -> Any:
@@ -97,7 +97,7 @@ class Ours:
 
 
 class OursWithWindows(Ours):
-    """The join, and windows over what the events of a merchant turned out to be."""
+    """The join, with windows over the labels of each merchant."""
 
     def __init__(self, timeout_ms: int = WAIT_MS) -> None:
         super().__init__(timeout_ms)
@@ -116,10 +116,10 @@ class OursWithWindows(Ours):
         return joined
 
 
-class ByHand:
-    """What one would write: a dict of what waits, a queue of waits, a dict of what had its label.
+class Baseline:
+    """The hand-written baseline: dicts of pending and of labelled predictions, a queue of timeouts.
 
-    Events come in the order of their times, so the queue needs no heap.
+    Events arrive in order of their times, so the queue needs no heap.
     """
 
     def __init__(self, timeout_ms: int = WAIT_MS) -> None:
@@ -136,7 +136,7 @@ class ByHand:
     def events(self, ids: list[str], times: Any, features: F64) -> Any:
         found: list[Any] = []
         for id, time_ms, row in zip(ids, times, features, strict=True):
-            self._let_go(time_ms, found)
+            self._expire(time_ms, found)
             self._waiting[id] = (time_ms, row.copy())
             self._due.append((time_ms, id))
         return found
@@ -144,7 +144,7 @@ class ByHand:
     def labels(self, ids: list[str], times: Any, values: Any) -> Any:
         found: list[Any] = []
         for place, (id, time_ms, value) in enumerate(zip(ids, times, values, strict=True)):
-            self._let_go(time_ms, found)
+            self._expire(time_ms, found)
             kept = self._waiting.pop(id, None)
             if kept is not None:
                 self._settle(id, True, value)
@@ -170,7 +170,7 @@ class ByHand:
                 taught.append((f"learns {what:g}", float(more[1][0])))
         return taught + refused
 
-    def _let_go(self, now: int, found: list[Any]) -> None:
+    def _expire(self, now: int, found: list[Any]) -> None:
         self._now = max(self._now, now)
         while self._due and self._due[0][0] + self._wait_ms < self._now:
             _, id = self._due.popleft()
@@ -188,45 +188,45 @@ class ByHand:
         self._order.append((self._now, id))
 
 
-CONTESTANTS: dict[str, Callable[..., Contestant]] = {
+CONTESTANTS: dict[str, Callable[..., Contender]] = {
     "anabranch": Ours,
-    "dicts by hand": ByHand,
+    "hand-written dicts": Baseline,
 }
 
 
 def check_agreement(events: int = 4_000) -> None:
-    """Both must make the same of a stream in which everything happens.
+    """Compare the results of both on a stream with all kinds of labels.
 
     Raises:
-        AssertionError: they differ, or something did not happen.
+        AssertionError: they differ, or some kind of label did not occur.
     """
     results = []
     for make in CONTESTANTS.values():
         random = np.random.default_rng(5)
-        contestant = make(timeout_ms=1_000)
+        contender = make(timeout_ms=1_000)
         found: Found = []
         for start in range(0, events, 50):
             ids, times = _events(start, 50)
             features = np.zeros((50, WIDTH))
             features[:, 0] = np.arange(start, start + 50)
-            column = contestant.column
-            found += contestant.found(contestant.events(ids, column(times), features))
+            column = contender.column
+            found += contender.found(contender.events(ids, column(times), features))
             judged = random.integers(max(0, start - 200), start + 60, 45).tolist()
             values = (random.random(45) < 0.3).astype(float).tolist()
             labels = [f"payment-{number}" for number in judged]
-            found += contestant.found(
-                contestant.labels(labels, column([times[-1]] * 45), column(values))
+            found += contender.found(
+                contender.labels(labels, column([times[-1]] * 45), column(values))
             )
         results.append(found)
     if results[0] != results[1]:
-        raise AssertionError("the contestants differ in what they make of labels")
+        raise AssertionError("the contenders treat labels differently")
     kinds = {what for what, _ in results[0]}
     if kinds != {"learns 0", "learns 1", DUPLICATE, CONTRADICTS, LATE, UNKNOWN_ID}:
-        raise AssertionError(f"no more happened than {sorted(kinds)}")
+        raise AssertionError(f"the stream has only these kinds of labels: {sorted(kinds)}")
 
 
 def run(quick: bool) -> Report:
-    """Time per label by number waiting and size of batch, and bytes per waiting prediction."""
+    """Time per label by number of pending predictions and batch size; bytes per prediction."""
     check_agreement()
     labels = 60_000 if quick else 200_000
     best: dict[tuple[str, int, int], float] = {}
@@ -238,8 +238,8 @@ def run(quick: bool) -> Report:
             bench = _Bench(make(), waiting)
             for batch in BATCHES:
                 best[name, waiting, batch] = bench.labels_us(labels, batch)
-            if isinstance(bench.contestant, Ours):
-                pending = bench.contestant.join.pending
+            if isinstance(bench.contender, Ours):
+                pending = bench.contender.join.pending
                 size = pending.overhead_bytes / len(pending)
                 memory.append({"memory": name, "waiting": waiting, beyond: size})
             if waiting == WAITING[-1]:
@@ -252,7 +252,9 @@ def run(quick: bool) -> Report:
         for (name, waiting, batch), cost in best.items()
     ]
     rows += _windows_rows(labels)
-    memory.append({"memory": "dicts by hand", "waiting": 20_000, beyond: _bytes_by_hand(20_000)})
+    memory.append(
+        {"memory": "hand-written dicts", "waiting": 20_000, beyond: _baseline_bytes(20_000)}
+    )
     worst = max(row[beyond] for row in memory[:-1])
     targets = [
         Target(
@@ -264,7 +266,7 @@ def run(quick: bool) -> Report:
 
 
 def _windows_rows(labels: int) -> list[dict[str, Any]]:
-    """What windows over labels add to the join."""
+    """The additional cost of windows over labels."""
     made = {"without": _Bench(Ours(), WAITING[1]), "with": _Bench(OursWithWindows(), WAITING[1])}
     return [
         {
@@ -289,16 +291,16 @@ def _notes(labels: int) -> list[str]:
 
 
 class _Bench:
-    """One contestant with so many predictions that wait, through all that is timed."""
+    """One contender with a constant number of pending predictions."""
 
-    def __init__(self, contestant: Contestant, waiting: int) -> None:
-        self.contestant = contestant
+    def __init__(self, contender: Contender, waiting: int) -> None:
+        self.contender = contender
         self._random = np.random.default_rng(1)
         self._waiting = np.empty(0, np.int64)
         self._next = 0
         self._features = np.ones((1000, WIDTH))
         self._add(waiting)
-        # So many labels that it forgets an old one with each new one.
+        # So many labels that each new one expires an old one.
         while self._next < waiting + MAX_RESOLVED:
             self._judge(10_000, 1000)
 
@@ -307,7 +309,7 @@ class _Bench:
         return min(self._judge(_ROUND, batch) for _ in range(labels // _ROUND))
 
     def events_us(self, events: int, batch: int) -> float:
-        """Microseconds per event that begins to wait, of the best round."""
+        """Microseconds per added event, of the best round."""
         best = math.inf
         for _ in range(events // _ROUND):
             ids, times = _events(self._next, _ROUND)
@@ -318,7 +320,7 @@ class _Bench:
         return best / _ROUND * 1e6
 
     def ends_us(self, events: int) -> float:
-        """Microseconds per prediction whose wait is over; some end with each new event."""
+        """Microseconds per timeout; some happen with each new event."""
         self._judge(2 * events, 1000, refill=False)  # rows enough, so that nothing grows
         last = self._next * EVERY_MS
         ids, quiet = [f"quiet-{number}" for number in range(events)], [last] * events
@@ -327,15 +329,15 @@ class _Bench:
         ids = [f"later-{number}" for number in range(events)]
         first = int(self._waiting.min()) * EVERY_MS + WAIT_MS
         later = [first + place * step for place in range(events)]
-        waiting = len(self.contestant)
+        waiting = len(self.contender)
         took = self._timed(lambda: self._events(ids, later))
-        return (took - before) / (waiting + events - len(self.contestant)) * 1e6
+        return (took - before) / (waiting + events - len(self.contender)) * 1e6
 
     def _events(self, ids: list[str], times: list[int], batch: int = 1000) -> None:
         for start in range(0, len(ids), batch):
             cut = slice(start, start + batch)
-            now = self.contestant.column(times[cut])
-            self.contestant.events(ids[cut], now, self._features[: len(now)])
+            now = self.contender.column(times[cut])
+            self.contender.events(ids[cut], now, self._features[: len(now)])
 
     def _add(self, events: int) -> None:
         for start in range(self._next, self._next + events, 10_000):
@@ -345,17 +347,17 @@ class _Bench:
         self._next += events
 
     def _judge(self, labels: int, batch: int, refill: bool = True) -> float:
-        """Labels for some that wait, timed; then as many new events."""
+        """Time labels for some pending predictions; then add as many new events."""
         labels = min(labels, len(self._waiting) // 2)
         at = self._random.permutation(len(self._waiting))[:labels]
         ids = [f"payment-{number}" for number in self._waiting[at].tolist()]
-        column = self.contestant.column
+        column = self.contender.column
         times, values = column([self._next * EVERY_MS] * batch), column([1.0] * batch)
 
         def judge() -> None:
             for start in range(0, labels, batch):
                 some = ids[start : start + batch]
-                self.contestant.labels(some, times[: len(some)], values[: len(some)])
+                self.contender.labels(some, times[: len(some)], values[: len(some)])
 
         took = self._timed(judge)
         self._waiting = np.delete(self._waiting, at)
@@ -377,13 +379,13 @@ def _events(start: int, count: int) -> tuple[list[str], list[int]]:
     return [f"payment-{number}" for number in numbers], [n * EVERY_MS for n in numbers]
 
 
-def _bytes_by_hand(waiting: int) -> float:
-    """Of dicts, by what Python allocates; without ids, which the store has as hashes alone."""
-    contestant = ByHand()
+def _baseline_bytes(waiting: int) -> float:
+    """Bytes that Python allocates for the dicts, without ids, of which the store keeps hashes."""
+    contender = Baseline()
     ids, times = _events(0, waiting)
     features = np.ones((waiting, WIDTH))
     tracemalloc.start()
-    contestant.events(ids, times, features)
+    contender.events(ids, times, features)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return held / waiting - WIDTH * 8

@@ -1,7 +1,8 @@
-"""Detectors on the loss, on streams of River's whose concept is known to change, or not to.
+"""Drift detectors on the loss, on River streams with and without a known concept drift.
 
-The features of most of them stay as they are: only what they mean changes, which no monitor of
-distributions can see. A model learns on, so that what a detector sees is how it is surprised.
+In most of them the distribution of the features does not change, only the concept, which no
+distribution monitor can detect. The model keeps learning, so that a detector sees the loss it would
+have in production.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from river import linear_model, preprocessing
 from river.datasets import synth
 
 from anabranch.models.drift.detectors import DriftMonitor, monitor
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import LEARN, PREDICT, Task
-from anabranch.models.learners.linear import learner_for
 
 F64 = NDArray[np.float64]
 DETECTORS = ("ADWIN", "PageHinkley", "KSWIN", "DDM", "EDDM", "HDDM_A", "HDDM_W")
@@ -73,7 +74,7 @@ def _mixed(seed: int, function: int) -> Any:
 
 
 def _losses(stream: Iterable[Any], rows: int) -> F64:
-    """Of the shipped model, each predicted before it is learned."""
+    """Losses of the shipped model, which predicts each row before it learns it."""
     pairs = list(itertools.islice(stream, rows))
     names = [name for name, value in pairs[0][0].items() if not isinstance(value, str)]
     features = np.array([[float(x[name]) for name in names] for x, _ in pairs])
@@ -88,14 +89,14 @@ def _losses(stream: Iterable[Any], rows: int) -> F64:
 
 
 def table(rows: int, seeds: int) -> list[dict[str, Any]]:
-    """A row for each detector, at its defaults, with the cool-down of an hour."""
+    """A row per detector, with its default settings and a cool-down of an hour."""
     worlds = [each for seed in range(seeds) for each in streams(rows, seed)]
     return [_judge(detector, worlds) for detector in DETECTORS]
 
 
 def _judge(detector: str, worlds: list[Losses]) -> dict[str, Any]:
     delays: list[float] = []
-    in_vain = by_rhythm = total = missed = 0
+    false_alarms = by_rhythm = total = missed = 0
     seconds = 0.0
     for world in worlds:
         watch = DriftMonitor(monitor("loss", detector))
@@ -109,16 +110,16 @@ def _judge(detector: str, worlds: list[Losses]) -> dict[str, Any]:
         if "rhythm" in world.name:
             by_rhythm += len(rising)
         else:
-            in_vain += len(rising) - len(hits)
+            false_alarms += len(rising) - len(hits)
         if world.at is not None:
             missed += not hits
             delays += [float(hits[0] - world.at)] if hits else []
     changes = sum(world.at is not None for world in worlds)
     return {
         "on the loss": detector,
-        "found": f"{changes - missed} of {changes}",
+        "detected": f"{changes - missed} of {changes}",
         "median delay, labels": float(np.median(delays)) if delays else float("nan"),
-        "false alarms per million labels": in_vain / total * 1e6,
+        "false alarms per million labels": false_alarms / total * 1e6,
         "by a day's rhythm": by_rhythm,
         "us per label": seconds / total * 1e6,
     }

@@ -1,11 +1,10 @@
-"""What metrics cost: the hot path with them, and with all of them left out.
+"""The cost of metrics: the hot path with and without them.
 
-How such a comparison misleads, and what is done about it:
+How such a comparison can mislead, and what is done about it:
 
-* A few percent are less than a machine's noise. Both sides take turns, many times, and the best
-  time of each counts.
-* Metrics that nobody asks for. A thread scrapes the one side every second; the usual interval is
-  15 s.
+* A few percent are less than the noise of a machine. Both sides take turns, many times, and the
+  best time of each counts.
+* Metrics that are not scraped. A thread scrapes them every second; a common interval is 15 s.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _SCRAPE_S = 1.0
 
 
 class Mute(WorkerMetrics):
-    """Metrics that are told nothing and tell nothing."""
+    """Metrics whose methods all do nothing."""
 
     def __init__(self, pipeline: str) -> None:
         super().__init__(pipeline)
@@ -41,11 +40,11 @@ class Mute(WorkerMetrics):
 
 
 def _nothing(*_: Any) -> None:
-    """Instead of any of them."""
+    """Does nothing, in place of any method."""
 
 
 def seconds(pipeline: Pipeline, messages: list[bytes], batch: int, muted: bool) -> float:
-    """How long the hot path takes over the messages."""
+    """Seconds that the hot path takes over the messages."""
     metrics = (Mute if muted else WorkerMetrics)(pipeline.name)
     bus = PreparedBus(pipeline, messages, Discard())
     options = SourceOptions(limit=batch, until_end=True)
@@ -73,7 +72,7 @@ def _scraped(metrics: WorkerMetrics, muted: bool) -> Iterator[None]:
 
 
 def run(quick: bool) -> Report:
-    """Compare."""
+    """Compare the two."""
     rounds = 8 if quick else 24
     pipeline = make_pipeline()
     messages = make_messages(200_000, cards=1000, merchants=300)

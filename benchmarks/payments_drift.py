@@ -1,13 +1,13 @@
-"""Fraud moves to other merchants: what is served over the following day, with and without rollouts.
+"""Fraud moves to other merchants: the served loss on the following day, with and without rollouts.
 
-Everything runs as it would live: the payments pipeline with one column per merchant bucket, on
-simulated traffic with verdicts that come twenty minutes later. Its model learns with AdaGrad, whose
-steps have become small by the time of the drift: it goes stale.
+Everything runs as in production: the payments pipeline with one column per merchant bucket, on
+simulated traffic with labels that arrive twenty minutes later. Its model learns with AdaGrad, whose
+steps have become small by the time of the drift, so that it adapts slowly.
 
-* *alone*: nothing else.
-* *on_drift*: a fresh model of the same kind starts when the loss is signalled to have grown.
-* *oracle*: it has lived in the changed world from the first event on, for as long as the others in
-  the old one, and is judged on the same day of it.
+* *alone*: the champion only.
+* *on_drift*: a new model of the same kind is started when the loss is signalled to have increased.
+* *oracle*: a model trained on the changed distribution from the first event on, for as long as the
+  others on the old one, and evaluated on the same day.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ DAY = 86_400  # payments: one per second
 
 
 def model() -> Any:
-    """Learns less and less from each label."""
+    """A model whose learning rate decreases with every label."""
     return preprocessing.StandardScaler() | linear_model.LogisticRegression(
         optimizer=optim.AdaGrad(0.02)
     )
 
 
 def pipeline(on_drift: bool) -> Pipeline:
-    """The payments, with the merchant itself among the features."""
+    """The payments pipeline, with the merchant itself among the features."""
     declared = replace(
         payments,
         features=[*payments.features, hashed("merchant", buckets=512)],
@@ -57,14 +57,14 @@ def pipeline(on_drift: bool) -> Pipeline:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The mean Brier score of what was served on the last day, and when a fresh model led."""
+    """The mean Brier score served on the last day, and when a new model became champion."""
 
     loss: float
     led_after: float
 
 
 def served(declared: Pipeline, seed: int, drift_at: int, events: int) -> Served:
-    """Run the pipeline on simulated payments, of which the last day is judged by the truth."""
+    """Run the pipeline on simulated payments; the last day is evaluated with the true labels."""
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(declared.inputs, 1))
     messages = list(simulate("payments", seed=seed, events=events, drift_at=drift_at))
@@ -96,5 +96,5 @@ def drifted_day(seed: int, before: int) -> dict[str, Any]:
         "with on_drift": adapting.loss,
         "oracle": oracle.loss,
         "gap closed": (alone.loss - adapting.loss) / (alone.loss - oracle.loss),
-        "payments until it led": adapting.led_after,
+        "payments until it was champion": adapting.led_after,
     }

@@ -1,4 +1,4 @@
-"""A bus whose input is prepared in memory, for benchmarks of what happens between two buses."""
+"""A bus whose input is prepared in memory, for benchmarks without the cost of a bus."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ EVERY_MS = 50
 
 
 class Discard:
-    """A publisher that keeps nothing, so that no contestant pays for storing its output.
+    """A publisher that discards everything, so that no contender pays for storing its output.
 
-    It notes when ``mark`` messages had gone by, and when the last ones came.
+    It records when ``mark`` messages had been published, and when the last ones were.
     """
 
     def __init__(self, mark: int = 0) -> None:
@@ -30,22 +30,22 @@ class Discard:
         self._count = 0
 
     def append(self, topic: str, values: Sequence[bytes], **_: Any) -> None:
-        """Take the messages and forget them."""
+        """Discard the messages."""
         self.last_at = time.perf_counter()
         if self._count < self.mark <= self._count + len(values):
             self.marked_at = self.last_at
         self._count += len(values)
 
     def flush(self, timeout_s: float = 30.0) -> None:
-        """There is nothing to wait for."""
+        """Does nothing."""
 
     close = flush
 
 
 class Prepared:
-    """A reader of one partition that only cuts slices, as the source of the version by hand does.
+    """A reader of one partition that only cuts slices, like the source of the baseline.
 
-    What a bus costs, `python -m benchmarks bus` tells.
+    The cost of a real bus is measured by `python -m benchmarks bus`.
     """
 
     def __init__(self, topic: str, messages: list[bytes], start: int = 0) -> None:
@@ -66,7 +66,7 @@ class Prepared:
         return [Slice(self._at.topic, 0, offsets, times, values, keys)]
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
-        """A single partition is not ahead of any other."""
+        """Does nothing: there is a single partition."""
 
     resume = pause
 
@@ -77,13 +77,13 @@ class Prepared:
         return {self._at: len(self._values)}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Nobody asks."""
+        """Does nothing."""
 
     def unavailable_reason(self) -> None:
         """There is none."""
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Does nothing."""
 
 
 class PreparedBus(MemoryBus):

@@ -1,14 +1,14 @@
-"""What it costs to lose nothing: commits, resumption, throughput and latency with recovery on.
+"""The cost of recovery: commits, resumption, and throughput and latency with it switched on.
 
-How such a comparison misleads, and what is done about it:
+How such a comparison can mislead, and what is done about it:
 
-* Contestants that remember different things. Both get the same rows and keep the same windows, and
-  all their answers are compared, before and after a resumption, before anything is timed.
-* A slow rival. It puts no more into its recovery store than it must (`bytewax_recovery`).
-* A commit that is timed without its fsync, or with nothing in it. Ours is that of the real step on
-  a real state directory; every epoch changes 100,000 keys, or all if there are fewer.
-* A run too short to pay for epochs. Throughput is that of whole runs, in which several epochs end.
-* A noisy machine. Contestants take turns, and the best time of each counts.
+* Contenders with different state. Both get the same rows and keep the same windows, and all their
+  features are compared, before and after a resumption, before anything is timed.
+* A slow competitor. It writes no more to its recovery store than necessary (`bytewax_recovery`).
+* A commit that is timed without its fsync, or is empty. Ours is that of the real step on a real
+  state directory; every epoch changes 100,000 keys, or all if there are fewer.
+* A run too short for checkpoints. Throughput is that of whole runs with several epochs.
+* A noisy machine. Contenders take turns, and the best time of each counts.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from anabranch.dataflows.bus import open_bus
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
-from benchmarks.bytewax_recovery import Clock, Contestant, Ours, Theirs, make_epochs
+from benchmarks.bytewax_recovery import Clock, Contender, Ours, Theirs, make_epochs
 from benchmarks.echo import measure
 from benchmarks.hotpath import make_messages, make_pipeline
-from benchmarks.in_between import PAYMENTS, pipeline_between
+from benchmarks.pipeline_program import PAYMENTS, pipeline_between
 from benchmarks.prepared import Discard, PreparedBus
 from benchmarks.report import Report, Target
 
@@ -80,7 +80,7 @@ def run(quick: bool) -> Report:
 
 
 def check_agreement(live: int = 500) -> None:
-    """Both must answer every row alike, one resumption in between, or there's nothing to compare.
+    """Compare the features of every row, with one resumption in between.
 
     Raises:
         AssertionError: they differ.
@@ -88,10 +88,10 @@ def check_agreement(live: int = 500) -> None:
     epochs = make_epochs(live, live // 2, 4)
     found = []
     with tempfile.TemporaryDirectory(prefix="anabranch-recovery-") as directory:
-        for contestant in (Ours(Path(directory)), Theirs(Path(directory))):
+        for contender in (Ours(Path(directory)), Theirs(Path(directory))):
             clock = Clock(answers={})
             for part in (epochs[:4], epochs):
-                contestant.run(part, clock)
+                contender.run(part, clock)
             assert clock.answers is not None
             found.append(clock.answers)
     ours, theirs = found
@@ -100,7 +100,7 @@ def check_agreement(live: int = 500) -> None:
         raise AssertionError(f"{rows} rows, {len(ours)} and {len(theirs)} answers")
     worst = max(np.abs(np.subtract(ours[row], theirs[row])).max() for row in ours)
     if not worst < 1e-6:
-        raise AssertionError(f"the contestants' features differ by up to {worst}")
+        raise AssertionError(f"the contenders' features differ by up to {worst}")
 
 
 def _remembered(quick: bool) -> tuple[list[dict[str, Any]], list[Target]]:
@@ -108,14 +108,14 @@ def _remembered(quick: bool) -> tuple[list[dict[str, Any]], list[Target]]:
     best: dict[tuple[str, int], tuple[float, float]] = {}
     with tempfile.TemporaryDirectory(prefix="anabranch-recovery-") as directory:
         for live in LIVE:
-            contestants: dict[str, type[Ours] | type[Theirs]] = {"ours": Ours}
+            contenders: dict[str, type[Ours] | type[Theirs]] = {"ours": Ours}
             if live <= THEIRS_MOST:
-                contestants["theirs"] = Theirs
-            for name, contestant in contestants.items():
+                contenders["theirs"] = Theirs
+            for name, contender in contenders.items():
                 place = Path(directory) / f"{name}-{live}"
                 place.mkdir()
                 rounds, singles = (0 if name == "theirs" else 4, 1) if quick else (5, 2)
-                best[name, live] = _commit_and_resume(contestant(place), live, rounds, singles)
+                best[name, live] = _commit_and_resume(contender(place), live, rounds, singles)
     labels = {"ours": "anabranch", "theirs": "Bytewax's own, an entry per key"}
     rows = [
         {
@@ -144,7 +144,7 @@ def _remembered(quick: bool) -> tuple[list[dict[str, Any]], list[Target]]:
 
 
 def _commit_and_resume(
-    contestant: Contestant, live: int, rounds: int, singles: int
+    contender: Contender, live: int, rounds: int, singles: int
 ) -> tuple[float, float]:
     """Seconds of the best commit, and of the best of ``singles`` resumptions.
 
@@ -152,19 +152,19 @@ def _commit_and_resume(
     """
     epochs = make_epochs(live, min(live, CHANGED), rounds, singles)
     clock = Clock()
-    contestant.run(epochs[: len(epochs) - singles], clock)
+    contender.run(epochs[: len(epochs) - singles], clock)
     resumptions = []
     for left in range(singles - 1, -1, -1):
         after = Clock()
         began = time.perf_counter()
-        contestant.run(epochs[: len(epochs) - left], after)
+        contender.run(epochs[: len(epochs) - left], after)
         resumptions.append(after.first_answer_at - began)
     return min(clock.commits[-max(rounds, 1) :]), min(resumptions)
 
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """What a run of the hot path is given."""
+    """The input of a run of the hot path."""
 
     epoch_s: float
     cards: int
@@ -173,7 +173,7 @@ class _Load:
 
 
 def _throughput(load: _Load) -> tuple[list[dict[str, Any]], float]:
-    """Events per second with recovery off and on; the share that is left with it on."""
+    """Events per second with recovery off and on, and the ratio of the two."""
     messages = make_messages(load.events, load.cards, merchants=300)
     _hot_path_s(messages[:20_000], load.epoch_s, False)  # all is compiled
     best = {"off": float("inf"), "on": float("inf")}

@@ -1,18 +1,17 @@
 """History to training rows: 24 exact window features of 1.5 million events, Parquet to Parquet.
 
-How such a comparison misleads, and what is done about it:
+How such a comparison can mislead, and what is done about it:
 
-* Contestants that do different work. All read the same file and write the same 24 columns, in the
-  order of the events, with polars; the columns are compared before anything is timed. What is
-  judged is `replay --features-only`; beyond what the others do it checks every event, turns away
-  what is late or repeated, writes labels, and has its file on the disk when it ends. The whole
-  `replay`, which also predicts and learns every event as it would live, and what the windows alone
-  take are told beside it.
-* A slow rival. pandas and polars are used as their manuals say, one `rolling` per entity and width;
-  for pandas the rows are put back into their order once per entity, not once per feature.
-* Ties. pandas lets an event see those of the same moment that stand before it, as we do; polars all
-  of them. So no key has two events at one moment.
-* A noisy machine. Contestants take turns, and the best time of each counts.
+* Contenders that do different work. All read the same file and write the same 24 columns, in the
+  order of the events, with polars; the columns are compared before anything is timed. The target is
+  for `replay --features-only`; beyond what the others do it validates every event, rejects late
+  events and duplicates, writes labels, and syncs its file to disk. The whole `replay`, which also
+  predicts and learns every event as in production, and the windows alone are reported beside it.
+* A slow competitor. pandas and polars are used as their manuals say, one `rolling` per entity and
+  width; for pandas the rows are put back into order once per entity, not once per feature.
+* Ties. pandas lets an event see earlier rows of the same time, as we do; polars all of them. So no
+  key has two events at one time.
+* A noisy machine. Contenders take turns, and the best time of each counts.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def make_pipeline() -> Pipeline:
 def make_history(path: Path, events: int) -> None:
     """Write payments of 90 days; a card has 30 of them, a merchant 300."""
     random = np.random.default_rng(11)
-    # Moments differ, so that nothing hangs on the order of events of one moment.
+    # Times are unique, so that the order of simultaneous events does not matter.
     span = DAYS * 86_400_000
     times = START_MS + np.arange(events) * (span // events)
     cards, merchants = max(events // 30, 1), max(events // 300, 1)
@@ -90,7 +89,7 @@ def make_history(path: Path, events: int) -> None:
 
 
 def by_anabranch(source: Path, to: Path, features_only: bool = False) -> None:
-    """The whole command, but for its progress bar."""
+    """The whole command, except its progress bar."""
     settings = ReplaySettings(events=str(source), rows=to, features_only=features_only)
     replay(make_pipeline(), settings)
 
@@ -117,7 +116,7 @@ def by_pandas(source: Path, to: Path) -> None:
 
 
 def by_polars(source: Path, to: Path) -> None:
-    """`rolling` for each entity and width; its answers stand in the order of the groups."""
+    """`rolling` for each entity and width; its results are in the order of the groups."""
     frame = pl.read_parquet(source).with_columns(pl.from_epoch("ts", time_unit="ms").alias("at"))
     frame = frame.with_row_index("row")
     amount = pl.col("amount")
@@ -139,9 +138,9 @@ def by_polars(source: Path, to: Path) -> None:
     frame.select("id").with_columns(**columns).write_parquet(to, compression="lz4")
 
 
-Contestant = Callable[[Path, Path], None]
+Contender = Callable[[Path, Path], None]
 OURS = "anabranch replay --features-only"
-CONTESTANTS: dict[str, Contestant] = {
+CONTESTANTS: dict[str, Contender] = {
     OURS: partial(by_anabranch, features_only=True),
     "anabranch replay, predicting and learning": by_anabranch,
     "pandas groupby().rolling()": by_pandas,
@@ -150,7 +149,7 @@ CONTESTANTS: dict[str, Contestant] = {
 
 
 def windows_alone_s(source: Path) -> float:
-    """Seconds for the windows themselves, events given as columns, in batches as of a replay."""
+    """Seconds for the windows alone, from columns, in batches of the size of a replay's."""
     frame = pl.read_parquet(source)
     times, amounts = frame["ts"].to_numpy(), frame["amount"].to_numpy()
     spec = WindowSpec("amount", tuple(WIDTHS.values()), STATS)
@@ -165,7 +164,7 @@ def windows_alone_s(source: Path) -> float:
 
 
 def check_agreement(events: int) -> None:
-    """All contestants must give the same features, or there is nothing to compare."""
+    """Raise AssertionError unless all contenders give the same features."""
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
         source = directory / "history.parquet"
@@ -174,15 +173,15 @@ def check_agreement(events: int) -> None:
         for number, work in enumerate(CONTESTANTS.values()):
             to = directory / f"{number}.parquet"
             work(source, to)
-            # A standard deviation of one value is nothing there, and 0 here.
+            # The standard deviation of one value is null there, and 0 here.
             found.append(pl.read_parquet(to).select("id", *COLUMNS).fill_nan(0.0).fill_null(0.0))
     for other in found[1:]:
         if not found[0]["id"].equals(other["id"]):
-            raise AssertionError("the contestants' rows differ")
+            raise AssertionError("the contenders' rows differ")
         ours, theirs = (each.drop("id").to_numpy() for each in (found[0], other))
         if not np.allclose(ours, theirs, rtol=1e-6, atol=1e-6):
             worst = np.abs(ours - theirs).max()
-            raise AssertionError(f"the contestants' features differ by up to {worst}")
+            raise AssertionError(f"the contenders' features differ by up to {worst}")
 
 
 def run(quick: bool) -> Report:

@@ -1,8 +1,8 @@
-"""What a benchmark reports, for people and for programs.
+"""The report of a benchmark, as tables or JSON.
 
-A benchmark is a module here with ``run(quick: bool) -> Report``. It states what it promises as
-`Target`s; `python -m benchmarks NAME` prints them beside what was measured, and fails when one does
-not hold.
+A benchmark is a module of this package with ``run(quick: bool) -> Report``. Its targets are
+`Target`s; `python -m benchmarks NAME` prints them with the measured values, and fails if one is
+missed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HOLDS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A promise: ``value`` is at most (``<=``) or at least (``>=``) ``bound``."""
+    """A target: ``value`` is at most (``<=``) or at least (``>=``) ``bound``."""
 
     name: str
     value: float
@@ -37,15 +37,15 @@ class Target:
 
     @property
     def holds(self) -> bool:
-        """Whether what was measured keeps the promise."""
+        """Whether the measured value meets the target."""
         return _HOLDS[self.sense](self.value, self.bound)
 
 
 @dataclass(slots=True)
 class Report:
-    """What a benchmark measured: ``rows`` are a table, one dict of column to value per line.
+    """The results of a benchmark: ``rows`` are a table, one dict of column to value per line.
 
-    Rows may have different columns; ``notes`` say what a reader must know to judge the figures.
+    Rows may have different columns; ``notes`` are what a reader must know to interpret them.
     """
 
     benchmark: str
@@ -55,12 +55,12 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """Whether every target holds."""
+        """Whether every target is met."""
         return all(target.holds for target in self.targets)
 
 
 def machine() -> str:
-    """The machine that the figures belong to, on one line."""
+    """The machine that was measured, on one line."""
     cpu = platform.processor() or "unknown CPU"
     info = Path("/proc/cpuinfo")
     if info.exists():

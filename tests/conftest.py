@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from tests.support.kafka_broker import KafkaBroker, missing_tools
 
-# The first example of a test may wait for a compiler, and any for a machine that is busy.
+# The first example of a test may compile kernels, and the machine may be busy.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
@@ -24,15 +24,15 @@ INSTALL = {
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test that `needs` a program is skipped where there is none; the run ends by saying so."""
+    """Skip a test that `needs` a program which is not installed; the summary lists those tests."""
     for mark in item.iter_markers("needs"):
         for program in mark.args:
             if shutil.which(program) is None:
-                pytest.skip(f"NOT TRIED: {program} is not installed (Debian: {INSTALL[program]})")
+                pytest.skip(f"NOT RUN: {program} is not installed (Debian: {INSTALL[program]})")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What was not tried for want of a program, in red at the end: a skip is no pass."""
+    """List skipped tests in red at the end, as a skipped test has not passed."""
     reasons: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", []):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

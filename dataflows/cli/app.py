@@ -1,8 +1,9 @@
-"""Puts the subcommands together, and turns errors into one sentence and an exit code."""
+"""The ``anabranch`` command: its subcommands, and how errors become a sentence and an exit code."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -10,6 +11,7 @@ from anabranch.dataflows.cli.consume import consume
 from anabranch.dataflows.cli.demo.command import demo
 from anabranch.dataflows.cli.display.errors import print_error
 from anabranch.dataflows.cli.models import models
+from anabranch.dataflows.cli.options import renamed_options
 from anabranch.dataflows.cli.publish import publish
 from anabranch.dataflows.cli.replay import replay
 from anabranch.dataflows.cli.rollout import rollout
@@ -29,10 +31,10 @@ app = typer.Typer(
     help=(
         "Real-time machine learning on event streams: exact windowed features, online models that "
         "predict and learn on every event. Start with `anabranch demo`.\n\n"
-        "Every option can also be given by environment variable; each command's help names them. "
-        "Exit codes: 0 done, 1 something you can mend (said in one sentence), 2 wrong usage, "
-        "130 interrupted; `skew` ends with 1 for a difference, and with 2 for what you can mend; "
-        "`rollout` ends with 3 when nobody answers."
+        "Every option can also be set by an environment variable, named in each command's help.\n\n"
+        "Exit codes: 0 success, 1 an error (explained in one sentence), 2 wrong usage, "
+        "130 interrupted. `skew` exits with 1 if features differ and with 2 on an error; "
+        "`rollout` exits with 3 if no run answers in time."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -40,8 +42,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "ANABRANCH", "help_option_names": ["-h", "--help"]},
 )
+RENAMED: dict[Callable[..., None], dict[str, str]] = {
+    run: {
+        "--lost": "--on-offset-out-of-range",
+        "--from": "--start-offset",
+        "--epoch": "--checkpoint-interval",
+        "--batch": "--batch-size",
+    },
+    replay: {"--batch": "--batch-size"},
+    consume: {"--from": "--start-offset"},
+    skew: {
+        "--allow": "--max-mismatch",
+        "--order-slack": "--order-tolerance",
+        "--psi": "--max-psi",
+    },
+}
+"""Former option names of each command, with their current ones."""
+
 for command in (demo, run, replay, skew, simulate, publish, consume, topics, state):
-    app.command()(command)
+    app.command(cls=renamed_options(RENAMED.get(command, {})))(command)
 app.add_typer(models)
 app.add_typer(rollout)
 

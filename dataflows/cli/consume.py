@@ -1,4 +1,4 @@
-"""``anabranch consume``: read a topic and print it."""
+"""``anabranch consume``: prints the messages of a topic."""
 
 from __future__ import annotations
 
@@ -20,36 +20,42 @@ from anabranch.state.errors import InputError
 
 def consume(
     topic: Annotated[
-        str, typer.Argument(help="For example payments.predictions.", metavar="TOPIC")
+        str,
+        typer.Argument(help="The topic, for example payments.predictions.", metavar="TOPIC"),
     ],
-    begin: Annotated[
+    start_offset: Annotated[
         str,
         typer.Option(
-            "--from",
+            "--start-offset",
             metavar="WHERE",
-            envvar="ANABRANCH_CONSUME_FROM",
-            help="earliest, latest, or an offset (of every partition read).",
+            help="earliest, latest, or an offset, which applies to every partition.",
         ),
     ] = "earliest",
     partition: Annotated[
-        int | None, typer.Option("--partition", min=0, metavar="N", help="Only this partition.")
+        int | None, typer.Option("--partition", min=0, metavar="N", help="Read only partition N.")
     ] = None,
     follow: Annotated[
         bool,
-        typer.Option("--follow/--no-follow", "-f/-F", help="Wait for more, or stop at the end."),
+        typer.Option(
+            "--follow/--no-follow",
+            "-f/-F",
+            help="Wait for new messages, or stop at the end that the topic has now.",
+        ),
     ] = True,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", "-n", min=0, metavar="N", help="Stop after this many messages."),
+        typer.Option("--limit", "-n", min=0, metavar="N", help="Stop after N messages."),
     ] = None,
     raw: Annotated[
         bool,
-        typer.Option("--raw/--pretty", help="One message a line as it is, or indented."),
+        typer.Option(
+            "--raw/--pretty", help="Print each message unchanged on one line, or indented JSON."
+        ),
     ] = True,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
 ) -> None:
-    """Print the messages of a topic, oldest first. With --follow, Ctrl-C ends it.
+    """Print the messages of a topic, oldest first. With --follow, Ctrl-C stops it.
 
     Examples:
 
@@ -57,24 +63,26 @@ def consume(
 
         anabranch consume payments.dead-letters --no-follow | jq .reason
     """
-    if begin not in ("earliest", "latest") and not begin.isdecimal():
-        raise typer.BadParameter(f"--from must be earliest, latest or an offset, not {begin!r}")
+    if start_offset not in ("earliest", "latest") and not start_offset.isdecimal():
+        raise typer.BadParameter(
+            f"--start-offset must be earliest, latest or an offset, not {start_offset!r}"
+        )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with opened_bus(bus, bus_set) as opened:
-        places = _places(opened, topic, partition, begin)
-        ends = None if follow else _ends(opened, topic, places)
+        positions = _positions(opened, topic, partition, start_offset)
+        ends = None if follow else _ends(opened, topic, positions)
         try:
-            _print(opened, places, ends, stop, limit, _write_raw if raw else _pretty_writer())
+            _print(opened, positions, ends, stop, limit, _write_raw if raw else _pretty_writer())
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader has what it wanted, as `| head` does
+        except BrokenPipeError:  # the reader of the pipe has seen enough, such as `head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print(
     bus: Bus,
-    places: dict[TopicPartition, int],
+    positions: dict[TopicPartition, int],
     ends: dict[TopicPartition, int] | None,
     stop: threading.Event,
     limit: int | None,
@@ -82,47 +90,51 @@ def _print(
 ) -> None:
     if limit == 0:
         return
-    for printed, value in enumerate(_messages(bus, places, ends, stop), 1):
+    for printed, value in enumerate(_messages(bus, positions, ends, stop), 1):
         write(value)
         if printed == limit:
             return
 
 
-def _places(bus: Bus, topic: str, partition: int | None, begin: str) -> dict[TopicPartition, int]:
-    known = bus.topics()
-    if topic not in known:
-        listed = ", ".join(sorted(known)) or "none yet"
+def _positions(
+    bus: Bus, topic: str, partition: int | None, start_offset: str
+) -> dict[TopicPartition, int]:
+    """Where to start reading each partition."""
+    counts = bus.topics()
+    if topic not in counts:
+        listed = ", ".join(sorted(counts)) or "none yet"
         raise BusError(f"topic {topic!r} does not exist on {bus.url}; topics there: {listed}")
-    if partition is not None and partition >= known[topic]:
+    if partition is not None and partition >= counts[topic]:
         raise InputError(
-            f"topic {topic!r} has no partition {partition}: it has {known[topic]}, from 0"
+            f"topic {topic!r} has no partition {partition}: its partitions are 0 to "
+            f"{counts[topic] - 1}"
         )
     starts, ends = bus.start_offsets(topic), bus.end_offsets(topic)
-    numbers = range(known[topic]) if partition is None else [partition]
+    numbers = range(counts[topic]) if partition is None else [partition]
     return {
-        TopicPartition(topic, number): _offset(begin, starts[number], ends[number])
+        TopicPartition(topic, number): _offset(start_offset, starts[number], ends[number])
         for number in numbers
     }
 
 
-def _offset(begin: str, start: int, end: int) -> int:
-    if begin == "earliest":
-        return start
-    return end if begin == "latest" else min(max(int(begin), start), end)
+def _offset(wanted: str, first: int, end: int) -> int:
+    if wanted == "earliest":
+        return first
+    return end if wanted == "latest" else min(max(int(wanted), first), end)
 
 
-def _ends(bus: Bus, topic: str, places: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
+def _ends(bus: Bus, topic: str, positions: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
     ends = bus.end_offsets(topic)
-    return {place: ends[place.partition] for place in places}
+    return {at: ends[at.partition] for at in positions}
 
 
 def _messages(
     bus: Bus,
-    places: dict[TopicPartition, int],
+    positions: dict[TopicPartition, int],
     ends: dict[TopicPartition, int] | None,
     stop: threading.Event,
 ) -> Iterator[bytes]:
-    reader = bus.reader(places)
+    reader = bus.reader(positions)
     try:
         while not stop.is_set():
             if ends is not None and all(reader.positions()[at] >= end for at, end in ends.items()):

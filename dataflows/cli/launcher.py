@@ -1,4 +1,4 @@
-"""Starts a pipeline: as the one worker, as a worker of a supervisor, or as the supervisor."""
+"""Starts a pipeline in this process: as the only worker, a supervised worker, or the supervisor."""
 
 from __future__ import annotations
 
@@ -37,43 +37,53 @@ if TYPE_CHECKING:
     from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
 
-class Begin(StrEnum):
-    """Where to begin reading."""
+class StartOffset(StrEnum):
+    """Where to start reading a topic."""
 
     earliest = "earliest"
     latest = "latest"
 
 
-class Lost(StrEnum):
-    """What to do about messages that retention has removed before they were read."""
+class OnOffsetOutOfRange(StrEnum):
+    """What to do if retention has deleted messages before they were read."""
 
     stop = "stop"
     earliest = "earliest"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """What the options of a run say. ``state`` is None for state in memory only.
+    """The options of `anabranch run`, parsed.
 
-    ``beginning`` is the model that a new state begins with; None: with nothing learned.
+    Attributes:
+        bus: URL of the message bus, for people.
+        state: the state directory; None: state is kept in memory only.
+        start_offset: where to start reading without state; None: the default, earliest.
+        on_offset_out_of_range: what to do about unread messages that are gone.
+        until_end: stop at the end that the topics have now.
+        batch_size: maximum number of messages per batch.
+        shards: shards of each key space.
+        checkpoint_s: seconds between two commits of state.
+        metrics_port: where to serve metrics; None: nowhere.
+        warm_start: the model with which a new state starts; None: an untrained one.
     """
 
     bus: str
     state: Path | None
-    begin: Begin | None
-    lost: Lost
+    start_offset: StartOffset | None
+    on_offset_out_of_range: OnOffsetOutOfRange
     until_end: bool
-    batch: int
+    batch_size: int
     shards: int
-    epoch_s: float
+    checkpoint_s: float
     metrics_port: int | None
-    beginning: WarmStart | None = None
+    warm_start: WarmStart | None = None
 
 
 def work(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: RunSettings) -> None:
-    """The only worker, or one of a cluster without state: in this process."""
+    """Run the only worker, or one worker of a cluster without state, in this process."""
     from anabranch.dataflows.cli.display.live_status import (
-        Watch,  # the engine is only loaded where it runs
+        LiveStatus,  # imported late: help and errors need no engine
     )
     from anabranch.dataflows.runtime.worker import LostWorkerError
     from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
@@ -81,23 +91,23 @@ def work(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: RunSettings) 
     console = stderr_console()
     with _prepared(pipeline, bus, member, 1, settings, console) as state:
         options, metrics = _options(pipeline, settings), WorkerMetrics(pipeline.name)
-        _stop_on_signals(console, options.stop.set, again=lambda: _end_at_once(console))
+        _stop_on_signals(console, options.stop.set, again=lambda: _exit_at_once(console))
         _serve(metrics.registry, settings.metrics_port, console)
         _warm(pipeline, console)
-        _say_running(pipeline, bus, settings, state, "", console)
-        watch = Watch(pipeline.name, metrics.registry, console)
+        _print_start(pipeline, bus, settings, state, "", console)
+        status = LiveStatus(pipeline.name, metrics.registry, console)
         try:
-            with watch.shown():
+            with status.displayed():
                 _run_worker(pipeline, bus, options, member, settings, metrics, state)
         except LostWorkerError as error:
-            sentence = f"error: {error}: start all again"
+            sentence = f"error: {error}: restart all workers"
             console.print(sentence, style="bold red", highlight=False, soft_wrap=True)
             raise typer.Exit(EXIT_LOST) from None
-    watch.summary()
+    status.summary()
 
 
 def work_supervised(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: RunSettings) -> None:
-    """A worker that a supervisor has started."""
+    """Run a worker that a supervisor has started."""
     from anabranch.dataflows.runtime.worker import LostWorkerError, stop_on_signals
     from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
@@ -127,19 +137,19 @@ def work_supervised(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: Ru
 def supervise(
     pipeline: Pipeline, bus: Bus, member: WorkerId, members: Sequence[int], settings: RunSettings
 ) -> None:
-    """The local members of a cluster, each a process of its own."""
-    from anabranch.dataflows.cli.display.live_status import Watch
+    """Run the cluster's workers of this machine, each in its own process, and restart them."""
+    from anabranch.dataflows.cli.display.live_status import LiveStatus
     from anabranch.dataflows.telemetry.supervisor import restarts_counter
     from anabranch.dataflows.telemetry.worker_metrics import shared_registry
 
     console = stderr_console()
-    say = partial(console.print, highlight=False, soft_wrap=True)
+    print_line = partial(console.print, highlight=False, soft_wrap=True)
     command = [sys.executable, "-m", "anabranch", *sys.argv[1:]]
-    known = {} if settings.state is None else {"ANABRANCH_RUN_STATE": str(settings.state)}
+    environment = {} if settings.state is None else {"ANABRANCH_RUN_STATE": str(settings.state)}
     workers = member.workers if member.addresses else len(members)
     with (
         _prepared(pipeline, bus, member, workers, settings, console) as state,
-        LocalWorkers(command, members, member.addresses, environment=known) as cluster,
+        LocalWorkers(command, members, member.addresses, environment=environment) as cluster,
     ):
         registry = shared_registry(cluster.metrics_directory)
         restarts = restarts_counter(registry)
@@ -147,18 +157,18 @@ def supervise(
         _serve(registry, settings.metrics_port, console, len(members))
         _warm(pipeline, console)
         how = f" in {workers} processes" if workers == len(members) else f" as {member}"
-        _say_running(pipeline, bus, settings, state, how, console)
-        watch = Watch(pipeline.name, registry, console)
+        _print_start(pipeline, bus, settings, state, how, console)
+        status = LiveStatus(pipeline.name, registry, console)
         supervisor = Supervisor(
             cluster,
             generation=state.generation if state is not None else None,
-            say=say,
+            say=print_line,
             warn=partial(warn, console),
             on_restart=restarts.labels(pipeline.name).inc,
         )
-        with watch.shown():
+        with status.displayed():
             supervisor.run(stop)
-        watch.summary()
+        status.summary()
 
 
 def _run_worker(
@@ -172,7 +182,7 @@ def _run_worker(
 ) -> None:
     from anabranch.dataflows.runtime.worker import run_worker
 
-    # What was loaded stays: looking through it again for garbage would hold the stream up.
+    # Loaded modules stay for good: a garbage collection that scans them would stall the stream.
     gc.collect()
     gc.freeze()
     run_worker(
@@ -181,7 +191,7 @@ def _run_worker(
         options,
         worker_id=member,
         metrics=metrics,
-        checkpoint_interval_s=settings.epoch_s,
+        checkpoint_interval_s=settings.checkpoint_s,
         shards=settings.shards,
         state=state,
     )
@@ -191,11 +201,11 @@ def _options(pipeline: Pipeline, settings: RunSettings) -> SourceOptions:
     from anabranch.dataflows.source.bus_source import SourceOptions
 
     return SourceOptions(
-        limit=settings.batch,
-        start_offset=(settings.begin or Begin.earliest).value,
+        limit=settings.batch_size,
+        start_offset=(settings.start_offset or StartOffset.earliest).value,
         until_end=settings.until_end,
         group=f"anabranch-{pipeline.name}",
-        on_out_of_range=settings.lost.value,
+        on_out_of_range=settings.on_offset_out_of_range.value,
     )
 
 
@@ -208,7 +218,7 @@ def _prepared(
     settings: RunSettings,
     console: Console,
 ) -> Iterator[StateDirectory | None]:
-    """The state directory, held by this run alone and made ready for so many workers."""
+    """Lock the state directory, repartition it for so many workers, and yield it."""
     if settings.state is None:
         yield None
         return
@@ -224,18 +234,21 @@ def _prepared(
         hosts=member.workers,
         say=partial(console.print, highlight=False, soft_wrap=True),
     ) as state:
-        if settings.begin is not None and state.generation():
-            line = f"--from {settings.begin} is ignored: the state says where to go on from"
-            console.print(line, soft_wrap=True)
-        if settings.beginning is not None:
+        if settings.start_offset is not None and state.generation():
+            console.print(
+                f"--start-offset {settings.start_offset} is ignored: the run resumes from the "
+                "offsets in its state",
+                soft_wrap=True,
+            )
+        if settings.warm_start is not None:
             from anabranch.dataflows.registry.warm_start import warm_start
 
-            say = partial(console.print, highlight=False, soft_wrap=True)
-            warm_start(state, settings.beginning, say)
+            print_line = partial(console.print, highlight=False, soft_wrap=True)
+            warm_start(state, settings.warm_start, print_line)
         yield state
 
 
-def _say_running(
+def _print_start(
     pipeline: Pipeline,
     bus: Bus,
     settings: RunSettings,
@@ -248,12 +261,12 @@ def _say_running(
     elif generation := state.generation():
         behind = state.lag(bus)
         where = (
-            f"state in {settings.state}, going on from generation {generation:,}, "
+            f"state in {settings.state}, resuming from generation {generation:,}, "
             f"{behind:,} messages behind"
         )
     else:
         where = f"state in {settings.state}, which is new"
-    text = f"running {pipeline.name} on {settings.bus}{how}, {where}; Ctrl-C ends it"
+    text = f"running {pipeline.name} on {settings.bus}{how}, {where}; Ctrl-C stops it"
     if structured():
         record(text, versions=versions())
     else:
@@ -265,18 +278,21 @@ def _stop_on_signals(
     first: Callable[[], None] = lambda: None,
     again: Callable[[], None] = lambda: None,
 ) -> StopRequest:
-    def asked() -> None:
+    def on_first() -> None:
         first()
-        console.print("ending after what was read; Ctrl-C again ends at once", soft_wrap=True)
+        console.print(
+            "stopping once the messages already read are processed; Ctrl-C again stops at once",
+            soft_wrap=True,
+        )
 
-    stop = StopRequest(asked, again)
+    stop = StopRequest(on_first, again)
     stop.install()
     return stop
 
 
-def _end_at_once(console: Console) -> None:
+def _exit_at_once(console: Console) -> None:
     console.show_cursor()
-    console.print("ended at once; the next start goes on from what was kept", soft_wrap=True)
+    console.print("stopped; the next run resumes from the last checkpoint", soft_wrap=True)
     os._exit(EXIT_INTERRUPTED)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from anabranch.dataflows.cli.options import renamed_options
 from anabranch.dataflows.telemetry.logs import stderr_console
 from anabranch.state.errors import InputError, StateError
 
@@ -42,7 +43,7 @@ Reference = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
 Keep = Annotated[
     int,
-    typer.Option("--keep", min=1, metavar="N", help="Versions of that name to keep, the newest."),
+    typer.Option("--retain", min=1, metavar="N", help="Versions of that name to keep, the newest."),
 ]
 Note = Annotated[str, typer.Option("--note", metavar="TEXT", help="A note to keep with it.")]
 
@@ -111,7 +112,7 @@ def diff(
     print_diff(registry.find(first), registry.find(second), top, json)
 
 
-@models.command()
+@models.command(cls=renamed_options({"--keep": "--retain"}))
 def snapshot(
     place: Place,
     name: Annotated[
@@ -121,7 +122,7 @@ def snapshot(
         ),
     ] = None,
     note: Note = "",
-    keep: Keep = 20,
+    retain: Keep = 20,
     json: Json = False,
 ) -> None:
     """Add the champion as it was last committed as a version; the pipeline may be running.
@@ -147,7 +148,7 @@ def snapshot(
     if same is not None:
         print_added(same, "nothing was learned since", json)
         return
-    print_added(registry.add(new.model, new.version, keep, new.distributions), "added", json)
+    print_added(registry.add(new.model, new.version, retain, new.distributions), "added", json)
 
 
 @models.command()
@@ -179,7 +180,7 @@ def export(
     )
 
 
-@models.command("import")
+@models.command("import", cls=renamed_options({"--keep": "--retain"}))
 def import_(
     pipeline: Annotated[
         str, typer.Argument(metavar="PIPELINE", help="The pipeline that the model is for.")
@@ -214,7 +215,7 @@ def import_(
         ),
     ] = None,
     note: Note = "",
-    keep: Keep = 20,
+    retain: Keep = 20,
     json: Json = False,
 ) -> None:
     """Add a River model from a local file as a version, if it suits the pipeline.
@@ -254,7 +255,7 @@ def import_(
     for remark in checked.remarks:
         console.print(f"note: {remark}", highlight=False, soft_wrap=True)
     registry = Registry.of(state or Path("data", "state", declared.name))
-    print_added(registry.add(checked.model, checked.version, keep), "added", json)
+    print_added(registry.add(checked.model, checked.version, retain), "added", json)
 
 
 def _state_directory(place: str) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from anabranch.dataflows.bus import Bus, open_bus
 from anabranch.state.errors import InputError
@@ -20,7 +22,7 @@ BusUrl = Annotated[
         "--bus",
         metavar="URL",
         envvar="ANABRANCH_BUS",
-        help="Where topics live: sqlite:PATH (embedded, no server) or kafka://HOST:PORT,…",
+        help="The message bus: sqlite:PATH (embedded, no server needed) or kafka://HOST:PORT,…",
     ),
 ]
 BusSettings = Annotated[
@@ -28,15 +30,16 @@ BusSettings = Annotated[
     typer.Option(
         "--bus-set",
         envvar="ANABRANCH_BUS_SET",
-        help="A librdkafka setting for kafka://, as key=value; may be repeated.",
+        help="A librdkafka setting for a kafka:// bus, such as security.protocol=SSL. Can be "
+        "given several times.",
         metavar="KEY=VALUE",
     ),
 ]
 PipelineName = Annotated[
     str,
     typer.Argument(
-        help="payments, clicks or trips; dataset:NAME; a file such as fraud.py or fraud.py:flow; "
-        "or a module such as shop.fraud:flow.",
+        help="A shipped pipeline (payments, clicks, trips), dataset:NAME, a file such as fraud.py "
+        "or fraud.py:flow, or a module such as shop.fraud:flow.",
         metavar="PIPELINE",
     ),
 ]
@@ -46,8 +49,8 @@ Partitions = Annotated[
         "--partitions",
         metavar="N",
         min=1,
-        help="Partitions of topics that are created; by default as many as those that exist "
-        "have, else 1.",
+        help="Partition count of the topics that are created. Default: that of the pipeline's "
+        "existing topics, or 1.",
     ),
 ]
 Rate = Annotated[
@@ -55,7 +58,7 @@ Rate = Annotated[
     typer.Option(
         "--rate",
         metavar="N",
-        help="Messages a second, as live traffic. Default: as fast as possible.",
+        help="Publish live traffic at this many messages per second. Default: as fast as possible.",
     ),
 ]
 Speedup = Annotated[
@@ -63,25 +66,86 @@ Speedup = Annotated[
     typer.Option(
         "--speedup",
         metavar="X",
-        help="As live traffic, with event time going by so many times faster than the clock.",
+        help="Publish live traffic in event time, X times faster than the wall clock.",
     ),
 ]
+BatchSize = Annotated[
+    int,
+    typer.Option("--batch-size", min=1, metavar="N", help="Maximum number of messages per batch."),
+]
+Shards = Annotated[
+    int,
+    typer.Option(
+        "--shards",
+        min=1,
+        metavar="N",
+        help="Shards of each key space, the upper limit for --processes. Fixed once state exists.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+
+class RenamedOptionError(typer.BadParameter):
+    """An option, or its environment variable, was given by the name that it used to have."""
+
+    def format_message(self) -> str:
+        """The message alone: the value is not what is wrong."""
+        return self.message
+
+
+def renamed_options(renames: Mapping[str, str]) -> type[TyperCommand]:
+    """A command class that rejects former option names, naming the current one.
+
+    Pass it as ``cls=`` when a command is registered. The former environment variable is rejected
+    likewise; an empty one counts as not set.
+
+    Args:
+        renames: Former name → current name, both with their dashes.
+    """
+
+    class Command(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            for old, new in renames.items():
+                _reject(old, new, args, ctx)
+                variable, current = (f"{ctx.auto_envvar_prefix}_{_suffix(n)}" for n in (old, new))
+                _reject(variable, current, [name for name in os.environ if os.environ[name]], ctx)
+            return super().parse_args(ctx, args)
+
+    return Command
+
+
+def _suffix(option: str) -> str:
+    """``--start-offset`` as the end of an environment variable: ``START_OFFSET``."""
+    return option.removeprefix("--").replace("-", "_").upper()
+
+
+def _reject(old: str, new: str, given: Sequence[str], ctx: Any) -> None:
+    """Raise if one of the arguments ``given`` is ``old`` or ``old=value``."""
+    for argument in given:
+        if argument == "--":
+            return
+        if argument.partition("=")[0] == old:
+            raise RenamedOptionError(f"{old} is now called {new}", ctx=ctx)
 
 
 @contextmanager
 def opened_bus(url: str, settings: Sequence[str] | None) -> Iterator[Bus]:
-    """Open the bus that the options name, ask it for its topics, and close it afterwards.
+    """Open the bus that the options name, list its topics once, and close it afterwards.
 
-    Until it has answered, a client's own remarks are kept off the terminal: if it does not answer,
-    the error says so.
+    Until the bus has responded, log messages of its client are suppressed: if it does not respond,
+    the raised error says why.
+
+    Raises:
+        BusError: the bus does not respond, or ``url`` is not a bus.
+        InputError: a setting is not ``key=value``.
     """
-    remarks = logging.getLogger("anabranch.bus")
-    remarks.setLevel(logging.CRITICAL)
+    client_log = logging.getLogger("anabranch.bus")
+    client_log.setLevel(logging.CRITICAL)
     try:
         bus = open_bus(url, parse_settings(settings))
         bus.topics()
     finally:
-        remarks.setLevel(logging.NOTSET)
+        client_log.setLevel(logging.NOTSET)
     try:
         yield bus
     finally:
@@ -89,7 +153,7 @@ def opened_bus(url: str, settings: Sequence[str] | None) -> Iterator[Bus]:
 
 
 def parse_settings(settings: Sequence[str] | None) -> dict[str, str]:
-    """``key=value`` texts as a dict.
+    """Parse ``key=value`` strings into a dict.
 
     >>> parse_settings(["security.protocol=SSL", "a=b=c"])
     {'security.protocol': 'SSL', 'a': 'b=c'}
@@ -107,24 +171,24 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, str]:
 
 
 def create_topics(bus: Bus, names: Sequence[str], partitions: int | None) -> list[str]:
-    """Create those of ``names`` that are missing, all with one partition count; return them.
+    """Create the missing topics among ``names``, all with one partition count; return their names.
 
     Raises:
-        InputError: they exist with different counts, or with another than ``partitions``.
+        InputError: existing ones have different counts, or another count than ``partitions``.
     """
-    found = bus.topics()
-    counts = {name: found[name] for name in names if name in found}
+    existing = bus.topics()
+    counts = {name: existing[name] for name in names if name in existing}
     if partitions is None and len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} has {count}" for name, count in counts.items())
         raise InputError(
-            f"these topics need equal partition counts (an event and its label go to the same "
-            f"number): {listed}; delete one of them, or use another bus"
+            "these topics need equal partition counts (an event and its label are in partitions "
+            f"of the same number): {listed}; delete one of them, or use another bus"
         )
     wanted = partitions or next(iter(counts.values()), 1)
     for name, count in counts.items():
         if count != wanted:
             raise InputError(
                 f"topic {name} has {count} partitions, not {wanted}: leave out --partitions, or "
-                f"say --partitions {count}"
+                f"pass --partitions {count}"
             )
     return bus.create_topics(dict.fromkeys(names, wanted))

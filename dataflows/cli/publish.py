@@ -1,4 +1,4 @@
-"""``anabranch publish``: a file, or one of River's data sets, onto the topics of a pipeline."""
+"""``anabranch publish``: publishes a file or a River data set to the topics of a pipeline."""
 
 from __future__ import annotations
 
@@ -34,17 +34,20 @@ def publish(
     pipeline: Annotated[
         str | None,
         typer.Argument(
-            help="Whose topics: payments, fraud.py, shop.fraud:flow, …", metavar="PIPELINE"
+            help="The pipeline whose topics to publish to: payments, fraud.py, shop.fraud:flow, …",
+            metavar="PIPELINE",
         ),
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Argument(help="The events: .jsonl, .csv or .parquet.", metavar="FILE"),
+        typer.Argument(help="The events, as .jsonl, .csv or .parquet.", metavar="FILE"),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
-            "--labels", metavar="FILE", help="A file of labels, merged with the events by time."
+            "--labels",
+            metavar="FILE",
+            help="The labels, as .jsonl, .csv or .parquet. Events and labels are merged by time.",
         ),
     ] = None,
     dataset: Annotated[
@@ -52,8 +55,8 @@ def publish(
         typer.Option(
             "--dataset",
             metavar="NAME",
-            help="Instead of a file, a data set of River's: Bananas, ChickWeights, ImageSegments, "
-            "Phishing, SP500Stocks, Shuttle or TrumpApproval; `list` says what is in them.",
+            help="Publish a data set of River instead of a file: Bananas, ChickWeights, "
+            "ImageSegments, Phishing, SP500Stocks, Shuttle or TrumpApproval; `list` shows details.",
         ),
     ] = None,
     rate: Rate = None,
@@ -62,10 +65,10 @@ def publish(
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
 ) -> None:
-    """Publish a file's or a data set's rows as events; topics that are missing are created.
+    """Publish the rows of a file or data set as events; missing topics are created.
 
-    At --rate or --speedup it is live traffic and message times are now; else it is history and
-    message times are those of the events.
+    With --rate or --speedup the messages are live traffic, stamped with the current time. Otherwise
+    they are history, stamped with their event times.
 
     Examples:
 
@@ -75,12 +78,12 @@ def publish(
     """
     if dataset is not None:
         if pipeline is not None or labels is not None:
-            raise typer.BadParameter("--dataset goes without a pipeline, a file and --labels")
+            raise typer.BadParameter("--dataset can't be combined with PIPELINE, FILE or --labels")
         if dataset == "list":
             _list_datasets()
             return
     elif pipeline is None or file is None:
-        raise typer.BadParameter("name a PIPELINE and a FILE, or --dataset NAME")
+        raise typer.BadParameter("give a PIPELINE and a FILE, or --dataset NAME")
     pacing = check_pacing(rate, speedup)
     with opened_bus(bus, bus_set) as opened:
         if dataset is not None:
@@ -89,7 +92,7 @@ def publish(
             assert pipeline is not None
             assert file is not None
             publishing, batches = _from_files(opened, pipeline, file, labels, partitions)
-        with publishing.shown() as send:
+        with publishing.progress() as send:
             send(batches, pacing)
 
 
@@ -116,20 +119,19 @@ def _from_files(
             f"the labels of pipeline {pipeline.name!r} are in its events: leave out --labels"
         )
     counts = [count_rows(path) for path in (file, labels) if path is not None]
-    known = [count for count in counts if count is not None]
     batches = _event_messages(pipeline, file)
     topics: dict[Kind, str] = {"events": pipeline.topics.events}
     if labels is not None:
         batches = _with_labels(pipeline, batches, labels)
         topics["labels"] = pipeline.topics.labels
-    batches = _begun(batches)
+    batches = _with_first_read(batches)
     create_topics(bus, pipeline.inputs, partitions)
-    total = sum(known) if len(known) == len(counts) else None
+    total = None if None in counts else sum(count for count in counts if count is not None)
     return Publishing(bus, topics, total=total), batches
 
 
-def _begun(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, of which the first is there: a file that can't be used says so now."""
+def _with_first_read(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, the first already read: an unusable file raises before topics exist."""
     return chain(list(islice(batches, 1)), batches)
 
 
@@ -147,7 +149,7 @@ def _event_messages(pipeline: Pipeline, file: Path) -> Iterator[Batch]:
 
 
 def _with_labels(pipeline: Pipeline, events: Iterator[Batch], file: Path) -> Iterator[Batch]:
-    """Events and labels by time, each label with the key of the event that it judges."""
+    """Events and labels merged by time, each label with the key of its event."""
     from anabranch.dataflows.declaration.schema import Schema
     from anabranch.dataflows.messages.inputs import Delayed
     from anabranch.producers.files.formats import file_messages

@@ -1,29 +1,28 @@
-"""``anabranch replay``: history through the same steps, training rows out."""
+"""``anabranch replay``: runs history through a pipeline and writes training rows."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
+    BatchSize,
     BusSettings,
     BusUrl,
     PipelineName,
+    Shards,
     opened_bus,
 )
 from anabranch.state.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
 
 class ContinueAt(StrEnum):
-    """Where a run goes on, when nobody knows which messages the replay stands for."""
+    """Where on a topic a run continues if the replay can't tell which messages it has covered."""
 
     earliest = "earliest"
     latest = "latest"
@@ -37,14 +36,16 @@ def replay(
             "--from",
             envvar="ANABRANCH_REPLAY_FROM",
             metavar="FILE|TOPIC",
-            help="The events: a .parquet, .jsonl or .csv file, or a topic from its start to where "
-            "it ends now.",
+            help="The events: a .parquet, .jsonl or .csv file, or a topic, from its start to its "
+            "current end.",
         ),
     ],
     to: Annotated[
         Path,
         typer.Option(
-            "--to", metavar="FILE", help="Where the training rows go: a .parquet file, replaced."
+            "--to",
+            metavar="FILE",
+            help="Write the training rows to this .parquet file, replacing it if it exists.",
         ),
     ],
     labels: Annotated[
@@ -52,7 +53,7 @@ def replay(
         typer.Option(
             "--labels",
             metavar="FILE|TOPIC",
-            help="The labels, merged with the events by time.",
+            help="The labels. Events and labels are merged by time.",
             show_default="PIPELINE.labels with --from PIPELINE.events, else none",
         ),
     ] = None,
@@ -61,7 +62,8 @@ def replay(
         typer.Option(
             "--dead-letters",
             metavar="FILE",
-            help="Write what could not be used here, as JSONL. Without it, it is only counted.",
+            help="Write messages that could not be used to this JSONL file, with the reason. "
+            "Default: they are only counted.",
         ),
     ] = None,
     state: Annotated[
@@ -69,7 +71,8 @@ def replay(
         typer.Option(
             "--state",
             metavar="DIR",
-            help="Leave a new state directory, from which `anabranch run` goes on.",
+            help="Also write a new state directory, with which `anabranch run` continues after the "
+            "last replayed message.",
         ),
     ] = None,
     continue_at: Annotated[
@@ -77,32 +80,29 @@ def replay(
         typer.Option(
             "--continue-at",
             metavar="WHERE",
-            help="earliest or latest: where that run begins on a topic, if the replay can't know: "
-            "files without partition and offset, and topics of another name.",
+            help="With --state: earliest or latest, where that run starts reading the pipeline's "
+            "topics. Needed only if the replay can't tell: its input is a file without the columns "
+            "partition and offset, or a topic of another name.",
         ),
     ] = None,
     features_only: Annotated[
         bool,
         typer.Option(
             "--features-only",
-            help="Rows of features and labels alone: no model predicts or learns, and no state is "
-            "left. For models that are trained elsewhere.",
+            help="Write features and labels only, for models that are trained elsewhere: no model "
+            "predicts or learns, so --state can't be given.",
         ),
     ] = False,
-    batch: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Most messages in one batch.")
-    ] = 8192,
-    shards: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="Shards of the state: as those of its runs."),
-    ] = 8,
+    batch_size: BatchSize = 8192,
+    shards: Shards = 8,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
 ) -> None:
-    """Run history through the steps of a pipeline, and write training rows as they were served.
+    """Run history through a pipeline and write training rows with the features as served.
 
-    Each row has the features as of its event, what the model predicted then, and the label that
-    came later. Nothing is published. Rows and state appear when all is done: Ctrl-C leaves nothing.
+    Each row has the features as of its event, what the model predicted at that point, and the label
+    that came later. Nothing is published. Rows and state appear only when the replay is complete;
+    Ctrl-C leaves nothing behind.
 
     Examples:
 
@@ -110,7 +110,7 @@ def replay(
 
         anabranch replay fraud.py --from paid.parquet --labels verdicts.jsonl --to rows.parquet
     """
-    from anabranch.dataflows.cli.display.replay import show
+    from anabranch.dataflows.cli.display.replay import run_replay
     from anabranch.dataflows.pipelines.loader import load_pipeline
     from anabranch.dataflows.replay.replay import ReplaySettings
     from anabranch.dataflows.replay.source_offsets import is_file
@@ -128,9 +128,9 @@ def replay(
         state=state,
         continue_at=None if continue_at is None else continue_at.value,
         features_only=features_only,
-        batch=batch,
+        batch_size=batch_size,
         shards=shards,
     )
-    topics = state is not None or not all(is_file(name) for name in (source, labels) if name)
-    with opened_bus(bus, bus_set) if topics else nullcontext() as opened:
-        show(declared, settings, opened, pipeline)
+    needs_bus = state is not None or not all(is_file(name) for name in (source, labels) if name)
+    with opened_bus(bus, bus_set) if needs_bus else nullcontext() as opened:
+        run_replay(declared, settings, opened, pipeline)

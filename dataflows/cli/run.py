@@ -1,4 +1,4 @@
-"""``anabranch run``: the dataflow workers of a pipeline."""
+"""``anabranch run``: runs the workers of a pipeline."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import typer
 
 from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.cli.launcher import (
-    Begin,
-    Lost,
+    OnOffsetOutOfRange,
     RunSettings,
+    StartOffset,
     supervise,
     work,
     work_supervised,
 )
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
+    BatchSize,
     BusSettings,
     BusUrl,
     PipelineName,
+    Shards,
     opened_bus,
 )
 from anabranch.dataflows.runtime.supervised_worker import (
@@ -48,15 +50,16 @@ def run(
         typer.Option(
             "--state",
             metavar="DIR",
-            help="Where windows, models and positions are kept, so that the next run goes on where "
-            "this one ended, however it ended. One run at a time; with --addresses a directory for "
-            "each process.",
+            help="State directory: windows, models and offsets, from which the next run resumes, "
+            "also after a crash. One run at a time; with --addresses one directory per process.",
             show_default="data/state/PIPELINE",
         ),
     ] = None,
     no_state: Annotated[
         bool,
-        typer.Option("--no-state", help="Keep state in memory only: every start begins anew."),
+        typer.Option(
+            "--no-state", help="Keep state in memory only: every run starts from scratch."
+        ),
     ] = False,
     processes: Annotated[
         int,
@@ -65,41 +68,47 @@ def run(
     addresses: Annotated[
         str | None,
         typer.Option(
+            "--addresses",
             metavar="LIST",
-            help="host:port of every worker of a cluster on several hosts, comma-separated, the "
-            "same on all; needs --process-id.",
+            help="For a cluster on several hosts: host:port of every worker, comma-separated, the "
+            "same list on all hosts. Needs --process-id.",
         ),
     ] = None,
     process_id: Annotated[
         int | None,
-        typer.Option("--process-id", min=0, metavar="N", help="Which of the addresses this is."),
-    ] = None,
-    begin: Annotated[
-        Begin | None,
         typer.Option(
-            "--from",
-            envvar="ANABRANCH_RUN_FROM",
+            "--process-id",
+            min=0,
+            metavar="N",
+            help="Position of this worker in --addresses, from 0.",
+        ),
+    ] = None,
+    start_offset: Annotated[
+        StartOffset | None,
+        typer.Option(
+            "--start-offset",
             metavar="WHERE",
-            help="earliest or latest: where to begin reading when there is no state yet.",
+            help="earliest or latest: where to start reading if there is no state yet.",
             show_default="earliest",
         ),
     ] = None,
-    lost: Annotated[
-        Lost,
+    on_offset_out_of_range: Annotated[
+        OnOffsetOutOfRange,
         typer.Option(
-            "--lost",
+            "--on-offset-out-of-range",
             metavar="WHAT",
-            help="stop or earliest: when retention has removed messages that were not read yet, or "
-            "an output was made anew, stop and say which, or go on with what is left.",
+            help="What to do if retention has deleted unread messages, or an output topic was "
+            "recreated. stop: exit with an error that names them. earliest: continue with the "
+            "messages that remain.",
         ),
-    ] = Lost.stop,
+    ] = OnOffsetOutOfRange.stop,
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             metavar="NAME@VERSION",
-            help="Begin a new state with this model of the registry (`anabranch models`) instead "
-            "of one that has learned nothing. A state that has begun with it goes on.",
+            help="Start a new state with this model of the registry (see `anabranch models`) "
+            "instead of an untrained one. An existing state that started with it is resumed.",
         ),
     ] = None,
     registry: Annotated[
@@ -107,24 +116,25 @@ def run(
         typer.Option(
             "--registry",
             metavar="DIR",
-            help="The state directory whose registry has that model.",
+            help="State directory whose registry holds the model of --model.",
             show_default="that of --state",
         ),
     ] = None,
     until_end: Annotated[
-        bool, typer.Option("--until-end", help="Stop at what is on the topics now.")
-    ] = False,
-    batch: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Most messages in one batch.")
-    ] = 1000,
-    shards: Annotated[
-        int,
+        bool,
         typer.Option(
-            min=1, metavar="N", help="Shards of each key space: the most workers ever wanted."
+            "--until-end", help="Stop once everything that is on the topics now has been read."
         ),
-    ] = 8,
-    epoch: Annotated[
-        str, typer.Option(metavar="TIME", help="How often state is kept and deliveries checked.")
+    ] = False,
+    batch_size: BatchSize = 1000,
+    shards: Shards = 8,
+    checkpoint_interval: Annotated[
+        str,
+        typer.Option(
+            "--checkpoint-interval",
+            metavar="DURATION",
+            help="How often state is committed, together with the offsets it covers.",
+        ),
     ] = "5s",
     metrics_port: Annotated[
         int | None,
@@ -133,7 +143,7 @@ def run(
             min=0,
             max=65535,
             metavar="PORT",
-            help="Serve Prometheus /metrics here; 0 picks a free port.",
+            help="Serve Prometheus metrics at this port under /metrics; 0 picks a free port.",
         ),
     ] = None,
     log_format: Annotated[
@@ -142,8 +152,8 @@ def run(
             "--log-format",
             envvar=FORMAT,
             metavar="FORMAT",
-            help="plain, for people; logfmt or json, a line for each thing that happened, for "
-            "programs. The variable is for all commands.",
+            help="plain text for people; logfmt or json for log collectors, with a record per "
+            "message. The variable applies to all commands.",
             show_default="plain",
         ),
     ] = None,
@@ -153,15 +163,15 @@ def run(
             "--log-level",
             envvar=LEVEL,
             metavar="LEVEL",
-            help="debug, info, warning or error: the least that is logged.",
+            help="Log messages of this level and above: debug, info, warning or error.",
             show_default="info",
         ),
     ] = None,
 ) -> None:
-    """Run a pipeline: read events and labels, predict, learn, publish. Ctrl-C ends it cleanly.
+    """Run a pipeline: read events and labels, predict, learn, publish. Ctrl-C stops it cleanly.
 
-    The next run goes on where this one ended. With --processes or --addresses, workers that are
-    lost are started again from what was kept.
+    The next run resumes where this one stopped. With --processes or --addresses, a worker that
+    fails is restarted from the last checkpoint, and the others with it.
 
     Examples:
 
@@ -180,11 +190,18 @@ def run(
         declared = load_pipeline(pipeline)
         member = _member(addresses, process_id)
         about(pipeline=declared.name, worker=member.process if member.workers > 1 else None)
-        kept_in = _state_path(state, no_state, declared.name, member)
-        epoch_s = parse_duration_ms(epoch) / 1000
-        beginning = None if supervised else _beginning(declared, kept_in, model, registry)
+        directory = _state_path(state, no_state, declared.name, member)
         settings = RunSettings(
-            bus, kept_in, begin, lost, until_end, batch, shards, epoch_s, metrics_port, beginning
+            bus=bus,
+            state=directory,
+            start_offset=start_offset,
+            on_offset_out_of_range=on_offset_out_of_range,
+            until_end=until_end,
+            batch_size=batch_size,
+            shards=shards,
+            checkpoint_s=parse_duration_ms(checkpoint_interval) / 1000,
+            metrics_port=metrics_port,
+            warm_start=None if supervised else _warm_start(declared, directory, model, registry),
         )
         if not supervised:
             _check_processes(processes, addresses, shards)
@@ -192,7 +209,7 @@ def run(
             _check_inputs(declared, opened, pipeline)
             if supervised:
                 work_supervised(declared, opened, member, settings)
-            elif member.addresses and kept_in is not None:
+            elif member.addresses and directory is not None:
                 supervise(declared, opened, member, [member.process], settings)
             elif processes > 1 and not member.addresses:
                 supervise(declared, opened, member, range(processes), settings)
@@ -215,25 +232,26 @@ def _member(addresses: str | None, process_id: int | None) -> WorkerId:
 
 
 def _state_path(state: Path | None, no_state: bool, name: str, member: WorkerId) -> Path | None:
-    """Where state is kept; processes of one cluster that share a disk get one directory each."""
+    """The state directory; each process of a cluster has its own, even on a shared disk."""
     if no_state:
         if state is not None:
             raise InputError("--state and --no-state contradict each other: leave one out")
         return None
-    own = f"-{member.process}" if member.workers > 1 else ""  # a supervisor names it to its workers
-    return state or Path("data", "state", f"{name}{own}")
+    # Supervised workers never get here: their supervisor passes them its directory.
+    suffix = f"-{member.process}" if member.workers > 1 else ""
+    return state or Path("data", "state", f"{name}{suffix}")
 
 
-def _beginning(
+def _warm_start(
     pipeline: Pipeline, state: Path | None, model: str | None, registry: Path | None
 ) -> WarmStart | None:
-    """The model that a new state begins with."""
+    """The registered model with which a new state starts, if one was named."""
     if model is None:
         if registry is not None:
-            raise InputError("--registry says where a model is: name it with --model NAME@VERSION")
+            raise InputError("--registry is of no use without --model NAME@VERSION: give both")
         return None
     if state is None:
-        raise InputError("--model is what a new state begins with: leave out --no-state")
+        raise InputError("--model and --no-state contradict each other: leave one out")
     from anabranch.dataflows.registry.warm_start import find_warm_start
 
     return find_warm_start(pipeline, state, registry or state, model)
@@ -242,19 +260,19 @@ def _beginning(
 def _check_processes(processes: int, addresses: str | None, shards: int) -> None:
     if processes > 1 and addresses is not None:
         raise InputError(
-            "--processes is for workers of this machine alone, --addresses for one worker each on "
-            "several: leave one out"
+            "--processes starts several workers on this machine, --addresses one worker on each of "
+            "several hosts: leave one out"
         )
     if processes > shards:
         raise InputError(f"{processes} processes can't share {shards} shards: raise --shards")
 
 
 def _check_inputs(pipeline: Pipeline, bus: Bus, name: str) -> None:
-    """Raise if an input topic is missing; ``name`` is what the user calls the pipeline."""
+    """Raise if an input topic is missing; ``name`` is the pipeline as the user typed it."""
     from anabranch.dataflows.declaration.input_topics import partition_count
 
-    found = {*bus.topics(), pipeline.topics.control}  # that one is made when it is missing
-    missing = [topic for topic in pipeline.inputs if topic not in found]
+    existing = {*bus.topics(), pipeline.topics.control}  # the latter is created on demand
+    missing = [topic for topic in pipeline.inputs if topic not in existing]
     if missing:
         raise BusError(
             f"topic {missing[0]!r} of pipeline {name!r} does not exist on {bus.url}: publish to "

@@ -1,4 +1,4 @@
-"""``anabranch simulate``: endless traffic with known truth, for the shipped pipelines."""
+"""``anabranch simulate``: publishes simulated traffic for the shipped pipelines."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ def simulate(
     ],
     events: Annotated[
         int | None,
-        typer.Option("--events", min=0, metavar="N", help="How many events. Default: for ever."),
+        typer.Option(
+            "--events", min=0, metavar="N", help="Stop after N events. Default: run until Ctrl-C."
+        ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", help="The same seed, the same messages.")
+        int,
+        typer.Option("--seed", metavar="N", help="Random seed; the same seed gives the same data."),
     ] = 0,
     rate: Rate = None,
     speedup: Speedup = None,
@@ -44,13 +47,15 @@ def simulate(
             "--history",
             metavar="N",
             min=0,
-            help="Publish so many events at once, with times of their own; then go on at --rate "
-            "or --speedup.",
+            help="Publish the first N events as history: at full speed, stamped with their event "
+            "times. Then continue at --rate or --speedup.",
         ),
     ] = 0,
     event_rate: Annotated[
         float | None,
-        typer.Option("--event-rate", metavar="N", help="Events per second of event time."),
+        typer.Option(
+            "--event-rate", metavar="N", help="Mean number of events per second of event time."
+        ),
     ] = None,
     drift_at: Annotated[
         int | None,
@@ -58,7 +63,7 @@ def simulate(
             "--drift-at",
             min=0,
             metavar="N",
-            help="Fraud moves elsewhere at this event (payments only).",
+            help="Concept drift: fraud moves to other merchants at event N (payments only).",
         ),
     ] = None,
     fault: Annotated[
@@ -66,41 +71,49 @@ def simulate(
         typer.Option(
             "--fault",
             metavar="NAME",
-            help="Break what is sent from --fault-at on (payments only): cents, country, feed or "
-            "type. The monitors of distributions should find it.",
+            help="Corrupt the data from event --fault-at on, as a faulty upstream system would "
+            "(payments only): cents, country, feed or type. Distribution monitors detect it.",
         ),
     ] = None,
     fault_at: Annotated[
         int,
-        typer.Option("--fault-at", min=0, metavar="N", help="The first event that is broken."),
+        typer.Option("--fault-at", min=0, metavar="N", help="First event affected by --fault."),
     ] = 0,
     malformed: Annotated[
         float,
         typer.Option(
             "--malformed",
             metavar="SHARE",
-            help="Share of events followed by a broken copy.",
+            help="Share of events (0 to 1) that are followed by a malformed copy.",
         ),
     ] = 0.0,
     duplicates: Annotated[
         float,
-        typer.Option("--duplicates", metavar="SHARE", help="Share of events published twice."),
+        typer.Option(
+            "--duplicates", metavar="SHARE", help="Share of events (0 to 1) that are sent twice."
+        ),
     ] = 0.0,
     out_of_order: Annotated[
         float,
-        typer.Option("--out-of-order", metavar="SHARE", help="Share of events published late."),
+        typer.Option(
+            "--out-of-order",
+            metavar="SHARE",
+            help="Share of events (0 to 1) that are sent late, by up to --delay.",
+        ),
     ] = 0.0,
     delay: Annotated[
         float,
         typer.Option(
-            "--delay", metavar="SECONDS", help="The longest delay of those, seconds of event time."
+            "--delay",
+            metavar="SECONDS",
+            help="Maximum delay of --out-of-order events, in seconds of event time.",
         ),
     ] = 60.0,
     partitions: Partitions = None,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
 ) -> None:
-    """Publish simulated events and, later, their labels; the truth behind them is known.
+    """Publish simulated events and, with a delay, their labels, drawn from a known distribution.
 
     Examples:
 
@@ -122,35 +135,35 @@ def simulate(
     )
     if fault is not None:
         if pipeline != "payments":
-            raise InputError(f"--fault is for payments, and has no meaning for {pipeline}")
+            raise InputError(f"--fault works with payments only, not with {pipeline}")
         batches = with_upstream_fault(batches, fault, fault_at)
     pacing = check_pacing(rate, speedup)
     topics: dict[Kind, str] = {"events": f"{pipeline}.events", "labels": f"{pipeline}.labels"}
     with opened_bus(bus, bus_set) as opened:
         create_topics(opened, list(topics.values()), partitions)
         publishing = Publishing(opened, topics, total=events, count_events=True)
-        with publishing.shown() as send:
+        with publishing.progress() as send:
             if history:
                 send(_first(batches, history), Pacing())
             send(batches, pacing)
 
 
 def check_pacing(rate: float | None, speedup: float | None) -> Pacing:
-    """The pacing that two options ask for.
+    """The pacing that --rate or --speedup asks for.
 
     Raises:
-        InputError: both were given, or one that isn't positive.
+        InputError: both were given, or one is not a finite number above 0.
     """
     if rate is not None and speedup is not None:
         raise InputError("--rate and --speedup were both given: choose one of them")
     for name, value in (("--rate", rate), ("--speedup", speedup)):
         if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"{name} {value:g} can't be kept: give a number above 0")
+            raise InputError(f"{name} {value:g} is not possible: give a number above 0")
     return Pacing(rate, speedup)
 
 
 def _first(batches: Iterator[Batch], events: int) -> Iterator[Batch]:
-    """Batches until ``events`` events have gone by; the rest stays in ``batches``."""
+    """Batches with at least ``events`` events in total; the rest stays in ``batches``."""
     seen = 0
     while seen < events:
         batch = next(batches, None)

@@ -1,4 +1,4 @@
-"""``anabranch skew``: are the features that were served the ones that the declaration means?"""
+"""``anabranch skew``: checks for training-serving skew."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anabranch.dataflows.cli.display.errors import print_error
-from anabranch.dataflows.cli.display.progress import watching
+from anabranch.dataflows.cli.display.progress import progress_display
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
     BusSettings,
     BusUrl,
+    Json,
     PipelineName,
     opened_bus,
 )
@@ -24,14 +25,14 @@ from anabranch.state.errors import AnabranchError, InputError
 if TYPE_CHECKING:
     from anabranch.dataflows.bus import Bus
     from anabranch.dataflows.declaration.pipeline import Pipeline
-    from anabranch.dataflows.skew.arrival_order import Arrivals
+    from anabranch.dataflows.skew.arrival_order import ArrivedEvents
     from anabranch.dataflows.skew.message_reader import Messages
-    from anabranch.dataflows.skew.progress import Watch
-    from anabranch.dataflows.skew.served_features import Served
+    from anabranch.dataflows.skew.progress import OnProgress
+    from anabranch.dataflows.skew.served_features import ServedFeatures
 
-DIFFERS = 1
-MISTAKE = 2
-"""Exit codes: here 1 is a finding, so a mistake is as wrong usage is."""
+EXIT_SKEW = 1
+EXIT_ERROR = 2
+"""Exit codes: 1 means that skew was found, so an error has the code of wrong usage."""
 
 
 def skew(
@@ -41,8 +42,8 @@ def skew(
         typer.Option(
             "--events",
             metavar="FILE|TOPIC",
-            help="The events, as they arrived: Parquet, JSONL, CSV or a topic. Default: the "
-            "pipeline's own topic.",
+            help="The events in order of arrival: a Parquet, JSONL or CSV file, or a topic. "
+            "Default: the pipeline's events topic.",
         ),
     ] = None,
     features: Annotated[
@@ -50,8 +51,8 @@ def skew(
         typer.Option(
             "--features",
             metavar="FILE|TOPIC",
-            help="The features that were served: predictions that have them (a topic, or JSONL), "
-            "or what `replay` wrote (Parquet). Default: the pipeline's predictions.",
+            help="The served features: predictions that include them (a topic or a JSONL file), or "
+            "training rows of `replay` (Parquet). Default: the pipeline's predictions topic.",
         ),
     ] = None,
     labels: Annotated[
@@ -59,8 +60,8 @@ def skew(
         typer.Option(
             "--labels",
             metavar="FILE|TOPIC",
-            help="The labels, as they arrived, where windows are made of them. Default: the "
-            "pipeline's own topic.",
+            help="The labels in order of arrival, if the pipeline has windows over labels. "
+            "Default: the pipeline's labels topic.",
         ),
     ] = None,
     training: Annotated[
@@ -68,8 +69,8 @@ def skew(
         typer.Option(
             "--training",
             metavar="FILE",
-            help="Instead of recomputing: compare the distributions of this training set with "
-            "what was served.",
+            help="Instead of recomputing features, compare the distribution of each feature in "
+            "this training set with that of the served ones.",
         ),
     ] = None,
     tolerance: Annotated[
@@ -78,17 +79,17 @@ def skew(
             "--tolerance",
             metavar="X",
             min=0.0,
-            help="Values agree within X · (1 + |value|).",
+            help="Two values match if they differ by at most X · (1 + |value|).",
         ),
     ] = 1e-9,
-    allow: Annotated[
+    max_mismatch: Annotated[
         float,
         typer.Option(
-            "--allow",
+            "--max-mismatch",
             metavar="SHARE",
             min=0.0,
             max=1.0,
-            help="The share of a feature's rows that may differ, and of rows that may be missing.",
+            help="Tolerated share of mismatching rows per feature, and of missing rows.",
         ),
     ] = 0.0,
     warm_up: Annotated[
@@ -96,41 +97,45 @@ def skew(
         typer.Option(
             "--warm-up",
             metavar="DURATION",
-            help="Leave out so much of the beginning, in event time. Default: nothing; where "
-            "retention has removed the first events, the longest window.",
+            help="Skip this much event time at the start, where earlier events may be missing. "
+            "Default: 0s; the longest window if retention has deleted the first events.",
         ),
     ] = None,
-    order_slack: Annotated[
+    order_tolerance: Annotated[
         str,
         typer.Option(
-            "--order-slack",
+            "--order-tolerance",
             metavar="DURATION",
-            help="An event and a label of its key that were published less than this apart may "
-            "have been read in either order. What was replayed has one order: give 0s.",
+            help="An event and a label of the same key published less than this apart may have "
+            "been read in either order, so a mismatch that depends on it is not counted. A replay "
+            "reads in a fixed order: use 0s.",
         ),
     ] = "1s",
-    psi: Annotated[
+    max_psi: Annotated[
         float,
         typer.Option(
-            "--psi", metavar="X", min=0.0, help="With --training: the PSI that is too much."
+            "--max-psi",
+            metavar="X",
+            min=0.0,
+            help="With --training: features with a larger population stability index have shifted.",
         ),
     ] = 0.25,
     bins: Annotated[
         int,
-        typer.Option("--bins", metavar="N", min=2, help="With --training: quantile bins."),
+        typer.Option(
+            "--bins", metavar="N", min=2, help="With --training: number of quantile bins."
+        ),
     ] = 10,
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON object instead of a table.")
-    ] = False,
+    json: Json = False,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
 ) -> None:
-    """Recompute the features that were served by other means, and say which rows differ.
+    """Check for training-serving skew: recompute the served features and report mismatches.
 
-    Every feature is computed anew for each event, from those that had arrived by then, with code
-    that shares nothing with the one that served it. With --training, distributions are compared.
+    Every feature is recomputed for each event, from the events that had arrived by then, by an
+    independent implementation. With --training, distributions are compared instead.
 
-    Exit code 0: all agree; 1: more differs than is allowed; 2: something can't be read or used.
+    Exit codes: 0 everything matches; 1 more rows mismatch than tolerated; 2 an input can't be read.
 
     Examples:
 
@@ -142,9 +147,9 @@ def skew(
     """
     if training is not None and (events or labels):
         raise typer.BadParameter(
-            "--training compares distributions, and takes no --events or --labels"
+            "--training compares distributions: leave out --events and --labels"
         )
-    with _mistakes():
+    with _errors_as_exit_code():
         from anabranch.dataflows.pipelines.loader import load_pipeline
 
         declared = load_pipeline(pipeline)
@@ -152,37 +157,40 @@ def skew(
         features = features or declared.topics.predictions
         if declared.candidates is not None:
             raise InputError(
-                f"pipeline {declared.name!r} ranks candidates, whose features are not recomputed"
+                f"pipeline {declared.name!r} ranks candidates, whose features can't be recomputed"
             )
         if declared.has_label_topic and declared.label_windows:
             labels = labels or declared.topics.labels
         elif labels is not None:
-            raise InputError(f"pipeline {declared.name!r} has no features of labels from a topic")
+            raise InputError(
+                f"pipeline {declared.name!r} has no windows over labels of a topic: leave out "
+                "--labels"
+            )
         names = [features] if training else [events, features, *([labels] if labels else [])]
         with _bus_of(names, bus, bus_set) as opened:
             check = _Check(declared, opened)
             if training is None:
-                limits = _Limits(tolerance, allow, warm_up, order_slack)
-                agree = check.rows(events, labels, features, limits, json)
+                limits = _Limits(tolerance, max_mismatch, warm_up, order_tolerance)
+                matches = check.rows(events, labels, features, limits, json)
             else:
-                agree = check.distributions(training, features, psi, bins, json)
-    if not agree:
-        raise typer.Exit(DIFFERS)
+                matches = check.distributions(training, features, max_psi, bins, json)
+    if not matches:
+        raise typer.Exit(EXIT_SKEW)
 
 
 @contextmanager
-def _mistakes() -> Iterator[None]:
-    """Ends the command with a sentence and `MISTAKE` where something can't be used."""
+def _errors_as_exit_code() -> Iterator[None]:
+    """Print an error's sentence and exit with `EXIT_ERROR`."""
     try:
         yield
     except AnabranchError as error:
         print_error(error)
-        raise typer.Exit(MISTAKE) from None
+        raise typer.Exit(EXIT_ERROR) from None
 
 
 @contextmanager
 def _bus_of(names: Sequence[str], url: str, settings: Sequence[str] | None) -> Iterator[Bus | None]:
-    """The bus, if one of the names is a topic's."""
+    """Open the bus if one of the names is that of a topic; else yield None."""
     from anabranch.dataflows.skew.sources import file_of
 
     if all(file_of(name) for name in names):
@@ -194,16 +202,16 @@ def _bus_of(names: Sequence[str], url: str, settings: Sequence[str] | None) -> I
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """What may differ, and where nothing is known; durations as they were given."""
+    """The tolerances of a row-by-row check; durations are still text."""
 
     tolerance: float
-    allow: float
+    max_mismatch: float
     warm_up: str | None
-    order_slack: str
+    order_tolerance: str
 
 
 class _Check:
-    """One pipeline, and where its events and features are."""
+    """The checks of one pipeline; ``bus`` is None if only files are read."""
 
     def __init__(self, pipeline: Pipeline, bus: Bus | None) -> None:
         self._pipeline = pipeline
@@ -212,7 +220,7 @@ class _Check:
     def rows(
         self, events: str, labels: str | None, features: str, limits: _Limits, json: bool
     ) -> bool:
-        """Recompute, compare row by row, and print; whether no more differs than is allowed."""
+        """Recompute, compare row by row, and print; True if mismatches are within the limits."""
         from anabranch.dataflows.cli.display.skew import print_rows
         from anabranch.dataflows.skew.compare import compare
         from anabranch.dataflows.skew.recompute import longest_look_back_ms, recompute
@@ -220,71 +228,77 @@ class _Check:
 
         pipeline = self._pipeline
         warm_up_ms = None if limits.warm_up is None else parse_duration_ms(limits.warm_up)
-        order_ms = parse_duration_ms(limits.order_slack)
-        with watching() as watch:
-            served = self._served(features, watch)  # first: what is read later has its events
-            arrivals = self._arrivals(events, watch)
+        order_ms = parse_duration_ms(limits.order_tolerance)
+        with progress_display() as on_progress:
+            # Served rows first: the events of all of them are on their topic when that is read.
+            served = self._served(features, on_progress)
+            arrived = self._events(events, on_progress)
             if labels is not None:
-                arrivals.labels = self._labels(labels, watch)
+                arrived.labels = self._labels(labels, on_progress)
             if warm_up_ms is None:
-                warm_up_ms = 0 if arrivals.all_from_start else longest_look_back_ms(pipeline)
-            recomputed = recompute(pipeline, arrivals, watch)
+                warm_up_ms = 0 if arrived.all_from_start else longest_look_back_ms(pipeline)
+            recomputed = recompute(pipeline, arrived, on_progress)
         report = compare(
             pipeline.name,
-            arrivals,
+            arrived,
             recomputed,
             served,
             tolerance=limits.tolerance,
             warm_up_ms=warm_up_ms,
-            order_ms=order_ms,
+            order_tolerance_ms=order_ms,
         )
-        print_rows(report, limits.allow, json)
-        return report.worst_share() <= limits.allow
+        print_rows(report, limits.max_mismatch, json)
+        return report.worst_share() <= limits.max_mismatch
 
     def distributions(
-        self, training: Path, features: str, psi: float, bins: int, json: bool
+        self, training: Path, features: str, max_psi: float, bins: int, json: bool
     ) -> bool:
-        """Compare the distributions of a training set and of what was served, and print."""
+        """Compare the distributions of a training set and served rows, and print.
+
+        True if no feature has a PSI above ``max_psi``.
+        """
         from anabranch.dataflows.cli.display.skew import print_shifts
         from anabranch.dataflows.skew.distributions import shifts
-        from anabranch.dataflows.skew.served_features import served_in_file
+        from anabranch.dataflows.skew.served_features import served_from_file
 
         pipeline = self._pipeline
-        with watching() as watch:
-            trained = served_in_file(pipeline.name, pipeline.columns, training, watch)
-            served = self._served(features, watch)
-            found = shifts(trained, served, pipeline.columns, bins, watch)
-        print_shifts(pipeline.name, found, (len(trained), len(served)), psi, json)
-        return all(each.psi <= psi for each in found)
+        with progress_display() as on_progress:
+            trained = served_from_file(pipeline.name, pipeline.columns, training, on_progress)
+            served = self._served(features, on_progress)
+            by_feature = shifts(trained, served, pipeline.columns, bins, on_progress)
+        print_shifts(pipeline.name, by_feature, (len(trained), len(served)), max_psi, json)
+        return all(each.psi <= max_psi for each in by_feature)
 
-    def _served(self, name: str, watch: Watch) -> Served:
+    def _served(self, name: str, on_progress: OnProgress) -> ServedFeatures:
         from anabranch.dataflows.codec import codec_of
-        from anabranch.dataflows.skew.served_features import served_in_file, served_on_topic
+        from anabranch.dataflows.skew.served_features import served_from_file, served_from_topic
         from anabranch.dataflows.skew.sources import file_of
 
         path, pipeline = file_of(name), self._pipeline
         if path is not None:
-            return served_in_file(pipeline.name, pipeline.columns, path, watch)
+            return served_from_file(pipeline.name, pipeline.columns, path, on_progress)
         assert self._bus is not None
         codec = codec_of(pipeline, name)
-        return served_on_topic(pipeline.name, pipeline.columns, self._bus, name, watch, codec)
+        return served_from_topic(
+            pipeline.name, pipeline.columns, self._bus, name, on_progress, codec
+        )
 
-    def _arrivals(self, name: str, watch: Watch) -> Arrivals:
-        from anabranch.dataflows.skew.arrival_order import arrivals_of_file, arrivals_of_topic
+    def _events(self, name: str, on_progress: OnProgress) -> ArrivedEvents:
+        from anabranch.dataflows.skew.arrival_order import events_from_file, events_from_topic
         from anabranch.dataflows.skew.sources import file_of
 
         path = file_of(name)
         if path is not None:
-            return arrivals_of_file(self._pipeline, path, watch)
+            return events_from_file(self._pipeline, path, on_progress)
         assert self._bus is not None
-        return arrivals_of_topic(self._pipeline, self._bus, name, watch)
+        return events_from_topic(self._pipeline, self._bus, name, on_progress)
 
-    def _labels(self, name: str, watch: Watch) -> Messages:
-        from anabranch.dataflows.skew.arrival_order import labels_of_file, labels_of_topic
+    def _labels(self, name: str, on_progress: OnProgress) -> Messages:
+        from anabranch.dataflows.skew.arrival_order import labels_from_file, labels_from_topic
         from anabranch.dataflows.skew.sources import file_of
 
         path = file_of(name)
         if path is not None:
-            return labels_of_file(self._pipeline, path, watch)
+            return labels_from_file(self._pipeline, path, on_progress)
         assert self._bus is not None
-        return labels_of_topic(self._pipeline, self._bus, name, watch)
+        return labels_from_topic(self._pipeline, self._bus, name, on_progress)

@@ -1,7 +1,8 @@
-"""``anabranch state``: what a state directory holds, and whether it is whole."""
+"""``anabranch state``: shows what a state directory holds, and checks it for damage."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from anabranch.dataflows.cli.options import Json
 from anabranch.state.errors import StateError
 
 if TYPE_CHECKING:
@@ -23,16 +25,14 @@ def state(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", help="Read all of it and check every checksum; exit 1 if damaged."
+            "--verify", help="Read everything and check every checksum; exit 1 if damaged."
         ),
     ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON object instead of tables.")
-    ] = False,
+    json: Json = False,
 ) -> None:
-    """Show what a state directory holds: how far it is, keys, events in windows, models, offsets.
+    """Show what a state directory holds: its checkpoint, offsets, keys, windows and models.
 
-    It may be asked while a run uses the directory; nothing is changed.
+    It can be called while a run uses the directory, and changes nothing.
 
     Examples:
 
@@ -50,11 +50,9 @@ def state(
     else:
         _print_tables(report, console)
     if report.problems:
-        raise StateError(f"{directory} is not intact: {'; '.join(report.problems)}")
+        raise StateError(f"{directory} is damaged: {'; '.join(report.problems)}")
     if verify and not json:
-        console.print(
-            f"{len(report.state_partitions)} state partitions read and checked: all are intact"
-        )
+        console.print(f"{len(report.state_partitions)} state partitions verified: no damage found")
 
 
 def _print_json(report: StateReport) -> None:
@@ -67,28 +65,17 @@ def _print_json(report: StateReport) -> None:
 
 
 def _print_tables(report: StateReport, console: Console) -> None:
-    import numpy as np
-
-    manifest = report.manifest
-    used = "no run" if report.process is None else f"process {report.process}"
-    layout = f"{manifest.shards} shards" if manifest.by_shard else "one worker"
-    lines = [
-        f"pipeline {manifest.pipeline}, generation {report.generation:,}, in use by {used}",
-        f"windows partitioned for {layout}, {manifest.partitions} input partitions",
-    ]
-    if report.event_time_ms is not None:
-        lines.append(f"event time {np.datetime64(report.event_time_ms, 'ms')} UTC")
-    for line in lines:
+    for line in _summary(report):
         console.print(line, highlight=False, soft_wrap=True)
-    offsets = Table(title="resumes reading at", title_justify="left")
+    offsets = Table(title="next offsets to read", title_justify="left")
     offsets.add_column("topic")
-    offsets.add_column("offsets by partition")
+    offsets.add_column("offset by partition")
     for topic, by_partition in report.offsets.items():
         offsets.add_row(topic, ", ".join(f"{p}: {at:,}" for p, at in by_partition.items()))
     console.print(offsets)
     partitions = Table(title="state partitions", title_justify="left")
-    for name in ("partition", "generation", "holds", "stored"):
-        partitions.add_column(name, justify="left" if name in ("partition", "holds") else "right")
+    for name in ("partition", "generation", "content", "size"):
+        partitions.add_column(name, justify="left" if name in ("partition", "content") else "right")
     for place in report.state_partitions:
         at = "—" if place.resumes_at is None else f"{place.resumes_at:,}"
         partitions.add_row(place.name, at, _contents(place), _size(place.bytes))
@@ -98,21 +85,35 @@ def _print_tables(report: StateReport, console: Console) -> None:
             console.print(_slices_table(place))
 
 
+def _summary(report: StateReport) -> Iterator[str]:
+    """Lines about the directory as a whole."""
+    import numpy as np
+
+    manifest = report.manifest
+    used = "not in use" if report.process is None else f"in use by process {report.process}"
+    layout = f"{manifest.shards} shards" if manifest.by_shard else "one worker"
+    yield f"pipeline {manifest.pipeline}, generation {report.generation:,}, {used}"
+    yield f"windows partitioned for {layout}, {manifest.partitions} input partitions"
+    if report.event_time_ms is not None:
+        yield f"event time {np.datetime64(report.event_time_ms, 'ms')} UTC"
+
+
 def _slices_table(place: StatePartitionReport) -> Table:
-    """A row for each value of each slice: how many labels, and how good the model that serves."""
+    """A row per value of each slice: its number of labels, and the champion's metrics on them."""
     metrics = list(place.models.get(place.champion, {}))
-    table = Table(title=f"quality of {place.champion} by slices", title_justify="left")
+    table = Table(title=f"metrics of {place.champion} by slice", title_justify="left")
     for name in ("slice", "value", "labels", *metrics):
         table.add_column(name, justify="left" if name in ("slice", "value") else "right")
     for name, values in place.slices.items():
-        for value, told in values.items():
-            quality = told["quality"].get(place.champion, {})
+        for value, figures_of in values.items():
+            quality = figures_of["quality"].get(place.champion, {})
             figures = [f"{quality[each]:.4f}" if each in quality else "—" for each in metrics]
-            table.add_row(escape(name), escape(value), f"{told['labels']:,}", *figures)
+            table.add_row(escape(name), escape(value), f"{figures_of['labels']:,}", *figures)
     return table
 
 
 def _contents(place: StatePartitionReport) -> str:
+    """One line about what a state partition holds."""
     kept = "labels" if place.models else "events"
     windows = "; ".join(
         f"{entity}: {keys:,} keys, {place.events.get(entity, 0):,} {kept}"
@@ -120,27 +121,27 @@ def _contents(place: StatePartitionReport) -> str:
     )
     if place.models:
         quality = "; ".join(
-            f"{model}{' (serves)' if model == place.champion else ''}: "
+            f"{model}{' (champion)' if model == place.champion else ''}: "
             + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             for model, metrics in place.models.items()
         )
-        waiting = f"{place.pending_predictions:,} predictions wait for a label"
+        waiting = f"{place.pending_predictions:,} predictions awaiting their label"
         return "; ".join(filter(None, (quality, _segments(place), waiting, windows)))
     if windows:
         return windows
-    return f"{place.ids:,} ids seen" if place.ids else "nothing yet"
+    return f"{place.ids:,} recent ids" if place.ids else "nothing yet"
 
 
 def _segments(place: StatePartitionReport) -> str:
-    """How many segments have a model, and those with the most labels."""
+    """How many segments have a model of their own, and which of them have the most labels."""
     if not place.segments:
         return ""
-    own = {name: told["labels"] for name, told in place.segments.items() if told["own"]}
+    own = {name: each["labels"] for name, each in place.segments.items() if each["own"]}
     first = sorted(own, key=lambda name: -own[name])[:5]
     named = ", ".join(f"{name}: {own[name]:,}" for name in first)
     more = ", …" if len(own) > len(first) else ""
     labels = f" (labels of {escape(named)}{more})" if own else ""
-    return f"{len(own):,} segments have a model of their own{labels}"
+    return f"{len(own):,} segments with a model of their own{labels}"
 
 
 def _size(count: int) -> str:

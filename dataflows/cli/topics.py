@@ -1,4 +1,4 @@
-"""``anabranch topics``: what is on a bus."""
+"""``anabranch topics``: lists the topics of a bus, or creates those of a pipeline."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from anabranch.dataflows.cli.options import (
 def topics(
     pipeline: Annotated[
         str | None,
-        typer.Argument(help="Only this pipeline's topics.", metavar="PIPELINE"),
+        typer.Argument(help="List only the topics of this pipeline.", metavar="PIPELINE"),
     ] = None,
     create: Annotated[
-        bool, typer.Option("--create", help="Create the pipeline's topics that are missing.")
+        bool, typer.Option("--create", help="Create the missing topics of the pipeline.")
     ] = False,
     partitions: Partitions = None,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
 ) -> None:
-    """List topics with their partitions and messages, or create those of a pipeline.
+    """List topics with their partition and message counts, or create those of a pipeline.
 
     Examples:
 
@@ -40,7 +40,7 @@ def topics(
         anabranch topics fraud.py --create --partitions 4
     """
     if create and pipeline is None:
-        raise typer.BadParameter("name the pipeline whose topics are to be created")
+        raise typer.BadParameter("--create needs a PIPELINE, whose topics are created")
     with opened_bus(bus, bus_set) as opened:
         wanted: list[str] | None = None
         if pipeline is not None:
@@ -55,15 +55,15 @@ def topics(
 
 
 def _table(bus: Bus, wanted: list[str] | None) -> Table:
-    found = bus.topics()
+    existing = bus.topics()
     table = Table(title=f"topics on {bus.url}", title_justify="left")
     table.add_column("topic")
     table.add_column("partitions", justify="right")
     table.add_column("messages", justify="right")
-    for name in sorted(found) if wanted is None else wanted:
-        if name not in found:
+    for name in sorted(existing) if wanted is None else wanted:
+        if name not in existing:
             table.add_row(name, "—", "missing")
             continue
         ends, starts = bus.end_offsets(name), bus.start_offsets(name)
-        table.add_row(name, str(found[name]), f"{sum(ends) - sum(starts):,}")
+        table.add_row(name, str(existing[name]), f"{sum(ends) - sum(starts):,}")
     return table

@@ -8,9 +8,9 @@ import numpy as np
 from river import feature_extraction
 
 from anabranch.dataflows.declaration.declaration import Declaration
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.fault_isolation import FaultIsolation
 from anabranch.models.learners.learner import Targets, Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.pickling import river_objects
 from anabranch.state.errors import DeclarationError
 

@@ -1,6 +1,6 @@
-"""History through the same steps: files or topics in, training rows and a state to go on from out.
+"""Replay: runs history through the steps of a pipeline, for training rows and a state to continue.
 
-`bus` makes a bus of history: of files (`file_topic`, whose rows `file_rows` makes messages of) or
-of topics (`bus_topic`). What comes out is columns (`rows`), which wait in parts on disk until the
-last label has come (`labels`, `row_file`). `run` is the whole.
+`replay` is the whole. `source_offsets` opens the inputs, files or topics, as a `history_bus`, which
+the dataflow reads like any other bus. `training_rows` makes columns of its results, and
+`training_file` writes them to Parquet, once the labels that come later (`late_labels`) are known.
 """

@@ -1,4 +1,4 @@
-"""A topic of a bus, from its first message to the end that it had when the replay began."""
+"""An input of a replay that is a topic: read to the end that it had when the replay started."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from anabranch.dataflows.bus import Bus, BusError, OnOutOfRange, Reader, Slice, 
 
 
 class BusTopic:
-    """``source`` on ``bus``, in the place of the topic ``name``.
+    """The topic ``source`` on ``bus``, read as the pipeline's input topic ``name``.
 
     Attributes:
-        starts, ends, counts: as those of `FileTopic`; ``counts`` are at most so many.
+        starts, ends: first offset and end offset by partition.
+        counts: messages by partition; upper bounds, as a compacted topic has fewer.
 
     Raises:
-        BusError: it is not there, or the bus does not answer.
+        BusError: the topic does not exist, or the bus does not respond.
     """
 
     def __init__(self, name: str, bus: Bus, source: str) -> None:
@@ -23,8 +24,8 @@ class BusTopic:
         self._bus = bus
         if source not in bus.topics():
             raise BusError(
-                f"topic {source!r} does not exist on {bus.url}, and no file is called that: "
-                "`anabranch topics` lists what is there"
+                f"topic {source!r} does not exist on {bus.url}, and there is no file of that name: "
+                "`anabranch topics` lists the topics"
             )
         self.starts = bus.start_offsets(source)
         self.ends = bus.end_offsets(source)
@@ -33,7 +34,7 @@ class BusTopic:
     def reader(
         self, positions: Mapping[TopicPartition, int], on_out_of_range: OnOutOfRange
     ) -> Reader:
-        """A reader of these partitions from these offsets."""
+        """A reader of the partitions of ``positions``, from the given offsets."""
         if self.source == self.name:
             return self._bus.reader(positions, None, on_out_of_range)
         renamed = {
@@ -43,7 +44,7 @@ class BusTopic:
 
 
 class _Renamed:
-    """A reader that calls its topic by another name."""
+    """A reader whose topic appears under another name."""
 
     def __init__(self, reader: Reader, source: str, name: str) -> None:
         self._reader = reader
@@ -64,12 +65,12 @@ class _Renamed:
         self._reader.resume([at._replace(topic=self._source) for at in partitions])
 
     def positions(self) -> dict[TopicPartition, int]:
-        found = self._reader.positions()
-        return {at._replace(topic=self._name): offset for at, offset in found.items()}
+        own = self._reader.positions()
+        return {at._replace(topic=self._name): offset for at, offset in own.items()}
 
     def ends(self) -> dict[TopicPartition, int]:
-        found = self._reader.ends()
-        return {at._replace(topic=self._name): offset for at, offset in found.items()}
+        own = self._reader.ends()
+        return {at._replace(topic=self._name): offset for at, offset in own.items()}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """A replay is no consumer: its offsets are nobody's."""
+        """Does nothing: a replay belongs to no consumer group."""

@@ -1,4 +1,4 @@
-"""A pipeline without its model: the same features and the same labels, and nobody who predicts."""
+"""A pipeline reduced to its features and labels: its model predicts nothing and learns nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from anabranch.models.learners.null import NullLearner
 
 
 class FeaturesOnly(Pipeline):
-    """``pipeline`` as it is declared, but with a silent learner, no metrics and no monitors."""
+    """A copy of ``pipeline`` with a learner that abstains, no metrics and no monitors."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self.__dict__.update(pipeline.__dict__)  # it is checked already
+        self.__dict__.update(pipeline.__dict__)  # validated already
         self.metrics, self.monitors = (), ()
 
     def learner(self) -> Learner:

@@ -1,4 +1,4 @@
-"""A bus that has history on it: the input topics of a pipeline, and nobody to publish to."""
+"""A read-only bus whose topics are the recorded inputs of a pipeline."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from anabranch.dataflows.replay.bus_topic import BusTopic
 
 
 class EmptyTopic:
-    """Nothing in the place of the topic ``name``; attributes as those of `FileTopic`."""
+    """An input topic without history; attributes as those of `BusTopic`."""
 
     def __init__(self, name: str, partitions: int) -> None:
         self.name = name
         self.widen(partitions)
 
     def widen(self, partitions: int) -> None:
-        """Have so many partitions."""
+        """Set the partition count."""
         self.starts, self.ends, self.counts = ([0] * partitions for _ in range(3))
 
     def reader(self, positions: Mapping[TopicPartition, int]) -> Reader:
         """A reader that is at its end."""
-        return _Nothing(dict(positions))
+        return _EmptyReader(dict(positions))
 
 
 History = FileTopic | BusTopic | EmptyTopic
-"""Where the messages of one input topic come from."""
+"""The source of the messages of one input topic."""
 
 
 class HistoryBus:
-    """The `Bus` of a replay: the topics of ``histories``, of ``partitions`` partitions each."""
+    """A read-only `Bus` whose topics are ``histories``, each with ``partitions`` partitions."""
 
     url = "history"
 
@@ -40,7 +40,7 @@ class HistoryBus:
         self._partitions = partitions
 
     def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
-        """Outputs do not exist here."""
+        """Create nothing: a replay has no output topics."""
         return []
 
     def topics(self) -> dict[str, int]:
@@ -53,7 +53,7 @@ class HistoryBus:
         return list(self._of(topic).ends)
 
     def publisher(self, stop: threading.Event | None = None) -> Publisher:
-        raise BusError("a replay publishes nothing: this is a fault of the program")
+        raise BusError("a replay publishes nothing: this is a bug in anabranch")
 
     def reader(
         self,
@@ -69,10 +69,10 @@ class HistoryBus:
                 readers[topic] = history.reader(own, on_out_of_range)
             else:
                 readers[topic] = history.reader(own)
-        return _Together(readers)
+        return _CombinedReader(readers)
 
     def close(self) -> None:
-        """The files close themselves, and buses belong to who opened them."""
+        """Does nothing: readers close their files, and buses belong to their openers."""
 
     def _of(self, topic: str) -> History:
         if topic not in self._histories:
@@ -80,24 +80,24 @@ class HistoryBus:
         return self._histories[topic]
 
 
-class _Together:
-    """Readers of several topics as one."""
+class _CombinedReader:
+    """Readers of several topics, as one reader."""
 
     def __init__(self, readers: dict[str, Reader]) -> None:
         self._readers = readers
 
     def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
-        found: list[Slice] = []
+        slices: list[Slice] = []
         for reader in self._readers.values():
-            found += reader.poll(limit, timeout_s)
-        return found
+            slices += reader.poll(limit, timeout_s)
+        return slices
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
-        for topic, own in self._apart(partitions):
+        for topic, own in self._by_topic(partitions):
             self._readers[topic].pause(own)
 
     def resume(self, partitions: Sequence[TopicPartition]) -> None:
-        for topic, own in self._apart(partitions):
+        for topic, own in self._by_topic(partitions):
             self._readers[topic].resume(own)
 
     def positions(self) -> dict[TopicPartition, int]:
@@ -107,7 +107,7 @@ class _Together:
         return {at: n for reader in self._readers.values() for at, n in reader.ends().items()}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """A replay is no consumer: its offsets are nobody's."""
+        """Does nothing: a replay belongs to no consumer group."""
 
     def unavailable_reason(self) -> str | None:
         troubles = (reader.unavailable_reason() for reader in self._readers.values())
@@ -117,14 +117,14 @@ class _Together:
         for reader in self._readers.values():
             reader.close()
 
-    def _apart(
+    def _by_topic(
         self, partitions: Sequence[TopicPartition]
     ) -> list[tuple[str, list[TopicPartition]]]:
         topics = dict.fromkeys(at.topic for at in partitions)
         return [(topic, [at for at in partitions if at.topic == topic]) for topic in topics]
 
 
-class _Nothing:
+class _EmptyReader:
     """A reader of partitions that are at their ends."""
 
     def __init__(self, positions: dict[TopicPartition, int]) -> None:
@@ -134,7 +134,7 @@ class _Nothing:
         return []
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
-        """Nothing comes anyway."""
+        """Does nothing: there are no messages."""
 
     resume = pause
 
@@ -144,10 +144,10 @@ class _Nothing:
     ends = positions
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Nobody asks."""
+        """Does nothing: a replay belongs to no consumer group."""
 
     def unavailable_reason(self) -> str | None:
         return None
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Does nothing: no resource is held."""

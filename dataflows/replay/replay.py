@@ -1,10 +1,10 @@
-"""A whole replay: history through the steps, training rows out, and a state to go on from.
+"""Replays history through a pipeline into training rows and, on request, a state to run from.
 
-All or nothing: rows, dead letters and state get their names when everything is done. A replay that
-is interrupted, or fails, leaves what was there before.
+A replay is all or nothing: rows, dead letters and state get their final names when everything is
+complete. One that fails or is interrupted leaves what was there before.
 
-What a replay predicts is not published. So a run that goes on from its state publishes exactly one
-prediction for each event behind the replay, and none for those in it.
+Predictions of a replay are not published. A run that continues from its state publishes exactly one
+prediction for each event after the replay, and none for the replayed events.
 """
 
 from __future__ import annotations
@@ -23,22 +23,21 @@ from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.recovery.resume_point import read_resume_point
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.replay.features_only import FeaturesOnly
-from anabranch.dataflows.replay.source_offsets import ContinueAt, Origin, open_origin
-from anabranch.dataflows.replay.training_file import RowFile, Workspace
+from anabranch.dataflows.replay.source_offsets import ContinueAt, ReplaySource, open_source
+from anabranch.dataflows.replay.training_file import TrainingFile, Workspace
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.sink.callback_sink import ResultsCallback
 from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.state.errors import AnabranchError, InputError
 from anabranch.state.store.atomic_files import sync_directory
 from anabranch.state.store.lock import holder
 
-_EPOCH_S = 10.0
-_HOPELESS = 10_000  # events, when not one of them was of use
+_CHECKPOINT_S = 10.0
+_GIVE_UP_AFTER = 10_000  # events of which none could be used
 
 
 class InterruptedReplayError(AnabranchError):
-    """The user has ended a replay; nothing was written."""
+    """A replay was interrupted; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +45,14 @@ class ReplaySettings:
     """What to replay and where to write.
 
     Attributes:
-        events, labels: a file or a topic each; without ``labels`` those of the pipeline's own topic
-            belong to its events, and a file has none.
+        events, labels: a file or topic each; without ``labels`` the pipeline's own labels topic
+            belongs to its own events topic, and there are none otherwise.
         rows: the Parquet file for the training rows.
-        dead_letters: a JSONL file for what could not be used; None: only counted.
-        state: a new directory for the state to go on from.
-        continue_at: where a run goes on, of topics whose offsets are not known.
-        features_only: rows without predictions; no model runs, and none can go on from it.
-        batch, shards: as those of a run.
+        dead_letters: a JSONL file for messages that could not be used; None: they are counted only.
+        state: a new state directory, from which a run can continue; None: none is written.
+        continue_at: where that run starts on topics whose offsets are unknown.
+        features_only: write rows without predictions; no model runs.
+        batch_size, shards: as those of a run.
     """
 
     events: str
@@ -63,16 +62,21 @@ class ReplaySettings:
     state: Path | None = None
     continue_at: ContinueAt | None = None
     features_only: bool = False
-    batch: int = 8192
+    batch_size: int = 8192
     shards: int = 8
 
 
 @dataclass(slots=True)
-class Replayed:
-    """How far a replay is: messages of ``total`` (0: not known yet), rows, dead letters by reason.
+class ReplayReport:
+    """Progress and result of a replay.
 
-    ``offsets`` are where a run would go on, when there is a state. ``first_dead`` is why the first
-    event was refused.
+    Attributes:
+        total: upper bound of the number of messages; 0: not known yet.
+        events, labels: messages read so far.
+        rows, labelled: training rows so far, and how many of them have a label.
+        dead_letters: number of dead letters by reason.
+        first_rejected: why the first rejected event was rejected.
+        offsets: where a run would continue, if a state was written.
     """
 
     total: int = 0
@@ -80,8 +84,8 @@ class Replayed:
     labels: int = 0
     rows: int = 0
     labelled: int = 0
-    dead: Counter[str] = field(default_factory=Counter)
-    first_dead: str = ""
+    dead_letters: Counter[str] = field(default_factory=Counter)
+    first_rejected: str = ""
     offsets: dict[TopicPartition, int] = field(default_factory=dict)
 
 
@@ -92,88 +96,101 @@ def replay(
     *,
     stop: threading.Event | None = None,
     metrics: WorkerMetrics | None = None,
-    told: Replayed | None = None,
-) -> Replayed:
-    """Replay; ``bus`` is for topics and for a state. ``told`` is kept up to date meanwhile.
+    report: ReplayReport | None = None,
+) -> ReplayReport:
+    """Replay the history that ``settings`` name, and write what they ask for.
+
+    Args:
+        pipeline: the pipeline to run.
+        settings: what to read and write.
+        bus: needed for topics, and for a state.
+        stop: interrupts the replay when it is set.
+        metrics: counts what a run would count.
+        report: kept up to date during the replay; a new one by default.
+
+    Returns:
+        The report.
 
     Raises:
         InterruptedReplayError: ``stop`` was set.
-        InputError: a file can't be used or written, or nothing in it can be.
-        AnabranchError: what made it impossible, in one sentence.
+        InputError: a file can't be read or written, or no event can be used.
+        AnabranchError: anything else that makes the replay impossible.
     """
     stop = stop or threading.Event()
-    metrics = metrics or WorkerMetrics(pipeline.name)
-    found = told or Replayed()
+    report = report or ReplayReport()
 
     def check() -> None:
         if stop.is_set():
             raise InterruptedReplayError("interrupted: nothing was written")
 
-    _check_targets(settings)
-    if pipeline.candidates is not None:
-        raise InputError(
-            f"pipeline {pipeline.name!r} ranks candidates, and a replay has a row per event: run "
-            "it over its topics instead, with --from earliest --until-end"
-        )
+    _check_settings(pipeline, settings)
     if settings.features_only:
         pipeline = FeaturesOnly(pipeline)
-    origin = open_origin(
+    source = open_source(
         pipeline,
         settings.events,
         settings.labels,
         bus,
-        going_on=settings.state is not None,
+        resumable=settings.state is not None,
         continue_at=settings.continue_at,
         check=check,
     )
-    found.total = origin.total
+    report.total = source.total
     with ExitStack() as stack:
         workspace = stack.enter_context(Workspace(settings.rows))
-        rows = RowFile(pipeline, workspace.path, dead_letters=settings.dead_letters is not None)
-        stack.callback(rows.close)
-        draft = None if settings.state is None else stack.enter_context(_Draft(settings.state))
-        tally = _Tally(rows, found, metrics, settings.events)
-        _run(pipeline, settings, origin, bus, draft, stop, metrics, tally)
+        wants_dead_letters = settings.dead_letters is not None
+        file = TrainingFile(pipeline, workspace.path, dead_letters=wants_dead_letters)
+        stack.callback(file.close)
+        draft = None if settings.state is None else stack.enter_context(_StateDraft(settings.state))
+        metrics = metrics or WorkerMetrics(pipeline.name)
+        collector = _Collector(file, report, metrics, settings.events)
+        _run(pipeline, settings, source, bus, draft, stop, collector)
         check()
-        if not rows.rows:
-            raise _useless(settings.events, found)
+        if not file.rows:
+            raise _no_usable_event(settings.events, report)
         if draft is not None:
-            found.offsets = draft.offsets()
-        rows.finish(settings.rows, settings.dead_letters, check)
+            report.offsets = draft.offsets()
+        file.finish(settings.rows, settings.dead_letters, check)
         if draft is not None:
-            draft.keep()
-    return found
+            draft.publish()
+    return report
 
 
-def _check_targets(settings: ReplaySettings) -> None:
-    """Raise now for what would only be found when everything is done."""
+def _check_settings(pipeline: Pipeline, settings: ReplaySettings) -> None:
+    """Raise now for problems that would otherwise only show at the end."""
+    if pipeline.candidates is not None:
+        raise InputError(
+            f"pipeline {pipeline.name!r} ranks candidates, and a replay writes one row per event: "
+            "run it over its topics instead, with --start-offset earliest --until-end"
+        )
     if settings.features_only and settings.state is not None:
         raise InputError(
-            "--features-only leaves no state, for no model has learned: leave out one of "
+            "--features-only trains no model, so it can't write a state: leave out one of "
             "--features-only and --state"
         )
     for path in (settings.rows, settings.dead_letters):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             why = "it is a directory" if path.is_dir() else "its directory does not exist"
-            raise InputError(f"{path} can't be written: {why}; name another file, or make that")
+            raise InputError(
+                f"{path} can't be written: {why}; name a file in an existing directory"
+            )
 
 
 def _run(
     pipeline: Pipeline,
     settings: ReplaySettings,
-    origin: Origin,
+    source: ReplaySource,
     bus: Bus | None,
-    draft: _Draft | None,
+    draft: _StateDraft | None,
     stop: threading.Event,
-    metrics: WorkerMetrics,
-    outlet: ResultsCallback,
+    collector: _Collector,
 ) -> None:
-    """Run the flow over the history, to its end or until ``stop`` is set."""
+    """Run the dataflow over the history, to its end or until ``stop`` is set."""
     options = SourceOptions(
-        limit=settings.batch,
+        limit=settings.batch_size,
         until_end=True,
         idle_timeout_s=float("inf"),
-        recorded_offsets=origin.places,
+        recorded_offsets=source.start_offsets,
         stop=stop,
     )
     with ExitStack() as stack:
@@ -183,61 +200,63 @@ def _run(
             state = stack.enter_context(opened)
         run_worker(
             pipeline,
-            origin.bus,
+            source.bus,
             options,
-            metrics=metrics,
-            checkpoint_interval_s=_EPOCH_S,
+            metrics=collector.metrics,
+            checkpoint_interval_s=_CHECKPOINT_S,
             shards=settings.shards,
             state=state,
-            callback=outlet,
+            callback=collector,
         )
 
 
-class _Tally:
-    """Takes results, and counts what they are made of."""
+class _Collector:
+    """Receives the results of the model step: writes rows, and updates the report and metrics."""
 
-    def __init__(self, rows: RowFile, found: Replayed, metrics: WorkerMetrics, events: str) -> None:
-        self._rows = rows
-        self._found = found
-        self._metrics = metrics
+    def __init__(
+        self, file: TrainingFile, report: ReplayReport, metrics: WorkerMetrics, events: str
+    ) -> None:
+        self.metrics = metrics
+        self._file = file
+        self._report = report
         self._events = events
 
     def __call__(self, results: Results) -> None:
-        found, batch, rows = self._found, results.batch, self._rows
-        found.events += len(batch.raw.events)
-        found.labels += len(batch.raw.labels)
+        report, batch, file = self._report, results.batch, self._file
+        report.events += len(batch.raw.events)
+        report.labels += len(batch.raw.labels)
         for letter in (*batch.dead_letters, *results.dead_letters):
-            found.dead[letter.reason] += 1
-            if not found.first_dead and letter.topic == batch.raw.events.topic:
-                found.first_dead = f"{letter.reason}, {letter.detail}"
-        rows.add(results)
-        found.rows, found.labelled = rows.rows, rows.labelled
-        if not rows.rows and found.events >= _HOPELESS:
-            raise _useless(self._events, found)
-        self._metrics.flush_if_due()
+            report.dead_letters[letter.reason] += 1
+            if not report.first_rejected and letter.topic == batch.raw.events.topic:
+                report.first_rejected = f"{letter.reason}, {letter.detail}"
+        file.add(results)
+        report.rows, report.labelled = file.rows, file.labelled
+        if not file.rows and report.events >= _GIVE_UP_AFTER:
+            raise _no_usable_event(self._events, report)
+        self.metrics.flush_if_due()
 
 
-class _Draft:
-    """A state directory under another name, until everything is done; a context manager.
+class _StateDraft:
+    """A state directory under a temporary name, until the replay is complete; a context manager.
 
     Raises:
-        InputError: there is something under its name already.
+        InputError: there is something under the final name already.
     """
 
     def __init__(self, target: Path) -> None:
         self._target = target
         self.path = target.with_name(f".{target.name}.replaying")
 
-    def __enter__(self) -> _Draft:
+    def __enter__(self) -> _StateDraft:
         target = self._target
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
             raise InputError(
-                f"{target} is there already, and a replay makes a new state: name another "
-                "directory with --state, or remove that one"
+                f"{target} exists already, and a replay writes a new state: name another directory "
+                "with --state, or remove this one"
             )
         if (owner := holder(self.path)) is not None:
             raise InputError(
-                f"another replay (process {owner}) is making {target}: wait for its end"
+                f"another replay (process {owner}) is writing {target}: wait until it has ended"
             )
         self._remove()
         return self
@@ -246,7 +265,7 @@ class _Draft:
         self._remove()
 
     def offsets(self) -> dict[TopicPartition, int]:
-        """Where a run would go on."""
+        """Where a run would continue."""
         parts = read_resume_point(self.path / "recovery").partitions()
         return {
             TopicPartition(topic, number): offset
@@ -254,22 +273,22 @@ class _Draft:
             for topic, offset in part.offsets.items()
         }
 
-    def keep(self) -> None:
-        """Give it its name."""
+    def publish(self) -> None:
+        """Rename the directory to its final name."""
         try:
             os.replace(self.path, self._target)
             sync_directory(self._target.parent)
         except OSError as error:
-            raise InputError(f"{self._target} can't be made: {error.strerror}") from None
+            raise InputError(f"{self._target} can't be created: {error.strerror}") from None
 
     def _remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _useless(events: str, found: Replayed) -> InputError:
-    if not found.events:
+def _no_usable_event(events: str, report: ReplayReport) -> InputError:
+    if not report.events:
         return InputError(f"{events} holds no events: there is nothing to replay")
     return InputError(
-        f"none of the first {found.events:,} events of {events} could be used; the first one: "
-        f"{found.first_dead}"
+        f"none of the first {report.events:,} events of {events} could be used; the first one: "
+        f"{report.first_rejected}"
     )

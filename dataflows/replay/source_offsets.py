@@ -1,7 +1,7 @@
-"""Where a replay reads, and where a run that goes on from it would: the offsets behind the history.
+"""Opens the inputs of a replay, and determines the offsets at which a run would continue.
 
-A topic of the pipeline knows its offsets, and so does a file that has kept them. Of any other file
-nobody can know which of its rows are on the topic as well, so its user must say.
+A topic of the pipeline has offsets, and so has a file with the columns partition and offset. For
+any other file it is unknown which of its rows are on the topic as well, so the user has to say.
 """
 
 from __future__ import annotations
@@ -23,23 +23,26 @@ from anabranch.producers.files.formats import FORMATS
 from anabranch.state.errors import InputError
 
 ContinueAt = Literal["earliest", "latest"]
-"""Where on a topic a run begins whose state knows no offset of it: at its first message, or end."""
+"""Where a run starts on a topic for which the replay has no offsets: at its start or its end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """The messages of a pipeline's inputs, and where they are from; ``total`` is how many at most.
+class ReplaySource:
+    """The opened inputs of a replay.
 
-    ``places`` are where a run would go on, of topics whose offsets the history does not know.
+    Attributes:
+        bus: a bus with the input topics of the pipeline.
+        total: an upper bound of the number of messages.
+        start_offsets: where a run would continue, for topics whose history has no offsets.
     """
 
     bus: HistoryBus
     total: int
-    places: dict[TopicPartition, int]
+    start_offsets: dict[TopicPartition, int]
 
 
 def is_file(name: str) -> bool:
-    """Whether ``name`` is that of a file rather than of a topic.
+    """Whether ``name`` names a file rather than a topic.
 
     >>> is_file("payments.events"), is_file("payments.parquet")
     (False, True)
@@ -47,25 +50,32 @@ def is_file(name: str) -> bool:
     return Path(name).suffix.lower() in FORMATS or Path(name).is_file()
 
 
-def open_origin(
+def open_source(
     pipeline: Pipeline,
     events: str,
     labels: str | None,
     bus: Bus | None,
     *,
-    going_on: bool,
+    resumable: bool,
     continue_at: ContinueAt | None = None,
     check: Callable[[], None] = lambda: None,
-) -> Origin:
-    """Look at files and topics. ``bus`` is needed for topics, and when a run shall be ``going_on``.
+) -> ReplaySource:
+    """Open the files and topics of a replay.
 
-    ``check`` is asked now and then, and may raise to end it.
+    Args:
+        pipeline: whose inputs are read.
+        events, labels: a file or topic each; without ``labels`` the pipeline's own labels topic
+            belongs to its own events topic, and there are none otherwise.
+        bus: needed for topics, and for ``resumable``.
+        resumable: whether a run will continue from the replay's state.
+        continue_at: where that run starts on topics for which there are no offsets.
+        check: called now and then; may raise to stop.
 
     Raises:
-        InputError: a file can't be used, or where a run would go on is not known.
-        BusError: a topic is missing, or the bus does not answer.
+        InputError: a file can't be used, or it is unknown where a run would continue.
+        BusError: a topic is missing, or the bus does not respond.
     """
-    fixed = partition_count(pipeline, bus) if going_on and bus is not None else None
+    fixed = partition_count(pipeline, bus) if resumable and bus is not None else None
     topics = pipeline.topics
     histories = [_open(pipeline, topics.events, events, bus, fixed, check)]
     if pipeline.has_label_topic:
@@ -77,18 +87,18 @@ def open_origin(
             f"the labels of pipeline {pipeline.name!r} are in its events: leave out --labels"
         )
     control = _open_control(pipeline, events, bus) if pipeline.has_rollouts else None
-    everything = histories if control is None else [*histories, control]
-    partitions = _common_count(everything)
-    places = {}
-    if going_on:
+    topics_read = histories if control is None else [*histories, control]
+    partitions = _common_partition_count(topics_read)
+    start_offsets = {}
+    if resumable:
         assert bus is not None
-        places = _places(histories, bus, continue_at)
+        start_offsets = _start_offsets(histories, bus, continue_at)
         if isinstance(control, EmptyTopic):
-            places |= _behind_control(control, bus, continue_at)
+            start_offsets |= _control_offsets(control, bus, continue_at)
     elif continue_at is not None:
-        raise InputError("--continue-at is for --state, which leaves a state to go on from")
-    total = sum(count for history in everything for count in history.counts)
-    return Origin(HistoryBus(everything, partitions), total, places)
+        raise InputError("--continue-at needs --state, which writes a state to continue from")
+    total = sum(count for history in topics_read for count in history.counts)
+    return ReplaySource(HistoryBus(topics_read, partitions), total, start_offsets)
 
 
 def _open(
@@ -103,7 +113,7 @@ def _open(
         return EmptyTopic(topic, partitions or 1)
     if not is_file(source):
         if bus is None:
-            raise InputError(f"{source!r} is no file, and topics need a bus")
+            raise InputError(f"{source!r} is not a file, and topics need a bus")
         return BusTopic(topic, bus, source)
     label, path = pipeline.label, Path(source)
     if isinstance(label, Delayed) and topic == pipeline.topics.labels:
@@ -114,17 +124,17 @@ def _open(
 
 
 def _open_control(pipeline: Pipeline, events: str, bus: Bus | None) -> BusTopic | EmptyTopic:
-    """What was said to the pipeline while its own events came; files know nothing of that."""
+    """The commands that the pipeline got while it read its events topic; files have none."""
     topics = pipeline.topics
     if events == topics.events and bus is not None and topics.control in bus.topics():
         return BusTopic(topics.control, bus, topics.control)
     return EmptyTopic(topics.control, 1)
 
 
-def _behind_control(
+def _control_offsets(
     control: EmptyTopic, bus: Bus, continue_at: ContinueAt | None
 ) -> dict[TopicPartition, int]:
-    """Where a run begins to listen: behind all that was said to others, unless it is told to."""
+    """Where a run starts on the control topic: after old commands, unless asked for earliest."""
     if control.name not in bus.topics():
         offsets = [0] * len(control.ends)
     elif continue_at == "earliest":
@@ -134,15 +144,15 @@ def _behind_control(
     return {TopicPartition(control.name, number): at for number, at in enumerate(offsets)}
 
 
-def _common_count(histories: list[History]) -> int:
-    """One partition count for all; files and what is empty adapt themselves."""
+def _common_partition_count(histories: list[History]) -> int:
+    """The partition count of the topics, to which files and empty topics are adapted."""
     fixed = {len(each.ends) for each in histories if isinstance(each, BusTopic)}
     most = max(len(history.ends) for history in histories)
     if len(fixed) > 1 or (fixed and most > min(fixed)):
         listed = ", ".join(f"{each.name} has {len(each.ends)}" for each in histories)
         raise InputError(
-            f"events and labels need equal partition counts, for an event and its label have the "
-            f"same number: {listed}"
+            "events and labels need equal partition counts (an event and its label are in "
+            f"partitions of the same number): {listed}"
         )
     for history in histories:
         if not isinstance(history, BusTopic):
@@ -150,28 +160,28 @@ def _common_count(histories: list[History]) -> int:
     return most
 
 
-def _places(
+def _start_offsets(
     histories: list[History], bus: Bus, continue_at: ContinueAt | None
 ) -> dict[TopicPartition, int]:
-    """Where a run would go on, of topics whose offsets the histories do not know."""
-    strange = [history for history in histories if not _knows_offsets(history)]
+    """Where a run would continue on topics whose histories have no offsets of them."""
+    unknown = [history for history in histories if not _knows_offsets(history)]
     for history in histories:
         if isinstance(history, FileTopic) and history.table.has_positions:
             _check_copy(history, bus)
-    if continue_at is None and strange:
+    if continue_at is None and unknown:
         raise InputError(
-            f"nobody knows which messages of {strange[0].name} on {bus.url} this replay stands "
-            f"for: a file can say so in columns {' and '.join(POSITION_COLUMNS)}; else say where "
-            "to go on: --continue-at earliest if the topic holds what comes after the replay, "
+            f"it is unknown which messages of {unknown[0].name} on {bus.url} this replay covers: "
+            f"use a file with the columns {' and '.join(POSITION_COLUMNS)}, or say where a run "
+            "continues: --continue-at earliest if the topic holds what comes after the replay, "
             "--continue-at latest if all that is on it now was replayed"
         )
-    if continue_at is not None and not strange:
-        raise InputError("--continue-at is not needed: offsets are known; leave it out")
-    ask = bus.end_offsets if continue_at == "latest" else bus.start_offsets
+    if continue_at is not None and not unknown:
+        raise InputError("--continue-at is not needed, as the offsets are known: leave it out")
+    offsets_of = bus.end_offsets if continue_at == "latest" else bus.start_offsets
     return {
         TopicPartition(history.name, number): offset
-        for history in strange
-        for number, offset in enumerate(ask(history.name))
+        for history in unknown
+        for number, offset in enumerate(offsets_of(history.name))
     }
 
 
@@ -182,13 +192,13 @@ def _knows_offsets(history: History) -> bool:
 
 
 def _check_copy(history: FileTopic, bus: Bus) -> None:
-    """Raise unless what the file says can be of the topic; empty partitions begin with it."""
+    """Raise unless the file's offsets are plausible for its topic; align its empty partitions."""
     starts, ends = bus.start_offsets(history.name), bus.end_offsets(history.name)
     for number, end in enumerate(history.ends):
         if history.counts[number] and not starts[number] <= end <= ends[number]:
             raise InputError(
                 f"{history.table.path} ends at offset {end:,} of partition {number}, and topic "
                 f"{history.name} on {bus.url} holds {starts[number]:,} to {ends[number]:,}: the "
-                "file was made of another topic, or the messages behind it are gone"
+                "file was made from another topic, or the messages after it have been deleted"
             )
     history.start_at(starts)

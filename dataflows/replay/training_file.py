@@ -1,14 +1,14 @@
-"""Training rows on their way to a Parquet file: at once, or by parts that wait for their labels.
+"""Writes training rows to a Parquet file: directly, or in parts that are joined with late labels.
 
 ::
 
-    .rows.parquet.replaying/part-000000   rows, as they were made
-                           /labels-000000 the labels of that part that have come
-                           /whole.parquet all of it, then moved to rows.parquet
-                           /dead-letters  moved at the end, where they are wanted
+    .rows.parquet.replaying/part-000000     rows without their labels
+                           /labels-000000   the labels of that part
+                           /result.parquet  all rows; renamed to rows.parquet at the end
+                           /dead-letters    renamed at the end, if they are wanted
 
-Parts are there only where labels come later; else the whole is written while its rows are made. So
-under the final name there is a whole file, or what was there before.
+Parts exist only if labels come from a topic of their own; otherwise the result is written while its
+rows are made. The final name always holds a complete file, or what was there before.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 import polars as pl
+from polars.io.plugins import register_io_source
 
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.inputs import Delayed
-from anabranch.dataflows.replay.background_writer import Behind
-from anabranch.dataflows.replay.late_labels import RowLabels
-from anabranch.dataflows.replay.row_groups import write_frames
+from anabranch.dataflows.replay.background_writer import BackgroundWriter
+from anabranch.dataflows.replay.late_labels import LateLabels
 from anabranch.dataflows.replay.training_rows import RowBuilder, RowColumns, Rows
 from anabranch.state.errors import InputError
 from anabranch.state.store.atomic_files import sync_directory
 
 PART_ROWS = 131_072
-_LITTLE = 1 << 20  # bytes
+_DISK_FULL_BELOW = 1 << 20  # bytes
 
 
 class Workspace:
-    """A directory beside ``target`` for what is not finished; a context manager that removes it.
+    """A temporary directory beside ``target``; a context manager that removes it in the end.
 
-    What a replay has left that was killed is removed when the next one begins.
+    What a killed replay has left behind is removed when the next one starts.
 
     Raises:
-        InputError: it can't be made beside ``target``.
+        InputError: the directory can't be created beside ``target``.
     """
 
     def __init__(self, target: Path) -> None:
@@ -65,18 +66,17 @@ class Workspace:
         self.remove()
 
     def remove(self) -> None:
-        """Remove it with all that is in it; idempotent."""
+        """Remove the directory with its content; idempotent."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-class RowFile:
-    """The training rows of one replay, and its dead letters.
+class TrainingFile:
+    """Collects the training rows of one replay, and optionally its dead letters.
 
-    ``part_rows`` are a row group of the file, and held in memory a few times. ``dead_letters`` says
-    whether those are kept. Close it in the end.
+    ``part_rows`` is the size of a row group, of which a few are in memory. Always call `close`.
 
     Attributes:
-        rows, labelled: how many rows there are, and how many of them have a label.
+        rows, labelled: number of rows so far, and how many of them have a label.
     """
 
     def __init__(
@@ -91,23 +91,23 @@ class RowFile:
         self._part_rows = part_rows = part_rows or PART_ROWS
         self._builder = RowBuilder(pipeline, self._columns, part_rows)
         self._directory = directory
-        self._labels: RowLabels | None = None
+        self._labels: LateLabels | None = None
         self._parts: list[Path] = []
         self._encoder = msgspec.json.Encoder()
         self._dead = (directory / "dead-letters").open("wb") if dead_letters else None
         self.rows = 0
         self.labelled = 0
         if isinstance(pipeline.label, Delayed):
-            self._labels = RowLabels(directory, self._columns, part_rows)
-            self._writer: Behind[Rows] = Behind(self._keep_parts)
+            self._labels = LateLabels(directory, self._columns, part_rows)
+            self._writer: BackgroundWriter[Rows] = BackgroundWriter(self._write_parts)
         else:
-            self._writer = Behind(self._write_whole)
+            self._writer = BackgroundWriter(self._write_result)
 
     def add(self, results: Results) -> None:
-        """Take what was made of a batch.
+        """Append the results of a batch.
 
         Raises:
-            InputError: the disk does not take it.
+            InputError: they can't be written to disk.
         """
         try:
             self._add(results)
@@ -115,12 +115,12 @@ class RowFile:
             raise _unwritable(self._directory, error) from None
 
     def finish(self, target: Path, dead_letters: Path | None, check: Callable[[], None]) -> None:
-        """Put the whole under its final name, and the dead letters under theirs.
+        """Complete the file and move it to ``target``, and the dead letters to theirs.
 
-        ``check`` is asked now and then, and may raise to have nothing written.
+        ``check`` is called between parts; if it raises, nothing is moved.
 
         Raises:
-            InputError: the disk does not take it.
+            InputError: the file can't be written.
         """
         try:
             if (rest := self._builder.rest()) is not None:
@@ -133,19 +133,19 @@ class RowFile:
             if dead_letters is not None and self._dead is not None:
                 self._dead.close()
                 _move(self._directory / "dead-letters", dead_letters)
-            _move(self._whole, target)
+            _move(self._result, target)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise _unwritable(target, error) from None
 
     def close(self) -> None:
-        """Let go of what is open; idempotent."""
+        """Close open files and stop the writer thread; idempotent."""
         self._writer.close()
         if self._dead is not None:
             self._dead.close()
 
     @property
-    def _whole(self) -> Path:
-        return self._directory / "whole.parquet"
+    def _result(self) -> Path:
+        return self._directory / "result.parquet"
 
     def _add(self, results: Results) -> None:
         batch = results.batch
@@ -160,21 +160,21 @@ class RowFile:
         for rows in self._builder.add(results):
             self._writer.put(rows)
 
-    def _write_whole(self, parts: Iterator[Rows]) -> None:
-        """Write the file while its rows come."""
+    def _write_result(self, parts: Iterator[Rows]) -> None:
+        """Write the result while its rows are made; runs in the writer's thread."""
         self._write_frames(self._builder.frame(rows) for rows in parts)
 
-    def _keep_parts(self, parts: Iterator[Rows]) -> None:
-        """Keep rows whose labels come later; `Behind` does this."""
+    def _write_parts(self, parts: Iterator[Rows]) -> None:
+        """Write rows whose labels come later; runs in the writer's thread."""
         for rows in parts:
             path = self._directory / f"part-{len(self._parts):06d}"
             self._builder.frame(rows).write_ipc(path)
             self._parts.append(path)
 
     def _labelled_parts(
-        self, labels: RowLabels, check: Callable[[], None]
+        self, labels: LateLabels, check: Callable[[], None]
     ) -> Iterator[pl.DataFrame]:
-        """All parts with their labels."""
+        """Each part with its label columns."""
         for number, path in enumerate(self._parts):
             check()
             frame = pl.read_ipc(path)
@@ -182,16 +182,40 @@ class RowFile:
             path.unlink()
 
     def _write_frames(self, frames: Iterator[pl.DataFrame]) -> None:
-        write_frames(self._whole, frames, self._part_rows)
+        _write_frames(self._result, frames, self._part_rows)
+
+
+def _write_frames(path: Path, frames: Iterator[pl.DataFrame], rows: int) -> None:
+    """Stream frames of one schema to a Parquet file, in row groups of ``rows``.
+
+    Without any frame no file is written. Exceptions of ``frames`` are passed on.
+    """
+    first = next(frames, None)
+    if first is None:
+        return
+    failure: list[BaseException] = []
+
+    def generate(*_: object) -> Iterator[pl.DataFrame]:
+        try:
+            yield from chain([first], frames)
+        except BaseException as error:
+            failure.append(error)
+            raise
+
+    source = register_io_source(generate, schema=first.schema)
+    try:
+        source.sink_parquet(path, compression="lz4", row_group_size=rows)
+    except pl.exceptions.PolarsError as error:
+        raise (failure[0] if failure else error) from None
 
 
 def _move(source: Path, target: Path) -> None:
-    """Move a file to its final name, so that it survives a power cut there."""
+    """Move a file to its final name durably: it survives a power failure afterwards."""
     with source.open("rb") as file:
         os.fsync(file.fileno())
     try:
         source.replace(target)
-    except OSError:  # another disk
+    except OSError:  # on another file system
         near = target.with_name(f".{target.name}.replaying")
         shutil.copyfile(source, near)
         near.replace(target)
@@ -201,6 +225,6 @@ def _move(source: Path, target: Path) -> None:
 def _unwritable(path: Path, error: Exception) -> InputError:
     reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
     with suppress(OSError):
-        if shutil.disk_usage(path.parent).free < _LITTLE:
-            reason = os.strerror(errno.ENOSPC)  # Polars speaks of anything else then
-    return InputError(f"{path} can't be written: {reason}; nothing was kept of this replay")
+        if shutil.disk_usage(path.parent).free < _DISK_FULL_BELOW:
+            reason = os.strerror(errno.ENOSPC)  # Polars reports misleading errors then
+    return InputError(f"{path} can't be written: {reason}; nothing of this replay was saved")

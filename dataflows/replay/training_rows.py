@@ -1,4 +1,4 @@
-"""What the model step made of batches, as the columns of training rows."""
+"""Makes Parquet columns of training rows out of the results of the model step."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FIXED = (
     *("id", "ts", "topic", "partition", "offset", "model", "version", "prediction"),
     *("score", "probabilities", "label", "label_ts", "label_delay_ms", "label_origin"),
 )
-"""The columns that are not features, by the names that they have if no feature is called so."""
+"""Names of the columns that are not features; see `RowColumns` for clashes with features."""
 
 LABEL_ORIGINS = ("label", "assumed", "corrected")
-"""Where a row's label is from: a label, the end of its wait, or a label that corrected another."""
+"""Where a row's label comes from: a label, the default after a timeout, or an updated label."""
 
 _PROBABILITIES = pl.List(pl.Struct({"class": pl.String, "probability": pl.Float64}))
 
@@ -35,8 +35,14 @@ _PROBABILITIES = pl.List(pl.Struct({"class": pl.String, "probability": pl.Float6
 class RowColumns:
     """Names and types of the columns of a pipeline's training rows.
 
-    A feature has its own name, as it is served; where that is the name of another column, the other
-    one gets an underscore at its end. Where nothing was ``predicted`` there is no word of a model.
+    Feature columns are named as the features are served. A fixed column whose name is taken by a
+    feature gets a trailing underscore.
+
+    Attributes:
+        features: names of the features, in order.
+        predicted: whether there are columns for predictions and models.
+        task: the task of the pipeline; ``multiclass`` if that is it.
+        target_type: the Polars type of the columns ``prediction`` and ``label``.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -50,70 +56,70 @@ class RowColumns:
                 free += "_"
             self._names[name] = free
         self.task = pipeline.task
-        self.several = self.task is Task.MULTICLASS
-        self.answer = _answer_type(pipeline)
+        self.multiclass = self.task is Task.MULTICLASS
+        self.target_type = _target_type(pipeline)
 
     def name(self, fixed: str) -> str:
-        """What one of `FIXED` is called here."""
+        """The actual name of the column ``fixed``, one of `FIXED`."""
         return self._names[fixed]
 
     def labels(self, values: Any, times: Any, delays: Any, origins: Any) -> list[pl.Series]:
-        """The columns of labels; ``times`` and ``delays`` are in ms. All null where there is none.
+        """The label columns: targets, times (epoch ms), delays (ms) and `LABEL_ORIGINS`.
 
-        ``origins`` are of `LABEL_ORIGINS`.
+        Each argument has a value per row, null where the row has no label.
         """
-        if self.answer is pl.Boolean and isinstance(values, list):
-            # A target of 0 and 1.
+        if self.target_type is pl.Boolean and isinstance(values, list):
+            # The targets are 0 and 1.
             values = [None if value is None else bool(value) for value in values]
         return [
-            pl.Series(self.name("label"), values, dtype=self.answer),
+            pl.Series(self.name("label"), values, dtype=self.target_type),
             pl.Series(self.name("label_ts"), times, dtype=pl.Int64),
             pl.Series(self.name("label_delay_ms"), delays, dtype=pl.Int64),
             pl.Series(self.name("label_origin"), origins, dtype=pl.String),
         ]
 
     def inline_labels(self, values: Any, times: pl.Series) -> list[pl.Series]:
-        """The columns of labels that came with their events, at these times (epoch ms)."""
+        """The label columns of labels that are fields of their events, at ``times`` (epoch ms)."""
         if isinstance(values, np.ndarray):
             origins: Any = pl.repeat(LABEL_ORIGINS[0], len(values), eager=True)
             if values.dtype == np.float64 and (null := np.isnan(values)).any():
                 values = pl.Series(values, nan_to_null=True)
                 origins = origins.zip_with(pl.Series(~null), pl.Series([None], dtype=pl.String))
-            elif self.answer is pl.Boolean:
+            elif self.target_type is pl.Boolean:
                 values = values != 0
         else:
             values = list(values)
             origins = [None if value is None else LABEL_ORIGINS[0] for value in values]
         return self.labels(values, times, times - times, origins)
 
-    def answers(self, predictions: list[Predictions]) -> list[pl.Series]:
-        """The columns of predictions, of some batches one after the other."""
+    def predictions(self, predictions: list[Predictions]) -> list[pl.Series]:
+        """The prediction columns of consecutive batches."""
         prediction = self.name("prediction")
-        if self.several:
+        if self.multiclass:
             labels = [label for each in predictions for label in each.labels]
-            chances = [
+            probabilities = [
                 [{"class": str(label), "probability": p} for label, p in row.items()]
                 for each in predictions
                 for row in each.values
             ]
             return [
-                pl.Series(prediction, labels, dtype=self.answer, strict=False),
-                pl.Series(self.name("probabilities"), chances, dtype=_PROBABILITIES),
+                pl.Series(prediction, labels, dtype=self.target_type, strict=False),
+                pl.Series(self.name("probabilities"), probabilities, dtype=_PROBABILITIES),
             ]
         values = np.concatenate([each.values for each in predictions])
         scores = pl.Series(self.name("score"), values, nan_to_null=True)
         if self.task is not Task.BINARY:
-            own = scores.alias(prediction)
-            return [own, scores] if self.task is Task.ANOMALY else [own]
+            values_only = scores.alias(prediction)
+            return [values_only, scores] if self.task is Task.ANOMALY else [values_only]
         binary = np.concatenate([each.binary_labels() for each in predictions])
-        answers = pl.Series(prediction, binary == 1)
+        predicted = pl.Series(prediction, binary == 1)
         if (binary == NO_LABEL).any():
-            answers = answers.zip_with(pl.Series(binary != NO_LABEL), pl.Series([None]))
-        return [answers, scores]
+            predicted = predicted.zip_with(pl.Series(binary != NO_LABEL), pl.Series([None]))
+        return [predicted, scores]
 
 
-def _answer_type(pipeline: Pipeline) -> Any:
-    """The type of the columns ``prediction`` and ``label``."""
+def _target_type(pipeline: Pipeline) -> Any:
+    """The Polars type of the columns ``prediction`` and ``label``."""
     if pipeline.task is not Task.MULTICLASS:
         return pl.Boolean if pipeline.task is Task.BINARY else pl.Float64
     label = pipeline.label
@@ -127,8 +133,8 @@ def _answer_type(pipeline: Pipeline) -> Any:
 
 
 @dataclass(slots=True)
-class _Piece:
-    """The events of one batch, or some of them: what is of a row beside its features."""
+class _EventColumns:
+    """Columns of (part of) one batch: everything of its rows but the features."""
 
     ids: Sequence[str]
     times: NDArray[np.int64]
@@ -142,10 +148,10 @@ class _Piece:
     def __len__(self) -> int:
         return len(self.times)
 
-    def cut(self, start: int, stop: int) -> _Piece:
-        """Only the rows from ``start`` up to ``stop``."""
+    def cut(self, start: int, stop: int) -> _EventColumns:
+        """The rows from ``start`` up to, not including, ``stop``."""
         rows = slice(start, stop)
-        return _Piece(
+        return _EventColumns(
             self.ids[rows],
             self.times[rows],
             self.partitions[rows],
@@ -158,38 +164,38 @@ class _Piece:
 
 
 class Rows:
-    """Rows that were made, in order: ``features`` is ``(columns, room) float64``."""
+    """A buffer of consecutive rows; ``features`` is ``(columns, capacity) float64``."""
 
-    def __init__(self, columns: int, room: int) -> None:
-        self.features = np.empty((columns, room))
-        self.pieces: list[_Piece] = []
+    def __init__(self, columns: int, capacity: int) -> None:
+        self.features = np.empty((columns, capacity))
+        self.pieces: list[_EventColumns] = []
         self.count = 0
 
-    def add(self, piece: _Piece, features: NDArray[np.float64]) -> None:
-        """Take as many rows as there are in ``piece``, whose features are given, row by row."""
-        # Turned now, while they are in the cache, and a batch's own memory is free again.
+    def add(self, piece: _EventColumns, features: NDArray[np.float64]) -> None:
+        """Append the rows of ``piece``, whose features are ``(rows, columns) float64``."""
+        # Transposed now, while they are in the cache; and the batch's own memory can be freed.
         self.features[:, self.count : self.count + len(piece)] = features.T
         self.pieces.append(piece)
         self.count += len(piece)
 
 
 class RowBuilder:
-    """Collects the events of batches, ``most`` at a time, and makes frames of them.
+    """Collects the events of batches, ``capacity`` at a time, and makes frames of them.
 
-    Frames have all columns but those of labels that come on a topic of their own.
+    Frames have all columns except those of labels that come from a topic of their own.
     """
 
-    def __init__(self, pipeline: Pipeline, columns: RowColumns, most: int) -> None:
+    def __init__(self, pipeline: Pipeline, columns: RowColumns, capacity: int) -> None:
         self._columns = columns
         self._topic = pipeline.topics.events
         self._model = pipeline.model_name
-        self._most = most
+        self._capacity = capacity
         self._rows: Rows | None = None
 
     def add(self, results: Results) -> Iterator[Rows]:
-        """Take the events of a batch; gives rows whenever there are enough."""
+        """Take the events of a batch; yields the buffer whenever it is full."""
         batch = results.batch
-        whole = _Piece(
+        columns = _EventColumns(
             batch.ids,
             batch.times,
             batch.partitions,
@@ -201,22 +207,22 @@ class RowBuilder:
         )
         start, end = 0, len(batch)
         while start < end:
-            rows = self._rows or Rows(len(self._columns.features), self._most)
-            stop = min(start + self._most - rows.count, end)
-            piece = whole if stop - start == end else whole.cut(start, stop)
+            rows = self._rows or Rows(len(self._columns.features), self._capacity)
+            stop = min(start + self._capacity - rows.count, end)
+            piece = columns if stop - start == end else columns.cut(start, stop)
             rows.add(piece, batch.features[start:stop])
             start = stop
-            full = rows.count == self._most
+            full = rows.count == self._capacity
             self._rows = None if full else rows
             if full:
                 yield rows
 
     def rest(self) -> Rows | None:
-        """What is left, if there is anything."""
+        """The last buffer, if it has any rows."""
         return self._rows
 
     def frame(self, rows: Rows) -> pl.DataFrame:
-        """The columns of rows, at least one. From any thread."""
+        """The columns of at least one row. Can be called from any thread."""
         name, pieces = self._columns.name, rows.pieces
 
         def array(of: str) -> Any:
@@ -236,15 +242,15 @@ class RowBuilder:
             columns += [
                 self._models(pieces, len(times)).alias(name("model")),
                 pl.Series(name("version"), array("versions")),
-                *self._columns.answers([piece.predictions for piece in pieces]),
+                *self._columns.predictions([piece.predictions for piece in pieces]),
             ]
         if pieces[0].targets is not None:
             labels = concat_rows([piece.targets for piece in pieces])
             columns += self._columns.inline_labels(labels, times)
         return pl.DataFrame(columns)
 
-    def _models(self, pieces: list[_Piece], rows: int) -> pl.Series:
-        """Who served each event."""
+    def _models(self, pieces: list[_EventColumns], rows: int) -> pl.Series:
+        """The name of the model that served each event."""
         if all(piece.models is None for piece in pieces):
             return pl.repeat(self._model, rows, eager=True)
         models = [piece.models or repeat(self._model, len(piece)) for piece in pieces]

@@ -1,6 +1,7 @@
-"""Checks for training-serving skew: the same features by other means, and the same distributions.
+"""Checks for training-serving skew: features recomputed independently, and distributions compared.
 
-Nothing here shares code with the kernels of `state`: events are read and admitted anew
-(`arrivals`), sorted by entity and time (`timeline`), and every window is put together from
-blocks of doubling size (`doubling`), so that a fault of the one side is not a fault of the other.
+Nothing here shares code with the kernels of `state`: messages are read (`message_reader`) and
+filtered (`late_and_duplicate`) by code of their own, sorted by entity and time (`timeline`), and
+windows are combined from precomputed blocks (`sparse_table`). A bug on one side is not a bug on the
+other.
 """

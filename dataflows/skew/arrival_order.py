@@ -1,7 +1,8 @@
-"""The events, and the labels, in the order in which the pipeline met them.
+"""The events, and the labels, in the order in which the pipeline read them.
 
-A topic with several partitions is merged as a backlog is: by publishing time that never falls
-within a partition, then by partition. So are labels and events, the latter first.
+The partitions of a topic are merged as in a backlog: by publishing time, made non-decreasing within
+each partition, then by partition. Labels and events are merged likewise; at equal times events come
+first.
 """
 
 from __future__ import annotations
@@ -15,29 +16,28 @@ from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.skew.message_reader import (
     Messages,
-    events_of,
-    labels_of,
-    messages_of_file,
-    messages_of_topic,
+    event_kind,
+    label_kind,
+    messages_from_file,
+    messages_from_topic,
 )
-from anabranch.dataflows.skew.progress import Watch
+from anabranch.dataflows.skew.progress import OnProgress
 from anabranch.dataflows.skew.row_features import TIME
 from anabranch.state.errors import InputError
 
 
 @dataclass(slots=True)
-class Arrivals:
+class ArrivedEvents:
     """Events in order of arrival.
 
     Attributes:
-        source: the topic or file, for people.
-        topic: where the coordinates count; of a file, the topic that it stands for.
-        frame: a row per event that could be read, see `Messages`.
-        read: how many messages there were.
-        malformed: how many of them could not be used.
-        from_start: whether nothing was before them.
-        labels: the labels that came on their own, where features are made of them; None where
-            nobody asked for them.
+        source: name of the topic or file, for messages.
+        topic: the topic to which the offsets refer; of a file, the topic that it stands for.
+        frame: a row per valid event, see `Messages`.
+        read: number of messages read.
+        malformed: number of messages that are not valid events.
+        from_start: whether no earlier messages have been deleted.
+        labels: the delayed labels, if there are windows over them; None if they were not read.
     """
 
     source: str
@@ -50,7 +50,7 @@ class Arrivals:
 
     @property
     def all_from_start(self) -> bool:
-        """Whether nothing was before the events, nor before the labels."""
+        """Whether neither events nor labels have been deleted before the first one."""
         return self.from_start and (self.labels is None or self.labels.from_start)
 
     @property
@@ -59,51 +59,64 @@ class Arrivals:
         return int(self.frame[TIME].min())  # type: ignore[arg-type]
 
 
-def arrivals_of_topic(pipeline: Pipeline, bus: Bus, topic: str, watch: Watch) -> Arrivals:
-    """All events that are on a topic now.
+def events_from_topic(
+    pipeline: Pipeline, bus: Bus, topic: str, on_progress: OnProgress
+) -> ArrivedEvents:
+    """Read all events that are on a topic now.
 
     Raises:
         BusError: the topic does not exist, or can't be read.
-        InputError: it is empty, or no message fits the event type.
+        InputError: it is empty, or no message matches the event type.
     """
-    return _arrivals(pipeline, messages_of_topic(pipeline, events_of(pipeline), bus, topic, watch))
+    return _events(
+        pipeline, messages_from_topic(pipeline, event_kind(pipeline), bus, topic, on_progress)
+    )
 
 
-def arrivals_of_file(pipeline: Pipeline, path: Path, watch: Watch) -> Arrivals:
-    """The events of a Parquet, JSONL or CSV file, with the places that `replay` gives them.
+def events_from_file(pipeline: Pipeline, path: Path, on_progress: OnProgress) -> ArrivedEvents:
+    """Read the events of a Parquet, JSONL or CSV file, with the offsets that `replay` gives them.
 
     Raises:
-        InputError: the file is missing, damaged or empty, or no row fits the event type.
+        InputError: the file is missing, damaged or empty, or no row matches the event type.
     """
-    kind, topic = events_of(pipeline), pipeline.topics.events
-    return _arrivals(pipeline, messages_of_file(pipeline, kind, path, topic, watch))
+    kind, topic = event_kind(pipeline), pipeline.topics.events
+    return _events(pipeline, messages_from_file(pipeline, kind, path, topic, on_progress))
 
 
-def labels_of_topic(pipeline: Pipeline, bus: Bus, topic: str, watch: Watch) -> Messages:
-    """All labels that are on a topic now; there may be none.
+def labels_from_topic(
+    pipeline: Pipeline, bus: Bus, topic: str, on_progress: OnProgress
+) -> Messages:
+    """Read all labels that are on a topic now; there may be none.
 
     Raises:
         BusError: the topic does not exist, or can't be read.
     """
-    return messages_of_topic(pipeline, labels_of(pipeline), bus, topic, watch)
+    return messages_from_topic(pipeline, label_kind(pipeline), bus, topic, on_progress)
 
 
-def labels_of_file(pipeline: Pipeline, path: Path, watch: Watch) -> Messages:
-    """The labels of a Parquet, JSONL or CSV file, see `arrivals_of_file`.
+def labels_from_file(pipeline: Pipeline, path: Path, on_progress: OnProgress) -> Messages:
+    """Read the labels of a Parquet, JSONL or CSV file, see `events_from_file`.
 
     Raises:
         InputError: the file is missing, damaged or empty.
     """
-    kind, topic = labels_of(pipeline), pipeline.topics.labels
-    return messages_of_file(pipeline, kind, path, topic, watch)
+    kind, topic = label_kind(pipeline), pipeline.topics.labels
+    return messages_from_file(pipeline, kind, path, topic, on_progress)
 
 
-def _arrivals(pipeline: Pipeline, found: Messages) -> Arrivals:
-    usable = len(found.frame)
+def _events(pipeline: Pipeline, messages: Messages) -> ArrivedEvents:
+    usable = len(messages.frame)
     if not usable:
         raise InputError(
-            f"none of the {found.read:,} messages of {found.source} can be read as "
-            f"{pipeline.event.__name__}: {found.complaint}"
+            f"none of the {messages.read:,} messages of {messages.source} can be read as "
+            f"{pipeline.event.__name__}: {messages.first_error}"
         )
-    malformed = found.read - usable
-    return Arrivals(found.source, found.topic, found.frame, found.read, malformed, found.from_start)
+    malformed = messages.read - usable
+    return ArrivedEvents(
+        messages.source,
+        messages.topic,
+        messages.frame,
+        messages.read,
+        malformed,
+        messages.from_start,
+    )

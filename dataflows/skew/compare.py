@@ -1,4 +1,4 @@
-"""Served features beside recomputed ones: which rows differ, by how much, and which are missing."""
+"""Compares served features with recomputed ones: rows that differ or are missing, by feature."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from anabranch.dataflows.skew.arrival_order import Arrivals
+from anabranch.dataflows.skew.arrival_order import ArrivedEvents
 from anabranch.dataflows.skew.message_reader import ID, OFFSET, PARTITION
 from anabranch.dataflows.skew.recompute import Recomputed
 from anabranch.dataflows.skew.row_features import TIME
-from anabranch.dataflows.skew.served_features import Served
+from anabranch.dataflows.skew.served_features import ServedFeatures
 from anabranch.state.errors import InputError
 
 I64 = NDArray[np.int64]
@@ -22,7 +22,7 @@ EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row that differs."""
+    """A row whose values differ."""
 
     id: str
     served: float
@@ -31,11 +31,16 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class FeatureSkew:
-    """One feature: of ``rows`` compared, ``differing`` are beyond the tolerance.
+    """The comparison of one feature.
 
-    ``largest`` is the largest difference of all rows, NaN beside a number being infinite;
-    ``examples`` are the worst. ``undecided`` rows differ too, but a label came so close to the
-    event that it is not known which was read first; they are not counted otherwise.
+    Attributes:
+        name: the feature.
+        rows: rows compared.
+        differing: rows that differ by more than the tolerance.
+        largest: the largest difference; infinite if one value is NaN and the other is not.
+        examples: the rows with the largest differences.
+        undecided: rows that differ, but where a label was published so close to the event that it
+            is unknown which was read first; not counted as differing.
     """
 
     name: str
@@ -47,25 +52,25 @@ class FeatureSkew:
 
     @property
     def share(self) -> float:
-        """Of the rows that differ."""
+        """The share of rows that differ."""
         return self.differing / self.rows
 
 
 @dataclass(slots=True)
 class SkewReport:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
-        events, malformed, late, repeated, too_large: messages read, and how many of them give no
-            prediction, by reason.
-        served: rows of the log.
-        compared: rows that both sides have.
-        warming_up: rows that both have but for which not all earlier events are known.
-        not_served: events inside the log's span without a row in it.
-        outside: events before the log's first row or behind its last, in their partition.
-        unknown: rows of the log that are about no event that should have been served.
+        events: messages read; of these ``malformed``, ``late``, ``duplicates`` and ``too_large``
+            get no prediction.
+        served: served rows read.
+        compared: rows compared.
+        warming_up: rows not compared, as earlier events may be missing.
+        not_served: events without a served row, although later and earlier ones have one.
+        outside: events before the first or after the last served row of their partition.
+        unknown: served rows that belong to no event that should be served.
         missing: examples of ids that are not served, or unknown.
-        features: the worst first.
+        features: the comparison by feature, the worst first.
         not_checked: features that can't be recomputed.
     """
 
@@ -73,7 +78,7 @@ class SkewReport:
     events: int
     malformed: int
     late: int
-    repeated: int
+    duplicates: int
     too_large: int
     served: int
     not_served: int
@@ -86,156 +91,169 @@ class SkewReport:
     not_checked: list[str] = field(default_factory=list)
 
     def worst_share(self) -> float:
-        """The largest share of a feature's rows that differ, or of rows that one side lacks."""
+        """The largest share of differing rows of any feature, or the share of missing rows."""
         return max([self.missing_share(), *(each.share for each in self.features)])
 
     def missing_share(self) -> float:
-        """Of the rows that either side has, those that the other lacks."""
+        """The share of rows that only one side has."""
         missing = self.not_served + self.unknown
         return missing / (self.compared + self.warming_up + missing)
 
 
 def compare(
     pipeline: str,
-    arrivals: Arrivals,
+    arrived: ArrivedEvents,
     recomputed: Recomputed,
-    served: Served,
+    served: ServedFeatures,
     *,
     tolerance: float,
     warm_up_ms: int = 0,
-    order_ms: int = 0,
+    order_tolerance_ms: int = 0,
 ) -> SkewReport:
-    """Compare what was served with what should have been, row by row.
+    """Compare served features with recomputed ones, row by row.
 
-    Two values agree when they differ by ``tolerance * (1 + |recomputed|)`` at most, and what
-    rounding alone can make of it. Rows less than ``warm_up_ms`` after the first are left out.
-    A feature of labels may differ where a label of the key and the event were published less than
-    ``order_ms`` apart: those of different topics are read in one order or the other.
+    Args:
+        pipeline: name of the pipeline, for the report.
+        arrived: the events that were read.
+        recomputed: their features.
+        served: the served features.
+        tolerance: two values match if they differ by at most ``tolerance * (1 + |recomputed|)``,
+            plus what rounding alone may cause.
+        warm_up_ms: leave out rows less than this after the first event, in event time.
+        order_tolerance_ms: windows over labels may differ where the event and a label of its key
+            were published less than this apart: messages of two topics are read in either order.
 
     Raises:
-        InputError: no row of the log is about an event that was read.
+        InputError: no served row belongs to an event that was read.
     """
     expected = np.flatnonzero(recomputed.served)
-    places = recomputed.places[expected]
-    mine, theirs = _matched(arrivals, places, served)
-    if not len(mine):
+    events = recomputed.events[expected]
+    event_rows, served_rows = _match(arrived, events, served)
+    if not len(event_rows):
         raise InputError(
-            f"no row of {served.source} is about an event of {arrivals.source}: give the log of "
-            "the run that read these events"
+            f"no row of {served.source} belongs to an event of {arrived.source}: name the "
+            "predictions of the run that read these events"
         )
-    warm = places[TIME].to_numpy()[mine] >= arrivals.first_ms + warm_up_ms
-    report = _counted(pipeline, arrivals, recomputed, served, places, mine, theirs)
+    warm = events[TIME].to_numpy()[event_rows] >= arrived.first_ms + warm_up_ms
+    report = _report(pipeline, arrived, recomputed, served, events, event_rows, served_rows)
     report.compared, report.warming_up = int(warm.sum()), int((~warm).sum())
     if not report.compared:
         raise InputError(
-            f"all rows of {served.source} are about the first events of {arrivals.source}, before "
-            "which others may be missing: wait for later ones, or give a shorter --warm-up"
+            f"all rows of {served.source} belong to the first events of {arrived.source}, before "
+            "which others may be missing: wait for later events, or give a shorter --warm-up"
         )
-    mine, theirs = mine[warm], theirs[warm]
-    rows, ids = expected[mine], places[ID][mine]
+    event_rows, served_rows = event_rows[warm], served_rows[warm]
+    rows, ids = expected[event_rows], events[ID][event_rows]
     for name, values in recomputed.features.items():
-        slack = recomputed.slack[name][rows] if name in recomputed.slack else 0.0
-        of_log = served.features[name][theirs]
-        near = recomputed.near.get(name)
-        open_order = None if near is None else near[rows] < order_ms
-        report.features.append(
-            _compared(name, of_log, values[rows], slack, tolerance, ids, open_order)
+        distance_ms = recomputed.label_distance_ms.get(name)
+        feature = _compare_feature(
+            name,
+            served.features[name][served_rows],
+            values[rows],
+            tolerance=tolerance,
+            rounding=recomputed.rounding[name][rows] if name in recomputed.rounding else 0.0,
+            undecided=None if distance_ms is None else distance_ms[rows] < order_tolerance_ms,
+            ids=ids,
         )
+        report.features.append(feature)
     report.features.sort(key=lambda each: (-each.share, -each.largest))
     return report
 
 
-def _counted(
+def _report(
     pipeline: str,
-    arrivals: Arrivals,
+    arrived: ArrivedEvents,
     recomputed: Recomputed,
-    served: Served,
-    places: pl.DataFrame,
-    mine: I64,
-    theirs: I64,
+    served: ServedFeatures,
+    events: pl.DataFrame,
+    event_rows: I64,
+    served_rows: I64,
 ) -> SkewReport:
-    """What was read, and what of it has no match."""
-    not_served, outside = _unmatched(places[PARTITION].to_numpy(), mine)
-    unknown = np.setdiff1d(np.arange(len(served)), theirs)
+    """A report with the numbers of messages and of rows that don't match."""
+    not_served, outside = _unmatched(events[PARTITION].to_numpy(), event_rows)
+    unknown = np.setdiff1d(np.arange(len(served)), served_rows)
     return SkewReport(
         pipeline=pipeline,
-        events=arrivals.read,
-        malformed=arrivals.malformed,
+        events=arrived.read,
+        malformed=arrived.malformed,
         late=recomputed.late,
-        repeated=recomputed.repeated,
+        duplicates=recomputed.duplicates,
         too_large=int(np.count_nonzero(~recomputed.served)),
         served=len(served),
         not_served=len(not_served),
         outside=outside,
         unknown=len(unknown),
-        missing=_missing_ids(places, not_served, served, unknown),
+        missing=_missing_ids(events, not_served, served, unknown),
         not_checked=recomputed.not_checked,
     )
 
 
-def _compared(
+def _compare_feature(
     name: str,
     served: F64,
     recomputed: F64,
-    slack: F64 | float,
+    *,
     tolerance: float,
+    rounding: F64 | float,
+    undecided: NDArray[np.bool_] | None,
     ids: pl.Series,
-    open_order: NDArray[np.bool_] | None,
 ) -> FeatureSkew:
+    """Compare one feature; all arrays are ``(rows,)``."""
     same = (served == recomputed) | (np.isnan(served) & np.isnan(recomputed))
     with np.errstate(invalid="ignore"):
-        apart = np.where(same, 0.0, np.abs(served - recomputed))
-        apart[np.isnan(apart)] = np.inf
-        close = apart <= tolerance * (1 + np.abs(recomputed)) + slack
-    differs = ~same & (~close | np.isinf(apart))
-    undecided = 0
-    if open_order is not None:
-        undecided = int(np.count_nonzero(differs & open_order))
-        apart[open_order] = 0.0
-        differs &= ~open_order
+        difference = np.where(same, 0.0, np.abs(served - recomputed))
+        difference[np.isnan(difference)] = np.inf
+        close = difference <= tolerance * (1 + np.abs(recomputed)) + rounding
+    differs = ~same & (~close | np.isinf(difference))
+    undecided_rows = 0
+    if undecided is not None:
+        undecided_rows = int(np.count_nonzero(differs & undecided))
+        difference[undecided] = 0.0
+        differs &= ~undecided
     differing = np.flatnonzero(differs)
-    worst = differing[np.argsort(-apart[differing], kind="stable")[:EXAMPLES]].tolist()
+    worst = differing[np.argsort(-difference[differing], kind="stable")[:EXAMPLES]].tolist()
     examples = [Example(ids[row], float(served[row]), float(recomputed[row])) for row in worst]
-    largest = float(apart.max())
-    return FeatureSkew(name, len(served), len(differing), largest, examples, undecided)
+    largest = float(difference.max())
+    return FeatureSkew(name, len(served), len(differing), largest, examples, undecided_rows)
 
 
-def _matched(arrivals: Arrivals, places: pl.DataFrame, served: Served) -> tuple[I64, I64]:
-    """Rows that belong together: of ``places`` and of ``served``, by arrival.
+def _match(arrived: ArrivedEvents, events: pl.DataFrame, served: ServedFeatures) -> tuple[I64, I64]:
+    """Match rows of ``events`` and of ``served``; both as row numbers, in order of arrival.
 
-    They are joined by where the event stood, if the log says so of this very topic and the ids are
-    then the same; else by id. Where an id comes several times, the first belongs to the first.
+    They are joined by partition and offset if the served rows refer to this topic and the ids
+    agree; otherwise by id, occurrence by occurrence where an id is not unique.
     """
-    where = served.where
-    if {"topic", "partition", "offset"} <= set(where.columns):
+    keys = served.keys
+    if {"topic", "partition", "offset"} <= set(keys.columns):
         on = ["partition", "offset"]
-        left = places.select(pl.col(PARTITION).alias(on[0]), pl.col(OFFSET).alias(on[1]))
-        mine, theirs = _joined(left, where.select(on), on)
-        if (where["topic"] == arrivals.topic).all() and _same_ids(places, mine, where, theirs):
-            return mine, theirs
-    if "id" not in where.columns:
+        left = events.select(pl.col(PARTITION).alias(on[0]), pl.col(OFFSET).alias(on[1]))
+        event_rows, served_rows = _joined(left, keys.select(on), on)
+        same_topic = (keys["topic"] == arrived.topic).all()
+        if same_topic and _same_ids(events, event_rows, keys, served_rows):
+            return event_rows, served_rows
+    if "id" not in keys.columns:
         raise InputError(
-            f"the rows of {served.source} don't say which events they are about: they need a "
+            f"the rows of {served.source} don't say to which events they belong: they need a "
             "column 'id'"
         )
-    turn = pl.int_range(pl.len()).over("id").alias("turn")
-    left = places.select(pl.col(ID).alias("id")).with_columns(turn)
-    return _joined(left, where.select("id").with_columns(turn), ["id", "turn"])
+    occurrence = pl.int_range(pl.len()).over("id").alias("occurrence")
+    left = events.select(pl.col(ID).alias("id")).with_columns(occurrence)
+    return _joined(left, keys.select("id").with_columns(occurrence), ["id", "occurrence"])
 
 
 def _joined(left: pl.DataFrame, right: pl.DataFrame, on: list[str]) -> tuple[I64, I64]:
-    """Row numbers of the left and of the right that have the same values, by the left."""
-    right = right.with_row_index("theirs").unique(on, keep="first")
-    both = left.with_row_index("mine").join(right, on=on).sort("mine")
-    return both["mine"].cast(pl.Int64).to_numpy(), both["theirs"].cast(pl.Int64).to_numpy()
+    """Row numbers of left and right rows with equal values, in the order of the left."""
+    right = right.with_row_index("right").unique(on, keep="first")
+    both = left.with_row_index("left").join(right, on=on).sort("left")
+    return both["left"].cast(pl.Int64).to_numpy(), both["right"].cast(pl.Int64).to_numpy()
 
 
-def _same_ids(places: pl.DataFrame, mine: I64, where: pl.DataFrame, theirs: I64) -> bool:
-    return "id" not in where.columns or places[ID][mine].equals(where["id"][theirs])
+def _same_ids(events: pl.DataFrame, event_rows: I64, keys: pl.DataFrame, served_rows: I64) -> bool:
+    return "id" not in keys.columns or events[ID][event_rows].equals(keys["id"][served_rows])
 
 
 def _unmatched(partitions: I64, matched: I64) -> tuple[I64, int]:
-    """Rows without a match between the first and the last match of their partition; and others."""
+    """Unmatched rows between the first and last match of their partition; number of the others."""
     rows = np.arange(len(partitions))
     missing = np.setdiff1d(rows, matched)
     inside = np.zeros(len(missing), np.bool_)
@@ -246,9 +264,12 @@ def _unmatched(partitions: I64, matched: I64) -> tuple[I64, int]:
     return missing[inside], int((~inside).sum())
 
 
-def _missing_ids(places: pl.DataFrame, not_served: I64, served: Served, unknown: I64) -> list[str]:
-    ids = [f"{places[ID][row]} (not served)" for row in not_served[:EXAMPLES].tolist()]
-    named = "id" in served.where.columns
+def _missing_ids(
+    events: pl.DataFrame, not_served: I64, served: ServedFeatures, unknown: I64
+) -> list[str]:
+    """Examples of missing rows, for people."""
+    ids = [f"{events[ID][row]} (not served)" for row in not_served[:EXAMPLES].tolist()]
+    has_id = "id" in served.keys.columns
     for row in unknown[:EXAMPLES].tolist():
-        ids.append(f"{served.where['id'][row] if named else f'row {row}'} (no event)")
+        ids.append(f"{served.keys['id'][row] if has_id else f'row {row}'} (no event)")
     return ids

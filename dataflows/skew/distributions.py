@@ -1,16 +1,16 @@
-"""How far the distribution of each feature has moved from the training set to what was served.
+"""Compares the distribution of each feature between a training set and the served rows.
 
-Bins are quantiles of the training set; a value that is a large part of it by itself (a 0 of a
-one-hot column) has a bin of its own, and so have missing values. Of the shares p in training and
-q in serving::
+Bins are quantiles of the training set. A value that makes up a large part of it (such as the 0 of a
+one-hot column) has a bin of its own, and so have missing values. For the shares p in training and q
+in serving::
 
-    PSI = Σ (q - p) ln(q / p)      below 0.1 nothing to see, above 0.25 another distribution
+    PSI = Σ (q - p) ln(q / p)      below 0.1 no shift, above 0.25 a different distribution
     JS  = ½ Σ p log₂(p / m) + ½ Σ q log₂(q / m)  with m = (p + q) / 2; from 0 to 1
     KS  = the largest distance between the two distribution functions, of unbinned values
 
-No share is 0: each bin has half a row more. Of rows of one and the same distribution PSI is about
-(bins - 1) (1 / n + 1 / m), which is large when there are few; see Yurdakul, *Statistical properties
-of population stability index* (2018). It is subtracted nowhere, but told.
+Half a row is added to each bin, so that no share is 0. For two samples of the same distribution PSI
+is about (bins - 1) (1 / n + 1 / m), which is large for small samples; see Yurdakul, *Statistical
+properties of population stability index* (2018). That expectation is reported, not subtracted.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.dataflows.skew.progress import Watch, unwatched
-from anabranch.dataflows.skew.served_features import Served
+from anabranch.dataflows.skew.progress import OnProgress, ignore_progress
+from anabranch.dataflows.skew.served_features import ServedFeatures
 from anabranch.models.drift.bins import jensen_shannon
 
 F64 = NDArray[np.float64]
@@ -33,10 +33,10 @@ BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """One feature, in training and in serving.
+    """How far one feature has shifted between training and serving.
 
-    ``psi_by_chance`` is what PSI would be about if nothing had changed. ``mean`` and ``missing``
-    (a share) are pairs: in training, in serving.
+    ``psi_by_chance`` is the PSI to be expected without any shift. ``mean`` and ``missing`` (a
+    share) are pairs: in training, in serving.
     """
 
     name: str
@@ -49,22 +49,22 @@ class Shift:
 
 
 def shifts(
-    training: Served,
-    served: Served,
+    training: ServedFeatures,
+    served: ServedFeatures,
     names: Sequence[str],
     bins: int = BINS,
-    watch: Watch = unwatched,
+    on_progress: OnProgress = ignore_progress,
 ) -> list[Shift]:
-    """The shift of each of ``names``, by falling PSI; ``bins`` is how many quantiles there are."""
-    found = []
+    """The shift of each of the features ``names``, sorted by descending PSI."""
+    result = []
     for done, name in enumerate(names, 1):
-        found.append(shift(name, training.features[name], served.features[name], bins))
-        watch("comparing distributions", done, len(names))
-    return sorted(found, key=lambda each: (-each.psi, -each.js))
+        result.append(shift(name, training.features[name], served.features[name], bins))
+        on_progress("comparing distributions", done, len(names))
+    return sorted(result, key=lambda each: (-each.psi, -each.js))
 
 
 def shift(name: str, training: F64, served: F64, bins: int = BINS) -> Shift:
-    """The shift of one feature, of ``(n,)`` and ``(m,)`` values of which NaN are missing ones.
+    """The shift of one feature; values are ``(n,)`` and ``(m,) float64``, NaN if missing.
 
     >>> same = shift("x", np.arange(1000.0), np.arange(1000.0))
     >>> same.psi, same.js, same.ks
@@ -90,16 +90,16 @@ def shift(name: str, training: F64, served: F64, bins: int = BINS) -> Shift:
 
 
 def _bins(values: F64, bins: int) -> tuple[F64, F64]:
-    """The edges of quantile bins, and the values that fill one by themselves.
+    """The edges of quantile bins, and the values with a bin of their own.
 
-    A value that is at least as frequent as a bin is wide is two quantiles or more, or next to one.
+    The latter are values with at least the share of a bin: they would fill one or more quantiles.
     """
     if not len(values):
         return np.zeros(0), np.zeros(0)
-    different, counts = np.unique(values, return_counts=True)
-    if len(different) <= bins:
-        return np.zeros(0), different
-    single = different[counts >= len(values) / bins]
+    unique, counts = np.unique(values, return_counts=True)
+    if len(unique) <= bins:
+        return np.zeros(0), unique
+    single = unique[counts >= len(values) / bins]
     rest = values[~np.isin(values, single)]
     if not len(rest):
         return np.zeros(0), single
@@ -108,7 +108,7 @@ def _bins(values: F64, bins: int) -> tuple[F64, F64]:
 
 
 def _counts(values: F64, edges: F64, single: F64) -> F64:
-    """Rows per bin: the missing ones, then each single value, then between the edges."""
+    """Rows per bin: missing values, values with a bin of their own, then quantile bins."""
     missing = np.isnan(values)
     values = values[~missing]
     alone = np.isin(values, single)
@@ -124,7 +124,7 @@ def _counts(values: F64, edges: F64, single: F64) -> F64:
 
 
 def _ks(left: F64, right: F64) -> float:
-    """Where one of them has no values, the distance is 1; of nothing and nothing 0."""
+    """The Kolmogorov-Smirnov distance; 1 if only one of the samples is empty, 0 if both are."""
     if not len(left) or not len(right):
         return float(bool(len(left)) != bool(len(right)))
     left, right = np.sort(left), np.sort(right)

@@ -1,6 +1,6 @@
-"""Messages of a topic or a file as columns: typed, checked, with the times that make their order.
+"""Reads the messages of a topic or file into typed columns, with what is needed to order them.
 
-What can't be read is left out and counted, as the pipeline makes dead letters of it.
+Invalid messages, of which the pipeline makes dead letters, are counted and left out.
 """
 
 from __future__ import annotations
@@ -23,45 +23,46 @@ from anabranch.dataflows.files.file_rows import FileTable
 from anabranch.dataflows.files.file_topic import FileTopic
 from anabranch.dataflows.messages.event_time import parse_times_ms
 from anabranch.dataflows.messages.inputs import Delayed, Inline
-from anabranch.dataflows.skew.progress import Watch
+from anabranch.dataflows.skew.progress import OnProgress
 from anabranch.dataflows.skew.row_features import TIME
 from anabranch.dataflows.skew.sources import format_of, offsets_of
 from anabranch.state.durations import parse_duration_ms
 
 I64 = NDArray[np.int64]
-LARGEST = 1e100
-"""A number beyond it is a dead letter, as the README's limits say."""
+MAX_NUMBER = 1e100
+"""Events with a number beyond it are dead letters, as the README's limits say."""
 
-ID, PARTITION, OFFSET, RISING = "event id", "event partition", "event offset", "rising time"
+ID, PARTITION, OFFSET, PUBLISHED = "event id", "event partition", "event offset", "publishing time"
 LABEL = "label value"
-"""Columns beside the message's own; no field can be called so."""
+"""Columns beside the message's own; the names can't clash with fields, as they have a space."""
 
-_AT_ONCE = 10_000
+_POLL_LIMIT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class MessageKind:
-    """What to read of one type of message.
+    """Which fields of one type of message to read.
 
     Attributes:
-        type: the type; ``what`` is for people.
-        id, time: its fields.
+        type: the message type.
+        name: "events" or "labels".
+        id, time: names of its fields for id and event time.
         columns: column → the field that fills it, and whether that is text; else it is a number.
-        checked: fields whose numbers must be representable, see `LARGEST`.
-        may_be_missing: whether there may be none.
+        checked: fields whose numbers must not exceed `MAX_NUMBER`.
+        may_be_empty: whether there may be no messages.
     """
 
     type: type[msgspec.Struct]
-    what: str
+    name: str
     id: str
     time: str
     columns: Mapping[str, tuple[str, bool]]
     checked: Sequence[str]
-    may_be_missing: bool = False
+    may_be_empty: bool = False
 
 
-def events_of(pipeline: Pipeline) -> MessageKind:
-    """The events of a pipeline: the fields that features are made of, and an inline `LABEL`."""
+def event_kind(pipeline: Pipeline) -> MessageKind:
+    """The events of a pipeline: the fields of its features, and the field of an inline `LABEL`."""
     fields, label = pipeline.schema.fields, pipeline.label
     columns = {name: (name, fields[name].kind == "text") for name in pipeline.used_fields}
     if isinstance(label, Inline) and pipeline.label_windows:
@@ -72,8 +73,8 @@ def events_of(pipeline: Pipeline) -> MessageKind:
     return MessageKind(pipeline.event, "events", pipeline.id, pipeline.time, columns, checked)
 
 
-def labels_of(pipeline: Pipeline) -> MessageKind:
-    """The labels of a pipeline that come on their own, with their `LABEL`."""
+def label_kind(pipeline: Pipeline) -> MessageKind:
+    """The delayed labels of a pipeline, with their `LABEL`."""
     label = pipeline.label
     assert isinstance(label, Delayed)
     checked = [label.field] if pipeline.target_kind == "number" else []
@@ -83,7 +84,7 @@ def labels_of(pipeline: Pipeline) -> MessageKind:
 
 @dataclass(slots=True)
 class Piece:
-    """Messages of one partition, oldest first: ``times`` are those of publishing, epoch ms."""
+    """Messages of one partition in order; ``times`` are publishing times, epoch ms."""
 
     partition: int
     offsets: I64
@@ -92,12 +93,12 @@ class Piece:
 
 
 def topic_pieces(bus: Bus, topic: str, starts: list[int], ends: list[int]) -> Iterator[Piece]:
-    """The messages of a topic between these offsets, each partition in its order."""
-    places = {TopicPartition(topic, number): start for number, start in enumerate(starts)}
-    reader = bus.reader(places)
+    """Read the messages of a topic between two offsets of each partition, in order."""
+    positions = {TopicPartition(topic, number): start for number, start in enumerate(starts)}
+    reader = bus.reader(positions)
     try:
         while any(at < ends[where.partition] for where, at in reader.positions().items()):
-            for piece in reader.poll(_AT_ONCE, timeout_s=0.1):
+            for piece in reader.poll(_POLL_LIMIT, timeout_s=0.1):
                 stop = int(np.searchsorted(piece.offsets, ends[piece.partition]))
                 if stop:
                     cut = slice(0, stop)
@@ -110,17 +111,17 @@ def topic_pieces(bus: Bus, topic: str, starts: list[int], ends: list[int]) -> It
 
 @dataclass(slots=True)
 class Messages:
-    """What was read.
+    """The messages of a topic or file.
 
     Attributes:
-        source: the topic or file, for people.
-        topic: where the coordinates count; of a file, the topic that it stands for.
-        frame: a row per message that could be used, by `RISING` time, partition and offset: the
-            columns of its kind (text, else float64 with null), and `ID`, `PARTITION`, `OFFSET`,
-            `RISING`, `TIME`.
-        read: how many messages there were.
-        from_start: whether nothing was before them.
-        complaint: what is wrong with one that could not be used.
+        source: name of the topic or file, for error messages.
+        topic: the topic to which the offsets refer; of a file, the topic that it stands for.
+        frame: a row per valid message, sorted by `PUBLISHED`, partition and offset: the columns of
+            its kind (text, or float64 with null), and `ID`, `PARTITION`, `OFFSET`, `TIME` and
+            `PUBLISHED`, the publishing time made non-decreasing within its partition.
+        read: number of messages read, valid or not.
+        from_start: whether no earlier messages have been deleted.
+        first_error: what is wrong with the first invalid message.
     """
 
     source: str
@@ -128,105 +129,105 @@ class Messages:
     frame: pl.DataFrame
     read: int
     from_start: bool
-    complaint: str
+    first_error: str
 
 
-def messages_of_topic(
-    pipeline: Pipeline, kind: MessageKind, bus: Bus, topic: str, watch: Watch
+def messages_from_topic(
+    pipeline: Pipeline, kind: MessageKind, bus: Bus, topic: str, on_progress: OnProgress
 ) -> Messages:
-    """All that are on a topic now.
+    """Read all messages that are on a topic now.
 
     Raises:
         BusError: the topic does not exist, or can't be read.
-        InputError: it is empty, and must not be.
+        InputError: it is empty, unless the kind allows that.
     """
-    starts, ends = offsets_of(bus, topic, kind.may_be_missing)
+    starts, ends = offsets_of(bus, topic, kind.may_be_empty)
     reader = _Reader(pipeline, kind)
     for piece in topic_pieces(bus, topic, starts, ends):
         reader.add(piece)
-        watch(f"reading {kind.what}", reader.read, sum(ends) - sum(starts))
+        on_progress(f"reading {kind.name}", reader.read, sum(ends) - sum(starts))
     return reader.messages(f"topic {topic!r}", topic, not any(starts))
 
 
-def messages_of_file(
-    pipeline: Pipeline, kind: MessageKind, path: Path, topic: str, watch: Watch
+def messages_from_file(
+    pipeline: Pipeline, kind: MessageKind, path: Path, topic: str, on_progress: OnProgress
 ) -> Messages:
-    """Those of a Parquet, JSONL or CSV file, with the places that `replay` gives them.
+    """Read the messages of a Parquet, JSONL or CSV file, with the offsets that `replay` gives them.
 
-    That is the file's order, unless it says itself of which partition each row is.
+    Those follow the file's order, unless it has the columns partition and offset.
 
     Raises:
         InputError: the file is missing, damaged or empty.
     """
     format_of(path)
     table = FileTable.open(path, kind.type, kind.time, pipeline.time_unit, kind.id)
-    found = FileTopic(topic, table)
+    file = FileTopic(topic, table)
     reader = _Reader(pipeline, kind)
     for rows in table.rows():
         for number in np.unique(rows.partitions).tolist():
             own = rows.take(rows.partitions == number)
             reader.add(Piece(number, own.offsets, own.times, own.values))
-        watch(f"reading {kind.what}", reader.read, sum(found.counts))
-    return reader.messages(str(path), found.name, not any(found.starts))
+        on_progress(f"reading {kind.name}", reader.read, sum(file.counts))
+    return reader.messages(str(path), file.name, not any(file.starts))
 
 
 class _Reader:
-    """Makes columns of messages."""
+    """Decodes messages into frames."""
 
     def __init__(self, pipeline: Pipeline, kind: MessageKind) -> None:
         self.read = 0
         self._kind = kind
         self._frames: list[pl.DataFrame] = []
-        self._rising: dict[int, int] = {}
-        self._complaint = ""
-        self._ahead_ms = parse_duration_ms(pipeline.max_clock_skew)
+        self._published: dict[int, int] = {}
+        self._first_error = ""
+        self._max_future_ms = parse_duration_ms(pipeline.max_clock_skew)
         self._time_scale = pipeline.time_scale
         wire = msgspec.defstruct(
             kind.type.__name__, [(kind.time, int | float | str)], bases=(kind.type,), kw_only=True
         )
         topics = pipeline.topics
-        codec = codec_of(pipeline, topics.events if kind.what == "events" else topics.labels)
+        codec = codec_of(pipeline, topics.events if kind.name == "events" else topics.labels)
         self._decode = codec.decoder(wire)
         has_own_code = hasattr(wire, "__post_init__")
         self._undecodable = (Exception,) if has_own_code else codec.errors
 
     def add(self, piece: Piece) -> None:
-        """The usable messages of a piece become a frame."""
+        """Append a frame of the valid messages of a piece."""
         self.read += len(piece.values)
-        before = self._rising.get(piece.partition, int(np.iinfo(np.int64).min))
-        rising = np.maximum(np.maximum.accumulate(piece.times), before)
-        self._rising[piece.partition] = int(rising[-1])
+        before = self._published.get(piece.partition, int(np.iinfo(np.int64).min))
+        published = np.maximum(np.maximum.accumulate(piece.times), before)
+        self._published[piece.partition] = int(published[-1])
         messages, rows = self._decoded(piece.values)
         if messages:
-            self._frames.append(self._frame(piece, rising, messages, rows))
+            self._frames.append(self._frame(piece, published, messages, rows))
 
     def messages(self, source: str, topic: str, from_start: bool) -> Messages:
-        """All that was added, merged in time."""
+        """The messages added so far, sorted by publishing time."""
         frame = pl.concat(self._frames) if self._frames else pl.DataFrame()
         if len(frame):
-            frame = frame.sort(RISING, PARTITION, OFFSET)
-        return Messages(source, topic, frame, self.read, from_start, self._complaint)
+            frame = frame.sort(PUBLISHED, PARTITION, OFFSET)
+        return Messages(source, topic, frame, self.read, from_start, self._first_error)
 
-    def _frame(self, piece: Piece, rising: I64, messages: list[Any], rows: I64) -> pl.DataFrame:
+    def _frame(self, piece: Piece, published: I64, messages: list[Any], rows: I64) -> pl.DataFrame:
         kind = self._kind
         times, bad = parse_times_ms(
             [getattr(message, kind.time) for message in messages], self._time_scale
         )
-        latest = np.minimum(piece.times[rows], int(time.time() * 1000)) + self._ahead_ms
-        usable = (times <= latest) & self._representable(messages)
-        usable[list(bad)] = False
-        if not usable.all() and not self._complaint:
-            self._complaint = "its time or a number is out of range"
+        latest = np.minimum(piece.times[rows], int(time.time() * 1000)) + self._max_future_ms
+        valid = (times <= latest) & self._within_limits(messages)
+        valid[list(bad)] = False
+        if not valid.all() and not self._first_error:
+            self._first_error = "its time or a number is out of range"
         columns: dict[str, Any] = {
             ID: pl.Series([getattr(message, kind.id) for message in messages], dtype=pl.String),
             PARTITION: np.full(len(rows), piece.partition),
             OFFSET: piece.offsets[rows],
-            RISING: rising[rows],
+            PUBLISHED: published[rows],
             TIME: times,
         }
         for name, (source, is_text) in kind.columns.items():
             columns[name] = _column([getattr(message, source) for message in messages], is_text)
-        return pl.DataFrame(columns).filter(pl.Series(usable))
+        return pl.DataFrame(columns).filter(pl.Series(valid))
 
     def _decoded(self, values: Sequence[bytes]) -> tuple[list[Any], I64]:
         messages: list[Any] = []
@@ -236,18 +237,18 @@ class _Reader:
             try:
                 messages.append(decode(value))
             except self._undecodable as error:
-                self._complaint = self._complaint or str(error)
+                self._first_error = self._first_error or str(error)
             else:
                 rows.append(row)
         return messages, np.array(rows, np.int64)
 
-    def _representable(self, messages: list[Any]) -> NDArray[np.bool_]:
-        good = np.ones(len(messages), np.bool_)
+    def _within_limits(self, messages: list[Any]) -> NDArray[np.bool_]:
+        valid = np.ones(len(messages), np.bool_)
         for name in self._kind.checked:
             for row, message in enumerate(messages):
                 value = getattr(message, name)
-                good[row] &= value is None or abs(value) <= LARGEST
-        return good
+                valid[row] &= value is None or abs(value) <= MAX_NUMBER
+        return valid
 
 
 def _column(values: list[Any], is_text: bool) -> pl.Series:
@@ -257,7 +258,7 @@ def _column(values: list[Any], is_text: bool) -> pl.Series:
 
 
 def _as_float(value: float) -> float:
-    """A number beyond what a float holds is infinite; its row is left out."""
+    """An integer beyond the range of floats becomes infinite; its row is dropped."""
     try:
         return float(value)
     except OverflowError:

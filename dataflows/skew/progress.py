@@ -1,12 +1,12 @@
-"""How a long check tells how far it is."""
+"""The progress callback of a long check."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-Watch = Callable[[str, int, int | None], None]
-"""Called with what is being done, how much of it is, and how much there is (None: not known)."""
+OnProgress = Callable[[str, int, int | None], None]
+"""Called with the name of a task, the units done, and the total (None: unknown)."""
 
 
-def unwatched(what: str, done: int, total: int | None) -> None:
-    """Nobody looks."""
+def ignore_progress(task: str, done: int, total: int | None) -> None:
+    """Do nothing."""

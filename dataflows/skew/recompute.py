@@ -1,4 +1,4 @@
-"""The features of a pipeline, recomputed from its declaration for every event that entered."""
+"""Recomputes the features of a pipeline from its declaration, for every accepted event."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from anabranch.dataflows.declaration.features import (
 )
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.inputs import Delayed
-from anabranch.dataflows.skew.arrival_order import Arrivals
-from anabranch.dataflows.skew.label_rules import LabelSteps, inline_steps, joined_steps
-from anabranch.dataflows.skew.late_and_duplicate import admitted
-from anabranch.dataflows.skew.message_reader import ID, LABEL, LARGEST, OFFSET, PARTITION
-from anabranch.dataflows.skew.progress import Watch, unwatched
+from anabranch.dataflows.skew.arrival_order import ArrivedEvents
+from anabranch.dataflows.skew.label_join import LabelSteps, delayed_label_steps, inline_label_steps
+from anabranch.dataflows.skew.late_and_duplicate import accepted_events
+from anabranch.dataflows.skew.message_reader import ID, LABEL, MAX_NUMBER, OFFSET, PARTITION
+from anabranch.dataflows.skew.progress import OnProgress, ignore_progress
 from anabranch.dataflows.skew.row_features import TIME, row_columns
 from anabranch.dataflows.skew.timeline import Timeline
 from anabranch.dataflows.skew.window_stats import decayed, distinct, since_last, windows
@@ -32,74 +32,75 @@ I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
 Columns = list[tuple[F64, F64 | None]]
-"""Values by arrival, ``(n,)``, and by how much each may differ for rounding alone."""
+"""Values in order of arrival, ``(n,)``, and how much each may differ because of rounding."""
 
 
 @dataclass(slots=True)
 class Recomputed:
-    """Features by other means: a row for each event that entered, in order of arrival.
+    """Recomputed features: a row for each accepted event, in order of arrival.
 
     Attributes:
-        places: `ID`, `PARTITION`, `OFFSET` and `TIME` of each row.
+        events: `ID`, `PARTITION`, `OFFSET` and `TIME` of each row.
         features: name → ``(n,) float64``.
-        slack: name → ``(n,) float64``, what rounding alone may make of a difference.
-        not_checked: features of kinds that are not recomputed here, or of labels that are not
-            known.
-        near: feature of labels → ``(n,) int64``, by how many ms the nearest label of the same key
-            was published before or after the event: so close together, they may have been read in
+        rounding: name → ``(n,) float64``, the difference that rounding alone may cause.
+        not_checked: features that can't be recomputed, or whose labels are unknown.
+        served: ``(n,) bool``: False if a feature is too large for any model, so that the pipeline
+            gives a dead letter and no prediction.
+        label_distance_ms: window over labels → ``(n,) int64``, time between the publishing of the
+            event and of the nearest label of its key. If it is short, they may have been read in
             the other order.
-        served: ``(n,) bool``: False where a feature is too large for any model, so that the
-            pipeline gives a dead letter and no prediction.
-        late, repeated: how many events did not enter.
+        late, duplicates: numbers of events dropped.
     """
 
-    places: pl.DataFrame
+    events: pl.DataFrame
     features: dict[str, F64] = field(default_factory=dict)
-    slack: dict[str, F64] = field(default_factory=dict)
+    rounding: dict[str, F64] = field(default_factory=dict)
     not_checked: list[str] = field(default_factory=list)
     served: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    near: dict[str, I64] = field(default_factory=dict)
+    label_distance_ms: dict[str, I64] = field(default_factory=dict)
     late: int = 0
-    repeated: int = 0
+    duplicates: int = 0
 
-    def take(self, feature: Feature, columns: Columns | None) -> None:
-        """The columns of a feature; None where it can't be recomputed."""
+    def add(self, feature: Feature, columns: Columns | None) -> None:
+        """Add the columns of a feature; None if it can't be recomputed."""
         if columns is None:
             self.not_checked += feature.columns()
             return
-        for name, (values, slack) in zip(feature.columns(), columns, strict=True):
+        for name, (values, rounding) in zip(feature.columns(), columns, strict=True):
             self.features[name] = values
-            if slack is not None:
-                self.slack[name] = slack
+            if rounding is not None:
+                self.rounding[name] = rounding
 
 
-def recompute(pipeline: Pipeline, arrivals: Arrivals, watch: Watch = unwatched) -> Recomputed:
-    """All features of the declaration, for every event that entered."""
-    entering = admitted(pipeline, arrivals)
-    frame = entering.frame
-    found = Recomputed(
-        frame.select(ID, PARTITION, OFFSET, TIME), late=entering.late, repeated=entering.repeated
+def recompute(
+    pipeline: Pipeline, arrived: ArrivedEvents, on_progress: OnProgress = ignore_progress
+) -> Recomputed:
+    """Recompute all features of a pipeline, for every event that it accepts."""
+    accepted = accepted_events(pipeline, arrived)
+    frame = accepted.frame
+    result = Recomputed(
+        frame.select(ID, PARTITION, OFFSET, TIME),
+        late=accepted.late,
+        duplicates=accepted.duplicates,
     )
     entities: dict[str, _Entity] = {}
     total = len(pipeline.features)
-    of_labels = [each for each in pipeline.features if isinstance(each, LabelWindow)]
+    over_labels = [each for each in pipeline.features if isinstance(each, LabelWindow)]
     for done, feature in enumerate(pipeline.features):
-        watch("recomputing features", done, total)
-        if isinstance(feature, LabelWindow):
-            continue  # only what is predicted gets labels: see below
-        columns = _columns(pipeline, feature, frame, entities)
-        found.take(feature, columns)
-    found.served = np.ones(len(frame), np.bool_)
-    for values in found.features.values():
-        found.served &= np.abs(values) <= LARGEST  # NaN compares as false
-    if of_labels:
-        _add_windows_of_labels(pipeline, of_labels, frame, arrivals, found)
-    watch("recomputing features", total, total)
-    return found
+        on_progress("recomputing features", done, total)
+        if not isinstance(feature, LabelWindow):
+            result.add(feature, _columns(pipeline, feature, frame, entities))
+    result.served = np.ones(len(frame), np.bool_)
+    for values in result.features.values():
+        result.served &= np.abs(values) <= MAX_NUMBER  # False for NaN
+    if over_labels:  # last, as only events that are predicted get labels
+        _add_label_windows(pipeline, over_labels, frame, arrived, result)
+    on_progress("recomputing features", total, total)
+    return result
 
 
 def longest_look_back_ms(pipeline: Pipeline) -> int:
-    """How far back the features of an event reach, in ms: of labels, to the events they judge."""
+    """How far back in event time features depend on earlier events, in ms."""
     keyed = [feature for feature in pipeline.features if isinstance(feature, KeyedFeature)]
     label = pipeline.label
     timeout_ms = parse_duration_ms(label.timeout) if isinstance(label, Delayed) else 0
@@ -116,10 +117,10 @@ def _columns(
     pipeline: Pipeline, feature: Feature, frame: pl.DataFrame, entities: dict[str, _Entity]
 ) -> Columns | None:
     if not isinstance(feature, EntityFeature):
-        found = row_columns(feature, frame)
-        return None if found is None else [(column.to_numpy(), None) for column in found]
+        columns = row_columns(feature, frame)
+        return None if columns is None else [(column.to_numpy(), None) for column in columns]
     if feature.entity not in frame.columns or feature.value not in (None, *frame.columns):
-        return None  # made of something else than the event
+        return None  # not a feature of the event's fields
     entity = entities.get(feature.entity)
     if entity is None:
         lateness_ms = parse_duration_ms(pipeline.allowed_lateness)
@@ -127,123 +128,130 @@ def _columns(
     return entity.columns(feature)
 
 
-def _add_windows_of_labels(
+def _add_label_windows(
     pipeline: Pipeline,
     features: list[LabelWindow],
     frame: pl.DataFrame,
-    arrivals: Arrivals,
-    found: Recomputed,
+    arrived: ArrivedEvents,
+    result: Recomputed,
 ) -> None:
-    """The windows over labels, for the events that are predicted; of the others, 0."""
-    events = frame.filter(pl.Series(found.served))
+    """Add the windows over labels, for the events that are predicted; 0 for the others."""
+    events = frame.filter(pl.Series(result.served))
     if LABEL in events.columns:
-        steps = inline_steps(events, pipeline.task)
-    elif arrivals.labels is not None:
-        steps = joined_steps(pipeline, events, arrivals.labels.frame)
+        steps = inline_label_steps(events, pipeline.task)
+    elif arrived.labels is not None:
+        steps = delayed_label_steps(pipeline, events, arrived.labels.frame)
     else:
         for feature in features:
-            found.take(feature, None)
+            result.add(feature, None)
         return
-    # Labels may come in any order of their times; all of them can be ahead of one that comes.
-    reach = int((np.maximum.accumulate(steps.time) - steps.time).max(initial=0))
+    # Labels may arrive in any order of their times.
+    max_lateness = int((np.maximum.accumulate(steps.time) - steps.time).max(initial=0))
     entities: dict[str, tuple[_Entity, I64]] = {}
     for feature in features:
         if feature.entity not in entities:
             keys = events[feature.entity].gather(steps.row)
             rows = pl.DataFrame({feature.entity: keys, TIME: steps.time, LABEL: steps.value})
-            entity = _Entity(rows, feature.entity, reach)
-            entities[feature.entity] = entity, _nearest_ms(steps, _codes(keys))
-        entity, near = entities[feature.entity]
+            entity = _Entity(rows, feature.entity, max_lateness)
+            entities[feature.entity] = entity, _label_distance_ms(steps, _codes(keys))
+        entity, distance_ms = entities[feature.entity]
         columns = entity.columns(EntityFeature(feature.entity, feature.spec, LABEL, False, ""))
         assert columns is not None
-        found.take(
-            feature,
-            [
-                (
-                    _spread(np.clip(values[steps.asks], -LARGEST, LARGEST), found.served),
-                    None if slack is None else _spread(slack[steps.asks], found.served),
-                )
-                for values, slack in columns
-            ],
-        )
-        if arrivals.labels is not None:
-            found.near |= dict.fromkeys(feature.columns(), _spread(near, found.served))
+        result.add(feature, [_of_queries(column, steps, result.served) for column in columns])
+        if arrived.labels is not None:
+            expanded = _expand(distance_ms, result.served)
+            result.label_distance_ms |= dict.fromkeys(feature.columns(), expanded)
 
 
-def _nearest_ms(steps: LabelSteps, keys: I64) -> I64:
-    """For each step that asks: how far away in publishing time the key's nearest label is."""
+def _of_queries(
+    column: tuple[F64, F64 | None], steps: LabelSteps, served: NDArray[np.bool_]
+) -> tuple[F64, F64 | None]:
+    """The values of a column at the queries, 0 for events that are not served."""
+    values, rounding = column
+    clipped = np.clip(values[steps.queries], -MAX_NUMBER, MAX_NUMBER)
+    return (
+        _expand(clipped, served),
+        None if rounding is None else _expand(rounding[steps.queries], served),
+    )
+
+
+def _label_distance_ms(steps: LabelSteps, keys: I64) -> I64:
+    """For each query, the time between its publishing and that of the key's nearest label."""
     far = np.int64(2**62)
-    enters = ~np.isnan(steps.value)
-    order = np.lexsort((steps.came, keys))
+    has_label = ~np.isnan(steps.value)
+    order = np.lexsort((steps.published, keys))
     nearest = np.full(len(keys), far)
     for backwards in (False, True):
-        turn = order[::-1] if backwards else order
-        places = np.where(enters[turn], np.arange(len(turn)), -1)
-        last = np.maximum.accumulate(places) if len(turn) else places
-        known = (last >= 0) & (keys[turn] == keys[turn[last]])
-        apart = np.abs(steps.came[turn] - steps.came[turn[last]])
-        nearest[turn] = np.minimum(nearest[turn], np.where(known, apart, far))
-    return nearest[steps.asks]
+        direction = order[::-1] if backwards else order
+        labels = np.where(has_label[direction], np.arange(len(direction)), -1)
+        last = np.maximum.accumulate(labels) if len(direction) else labels
+        exists = (last >= 0) & (keys[direction] == keys[direction[last]])
+        apart = np.abs(steps.published[direction] - steps.published[direction[last]])
+        nearest[direction] = np.minimum(nearest[direction], np.where(exists, apart, far))
+    return nearest[steps.queries]
 
 
-def _spread(values: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[Any]:
-    """Those of the rows ``where``; 0 in the others."""
-    found = np.zeros(len(where), values.dtype)
-    found[where] = values
-    return found
+def _expand(values: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[Any]:
+    """An array with ``values`` at the rows ``where``, and 0 elsewhere."""
+    expanded = np.zeros(len(where), values.dtype)
+    expanded[where] = values
+    return expanded
 
 
 class _Entity:
-    """The keys of one entity, and their timelines by resolution."""
+    """The keys of one entity, with a timeline per resolution."""
 
-    def __init__(self, frame: pl.DataFrame, name: str, lateness_ms: int) -> None:
+    def __init__(self, frame: pl.DataFrame, name: str, max_lateness_ms: int) -> None:
         self._frame = frame
         self._keys: I64 = _codes(frame[name])
         self._times: I64 = frame[TIME].to_numpy()
-        self._lateness_ms = lateness_ms
+        self._max_lateness_ms = max_lateness_ms
         self._timelines: dict[int, Timeline] = {}
 
     def columns(self, feature: EntityFeature) -> Columns | None:
-        """The columns of one of its features."""
+        """The columns of a feature; None if its kind can't be recomputed."""
         spec, value = feature.spec, feature.value
         match spec:
             case WindowSpec():
                 line = self._timeline(spec.resolution_ms or 1)
                 widths = [-(-width // (spec.resolution_ms or 1)) for width in spec.widths_ms]
                 values = None if value is None else self._numbers(value)
-                found, slack = windows(line, values, widths, spec.stats, self._times)
+                by_position, rounding = windows(line, values, widths, spec.stats, self._times)
             case DecayedSpec() if value is not None:
                 line = self._timeline(1)
-                found, slack = decayed(line, self._numbers(value), spec.half_life_ms, spec.stats)
+                by_position, rounding = decayed(
+                    line, self._numbers(value), spec.half_life_ms, spec.stats
+                )
             case SinceLastSpec():
-                line, slack = self._timeline(1), [None]
-                found = [since_last(line, spec.within_ms)]
+                line, rounding = self._timeline(1), [None]
+                by_position = [since_last(line, spec.within_ms)]
             case DistinctSpec() if value is not None:
-                line, slack = self._timeline(1), [None] * len(spec.widths_ms)
+                line, rounding = self._timeline(1), [None] * len(spec.widths_ms)
                 codes = _codes(self._frame[value])
-                found = [distinct(line, codes, width) for width in spec.widths_ms]
+                by_position = [distinct(line, codes, width) for width in spec.widths_ms]
             case _:
                 return None
         return [
-            (by_place[line.place], None if free is None else free[line.place])
-            for by_place, free in zip(found, slack, strict=True)
+            (by_place[line.position], None if free is None else free[line.position])
+            for by_place, free in zip(by_position, rounding, strict=True)
         ]
 
     def _timeline(self, resolution_ms: int) -> Timeline:
-        """By time, or by panes of so many ms."""
-        found = self._timelines.get(resolution_ms)
-        if found is None:
+        """The timeline by panes of ``resolution_ms``; 1: by time."""
+        timeline = self._timelines.get(resolution_ms)
+        if timeline is None:
             times = self._times // resolution_ms
-            reach = self._lateness_ms // resolution_ms + 1
-            found = self._timelines[resolution_ms] = Timeline(self._keys, times, reach)
-        return found
+            max_lateness = self._max_lateness_ms // resolution_ms + 1
+            timeline = Timeline(self._keys, times, max_lateness)
+            self._timelines[resolution_ms] = timeline
+        return timeline
 
     def _numbers(self, name: str) -> F64:
-        """Null is NaN."""
+        """A number column, NaN for null."""
         return self._frame[name].to_numpy()
 
 
 def _codes(texts: pl.Series) -> I64:
-    """A number per different text, -1 for null: ``(n,) int64``."""
+    """A code per distinct text, -1 for null: ``(n,) int64``."""
     codes: I64 = texts.rank("dense").cast(pl.Int64).fill_null(-1).to_numpy()
     return codes

@@ -1,4 +1,4 @@
-"""The features that are made of the event alone, as Polars expressions."""
+"""Recomputes features of the event alone, such as fields and one-hot columns, with Polars."""
 
 from __future__ import annotations
 
@@ -18,46 +18,45 @@ from anabranch.dataflows.declaration.features import (
 from anabranch.dataflows.skew.xxh64 import xxh64
 
 TIME = "event time"
-"""The column of event times, epoch ms; no field can be called so."""
+"""The column of event times, epoch ms; the name can't clash with a field, as it has a space."""
 
-_MOMENT = pl.from_epoch(pl.col(TIME), time_unit="ms")
+_DATETIME = pl.from_epoch(pl.col(TIME), time_unit="ms")
 
 
 def row_columns(feature: Any, frame: pl.DataFrame) -> list[pl.Series] | None:
-    """The float64 columns of a row feature; None where it is of a kind that is not known here.
+    """The float64 columns of a feature; None if its kind can't be recomputed here.
 
-    ``frame`` has the event's fields under their names (text as it is, all else as float64) and
-    `TIME`.
+    ``frame`` has the event's fields under their names (text, or float64) and `TIME`.
     """
     match feature:
         case NumberField(field, missing):
             column = pl.col(field) if missing is None else pl.col(field).fill_null(missing)
-            return _made(frame, [column])
+            return _select(frame, [column])
         case HourOfDay(_, cyclic):
-            return _made(frame, _hours(cyclic))
+            return _select(frame, _hours(cyclic))
         case DayOfWeek():
-            return _made(frame, [_MOMENT.dt.weekday() - 1])
+            return _select(frame, [_DATETIME.dt.weekday() - 1])
         case OneHot(field, values):
-            return _made(frame, [_equals(frame, field, value) for value in values])
+            return _select(frame, [_equals(frame, field, value) for value in values])
         case Hashed(field, buckets):
             return _hashed(frame[field], buckets)
     return None
 
 
-def _made(frame: pl.DataFrame, columns: list[pl.Expr]) -> list[pl.Series]:
+def _select(frame: pl.DataFrame, columns: list[pl.Expr]) -> list[pl.Series]:
     named = [column.cast(pl.Float64).alias(str(i)) for i, column in enumerate(columns)]
     return frame.select(named).get_columns()
 
 
 def _hours(cyclic: bool) -> list[pl.Expr]:
-    clock = _MOMENT.dt
+    clock = _DATETIME.dt
     hours = (
         clock.hour().cast(pl.Float64)
         + clock.minute().cast(pl.Float64) / 60
         + (clock.second().cast(pl.Float64) + clock.millisecond().cast(pl.Float64) / 1000) / 3600
     )
-    turn = hours * (math.pi / 12)
-    return [turn.sin(), turn.cos()] if cyclic else [hours]
+    angle = hours * (math.pi / 12)
+    return [angle.sin(), angle.cos()] if cyclic else [hours]
 
 
 def _equals(frame: pl.DataFrame, field: str, value: object) -> pl.Expr:
@@ -69,9 +68,9 @@ def _equals(frame: pl.DataFrame, field: str, value: object) -> pl.Expr:
 
 
 def _hashed(texts: pl.Series, buckets: int) -> list[pl.Series]:
-    """Each different text is hashed once."""
-    different = texts.unique(maintain_order=True)
-    bucket = xxh64(different.to_list()) % np.uint64(buckets)
-    by_text = pl.DataFrame({"text": different, "bucket": bucket})
-    found = texts.to_frame("text").join(by_text, on="text", how="left", maintain_order="left")
-    return [(found["bucket"] == each).cast(pl.Float64) for each in range(buckets)]
+    """One column per bucket; each distinct text is hashed once."""
+    distinct = texts.unique(maintain_order=True)
+    bucket = xxh64(distinct.to_list()) % np.uint64(buckets)
+    by_text = pl.DataFrame({"text": distinct, "bucket": bucket})
+    joined = texts.to_frame("text").join(by_text, on="text", how="left", maintain_order="left")
+    return [(joined["bucket"] == each).cast(pl.Float64) for each in range(buckets)]

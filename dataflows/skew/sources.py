@@ -1,4 +1,4 @@
-"""Whether a name stands for a file or for a topic, and what is asked of both before reading."""
+"""Resolves a name to a file or a topic, and checks that it can be read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anabranch.state.errors import InputError
 
 
 def file_of(name: str) -> Path | None:
-    """The file that ``name`` stands for; None for a topic.
+    """The path if ``name`` is that of a file; None for a topic.
 
     >>> file_of("payments.events"), file_of("rows.parquet")
     (None, PosixPath('rows.parquet'))
@@ -21,38 +21,38 @@ def file_of(name: str) -> Path | None:
 
 
 def format_of(path: Path) -> str:
-    """The format of a file that is there and has rows: jsonl, csv or parquet.
+    """The format of an existing file with rows: jsonl, csv or parquet.
 
     Raises:
-        InputError: it is missing, empty, damaged, or of another kind.
+        InputError: the file is missing, empty, damaged, or of another format.
     """
     if not path.exists():
         raise InputError(f"there is no file {path}")
     if not path.is_file():
         raise InputError(f"{path} is a directory: name a file in it")
-    found = FORMATS.get(path.suffix.lower())
-    if found is None:
+    file_format = FORMATS.get(path.suffix.lower())
+    if file_format is None:
         raise InputError(
-            f"{path} is of no known kind: its name must end in {', '.join(sorted(FORMATS))}"
+            f"{path} has no known format: its name must end in {', '.join(sorted(FORMATS))}"
         )
-    if path.stat().st_size == 0 or (found == "parquet" and not parquet_rows(path)):
+    if path.stat().st_size == 0 or (file_format == "parquet" and not parquet_rows(path)):
         raise InputError(f"{path} has no rows: there is nothing to check")
-    return found
+    return file_format
 
 
 def offsets_of(bus: Bus, topic: str, may_be_empty: bool = False) -> tuple[list[int], list[int]]:
-    """The first offset of each partition of a topic, and the one behind the last.
+    """The first offset and the end offset of each partition of a topic.
 
     Raises:
-        BusError: there is no such topic.
-        InputError: it has no messages, and must not be empty.
+        BusError: the topic does not exist.
+        InputError: it has no messages, unless ``may_be_empty``.
     """
-    known = bus.topics()
-    if topic not in known:
-        listed = ", ".join(sorted(known)) or "none yet"
+    existing = bus.topics()
+    if topic not in existing:
+        listed = ", ".join(sorted(existing)) or "none yet"
         raise BusError(
-            f"topic {topic!r} does not exist on {bus.url}; topics there: {listed} (a file's name "
-            f"ends in {', '.join(sorted(FORMATS))})"
+            f"topic {topic!r} does not exist on {bus.url}; topics there: {listed} (file names "
+            f"end in {', '.join(sorted(FORMATS))})"
         )
     starts, ends = bus.start_offsets(topic), bus.end_offsets(topic)
     if sum(ends) <= sum(starts) and not may_be_empty:

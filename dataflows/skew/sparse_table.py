@@ -1,20 +1,21 @@
-"""Any range of a sequence from blocks of doubling size: nothing slides, and nothing is subtracted.
+"""Aggregates over arbitrary ranges of a sequence, from precomputed blocks of size 1, 2, 4, …
 
 ::
 
-    leaves      a  b  c  d  e  f  g  h          level 0: every leaf
-                   ab bc cd de ef fg gh         level 1: every run of 2
-                         abcd … efgh            level 2: every run of 4
+    leaves      a  b  c  d  e  f  g  h          level 0: single leaves
+                   ab bc cd de ef fg gh         level 1: runs of 2
+                         abcd … efgh            level 2: runs of 4
 
     b to g is 6 leaves: fg (2), then bcde (4)
 
-A level is made of the one below in one go, and all ranges whose length has that bit take their
-block of it: O((rows + ranges) log longest) array operations. A result is only ever combined of what
-is in its range, so neither a value that has left nor one of another key can leave a trace.
+Each level is computed from the one below in one operation, and every range whose length has that
+bit takes its block of it: O((rows + ranges) log longest) array operations. Nothing slides and
+nothing is subtracted: a result combines only what is in its range, so no value that has left the
+window, or belongs to another key, can leave a trace.
 
-What is combined is a *measure*: a tuple of arrays, one entry per leaf. Variances by Chan, Golub &
-LeVeque, *Updating formulae and a pairwise algorithm for computing sample variances* (1979); what
-additions lose is kept as in Knuth's TwoSum.
+What is combined is a *measure*: a tuple of arrays, one entry per leaf. Variances are combined as in
+Chan, Golub & LeVeque, *Updating formulae and a pairwise algorithm for computing sample variances*
+(1979); rounding errors of sums are carried along by Knuth's TwoSum.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from numpy.typing import NDArray
 
 Measure = tuple[NDArray[Any], ...]
 Combine = Callable[[Measure, Measure], Measure]
-"""Of what is on the left and what is on the right."""
+"""Combines the measures of two adjacent ranges, left and right."""
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 SCALE = 2.0**-64
-"""Sums are kept so much smaller, so that only a sum that is itself too large can overflow."""
+"""Sums are scaled down by it, so that intermediate sums don't overflow unless the result does."""
 
 
 def fold(leaves: Measure, last: I64, length: I64, combine: Combine) -> Measure:
@@ -40,9 +41,9 @@ def fold(leaves: Measure, last: I64, length: I64, combine: Combine) -> Measure:
 
     Args:
         leaves: arrays of ``(leaves,)``.
-        last: ``(ranges,) int64``; it is not looked at where the length is 0.
+        last: ``(ranges,) int64``; ignored where the length is 0.
         length: ``(ranges,) int64``, 0 or more.
-        combine: of neighbours, the left one first; it has to be associative.
+        combine: combines adjacent ranges; must be associative.
 
     Returns:
         Arrays of ``(ranges,)``; zeros where the length is 0.
@@ -51,7 +52,7 @@ def fold(leaves: Measure, last: I64, length: I64, combine: Combine) -> Measure:
     >>> fold((values,), np.array([3, 2]), np.array([3, 0]), lambda a, b: (a[0] + b[0],))
     (array([14.,  0.]),)
     """
-    found = tuple(np.zeros(len(last), column.dtype) for column in leaves)
+    result = tuple(np.zeros(len(last), column.dtype) for column in leaves)
     started = np.zeros(len(last), np.bool_)
     at = last.copy()
     longest = int(length.max(initial=0))
@@ -61,20 +62,20 @@ def fold(leaves: Measure, last: I64, length: I64, combine: Combine) -> Measure:
             rows = np.flatnonzero(length & size)
             block = tuple(column[at[rows]] for column in level)
             first = ~started[rows]
-            taken = tuple(column[rows] for column in found)
-            both = combine(block, taken)
-            for column, alone, joined in zip(found, block, both, strict=True):
+            so_far = tuple(column[rows] for column in result)
+            both = combine(block, so_far)
+            for column, alone, joined in zip(result, block, both, strict=True):
                 column[rows] = np.where(first, alone, joined)
             started[rows] = True
             at[rows] -= size
             if 2 * size <= longest:
                 level = _doubled(level, size, combine)
             size *= 2
-    return found
+    return result
 
 
 def _doubled(level: Measure, size: int, combine: Combine) -> Measure:
-    """Runs of twice the size, each by its last leaf; those that begin before the first are junk."""
+    """The next level, indexed by last leaf; entries of runs that start before leaf 0 are unused."""
     left = tuple(column[:-size] for column in level)
     right = tuple(column[size:] for column in level)
     joined = combine(left, right)
@@ -82,27 +83,27 @@ def _doubled(level: Measure, size: int, combine: Combine) -> Measure:
 
 
 def sum_leaves(values: F64) -> Measure:
-    """Leaves for `add`: the scaled sum, and what rounding took from it."""
+    """Leaves for `add`: the scaled sum, and its rounding error."""
     return values * SCALE, np.zeros(len(values))
 
 
 def add(left: Measure, right: Measure) -> Measure:
-    """Sums to about 32 digits."""
+    """Add sums with about 32 digits of precision."""
     total, error = _two_sum(left[0], right[0])
     return _two_sum(total, error + (left[1] + right[1]))
 
 
 def moment_leaves(values: F64) -> Measure:
-    """Leaves for `pool`: count, mean (and what rounding took from it), sum of squared deviations.
+    """Leaves for `pool`: count, mean, rounding error of the mean, sum of squared deviations.
 
-    The squares of values beyond 1e154 are infinite, and so are the variances that they are in.
+    The squares of values beyond 1e154 are infinite, and so are variances over them.
     """
     zeros = np.zeros(len(values))
     return np.ones(len(values)), values, zeros, zeros
 
 
 def pool(left: Measure, right: Measure) -> Measure:
-    """Count, mean and squared deviations of two samples together."""
+    """Combine count, mean and squared deviations of two samples."""
     count = left[0] + right[0]
     apart = (right[1] - left[1]) + (right[2] - left[2])
     mean, error = _two_sum(left[1], apart * (right[0] / count))
@@ -112,12 +113,12 @@ def pool(left: Measure, right: Measure) -> Measure:
 
 
 def greatest(left: Measure, right: Measure) -> Measure:
-    """Maxima."""
+    """Combine maxima."""
     return (np.maximum(left[0], right[0]),)
 
 
 def least(left: Measure, right: Measure) -> Measure:
-    """Minima."""
+    """Combine minima."""
     return (np.minimum(left[0], right[0]),)
 
 
@@ -128,17 +129,17 @@ def decay_leaves(times: I64, values: F64) -> Measure:
 
 
 def fade(half_life_ms: int) -> Combine:
-    """How decayed sums combine: those on the left have aged until the time of the right."""
+    """Combines decayed sums: the left one is decayed to the time of the right one."""
 
     def combine(left: Measure, right: Measure) -> Measure:
-        rest = np.exp2((left[0] - right[0]) / half_life_ms)
-        return right[0], *(rest * a + b for a, b in zip(left[1:], right[1:], strict=True))
+        factor = np.exp2((left[0] - right[0]) / half_life_ms)
+        return right[0], *(factor * a + b for a, b in zip(left[1:], right[1:], strict=True))
 
     return combine
 
 
 def _two_sum(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """``a + b`` as it is rounded, and the error of that; no error where it overflows."""
+    """The rounded sum ``a + b`` and its rounding error, which is 0 where the sum overflows."""
     total = a + b
     back = total - a
     error = (a - (total - back)) + (b - back)

@@ -1,7 +1,7 @@
-"""XXH64 of many texts at once, in plain numpy: the hash that the hashing trick is declared with.
+"""XXH64 of many texts at once, in plain numpy: the hash function of hashed features.
 
-Texts of one length are worked through side by side, word by word, as the specification says
-(Yann Collet, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md), with seed 0.
+Texts of equal length are hashed together, word by word, by the specification with seed 0 (Yann
+Collet, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def xxh64(texts: Sequence[str]) -> U64:
 
 
 def _hash(data: NDArray[np.uint8]) -> U64:
-    """Of each row of ``(rows, bytes) uint8``."""
+    """The hash of each row of ``(rows, bytes) uint8``."""
     rows, length = data.shape
     at = 0
     if length >= 32:

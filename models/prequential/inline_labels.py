@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,11 +93,18 @@ class _Batch:
         predictions: per model, one per event.
         timings: with rollouts, the time and the failures of each model.
         trainable: `(learned,) bool`: those not quarantined; None: all.
-        champion: the champion at the beginning.
         failures: per model that failed, the event, whether at its prediction, and the reason.
         skipped: per model that failed, the events that it was not given to learn.
         learned_before_by: see `BatchPredictions`.
     """
+
+    # Set only where they differ: every batch makes one of these, however small it is.
+    timings: Timings | None = None
+    trainable: Mask | None = None
+    predictions: dict[str, Predictions]
+    failures: Mapping[str, list[tuple[int, bool, str]]] = MappingProxyType({})
+    skipped: Mapping[str, I64] = MappingProxyType({})
+    learned_before_by: Mapping[str, I64] = MappingProxyType({})
 
     def __init__(
         self,
@@ -112,13 +120,8 @@ class _Batch:
         self.rejected: list[tuple[int, str]] = []
         self.versions_before = models.versions
         self.learned_before: I64 | range = range(len(rows))
-        self.timings = None if models.rollouts is None else Timings()
-        self.trainable: Mask | None = None
-        self.predictions: dict[str, Predictions] = {}
-        self.champion = models.champion
-        self.failures: dict[str, list[tuple[int, bool, str]]] = {}
-        self.skipped: dict[str, I64] = {}
-        self.learned_before_by: dict[str, I64] = {}
+        if models.rollouts is not None:
+            self.timings = Timings()
 
     def run_models(self) -> LearnedLabels:
         """Let every model predict and train; returns the labels that were learned."""
@@ -144,32 +147,33 @@ class _Batch:
 
     def _note_failures(self, name: str, isolation: FaultIsolation, steps: InlineSteps) -> None:
         isolation.rows.clear()  # the rows of the next batch are others
-        self.failures[name] = [
+        failures = [
             (int(steps.row[each.step]), each.predicting, each.detail) for each in isolation.failures
         ]
+        self.failures = {**self.failures, name: failures}
         if isolation.skipped.size:
-            self.skipped[name] = steps.row[isolation.skipped]
+            self.skipped = {**self.skipped, name: steps.row[isolation.skipped]}
 
     def add_failures(self, outcome: Outcome) -> None:
         """Add to an outcome the events on which the model that counts has failed."""
         served = outcome.served
         outcome.failed_steps = {name: len(failures) for name, failures in self.failures.items()}
-        outcome.learned_before_by = self.learned_before_by
+        outcome.learned_before_by = dict(self.learned_before_by)
         for name, failures in self.failures.items():
             for event, predicting, detail in failures:
                 if not predicting:
                     if self._champion_at(event, served) == name:
                         outcome.failed_labels.append((event, detail))
-                elif is_unserved(event, name, self.champion, served):
+                elif is_unserved(event, name, self.models.champion, served):
                     outcome.failed_events.setdefault(event, detail)
 
     def _champion_at(self, event: int, served: ServedPredictions | None) -> str:
         """The champion at the label of an event."""
         label = int(np.searchsorted(self.learned_rows, event))
         if served is None or served.champions is None or label >= len(self.learned_rows):
-            return self.champion
+            return self.models.champion
         arms, names = served.champions
-        return names.get(int(arms[label]), self.champion)
+        return names.get(int(arms[label]), self.models.champion)
 
     def _learned(self, quarantined: Mask | None) -> LearnedLabels:
         rows, times, tags = self.learned_rows, self.events.times, self.tags
@@ -183,9 +187,12 @@ class _Batch:
         if quarantined is not None:
             self.trainable = ~quarantined[rows]
             self.learned_before = np.searchsorted(rows[self.trainable], self.rows)
-        before = np.asarray(self.learned_before)
-        for name, skipped in self.skipped.items():
-            self.learned_before_by[name] = before - np.searchsorted(skipped, self.rows)
+        if self.skipped:
+            before = np.asarray(self.learned_before)
+            self.learned_before_by = {
+                name: before - np.searchsorted(skipped, self.rows)
+                for name, skipped in self.skipped.items()
+            }
         return learned
 
     def serve(
@@ -234,7 +241,7 @@ class _Batch:
             learned_before=np.asarray(self.learned_before),
             failed_steps=timings.failed_steps,
             seconds=timings.seconds,
-            learned_before_by=self.learned_before_by,
+            learned_before_by=dict(self.learned_before_by),
         )
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks still run, and their contestants still agree."""
+"""The benchmarks still run, and their contenders still agree."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def test_every_benchmark_is_found_by_its_name():
     ]  # fmt: skip
 
 
-def test_the_version_by_hand_predicts_what_the_pipeline_predicts():
+def test_the_version_baseline_predicts_what_the_pipeline_predicts():
     check_agreement(make_messages(3000, cards=40, merchants=10))
 
 
-def test_a_difference_between_the_contestants_is_noticed(monkeypatch):
-    monkeypatch.setattr("benchmarks.by_hand.Window.add_late", lambda *_: (1, 0.0, 0.0, 0.0))
+def test_a_difference_between_the_contenders_is_noticed(monkeypatch):
+    monkeypatch.setattr("benchmarks.baseline.Window.add_late", lambda *_: (1, 0.0, 0.0, 0.0))
     messages = make_messages(500, cards=5, merchants=2)
     messages[100], messages[120] = messages[120], messages[100]
     with pytest.raises(AssertionError, match="differ"):
@@ -52,7 +52,7 @@ def test_replay_pandas_and_polars_make_the_same_features():
     check_replay(3000)
 
 
-def test_another_window_of_a_contestant_is_noticed(monkeypatch):
+def test_another_window_of_a_contender_is_noticed(monkeypatch):
     def wider(self, source, to):
         monkeypatch.setitem(replay.WIDTHS, "1d", 2 * 86_400_000)
         by_pandas(source, to)
@@ -63,7 +63,7 @@ def test_another_window_of_a_contestant_is_noticed(monkeypatch):
         check_replay(3000)
 
 
-def test_dicts_by_hand_make_the_same_of_labels():
+def test_dicts_baseline_make_the_same_of_labels():
     labels.check_agreement(1_000)
 
 

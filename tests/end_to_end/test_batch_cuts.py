@@ -1,7 +1,7 @@
-"""The law of the batch: however a stream is cut, every byte that comes out is the same.
+"""Batch invariance: however a stream is cut into batches, every output byte is the same.
 
 Predictions with their features and model versions, drift signals and dead letters are compared, on
-streams with late, repeated, malformed and infinite messages, for every kind of feature.
+streams with late, duplicate, malformed and infinite messages, for every kind of feature.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ Outputs = dict[str, list[list[bytes]]]
 
 
 def run(pipeline: Pipeline, messages: list[Message], limit: int, partitions: int = 1) -> Outputs:
-    """All that comes out for what was published in this order."""
+    """All outputs for messages published in this order."""
     bus = MemoryBus()
     bus.create_topics(dict.fromkeys(pipeline.inputs, partitions))
     publisher = bus.publisher()
@@ -149,7 +149,7 @@ SPOILT: tuple[dict[str, Any], ...] = (
 
 
 class Step(NamedTuple):
-    """One arrival: what it is, and what it is made of."""
+    """One message to arrive."""
 
     kind: str
     wait: int  # seconds since the arrival before
@@ -177,7 +177,7 @@ STREAMS = st.lists(STEPS, min_size=1, max_size=45)
 
 
 def published(steps: list[Step]) -> list[Message]:
-    """The messages of both topics, in the order of their times."""
+    """The messages of both topics, in order of time."""
     events: list[Message] = []
     labels: list[Message] = []
     now, known = T0, 0
@@ -245,7 +245,7 @@ def test_no_cut_changes_a_byte(model, delayed, steps, limits):
 
 @given(steps=STREAMS, limit=st.sampled_from(LIMITS[1:]))
 @settings(max_examples=8, deadline=None)
-def test_nor_does_it_with_several_partitions(steps, limit):
+def test_no_cut_changes_a_byte_with_several_partitions(steps, limit):
     check(pipeline("compiled", True), published(steps), [limit], partitions=3)
 
 
@@ -260,7 +260,7 @@ def test_dead_letters_come_in_the_order_in_which_their_messages_were_read(steps,
 @pytest.mark.parametrize("model", ["compiled", "river"])
 @pytest.mark.parametrize("delayed", [False, True], ids=["inline", "delayed"])
 def test_a_long_stream_with_drift_has_the_same_outputs_in_any_batches(model, delayed):
-    """A thousand messages: tables grow, keys are evicted, monitors give alarms."""
+    """A thousand messages: tables grow, keys are evicted, monitors signal drift."""
     steps = [
         Step(
             kind=ODD[i // 50 % len(ODD)] if i % 50 == 49 else "good",

@@ -1,4 +1,4 @@
-"""The shipped clicks pipeline, with rankers of which the simulator knows which is the better."""
+"""The shipped clicks pipeline, with rankers of known quality on simulated pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from anabranch.producers.simulators.clicks import SHOWN, simulate_clicks
 
 
 def informed() -> base.Classifier:
-    """As shipped: it sees how relevant an item is, what it costs, and how often it was clicked."""
+    """The shipped ranker, with relevance, price and click rate of an item."""
     model: base.Classifier = preprocessing.StandardScaler() | linear_model.LogisticRegression(
         optimizer=optim.SGD(0.005)
     )
@@ -27,13 +27,13 @@ def informed() -> base.Classifier:
 
 
 def by_price() -> base.Classifier:
-    """It sees prices alone, which say less."""
+    """A worse ranker, with prices only."""
     model: base.Classifier = compose.Select("prices") | informed()
     return model
 
 
 def rollout_of(champion: base.Classifier, challenger: base.Classifier, seed: int) -> Any:
-    """What was decided and the lists, after some pages of the simulator."""
+    """The decisions and the rankings for some simulated pages."""
     declared = {each.name: getattr(shipped, each.name) for each in fields(Pipeline) if each.init}
     pipeline = Pipeline(
         **declared
@@ -78,14 +78,14 @@ def test_the_better_ranker_is_promoted(seed):
         assert rankers.count("new") == (SHOWN // 2 if drafted else SHOWN), each["id"]
 
 
-def test_the_worse_ranker_goes():
+def test_the_worse_ranker_is_rolled_back():
     told, lists = rollout_of(informed(), by_price(), 3)
     assert ends(told) == ["rolled_back"]
     assert {entry["ranker"] for entry in lists[-1]["ranking"]} == {"LogisticRegression"}
 
 
 @pytest.mark.parametrize("seed", range(4, 8))
-def test_an_equal_ranker_stays_where_it_is(seed):
+def test_an_equal_ranker_is_neither_promoted_nor_rolled_back(seed):
     told, _ = rollout_of(informed(), informed(), seed)
     assert ends(told) == []
     assert told[-1]["evidence"]["labels"] >= 800

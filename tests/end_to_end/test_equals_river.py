@@ -1,4 +1,4 @@
-"""Bytes in, bytes out, and the predictions and the metric are River's own.
+"""The predictions and metrics of a pipeline equal River's own.
 
 River's side is `evaluate.iter_progressive_val_score` on River's bundled data sets, with the same
 model and the same delay. River models must agree bit for bit, compiled ones to 1e-12.
@@ -76,14 +76,14 @@ def run(
 
 
 class Timed(dict[str, float]):
-    """Features that know their moment, which River asks for and no model sees."""
+    """Features with their time, which River's evaluation asks for and no model sees."""
 
     moment: datetime
 
 
 @cache
 def rows(name: str) -> list[tuple[Timed, Any]]:
-    """Features as the messages carry them, and the target."""
+    """Features as in the messages, and the target."""
     shape = dataset_shape(name)
     found = []
     for value, time in messages(name):
@@ -208,12 +208,12 @@ def test_with_the_label_in_the_event(name, model, metric, tolerance):
 
 
 def uneven(x: dict[str, float], y: Any) -> timedelta:
-    """A delay that depends on the row, so that labels overtake one another."""
+    """A delay that depends on the row, so that labels are out of order."""
     return timedelta(seconds=int(abs(sum(x.values())) * 37) % 900, milliseconds=500)
 
 
 def label_times(name: str, delay: Any) -> list[int]:
-    """When each row's label is published, so that none comes at the moment of an event."""
+    """The publishing time of each label, so that none equals that of an event."""
     times = [time for _, time in messages(name)]
     if isinstance(delay, int):
         after = [times[-1] + 1000 * (place + 1) for place in range(delay)]

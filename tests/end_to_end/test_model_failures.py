@@ -25,7 +25,7 @@ from anabranch import Event, Label, Pipeline, Shadow, field, inline, undersample
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.recovery.state_directory import StateDirectory
-from anabranch.dataflows.replay.late_labels import RowLabels
+from anabranch.dataflows.replay.late_labels import LateLabels
 from anabranch.dataflows.replay.training_rows import RowColumns
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
@@ -458,7 +458,7 @@ def test_a_replay_has_a_row_with_its_own_label_for_all_other_events(tmp_path: Pa
         publisher.append(f"sales.{topic}", [value], partitions=0, times=[each["ts"]])
     publisher.close()
     kept: list[Any] = []
-    labels = RowLabels(tmp_path, RowColumns(pipeline), 1000)
+    labels = LateLabels(tmp_path, RowColumns(pipeline), 1000)
 
     def take(results: Any) -> None:
         labels.add(results)

@@ -1,1 +1,1 @@
-"""Trials that take minutes: `make soak` runs them, `make test` does not."""
+"""Long-running tests, run by `make soak` and not by `make test`."""

@@ -1,4 +1,4 @@
-"""When a soak is told to end, it ends as after a failure: all that it has started goes."""
+"""On SIGTERM a soak test ends as after a failure, which cleans up everything it has started."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
-    pytest.exit("told to end")
+    pytest.exit("terminated")
 
 
 def pytest_configure() -> None:
-    """SIGTERM ends the run in an orderly way: network namespaces and disks are given back."""
+    """Exit on SIGTERM with cleanup: network namespaces and disks are released."""
     signal.signal(signal.SIGTERM, _stop)

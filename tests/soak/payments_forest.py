@@ -1,6 +1,6 @@
-"""Payments judged by a forest: too large to be pickled at every epoch, so its rows are logged.
+"""Payments with a forest, too large to be pickled at every epoch, so that its rows are logged.
 
-The bounds are so tight that within a second a log has become too long, and a full pickle is due.
+The bounds are so tight that the log exceeds its limit within a second, and a full pickle is due.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The shipped pipeline of payments, with its features in every prediction, and one of labels."""
+"""The shipped payments pipeline, with features in predictions and a window over labels."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The payments, with challengers that climb and fall, declared and started by drift."""
+"""Payments with declared and drift-started challengers, promoted and rolled back."""
 
 from dataclasses import replace
 

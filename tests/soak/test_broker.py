@@ -1,4 +1,4 @@
-"""A broker that dies, or hangs, in mid-run: the run says that it waits, and nothing is lost."""
+"""A broker is killed, or hangs, during a run: the run logs that it waits, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 
 def waits_told(run: Run) -> int:
-    """How often it has said that it waits: its sink does, and its reader."""
+    """How often the run has logged that it waits, in its sink or its reader."""
     return run.said().count("waiting for the bus") + run.said().count("still waiting")
 
 
@@ -44,7 +44,7 @@ def test_a_broker_that_is_killed_and_one_that_hangs(
         trial.wait_for_predictions(run, 500)
         told = waits_told(run)
         broker.pause()
-        time.sleep(15)  # the pause that is tried
+        time.sleep(15)  # the tested pause
         broker.resume()
         assert waits_told(run) > told
         trial.wait_for_predictions(run, 500)

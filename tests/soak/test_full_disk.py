@@ -1,4 +1,4 @@
-"""The disk with the state is full in mid-run: one sentence, and later it goes on as if not."""
+"""The disk with the state fills up during a run: one error message, and the next run resumes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """64 MB in memory."""
+    """A file system of 64 MB in memory."""
     with mounted(tmp_path / "disk", 64) as disk:
         yield disk
 
@@ -48,7 +48,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, processes: int) -> None:
 
 
 def fill_up(ballast: Path) -> None:
-    """Take all that is left, to the last byte."""
+    """Use up the free space, to the last byte."""
     with ballast.open("wb", buffering=0) as file:
         for size in (1 << 20, 1 << 10, 1):
             try:

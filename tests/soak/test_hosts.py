@@ -1,4 +1,4 @@
-"""A cluster on two hosts with addresses of their own: one is cut off, or dies, and all heals."""
+"""A cluster on two hosts recovers when one of them is disconnected or dies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(420)
 
 
 class TwoHosts:
-    """A run of two hosts with a state directory each; the bus is on a disk that they share."""
+    """A run on two hosts with a state directory each; the bus is on a shared disk."""
 
     def __init__(self, directory: Path, hosts: NetworkHosts) -> None:
         self.directory, self.hosts = directory, hosts
@@ -53,7 +53,7 @@ class TwoHosts:
         return self._stack.enter_context(run)
 
     def wait_for_progress(self) -> None:
-        """Until more events are predicted, some of them after an epoch has been committed."""
+        """Wait until more events are predicted, some of them after a committed epoch."""
         paths = [self.directory / f"host-{number}" for number in (0, 1)]
         epochs = [reached(path) for path in paths]
         self.trial.wait_for_predictions(self.runs[0], 200)
@@ -61,20 +61,22 @@ class TwoHosts:
             lambda: any(reached(p) > e for p, e in zip(paths, epochs, strict=True))
         )
 
-    def hear(self, number: int, words: str, since: int) -> None:
-        """Until a host has said ``words`` behind its first ``since`` characters."""
+    def wait_for_output(self, number: int, words: str, since: int) -> None:
+        """Wait until a host has printed ``words`` after its first ``since`` characters."""
         self.runs[number].wait_until(lambda: words in self.runs[number].said()[since:])
 
     def finish(self) -> None:
-        """Stop both cleanly, and let them do the rest in large batches."""
+        """Stop both cleanly, and process the rest in large batches."""
         for run in self.runs:
             run.process.send_signal(signal.SIGTERM)
         assert [run.wait(60) for run in self.runs] == [0, 0], [run.said() for run in self.runs]
-        self.runs = [self.start(number, "--epoch", "2s", batch=1000) for number in (0, 1)]
+        self.runs = [
+            self.start(number, "--checkpoint-interval", "2s", batch=1000) for number in (0, 1)
+        ]
         assert [run.wait(180) for run in self.runs] == [0, 0], [run.said() for run in self.runs]
 
     def check(self) -> None:
-        """Each event has one prediction, with the features of a run that nothing happened to."""
+        """Assert that each event has one prediction, with the features of an undisturbed run."""
         check_once(self.trial)
         (self.directory / "unharmed").mkdir()
         bus = f"sqlite:{self.directory}/bus-unharmed"
@@ -104,34 +106,34 @@ def cluster(tmp_path: Path, patience: int | None) -> Iterator[TwoHosts]:
 LOST = "lost its connection to another one; restarting it"
 
 
-def test_a_host_that_is_cut_off_for_a_while_or_dies_costs_nothing(cluster: TwoHosts) -> None:
+def test_nothing_is_lost_if_a_host_is_disconnected_or_dies(cluster: TwoHosts) -> None:
     cluster.hosts.cut_off(1)
-    time.sleep(10)  # the cut that is tried
+    time.sleep(10)  # the tested network failure
     cluster.hosts.reconnect(1)
     cluster.wait_for_progress()
     for number in (1, 0):
         before = len(cluster.runs[1 - number].said())
         cluster.runs[number].kill(all_at_once=True)
-        cluster.hear(1 - number, LOST, before)
+        cluster.wait_for_output(1 - number, LOST, before)
         cluster.runs[number] = cluster.start(number)
         cluster.wait_for_progress()
     before = len(cluster.runs[0].said())
     assert cluster.hosts.reset_connections(0) > 0
-    cluster.hear(0, LOST, before)
+    cluster.wait_for_output(0, LOST, before)
     cluster.wait_for_progress()
     cluster.finish()
     cluster.check()
 
 
 @pytest.mark.parametrize("patience", [3])
-def test_a_cut_that_is_longer_than_connections_live_costs_nothing(cluster: TwoHosts) -> None:
+def test_nothing_is_lost_if_a_network_failure_outlasts_the_connections(cluster: TwoHosts) -> None:
     before = [len(run.said()) for run in cluster.runs]
     cluster.hosts.cut_off(1)
     # Who has something on its way gives up; the other one hears of it when the cut is over.
     cluster.runs[0].wait_until(
         lambda: any(LOST in run.said()[at:] for run, at in zip(cluster.runs, before, strict=True))
     )
-    time.sleep(5)  # it tries in vain
+    time.sleep(5)  # it retries without success
     cluster.hosts.reconnect(1)
     cluster.wait_for_progress()
     cluster.finish()

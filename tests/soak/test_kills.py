@@ -1,10 +1,10 @@
-"""Fifty times and more one run is killed with SIGKILL, and nobody can tell from what it leaves.
+"""A run is killed with SIGKILL fifty times and more, and its results are as if it had not been.
 
-With one worker and one partition all is as if it had never been interrupted, bit for bit. With two
-processes and four partitions the order in which models learn is not given; that each event has one
-prediction with exact features is.
+With one worker and one partition everything is equal bit for bit to an uninterrupted run. With two
+processes and four partitions the order in which models learn is not deterministic, but each event
+has one prediction with exact features.
 
-The trials run three at a time: a start waits as much as it works.
+Three trials run at a time, as a start waits as much as it computes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 @dataclass
 class Killed:
-    """A trial that was killed often, the same without a kill, and how long all that took."""
+    """A trial with many kills, the same without, and the duration of both."""
 
     trial: Trial
     unharmed: Trial
@@ -59,7 +59,7 @@ def trial(directory: Path, url: str, pipeline: str, partitions: int, seed: int) 
 def kill_often(
     directory: Path, url: str | None, pipeline: str, partitions: int, processes: int, events: int
 ) -> Killed:
-    """``url`` None: the embedded bus. What nothing happens to is one worker on it."""
+    """``url`` None: the embedded bus. The uninterrupted run is one worker on it."""
     began = time.monotonic()
     directory.mkdir()
     embedded = f"sqlite:{directory}/bus"
@@ -92,7 +92,7 @@ def trials(
     tmp_path_factory: pytest.TempPathFactory,
     brokers: dict[str, KafkaBroker],
 ) -> Iterator[Trials]:
-    """Those of the tests that were chosen, begun together."""
+    """The trials of the selected tests, started together."""
     directory = tmp_path_factory.mktemp("kills")
     chosen = {item.name for item in request.session.items}
     found = {}
@@ -109,7 +109,7 @@ def trials(
 
 @pytest.fixture
 def killed(request: pytest.FixtureRequest, trials: Trials) -> Killed:
-    """What came of the trial of a test."""
+    """The result of a test's trial."""
     trial = trials.get(request.node.name)
     if trial is None:
         pytest.skip(str(missing_tools()))
@@ -118,7 +118,7 @@ def killed(request: pytest.FixtureRequest, trials: Trials) -> Killed:
 
 @pytest.fixture(scope="module")
 def brokers(request: pytest.FixtureRequest) -> Iterator[dict[str, KafkaBroker]]:
-    """One for each trial on Kafka that was chosen: all use topics of the same names."""
+    """One broker per selected trial on Kafka, as all use the same topic names."""
     chosen = {item.name for item in request.session.items}
     names = [name for name in TRIALS if name in chosen and name.endswith("_kafka")]
     with ExitStack() as stack:
@@ -148,7 +148,7 @@ def check_two_processes(killed: Killed) -> None:
 
 
 def check_phases(trial: Trial) -> None:
-    """The kills came where it hurts: in mid-commit, and behind what was published."""
+    """Assert that kills hit the critical moments: during a commit, and after publishing."""
     assert trial.kills == KILLS
     assert trial.hit["before the first epoch of a start"] > 0
     assert trial.hit["with places to roll back"] > 0

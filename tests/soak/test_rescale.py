@@ -1,4 +1,4 @@
-"""One worker, two, four, two, one, in mid-stream and with kills between: as if always one."""
+"""Rescaling to one, two, four, two and one workers, with kills between, equals one worker."""
 
 from __future__ import annotations
 

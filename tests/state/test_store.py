@@ -14,6 +14,7 @@ from anabranch.state.store.compaction import choose
 from anabranch.state.store.delta import Delta, Items, Rows
 from anabranch.state.store.read_only import ReadOnlyStore
 from anabranch.state.store.store import Store
+from tests.support.waiting import GENEROUS_S
 
 IDENTITY = {"pipeline": "payments", "river": "0.25.0"}
 SPAWNED = multiprocessing.get_context("forkserver")
@@ -74,7 +75,7 @@ def expected(generation: int) -> dict:
 
 def compact_all(store: Store) -> None:
     """Wait until nothing is left to merge."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + GENEROUS_S
     while any(choose(store._segments, store.generation, store._root.adopted, store._retained)):
         store.compact()
         assert time.monotonic() < until
@@ -383,7 +384,7 @@ def test_a_failed_merge_is_reported_by_the_next_commit(tmp_path, caplog):
         except StateError:
             break
     store.compact()
-    until = time.monotonic() + 30
+    until = time.monotonic() + GENEROUS_S
     while store._failure is None:
         assert time.monotonic() < until
         store.compact()

@@ -1,4 +1,4 @@
-"""Messages for a trial: simulated payments and verdicts, with all that can be wrong with them."""
+"""A backlog for crash tests: simulated payments and labels, with everything that can be wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LATE_EVERY = 200
 
 
 def backlog(events: int, seed: int, faulty: bool) -> Iterator[Batch]:
-    """Payments and their verdicts; ``faulty``: some malformed, double, out of order, or late."""
+    """Payments and their labels; ``faulty``: some are malformed, duplicate, unordered or late."""
     batches = simulate("payments", seed=seed, events=events, faults=FAULTS if faulty else None)
     for batch in batches:
         yield batch
@@ -26,7 +26,7 @@ def backlog(events: int, seed: int, faulty: bool) -> Iterator[Batch]:
 
 
 def _late(batch: Batch) -> Batch:
-    """Payments of two days ago that come only now, under ids of their own."""
+    """Payments of two days ago that arrive now, with ids of their own."""
     events = batch.only("events")
     values, keys = [], []
     for row in range(0, len(events), LATE_EVERY):

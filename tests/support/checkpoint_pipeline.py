@@ -1,4 +1,4 @@
-"""A small pipeline with state, run by the command line in this process; and what it must give."""
+"""A small pipeline with state, run by the command line in this process, and its expected output."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ Json = dict[str, Any]
 
 
 def trades(count: int, seed: int = 1) -> list[tuple[str, Json]]:
-    """Trades and verdicts in the order of their publishing, each with its account.
+    """Trades and labels in order of publishing, each with its account.
 
-    One a minute or so. Some come out of order, some too late, and some twice.
+    About one per minute. Some are out of order, some late, and some duplicates.
     """
     chance = random.Random(seed)
     sent: list[tuple[int, int, str, Json]] = []
@@ -81,7 +81,7 @@ def trades(count: int, seed: int = 1) -> list[tuple[str, Json]]:
 
 
 def publish(bus: Bus, messages: list[tuple[str, Json]]) -> None:
-    """Each to the partition of its account, at its own time as time of publishing."""
+    """Publish each to the partition of its account, with its event time as publishing time."""
     publisher = bus.publisher()
     for account, message in messages:
         topic = "trades.labels" if "fraud" in message else "trades.events"
@@ -104,7 +104,7 @@ def read(bus: Bus, topic: str) -> list[list[Json]]:
 
 
 class StopAfter(threading.Event):
-    """Is set when it was asked so often: so a run ends at the same row each time."""
+    """A stop event that is set after so many calls, so that a run always ends at the same row."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -145,11 +145,19 @@ class Kept:
 
     def run(self, *more: object, state: object = "state", epoch: str = "1ms") -> Done:
         """Run to the end of what is published."""
-        told = ("--bus", "sqlite:bus", "--state", state, "--until-end", "--epoch", epoch)
+        told = (
+            "--bus",
+            "sqlite:bus",
+            "--state",
+            state,
+            "--until-end",
+            "--checkpoint-interval",
+            epoch,
+        )
         return self.call("run", "flow.py", *told, *more)
 
     def run_until(self, reads: int, batch: int = 5, epoch_s: float = 0.001) -> bool:
-        """Run in this process, and stop when so often was asked for rows; whether it was."""
+        """Run in this process and stop after so many reads; returns whether it was stopped."""
         stop = StopAfter(reads)
         pipeline = load_pipeline(str(self.directory / "flow.py"))
         options = SourceOptions(limit=batch, until_end=True, stop=stop)
@@ -162,7 +170,7 @@ class Kept:
         return stop.is_set()
 
     def outputs(self) -> dict[str, list[list[Json]]]:
-        """All that was published, by topic and partition."""
+        """Everything that was published, by topic and partition."""
         bus = self.open_bus()
         try:
             return {topic: read(bus, topic) for topic in OUTPUTS}
@@ -170,13 +178,13 @@ class Kept:
             bus.close()
 
     def copy(self, to: Path, call: Call) -> Kept:
-        """The same in another directory."""
+        """A copy in another directory."""
         shutil.copytree(self.directory, to, dirs_exist_ok=True)
         return Kept(to, call)
 
 
 def refused(done: Done, *words: str) -> str:
-    """One sentence, that has these words; nothing of the engine and no traceback."""
+    """Assert that the command failed with one sentence with these words, and no traceback."""
     lines = done.err.splitlines()
     said = [line for line in lines if line.startswith("error: ")]
     assert done.code == 1, done
@@ -190,14 +198,14 @@ def refused(done: Done, *words: str) -> str:
 
 
 def went_well(done: Done) -> None:
-    """It ended well."""
+    """Assert that the command succeeded."""
     assert done.code == 0, done.err
     assert "error" not in done.err
     assert "Traceback" not in done.err
 
 
 def check_once(outputs: dict[str, list[list[Json]]]) -> None:
-    """No message of an output comes from the same cause twice."""
+    """Assert that no two messages of an output have the same cause."""
     for topic, by_partition in outputs.items():
         marks = Counter(
             (row["topic"], row["partition"], row["offset"], row.get("reason"))

@@ -1,4 +1,4 @@
-"""Runs the console command: in this process where that is quick, else as a process of its own."""
+"""Runs the console command: in this process where that is fast, else in a process of its own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from unittest.mock import patch
 import pytest
 
 from anabranch.dataflows.cli import main
+from tests.support.waiting import GENEROUS_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ Call = Callable[..., Done]
 def caller(directory: Path, capfd: pytest.CaptureFixture[str]) -> Call:
     """A function that runs ``anabranch`` with arguments, in this process and in ``directory``.
 
-    Keyword arguments are environment variables. Signal handlers are as before afterwards.
+    Its keyword arguments are environment variables. Signal handlers are restored afterwards.
     """
 
     def call(*arguments: object, **environment: str) -> Done:
@@ -59,7 +60,7 @@ def caller(directory: Path, capfd: pytest.CaptureFixture[str]) -> Call:
 
 
 class Command:
-    """``anabranch`` as a process; a context manager, after which it has ended."""
+    """``anabranch`` in a process of its own; a context manager that kills it in the end."""
 
     def __init__(self, directory: Path, *arguments: object, **environment: str) -> None:
         self.process = subprocess.Popen(
@@ -70,6 +71,7 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._read: list[str] = []
 
     def __enter__(self) -> Command:
         return self
@@ -79,17 +81,36 @@ class Command:
             self.process.kill()
         self.process.communicate()
 
-    def tell(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         """Send a signal."""
         self.process.send_signal(number)
 
-    def done(self, timeout_s: float = 60.0) -> Done:
-        """Wait for its end."""
-        out, err = self.process.communicate(timeout=timeout_s)
-        return Done(self.process.returncode, out, err)
+    def wait_for_output(self, text: str) -> None:
+        """Return once ``text`` has been printed on stdout.
+
+        Raises:
+            AssertionError: the command has ended without it.
+        """
+        assert self.process.stdout is not None
+        for line in iter(self.process.stdout.readline, ""):
+            self._read.append(line)
+            if text in line:
+                return
+        raise AssertionError(f"{text!r} was not printed: {''.join(self._read)}")
+
+    def done(self, limit_s: float = 5 * GENEROUS_S) -> Done:
+        """Wait for its end; a command may compile kernels first, which takes minutes under load."""
+        if not self._read:
+            out, err = self.process.communicate(timeout=limit_s)
+            return Done(self.process.returncode, out, err)
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        out = "".join(self._read) + self.process.stdout.read()
+        err = self.process.stderr.read()
+        return Done(self.process.wait(limit_s), out, err)
 
 
 def run_command(directory: Path, *arguments: object, **environment: str) -> Done:
-    """Run ``anabranch`` as a process, to its end."""
+    """Run ``anabranch`` in a process of its own, to its end."""
     with Command(directory, *arguments, **environment) as command:
         return command.done()

@@ -1,8 +1,8 @@
-"""Kills a running pipeline again and again, at random moments, until it is killed enough.
+"""Kills a running pipeline at random moments, a given number of times.
 
-A backlog is published, and worked through once without interruption. Then the same is done by
-processes that are killed with SIGKILL and started again, until the end. Whether anybody could
-notice is asked of `tests.support.run_result`.
+A backlog is published, and processed once without interruption. Then the same is done by processes
+that are killed with SIGKILL and restarted, until the end. `tests.support.run_result` compares the
+results.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from anabranch.producers.publish import publish
 from anabranch.state.errors import StateError
 from tests.support.backlog import backlog
 from tests.support.kill_points import hits
+from tests.support.waiting import GENEROUS_S, wait_until
 
 EPOCH = "150ms"
-ALL_AT_ONCE = 1000  # messages in a batch of a run that nobody wants to hit
+ALL_AT_ONCE = 1000  # messages per batch of a run that is not killed
 
 
 @dataclass
 class Trial:
     """A pipeline, a bus with a backlog, and state directories; ``url`` is where the bus is.
 
-    ``batch`` is small where kills should hit many of them. ``kills`` counts, ``hit`` says what the
-    kills met. When ``stop`` is set, the killing ends.
+    ``batch`` is small if kills should hit many batches. ``kills`` counts them, and ``hit`` what
+    they interrupted. Setting ``stop`` ends the trial.
     """
 
     directory: Path
@@ -70,28 +71,32 @@ class Trial:
             bus.close()
 
     def command(self, state: str, batch: int, *more: str) -> list[str]:
-        """What starts the run, to the end of the backlog."""
+        """The command of a run to the end of the backlog."""
         return [
             sys.executable, "-m", "anabranch", "run", self.pipeline, "--bus", self.url,
-            "--state", str(self.directory / state), "--until-end", "--epoch", self.epoch,
-            "--batch", str(batch), *more,
+            "--state", str(self.directory / state), "--until-end",
+            "--checkpoint-interval", self.epoch, "--batch-size", str(batch), *more,
         ]  # fmt: skip
 
     def start(self, state: str, *more: str, batch: int = 0, within: Sequence[str] = ()) -> Run:
-        """Start the run, with a command before it that it runs ``within``."""
+        """Start the run, with the command ``within`` before it, such as a network namespace."""
         told = [*within, *self.command(state, batch or self.batch, *more)]
         return Run(told, self.directory / f"{Path(state).name}.log")
 
     def finish(
-        self, state: str, processes: int = 1, timeout_s: float = 240, batch: int = ALL_AT_ONCE
+        self,
+        state: str,
+        processes: int = 1,
+        limit_s: float = 2 * GENEROUS_S,
+        batch: int = ALL_AT_ONCE,
     ) -> None:
         """Run to the end without a kill."""
-        more = ("--processes", str(processes), "--epoch", "1s")
+        more = ("--processes", str(processes), "--checkpoint-interval", "1s")
         with self.start(state, *more, batch=batch) as run:
-            assert run.wait(timeout_s) == 0, run.said()
+            assert run.wait(limit_s) == 0, run.said()
 
     def kill_until(self, state: str, kills: int, processes: int = 1) -> None:
-        """Kill ``kills`` times at random moments of the run, starting again each time."""
+        """Kill ``kills`` times at random moments of the run, restarting each time."""
         # Several processes commit for about as long as an epoch, and then each reads one batch.
         batch = self.batch if processes == 1 else self.batch * 20
         done = 0
@@ -123,23 +128,23 @@ class Trial:
         return done + 1
 
     def _let_run(self, run: Run) -> None:
-        """Wait for a random moment: of the start-up and what follows it, else of the work.
+        """Wait for a random moment: during the start-up, or after predictions were published.
 
-        That epochs go by is no sign of work: they do while a reader still looks for its broker.
+        Completed epochs are no sign of progress: a reader that still connects has them too.
         """
         if self.random.random() < 0.25:
             time.sleep(self.random.uniform(0, 5))
         else:
             self.wait_for_predictions(run)
             time.sleep(self.random.uniform(0, 0.6))
-        assert run.process.poll() is None, f"there is nothing left to kill:\n{run.said()}"
+        assert run.process.poll() is None, f"the run has ended already:\n{run.said()}"
 
-    def wait_for_predictions(self, run: Run, count: int = 1, timeout_s: float = 90) -> None:
-        """Until the run has published so many more."""
+    def wait_for_predictions(self, run: Run, count: int = 1, limit_s: float = GENEROUS_S) -> None:
+        """Wait until the run has published ``count`` more predictions."""
         bus = open_bus(self.url)
         try:
             before = self._published(bus)
-            run.wait_until(lambda: self._published(bus) >= before + count, timeout_s)
+            run.wait_until(lambda: self._published(bus) >= before + count, limit_s)
         finally:
             bus.close()
 
@@ -149,9 +154,9 @@ class Trial:
 
 
 class Run:
-    """A run that goes on; a context manager, after which neither it nor its workers are left.
+    """A running `anabranch run`; a context manager that kills it with all its workers.
 
-    Its words go to a file, so that nobody has to read them.
+    Its output goes to a file, so that no pipe has to be drained.
     """
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
@@ -170,49 +175,52 @@ class Run:
         self.kill()
 
     def said(self) -> str:
-        """What it has said so far."""
+        """Its output so far."""
         with self._log.open() as words:
             words.seek(self._from)
             return words.read()
 
-    def wait(self, timeout_s: float) -> int:
-        """Its exit code, once it has ended."""
+    def wait(self, limit_s: float) -> int:
+        """Wait for its end; returns the exit code."""
         try:
-            return self.process.wait(timeout_s)
+            return self.process.wait(limit_s)
         except TimeoutExpired:
-            raise AssertionError(f"it did not end in {timeout_s:g} s:\n{self.said()}") from None
+            raise AssertionError(f"the run did not end in {limit_s:g} s:\n{self.said()}") from None
 
-    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 90) -> None:
-        """Until ``condition()`` is true; it must not end before."""
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert self.process.poll() is None, f"it ended too early:\n{self.said()}"
-            assert time.monotonic() < deadline, f"no progress:\n{self.said()}"
-            time.sleep(0.05)
+    def wait_until(self, condition: Callable[[], bool], limit_s: float = GENEROUS_S) -> None:
+        """Wait until ``condition()`` is true; fails if the run ends before."""
 
-    def wait_until_said(self, words: str, timeout_s: float = 90) -> None:
-        """Until it has said ``words``."""
-        self.wait_until(lambda: words in self.said(), timeout_s)
+        def met() -> bool:
+            if condition():
+                return True
+            assert self.process.poll() is None, f"the run ended too early:\n{self.said()}"
+            return False
+
+        wait_until(met, limit_s, lambda: f"progress of the run, which said:\n{self.said()}", 0.05)
+
+    def wait_until_said(self, words: str, limit_s: float = GENEROUS_S) -> None:
+        """Wait until its output contains ``words``."""
+        self.wait_until(lambda: words in self.said(), limit_s)
 
     def kill(self, all_at_once: bool = False) -> None:
-        """Kill it, and wait for its workers, who end by themselves or are killed ``all_at_once``.
+        """Kill it, and wait for its workers, which end by themselves or are killed ``all_at_once``.
 
-        Nothing if it has ended.
+        Does nothing if it has ended.
         """
         workers = children(self.process.pid) if self.process.poll() is None else []
         kill(self.process.pid)
         for worker in workers if all_at_once else []:
             kill(worker)
         self.process.wait()
-        deadline = time.monotonic() + 30
         for worker in workers:
-            while Path(f"/proc/{worker}").exists():
-                assert time.monotonic() < deadline, f"worker {worker} goes on:\n{self.said()}"
-                time.sleep(0.05)
+            wait_until(
+                lambda worker=worker: not Path(f"/proc/{worker}").exists(),  # type: ignore[misc]
+                what=lambda worker=worker: f"the end of worker {worker}:\n{self.said()}",  # type: ignore[misc]
+            )
 
 
 def reached(state: Path) -> int:
-    """How far a state directory is; 0 when it is not there yet."""
+    """The epoch of a state directory; 0 if it does not exist yet."""
     try:
         return resume_epoch(recovery_files(state / "recovery"))
     except StateError:  # it is being made
@@ -231,7 +239,7 @@ def children(process: int) -> list[int]:
 
 
 def kill(process: int) -> None:
-    """SIGKILL; nothing if it has ended."""
+    """Send SIGKILL, unless the process has ended."""
     try:
         os.kill(process, signal.SIGKILL)
     except ProcessLookupError:

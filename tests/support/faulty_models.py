@@ -1,4 +1,4 @@
-"""Classifiers that do what a model must not do; their state is what they were given."""
+"""Classifiers with defects that a rollout must detect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from river import base
 
 
 class Raises(base.Classifier):
-    """Answers 0.5, and raises at every prediction from one on."""
+    """Predicts 0.5, and raises from a given prediction on."""
 
     def __init__(self, after: int = 50, learning: bool = False) -> None:
         self.after = after
@@ -29,7 +29,7 @@ class Raises(base.Classifier):
 
 
 class BecomesNaN(base.Classifier):
-    """Answers 0.5, and NaN once it has learned so many rows."""
+    """Predicts 0.5, and NaN once it has learned so many rows."""
 
     def __init__(self, after: int = 50) -> None:
         self.after = after
@@ -44,7 +44,7 @@ class BecomesNaN(base.Classifier):
 
 
 class Mistaken(base.Classifier):
-    """Sure, and wrong about most that it can know from the feature `a`."""
+    """Confident, and wrong about most of what the feature `a` tells."""
 
     def predict_proba_one(self, x: dict[str, float]) -> dict[bool, float]:
         p = 0.1 if x["a"] > 0 else 0.9

@@ -1,4 +1,4 @@
-"""The same history as messages on a bus and as files: what tests of replay begin with."""
+"""The same history as messages on a bus and as files, for tests of replay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORLD = PaymentSettings(cards=150, merchants=40, rate=0.3)
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message of the payments simulator, with when it was published."""
+    """A message of the payments simulator with its publishing time."""
 
     topic: str
     value: bytes
@@ -32,7 +32,7 @@ class Message:
 
 
 def simulated(events: int, faults: Faults | None = None, seed: int = 3) -> list[Message]:
-    """Payments and verdicts in the order of their times."""
+    """Payments and their labels in order of time."""
     found: list[Message] = []
     for batch in simulate_payments(events=events, seed=seed, settings=WORLD, faults=faults):
         found += messages_of(batch)
@@ -40,19 +40,19 @@ def simulated(events: int, faults: Faults | None = None, seed: int = 3) -> list[
 
 
 def cut_by_time(messages: Sequence[Message], share: float) -> tuple[list[Message], list[Message]]:
-    """What came before a moment, and what came after it; no two of the same time are parted."""
+    """The messages before and after a moment; messages of equal time stay together."""
     moment = int(np.quantile([message.time for message in messages], share))
     before = [message for message in messages if message.time <= moment]
     return before, [message for message in messages if message.time > moment]
 
 
 def of_topic(messages: Sequence[Message], topic: str) -> list[Message]:
-    """Those of one topic, in order."""
+    """The messages of one topic, in order."""
     return [message for message in messages if message.topic == topic]
 
 
 def publish(url: str, messages: Sequence[Message], partitions: int = 1) -> None:
-    """Each to the partition of its key, at its own time."""
+    """Publish each to the partition of its key, with its own time."""
     bus = open_bus(url)
     bus.create_topics({EVENTS: partitions, LABELS: partitions})
     publisher = bus.publisher()
@@ -64,7 +64,7 @@ def publish(url: str, messages: Sequence[Message], partitions: int = 1) -> None:
 
 
 def on_topic(url: str, topic: str) -> list[tuple[int, int, bytes]]:
-    """Partition, offset and value of all that is there, partition after partition."""
+    """Partition, offset and value of all messages, partition by partition."""
     bus = open_bus(url)
     try:
         return list(_read(bus, topic))
@@ -73,12 +73,12 @@ def on_topic(url: str, topic: str) -> list[tuple[int, int, bytes]]:
 
 
 def values(url: str, topic: str) -> list[bytes]:
-    """The values on a topic, partition after partition."""
+    """The values on a topic, partition by partition."""
     return [value for _, _, value in on_topic(url, topic)]
 
 
 def write(path: Path, messages: Sequence[bytes], more: Sequence[dict[str, Any]] = ()) -> str:
-    """A file in the format of its name; ``more`` are further fields of each row."""
+    """Write a file in the format of its name; ``more`` are further fields of each row."""
     rows = [json.loads(value) for value in messages]
     if more:
         rows = [{**row, **extra} for row, extra in zip(rows, more, strict=True)]
@@ -92,7 +92,7 @@ def write(path: Path, messages: Sequence[bytes], more: Sequence[dict[str, Any]] 
 
 
 def copy_of_topic(path: Path, url: str, topic: str, order: Any = None) -> str:
-    """A file with all that is on a topic, and where it was; ``order`` is a key to sort it by."""
+    """Write a file with all messages of a topic and their offsets, sorted by ``order``."""
     found = on_topic(url, topic)
     if order is not None:
         found.sort(key=order)

@@ -59,7 +59,7 @@ log.retention.ms=-1
 
 
 class BrokerError(Exception):
-    """Maven or the broker failed; the message holds what they said."""
+    """Maven or the broker failed; the message has their output."""
 
 
 def missing_tools() -> str | None:
@@ -74,7 +74,7 @@ def kafka_jars() -> Path:
     Raises:
         BrokerError: Maven failed.
     """
-    # Named for the pom, so that a changed version is fetched anew.
+    # Named after the pom, so that a changed version is fetched again.
     libs = CACHE / f"libs-{hashlib.sha256(POM.read_bytes()).hexdigest()[:12]}"
     CACHE.mkdir(exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
@@ -93,7 +93,7 @@ def kafka_jars() -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nothing listens on now."""
+    """Free ports of 127.0.0.1."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [int(s.getsockname()[1]) for s in sockets]
     for s in sockets:
@@ -102,9 +102,9 @@ def free_ports(count: int) -> list[int]:
 
 
 class KafkaBroker:
-    """One broker with fixed ports and data, to be started, stopped, killed and started again.
+    """One broker with fixed ports and data that can be stopped, killed and restarted.
 
-    ``fast_start`` runs Java with its quick compiler only: right for tests, wrong for benchmarks.
+    ``fast_start`` uses Java's fast compiler only, which suits tests but not benchmarks.
     """
 
     def __init__(self, fast_start: bool = False, heap_mb: int = 384) -> None:
@@ -116,7 +116,7 @@ class KafkaBroker:
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, timeout_s: float = 60.0, wait: bool = True) -> None:
+    def start(self, timeout_s: float = 180.0, wait: bool = True) -> None:
         """Start the broker and return once a client can reach it, or at once without ``wait``.
 
         Call it from the main thread: the broker ends with the thread that started it.
@@ -140,7 +140,7 @@ class KafkaBroker:
         return self._process is not None
 
     def stop(self) -> None:
-        """Stop the broker in an orderly way; its data stays."""
+        """Shut the broker down; its data stays."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -148,17 +148,17 @@ class KafkaBroker:
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Stop and start again on the same ports and data."""
+        """Restart with the same ports and data."""
         self.stop()
         self.start()
 
     def pause(self) -> None:
-        """Stop the broker from running, as a machine that hangs: connections stay, no answers."""
+        """Suspend the broker, like a machine that hangs: connections stay, without responses."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let the broker run again after `pause`."""
+        """Continue the broker after `pause`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
@@ -167,7 +167,7 @@ class KafkaBroker:
         return AdminClient({"bootstrap.servers": f"127.0.0.1:{self.port}", "log_level": 0})
 
     def delete_records(self, topic: str, before: dict[int, int]) -> None:
-        """Delete what lies before these offsets, by partition, as retention does."""
+        """Delete the messages before these offsets, by partition, as retention does."""
         places = [KafkaPosition(topic, partition, to) for partition, to in before.items()]
         admin = self.admin()  # alive until it has answered
         for future in admin.delete_records(places).values():
@@ -239,7 +239,7 @@ class KafkaBroker:
         )
         while True:
             if self._process.poll() is not None:
-                raise BrokerError(f"the broker ended by itself:\n{self._log_tail()}")
+                raise BrokerError(f"the broker has ended:\n{self._log_tail()}")
             try:
                 client.list_topics(timeout=0.5)
                 return
@@ -261,7 +261,7 @@ class KafkaBroker:
         process.send_signal(signal.SIGCONT)  # a paused one would not hear SIGTERM
         process.send_signal(how)
         try:
-            process.wait(15)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

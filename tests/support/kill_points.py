@@ -1,4 +1,4 @@
-"""What a kill met, told from what it left behind: nothing may run at that time."""
+"""Determines what a kill interrupted, from what is on disk; nothing may run meanwhile."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from anabranch.state.errors import StateError
 
 
 def hits(state: Path, url: str, began: int) -> Counter[str]:
-    """``began`` is the epoch at which the killed run had begun.
+    """What the kill interrupted; ``began`` is the epoch at which the killed run had started.
 
-    Most kills meet several things: places that have committed more than the engine knows, and will
-    be rolled back; messages on the outputs that are not confirmed, and will be suppressed.
+    Usually several things: state partitions that are ahead of the engine, and will be rolled back;
+    output messages that are not confirmed, and will be suppressed.
     """
     found: Counter[str] = Counter()
     try:
@@ -42,7 +42,7 @@ def hits(state: Path, url: str, began: int) -> Counter[str]:
 
 
 def _unconfirmed(state: Path, since: dict[str, list[int]], url: str) -> int:
-    """Messages on the outputs behind what the sink had confirmed."""
+    """Messages on the outputs after what the sink had confirmed."""
     ends = read_resume_point(state / "recovery").of_step("sink")
     bus = open_bus(url)
     try:

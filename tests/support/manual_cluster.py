@@ -1,4 +1,4 @@
-"""The steps of two workers, called by hand: so it is known who reads what, and when."""
+"""The steps of two workers, called by the test, which decides who reads what and when."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.support.history import EVENTS, LABELS, Message
 
 WORKERS, SHARDS, PARTITIONS = 2, 3, 4
 Learned = tuple[str, float, int]
-"""Of a label: the event's id, its value, its time."""
+"""A label: the event's id, the value, the time."""
 
 
 class Reader:
-    """What a worker reads, of every second partition."""
+    """The source of a worker, which reads every second partition."""
 
     def __init__(self, pipeline: Pipeline, bus: Bus, number: int) -> None:
         self._reader = MergedReader(bus, list(pipeline.inputs), worker_id=str(number), limit=50)
@@ -39,7 +39,7 @@ class Reader:
         self._filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
 
     def read(self) -> list[Batch]:
-        """All that is there."""
+        """Read all available batches."""
         found = []
         while (raw := self._reader.read()) is not None:
             found.append(self._filter.apply(self._decoder.decode(raw)))
@@ -47,7 +47,7 @@ class Reader:
 
 
 class Cluster:
-    """Two workers and their shards, and what the models made."""
+    """Two workers and their shards, and the results of the model step."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.bus = MemoryBus()
@@ -67,13 +67,13 @@ class Cluster:
         publisher.close()
 
     def in_step(self) -> None:
-        """Both read what is there, batches by the time of their first message."""
+        """Both workers read; batches are processed by the time of their first message."""
         both = [batch for reader in self.readers for batch in reader.read()]
         for batch in sorted(both, key=_first_time):
             self.work(batch)
 
     def one_after_the_other(self, first: int) -> None:
-        """One reads all that is there before the other begins."""
+        """One worker reads everything before the other starts."""
         for number in (first, 1 - first):
             for batch in self.readers[number].read():
                 self.work(batch)
@@ -89,7 +89,7 @@ class Cluster:
                     self.made.append(made)
 
     def learned(self) -> dict[str, list[Learned]]:
-        """What was learned of labels, not assumed, by the worker that read them."""
+        """The labels learned (without assumed ones), by the worker that read them."""
         found: dict[str, list[Learned]] = {"0": [], "1": []}
         ids: list[str] = []
         for results in self.made:

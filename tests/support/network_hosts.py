@@ -4,7 +4,7 @@
         subprocess.Popen([*hosts.within(0), "anabranch", "run", ...])
         hosts.cut_off(1)
 
-Whatever happens, the namespaces and the bridge are gone afterwards.
+The namespaces and the bridge are removed in any case.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ PREFIX = "anabr"
 class NetworkHosts:
     """``count`` hosts; a context manager. Host n is at ``address(n)``.
 
-    ``patience`` is how often a host sends again before it gives a connection up (the kernel's own
-    15 takes a quarter of an hour); 3 takes about a second.
+    ``patience`` is the number of TCP retransmissions before a connection fails; 3 take about a
+    second, the kernel's default of 15 a quarter of an hour.
     """
 
     def __init__(self, count: int, patience: int | None = None) -> None:
@@ -49,23 +49,23 @@ class NetworkHosts:
         self._remove()
 
     def address(self, number: int) -> str:
-        """Where a host can be reached by the others."""
+        """The address of a host."""
         return f"{NETWORK}.{number + 1}"
 
     def within(self, number: int) -> list[str]:
-        """What to put before a command for it to run on a host."""
+        """The prefix of a command that runs on a host."""
         return ["ip", "netns", "exec", _name(number)]
 
     def cut_off(self, number: int) -> None:
-        """Nothing reaches the host, and it reaches nobody; nobody is told."""
+        """Drop all packets from and to the host, without any error."""
         _ip("link", "set", _link(number), "down")
 
     def reconnect(self, number: int) -> None:
-        """As before `cut_off`."""
+        """Undo `cut_off`."""
         _ip("link", "set", _link(number), "up")
 
     def reset_connections(self, number: int) -> int:
-        """End all connections of a host, as a firewall that restarts; returns how many."""
+        """Reset all connections of a host, as a firewall restart does; returns how many."""
         found = self._sockets(number)
         subprocess.run(
             [*self.within(number), "ss", "-K", "-t", "state", "established"],
@@ -74,7 +74,7 @@ class NetworkHosts:
         return found
 
     def connections(self, number: int) -> int:
-        """How many connections a host has."""
+        """The number of connections of a host."""
         return self._sockets(number)
 
     def _sockets(self, number: int) -> int:
@@ -104,7 +104,7 @@ class NetworkHosts:
 
 
 def why_not() -> str | None:
-    """Why no such hosts can be made here; None if they can."""
+    """Why network namespaces can't be created here; None if they can."""
     try:
         with NetworkHosts(1):
             return None

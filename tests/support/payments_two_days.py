@@ -1,4 +1,4 @@
-"""The shipped payments, with one more feature, of labels, and a wait that ends within a week."""
+"""The shipped payments pipeline, with a window over labels and a label timeout of two days."""
 
 from dataclasses import replace
 

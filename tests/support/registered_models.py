@@ -1,4 +1,4 @@
-"""Models to register, and what is told of them."""
+"""Models to register, with their description."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.description import describe, parameters_by_path
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.pickling import library_versions
 from anabranch.models.learners.river import estimator_name
 from anabranch.models.registry.version import Version, finite
@@ -28,7 +28,7 @@ TARGETS: dict[Task, NDArray[np.float64]] = {
 
 
 def about(model: Any, name: str = "m", task: Task = Task.BINARY, **more: Any) -> Version:
-    """What would be told of ``model``."""
+    """The description of ``model`` for the registry."""
     told: dict[str, Any] = {
         "name": name,
         "made": "snapshot",
@@ -48,14 +48,14 @@ def about(model: Any, name: str = "m", task: Task = Task.BINARY, **more: Any) ->
 
 
 def learned(model: Any, task: Task, rows: slice = slice(0, ROWS // 2)) -> Learner:
-    """A learner that has predicted and learned these rows."""
+    """A learner trained prequentially on these rows."""
     learner = learner_for(model, COLUMNS, task)
     go_on(learner, rows)
     return learner
 
 
 def go_on(learner: Learner, rows: slice = slice(ROWS // 2, ROWS)) -> Predictions:
-    """Predict and learn these rows, one after the other."""
+    """Predict and then learn each row."""
     part = FEATURES[rows]
     steps = np.tile(np.array([PREDICT, LEARN], np.uint8), len(part))
     row = np.repeat(np.arange(len(part)), 2)

@@ -1,4 +1,4 @@
-"""A made-up stream for a deployment: events, labels some time later, what each model answers."""
+"""A synthetic stream for a deployment: events, delayed labels, and each model's predictions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def calibrated(p: F64, y: F64, rng: np.random.Generator) -> F64:
 
 
 def noisy(by: float) -> Answer:
-    """Off by so much in log odds, on average."""
+    """Predictions that are off by so much in log odds, on average."""
 
     def answer(p: F64, y: F64, rng: np.random.Generator) -> F64:
         odds = np.log(p / (1 - p)) + by * rng.standard_normal(p.size)
@@ -40,7 +40,7 @@ def noise(p: F64, y: F64, rng: np.random.Generator) -> F64:
 
 @dataclass
 class Stream:
-    """Event `i` comes at step `2 i`-ish, its label `delay` events later; one second between two."""
+    """Event `i` arrives at about step `2 i`, its label `delay` events later; one per second."""
 
     events: int
     models: Mapping[str, Answer]
@@ -101,7 +101,7 @@ class Stream:
 
 @dataclass
 class Run:
-    """The result of a stream: which model was to serve each event, which did, and all decisions.
+    """The result of a stream: assigned and serving model of each event, and all decisions.
 
     A decision's step is counted from the start.
     """
@@ -136,7 +136,7 @@ def play(stream: Stream, deployment: Deployment, cuts: list[int] | None = None) 
 
 
 def told(run: Run) -> list[Any]:
-    """The decisions, without the steps, which count from the start of a batch."""
+    """The decisions without their steps, which count from the start of a batch."""
     return [
         (each.action, each.challenger, each.champion, each.share, each.time, repr(each.evidence),
          repr(sorted(each.guardrails.items())), each.reason, each.rollout)

@@ -1,4 +1,4 @@
-"""What a run has left behind: its outputs, its windows and its models; and whether all is right."""
+"""The result of a run (outputs, windows, models), and checks that it is correct."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def label_window_fingerprints(trial: Trial, state: str) -> dict[str, str]:
 
 
 def model_digests(trial: Trial, state: str) -> dict[str, str]:
-    """Of the learners, of their metrics, of the monitors, and of the predictions that wait."""
+    """Digests of learners, metrics, monitors and pending predictions."""
     step = ModelStep(trial.declared, WorkerMetrics(trial.declared.name)).prequential
     image = ReadOnlyStore(trial.directory / state / "models" / DATABASE).image()
     step.restore(image)
@@ -98,10 +98,10 @@ def model_digests(trial: Trial, state: str) -> dict[str, str]:
 
 
 class _Values(pickle.Pickler):
-    """Values alone: without the memory of which objects were the same one.
+    """Pickles values without object identity.
 
-    River's distributions hold a generator that is seeded by chance, for samples that nobody draws,
-    and its detectors hold methods of their own.
+    River's distributions hold a randomly seeded generator, which is not used, and its detectors
+    hold bound methods.
     """
 
     def __init__(self, file: io.BytesIO) -> None:
@@ -124,7 +124,7 @@ def _digest(state: Any) -> str:
 
 
 def check_once(trial: Trial) -> None:
-    """Each event has one prediction or one dead letter; each output message another cause."""
+    """Assert that each event has one prediction or dead letter, and each message its own cause."""
     topics = trial.declared.topics
     seen = Counter((row["partition"], row["offset"]) for row in rows(trial, topics.predictions))
     doubled = [at for at, times in seen.items() if times > 1]
@@ -156,7 +156,7 @@ def _check_order(trial: Trial) -> None:
 
 
 def check_same(trial: Trial, state: str, unharmed: Trial, its_state: str = "state") -> None:
-    """Bit for bit: all outputs, the windows, the models and what is measured of them."""
+    """Assert that outputs, windows, models and metrics are equal bit for bit."""
     for topic in trial.declared.topics.outputs:
         assert messages(trial, topic) == messages(unharmed, topic), f"{topic} differs"
     assert window_fingerprints(trial, state) == window_fingerprints(unharmed, its_state)
@@ -166,7 +166,7 @@ def check_same(trial: Trial, state: str, unharmed: Trial, its_state: str = "stat
 
 
 def dead_letters(trial: Trial) -> set[tuple[Any, ...]]:
-    """What was refused, and why; how late something is depends on what came before."""
+    """The dead letters with their reasons, without how late a late one is."""
     return {
         (row["topic"], row["partition"], row["offset"], row["reason"], row["payload"])
         for row in rows(trial, trial.declared.topics.dead_letters)
@@ -184,7 +184,7 @@ def features(trial: Trial, columns: list[str]) -> tuple[list[Where], np.ndarray[
 
 
 def check_features(trial: Trial, unharmed: Trial, tolerance: float = 1e-9) -> None:
-    """Those of the card: all payments of a card are on one partition, so their order is given."""
+    """Assert the features of the card, whose payments are on one partition, in order."""
     own = [name for name in trial.declared.columns if not name.startswith("merchant")]
     assert 0 < len(own) < len(trial.declared.columns)
     (events, found), (others, expected) = features(trial, own), features(unharmed, own)
@@ -193,7 +193,7 @@ def check_features(trial: Trial, unharmed: Trial, tolerance: float = 1e-9) -> No
 
 
 def check_merchants(trial: Trial, hour_ms: int = 3_600_000) -> None:
-    """A merchant's payments are on all partitions: how many have come differs, but none twice."""
+    """Assert that no payment of a merchant counts twice, on all partitions, in any order."""
     merchants = {
         (p, offset): json.loads(value)["merchant"]
         for p, values in enumerate(messages(trial, trial.declared.topics.events))

@@ -1,4 +1,4 @@
-"""A deployment that does what it is told and says when, in place of one that judges models."""
+"""A deployment that only obeys commands, in place of one that compares models."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ EVIDENCE = Evidence(10, 4, 0.5, float("nan"), 0.1, float("-inf"), float("inf"), 
 
 
 class Obedient:
-    """Refuses what is wrong by itself. A promotion also ends another rollout: two decisions.
+    """Rejects invalid commands. A promotion also ends another rollout: two decisions.
 
-    Its sentences tell what it was after: events predicted and labels learned by the step.
+    The text of a decision has the numbers of events predicted and labels learned before it.
     """
 
     def __init__(self, step: ModelStep) -> None:
@@ -63,7 +63,7 @@ class Obedient:
 
 
 def obey(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every model step have such a one."""
+    """Use it in every model step."""
     begin = ModelStep.__init__
 
     def begin_obediently(step: ModelStep, *arguments: Any, **named: Any) -> None:

@@ -1,4 +1,4 @@
-"""A disk that a test may fill up or make read-only, in memory; mounting it takes root."""
+"""A small file system in memory that a test can fill up or make read-only; needs root."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def mounted(disk: Path, megabytes: int) -> Iterator[Path]:
-    """``disk``, made and mounted while the block runs; the test is skipped where that can't be."""
+    """Mount ``disk`` during the ``with`` block; skips the test if that is not possible."""
     disk.mkdir()
     options = f"size={megabytes}m"
     try:
@@ -26,7 +26,7 @@ def mounted(disk: Path, megabytes: int) -> Iterator[Path]:
 
 
 def make_read_only(disk: Path) -> None:
-    """Nobody can write there from now on, not even root."""
+    """Make the file system read-only, also for root."""
     _run("mount", "-o", "remount,ro", str(disk))
 
 

@@ -1,8 +1,8 @@
-"""One line that stands for all that windows remember, wherever it lies in memory.
+"""A fingerprint of the content of windows, independent of memory layout.
 
 Two states with the same fingerprint hold the same keys, the same events in the same order, and the
-same running sums, to the last bit: they will answer every row alike. Where a key's events stand in
-the arrays, and which expired ones were swept, makes no difference.
+same running sums, to the last bit: they give the same features. Positions in the arrays and expired
+events that have not been removed yet make no difference.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def walk_chains(slots: I64, slot: I32, link: I32, out: I64) -> None:
 
 
 def fingerprint(state: EntityState) -> str:
-    """32 hex digits; what no row can ask for any more is swept away first."""
+    """The fingerprint, 32 hex digits; expired events are removed first."""
     state.evict()
     digest = hashlib.blake2b(digest_size=16)
     slots = state.slots_by_key()

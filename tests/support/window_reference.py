@@ -1,4 +1,4 @@
-"""What the features should be: recomputed for each row from all events that have arrived.
+"""The reference implementation of windows: each row is computed from all events that have arrived.
 
 Plain Python, exact rationals where it matters, no state but a list of events; O(n**2).
 """
@@ -30,7 +30,7 @@ class Reference:
     events: dict[str, list[Seen]] = field(default_factory=dict)
 
     def update(self, key: str, time: int, value: float, code: int, mode: int = 0) -> list[float]:
-        """Take in one row; its features."""
+        """Add a row; returns its features."""
         if mode != QUERY_ONLY:
             of_key = self.events.setdefault(key, [])
             of_key.append(Seen(time, value, code))

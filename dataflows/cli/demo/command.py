@@ -1,4 +1,4 @@
-"""``anabranch demo``: the main job in under a minute, with nothing to set up."""
+"""``anabranch demo``: shows a pipeline at work in under a minute, without any setup."""
 
 from __future__ import annotations
 
@@ -21,33 +21,37 @@ def demo(
     seconds: Annotated[
         float,
         typer.Option(
-            "--seconds", min=1, max=600, metavar="N", help="How long live traffic goes on."
+            "--seconds", min=1, max=600, metavar="N", help="Duration of the live traffic."
         ),
     ] = 25.0,
     rate: Annotated[
-        float, typer.Option("--rate", min=100, metavar="N", help="Live messages a second.")
+        float,
+        typer.Option("--rate", min=100, metavar="N", help="Messages per second of live traffic."),
     ] = 6000.0,
     history: Annotated[
-        int, typer.Option("--history", min=0, metavar="N", help="Payments that happened before.")
+        int,
+        typer.Option(
+            "--history", min=0, metavar="N", help="Number of past payments to process first."
+        ),
     ] = 20_000,
     keep: Annotated[
         Path | None,
         typer.Option(
             "--keep",
             metavar="DIR",
-            help="Keep the topics and the state in this directory, to look at them later.",
+            help="Keep topics and state in this directory for inspection; it must be empty.",
         ),
     ] = None,
     no_crash: Annotated[
-        bool, typer.Option("--no-crash", help="Let the worker live: no kill −9 halfway.")
+        bool, typer.Option("--no-crash", help="Don't kill the worker halfway.")
     ] = False,
 ) -> None:
-    """Simulated payments, exact features, a model that learns, a crash: live, in under a minute.
+    """Run a fraud pipeline on simulated payments, with a crash halfway, in under a minute.
 
-    Halfway the worker is killed, and the next one goes on from its state. At the end all events are
-    counted: each must have exactly one prediction or dead letter.
+    Halfway the worker is killed with SIGKILL, and a new one resumes from its state. At the end the
+    demo verifies that every event has exactly one prediction or dead letter.
 
-    Everything happens in a temporary directory, on the embedded bus; nothing is left behind.
+    It uses the embedded bus in a temporary directory, which is removed at the end.
 
     Examples:
 
@@ -56,11 +60,11 @@ def demo(
         anabranch demo --keep demo-data
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as after Ctrl-C
-    from anabranch.dataflows.cli.demo.demo_run import Show
+    from anabranch.dataflows.cli.demo.demo_run import Demo
 
     with _directory(keep) as directory:
-        show = Show(directory, seconds=seconds, rate=rate, history=history, crash=not no_crash)
-        interrupted = show.run(Console(), command=_command(), kept=keep is not None)
+        run = Demo(directory, seconds=seconds, rate=rate, history=history, crash=not no_crash)
+        interrupted = run.run(Console(), command=_command(), kept=keep is not None)
     if interrupted:
         raise typer.Exit(130)
 
@@ -74,14 +78,14 @@ def _directory(keep: Path | None) -> Iterator[Path]:
     try:
         keep.mkdir(parents=True, exist_ok=True)
         if any(keep.iterdir()):
-            raise InputError(f"{keep} is not empty: name a new directory to keep the topics in")
+            raise InputError(f"{keep} is not empty: name a new directory with --keep")
     except OSError as error:
-        raise InputError(f"can't keep topics in {keep}: {error.strerror}") from None
+        raise InputError(f"{keep} can't be created: {error.strerror}") from None
     yield keep
 
 
 def _command() -> str:
-    """What to type to get this program: its name where that is on the path, else where it is."""
+    """How the user can call this program: by its name if that is on the path, else by its path."""
     started = Path(sys.argv[0])
     if started.name != "anabranch":
         return "python -m anabranch"

@@ -1,4 +1,4 @@
-"""How the command line says what its user can mend."""
+"""Prints errors that the user can act on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from anabranch.state.errors import AnabranchError
 
 
 def print_error(error: AnabranchError) -> None:
-    """The error's sentence on stderr."""
+    """Print the error's message on stderr, or log it where logs are structured."""
     if structured():
         fail(str(error))
         return

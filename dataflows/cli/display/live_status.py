@@ -1,4 +1,4 @@
-"""Shows how a pipeline is doing while it runs: a live table, or a line now and then in a log."""
+"""Status of a running pipeline on the console: a live table, or a line every few seconds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from anabranch.dataflows.cli.display.progress import in_background
 from anabranch.dataflows.telemetry.logs import record, structured
 from anabranch.dataflows.telemetry.status import (
     Buckets,
@@ -30,9 +31,11 @@ _RECENT_S = 5.0
 _SLOW_S = 1.0
 
 
-class Watch:
-    """Reads a registry twice a second and shows it on ``console``; without a terminal, a line now
-    and then."""
+class LiveStatus:
+    """Displays the metrics of ``registry`` on ``console``.
+
+    On a terminal it is a table that is refreshed twice a second; else a line per ``line_every_s``.
+    """
 
     def __init__(
         self,
@@ -47,18 +50,18 @@ class Watch:
         self._console = console
         self._line_every_s = line_every_s
         self._started = time.monotonic()
-        self._seen: deque[tuple[float, Status]] = deque([(self._started, Status())])
+        self._recent: deque[tuple[float, Status]] = deque([(self._started, Status())])
 
     def status(self) -> Status:
-        """Read the registry now."""
+        """Read the current status, and remember it for rates over the last seconds."""
         status, now = read_status(self._registry), time.monotonic()
-        self._seen.append((now, status))
-        while len(self._seen) > 2 and now - self._seen[0][0] > _RECENT_S:
-            self._seen.popleft()
+        self._recent.append((now, status))
+        while len(self._recent) > 2 and now - self._recent[0][0] > _RECENT_S:
+            self._recent.popleft()
         return status
 
     def line(self) -> str:
-        """One line for a log."""
+        """The current status as one line of text."""
         status = self.status()
         quality = ", ".join(f"{quality_title(n)} {v:.4f}" for n, v in status.quality.items())
         return (
@@ -71,20 +74,13 @@ class Watch:
         )
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Show while the block runs."""
-        done = threading.Event()
-        show = self._show_live if self._console.is_terminal else self._show_lines
-        thread = threading.Thread(target=show, args=(done,), daemon=True)
-        thread.start()
-        try:
+    def displayed(self) -> Iterator[None]:
+        """Display the status while the ``with`` block runs."""
+        with in_background(self._show_live if self._console.is_terminal else self._show_lines):
             yield
-        finally:
-            done.set()
-            thread.join()
 
     def summary(self, elapsed_s: float | None = None) -> Status:
-        """Print the final table, with the mean rate and latency over the whole run."""
+        """Print the final table, with the mean rate and latency of the whole run; return it."""
         status = read_status(self._registry)
         seconds = elapsed_s or time.monotonic() - self._started
         if structured():
@@ -101,11 +97,11 @@ class Watch:
         return status_table(self._pipeline, status, self._rate(), latency, f"last {_RECENT_S:g} s")
 
     def _rate(self) -> float:
-        (then, before), (now, status) = self._seen[0], self._seen[-1]
+        (then, before), (now, status) = self._recent[0], self._recent[-1]
         return (status.events - before.events) / max(now - then, 1e-9)
 
     def _recent_latency(self) -> Buckets:
-        return since(self._seen[-1][1].latency, self._seen[0][1].latency)
+        return since(self._recent[-1][1].latency, self._recent[0][1].latency)
 
     def _show_live(self, done: threading.Event) -> None:
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
@@ -116,7 +112,7 @@ class Watch:
         while not done.wait(self._line_every_s):
             line = self.line()
             if structured():
-                self._record(line, self._seen[-1][1], self._rate())
+                self._record(line, self._recent[-1][1], self._rate())
             else:
                 self._console.print(line, highlight=False, soft_wrap=True)
 
@@ -131,11 +127,11 @@ class Watch:
 
 @contextmanager
 def compiling(console: Console) -> Iterator[None]:
-    """Say that kernels are being compiled, if that takes more than a moment."""
-    started, done = time.monotonic(), threading.Event()
-    text = "compiling kernels (first time on this machine only, about half a minute) …"
+    """Display that kernels are being compiled if the ``with`` block takes more than a second."""
+    started = time.monotonic()
+    text = "compiling kernels (only the first time on this machine, about half a minute) …"
 
-    def tell() -> None:
+    def display(done: threading.Event) -> None:
         if done.wait(_SLOW_S):
             return
         if not console.is_terminal:
@@ -144,13 +140,8 @@ def compiling(console: Console) -> Iterator[None]:
         with console.status(text):
             done.wait()
 
-    thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
-    try:
+    with in_background(display):
         yield
-    finally:
-        done.set()
-        thread.join()
     seconds = time.monotonic() - started
     if seconds > _SLOW_S:
         console.print(f"kernels compiled in {seconds:.0f} s", highlight=False)

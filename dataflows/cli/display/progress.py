@@ -1,7 +1,8 @@
-"""Shows how far a long check is: a bar on a terminal, else a line every ten seconds; on stderr."""
+"""Displays progress on stderr: bars on a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,25 @@ _LINE_EVERY_S = 10.0
 
 
 @contextmanager
-def watching() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Yields what is to be told of progress: what is done, how much, and of how many."""
+def in_background(display: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run ``display`` in a thread during the ``with`` block, which sets its event at the end."""
+    done = threading.Event()
+    thread = threading.Thread(target=display, args=(done,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
+def progress_display() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Yield a callback that takes a task's name, the units done, and their total or None."""
     console = stderr_console()
     show = _bars if console.is_terminal else _lines
-    with show(console) as tell:
-        yield tell
+    with show(console) as on_progress:
+        yield on_progress
 
 
 @contextmanager
@@ -29,23 +43,23 @@ def _bars(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console, transient=True) as progress:
 
-        def tell(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what)
-            progress.update(tasks[what], completed=done, total=total)
+        def on_progress(task: str, done: int, total: int | None) -> None:
+            if task not in tasks:
+                tasks[task] = progress.add_task(task)
+            progress.update(tasks[task], completed=done, total=total)
 
-        yield tell
+        yield on_progress
 
 
 @contextmanager
 def _lines(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
     due = time.monotonic() + _LINE_EVERY_S
 
-    def tell(what: str, done: int, total: int | None) -> None:
+    def on_progress(task: str, done: int, total: int | None) -> None:
         nonlocal due
         if time.monotonic() >= due:
             due = time.monotonic() + _LINE_EVERY_S
             share = f" {done / total:.0%}" if total else ""
-            console.print(f"{what}{share}", highlight=False)
+            console.print(f"{task}{share}", highlight=False)
 
-    yield tell
+    yield on_progress

@@ -1,7 +1,6 @@
-"""What `publish` and `simulate` share: send batches while showing progress, and sum up.
+"""Publishes batches for `publish` and `simulate`: progress on stderr, a summary on stdout.
 
-Progress goes to stderr and the summary to stdout. Ctrl-C and SIGTERM take effect between two
-appends, so that what the summary counts is what is stored.
+Ctrl-C and SIGTERM take effect between two appends, so that the summary counts what is stored.
 """
 
 from __future__ import annotations
@@ -39,23 +38,23 @@ _LINE_EVERY_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Pacing:
-    """How fast to publish: ``rate`` messages a second, ``speedup`` of event time, or at once."""
+    """How fast to publish: ``rate`` messages/s, ``speedup`` × event time, or at full speed."""
 
     rate: float | None = None
     speedup: float | None = None
 
 
 class Stop:
-    """Turns Ctrl-C and SIGTERM into a `KeyboardInterrupt` at a moment when nothing is half done."""
+    """Defers Ctrl-C and SIGTERM: `check` raises the `KeyboardInterrupt` between two appends."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self._requested = threading.Event()
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Listen while the block runs; the second Ctrl-C interrupts at once."""
+        """Handle signals while the ``with`` block runs; a second Ctrl-C interrupts at once."""
         numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._ask) for number in numbers}
+        before = {number: signal.signal(number, self._request) for number in numbers}
         try:
             yield
         finally:
@@ -63,26 +62,25 @@ class Stop:
                 signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if a stop was asked for."""
-        if self._asked.is_set():
+        """Raise KeyboardInterrupt if a signal has arrived."""
+        if self._requested.is_set():
             raise KeyboardInterrupt
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but not past a stop."""
-        self._asked.wait(seconds)
+        """Sleep; a signal ends it early with KeyboardInterrupt."""
+        self._requested.wait(seconds)
         self.check()
 
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self._asked.is_set() and number == signal.SIGINT:
+    def _request(self, number: int, _frame: FrameType | None) -> None:
+        if self._requested.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked.set()
+        self._requested.set()
 
 
 class Publishing:
-    """Sends runs of batches to the topics of a pipeline, one after another, with one progress bar.
+    """Publishes one or more series of batches to a pipeline's topics, with one progress bar.
 
-    ``total`` is how many messages there will be (None: not known); with ``count_events`` only
-    events are counted towards it.
+    ``total`` is the expected number of messages, or of events with ``count_events``; None: unknown.
     """
 
     def __init__(
@@ -104,11 +102,13 @@ class Publishing:
         self._started = time.monotonic()
 
     @contextmanager
-    def shown(self) -> Iterator[Callable[[Iterator[Batch], Pacing], None]]:
-        """Show progress while the block runs; yields what sends batches. Sums up at the end.
+    def progress(self) -> Iterator[Callable[[Iterator[Batch], Pacing], None]]:
+        """Display progress while the ``with`` block runs, then print the summary.
+
+        Yields a function that publishes batches at a pace.
 
         Raises:
-            typer.Exit: with 130, after the summary, when it was interrupted.
+            typer.Exit: with 130, after the summary, if interrupted.
         """
         console = stderr_console()
         show = self._bar if console.is_terminal else self._lines
@@ -119,7 +119,7 @@ class Publishing:
             raise typer.Exit(130)
 
     def summary(self) -> str:
-        """One line: how many messages went where, and in what time."""
+        """One line: the number of messages by topic, and the duration."""
         parts = [f"{self._done.events:,} events to {self._topics['events']}"]
         if "labels" in self._topics:
             parts.append(f"{self._done.labels:,} labels to {self._topics['labels']}")

@@ -1,4 +1,4 @@
-"""What `skew` prints: a table and a sentence, or one JSON object."""
+"""Output of `anabranch skew`: a table and a verdict, or one JSON object."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from rich.console import Console
 from rich.table import Table
 
 MODERATE_PSI = 0.1
-"""From here on scorecard monitoring looks closer."""
+"""A PSI above this calls for a closer look, by the convention of scorecard monitoring."""
 
 FEATURES_SHOWN = 8
-"""So many of the worst features have their examples printed."""
+"""Number of features, the worst ones, whose examples are printed."""
 
 if TYPE_CHECKING:
     from anabranch.dataflows.skew.compare import FeatureSkew, SkewReport
     from anabranch.dataflows.skew.distributions import Shift
 
 
-def print_rows(report: SkewReport, allow: float, json: bool) -> None:
-    """Which rows differ, feature by feature."""
-    agree = report.worst_share() <= allow
+def print_rows(report: SkewReport, max_mismatch: float, json: bool) -> None:
+    """Print mismatches by feature, and whether they are within ``max_mismatch``."""
+    agree = report.worst_share() <= max_mismatch
     if json:
         features = [asdict(each) | {"share": each.share} for each in report.features]
-        _print_json(asdict(report) | {"features": features, "allowed": allow, "agree": agree})
+        _print_json(
+            asdict(report) | {"features": features, "max_mismatch": max_mismatch, "agree": agree}
+        )
         return
     console = Console()
     table = Table(
@@ -43,45 +45,51 @@ def print_rows(report: SkewReport, allow: float, json: bool) -> None:
             f"{each.differing:,}",
             f"{each.share:.3%}",
             f"{each.largest:.3g}",
-            style="red" if each.share > allow else None,
+            style="red" if each.share > max_mismatch else None,
         )
     console.print(table)
-    for line in _sentences(report, allow):
+    for line in _sentences(report, max_mismatch):
         console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_shifts(
-    pipeline: str, found: list[Shift], rows: tuple[int, int], most: float, json: bool
+    pipeline: str, shifts: list[Shift], rows: tuple[int, int], max_psi: float, json: bool
 ) -> None:
-    """How far each feature has moved; ``rows`` are those of the training set and those served."""
+    """Print how far each feature has shifted; ``rows`` counts training rows and served rows."""
     if json:
-        features = [asdict(each) | {"state": _state(each, most)} for each in found]
+        features = [asdict(each) | {"state": _state(each, max_psi)} for each in shifts]
         _print_json(
             {
                 "pipeline": pipeline,
                 "training_rows": rows[0],
                 "served_rows": rows[1],
-                "psi_limit": most,
+                "max_psi": max_psi,
                 "features": features,
-                "agree": all(each.psi <= most for each in found),
+                "agree": all(each.psi <= max_psi for each in shifts),
             }
         )
         return
-    _print_shift_table(f"{pipeline}: {rows[0]:,} rows of training, {rows[1]:,} served", found, most)
-    shifted = sum(each.psi > most for each in found)
-    said = f"{shifted} of {len(found)} features are shifted: their PSI is above {most:g}"
-    fine = f"all {len(found)} features are distributed as in training: no PSI is above {most:g}"
-    Console().print(said if shifted else fine, highlight=False, soft_wrap=True)
+    _print_shift_table(
+        f"{pipeline}: {rows[0]:,} training rows, {rows[1]:,} served", shifts, max_psi
+    )
+    shifted = sum(each.psi > max_psi for each in shifts)
+    if shifted:
+        verdict = (
+            f"{shifted} of {len(shifts)} features have shifted: their PSI is above {max_psi:g}"
+        )
+    else:
+        verdict = f"no shift: none of the {len(shifts)} features has a PSI above {max_psi:g}"
+    Console().print(verdict, highlight=False, soft_wrap=True)
 
 
-def _print_shift_table(title: str, found: list[Shift], most: float) -> None:
+def _print_shift_table(title: str, shifts: list[Shift], max_psi: float) -> None:
     table = Table(title=f"features of {title}", title_justify="left")
     table.add_column("feature", no_wrap=True)
-    for name in ("PSI", "by chance", "JS", "KS", "mean", "missing"):
+    for name in ("PSI", "expected by chance", "JS", "KS", "mean", "missing"):
         table.add_column(name, justify="right")
-    table.add_column("")
-    for each in found:
-        state = _state(each, most)
+    table.add_column("")  # the verdict
+    for each in shifts:
+        state = _state(each, max_psi)
         table.add_row(
             each.name,
             f"{each.psi:.4f}",
@@ -96,8 +104,8 @@ def _print_shift_table(title: str, found: list[Shift], most: float) -> None:
     Console().print(table)
 
 
-def _state(shift: Shift, most: float) -> str:
-    if shift.psi > most:
+def _state(shift: Shift, max_psi: float) -> str:
+    if shift.psi > max_psi:
         return "shifted"
     return "moved" if shift.psi > MODERATE_PSI else ""
 
@@ -110,56 +118,58 @@ def _examples(each: FeatureSkew) -> str:
     return f"{each.name}: {worst}"
 
 
-def _sentences(report: SkewReport, allow: float) -> list[str]:
-    left_out = {
+def _sentences(report: SkewReport, max_mismatch: float) -> list[str]:
+    """What was compared, what was not and why, and the verdict."""
+    excluded = {
         "malformed": report.malformed,
         "late": report.late,
-        "repeated": report.repeated,
+        "duplicate": report.duplicates,
         "too large for a model": report.too_large,
-        "outside the log": report.outside,
+        "outside the range of the served rows": report.outside,
         "in the warm-up": report.warming_up,
         "not served": report.not_served,
     }
-    told = "".join(f", {count:,} {what}" for what, count in left_out.items() if count)
+    reasons = "".join(f", {count:,} {reason}" for reason, count in excluded.items() if count)
     lines = [
         f"{report.events:,} events and {report.served:,} served rows: "
-        f"{report.compared:,} compared{told}"
+        f"{report.compared:,} compared{reasons}"
     ]
     if report.unknown:
-        lines.append(f"{report.unknown:,} served rows are about no event that should be served")
+        lines.append(f"{report.unknown:,} served rows belong to no event that should be served")
     if report.missing:
-        lines.append(f"missing, for example: {', '.join(report.missing)}")
+        lines.append(f"missing rows, for example: {', '.join(report.missing)}")
     if report.not_checked:
-        lines.append(f"not recomputed, and so not checked: {', '.join(report.not_checked)}")
+        lines.append(f"not checked, as they can't be recomputed: {', '.join(report.not_checked)}")
     undecided = sum(each.undecided for each in report.features)
     if undecided:
         lines.append(
-            f"{undecided:,} values of features of labels differ where an event and a label of its "
-            "key came too close together to say which was read first (--order-slack)"
+            f"{undecided:,} values of windows over labels differ where an event and a label of its "
+            "key were published too close together to tell which was read first "
+            "(--order-tolerance)"
         )
     lines += [_examples(each) for each in report.features[:FEATURES_SHOWN] if each.examples]
-    lines.append(_verdict(report, allow))
+    lines.append(_verdict(report, max_mismatch))
     return lines
 
 
-def _verdict(report: SkewReport, allow: float) -> str:
-    all_features = len(report.features)
-    differing = sum(each.share > allow for each in report.features)
-    if differing:
-        more = "more rows than is allowed" if allow else "some rows"
-        return f"{differing} of {all_features} features differ in {more}"
-    if report.missing_share() > allow:
-        return "more rows are missing than is allowed"
+def _verdict(report: SkewReport, max_mismatch: float) -> str:
+    total = len(report.features)
+    failing = sum(each.share > max_mismatch for each in report.features)
+    limit = f" in more than {max_mismatch:.3%} of rows (--max-mismatch)" if max_mismatch else ""
+    if failing:
+        return f"skew: {failing} of {total} features differ{limit}"
+    if report.missing_share() > max_mismatch:
+        return f"skew: {report.missing_share():.3%} of rows are missing (--max-mismatch)"
     rows = sum(each.differing for each in report.features)
-    return f"served and recomputed agree: {all_features} features, {rows:,} values differ"
+    return f"no skew: {total} features match, {rows:,} values differ"
 
 
-def _print_json(found: dict[str, Any]) -> None:
-    typer.echo(orjson.dumps(_finite(found)).decode())
+def _print_json(report: dict[str, Any]) -> None:
+    typer.echo(orjson.dumps(_finite(report)).decode())
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity: it and NaN are told as text."""
+    """Infinities and NaN as text, which JSON has no numbers for."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

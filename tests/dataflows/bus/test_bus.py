@@ -17,6 +17,9 @@ from confluent_kafka.admin import AdminClient
 from anabranch.dataflows.bus import Bus, BusError, Reader, Slice, TopicPartition, open_bus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from tests.support.kafka_broker import free_ports
+from tests.support.waiting import GENEROUS_S
+
+pytestmark = pytest.mark.stress
 
 spawn = multiprocessing.get_context("spawn")  # librdkafka does not survive a fork
 
@@ -52,10 +55,12 @@ def publish(bus: Bus, topic: str, values: list[bytes], **columns: Any) -> None:
     publisher.close()
 
 
-def drain(reader: Reader, count: int, limit: int = 1000, timeout_s: float = 10.0) -> list[Slice]:
+def drain(
+    reader: Reader, count: int, limit: int = 1000, limit_s: float = GENEROUS_S
+) -> list[Slice]:
     """Poll until ``count`` messages came, then once more: nothing may follow."""
     slices: list[Slice] = []
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + limit_s
     while sum(len(s.values) for s in slices) < count and time.monotonic() < deadline:
         slices += reader.poll(limit, 0.2)
     slices += reader.poll(limit, 0.02)
@@ -161,11 +166,16 @@ def test_reader_knows_the_ends_before_and_after_reading(bus: Bus) -> None:
 
 def test_empty_topic_gives_nothing_and_does_not_block(bus: Bus, topic: str) -> None:
     reader = bus.reader({TopicPartition(topic, 0): 0})
-    started = time.monotonic()
-    assert reader.poll(10) == []
-    assert time.monotonic() - started < 0.1
-    assert reader.poll(10, 0.3) == []
-    assert 0.25 < time.monotonic() - started < 1.0
+    at_once, waits = [], []
+    for _ in range(5):
+        started = time.monotonic()
+        assert reader.poll(10) == []
+        at_once.append(time.monotonic() - started)
+        started = time.monotonic()
+        assert reader.poll(10, 0.3) == []
+        waits.append(time.monotonic() - started)
+    assert min(at_once) < 0.1  # the best of some: the machine may be busy
+    assert 0.25 < min(waits) < 1.0
     reader.close()
     reader.close()
 
@@ -298,14 +308,14 @@ def test_every_partition_is_read(bus: Bus) -> None:
 
 def _write(url: str, topic: str, prefix: str, count: int, together: Any) -> None:
     publisher = open_bus(url).publisher()
-    together.wait(30)
+    together.wait(GENEROUS_S)
     for start in range(0, count, 10):
         publisher.append(topic, [f"{prefix}{i}".encode() for i in range(start, start + 10)])
     publisher.close()
 
 
 def _ended_well(process: Any) -> bool:
-    process.join(30)
+    process.join(GENEROUS_S)
     return bool(process.exitcode == 0)
 
 
@@ -319,7 +329,7 @@ def test_two_processes_publish_while_a_third_reads(bus: Bus) -> None:
     for writer in writers:
         writer.start()
     reader = bus.reader({TopicPartition(topic, p): 0 for p in range(2)})
-    slices = drain(reader, 10000, timeout_s=30)
+    slices = drain(reader, 10000)
     assert all(_ended_well(writer) for writer in writers)
     for p in range(2):
         offsets = np.concatenate([s.offsets for s in slices if s.partition == p])

@@ -21,8 +21,9 @@ from anabranch.dataflows.bus import (
 from anabranch.dataflows.bus.kafka import reader as reader_module
 from tests.dataflows.bus.test_bus import drain, new_topic, numbered, values_of
 from tests.support.kafka_broker import KafkaBroker, missing_tools
+from tests.support.waiting import GENEROUS_S
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.stress]
 
 
 @pytest.fixture
@@ -55,8 +56,8 @@ def test_a_broker_that_comes_back_is_waited_for(
                 own_broker.start(wait=False)
             publisher.append(topic, numbered(20, f"{turn}-"))
             slices += reader.poll(1000, 0.01)
-        publisher.flush(30)
-        slices += drain(reader, 8000 - sum(len(s.values) for s in slices), timeout_s=30)
+        publisher.flush(GENEROUS_S)
+        slices += drain(reader, 8000 - sum(len(s.values) for s in slices))
     publisher.close()
     reader.close()
     expected = [v for turn in range(400) for v in numbered(20, f"{turn}-")]

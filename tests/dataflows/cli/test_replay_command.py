@@ -1,11 +1,10 @@
-"""``anabranch replay`` as its user meets it: a summary, or one sentence for what is wrong."""
+"""``anabranch replay``: its summary and its error messages."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from tests.support.history import (
     values,
     write,
 )
+from tests.support.waiting import wait_until
 
 Row = dict[str, Any]
 MESSAGES = simulated(400, Faults(duplicates=0.02))
@@ -45,7 +45,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Call:
 
 
 def changed(change: Callable[[int, Row], None]) -> list[bytes]:
-    """The events, each changed."""
+    """The events, each transformed."""
     rows = [json.loads(value) for value in EVENT_VALUES]
     for number, row in enumerate(rows):
         change(number, row)
@@ -53,11 +53,11 @@ def changed(change: Callable[[int, Row], None]) -> list[bytes]:
 
 
 def nothing_is_left(directory: Path, *known: str) -> None:
-    """No file that a replay might have begun."""
+    """Assert that a replay has left no files."""
     assert sorted(path.name for path in directory.iterdir()) == sorted(known)
 
 
-def test_a_newcomer_replays_a_topic_and_runs_on(tmp_path: Path, call: Call) -> None:
+def test_a_run_continues_from_a_replayed_topic(tmp_path: Path, call: Call) -> None:
     first, rest = cut_by_time(MESSAGES, 0.5)
     publish(f"sqlite:{tmp_path / 'bus'}", first)
     bus = ("--bus", "sqlite:bus")
@@ -70,7 +70,9 @@ def test_a_newcomer_replays_a_topic_and_runs_on(tmp_path: Path, call: Call) -> N
     assert lines[1] == f"rows.parquet: {len(rows):,} rows, {rows['label'].count():,} with a label"
     assert lines[2].startswith("quality: ROC AUC ")
     assert lines[3].startswith(f"{events - len(rows)} dead letters ({events - len(rows)} duplicate")
-    assert lines[4] == f"kept: goes on from {EVENTS} 0 at {events:,}, {LABELS} 0 at {labels:,}"
+    assert (
+        lines[4] == f"kept: a run continues from {EVENTS} 0 at {events:,}, {LABELS} 0 at {labels:,}"
+    )
     assert lines[5] == "next: anabranch run payments --state kept"
     publish(f"sqlite:{tmp_path / 'bus'}", rest)
     done = call("run", "payments", "--state", "kept", "--until-end", *bus)
@@ -81,7 +83,7 @@ def test_a_newcomer_replays_a_topic_and_runs_on(tmp_path: Path, call: Call) -> N
     assert len(ids) == len(set(ids)) == len({json.loads(v)["id"] for v in EVENT_VALUES})
 
 
-def test_dead_letters_are_written_where_one_wants_them(tmp_path: Path, call: Call) -> None:
+def test_dead_letters_are_written_to_the_given_file(tmp_path: Path, call: Call) -> None:
     def spoil(number: int, row: Row) -> None:
         if number % 40 == 0:
             row["amount"] = "much"
@@ -129,7 +131,7 @@ def cut_short(path: Path) -> None:
 
 
 def damaged(path: Path) -> None:
-    """Whole at its ends, and broken in the middle."""
+    """Damage a file in the middle."""
     write(path, [*EVENT_VALUES, *changed(lambda n, row: row.update(id=f"{n}x"))] * 3)
     content = bytearray(path.read_bytes())
     content[len(content) // 4 : len(content) // 2] = os.urandom(len(content) // 4 + 1)[
@@ -209,23 +211,23 @@ def test_a_file_that_can_not_be_used_is_one_sentence_and_leaves_nothing(
         (("--from", "e.jsonl", "--dead-letters", "no/d.jsonl"), ["no/d.jsonl", "does not exist"]),
         (("--from", "e.jsonl", "--labels", "bad.csv"), ["no column 'fraud' in bad.csv"]),
         (("--from", "old.events", "--bus", "sqlite:bus"), ["topic 'old.events' does not exist"]),
-        (("--from", "e.jsonl", "--continue-at", "latest"), ["--continue-at is for --state"]),
+        (("--from", "e.jsonl", "--continue-at", "latest"), ["--continue-at needs --state"]),
         (
             ("--from", "e.jsonl", "--bus", "sqlite:bus", "--state", "state"),
-            ["nobody knows which messages of payments.events", "--continue-at earliest"],
+            ["it is unknown which messages of payments.events", "--continue-at earliest"],
         ),
         (
             ("--from", EVENTS, "--bus", "sqlite:bus", "--state", "s", "--continue-at", "latest"),
             ["--continue-at is not needed"],
         ),
-        (("--from", EVENTS, "--bus", "sqlite:bus", "--state", "full"), ["full is there already"]),
+        (("--from", EVENTS, "--bus", "sqlite:bus", "--state", "full"), ["full exists already"]),
         (
             ("--from", "far.parquet", "--labels", LABELS, "--bus", "sqlite:bus", "--state", "s"),
             ["far.parquet ends at offset 90,001", "another topic"],
         ),
     ],
 )
-def test_what_can_not_be_asked_for_is_one_sentence(
+def test_wrong_options_are_one_sentence(
     tmp_path: Path, call: Call, arguments: tuple[str, ...], words: list[str]
 ) -> None:
     publish(f"sqlite:{tmp_path / 'bus'}", MESSAGES)
@@ -240,7 +242,7 @@ def test_what_can_not_be_asked_for_is_one_sentence(
     nothing_is_left(tmp_path, "bus", "d.parquet", "e.jsonl", "bad.csv", "far.parquet", "full")
 
 
-def test_a_failure_half_way_leaves_what_was_there_before(
+def test_a_failed_replay_leaves_existing_files_untouched(
     tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("anabranch.producers.files.tables.PARQUET_ROWS", 500)
@@ -251,7 +253,7 @@ def test_a_failure_half_way_leaves_what_was_there_before(
     nothing_is_left(tmp_path, "e.parquet", "rows.parquet")
 
 
-def test_what_a_killed_replay_has_left_is_removed_by_the_next(tmp_path: Path, call: Call) -> None:
+def test_leftovers_of_a_killed_replay_are_removed_by_the_next(tmp_path: Path, call: Call) -> None:
     write(tmp_path / "e.jsonl", EVENT_VALUES)
     (tmp_path / ".rows.parquet.replaying").mkdir()
     (tmp_path / ".rows.parquet.replaying" / "labels-000000").write_bytes(b"\1" * 24)
@@ -269,7 +271,7 @@ def test_a_replay_that_is_stopped_leaves_neither_rows_nor_state(tmp_path: Path) 
         rows=tmp_path / "rows.parquet",
         state=tmp_path / "state",
         dead_letters=tmp_path / "dead.jsonl",
-        batch=10,
+        batch_size=10,
     )
     stop = StopAfter(20)
     with pytest.raises(InterruptedReplayError):
@@ -283,11 +285,8 @@ def test_ctrl_c_ends_it_with_130(tmp_path: Path) -> None:
     text = b"\n".join(message.value for message in many) + b"\n"
     (tmp_path / "e.jsonl").write_bytes(text * 2000)  # duplicates, all but the first
     with Command(tmp_path, "replay", "payments", "--from", "e.jsonl", *TO) as command:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / ".rows.parquet.replaying").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        command.tell(signal.SIGINT)
+        wait_until(lambda: (tmp_path / ".rows.parquet.replaying").exists())
+        command.send(signal.SIGINT)
         done = command.done()
     assert done.code == 130, done
     assert done.out.startswith("interrupted after ")
@@ -295,7 +294,7 @@ def test_ctrl_c_ends_it_with_130(tmp_path: Path) -> None:
     nothing_is_left(tmp_path, "e.jsonl")
 
 
-def test_a_copy_of_a_topic_needs_no_word_on_where_to_go_on(tmp_path: Path, call: Call) -> None:
+def test_a_copy_of_a_topic_needs_no_continue_at(tmp_path: Path, call: Call) -> None:
     url = f"sqlite:{tmp_path / 'bus'}"
     publish(url, MESSAGES)
     copy_of_topic(tmp_path / "e.jsonl", url, EVENTS)

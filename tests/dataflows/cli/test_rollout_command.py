@@ -26,6 +26,9 @@ from anabranch.dataflows.rollout.client import RolloutLog
 from anabranch.models.rollout.command import KINDS
 from tests.support.checkpoint_pipeline import PARTITIONS, PIPELINE, T0, refused, went_well
 from tests.support.commands import Call, Command, caller
+from tests.support.waiting import GENEROUS_S
+
+pytestmark = pytest.mark.stress
 
 CONTROL, ROLLOUTS = "trades.control", "trades.rollouts"
 GROUP: Any = typer.main.get_command(rollout)
@@ -90,7 +93,7 @@ def answering(bus: Bus, answers: Sequence[RolloutMessage]) -> Iterator[list[Cont
 
     def listen() -> None:
         reader = bus.reader({TopicPartition(CONTROL, n): 0 for n in range(PARTITIONS)})
-        until = time.monotonic() + 20
+        until = time.monotonic() + GENEROUS_S
         while not heard and time.monotonic() < until:
             for piece in reader.poll(10, 0.05):
                 heard.extend(msgspec.json.decode(v, type=Control) for v in piece.values)
@@ -281,5 +284,5 @@ def test_follow_prints_each_new_decision_until_it_is_told_to_end(bus: Bus, tmp_p
         line = next(line for line in lines if "rolled back" in line)
         assert line.startswith("2023-11-14 22:13:20 tree: rolled back, serves 25.0%; ")
         assert line.endswith(": it was slow\n")
-        command.tell(signal.SIGINT)
+        command.send(signal.SIGINT)
         assert command.done().code == 0

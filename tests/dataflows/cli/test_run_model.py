@@ -1,4 +1,4 @@
-"""``anabranch run --model``: a new state that begins with what another one has learned."""
+"""``anabranch run --model``: a new state that starts with a trained model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROWS = 120
 
 
 class Parts:
-    """A directory with the pipeline, and buses of the first and the second half of the events."""
+    """A directory with the pipeline, and a bus for each half of the events."""
 
     def __init__(self, directory: Path, call: Call, model: str = COMPILED) -> None:
         self.directory, self.call = directory, call
@@ -64,7 +64,9 @@ class Parts:
 
     def run(self, bus: str, state: str, *more: object) -> Done:
         where = ("--bus", f"sqlite:{bus}", "--state", state)
-        return self.call("run", "parts.py", *where, "--until-end", "--epoch", "1s", *more)
+        return self.call(
+            "run", "parts.py", *where, "--until-end", "--checkpoint-interval", "1s", *more
+        )
 
     def snapshot(self, state: str, *more: object) -> Any:
         done = self.call("models", "snapshot", state, "--json", *more)
@@ -94,7 +96,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Call:
 
 @pytest.fixture
 def parts(tmp_path: Path, call: Call) -> Parts:
-    """With a state that has learned the first half, and has a version of then."""
+    """With a state that has learned the first half, and a version of its model."""
     made = Parts(tmp_path, call)
     went_well(made.run("first", "old"))
     made.snapshot("old", "--name", "half")
@@ -105,14 +107,14 @@ BEGIN = ("--model", "half@1", "--registry", "old")
 
 
 @pytest.mark.parametrize("model", [COMPILED, FOREST])
-def test_it_goes_on_as_one_that_was_never_cut(tmp_path: Path, call: Call, model: str) -> None:
+def test_it_continues_like_an_uninterrupted_model(tmp_path: Path, call: Call, model: str) -> None:
     parts = Parts(tmp_path, call, model)
     went_well(parts.run("whole", "uncut"))
     went_well(parts.run("first", "old"))
     parts.snapshot("old", "--name", "half")
     done = parts.run("second", "new", *BEGIN)
     went_well(done)
-    assert f"begins with half@1, which has learned {ROWS // 2} labels" in done.err
+    assert f"starting from half@1, which has learned {ROWS // 2} labels" in done.err
     assert parts.predictions("second") == parts.predictions("whole")[ROWS // 2 :]
     made = parts.snapshot("new", "--name", "grown")
     assert (made["rows"], made["parent"]) == (ROWS, "half@1")
@@ -122,19 +124,19 @@ def test_it_goes_on_as_one_that_was_never_cut(tmp_path: Path, call: Call, model:
     assert told["parts.events"]["end"] == ROWS // 2  # of the second bus
 
 
-def test_a_start_with_the_same_command_goes_on(parts: Parts) -> None:
+def test_the_same_command_resumes(parts: Parts) -> None:
     went_well(parts.run("second", "new", *BEGIN))
     predictions = parts.predictions("second")
     again = parts.run("second", "new", *BEGIN)
     went_well(again)
-    assert "going on from generation" in again.err
+    assert "resuming from generation" in again.err
     shutil.rmtree(parts.directory / "old")  # it has all that it needs
     went_well(parts.run("second", "new", *BEGIN))
     went_well(parts.run("second", "new"))
     assert parts.predictions("second") == predictions
 
 
-def test_a_later_start_goes_on_from_what_was_learned_since(parts: Parts) -> None:
+def test_a_later_run_resumes_from_what_was_learned_since(parts: Parts) -> None:
     went_well(parts.run("second", "new", *BEGIN))
     assert parts.snapshot("new", "--name", "grown")["parent"] == "half@1"
     parts.publish("second", range(ROWS, ROWS + 20))
@@ -145,8 +147,8 @@ def test_a_later_start_goes_on_from_what_was_learned_since(parts: Parts) -> None
     assert (made["rows"], made["parent"]) == (ROWS + 20, "grown@1")
 
 
-def test_a_state_that_was_made_and_has_read_nothing_begins_with_it(parts: Parts) -> None:
-    """An epoch may end before the first event: the models are still to begin then."""
+def test_an_empty_state_starts_with_the_model(parts: Parts) -> None:
+    """An epoch may end before the first event, when no model has been created yet."""
     went_well(parts.run("none", "new", *BEGIN))
     shutil.rmtree(parts.directory / "none")
     shutil.copytree(parts.directory / "second", parts.directory / "none")
@@ -155,7 +157,7 @@ def test_a_state_that_was_made_and_has_read_nothing_begins_with_it(parts: Parts)
     assert parts.snapshot("new")["rows"] == ROWS
 
 
-def test_what_it_began_with_stays_in_its_registry(parts: Parts) -> None:
+def test_the_model_stays_in_the_registry_of_the_new_state(parts: Parts) -> None:
     went_well(parts.run("second", "new", *BEGIN))
     registry = Registry.of(parts.directory / "new")
     identity = read_manifest(parts.directory / "new")
@@ -167,7 +169,7 @@ def test_what_it_began_with_stays_in_its_registry(parts: Parts) -> None:
     assert [each.version for each in registry.list("half")] == [1, 4]
 
 
-def test_imported_into_a_directory_that_is_not_there_yet(parts: Parts) -> None:
+def test_a_model_is_imported_into_a_new_directory(parts: Parts) -> None:
     went_well(parts.call("models", "export", "old", "half", "--to", "m.pickle"))
     into = ("models", "import", "parts.py", "m.pickle", "--state", "new", "--name", "it")
     went_well(parts.call(*into))
@@ -176,28 +178,28 @@ def test_imported_into_a_directory_that_is_not_there_yet(parts: Parts) -> None:
     went_well(parts.run("second", "new", "--model", "it@1"))
 
 
-def test_two_workers_begin_with_it_too(parts: Parts) -> None:
+def test_two_workers_start_with_the_model(parts: Parts) -> None:
     done = parts.run("second", "new", *BEGIN, "--processes", "2")
     assert done.code == 0, done.err
     assert parts.predictions("second")[0][2] == ROWS // 2
     assert parts.snapshot("new")["rows"] == ROWS
 
 
-def test_what_can_not_begin_is_one_sentence(parts: Parts) -> None:
+def test_a_model_that_can_not_be_used_is_one_sentence(parts: Parts) -> None:
     refused(parts.run("second", "old", "--model", "half@1"),
-            "old has begun without a model and come to generation", "--state")  # fmt: skip
+            "old has started from an untrained model and is at generation", "--state")  # fmt: skip
     refused(parts.run("second", "new", "--model", "half@1"), "there is no model 'half@1'")
     refused(parts.run("second", "new", "--model", "half", "--registry", "old"), "half@VERSION")
     refused(parts.run("second", "new", "--model", "half@2", "--registry", "old"), "it has half@1")
-    refused(parts.run("second", "new", "--registry", "old"), "name it with --model NAME@VERSION")
+    refused(parts.run("second", "new", "--registry", "old"), "without --model NAME@VERSION")
     refused(
-        parts.call("run", "parts.py", "--no-state", "--model", "half@1"), "leave out --no-state"
+        parts.call("run", "parts.py", "--no-state", "--model", "half@1"), "--no-state contradict"
     )
     for model in (FOREST, COMPILED.replace("0.05", "0.06"), "naive_bayes.GaussianNB()"):
         parts.declare(model)
         done = parts.run("second", "new", *BEGIN)
         refused(
-            done, "model half@1 is Pipeline(", "declares", "declare what it is, or name another"
+            done, "model half@1 is Pipeline(", "declares", "declare that model, or name another"
         )
     parts.declare(COMPILED)
     about = parts.directory / "old" / "registry" / "half" / "1" / "about.json"
@@ -211,9 +213,9 @@ def test_what_can_not_begin_is_one_sentence(parts: Parts) -> None:
     assert not (parts.directory / "new").exists()
 
 
-def test_another_model_than_it_began_with_is_refused(parts: Parts) -> None:
+def test_another_model_is_refused_for_an_existing_state(parts: Parts) -> None:
     went_well(parts.run("second", "new", *BEGIN))
-    went_well(parts.run("whole", "old", "--lost", "earliest"))
+    went_well(parts.run("whole", "old", "--on-offset-out-of-range", "earliest"))
     parts.snapshot("old", "--name", "half")
-    words = ("new has begun with half@1 and come to generation", "--model half@2")
+    words = ("new has started from half@1 and is at generation", "--model half@2")
     refused(parts.run("second", "new", "--model", "half@2", "--registry", "old"), *words)

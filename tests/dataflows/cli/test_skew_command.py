@@ -1,4 +1,4 @@
-"""``anabranch skew`` as its user meets it: nothing differs, a fault is found, a mistake is told."""
+"""``anabranch skew``: its report without and with skew, and its error messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from anabranch.dataflows.bus import Bus, open_bus
-from anabranch.dataflows.cli.topic_sample import all_messages
+from anabranch.dataflows.cli.demo.topic_sample import all_messages
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
@@ -33,7 +33,7 @@ Rows = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bus of simulated payments in disorder, with what was served of them; and both as files."""
+    """Simulated payments out of order and their predictions, on a bus and as files."""
     place = tmp_path_factory.mktemp("skew")
     (place / "pay.py").write_text(DECLARED)
     pipeline = load_pipeline(str(place / "pay.py"))
@@ -69,7 +69,7 @@ def read_log(path: Path) -> Rows:
 
 
 def table(rows: Rows) -> pl.DataFrame:
-    """The rows as `replay` writes them: a column per feature, by its name."""
+    """Rows as `replay` writes them, with a column per feature."""
     where = ("id", "ts", "topic", "partition", "offset", "prediction", "score")
     return pl.DataFrame([{name: row[name] for name in where} | row["features"] for row in rows])
 
@@ -94,13 +94,13 @@ def test_the_simulator_end_to_end_has_no_differing_row(call: Call) -> None:
     assert report["agree"]
     assert report["compared"] == report["served"] > 0.9 * EVENTS
     assert report["late"] > 10
-    assert report["repeated"] > 10
+    assert report["duplicates"] > 10
     assert report["malformed"] > 10
     assert report["not_served"] == report["unknown"] == report["outside"] == 0
     names = load_pipeline("payments").columns
     assert sorted(each["name"] for each in report["features"]) == sorted(names)
     assert {each["differing"] for each in report["features"]} == {0}
-    accounted = ("served", "late", "repeated", "malformed", "too_large")
+    accounted = ("served", "late", "duplicates", "malformed", "too_large")
     assert sum(report[name] for name in accounted) == report["events"]
 
 
@@ -109,7 +109,7 @@ def test_the_simulator_end_to_end_has_no_differing_row(call: Call) -> None:
 def test_files_and_topics_are_the_same(events: str, features: str, call: Call) -> None:
     done = call("skew", "pay.py", "--events", events, "--features", features)
     assert done.code == 0, done
-    assert "served and recomputed agree: 31 features, 0 values differ" in done.out
+    assert "no skew: 31 features match, 0 values differ" in done.out
 
 
 OF_LABELS = """
@@ -121,7 +121,7 @@ pipeline = replace(shipped, features=[*shipped.features, window("merchant", targ
 
 
 @pytest.mark.parametrize("labels", ["payments.labels", "labels.jsonl"])
-def test_features_of_labels_are_checked(labels: str, place: Path, call: Call) -> None:
+def test_windows_over_labels_are_checked(labels: str, place: Path, call: Call) -> None:
     (place / "labelled.py").write_text(OF_LABELS)
     replayed = call(
         "replay", "labelled.py", "--from", "payments.events", "--to", "labelled.parquet"
@@ -134,7 +134,7 @@ def test_features_of_labels_are_checked(labels: str, place: Path, call: Call) ->
         (place / labels).write_bytes(b"\n".join(all_messages(bus, "payments.labels")))
         bus.close()
     names = ["merchant_target_1d_count", "merchant_target_1d_mean"]
-    check = ("skew", "labelled.py", "--labels", labels, "--order-slack", "0s", "--json")
+    check = ("skew", "labelled.py", "--labels", labels, "--order-tolerance", "0s", "--json")
     done = call(*check, "--features", "labelled.parquet")
     assert done.code == 0, done
     assert found(done)["not_checked"] == []
@@ -148,10 +148,10 @@ def test_features_of_labels_are_checked(labels: str, place: Path, call: Call) ->
     assert of_feature(found(done), names[0])["differing"] == -(-len(rows) // 50)
 
 
-def test_labels_are_taken_only_where_features_are_made_of_them(call: Call) -> None:
+def test_labels_are_accepted_only_for_windows_over_labels(call: Call) -> None:
     done = call("skew", "pay.py", "--labels", "payments.labels")
     assert done.code == 2, done
-    assert "has no features of labels" in done.err
+    assert "has no windows over labels" in done.err
 
 
 def test_the_order_of_the_log_does_not_matter(place: Path, call: Call) -> None:
@@ -176,7 +176,7 @@ def test_events_may_be_parquet(place: Path, call: Call) -> None:
 
 
 @pytest.mark.parametrize("source", ["payments.events", "events.jsonl"])
-def test_training_rows_of_a_replay_are_what_the_events_give(source: str, call: Call) -> None:
+def test_training_rows_of_a_replay_have_no_skew(source: str, call: Call) -> None:
     replayed = call("replay", "pay.py", "--from", source, "--to", "rows.parquet")
     assert replayed.code == 0, replayed
     done = call("skew", "pay.py", "--events", source, "--features", "rows.parquet", "--json")
@@ -184,10 +184,10 @@ def test_training_rows_of_a_replay_are_what_the_events_give(source: str, call: C
     report = found(done)
     assert report["compared"] == report["served"] > 0.9 * EVENTS
     both = call("skew", "pay.py", "--training", "rows.parquet")
-    assert (both.code, "all 31 features are distributed as" in both.out) == (0, True)
+    assert (both.code, "no shift: none of the 31 features" in both.out) == (0, True)
 
 
-def test_values_that_were_changed_are_found_and_named(place: Path, call: Call) -> None:
+def test_changed_values_are_reported(place: Path, call: Call) -> None:
     rows = read_log(place / "served.jsonl")
     for row in rows[100:400:10]:
         row["features"]["card_amount_1h_mean"] += 0.001
@@ -207,16 +207,18 @@ def test_values_that_were_changed_are_found_and_named(place: Path, call: Call) -
     assert sum(each["differing"] for each in report["features"]) == 30
     shown = call("skew", "pay.py", "--features", "changed.jsonl")
     assert shown.code == 1
-    assert "1 of 31 features differ in some rows" in shown.out
+    assert "skew: 1 of 31 features differ" in shown.out
     assert re.search(r"card_amount_1h_mean: \S+ served [\d.]+, recomputed [\d.]+", shown.out)
 
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [(["--allow", 0.02], 0), (["--allow", 0.005], 1), (["--tolerance", 0.01], 0)],
+    [(["--max-mismatch", 0.02], 0), (["--max-mismatch", 0.005], 1), (["--tolerance", 0.01], 0)],
     ids=str,
 )
-def test_what_is_allowed(options: list[Any], code: int, place: Path, call: Call) -> None:
+def test_mismatches_within_the_limit_are_tolerated(
+    options: list[Any], code: int, place: Path, call: Call
+) -> None:
     rows = read_log(place / "served.jsonl")
     for row in rows[100:400:10]:
         row["features"]["card_amount_1h_mean"] += 0.001
@@ -225,7 +227,7 @@ def test_what_is_allowed(options: list[Any], code: int, place: Path, call: Call)
 
 
 def narrower(text: str) -> str:
-    """A declaration whose window is not as wide as its name says."""
+    """A declaration with a narrower window of the same name."""
     return text + (
         "from anabranch.state.windows.specs import WindowSpec\n"
         "class Narrower(WindowSpec):\n"
@@ -250,7 +252,7 @@ def narrower(text: str) -> str:
     ],
     ids=["a window's width", "the lateness"],
 )
-def test_a_log_of_another_declaration_is_found(
+def test_features_of_another_declaration_are_reported(
     fault: Callable[[str], str], differing: set[str] | None, place: Path, call: Call
 ) -> None:
     (place / "other.py").write_text(fault(DECLARED))
@@ -263,7 +265,7 @@ def test_a_log_of_another_declaration_is_found(
         assert {each["name"] for each in report["features"] if each["differing"]} == differing
 
 
-def test_rows_that_either_side_lacks_are_counted(place: Path, call: Call) -> None:
+def test_missing_rows_are_counted(place: Path, call: Call) -> None:
     rows = read_log(place / "served.jsonl")
     write_log(place / "gap.jsonl", rows[50:500] + rows[510:1000])
     done = call("skew", "pay.py", "--events", "events.jsonl", "--features", "gap.jsonl", "--json")
@@ -277,9 +279,9 @@ def test_rows_that_either_side_lacks_are_counted(place: Path, call: Call) -> Non
     done = call("skew", "pay.py", "--events", "events.jsonl", "--features", "more.jsonl")
     assert done.code == 1
     assert "nobody (no event)" in done.out
-    assert "more rows are missing than is allowed" in done.out
+    assert "of rows are missing (--max-mismatch)" in done.out
     assert call("skew", "pay.py", "--events", "events.jsonl", "--features", "more.jsonl",
-                "--allow", "0.01").code == 0  # fmt: skip
+                "--max-mismatch", "0.01").code == 0  # fmt: skip
 
 
 BAD: list[tuple[list[str], str]] = [
@@ -297,21 +299,18 @@ BAD: list[tuple[list[str], str]] = [
     (["pay.py", "--features", "nothing.jsonl"], "nothing.jsonl has no rows: there is nothing to"),
     (["pay.py", "--features", "blank.jsonl"], "blank.jsonl has no rows: there is nothing to"),
     (["pay.py", "--features", "norows.parquet"], "norows.parquet has no rows"),
-    (["pay.py", "--features", "text.parquet"], "column 'amount' of text.parquet holds String, but"),
-    (["pay.py", "--training", "text.parquet"], "column 'amount' of text.parquet holds String, but"),
+    (["pay.py", "--features", "text.parquet"], "column 'amount' of text.parquet has type String"),
+    (["pay.py", "--training", "text.parquet"], "column 'amount' of text.parquet has type String"),
     (["pay.py", "--training", "less.parquet"], "another version of it: it lacks hour_sin"),
     (["pay.py", "--features", "less.parquet"], "another version of it: it lacks hour_sin"),
-    (["pay.py", "--features", "old.jsonl"], "line 1: these are not the features of pipeline"),
+    (["pay.py", "--features", "old.jsonl"], "line 1: these features are not those of pipeline"),
     (["pay.py", "--features", "old.jsonl"], "it lacks card_amount_1h_mean and it has card_amount_"),
-    (["pay.py", "--features", "mixed.jsonl"], "line 3: these are not the features of pipeline"),
-    (["pay.py", "--features", "broken.jsonl"], "broken.jsonl, line 2: this is no JSON object"),
+    (["pay.py", "--features", "mixed.jsonl"], "line 3: these features are not those of pipeline"),
+    (["pay.py", "--features", "broken.jsonl"], "broken.jsonl, line 2: this is not a JSON object"),
     (["pay.py", "--features", "word.jsonl"], "line 2: Expected `float | null`, got `str`"),
     (["pay.py", "--features", "noid.parquet"], "they need a column 'id'"),
-    (["pay.py", "--features", "others.jsonl"], "no row of others.jsonl is about an event of topic"),
-    (
-        ["pay.py", "--events", "short.csv"],
-        "no column 'merchant' in short.csv, which Payment requires",
-    ),
+    (["pay.py", "--features", "others.jsonl"], "no row of others.jsonl belongs to an event of"),
+    (["pay.py", "--events", "short.csv"], "no column 'merchant' in short.csv, which Payment"),
     (["pay.py", "--events", "unsorted.parquet"], "the offsets of partition 0 in unsorted.parquet"),
     (["pay.py", "--events", "typed.csv"], "can be read as Payment: Expected `float`, got `str`"),
     (["pay.py", "--warm-up", "soon"], "'soon' is not a duration"),
@@ -322,7 +321,7 @@ BAD: list[tuple[list[str], str]] = [
 
 @pytest.fixture(scope="module")
 def spoilt(place: Path) -> Path:
-    """Files that can't be used."""
+    """Create invalid files."""
     rows = read_log(place / "served.jsonl")[:5]
     frame = table(rows)
     frame.write_parquet(place / "whole.parquet")
@@ -360,7 +359,7 @@ def named(value: list[str] | str) -> str:
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=named)
-def test_a_mistake_is_one_sentence_and_exit_code_2(
+def test_an_error_is_one_sentence_and_exit_code_2(
     arguments: list[str], sentence: str, spoilt: Path, call: Call
 ) -> None:
     done = call("skew", *arguments)
@@ -375,10 +374,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     "arguments",
     [
         [],
-        ["pay.py", "--allow", "2"],
+        ["pay.py", "--max-mismatch", "2"],
         ["pay.py", "--tolerance", "-1"],
         ["pay.py", "--bins", "1"],
-        ["pay.py", "--psi", "much"],
+        ["pay.py", "--max-psi", "much"],
         ["pay.py", "--training", "served.parquet", "--events", "events.jsonl"],
     ],
     ids=" ".join,
@@ -389,7 +388,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], call: Call) -> None:
     assert "Usage: anabranch skew" in done.err
 
 
-def test_a_training_set_of_what_was_served_is_not_shifted(place: Path, call: Call) -> None:
+def test_a_training_set_of_served_rows_has_no_shift(place: Path, call: Call) -> None:
     done = call("skew", "pay.py", "--training", "served.parquet", "--json")
     assert done.code == 0, done
     report = found(done)
@@ -398,7 +397,7 @@ def test_a_training_set_of_what_was_served_is_not_shifted(place: Path, call: Cal
     assert {each["psi"] for each in report["features"]} == {0.0}
 
 
-def test_a_shift_is_found_and_stands_first(place: Path, call: Call) -> None:
+def test_a_shifted_feature_is_reported_first(place: Path, call: Call) -> None:
     frame = pl.read_parquet(place / "served.parquet")
     moved = frame.with_columns(pl.col("amount") * 2, pl.lit(0.0).alias("country=DE"))
     moved.write_parquet(place / "moved.parquet")
@@ -412,5 +411,5 @@ def test_a_shift_is_found_and_stands_first(place: Path, call: Call) -> None:
     assert {state for _, state in states[2:]} == {""}
     shown = call("skew", "pay.py", *names)
     assert shown.code == 1
-    assert "2 of 31 features are shifted: their PSI is above 0.25" in shown.out
-    assert call("skew", "pay.py", *names, "--psi", "50").code == 0
+    assert "2 of 31 features have shifted: their PSI is above 0.25" in shown.out
+    assert call("skew", "pay.py", *names, "--max-psi", "50").code == 0

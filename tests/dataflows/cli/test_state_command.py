@@ -1,4 +1,4 @@
-"""``anabranch state``: what a state directory holds, and whether it is whole."""
+"""``anabranch state``: its tables, its JSON, and its check for damage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Call:
 
 @pytest.fixture
 def kept(tmp_path: Path, call: Call) -> Kept:
-    """A state that has come through all messages."""
+    """A state that has processed all messages."""
     made = Kept(tmp_path, call)
     made.declare()
     made.publish(MESSAGES)
@@ -31,20 +31,20 @@ def kept(tmp_path: Path, call: Call) -> Kept:
     return made
 
 
-def test_it_tells_how_far_the_state_is_and_what_it_holds(kept: Kept) -> None:
+def test_it_shows_progress_and_content(kept: Kept) -> None:
     done = kept.call("state", "state")
     went_well(done)
     assert "pipeline trades, generation" in done.out
-    assert "in use by no run" in done.out
+    assert ", not in use" in done.out
     assert "windows partitioned for one worker, 3 input partitions" in done.out
     for name in ("trades.events", "trades.labels", "input-0", "windows", "models"):
         assert name in done.out
     whole = kept.call("state", "state", "--verify")
     went_well(whole)
-    assert "5 state partitions read and checked: all are intact" in whole.out
+    assert "5 state partitions verified: no damage found" in whole.out
 
 
-def test_as_json_it_is_one_object_with_all_of_it(kept: Kept) -> None:
+def test_json_has_everything_in_one_object(kept: Kept) -> None:
     told = json.loads(kept.call("state", "state", "--json", "--verify").out)
     assert told["manifest"]["pipeline"] == "trades"
     assert told["process"] is None
@@ -64,13 +64,13 @@ def test_as_json_it_is_one_object_with_all_of_it(kept: Kept) -> None:
     assert all(place["resumes_at"] == place["generation"] for place in places.values())
 
 
-def test_what_is_damaged_or_missing_is_named(kept: Kept, tmp_path: Path) -> None:
+def test_damaged_or_missing_parts_are_named(kept: Kept, tmp_path: Path) -> None:
     for place in ("models", "layout-1/windows"):
         tables = (kept.state / place / "db").glob("*.sst")
         file = max(tables, key=lambda each: each.stat().st_size)
         content = file.read_bytes()
         file.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])
-        refused(kept.call("state", "state", "--verify"), "state is not intact", place)
+        refused(kept.call("state", "state", "--verify"), "state is damaged", place)
         file.write_bytes(content)
         (kept.state / place).rename(tmp_path / "away")
         refused(kept.call("state", "state"), f"lacks its state partition {Path(place).name}")
@@ -84,7 +84,7 @@ def test_what_is_damaged_or_missing_is_named(kept: Kept, tmp_path: Path) -> None
     refused(kept.call("state", "state"), "recovery/part-0.sqlite3", "backup")
 
 
-def test_what_is_no_state_directory_is_refused(call: Call, tmp_path: Path) -> None:
+def test_other_directories_are_refused(call: Call, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     refused(call("state", "empty"), "empty is no state directory")
@@ -92,7 +92,7 @@ def test_what_is_no_state_directory_is_refused(call: Call, tmp_path: Path) -> No
     refused(call("state", "file"), "file")
 
 
-def test_a_fresh_one_holds_nothing_and_is_whole(kept: Kept) -> None:
+def test_a_new_state_is_empty_and_undamaged(kept: Kept) -> None:
     shutil.rmtree(kept.state)
     shutil.rmtree(kept.directory / "bus")
     kept.publish([])
@@ -105,7 +105,7 @@ def test_a_fresh_one_holds_nothing_and_is_whole(kept: Kept) -> None:
     went_well(kept.call("state", "state"))
 
 
-def test_one_of_several_workers_and_strangers_beside_the_places(kept: Kept) -> None:
+def test_several_workers_and_unexpected_files(kept: Kept) -> None:
     went_well(kept.run("--processes", "2"))
     (kept.state / "input-0.bak").mkdir()
     (kept.state / "layout-2" / "windows-1.bak").mkdir()
@@ -123,13 +123,23 @@ def test_one_of_several_workers_and_strangers_beside_the_places(kept: Kept) -> N
     ]
 
 
-def test_beside_a_run_it_is_always_whole(kept: Kept) -> None:
-    """The run is a process of its own: two copies of SQLite in one break each other's locks."""
+def test_it_is_never_damaged_while_a_run_uses_it(kept: Kept) -> None:
+    """The run is a separate process: two copies of SQLite in one break each other's locks."""
     shutil.rmtree(kept.state)
     kept.run_until(0)
-    told = ("--bus", "sqlite:bus", "--state", "state", "--until-end", "--epoch", "100ms")
+    options = (
+        "--bus",
+        "sqlite:bus",
+        "--state",
+        "state",
+        "--until-end",
+        "--checkpoint-interval",
+        "100ms",
+    )
     looks, used = 0, False
-    with Command(kept.directory, "run", "flow.py", *told, "--batch", "1") as command:
+    with Command(
+        kept.directory, "run", "flow.py", *options, "--until-end", "--batch-size", "1"
+    ) as command:
         while command.process.poll() is None:
             report = inspect(kept.state, verify=True)
             assert report.problems == []

@@ -1,4 +1,4 @@
-"""The README's three terminals: publish, run and consume, each a process of its own."""
+"""The README's first example: publish, run and consume, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from river import datasets, evaluate, metrics
 
 from anabranch.dataflows.bus import Bus, open_bus
 from anabranch.dataflows.pipelines.datasets import dataset_pipeline
-from tests.dataflows.cli.test_commands import wait_until
 from tests.support.commands import Command, run_command
 from tests.support.kafka_broker import KafkaBroker
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.stress
 
 ROWS = 1250
 
 
 @pytest.fixture(scope="module")
 def river_accuracy() -> float:
-    """What River itself reports for the model of the pipeline on the data set."""
+    """The accuracy that River reports for the same model and data set."""
     model = dataset_pipeline("Phishing").model.clone()
     accuracy = evaluate.progressive_val_score(datasets.Phishing(), model, metrics.Accuracy())
     return float(accuracy.get())
@@ -43,7 +45,7 @@ def test_publish_run_consume_on_kafka(
 
 
 def test_run_started_first(tmp_path: Path, river_accuracy: float) -> None:
-    """The pipeline waits for what is published later; SIGTERM ends it, and its table is final."""
+    """The pipeline waits for messages; SIGTERM stops it, and its final table is complete."""
     assert run_command(tmp_path, "topics", "dataset:Phishing", "--create").code == 0
     bus = open_bus(f"sqlite:{tmp_path}/data/bus")
     with Command(tmp_path, "run", "dataset:Phishing", "--metrics-port", "0") as command:
@@ -54,7 +56,7 @@ def test_run_started_first(tmp_path: Path, river_accuracy: float) -> None:
         assert f"published {ROWS:,} events to phishing.events" in published.out
         wait_until(lambda: predictions(bus) == ROWS)
         wait_until(lambda: quality(address.group()) == river_accuracy)
-        command.tell(signal.SIGTERM)
+        command.send(signal.SIGTERM)
         done = command.done()
     assert done.code == 0
     assert f"{river_accuracy:.4f}" in done.err

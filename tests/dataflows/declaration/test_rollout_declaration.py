@@ -84,7 +84,7 @@ def test_what_drift_starts_is_declared_with_a_monitor_and_climbs_by_evidence():
     one, other = starts.make(), starts.make()
     assert one is not other
     assert isinstance(one, SubsampledLearner)
-    assert one.share == 0.5
+    assert one.sample_rate == 0.5
     assert orders().starts_on_drift is None
 
 

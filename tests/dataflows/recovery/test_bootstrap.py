@@ -12,6 +12,8 @@ from anabranch.dataflows.recovery.resume_point import read_resume_point
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from tests.support.commands import Command
 
+pytestmark = pytest.mark.stress
+
 
 @pytest.mark.timeout(900)
 def test_a_run_without_messages_commits_every_shard_the_models_and_the_outputs(

@@ -29,6 +29,8 @@ from tests.support.commands import Command
 from tests.support.history import EVENTS, LABELS, Message, messages_of, publish, values
 from tests.support.manual_cluster import PARTITIONS, WORKERS, Cluster, Learned
 
+pytestmark = pytest.mark.stress
+
 Pieces = Sequence[Sequence[Message]]
 
 
@@ -81,7 +83,7 @@ def run(path: Path, sittings: Sequence[Pieces]) -> Ran:
                 publish(url, piece, PARTITIONS)
                 published += events_in(piece)
                 wait_for(bus, published, workers)
-            workers.tell(signal.SIGTERM)
+            workers.send(signal.SIGTERM)
             done = workers.done(300)
             assert done.code == 0, done
     bus.close()

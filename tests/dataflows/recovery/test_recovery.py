@@ -18,6 +18,8 @@ from tests.support.run_result import (
     dead_letters,
 )
 
+pytestmark = pytest.mark.stress
+
 EVENTS = 20_000
 FEATURES = str(Path(__file__).parents[2] / "soak" / "payments_with_features.py")
 

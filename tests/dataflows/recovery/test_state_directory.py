@@ -239,7 +239,7 @@ def test_backups_of_different_times_are_refused_and_harm_nothing(
     """An idle partition could still go back, and must not before another one has refused."""
     old = tmp_path / "old"
     shutil.copytree(kept.state, old)
-    went_well(kept.run("--batch", "2"))  # more epochs than one can go back
+    went_well(kept.run("--batch-size", "2"))  # more epochs than one can go back
     for place in ("recovery", "models", "layout-1/windows"):
         with swapped(kept.state / place, old / place):
             refused(kept.run(), "is from an older backup", "restore both from one")
@@ -336,7 +336,7 @@ def test_an_interrupted_making_is_made_again(kept: Kept, expected: Any) -> None:
     for leave in steps_of_making(whole):
         shutil.rmtree(kept.state, ignore_errors=True)
         leave(kept.state)
-        went_well(kept.run("--from", "latest", epoch="5s"))
+        went_well(kept.run("--start-offset", "latest", epoch="5s"))
     shutil.rmtree(kept.state)
     whole.rename(kept.state)
     goes_on(kept, expected)

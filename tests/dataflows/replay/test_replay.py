@@ -1,4 +1,4 @@
-"""Replay is the same code: the same rows from every form of history, and a run goes on from it."""
+"""Replay equals a run: the same rows from every form of history, and a run continues from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.replay import late_labels, training_file
-from anabranch.dataflows.replay.replay import Replayed, ReplaySettings, replay
+from anabranch.dataflows.replay.replay import ReplayReport, ReplaySettings, replay
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.producers.simulators.faults import Faults
@@ -51,7 +51,7 @@ def faulty() -> list[Message]:
 
 @pytest.fixture
 def pipeline() -> Pipeline:
-    """The payments, with one more feature, of labels; and with features in their predictions."""
+    """The payments pipeline with a window over labels, and with features in predictions."""
     shipped = load_pipeline("payments")
     of_labels = window("merchant", target(), over=("1h", "1d"))
     return replace(shipped, features=[*shipped.features, of_labels], with_features=True)
@@ -59,8 +59,8 @@ def pipeline() -> Pipeline:
 
 def replayed(
     pipeline: Pipeline, to: Path, events: str, url: str = "", **settings: Any
-) -> tuple[pl.DataFrame, Replayed]:
-    """The rows of a replay, and what it told."""
+) -> tuple[pl.DataFrame, ReplayReport]:
+    """The rows of a replay, and its report."""
     bus = open_bus(url) if url else None
     try:
         found = replay(pipeline, ReplaySettings(events=events, rows=to, **settings), bus)
@@ -71,7 +71,7 @@ def replayed(
 
 
 def run(pipeline: Pipeline, url: str, state: Path | None, batch: int = 300) -> None:
-    """Run to the end of what is published."""
+    """Run to the end of the topics."""
     bus = open_bus(url)
     options = SourceOptions(until_end=True, limit=batch)
     try:
@@ -85,7 +85,7 @@ def run(pipeline: Pipeline, url: str, state: Path | None, batch: int = 300) -> N
 
 
 def as_served(rows: pl.DataFrame, pipeline: Pipeline) -> list[dict[str, Any]]:
-    """Rows as the predictions that a run would have published."""
+    """Rows in the form of the predictions of a run."""
     names = ["id", "ts", "topic", "partition", "offset", "model", "version", "prediction", "score"]
     return [
         {
@@ -97,7 +97,7 @@ def as_served(rows: pl.DataFrame, pipeline: Pipeline) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
-def test_files_give_the_rows_that_the_topic_gives(
+def test_files_give_the_same_rows_as_the_topic(
     tmp_path: Path, pipeline: Pipeline, clean: list[Message], kind: str
 ) -> None:
     url = f"sqlite:{tmp_path / 'bus'}"
@@ -110,7 +110,7 @@ def test_files_give_the_rows_that_the_topic_gives(
         tmp_path / "file.parquet",
         write(tmp_path / f"events.{kind}", events),
         labels=write(tmp_path / f"labels.{kind}", verdicts),
-        batch=97,
+        batch_size=97,
     )
     assert_frame_equal(rows, expected, check_exact=True)
     assert len(rows) == len(events) == found.rows
@@ -127,18 +127,18 @@ def test_rows_are_the_predictions_that_a_run_publishes_with_the_labels_that_it_l
     monkeypatch.setattr(late_labels, "_MOST_IN_MEMORY", 40)
     dead = tmp_path / "dead.jsonl"
     rows, found = replayed(
-        pipeline, tmp_path / "rows.parquet", EVENTS, url, dead_letters=dead, batch=50
+        pipeline, tmp_path / "rows.parquet", EVENTS, url, dead_letters=dead, batch_size=50
     )
     run(pipeline, url, None)
     assert as_served(rows, pipeline) == [json.loads(value) for value in values(url, PREDICTIONS)]
     refused = values(url, DEAD)
     assert sorted(dead.read_bytes().splitlines()) == sorted(refused)
-    assert found.dead.total() == len(refused) > 20
+    assert found.dead_letters.total() == len(refused) > 20
     check_labels(rows, faulty)
 
 
 def check_labels(rows: pl.DataFrame, messages: list[Message]) -> None:
-    """Each row has the verdict of its payment, and none has one that did not come."""
+    """Assert that each row has the label of its payment, if there is one."""
     verdicts = {v["id"]: v for v in map(json.loads, (m.value for m in of_topic(messages, LABELS)))}
     assert 0 < len(verdicts) < len(rows)
     for row in rows.select("id", "ts", "label", "label_ts", "label_delay_ms").to_dicts():
@@ -160,7 +160,7 @@ def test_nothing_is_published_by_a_replay(
     assert [values(url, topic) for topic in pipeline.topics.outputs] == [[], [], []]
 
 
-def test_a_run_goes_on_where_a_replay_ended_as_if_it_had_been_one_run(
+def test_a_run_after_a_replay_equals_one_run(
     tmp_path: Path, pipeline: Pipeline, faulty: list[Message]
 ) -> None:
     whole, parts = f"sqlite:{tmp_path / 'whole'}", f"sqlite:{tmp_path / 'parts'}"
@@ -169,7 +169,7 @@ def test_a_run_goes_on_where_a_replay_ended_as_if_it_had_been_one_run(
     run(pipeline, whole, None)
     publish(parts, first)
     rows, _ = replayed(
-        pipeline, tmp_path / "rows.parquet", EVENTS, parts, state=tmp_path / "state", batch=333
+        pipeline, tmp_path / "rows.parquet", EVENTS, parts, state=tmp_path / "state", batch_size=333
     )
     publish(parts, rest)
     run(pipeline, parts, tmp_path / "state")
@@ -180,7 +180,7 @@ def test_a_run_goes_on_where_a_replay_ended_as_if_it_had_been_one_run(
     assert values(parts, DEAD) == values(whole, DEAD)[-len(values(parts, DEAD)) :]
 
 
-def test_a_replayed_state_takes_over_from_a_run_that_has_gone_on_meanwhile(
+def test_a_replayed_state_takes_over_from_a_run_that_has_continued_meanwhile(
     tmp_path: Path, pipeline: Pipeline, clean: list[Message]
 ) -> None:
     url = f"sqlite:{tmp_path / 'bus'}"
@@ -200,7 +200,7 @@ def test_a_replayed_state_takes_over_from_a_run_that_has_gone_on_meanwhile(
 
 
 @pytest.mark.parametrize("where", ["earliest", "latest"])
-def test_a_run_goes_on_behind_a_file_where_its_user_says(
+def test_a_run_continues_after_a_file_where_the_user_says(
     tmp_path: Path, pipeline: Pipeline, clean: list[Message], where: Any
 ) -> None:
     whole, parts = f"sqlite:{tmp_path / 'whole'}", f"sqlite:{tmp_path / 'parts'}"
@@ -238,7 +238,7 @@ def by_time(found: tuple[int, int, bytes]) -> Any:
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
 @pytest.mark.parametrize("order", [None, by_time], ids=["partition by partition", "by time"])
-def test_a_file_that_has_kept_its_places_is_as_good_as_the_topic(
+def test_a_file_with_offsets_is_equivalent_to_the_topic(
     tmp_path: Path, pipeline: Pipeline, clean: list[Message], kind: str, order: Any
 ) -> None:
     urls = [f"sqlite:{tmp_path / name}" for name in ("topic", "file")]
@@ -255,7 +255,7 @@ def test_a_file_that_has_kept_its_places_is_as_good_as_the_topic(
         urls[1],
         labels=copy_of_topic(tmp_path / f"labels.{kind}", urls[1], LABELS, order),
         state=tmp_path / "b",
-        batch=61,
+        batch_size=61,
     )
     assert_frame_equal(rows, expected, check_exact=True)
     assert set(rows["partition"]) == {0, 1, 2}
@@ -268,7 +268,7 @@ def test_a_file_that_has_kept_its_places_is_as_good_as_the_topic(
     assert len(outputs[0]) == len(of_topic(rest, EVENTS))
 
 
-def test_a_file_that_tells_when_its_rows_were_published_is_merged_by_that(
+def test_a_file_with_publishing_times_is_merged_by_them(
     tmp_path: Path, pipeline: Pipeline, clean: list[Message]
 ) -> None:
     # All labels were published behind all events: the model has learned nothing before.

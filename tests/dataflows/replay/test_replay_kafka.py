@@ -1,4 +1,4 @@
-"""Replay from a real Kafka, and a run that goes on there, beside the same on the embedded bus."""
+"""Replay from a real Kafka, and a run that continues there, equal those on the embedded bus."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def publish(url: str, messages: list[Message]) -> None:
 def replay_then_run(
     url: str, directory: Path, first: list[Message], rest: list[Message]
 ) -> tuple[pl.DataFrame, list[Any]]:
-    """The rows of a replay of the first part, and what a run made of the rest."""
+    """The rows of a replay of the first part, and the predictions of a run for the rest."""
     publish(url, first)
     settings = ReplaySettings(
         events=PIPELINE.topics.events, rows=directory / "rows.parquet", state=directory / "state"
@@ -57,9 +57,7 @@ def replay_then_run(
     return pl.read_parquet(settings.rows), served
 
 
-def test_kafka_gives_the_rows_and_goes_on_as_the_embedded_bus_does(
-    kafka_broker: KafkaBroker, tmp_path: Path
-) -> None:
+def test_kafka_equals_the_embedded_bus(kafka_broker: KafkaBroker, tmp_path: Path) -> None:
     first, rest = cut_by_time(simulated(800), 0.6)
     found = []
     for name, url in (("kafka", kafka_broker.url), ("sqlite", f"sqlite:{tmp_path / 'bus'}")):

@@ -1,4 +1,4 @@
-"""Training rows: columns of every task, and each label at the row that it is of."""
+"""Training rows: columns of every task, and each label at its row."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def served(pipeline: Pipeline, things: list[Row], labels: list[Row] | None = Non
 
 
 def as_served(row: Row, names: list[str]) -> Row:
-    """A row as a prediction; the feature ``score`` keeps its name, the model's gets another."""
+    """A row in the form of a prediction; the feature ``score`` keeps its name."""
     found = {name: row[name] for name in ("id", "ts", "topic", "partition", "offset")}
     found |= {name: row[name] for name in ("model", "version", "prediction")}
     if "score_" in row:
@@ -150,7 +150,7 @@ def test_inline_labels_of_every_task(tmp_path: Path, target: str) -> None:
 
 
 @pytest.mark.parametrize(("target", "label"), [("good", Good), ("weight", Weight), ("kind", Kind)])
-def test_labels_of_every_task_that_come_later(
+def test_delayed_labels_of_every_task(
     tmp_path: Path, target: str, label: type[Label], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_file, "PART_ROWS", 37)
@@ -171,7 +171,7 @@ def test_labels_of_every_task_that_come_later(
     assert rows["version"].max() > 50
 
 
-def test_a_model_that_has_nothing_to_say_yet_says_null(tmp_path: Path) -> None:
+def test_a_model_without_prediction_gives_null(tmp_path: Path) -> None:
     pipeline = declared("silent", Good.target("good", timeout="1h"))
     things, labels = events(9), [{"id": "t1", "ts": T0 + 5 * 60_000, "good": True}]
     rows = rows_of(tmp_path, pipeline, things, labels)
@@ -180,7 +180,7 @@ def test_a_model_that_has_nothing_to_say_yet_says_null(tmp_path: Path) -> None:
     assert rows["prediction"].to_list() == [None] * 6 + [True] * 3
 
 
-def test_an_id_that_comes_again_has_each_time_its_own_label(tmp_path: Path) -> None:
+def test_each_occurrence_of_an_id_has_its_own_label(tmp_path: Path) -> None:
     pipeline = declared("good", Good.target("good", timeout="3h"))
     things = [{**events(1)[0], "ts": T0 + hour * HOUR} for hour in (0, 2, 4, 9)]
     labels = [
@@ -194,7 +194,7 @@ def test_an_id_that_comes_again_has_each_time_its_own_label(tmp_path: Path) -> N
     assert rows["label_delay_ms"].to_list() == [HOUR, 3 * HOUR, None, None]
 
 
-def test_a_label_that_was_not_used_is_at_no_row(tmp_path: Path) -> None:
+def test_an_unused_label_is_in_no_row(tmp_path: Path) -> None:
     pipeline = declared("good", Good.target("good", timeout="3h"))
     things = events(400)
     labels = [
@@ -210,7 +210,7 @@ def test_a_label_that_was_not_used_is_at_no_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part_rows", [3, 1000])
-def test_labels_that_were_assumed_held_or_corrected_are_told_as_they_were_learned(
+def test_default_early_and_updated_labels_are_as_learned(
     tmp_path: Path, part_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_file, "PART_ROWS", part_rows)
@@ -244,7 +244,7 @@ def test_labels_that_were_assumed_held_or_corrected_are_told_as_they_were_learne
     assert rows["version"].to_list()[:15] == [0] * 5 + [1] + [2] * 5 + [3, 3, 4, 5]
 
 
-def test_without_labels_there_are_rows_all_the_same(tmp_path: Path) -> None:
+def test_rows_without_labels(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, declared("good", Good.target("good")), events(20))
     assert len(rows) == 20
     assert rows["label"].null_count() == rows["label_ts"].null_count() == 20

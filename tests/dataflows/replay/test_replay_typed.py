@@ -1,4 +1,4 @@
-"""Rows of a table that are taken as they are typed are those that their JSON is decoded to."""
+"""Typed rows of a table equal the rows that their JSON decodes to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anabranch import Event, Pipeline, count_distinct, field, hashed, inline, on
 from anabranch.dataflows.batch.typed_rows import TypedRows
 from anabranch.dataflows.files import file_rows
 from anabranch.dataflows.files.typed_frames import TypedFrames
-from anabranch.dataflows.replay.replay import Replayed, ReplaySettings, replay
+from anabranch.dataflows.replay.replay import ReplayReport, ReplaySettings, replay
 from anabranch.state.errors import InputError
 from tests.support.small_disk import mounted
 
@@ -79,7 +79,7 @@ SCHEMA = {
 
 def replayed(
     directory: Path, frame: pl.DataFrame, pipeline: Pipeline = THINGS, **settings: Any
-) -> tuple[pl.DataFrame, list[Row], Replayed]:
+) -> tuple[pl.DataFrame, list[Row], ReplayReport]:
     """Rows and dead letters of a replay."""
     directory.mkdir(exist_ok=True)
     frame.write_parquet(directory / "e.parquet", row_group_size=64)
@@ -91,14 +91,14 @@ def replayed(
     letters = list(map(json.loads, dead.read_bytes().splitlines()))
     for letter in letters:
         if letter["reason"] == "event time ahead":
-            letter["detail"] = found.first_dead = ""  # the time of day is in it
+            letter["detail"] = found.first_rejected = ""  # the time of day is in it
     return pl.read_parquet(to), letters, found
 
 
 def both(
     directory: Path, monkeypatch: pytest.MonkeyPatch, frame: pl.DataFrame, **settings: Any
 ) -> tuple[pl.DataFrame, list[Row]]:
-    """What both ways give, which must be the same."""
+    """The results of both ways, which must be equal."""
     taken: list[bool] = []
     make = TypedFrames.rows
 
@@ -121,10 +121,10 @@ def both(
 
 
 @pytest.mark.parametrize("batch", [1, 33, 8192])
-def test_typed_rows_give_what_decoded_ones_give(
+def test_typed_rows_equal_decoded_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    found, dead = both(tmp_path, monkeypatch, pl.DataFrame(rows(), SCHEMA), batch=batch)
+    found, dead = both(tmp_path, monkeypatch, pl.DataFrame(rows(), SCHEMA), batch_size=batch)
     assert len(found) == 400
     assert not dead
 
@@ -149,13 +149,13 @@ BAD: dict[str, Row] = {
 
 @pytest.mark.parametrize("change", BAD.values(), ids=BAD)
 @pytest.mark.parametrize("batch", [7, 8192])
-def test_a_row_in_doubt_is_what_its_json_says_and_touches_no_other(
+def test_an_ambiguous_row_is_decoded_from_json_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Row, batch: int
 ) -> None:
     things = rows(60)
     for i in (20, 21, 59):
         things[i] |= change
-    found, dead = both(tmp_path, monkeypatch, pl.DataFrame(things, SCHEMA), batch=batch)
+    found, dead = both(tmp_path, monkeypatch, pl.DataFrame(things, SCHEMA), batch_size=batch)
     assert len(found) + len(dead) == 60
 
 
@@ -194,7 +194,7 @@ def test_a_type_that_says_more_than_its_annotations_is_decoded() -> None:
 
 
 @pytest.mark.parametrize("kind", ["text", "whole numbers"])
-def test_labels_of_several_classes_come_along(
+def test_labels_of_several_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     several = Pipeline(
@@ -206,21 +206,21 @@ def test_labels_of_several_classes_come_along(
         metrics=(),
     )
     frame = pl.DataFrame(rows(120), SCHEMA)
-    found, _ = both(tmp_path, monkeypatch, frame, pipeline=several, batch=50)
+    found, _ = both(tmp_path, monkeypatch, frame, pipeline=several, batch_size=50)
     assert found["label"].to_list() == frame["place" if kind == "text" else "size"].to_list()
 
 
-def test_features_only_are_those_of_a_whole_replay_and_leave_no_state(tmp_path: Path) -> None:
+def test_features_only_equal_those_of_a_whole_replay(tmp_path: Path) -> None:
     frame = pl.DataFrame(rows(), SCHEMA)
     whole, _, told = replayed(tmp_path / "whole", frame)
     only, _, found = replayed(tmp_path / "only", frame, features_only=True)
     assert_frame_equal(only, whole.drop("model", "version", "prediction", "score_"))
     assert (found.rows, found.labelled) == (told.rows, told.labelled) == (400, 400)
-    with pytest.raises(InputError, match="leaves no state"):
+    with pytest.raises(InputError, match="can't write a state"):
         replayed(tmp_path / "state", frame, features_only=True, state=tmp_path / "s")
 
 
-def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_error_and_leaves_existing_files(tmp_path: Path) -> None:
     many = pl.concat([pl.DataFrame(rows(4000), SCHEMA)] * 20)
     frame = many.with_columns(
         pl.int_range(len(many)).cast(pl.String).alias("id"),

@@ -270,7 +270,7 @@ def check_shops(bus: Bus, rows: list[Json]) -> None:
 def test_two_processes_give_each_event_one_prediction_with_exact_features(tmp_path: Path) -> None:
     rows = trades([300, 200, 250, 150], hours=0.15)  # within the lateness
     with bus_with(tmp_path / "bus", rows) as bus:
-        ended = run_cluster(tmp_path / "bus", "--batch", "50")
+        ended = run_cluster(tmp_path / "bus", "--batch-size", "50")
         assert ended.returncode == 0, ended.stderr
         check_predictions(bus, rows)
         check_shops(bus, rows)
@@ -282,7 +282,7 @@ def test_features_are_exact_though_one_worker_is_hours_ahead_of_the_other(tmp_pa
     """Half of the partitions hold few events, so that their worker is through them at once."""
     rows = trades([60, 1500, 60, 1500], hours=6)
     with bus_with(tmp_path / "bus", rows, labelled=False) as bus:
-        ended = run_cluster(tmp_path / "bus", "--batch", "20")
+        ended = run_cluster(tmp_path / "bus", "--batch-size", "20")
         assert ended.returncode == 0, ended.stderr
         check_predictions(bus, rows)
 
@@ -316,7 +316,10 @@ def test_with_state_killed_workers_and_a_killed_supervisor_cost_nothing(tmp_path
     starts while the workers of the killed one wind down."""
     path = tmp_path / "bus"
     rows = trades([60] * PARTITIONS, hours=0.15)
-    with bus_with(path, rows[:80]) as bus, Running(path, "--epoch", "0.5s") as cluster:
+    with (
+        bus_with(path, rows[:80]) as bus,
+        Running(path, "--checkpoint-interval", "0.5s") as cluster,
+    ):
         cluster.wait_for_predictions(bus, 80)
         second = run_cluster(path)
         assert second.returncode == 1
@@ -333,10 +336,10 @@ def test_with_state_killed_workers_and_a_killed_supervisor_cost_nothing(tmp_path
         cluster.wait_for_predictions(bus, 160)
         cluster.kill(supervisor_only=True)
         publish(bus, rows[160:])
-        third = run_cluster(path, "--from", "latest")
+        third = run_cluster(path, "--start-offset", "latest")
         assert third.returncode == 0, third.stderr
-        assert "going on from generation" in third.stderr
-        assert "--from latest is ignored" in third.stderr
+        assert "resuming from generation" in third.stderr
+        assert "--start-offset latest is ignored" in third.stderr
         check_predictions(bus, rows)
         assert running(path) == []
 
@@ -380,15 +383,15 @@ def test_by_address_a_cluster_heals_when_the_lost_host_comes_back(tmp_path: Path
     rows = trades([60] * PARTITIONS, hours=0.15)
     with (
         bus_with(path, rows[:120]) as bus,
-        Running(path, "--epoch", "0.5s", cluster=by_address(0, ports)) as one,
+        Running(path, "--checkpoint-interval", "0.5s", cluster=by_address(0, ports)) as one,
     ):
-        with Running(path, "--epoch", "0.5s", cluster=by_address(1, ports)) as two:
+        with Running(path, "--checkpoint-interval", "0.5s", cluster=by_address(1, ports)) as two:
             one.wait_for_predictions(bus, 120)
             one.wait_for(lambda: kept(path, "trades-0") and kept(path, "trades-1"))
             two.kill()
         one.wait_until_said("lost its connection to another one; restarting it")
         publish(bus, rows[120:])
-        with Running(path, "--epoch", "0.5s", cluster=by_address(1, ports)) as two:
+        with Running(path, "--checkpoint-interval", "0.5s", cluster=by_address(1, ports)) as two:
             one.wait_for_predictions(bus, len(rows))
             one.process.send_signal(signal.SIGTERM)
             assert two.end() == 0, two.said

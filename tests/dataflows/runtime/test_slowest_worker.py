@@ -11,6 +11,7 @@ from anabranch import target, window
 from anabranch.dataflows.batch.batch import IDLE
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.pipelines.loader import load_pipeline
+from anabranch.dataflows.sharding import worker_watermarks
 from anabranch.dataflows.sharding.worker_watermarks import WorkerWatermarks
 from anabranch.producers.simulators.payments import simulate_payments
 from tests.support.history import WORLD, Message, messages_of
@@ -22,6 +23,12 @@ RULES: dict[str, dict[str, Any]] = {
     "assumed": {"timeout": "1d", "default": False},
     "corrected": {"timeout": "1d", "default": False, "late": "update", "update_within": "30d"},
 }
+
+
+@pytest.fixture(autouse=True)
+def workers_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a kernel is compiled before the second one reads."""
+    monkeypatch.setattr(worker_watermarks, "UNHEARD_TIMEOUT_S", 3600.0)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,8 @@ from anabranch.dataflows.telemetry.worker_metrics import shared_registry
 from anabranch.state.errors import AnabranchError
 from anabranch.state.store.lock import holder
 
+pytestmark = pytest.mark.stress
+
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path

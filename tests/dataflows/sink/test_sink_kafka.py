@@ -22,8 +22,9 @@ from tests.support.output_messages import (
     output_of,
     recovery,
 )
+from tests.support.waiting import GENEROUS_S
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.stress]
 ROWS = [event(o, reasons=("odd",) if o % 10 == 0 else ()) for o in range(3000)]
 
 
@@ -91,10 +92,10 @@ def test_a_broker_that_is_down_at_the_end_of_an_epoch_is_waited_for(bus, broker)
     states = []
     thread = threading.Thread(target=lambda: states.append(part.snapshot()))
     thread.start()
-    assert waits.wait(30)
+    assert waits.wait(GENEROUS_S)
     assert thread.is_alive()
     broker.start()
-    thread.join(60)
+    thread.join(GENEROUS_S)
     assert states[0][PREDICTIONS] == since[PREDICTIONS, 1] + 500
     part.close()
     assert offsets_on(bus, PREDICTIONS, since[PREDICTIONS, 1]) == list(range(500))

@@ -33,6 +33,9 @@ from tests.support.output_messages import (
     output_of,
     recovery,
 )
+from tests.support.waiting import GENEROUS_S
+
+pytestmark = pytest.mark.stress
 
 PARTITIONS = 2
 
@@ -202,7 +205,7 @@ def test_killed_repeatedly_each_message_is_published_once(tmp_path, processes):
             child.join()
         kills += 1
     for child in children:
-        child.join(30)
+        child.join(GENEROUS_S)
     assert [child.exitcode for child in children] == [0] * processes
     assert kills == 3
     check_each_once(bus, count)

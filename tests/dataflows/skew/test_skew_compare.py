@@ -1,4 +1,4 @@
-"""Which rows are compared with which, and what counts as a difference."""
+"""Matching of served and recomputed rows, and what counts as a difference."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ import pytest
 
 from anabranch.dataflows.bus import TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
-from anabranch.dataflows.skew.arrival_order import Arrivals, arrivals_of_file, arrivals_of_topic
+from anabranch.dataflows.skew.arrival_order import (
+    ArrivedEvents,
+    events_from_file,
+    events_from_topic,
+)
 from anabranch.dataflows.skew.compare import SkewReport, compare
 from anabranch.dataflows.skew.message_reader import ID, OFFSET, PARTITION
-from anabranch.dataflows.skew.progress import unwatched
+from anabranch.dataflows.skew.progress import ignore_progress
 from anabranch.dataflows.skew.recompute import Recomputed, longest_look_back_ms, recompute
 from anabranch.dataflows.skew.row_features import TIME
-from anabranch.dataflows.skew.served_features import Served, served_on_topic
+from anabranch.dataflows.skew.served_features import ServedFeatures, served_from_topic
 from anabranch.state.errors import InputError
 from tests.dataflows.skew.test_skew_recompute import ORDERS, on_bus, served
 from tests.end_to_end.test_batch_cuts import Step
@@ -34,7 +38,7 @@ def report(
     of: str = "t",
     **more: Any,
 ) -> SkewReport:
-    """Of one feature, x; both by place."""
+    """The report on one feature, x."""
     places = pl.DataFrame(
         {
             ID: [id for id, _, _ in mine],
@@ -43,11 +47,11 @@ def report(
             TIME: list(range(len(mine))),
         }
     )
-    arrivals = Arrivals("events", topic, places, len(mine), 0, True)
+    arrivals = ArrivedEvents("events", topic, places, len(mine), 0, True)
     values = np.array(list(mine.values()))
     recomputed = Recomputed(places, {"x": values}, served=np.ones(len(mine), np.bool_))
-    if "slack" in more:
-        recomputed.slack["x"] = np.full(len(mine), more.pop("slack"))
+    if "rounding" in more:
+        recomputed.rounding["x"] = np.full(len(mine), more.pop("rounding"))
     where = pl.DataFrame(
         {
             "id": [id for id, _, _ in theirs],
@@ -56,7 +60,7 @@ def report(
             "offset": [offset for _, _, offset in theirs],
         }
     )
-    log = Served("log", where, {"x": np.array(list(theirs.values()))})
+    log = ServedFeatures("log", where, {"x": np.array(list(theirs.values()))})
     return compare("p", arrivals, recomputed, log, **({"tolerance": 1e-9} | more))
 
 
@@ -83,32 +87,32 @@ def test_what_differs(served: float, recomputed: float, differs: bool):
 def test_rounding_is_no_difference():
     sides = {("a", 0, 0): 1.0}, {("a", 0, 0): 1.001}
     assert report(*sides).features[0].differing == 1
-    assert report(*sides, slack=0.01).features[0].differing == 0
+    assert report(*sides, rounding=0.01).features[0].differing == 0
 
 
-def test_rows_are_joined_by_where_the_event_stood():
-    """An id that was forgotten and came again has two rows."""
+def test_rows_are_joined_by_offset():
+    """An id that expired and arrived again has two rows."""
     mine = {("a", 0, 0): 1.0, ("b", 0, 1): 2.0, ("a", 0, 2): 3.0}
     found = report(mine, dict(reversed(mine.items())))
     assert (found.compared, found.features[0].differing) == (3, 0)
 
 
 @pytest.mark.parametrize(("topic", "of"), [("t", "else"), ("t", "t")])
-def test_where_the_log_counts_otherwise_rows_are_joined_by_id(topic: str, of: str):
+def test_rows_with_other_offsets_are_joined_by_id(topic: str, of: str):
     mine = {("a", 0, 0): 1.0, ("b", 0, 1): 2.0, ("a", 0, 2): 3.0}
     theirs = {("b", 0, 0): 2.0, ("a", 0, 1): 1.0, ("a", 0, 7): 3.0}
     found = report(mine, theirs, topic=topic, of=of)
     assert (found.compared, found.unknown, found.features[0].differing) == (3, 0, 0)
 
 
-def test_a_row_that_is_in_the_log_twice_is_one_too_many():
+def test_a_row_that_was_served_twice_is_unknown():
     mine = {("a", 0, 0): 1.0, ("b", 0, 1): 2.0}
     found = report(mine, mine | {("a", 0, 9): 1.0}, of="else")
     assert (found.compared, found.unknown) == (2, 1)
     assert found.worst_share() == pytest.approx(1 / 3)
 
 
-def test_each_partition_of_the_log_has_a_span_of_its_own():
+def test_each_partition_has_a_range_of_its_own():
     mine = {(f"{p}{n}", p, n): 1.0 for n in range(6) for p in range(2)}
     theirs = {place: 1.0 for place in mine if place[2] in ((2, 4) if place[1] else (0, 1, 2))}
     found = report(mine, theirs)
@@ -116,12 +120,12 @@ def test_each_partition_of_the_log_has_a_span_of_its_own():
     assert found.missing == ["13 (not served)"]
 
 
-def test_nothing_in_common_is_a_mistake():
-    with pytest.raises(InputError, match=r"^no row of log is about an event of events"):
+def test_no_common_row_is_an_error():
+    with pytest.raises(InputError, match=r"^no row of log belongs to an event of events"):
         report({("a", 0, 0): 1.0}, {("b", 0, 5): 1.0})
 
 
-def test_where_the_first_events_are_gone_the_longest_window_is_left_out():
+def test_the_longest_window_is_skipped_if_the_first_events_are_deleted():
     steps = [
         Step("good", 20 + i % 77, 0, user=i % 3, price=float(i % 7), choice=i % 12, delay=None)
         for i in range(900)
@@ -129,9 +133,9 @@ def test_where_the_first_events_are_gone_the_longest_window_is_left_out():
     bus = on_bus(steps, 1)
     expected = served(bus)
     bus.delete_before(TopicPartition("orders.events", 0), 300)
-    log = served_on_topic("orders", ORDERS.columns, bus, "orders.predictions", unwatched)
+    log = served_from_topic("orders", ORDERS.columns, bus, "orders.predictions", ignore_progress)
     assert len(log) == len(expected) == 900
-    arrivals = arrivals_of_topic(ORDERS, bus, "orders.events", unwatched)
+    arrivals = events_from_topic(ORDERS, bus, "orders.events", ignore_progress)
     assert not arrivals.from_start
     found = recompute(ORDERS, arrivals)
     far = longest_look_back_ms(ORDERS)
@@ -143,18 +147,18 @@ def test_where_the_first_events_are_gone_the_longest_window_is_left_out():
         assert skew.compared > 100
 
 
-def test_a_log_of_several_partitions_is_read_whole():
+def test_all_partitions_are_read():
     steps = [Step("good", 5, 0, i % 5, 1.0, i % 12, None) for i in range(60)]
     bus = on_bus(steps, 3)
     expected = served(bus)
-    log = served_on_topic("orders", ORDERS.columns, bus, "orders.predictions", unwatched)
-    rows = zip(log.where["partition"], log.where["offset"], log.features["price"], strict=True)
+    log = served_from_topic("orders", ORDERS.columns, bus, "orders.predictions", ignore_progress)
+    rows = zip(log.keys["partition"], log.keys["offset"], log.features["price"], strict=True)
     assert {(p, o): price for p, o, price in rows} == {
         place: features["price"] for place, features in expected.items()
     }
 
 
-def test_what_comes_while_it_is_read_is_left_for_the_next_time():
+def test_messages_that_arrive_during_the_check_are_ignored():
     bus = MemoryBus()
     bus.create_topics({"t": 1})
     row = {"id": "a", "features": {"x": 1}}
@@ -162,10 +166,10 @@ def test_what_comes_while_it_is_read_is_left_for_the_next_time():
     ends = bus.end_offsets("t")
     bus.publisher().append("t", [b"not for us"])
     bus.end_offsets = lambda topic: ends  # type: ignore[method-assign]
-    assert len(served_on_topic("p", ["x"], bus, "t", unwatched)) == 3
+    assert len(served_from_topic("p", ["x"], bus, "t", ignore_progress)) == 3
 
 
-def test_a_file_that_says_where_its_rows_were_is_its_topic(tmp_path: Path):
+def test_a_file_with_offsets_is_equivalent_to_its_topic(tmp_path: Path):
     """Rows of three partitions, one after the other, are merged as those of the topic."""
     steps = [Step("good", i % 50, 7 * (i % 5), i % 7, 1.0, i % 12, None) for i in range(200)]
     bus = on_bus(steps, 3)
@@ -175,8 +179,8 @@ def test_a_file_that_says_where_its_rows_were_is_its_topic(tmp_path: Path):
         for offset, (value, time) in enumerate(zip(log.values, log.times, strict=True))
     ]
     pl.DataFrame(rows).write_parquet(tmp_path / "events.parquet")
-    of_file = arrivals_of_file(ORDERS, tmp_path / "events.parquet", unwatched)
-    of_topic = arrivals_of_topic(ORDERS, bus, "orders.events", unwatched)
+    of_file = events_from_file(ORDERS, tmp_path / "events.parquet", ignore_progress)
+    of_topic = events_from_topic(ORDERS, bus, "orders.events", ignore_progress)
     assert of_file.topic == of_topic.topic
     assert of_file.from_start
     assert of_file.frame[PARTITION].n_unique() == 3

@@ -1,4 +1,4 @@
-"""PSI, Jensen–Shannon and Kolmogorov–Smirnov of training against serving."""
+"""PSI, Jensen–Shannon and Kolmogorov–Smirnov distances of training and serving."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_shares_of_a_one_hot_column():
     assert found.mean == (0.1, 0.3)
 
 
-def test_a_column_of_mostly_zeros_is_told_apart_behind_them():
-    """Eight of ten quantiles are 0; the rest still has bins."""
+def test_a_shift_of_the_nonzero_values_of_a_sparse_column():
+    """Eight of ten quantiles are 0; the other values still have bins."""
     training = np.concatenate([np.zeros(8_000), np.abs(NORMAL[:2_000]) + 1])
     moved = np.concatenate([np.zeros(8_000), np.abs(NORMAL[:2_000]) + 5])
     assert shift("x", training, training).psi == 0

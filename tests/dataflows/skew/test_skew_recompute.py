@@ -1,4 +1,4 @@
-"""Features recomputed by other means equal those of the real flow, in any order of arrival."""
+"""Recomputed features equal those of the real dataflow, in any order of arrival."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.declaration.features import OneHot, window
 from anabranch.dataflows.runtime.worker import run_worker
-from anabranch.dataflows.skew.arrival_order import arrivals_of_topic, labels_of_topic
+from anabranch.dataflows.skew.arrival_order import events_from_topic, labels_from_topic
 from anabranch.dataflows.skew.message_reader import OFFSET, PARTITION
-from anabranch.dataflows.skew.progress import unwatched
+from anabranch.dataflows.skew.progress import ignore_progress
 from anabranch.dataflows.skew.recompute import Recomputed, recompute
 from anabranch.dataflows.skew.row_features import TIME, row_columns
 from anabranch.dataflows.skew.sparse_table import (
@@ -74,21 +74,21 @@ def on_bus(steps: list[Step], partitions: int, orders: Pipeline = ORDERS) -> Mem
 def served(
     bus: MemoryBus, limit: int = 50, orders: Pipeline = ORDERS
 ) -> dict[Place, dict[str, float]]:
-    """What the real flow makes: place of the event → its features."""
+    """The features of the real dataflow, by partition and offset of the event."""
     run_worker(orders, bus, SourceOptions(limit=limit, until_end=True))
     found = map(json.loads, bus.values(orders.topics.predictions))
     return {(each["partition"], each["offset"]): each["features"] for each in found}
 
 
 def recomputed(bus: MemoryBus, orders: Pipeline = ORDERS) -> Recomputed:
-    arrivals = arrivals_of_topic(orders, bus, orders.topics.events, unwatched)
+    arrivals = events_from_topic(orders, bus, orders.topics.events, ignore_progress)
     if orders.has_label_topic:
-        arrivals.labels = labels_of_topic(orders, bus, orders.topics.labels, unwatched)
-    return recompute(orders, arrivals, unwatched)
+        arrivals.labels = labels_from_topic(orders, bus, orders.topics.labels, ignore_progress)
+    return recompute(orders, arrivals, ignore_progress)
 
 
 def check(steps: list[Step], partitions: int, orders: Pipeline = ORDERS) -> Recomputed | None:
-    """Every served row is recomputed, no other, and all values agree; None: nothing to read."""
+    """Assert that exactly the served rows are recomputed, with equal values; None: no rows."""
     bus = on_bus(steps, partitions, orders)
     expected = served(bus, orders=orders)
     try:
@@ -98,15 +98,20 @@ def check(steps: list[Step], partitions: int, orders: Pipeline = ORDERS) -> Reco
         return None
     assert not found.not_checked
     assert sorted(found.features) == sorted(orders.columns)
-    places = list(zip(found.places[PARTITION], found.places[OFFSET], strict=True))
+    places = list(zip(found.events[PARTITION], found.events[OFFSET], strict=True))
     rows = {place: row for row, place in enumerate(places) if found.served[row]}
     assert set(rows) == set(expected)
     for place, features in expected.items():
         for name in found.features:
             value = features[name]
             mine = float(found.features[name][rows[place]])
-            slack = float(found.slack[name][rows[place]]) if name in found.slack else 0.0
-            assert abs(value - mine) <= 1e-9 * (1 + abs(mine)) + slack, (place, name, value, mine)
+            rounding = float(found.rounding[name][rows[place]]) if name in found.rounding else 0.0
+            assert abs(value - mine) <= 1e-9 * (1 + abs(mine)) + rounding, (
+                place,
+                name,
+                value,
+                mine,
+            )
     return found
 
 
@@ -119,7 +124,7 @@ def test_it_equals_the_flow_on_any_stream(steps, partitions):
 @pytest.mark.parametrize("rules", DELAYED)
 @given(steps=STREAMS, partitions=st.sampled_from([1, 1, 3]))
 @settings(max_examples=20, deadline=None)
-def test_it_equals_the_flow_with_labels_of_their_own(rules, steps, partitions):
+def test_it_equals_the_flow_with_delayed_labels(rules, steps, partitions):
     check(steps, partitions, DELAYED[rules])
 
 
@@ -127,7 +132,7 @@ def test_it_equals_the_flow_with_labels_of_their_own(rules, steps, partitions):
 @given(seed=st.integers(0, 10**9))
 @settings(max_examples=4, deadline=None)
 def test_it_equals_the_flow_on_long_streams_in_disorder(orders, seed):
-    """Late, repeated, malformed and null, with few or many rows to a key and to a window."""
+    """Late, duplicate, malformed and null values, with few or many rows per key and window."""
     chance = random.Random(seed)
     users, wait = chance.choice([1, 4, 30]), chance.choice([1, 10, 60, 400])
     steps = [
@@ -153,8 +158,8 @@ EDGES = (30, 60, 300)
 
 
 @pytest.mark.parametrize("users", [1, 2])
-def test_it_equals_the_flow_where_events_come_late_onto_the_very_edges_of_windows(users):
-    """All times are on a grid of half a minute, as are all widths: edges are met all the time."""
+def test_it_equals_the_flow_for_late_events_on_the_edges_of_windows(users):
+    """All times and widths are multiples of half a minute, so that many events are on edges."""
     chance = random.Random(users)
     steps = [
         Step(
@@ -175,7 +180,7 @@ def test_it_equals_the_flow_where_events_come_late_onto_the_very_edges_of_window
 
 
 def late_onto_edges(steps: list[Step]) -> list[int]:
-    """For each width, how many events come exactly at the left edge of the newest one's window."""
+    """For each width, the number of events exactly at the left edge of the newest window."""
     newest: dict[int, int] = {}
     now, met = 0, dict.fromkeys(EDGES, 0)
     for step in steps:
@@ -186,7 +191,7 @@ def late_onto_edges(steps: list[Step]) -> list[int]:
     return list(met.values())
 
 
-def test_an_event_that_comes_late_is_not_in_the_features_of_those_before_it():
+def test_an_out_of_order_event_is_not_in_the_features_of_earlier_arrivals():
     def step(wait: int, behind: int = 0) -> Step:
         return Step("good", wait, behind, user=0, price=2.0, choice=1, delay=None)
 
@@ -196,7 +201,7 @@ def test_an_event_that_comes_late_is_not_in_the_features_of_those_before_it():
     assert found.features["user_since_last_10m"].tolist() == [600, 100, 50, 2]
 
 
-def test_what_no_model_can_square_is_in_the_windows_but_not_expected_in_the_log():
+def test_too_large_values_are_in_windows_but_not_served():
     huge = Step("huge", 1, 0, user=0, price=1.0, choice=1, delay=None)
     good = huge._replace(kind="good")
     found = recomputed(on_bus([good, huge, good], 1))
@@ -204,7 +209,7 @@ def test_what_no_model_can_square_is_in_the_windows_but_not_expected_in_the_log(
     assert found.features["user_price_20m_count"].tolist() == [1, 2, 3]
 
 
-def test_features_of_kinds_that_are_not_known_are_named():
+def test_features_of_unknown_kinds_are_reported():
     orders = Pipeline(
         name="orders",
         event=ORDERS.event,
@@ -214,7 +219,7 @@ def test_features_of_kinds_that_are_not_known_are_named():
     )
     bus = on_bus([Step("good", 1, 0, user=0, price=1.0, choice=1, delay=None)], 1)
     orders.features = [*orders.features, Mystery()]  # type: ignore[list-item]
-    found = recompute(orders, arrivals_of_topic(orders, bus, "orders.events", unwatched))
+    found = recompute(orders, events_from_topic(orders, bus, "orders.events", ignore_progress))
     assert found.not_checked == ["mystery"]
     assert list(found.features) == ["user_price_1m_max"]
 
@@ -244,7 +249,7 @@ VALUES = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([0.1, 1e17, -1e17, 1.0,
 
 @given(values=st.lists(VALUES, min_size=1, max_size=40), data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_any_range_of_blocks_is_what_its_leaves_are(values, data):
+def test_any_range_equals_the_combination_of_its_leaves(values, data):
     first = data.draw(st.integers(0, len(values) - 1))
     last = data.draw(st.integers(first, len(values) - 1))
     leaves, inside = np.array(values), values[first : last + 1]
@@ -263,7 +268,7 @@ def test_any_range_of_blocks_is_what_its_leaves_are(values, data):
     assert squares == pytest.approx(float(deviations), rel=1e-12, abs=1e-28 * spread**2)
 
 
-def test_what_rounding_takes_from_a_sum_is_kept():
+def test_rounding_errors_of_sums_are_compensated():
     values = np.array([1e17, 1.0, -1e17, 0.25, 3e16, -3e16])
     total, rest = fold(sum_leaves(values), np.array([5]), np.array([6]), add)
     assert (total[0] + rest[0]) * 2.0**64 == 1.25
@@ -279,12 +284,12 @@ def exact_sum(values: list[float]) -> Fraction:
     width=st.integers(1, 45),
 )
 @settings(max_examples=80, deadline=None)
-def test_the_pieces_of_a_window_are_the_events_that_had_arrived(keys, times, width):
-    line = Timeline(keys, times, reach=40)
+def test_a_window_has_the_events_that_had_arrived(keys, times, width):
+    line = Timeline(keys, times, max_lateness=40)
     pieces = line.pieces(line.starts(width))
     previous = line.previous()
     for row in range(len(keys)):
-        at = line.place[row]
+        at = line.position[row]
         runs = [(int(pieces.first[at]), int(at))]
         for cut in np.flatnonzero(pieces.owner == at):
             runs.append((int(pieces.cut_first[cut]), int(pieces.cut_last[cut])))
@@ -310,14 +315,14 @@ def test_hashes_are_those_of_the_flow(texts):
     assert xxh64(texts).tolist() == hash64(texts).tolist()
 
 
-def test_no_kernel_of_the_flow_has_a_part_in_it():
-    """Of `state` only declarations, durations and errors; of the flow only decoding and files."""
+def test_no_kernel_of_the_dataflow_is_used():
+    """It uses only declarations, durations and errors of `state`, and no steps of the dataflow."""
     allowed = {
         "anabranch.state.windows.specs",
         "anabranch.state.windows.statistics",
         "anabranch.state.durations",
         "anabranch.state.errors",
-        "anabranch.state.labels.label_rules",
+        "anabranch.state.labels.label_limits",
     }
     refused = ("source", "sharding", "steps", "codec.json")
     for path in Path(skew.__path__[0]).glob("*.py"):

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,12 +16,16 @@ from anabranch.dataflows.bus import open_bus
 from tests.support.checkpoint_pipeline import PARTITIONS, PIPELINE, T0, Json, publish, read, trades
 from tests.support.commands import Command, Done
 from tests.support.crash_trial import children, kill
+from tests.support.waiting import GENEROUS_S, wait_until
 
 ROOT = str(Path(__file__).parents[3])
 ALL = trades(120, seed=5)
 HALF = len(ALL) // 2
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc"),
+    pytest.mark.stress,
+]
 
 
 def declare(directory: Path) -> None:
@@ -35,13 +37,6 @@ def declare(directory: Path) -> None:
         "obey(pytest.MonkeyPatch())\n"
     )
     (directory / "flow.py").write_text(text + obey)
-
-
-def wait_until(what: Callable[[], bool], seconds: float = 180.0) -> None:
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.mark.timeout(900)
@@ -56,11 +51,12 @@ def test_each_command_is_followed_once_whatever_is_killed(tmp_path: Path) -> Non
     def say(*words: str) -> Done:
         arguments = ("rollout", "flow.py", *words, "--json")
         with Command(tmp_path, *arguments, **environment) as command:
-            return command.done(200)
+            return command.done(2 * GENEROUS_S)
 
     def start(*more: str) -> Command:
         return Command(
-            tmp_path, "run", "flow.py", "--processes", 2, "--epoch", "200ms", "--batch", 5, *more,
+            tmp_path, "run", "flow.py", "--processes", 2, "--checkpoint-interval", "200ms",
+            "--batch-size", 5, *more,
             **environment,
         )  # fmt: skip
 
@@ -83,7 +79,7 @@ def test_each_command_is_followed_once_whatever_is_killed(tmp_path: Path) -> Non
     unanswered = say("pause", "--timeout", "100ms")  # nobody runs: it is followed later
     assert unanswered.code == 3
     with start("--until-end") as command:
-        done = command.done(200)
+        done = command.done(2 * GENEROUS_S)
     assert done.code == 0, done.err
 
     told = [each for part in read(bus, "trades.rollouts") for each in part]

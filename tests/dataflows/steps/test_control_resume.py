@@ -19,7 +19,7 @@ from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.resume_point import read_resume_point
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.replay.replay import ReplaySettings, replay
-from anabranch.dataflows.replay.source_offsets import open_origin
+from anabranch.dataflows.replay.source_offsets import open_source
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from tests.dataflows.source.test_source_resume import run
@@ -187,9 +187,9 @@ def run_from_the_end(pipeline: Pipeline, bus: MemoryBus, path: Path) -> None:
 
 def test_a_replay_of_the_own_topics_hears_what_was_said_meanwhile(tmp_path):
     pipeline, bus = declared(tmp_path), bus_with(COMMANDS)
-    origin = open_origin(pipeline, "trades.events", None, bus, going_on=True)
-    assert origin.bus.end_offsets(CONTROL) == bus.end_offsets(CONTROL)
-    assert origin.places == {}
+    source = open_source(pipeline, "trades.events", None, bus, resumable=True)
+    assert source.bus.end_offsets(CONTROL) == bus.end_offsets(CONTROL)
+    assert source.start_offsets == {}
     settings = ReplaySettings(
         events="trades.events", rows=tmp_path / "rows.parquet", state=tmp_path / "state"
     )
@@ -207,12 +207,12 @@ def test_a_replay_of_files_listens_to_nobody_and_goes_on_behind_what_was_said(tm
     file = tmp_path / "events.jsonl"
     file.write_text("\n".join(map(json.dumps, events)))
     places = {
-        at: open_origin(pipeline, str(file), None, bus, going_on=True, continue_at=at).places  # type: ignore[arg-type]
+        at: open_source(pipeline, str(file), None, bus, resumable=True, continue_at=at).places  # type: ignore[arg-type]
         for at in ("latest", "earliest")
     }
     assert [places["latest"][CONTROL, n] for n in range(PARTITIONS)] == bus.end_offsets(CONTROL)
     assert [places["earliest"][CONTROL, n] for n in range(PARTITIONS)] == [0, 0, 0]
-    alone = open_origin(pipeline, str(file), None, None, going_on=False)
+    alone = open_source(pipeline, str(file), None, None, resumable=False)
     assert alone.bus.end_offsets(CONTROL) == [0]
 
 
@@ -220,5 +220,5 @@ def test_a_replay_goes_on_at_the_start_of_a_control_topic_that_is_not_there_yet(
     pipeline, bus = declared(tmp_path), MemoryBus()
     bus.create_topics({"trades.events": PARTITIONS, "trades.labels": PARTITIONS})
     publish(bus, MESSAGES)
-    origin = open_origin(pipeline, "trades.events", None, bus, going_on=True)
-    assert origin.places == {(CONTROL, number): 0 for number in range(PARTITIONS)}
+    source = open_source(pipeline, "trades.events", None, bus, resumable=True)
+    assert source.start_offsets == {(CONTROL, number): 0 for number in range(PARTITIONS)}

@@ -20,6 +20,8 @@ from anabranch.dataflows.telemetry import logs
 from anabranch.dataflows.telemetry.stream_log import StreamLog
 from tests.support.commands import Command, run_command
 
+pytestmark = pytest.mark.stress
+
 FAULT = ["--fault", "type", "--fault-at", "1000"]
 KEYS = {"time", "level", "logger", "msg"}
 
@@ -166,7 +168,7 @@ def test_every_line_of_a_run_is_a_record(tmp_path: Path):
 @pytest.mark.timeout(600)
 def test_workers_say_who_they_are_and_a_restart_is_a_warning(tmp_path: Path):
     run_command(tmp_path, "simulate", "payments", "--events", "3000", *FAULT)
-    arguments = ["run", "payments", "--processes", "2", "--epoch", "500ms"]
+    arguments = ["run", "payments", "--processes", "2", "--checkpoint-interval", "500ms"]
     with Command(tmp_path, *arguments, ANABRANCH_LOG_FORMAT="json") as command:
         assert command.process.stderr is not None
         found: list[dict[str, Any]] = []

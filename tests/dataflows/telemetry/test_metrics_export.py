@@ -34,6 +34,7 @@ from anabranch.dataflows.telemetry.worker_metrics import (
 )
 from anabranch.producers.datasets import dataset_messages
 from anabranch.state.errors import AnabranchError
+from tests.support.waiting import GENEROUS_S
 
 T0 = 1_700_000_000_000
 MINUTE = 60_000
@@ -272,7 +273,7 @@ def test_several_processes_are_summed_up(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", WORKER, limit], env=environment)
         for limit in ("8", "1000")
     ]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(GENEROUS_S) for process in processes] == [0, 0]
     registry = shared_registry(str(tmp_path))
     assert value(registry, "anabranch_events_total") == 110
     assert value(registry, "anabranch_predictions_total") == 100
@@ -289,7 +290,7 @@ def test_metrics_are_served_on_a_free_port():
     registry = run(bus_with_orders(), orders(), 1000)
     port = serve(registry, 0, host="127.0.0.1")
     assert port > 0
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         text = answer.read().decode()
     assert 'anabranch_predictions_total{pipeline="orders"} 50.0' in text
     assert 'anabranch_dead_letters_total{pipeline="orders",reason="late"} 1.0' in text
@@ -297,7 +298,7 @@ def test_metrics_are_served_on_a_free_port():
 
 def asked(port: int, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

@@ -15,7 +15,7 @@ from anabranch.models.evidence.paired import Finding, PairedEvidence
 from anabranch.models.evidence.two_sample import TwoSampleEvidence
 from benchmarks import heavy_tails
 from benchmarks.calibrated_models import CHAMPION, losses_of_both, losses_of_one
-from benchmarks.usual_tests import peeked_paired
+from benchmarks.standard_tests import peeked_paired
 
 ALPHA = 0.1
 
@@ -96,7 +96,7 @@ def test_equal_models_are_seldom_told_apart_at_any_label(declared: dict[str, Any
 def test_heavy_tails_of_equal_means_are_seldom_told_apart() -> None:
     """Differences that are cut are for the challenger: only the uncut ones can hold it back."""
     runs, wrong = 250, 0
-    random, factor = np.random.default_rng(6), heavy_tails.evened_out(count=1_000_000)
+    random, factor = np.random.default_rng(6), heavy_tails.equalizing_factor(count=1_000_000)
     for _ in range(runs):
         evidence = PairedEvidence(alpha=0.05)
         evidence.update(*heavy_tails.losses_of_both(random, 20_000, factor))

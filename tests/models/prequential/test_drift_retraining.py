@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from river import drift, linear_model, naive_bayes, preprocessing, tree
 
 from anabranch.models.drift.detectors import monitor
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import Learner, Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.subsampling import SubsampledLearner
 from anabranch.models.metrics.slices import slice_by
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
@@ -277,7 +277,7 @@ def test_it_leads_where_the_champion_no_longer_can():
     assert CHANGE < began < CHANGE + 150
     why = next(why for action, _, _, why, *_ in whole["decisions"] if action == d.STARTED)
     assert "the loss of old has drifted (ADWIN: from 0." in why
-    assert f"warmed with {WARM} labelled rows" in why
+    assert f"trained on the last {WARM} labelled rows" in why
     assert step.models.champion.startswith("fresh-")
     late = [
         model for event, model in zip(whole["events"], whole["models"], strict=True) if event > 850

@@ -1,4 +1,4 @@
-"""What evidence is compared with: z-tests of a fixed horizon, and looked at all the time."""
+"""The standard tests to compare with: z-tests with a fixed horizon, and with continuous peeking."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIRST_LOOK = 100
 
 
 def fixed_horizon(variance: float, effect: float, alpha: float, power: float) -> float:
-    """Labels of a one-sided z-test that knows beforehand the effect and the variance per label.
+    """Labels that a one-sided z-test needs for a known effect and variance per label.
 
     >>> round(fixed_horizon(1.0, 0.1, 0.05, 0.8))
     618
@@ -40,7 +40,7 @@ def peeked_paired(differences: F64, critical: float) -> bool:
 
 @kernel
 def peeked_two_samples(arm: NDArray[np.int8], losses: F64, critical: float) -> bool:
-    """Whether a one-sided Welch test says at any label that arm 1 loses less."""
+    """Whether a one-sided Welch test finds at any label that arm 1 has the lower loss."""
     n0, mean0, squares0 = 0, 0.0, 0.0
     n1, mean1, squares1 = 0, 0.0, 0.0
     for i in range(losses.size):

@@ -1,4 +1,4 @@
-"""Reads messages of a topic, to show a few of them or to count all."""
+"""Reads the messages of a topic that are there now: all, the last few, or one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import orjson
 from anabranch.dataflows.bus import Bus, TopicPartition
 
 Message = dict[str, Any]
-_AT_ONCE = 10_000
+_POLL_LIMIT = 10_000
 
 
 def all_messages(bus: Bus, topic: str) -> Iterator[bytes]:
-    """The messages that are on a topic now; in order, if it has one partition."""
+    """Iterate over the messages that are on a topic now, each partition in order."""
     ends = dict(enumerate(bus.end_offsets(topic)))
     starts = enumerate(bus.start_offsets(topic))
     reader = bus.reader({TopicPartition(topic, number): start for number, start in starts})
     try:
         while any(at < ends[where.partition] for where, at in reader.positions().items()):
-            for piece in reader.poll(_AT_ONCE, timeout_s=0.1):
+            for piece in reader.poll(_POLL_LIMIT, timeout_s=0.1):
                 yield from piece.values
     finally:
         reader.close()
@@ -31,18 +31,18 @@ def last_messages(bus: Bus, topic: str, count: int) -> list[Message]:
     end, start = bus.end_offsets(topic)[0], bus.start_offsets(topic)[0]
     at = TopicPartition(topic, 0)
     reader = bus.reader({at: max(end - count, start)})
-    found: list[Message] = []
+    messages: list[Message] = []
     try:
         while reader.positions()[at] < end:
             for piece in reader.poll(count, timeout_s=0.1):
-                found += [orjson.loads(value) for value in piece.values]
+                messages += [orjson.loads(value) for value in piece.values]
     finally:
         reader.close()
-    return found
+    return messages
 
 
 def event_time_ms(bus: Bus, topic: str, offset: int) -> int:
-    """The event time of the first readable message at ``offset`` of a topic, or behind it."""
+    """The event time (epoch ms) of the first valid message at or after ``offset``; 0 if none."""
     at = TopicPartition(topic, 0)
     reader = bus.reader({at: min(offset, bus.end_offsets(topic)[0] - 1)})
     try:
@@ -57,6 +57,6 @@ def event_time_ms(bus: Bus, topic: str, offset: int) -> int:
     return 0
 
 
-def one_per(messages: Iterable[Message], field: str) -> list[Message]:
-    """One message for each value of ``field``, the last of each."""
+def last_by(messages: Iterable[Message], field: str) -> list[Message]:
+    """The last message for each value of ``field``."""
     return list({message[field]: message for message in messages}.values())

@@ -1,11 +1,11 @@
-"""What a careful engineer would write with Bytewax and River by hand: event by event.
+"""The hand-written baseline: what a careful engineer would write with Bytewax and River.
 
-orjson in and out, a deque and compensated sums for each key and width, a monotonic deque for the
-maximum, River's own pipeline. It does the same work as the pipeline that it is compared with: a
-message is checked before it is used, an id counts once, an event that comes late is answered as of
-its own time and seen by later ones, sums do not drift, and keys without events are let go. One
-operator does it all and state is in plain dicts, so that the engine costs it next to nothing; that
-state can't be recovered or spread over workers.
+It works event by event: orjson for input and output, a deque and compensated sums per key and
+width, a monotonic deque for the maximum, River's own pipeline. It does the same work as the
+pipeline it is compared with: messages are validated, ids are deduplicated, an event out of order
+gets the features as of its own time and counts for later ones, sums do not drift, and keys without
+events expire. Everything is in one operator with plain dicts as state, so that the engine costs
+almost nothing; that state can't be recovered or distributed over workers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AHEAD_MS = 300_000
 
 
 class Sum:
-    """A running sum that does not drift (Neumaier 1974)."""
+    """A compensated running sum (Neumaier 1974)."""
 
     __slots__ = ("lost", "total")
 
@@ -93,7 +93,7 @@ class Window:
         return count, mean, math.sqrt(spread) if spread > 0 else 0.0, most
 
     def add_late(self, ts: int, value: float) -> tuple[int, float, float, float]:
-        """An event behind the newest: answered as of its own time, and put in its place."""
+        """Insert an event that is out of order; returns the statistics as of its own time."""
         everything = [*self.older, *self.events]
         newest = everything[-1][0]
         place = bisect_right(everything, ts, key=lambda event: event[0])
@@ -124,8 +124,8 @@ class Window:
             self.maxima.append((t, v))
 
 
-class ByHand:
-    """One event in, one prediction out; predicts, then learns."""
+class Baseline:
+    """Turns each event into a prediction, then learns from it."""
 
     def __init__(self, widths: dict[str, int], model: Any) -> None:
         self.widths = widths
@@ -156,18 +156,18 @@ class ByHand:
             keys[key] = windows  # the one used last stands last
             for window, (count, mean, std, most) in zip(windows, names, strict=True):
                 x[count], x[mean], x[std], x[most] = window.add(ts, amount)
-            self.let_go(keys)
+            self.expire(keys)
         return x
 
-    def let_go(self, keys: dict[str, list[Window]]) -> None:
-        """Forget the keys that have had no event for as long as anything can ask for."""
+    def expire(self, keys: dict[str, list[Window]]) -> None:
+        """Remove the keys whose windows are all empty."""
         oldest = next(iter(keys))
         last = keys[oldest][-1].events
         if last and last[-1][0] <= self.newest - self.longest - LATENESS_MS:
             del keys[oldest]
 
     def accept(self, message: bytes) -> dict[str, Any] | None:
-        """The event, if it is one that may be used."""
+        """The decoded event, or None if it is invalid, late or a duplicate."""
         try:
             event: dict[str, Any] = orjson.loads(message)
         except orjson.JSONDecodeError:
@@ -240,10 +240,12 @@ class _SinkPart(StatelessSinkPartition[bytes]):
         self.out.extend(items)
 
 
-def flow_by_hand(messages: list[bytes], batch: int, by_hand: ByHand, out: list[bytes]) -> Dataflow:
-    """The dataflow around `ByHand`, event by event."""
-    flow = Dataflow("by_hand")
+def baseline_flow(
+    messages: list[bytes], batch: int, baseline: Baseline, out: list[bytes]
+) -> Dataflow:
+    """The dataflow around `Baseline`."""
+    flow = Dataflow("baseline")
     stream = op.input("in", flow, _Source(messages, batch))
-    answers = op.filter_map("work", stream, by_hand)
+    answers = op.filter_map("work", stream, baseline)
     op.output("out", answers, _Sink(out))
     return flow

@@ -39,7 +39,7 @@ def pipeline_between(
 ) -> Iterator[None]:
     """A worker process that reads ``NAME.events`` and publishes ``NAME.predictions``.
 
-    It remembers in the directory ``state``, if there is one.
+    Its state is in the directory ``state``, or in memory if that is None.
     """
     name = source.removesuffix(".events")
     assert target == f"{name}.predictions"
