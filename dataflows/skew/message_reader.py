@@ -182,7 +182,9 @@ class _Reader:
         )
         topics = pipeline.topics
         codec = codec_of(pipeline, topics.events if kind.name == "events" else topics.labels)
-        self._decode, self._undecodable = codec.decoder(wire), codec.errors
+        self._decode = codec.decoder(wire)
+        has_own_code = hasattr(wire, "__post_init__")
+        self._undecodable = (Exception,) if has_own_code else codec.errors
 
     def add(self, piece: Piece) -> None:
         """Append a frame of the valid messages of a piece."""
