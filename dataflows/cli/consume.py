@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from anabranch.dataflows.bus import Bus, BusError, TopicPartition
+from anabranch.dataflows.bus.read_to_end import ends_now, read_to_end
 from anabranch.dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, opened_bus
 from anabranch.state.errors import InputError
 
@@ -72,7 +73,7 @@ def consume(
         signal.signal(number, lambda *_: stop.set())
     with opened_bus(bus, bus_set) as opened:
         positions = _positions(opened, topic, partition, start_offset)
-        ends = None if follow else _ends(opened, topic, positions)
+        ends = None if follow else ends_now(opened, positions)
         try:
             _print(opened, positions, ends, stop, limit, _write_raw if raw else _pretty_writer())
             sys.stdout.flush()
@@ -123,11 +124,6 @@ def _offset(wanted: str, first: int, end: int) -> int:
     return end if wanted == "latest" else min(max(int(wanted), first), end)
 
 
-def _ends(bus: Bus, topic: str, positions: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
-    ends = bus.end_offsets(topic)
-    return {at: ends[at.partition] for at in positions}
-
-
 def _messages(
     bus: Bus,
     positions: dict[TopicPartition, int],
@@ -136,11 +132,8 @@ def _messages(
 ) -> Iterator[bytes]:
     reader = bus.reader(positions)
     try:
-        while not stop.is_set():
-            if ends is not None and all(reader.positions()[at] >= end for at, end in ends.items()):
-                return
-            for piece in reader.poll(1000, timeout_s=0.1):
-                yield from piece.values
+        for piece in read_to_end(reader, ends, limit=1000, stopped=stop.is_set):
+            yield from piece.values
             sys.stdout.flush()
     finally:
         reader.close()

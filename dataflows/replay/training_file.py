@@ -153,7 +153,7 @@ class TrainingFile:
             dead_letters = batch.raw.sorted(batch.dead_letters + results.dead_letters)
             self._dead.write(self._encoder.encode_lines(dead_letters))
         if self._labels is not None:
-            self.labelled += self._labels.add(results, self.rows + len(batch))
+            self.labelled += self._labels.add(results)
         elif batch.targets is not None:
             self.labelled += len(batch)
         self.rows += len(batch)

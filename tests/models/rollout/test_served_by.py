@@ -95,7 +95,7 @@ def test_the_live_table_shows_the_quality_of_who_serves_most_and_every_share():
     console.print(status_table("p", status, 0.0, {}, "now"))
     text = console.export_text()
     assert "0.9000" in text
-    assert text.split("share that tree serves")[1].split()[1] == "75.0%"
+    assert text.split("traffic share of tree")[1].split()[1] == "75.0%"
 
 
 def test_rollouts_are_exported_as_metrics(monkeypatch):
