@@ -119,7 +119,7 @@ class Reader(Protocol):
         """The next offset of each partition.
 
         It moves over offsets without a message (removed ones, markers of transactions) once the bus
-        has told of them: also while `poll` returns nothing.
+        has reported them: also while `poll` returns nothing.
         """
 
     def ends(self) -> dict[TopicPartition, int]:

@@ -24,7 +24,7 @@ def ends_now(bus: Bus, partitions: Collection[TopicPartition]) -> dict[TopicPart
     """The ends of these partitions as of now; logs where one is the beginning of a transaction.
 
     Raises:
-        BusError: a topic does not exist, or the bus does not answer.
+        BusError: a topic does not exist, or the bus does not respond.
     """
     topics = {at.topic for at in partitions}
     offsets = {topic: bus.end_offsets(topic) for topic in topics}
@@ -84,7 +84,7 @@ def read_to_end(
         reader: reads those partitions; it is not closed.
         ends: see `ends_now`.
         limit, timeout_s: of each poll.
-        stopped: asked before each poll; once true, nothing more is read.
+        stopped: called before each poll; once true, nothing more is read.
 
     Raises:
         BusError: as `Reader.poll`.

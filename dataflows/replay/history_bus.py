@@ -53,7 +53,7 @@ class HistoryBus:
         return list(self._of(topic).ends)
 
     def open_transactions(self, topic: str) -> dict[int, int]:
-        """None: `BusTopic` has told of those."""
+        """None: `BusTopic` has reported those."""
         return {}
 
     def publisher(self, stop: threading.Event | None = None) -> Publisher:

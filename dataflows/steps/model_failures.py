@@ -75,17 +75,19 @@ class ModelFailures(Stage):
 
     def _report(self, work: BatchWork) -> None:
         """Dead letters for events that nothing serves, and for labels that were not learned."""
-        batch, outcome, letters = work.batch, work.outcome, work.dead_letters
+        batch, outcome, dead_letters = work.batch, work.outcome, work.dead_letters
         if self._pipeline.rollout is None:  # which counts them otherwise
             self._metrics.on_failures(outcome.failed_steps)
         if self._pipeline.fallback is None:
             for row in first_of_each_event(batch, sorted(outcome.failed_events)):
-                letters.append(self._event_letter(batch, row, outcome.failed_events[row]))
+                dead_letters.append(self._event_letter(batch, row, outcome.failed_events[row]))
         for row, detail in outcome.failed_labels:
             if self._delayed:
-                letters.append(label_dead_letter(self._pipeline.topics, batch.labels, row, detail))
+                dead_letters.append(
+                    label_dead_letter(self._pipeline.topics, batch.labels, row, detail)
+                )
             else:
-                letters.append(self._event_letter(batch, row, detail))
+                dead_letters.append(self._event_letter(batch, row, detail))
         for detail in outcome.failed_defaults:
             _log.warning("a label assumed at its timeout was not learned: %s", detail)
 

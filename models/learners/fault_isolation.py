@@ -48,7 +48,7 @@ class FaultIsolation:
 
     Attributes:
         rows: rows whose prediction raised, so that their labels are not learned. A row that is
-            predicted anew is another event's.
+            predicted again is another event's.
         siblings: from a row to all rows of its event, itself included, where an event has several;
             None where it has one. What one of them fails on, none of them is used for.
         failures: of the last call, in order.

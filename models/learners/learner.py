@@ -148,7 +148,7 @@ class Learner(Protocol):
 
         Raises:
             StepFailed: the model raised. The steps before it are done, the failing one may be half
-                done, and those behind it have left no trace: so one can go on with them
+                done, and those behind it have left no trace: so a caller can continue with them
                 (`models.learners.fault_isolation`).
         """
         ...

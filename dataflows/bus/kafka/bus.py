@@ -138,7 +138,9 @@ class KafkaBus:
         Raises:
             BusError: the topic does not exist, or Kafka is unavailable.
         """
-        written = self._offsets(topic, _LATEST, _ALL)  # first: it would only grow until asked again
+        written = self._offsets(
+            topic, _LATEST, _ALL
+        )  # first: it would only grow until the next query
         committed = self._offsets(topic, _LATEST)
         pairs = enumerate(zip(committed, written, strict=True))
         return {number: stable for number, (stable, high) in pairs if stable < high}

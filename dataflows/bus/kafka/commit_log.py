@@ -1,6 +1,6 @@
 """Logs that Kafka does not take the positions of a group: rarely, and why.
 
-Positions are reported for lag tools alone. A group whose partitions are assigned by hand, as they
+Positions are reported for lag tools alone. A group whose partitions are assigned manually, as they
 are here, can't have members beside: Kafka refuses its positions for as long as there are any.
 """
 
@@ -36,7 +36,7 @@ _PASSING = {
 
 
 class CommitLog:
-    """The answers to one group's commits; ``clock`` gives seconds.
+    """The responses to one group's commits; ``clock`` gives seconds.
 
     It logs a warning when they are refused, one every 10 min from then on, and a line when they are
     taken again.
@@ -53,7 +53,7 @@ class CommitLog:
         error = error or next((each.error for each in positions if each.error is not None), None)
         if error is None:
             self._accepted()
-        elif error.code() >= 0 and error.code() not in _PASSING:  # an outage is told elsewhere
+        elif error.code() >= 0 and error.code() not in _PASSING:  # an outage is logged elsewhere
             self._on_refusal(error)
 
     def _on_refusal(self, error: KafkaError) -> None:

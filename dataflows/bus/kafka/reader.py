@@ -152,7 +152,7 @@ class KafkaReader:
         return {at: max(self._end(at, p), p.position) for at, p in self._partitions.items()}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Report the group's positions to Kafka; what it answers goes to its `CommitLog`."""
+        """Report the group's positions to Kafka; the responses go to its `CommitLog`."""
         if self._commits is None or not positions:
             return
         offsets = [KafkaPosition(*at, offset) for at, offset in positions.items()]
@@ -301,7 +301,7 @@ class KafkaReader:
         if partition.open_since is None:
             partition.open_since = now
         elif now - partition.open_since >= _OPEN_S:
-            partition.open_since = math.inf  # it was told
+            partition.open_since = math.inf  # it was reported
             LOG.warning(
                 "topic %s partition %d: an open transaction begins at offset %d, and nothing after "
                 "it can be read until it is committed or aborted: still waiting",
