@@ -69,7 +69,7 @@ def log_amount(x: Json) -> Json:
 
 
 def raising() -> Any:
-    """The scaler comes first: a lesson half done would have changed it."""
+    """The scaler comes first: an update half done would have changed it."""
     return (
         preprocessing.StandardScaler()
         + compose.FuncTransformer(log_amount)
@@ -223,7 +223,7 @@ def variants() -> dict[str, Any]:
         "fallback": {"fallback": 0.25},
         "rollout with fallback": {"rollout": Shadow(), "fallback": 0.25},
         "naive bayes": {"model": compose.FuncTransformer(log_amount) | naive_bayes.GaussianNB()},
-        "lessons": {"model": FailsToLearn()},
+        "updates": {"model": FailsToLearn()},
         "half done": {"model": preprocessing.StandardScaler() | FailsHalfway()},
     }
 
@@ -407,7 +407,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(broker.url)
 
 
-def test_every_start_goes_on_behind_an_event_that_fails(url: str, tmp_path: Path) -> None:
+def test_every_start_resumes_after_an_event_that_fails(url: str, tmp_path: Path) -> None:
     pipeline = sales(name=f"sales-{url.partition(':')[0]}", label=Sold.target("sold"))
     rows = some_rows(5, 40)
     rows = [row | {"ts": NOW_MS - 60_000 + 1000 * i} for i, row in enumerate(rows)]

@@ -68,6 +68,6 @@ class Transactions:
         end = self._producer.commit_transaction
         (end if outcome == "commit" else self._producer.abort_transaction)(30)
         for topic in self._open:
-            # The broker answers before it has written them.
+            # The broker responds before it has written them.
             wait_until(lambda topic=topic: not self._bus.open_transactions(topic))
         self._open.clear()

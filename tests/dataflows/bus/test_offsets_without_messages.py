@@ -182,7 +182,7 @@ def test_a_partition_that_ends_in_a_marker_delays_no_other(
     reader.close()
 
 
-def test_a_position_passes_a_marker_while_other_partitions_go_on(
+def test_a_position_passes_a_marker_while_other_partitions_are_read(
     bus: Bus, transactions: Transactions
 ) -> None:
     events, labels = new_topic(bus, 1), new_topic(bus, 1)
@@ -242,6 +242,6 @@ def test_a_compacted_topic_is_read_to_its_end() -> None:
         assert bus.start_offsets(topic) == [0]
 
 
-def test_only_committed_messages_can_be_asked_for(kafka_broker: KafkaBroker) -> None:
+def test_only_committed_messages_can_be_requested(kafka_broker: KafkaBroker) -> None:
     with pytest.raises(BusError, match=r"isolation\.level can't be changed: only committed"):
         open_bus(kafka_broker.url, {"isolation.level": "read_uncommitted"})

@@ -70,20 +70,20 @@ def test_outputs_before_offsets_without_a_message_are_read_from_python() -> None
     for _ in range(3):
         bus.publisher().append("p.dead-letters", [msgspec.json.encode(letter)])
         bus.add_holes("p.dead-letters", 2)
-    with read_outputs("p", DeadLetter, bus=bus) as letters:
-        assert list(letters) == [letter] * 3
+    with read_outputs("p", DeadLetter, bus=bus) as reader_of_dead_letters:
+        assert list(reader_of_dead_letters) == [letter] * 3
 
 
 def test_without_an_end_it_reads_until_it_is_stopped() -> None:
     bus, _ = filled([[True, True], []])
-    asked = itertools.count()
+    polls = itertools.count()
     reader = bus.reader(dict.fromkeys(AT, 0))
-    found = read_to_end(reader, None, stopped=lambda: next(asked) == 100)
+    found = read_to_end(reader, None, stopped=lambda: next(polls) == 100)
     assert [piece.offsets.tolist() for piece in found] == [[0, 1]]
-    assert next(asked) == 101
+    assert next(polls) == 101
 
 
-def test_open_transactions_are_told_where_they_make_the_end(
+def test_open_transactions_are_reported_where_they_make_the_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bus, _ = filled([[True, True], [True]])

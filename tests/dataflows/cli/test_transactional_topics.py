@@ -140,8 +140,8 @@ def test_commands_on_topics_with_aborted_messages_only(
 def learned_labels(port: int) -> float:
     """What a run's metrics say; 0 before it serves any."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+            text = response.read().decode()
     except OSError:
         return 0
     counts = re.findall(r"^anabranch_learned_labels_total{.*} (\S+)$", text, re.MULTILINE)

@@ -241,7 +241,7 @@ def test_positions_move_over_a_gap_that_nothing_follows(when, topics):
     assert reader.unavailable_reason() is None
 
 
-def test_a_position_passes_offsets_without_a_message_while_other_partitions_go_on():
+def test_a_position_passes_offsets_without_a_message_while_other_partitions_are_read():
     bus = BusWithHoles()
     fill(bus, {("p.events", 0): list(range(30)), ("p.labels", 0): [3]}, 1)
     bus.add_holes("p.labels", 1)

@@ -64,9 +64,9 @@ def test_what_a_type_raises_is_a_dead_letter(limit: int) -> None:
     run_worker(pipeline, bus, SourceOptions(limit=limit, until_end=True))
     found = [json.loads(each) for each in bus.values(pipeline.topics.predictions)]
     assert [each["id"] for each in found] == ["r0", "r4"]
-    letters = [json.loads(each) for each in bus.values(pipeline.topics.dead_letters)]
-    assert {each["reason"] for each in letters} == {"does not fit the type"}
-    where = [(each["topic"], each["offset"], each["detail"]) for each in letters]
+    rejected = [json.loads(each) for each in bus.values(pipeline.topics.dead_letters)]
+    assert {each["reason"] for each in rejected} == {"does not fit the type"}
+    where = [(each["topic"], each["offset"], each["detail"]) for each in rejected]
     here = __file__
     assert where[:3] == [
         ("readings.events", 1, f"KeyError: 7 ({here}, line {FIRST_LINE + 1}, in __post_init__)"),
