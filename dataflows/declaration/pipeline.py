@@ -66,8 +66,9 @@ class Pipeline(Declaration):
         max_segments: how many segments get a model of their own: the first that occur.
         min_labels_per_segment: the label of a segment at which its model is made, counted from 1.
         id, time: the event's fields with its id and its time.
-        time_unit: the unit of a number in the time field: ms, s, us or ns since 1970. ISO-8601
-            text is accepted as well (UTC where it has no offset).
+        time_unit: the unit of a number in the time field, or of one that is written as text: ms, s,
+            us or ns since 1970. ISO-8601 and RFC 3339 text is accepted as well (UTC where it has no
+            offset).
         allowed_lateness: how far an event may be behind the newest event of its worker; its
             features are exact up to here, and a later event is a dead letter.
         max_clock_skew: how far an event's time may be ahead of the time at which it was published.

@@ -142,7 +142,7 @@ class _WorkerReader:
             limit=options.limit,
             idle_timeout_s=options.idle_timeout_s,
         )
-        self._decoder = BatchDecoder(pipeline)
+        self._decoder = BatchDecoder(pipeline, on_time_unit=metrics.on_time_unit)
         self._candidates = None if pipeline.candidates is None else Candidates(pipeline)
         self._filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
         self._ends: dict[TopicPartition, int] | None = None

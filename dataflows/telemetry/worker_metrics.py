@@ -137,6 +137,11 @@ class WorkerMetrics:
             READY, "Workers that have restored their state and started to read", ("pipeline",),
             registry=self.registry, multiprocess_mode="livesum",
         )  # fmt: skip
+        self._time_unit = Gauge(
+            "anabranch_unlikely_time_unit",
+            "1 if the times of a topic would be of today in this unit, not in the declared one",
+            ("pipeline", "topic", "unit"), registry=self.registry, multiprocess_mode="max",
+        )  # fmt: skip
         self._event_time = self._gauge(
             "anabranch_event_timestamp_seconds", "Greatest event time so far, as Unix time"
         )
@@ -195,6 +200,10 @@ class WorkerMetrics:
         """Set how many messages are not read yet, by topic partition."""
         for at, messages in lag.items():
             self._lag.labels(self._pipeline, at.topic, str(at.partition)).set(messages)
+
+    def on_time_unit(self, topic: str, unit: str) -> None:
+        """Tell that the times of a topic seem to be in this unit, not in the declared one."""
+        self._time_unit.labels(self._pipeline, topic, unit).set(1)
 
     def on_windows(
         self, shard: object, entity: str, keys: int, nbytes: int, late_rows: int

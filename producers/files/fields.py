@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from anabranch.dataflows.messages.event_time import TIME_UNITS_MS, parse_time_ms
+from anabranch.dataflows.messages.event_time import TIME_UNITS_MS, UNIT_HINT, parse_time_ms
 from anabranch.state.errors import InputError
 
 
@@ -43,6 +43,15 @@ class FileFields:
             return parse_time_ms(value, self.scale)
         except (ValueError, OverflowError):
             return None
+
+    def unit_hint(self, value: object) -> str:
+        """`; it would be a time of today in` another unit, if so; else empty."""
+        try:
+            parse_time_ms(value, self.scale)
+        except ValueError as error:
+            _, hint, unit = str(error).partition(UNIT_HINT)
+            return hint + unit
+        return ""
 
     @property
     def text_columns(self) -> tuple[str, ...]:
