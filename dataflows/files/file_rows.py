@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,15 @@ class FileTable:
 
     @classmethod
     def open(
-        cls, path: Path, message: type[msgspec.Struct], time: str, time_unit: str, id: str
+        cls,
+        path: Path,
+        message: type[msgspec.Struct],
+        time: str,
+        time_unit: str,
+        id: str,
+        zone: tzinfo = UTC,
     ) -> FileTable:
-        """Open a file and compare its columns with the type.
+        """Open a file and compare its columns with the type; see `FileFields` for the others.
 
         Raises:
             InputError: it is missing, empty or damaged, lacks a required field, or has columns that
@@ -106,7 +113,7 @@ class FileTable:
         """
         declared = Schema.of(message).fields
         text = tuple(name for name, field in declared.items() if field.kind == "text")
-        fields = FileFields(time=time, time_unit=time_unit, id=id, text=text)
+        fields = FileFields(time=time, time_unit=time_unit, zone=zone, id=id, text=text)
         kind = format_of(path)
         names = _first_names(path, kind, text)
         extra = [name for name in names if name not in declared]

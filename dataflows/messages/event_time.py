@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,15 @@ _UNUSUAL = re.compile(
 )
 
 
-def parse_time_ms(value: object, scale: float) -> int:
+def parse_time_ms(value: object, scale: float, zone: tzinfo = UTC) -> int:
     """Epoch ms of one time.
 
     Args:
         value: a number in units of ``scale`` ms, such a number as text, ISO-8601 text, or a date or
-            datetime; text and datetimes without an offset are UTC.
+            datetime.
         scale: milliseconds per unit of a number; see `TIME_UNITS_MS`.
+        zone: of text and datetimes without an offset. Of an hour that comes twice, as clocks are
+            set back, it is the first; one that is left out is counted on from the hour before it.
 
     >>> parse_time_ms(1700000000, 1000.0), parse_time_ms("2025-01-06T00:00:00Z", 1.0)
     (1700000000000, 1736121600000)
@@ -49,10 +51,11 @@ def parse_time_ms(value: object, scale: float) -> int:
         if _NUMBER.fullmatch(value):
             # As many 64-bit integers are written in JSON; fromisoformat would read a year in it.
             return _number_ms(_number(value), scale)
-        time_ms = _datetime_ms(_parse_iso(value))
+        time_ms = _datetime_ms(_parse_iso(value), zone)
     elif isinstance(value, date):
         time_ms = _datetime_ms(
-            value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
+            value if isinstance(value, datetime) else datetime(value.year, value.month, value.day),
+            zone,
         )
     elif not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{value!r} is not a time")
@@ -122,16 +125,22 @@ def _parse_iso(text: str) -> datetime:
         raise ValueError(f"{text!r} is outside the years 1 to 9999") from None
 
 
-def _datetime_ms(moment: datetime) -> int:
+def _datetime_ms(moment: datetime, zone: tzinfo) -> int:
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 1000)
+        moment = moment.replace(tzinfo=zone, fold=0)
+    try:
+        return round(moment.timestamp() * 1000)
+    except OverflowError:  # the first and the last day that there are, in another zone
+        raise ValueError(f"{moment} is outside the years 1 to 9999") from None
 
 
 def parse_times_ms(
-    values: Sequence[object], scale: float
+    values: Sequence[object], scale: float, zone: tzinfo = UTC
 ) -> tuple[NDArray[np.int64], dict[int, str]]:
-    """Several times, ``(n,) int64`` epoch ms, and row → what is wrong with its value."""
+    """Several times, ``(n,) int64`` epoch ms, and row → what is wrong with its value.
+
+    See `parse_time_ms`.
+    """
     bad: dict[int, str] = {}
     if scale == 1.0 and set(map(type, values)) == {int}:
         try:
@@ -145,7 +154,7 @@ def parse_times_ms(
     times = np.zeros(len(values), np.int64)
     for row, value in enumerate(values):
         try:
-            times[row] = parse_time_ms(value, scale)
+            times[row] = parse_time_ms(value, scale, zone)
         except (ValueError, OverflowError) as error:
             bad[row] = str(error)
     return times, bad

@@ -117,9 +117,10 @@ def _open(
         return BusTopic(topic, bus, source)
     label, path = pipeline.label, Path(source)
     if isinstance(label, Delayed) and topic == pipeline.topics.labels:
-        table = FileTable.open(path, label.type, label.time, pipeline.time_unit, label.id)
+        message, time, id = label.type, label.time, label.id
     else:
-        table = FileTable.open(path, pipeline.event, pipeline.time, pipeline.time_unit, pipeline.id)
+        message, time, id = pipeline.event, pipeline.time, pipeline.id
+    table = FileTable.open(path, message, time, pipeline.time_unit, id, pipeline.zone)
     return FileTopic(topic, table, partitions, check)
 
 

@@ -160,7 +160,8 @@ def messages_from_file(
         InputError: the file is missing, damaged or empty.
     """
     format_of(path)
-    table = FileTable.open(path, kind.type, kind.time, pipeline.time_unit, kind.id)
+    unit, zone = pipeline.time_unit, pipeline.zone
+    table = FileTable.open(path, kind.type, kind.time, unit, kind.id, zone)
     file = FileTopic(topic, table)
     reader = _Reader(pipeline, kind)
     for rows in table.rows():
@@ -181,7 +182,7 @@ class _Reader:
         self._published: dict[int, int] = {}
         self._first_error = ""
         self._max_future_ms = parse_duration_ms(pipeline.max_clock_skew)
-        self._time_scale = pipeline.time_scale
+        self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
         wire = msgspec.defstruct(
             kind.type.__name__, [(kind.time, int | float | str)], bases=(kind.type,), kw_only=True
         )
@@ -209,7 +210,7 @@ class _Reader:
     def _frame(self, piece: Piece, published: I64, messages: list[Any], rows: I64) -> pl.DataFrame:
         kind = self._kind
         times, bad = parse_times_ms(
-            [getattr(message, kind.time) for message in messages], self._time_scale
+            [getattr(message, kind.time) for message in messages], self._time_scale, self._zone
         )
         latest = np.minimum(piece.times[rows], int(time.time() * 1000)) + self._max_future_ms
         valid = (times <= latest) & self._within_limits(messages)

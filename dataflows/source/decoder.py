@@ -129,7 +129,8 @@ class BatchDecoder:
         self._read_with_time = column_reader([pipeline.time, *self._names])
         self._columns = codec.column_decoder(self._events.integer_time, pipeline.time, self._names)
         self._set_up_labels(pipeline)
-        self._time_scale = pipeline.time_scale
+        self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
+        self._local_time = pipeline.local_time
         self._ranks = pipeline.candidates is not None  # then row features come with the candidates
         self._row_features = [] if self._ranks else list(pipeline.row_features)
         self._width = len(pipeline.columns)
@@ -244,8 +245,9 @@ class BatchDecoder:
         dead_letters: list[DeadLetter],
     ) -> Batch:
         features = np.zeros((len(times), self._width))
+        clock = times if self._local_time is None else self._local_time.wall_ms(times)
         for feature, place in self._row_features:
-            feature.fill(features[:, place], times, columns)
+            feature.fill(features[:, place], clock, columns)
         targets = columns[self._target] if self._target else None
         ids = columns[self._id]
         if len(times):
@@ -270,18 +272,18 @@ class BatchDecoder:
         kept: I64 | None = None
         if faults:
             rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
-        times, invalid = parse_times_ms(read_time(structs)[0], scale)
+        times, invalid = parse_times_ms(read_time(structs)[0], scale, self._zone)
         unit = self._units.get(rows.topic, self._event_unit)
         if invalid:
             unit.add_refused(invalid.values())
             faults = {row: (DeadLetterReason.INVALID_TIME, why) for row, why in invalid.items()}
             rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
-            times, _ = parse_times_ms(read_time(structs)[0], scale)
+            times, _ = parse_times_ms(read_time(structs)[0], scale, self._zone)
         span = extent(times) if structs else NO_SPAN
         faults = check(structs) | self._check_skew(rows, times, span[1])
         if faults:
             rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
-            times, _ = parse_times_ms(read_time(structs)[0], scale)
+            times, _ = parse_times_ms(read_time(structs)[0], scale, self._zone)
             span = extent(times) if structs else NO_SPAN
         if structs:
             unit.add(*span)
