@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
@@ -116,6 +118,7 @@ def _open(
             raise InputError(f"{source!r} is not a file, and topics need a bus")
         return BusTopic(topic, bus, source)
     label, path = pipeline.label, Path(source)
+    message: type[msgspec.Struct]
     if isinstance(label, Delayed) and topic == pipeline.topics.labels:
         message, time, id = label.type, label.time, label.id
     else:
