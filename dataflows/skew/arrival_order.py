@@ -1,7 +1,7 @@
 """The events, and the labels, in the order in which the pipeline read them.
 
 The partitions of a topic are merged as in a backlog: by publishing time, made non-decreasing within
-each partition (`dataflows.source.rising_times`), then by partition. Labels and events are merged
+each partition (`message_reader.rising_times`), then by partition. Labels and events are merged
 likewise; at equal times events come first.
 """
 

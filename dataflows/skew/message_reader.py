@@ -26,7 +26,6 @@ from anabranch.dataflows.messages.inputs import Delayed, Inline
 from anabranch.dataflows.skew.progress import OnProgress
 from anabranch.dataflows.skew.row_features import TIME
 from anabranch.dataflows.skew.sources import format_of, offsets_of
-from anabranch.dataflows.source.rising_times import rising_times
 from anabranch.state.durations import parse_duration_ms
 
 I64 = NDArray[np.int64]
@@ -38,6 +37,7 @@ LABEL = "label value"
 """Columns beside the message's own; the names can't clash with fields, as they have a space."""
 
 _POLL_LIMIT = 10_000
+_FOLLOWERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +173,25 @@ def messages_from_file(
     return reader.messages(str(path), file.name, not any(file.starts))
 
 
+def rising_times(times: I64, bound_ms: int, now_ms: int) -> I64:
+    """Publishing times, in the order of a partition, made non-decreasing.
+
+    A time counts for those that follow if at least half of the next 16 messages are behind it by
+    ``bound_ms`` at most, and it is ahead of now by no more than that. The last goes by its own.
+    """
+    if not len(times):
+        return times
+    agree = np.zeros(len(times), np.int64)
+    for step in range(1, min(_FOLLOWERS, len(times) - 1) + 1):
+        agree[:-step] += times[step:] >= times[:-step] - bound_ms
+    following = np.minimum(np.arange(len(times))[::-1], _FOLLOWERS)
+    counts = (2 * agree >= following) & (times <= now_ms + bound_ms)
+    counts[-1] = False
+    rising = np.maximum.accumulate(np.where(counts, times, np.iinfo(np.int64).min))
+    rising[-1] = max(rising[-1], min(times[-1], now_ms + bound_ms))
+    return rising
+
+
 class _Reader:
     """Decodes messages into frames."""
 
@@ -209,13 +228,13 @@ class _Reader:
         return Messages(source, topic, frame, self.read, from_start, self._first_error)
 
     def _with_rising_times(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with times for the numbers of messages in `PUBLISHED`; see `rising_times`."""
+        """The frame with `rising_times` in place of the numbers of messages in `PUBLISHED`."""
         partitions, numbers = frame[PARTITION].to_numpy(), frame[PUBLISHED].to_numpy()
         published = np.zeros(len(frame), np.int64)
         now_ms = int(time.time() * 1000)
         for partition, stamps in self._stamps.items():
             times = np.concatenate(stamps)
-            rising, _ = rising_times(times, self._max_future_ms, now_ms=now_ms)
+            rising = rising_times(times, self._max_future_ms, now_ms)
             own = partitions == partition
             published[own] = rising[numbers[own]]
         return frame.with_columns(pl.Series(PUBLISHED, published))

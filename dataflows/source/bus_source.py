@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourcePartition
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from anabranch.dataflows.recovery.state_directory import StateDirectory
 
 
-_FOLLOWER_POLL = timedelta(milliseconds=200)
+_ALWAYS_DUE = datetime(1970, 1, 1, tzinfo=UTC)
+_IDLE_SLEEP_S = 0.001
 _COMMIT_EVERY_S = 5.0
 _IDLE_AFTER_S = 10.0
 
@@ -309,23 +310,25 @@ class _SourcePartition(StatefulSourcePartition[Keyed, StepState]):
         is_first = reader.parts[0] is self  # it reads for all partitions of the worker
         if reader.needs_bootstrap and is_first:
             return reader.bootstrap()
+        if not is_first:
+            return []
         if reader.finished():
             if items := reader.end_of_stream():
                 return items
-            raise StopIteration
-        if not is_first:
-            return []
+            raise StopIteration  # the next partition becomes the first
         try:
-            return reader.read()
+            items = reader.read()
+            if not items:
+                time.sleep(_IDLE_SLEEP_S)
+            return items
         except AnabranchError as error:
             reader.options.failure = error
             raise AbortExecution from error
 
     def next_awake(self) -> datetime | None:
-        reader = self._reader
-        if reader.parts[0] is self or reader.options.stop.is_set():
-            return None
-        return datetime.now(UTC) + _FOLLOWER_POLL
+        # The engine waits by the wall clock: with a moment near now, or with none, it would stand
+        # still for an hour if the clock is set back by one. `next_batch` pauses by itself.
+        return _ALWAYS_DUE
 
     def snapshot(self) -> StepState:
         self.snapshots += 1

@@ -127,6 +127,7 @@ class MergedReader:
 
     Attributes:
         clock: the wall clock, in seconds since 1970.
+        timer: seconds that are not set, by which partitions are waited for.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class MergedReader:
         self._idle_timeout_s = idle_timeout_s
         self._max_skew_ms = max_skew_ms
         self.clock: Callable[[], float] = time.time
+        self.timer: Callable[[], float] = time.monotonic
         self._reader: Reader | None = None
         self._buffers: dict[TopicPartition, _Buffer] = {}
         self._only: TopicPartition | None = None  # if a single partition is read
@@ -252,7 +254,7 @@ class MergedReader:
 
     def _is_idle(self) -> bool:
         """Whether a partition that delivers nothing has been waited for long enough."""
-        now = self.clock()
+        now = self.timer()
         self._idle_since = self._idle_since or now
         return now - self._idle_since >= self._idle_timeout_s
 

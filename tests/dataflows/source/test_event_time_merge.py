@@ -100,7 +100,7 @@ def test_a_partition_that_does_not_deliver_delays_others_for_a_bounded_time():
     bus = bus_with({("p.events", 0): [5, 6], ("p.labels", 0): [1]}, 1)
     now = [100.0]
     reader = MergedReader(bus, TOPICS, worker_id="0", limit=10, idle_timeout_s=2.0)
-    reader.clock = lambda: now[0]
+    reader.timer = lambda: now[0]
     reader.add({TopicPartition(t, 0): 0 for t in TOPICS})
     inner = bus.reader
     stuck = TopicPartition("p.labels", 0)
@@ -330,7 +330,7 @@ def test_rows_that_wait_for_those_that_follow_are_handed_over_when_none_come():
     bus = bus_with({("p.events", 0): [5, 6, 7], ("p.labels", 0): [1]}, 1)
     now = [100.0]
     reader = MergedReader(bus, TOPICS, worker_id="0", idle_timeout_s=2.0, max_skew_ms=1000)
-    reader.clock = lambda: now[0]
+    reader.timer = lambda: now[0]
     reader.add({TopicPartition(t, 0): 0 for t in TOPICS})
     inner = bus.reader
 
