@@ -54,6 +54,7 @@ class Candidates:
         self._lists = {name for name in pipeline.read_fields if fields[name].is_list}
         self._lists.add(self._field)
         self._row_features = list(pipeline.row_features)
+        self._local_time = pipeline.local_time
         self._width = len(pipeline.columns)
         self._controlled = pipeline.has_rollouts
 
@@ -93,8 +94,10 @@ class Candidates:
         batch.rows, batch.ids, batch.times = batch.rows.take(events), ids, batch.times[events]
         batch.columns = columns
         batch.features = np.zeros((len(events), self._width))
+        local = self._local_time
+        clock = batch.times if local is None else local.wall_ms(batch.times)
         for feature, place in self._row_features:
-            feature.fill(batch.features[:, place], batch.times, columns)
+            feature.fill(batch.features[:, place], clock, columns)
         return batch
 
     def _reorder(self, batch: Batch, counts: NDArray[np.int64]) -> None:

@@ -40,8 +40,8 @@ class DeadLetterReason(StrEnum):
     )
     INVALID_TIME = (
         "not a time",
-        "The time field is neither a number in the pipeline's `time_unit` nor ISO-8601 text, or is "
-        "outside the years 1 to 9999.",
+        "The time field is neither a number in the pipeline's `time_unit` (or its digits as text) "
+        "nor ISO-8601 text, or is outside the years 1 to 9999.",
     )
     TIME_AHEAD = (
         "event time ahead",

@@ -22,6 +22,7 @@ from anabranch.dataflows.cli.options import (
     opened_bus,
 )
 from anabranch.dataflows.cli.simulate import check_pacing
+from anabranch.dataflows.messages.time_unit_check import TimeUnitCheck
 from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
@@ -119,15 +120,24 @@ def _from_files(
             f"the labels of pipeline {pipeline.name!r} are in its events: leave out --labels"
         )
     counts = [count_rows(path) for path in (file, labels) if path is not None]
-    batches = _event_messages(pipeline, file)
+    checks = [TimeUnitCheck(str(path), pipeline.time_scale) for path in (file, labels or file)]
+    batches = _checked(_event_messages(pipeline, file), checks[0])
     topics: dict[Kind, str] = {"events": pipeline.topics.events}
     if labels is not None:
-        batches = _with_labels(pipeline, batches, labels)
+        batches = _with_labels(pipeline, batches, labels, checks[1])
         topics["labels"] = pipeline.topics.labels
     batches = _with_first_read(batches)
     create_topics(bus, pipeline.inputs, partitions)
     total = None if None in counts else sum(count for count in counts if count is not None)
-    return Publishing(bus, topics, total=total), batches
+    return Publishing(bus, topics, total=total, checks=checks), batches
+
+
+def _checked(batches: Iterator[Batch], check: TimeUnitCheck) -> Iterator[Batch]:
+    """The same batches, whose times ``check`` has seen."""
+    for batch in batches:
+        if len(batch):
+            check.add(int(batch.times.min()), int(batch.times.max()))
+        yield batch
 
 
 def _with_first_read(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -142,13 +152,16 @@ def _event_messages(pipeline: Pipeline, file: Path) -> Iterator[Batch]:
         file,
         time_field=pipeline.time,
         time_unit=pipeline.time_unit,
+        zone=pipeline.zone,
         id_field=pipeline.id,
         key_field=pipeline.partition_field,
         text_fields=_text_fields(pipeline.schema),
     )
 
 
-def _with_labels(pipeline: Pipeline, events: Iterator[Batch], file: Path) -> Iterator[Batch]:
+def _with_labels(
+    pipeline: Pipeline, events: Iterator[Batch], file: Path, check: TimeUnitCheck
+) -> Iterator[Batch]:
     """Events and labels merged by time, each label with the key of its event."""
     from anabranch.dataflows.declaration.schema import Schema
     from anabranch.dataflows.messages.inputs import Delayed
@@ -161,12 +174,13 @@ def _with_labels(pipeline: Pipeline, events: Iterator[Batch], file: Path) -> Ite
         file,
         time_field=label.time,
         time_unit=pipeline.time_unit,
+        zone=pipeline.zone,
         id_field=label.id,
         key_field=label.id,
         text_fields=_text_fields(Schema.of(label.type)),
         topic_kind="labels",
     )
-    return keyed_by_event(merged(events, labels), pipeline.id, label.id)
+    return keyed_by_event(merged(events, _checked(labels, check)), pipeline.id, label.id)
 
 
 def _text_fields(schema: Schema) -> list[str]:

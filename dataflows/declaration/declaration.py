@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from datetime import UTC, tzinfo
 from typing import Any
 
 from anabranch.dataflows.declaration.features import (
@@ -21,6 +22,7 @@ from anabranch.dataflows.declaration.features import (
 from anabranch.dataflows.declaration.schema import Kind, Schema
 from anabranch.dataflows.messages.event_time import TIME_UNITS_MS
 from anabranch.dataflows.messages.inputs import Delayed, Event, Inline
+from anabranch.dataflows.messages.local_time import LocalTime
 from anabranch.models.drift.declarations import Distributions
 from anabranch.models.drift.detectors import Monitor
 from anabranch.models.learners.imbalance import Imbalance
@@ -102,6 +104,7 @@ class Declaration:
     id: str = "id"
     time: str = "ts"
     time_unit: str = "ms"
+    timezone: str = "UTC"
     allowed_lateness: str = "10m"
     max_clock_skew: str = "5m"
     dedup_window: str = "1h"
@@ -264,6 +267,17 @@ class Declaration:
     def time_scale(self) -> float:
         """Milliseconds per unit of a number in the time field."""
         return TIME_UNITS_MS[self.time_unit]
+
+    @property
+    def local_time(self) -> LocalTime | None:
+        """Local times of the time zone; None if it is UTC."""
+        return None if self.timezone == "UTC" else LocalTime(self.timezone)
+
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone of times without an offset."""
+        local = self.local_time
+        return UTC if local is None else local.zone
 
     def format_of(self, topic: str) -> str:
         """The name of the codec of a topic's messages; see `dataflows.codec`."""

@@ -54,7 +54,7 @@ class RowFeature(Protocol):
 
         Args:
             out: `(rows, columns) float64`, overwritten.
-            times: `(rows,) int64` event times, epoch ms.
+            times: `(rows,) int64` event times, epoch ms; with a time zone, plus its offset then.
             columns: the batch's values by field.
         """
 
@@ -254,12 +254,15 @@ def field(name: str, *, fill_null: float | None = None) -> NumberField:
 
 
 def hour_of_day(time: str = "ts", *, cyclic: bool = False) -> HourOfDay:
-    """Hour of the event's time in UTC, from 0 to 24 with fraction; ``cyclic``: sine and cosine."""
+    """Hour of the event's time, from 0 to 24 with fraction; ``cyclic``: sine and cosine.
+
+    In UTC, or in the pipeline's ``timezone``.
+    """
     return HourOfDay(time, cyclic)
 
 
 def day_of_week(time: str = "ts") -> DayOfWeek:
-    """Day of the week of the event's time in UTC: Monday is 0."""
+    """Day of the week of the event's time, in UTC or the pipeline's ``timezone``: Monday is 0."""
     return DayOfWeek(time)
 
 

@@ -66,8 +66,12 @@ class Pipeline(Declaration):
         max_segments: how many segments get a model of their own: the first that occur.
         min_labels_per_segment: the label of a segment at which its model is made, counted from 1.
         id, time: the event's fields with its id and its time.
-        time_unit: the unit of a number in the time field: ms, s, us or ns since 1970. ISO-8601
-            text is accepted as well (UTC where it has no offset).
+        time_unit: the unit of a number in the time field, or of one that is written as text: ms, s,
+            us or ns since 1970. ISO-8601 and RFC 3339 text is accepted as well.
+        timezone: of times without an offset, and of `hour_of_day` and `day_of_week`: a name of the
+            IANA database, such as ``"Europe/Paris"``. In the hour that comes twice, as clocks are
+            set back, a time without an offset is the first; in the hour that is left out it is
+            counted on from the hour before (02:30 is 03:30 summer time).
         allowed_lateness: how far an event may be behind the newest event of its worker; its
             features are exact up to here, and a later event is a dead letter.
         max_clock_skew: how far an event's time may be ahead of the time at which it was published.

@@ -48,6 +48,13 @@ def check_names(pipeline: Declaration) -> None:
         raise DeclarationError(
             f"time_unit {pipeline.time_unit!r} of {where} is none of {', '.join(TIME_UNITS_MS)}"
         )
+    try:
+        pipeline.zone  # noqa: B018 (it raises)
+    except ValueError:
+        raise DeclarationError(
+            f"timezone {pipeline.timezone!r} of {where} is unknown here: name one of the IANA "
+            'database, such as "Europe/Paris", or UTC'
+        ) from None
     if pipeline.key is not None:
         schema.require_present(pipeline.key, ("text",), f"{where} (key=)")
 

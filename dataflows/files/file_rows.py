@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,10 @@ I64 = NDArray[np.int64]
 POSITION_COLUMNS = ("partition", "offset")
 _OTHER_COLUMNS = ("topic", "published")
 _PLAIN = (pl.String, pl.Boolean, pl.Null)
+_NUMBERS = (
+    *(pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64),
+    *(pl.Float32, pl.Float64),
+)  # without those of 128 bits, which a column of very long digits gets
 _LINES = 8192
 _LARGEST_INT = 2**53
 
@@ -92,9 +97,15 @@ class FileTable:
 
     @classmethod
     def open(
-        cls, path: Path, message: type[msgspec.Struct], time: str, time_unit: str, id: str
+        cls,
+        path: Path,
+        message: type[msgspec.Struct],
+        time: str,
+        time_unit: str,
+        id: str,
+        zone: tzinfo = UTC,
     ) -> FileTable:
-        """Open a file and compare its columns with the type.
+        """Open a file and compare its columns with the type; see `FileFields` for the others.
 
         Raises:
             InputError: it is missing, empty or damaged, lacks a required field, or has columns that
@@ -102,7 +113,7 @@ class FileTable:
         """
         declared = Schema.of(message).fields
         text = tuple(name for name, field in declared.items() if field.kind == "text")
-        fields = FileFields(time=time, time_unit=time_unit, id=id, text=text)
+        fields = FileFields(time=time, time_unit=time_unit, zone=zone, id=id, text=text)
         kind = format_of(path)
         names = _first_names(path, kind, text)
         extra = [name for name in names if name not in declared]
@@ -259,17 +270,20 @@ class FileTable:
 def _plain_times(frame: pl.DataFrame, fields: FileFields) -> I64 | None:
     """The event times of a frame with plain types, ``(n,) int64`` epoch ms; None of any other."""
     kinds = frame.schema.values()
-    if not all(kind.is_integer() or kind.is_float() or kind in _PLAIN for kind in kinds):
+    if not all(kind in _NUMBERS or kind in _PLAIN for kind in kinds):
         return None
     if fields.time not in frame.columns:
         return None  # the general path raises
     column = frame[fields.time]
     if not len(frame) or not column.dtype.is_integer() or column.null_count():
         return None
-    times = column.cast(pl.Int64).to_numpy()
+    column = column.cast(pl.Int64, strict=False)
+    if column.null_count():  # beyond int64
+        return None
+    times = column.to_numpy()
     if fields.scale == 1.0:
         return times
-    if np.abs(times).max() >= _LARGEST_INT:
+    if times.max() >= _LARGEST_INT or times.min() <= -_LARGEST_INT:
         return None
     return np.rint(times * fields.scale).astype(np.int64)
 

@@ -65,13 +65,14 @@ def is_state_directory(directory: Path) -> bool:
 def describe(pipeline: Pipeline) -> dict[str, str]:
     """The parts of a pipeline on which state depends, each as text."""
     fields = Schema.of(pipeline.event).fields
+    zone = "" if pipeline.timezone == "UTC" else f" timezone {pipeline.timezone}"
     return {
         "event fields": " ".join(f"{f.name}:{f.kind}{'?' * f.optional}" for f in fields.values()),
         "features": "; ".join(map(repr, pipeline.features)),
         "label": _label(pipeline),
         "model": _model(pipeline),
         "times": f"{pipeline.id} {pipeline.time} allowed_lateness {pipeline.allowed_lateness} "
-        f"dedup_window {pipeline.dedup_window}",
+        f"dedup_window {pipeline.dedup_window}{zone}",
     }
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
@@ -116,10 +118,12 @@ def _open(
             raise InputError(f"{source!r} is not a file, and topics need a bus")
         return BusTopic(topic, bus, source)
     label, path = pipeline.label, Path(source)
+    message: type[msgspec.Struct]
     if isinstance(label, Delayed) and topic == pipeline.topics.labels:
-        table = FileTable.open(path, label.type, label.time, pipeline.time_unit, label.id)
+        message, time, id = label.type, label.time, label.id
     else:
-        table = FileTable.open(path, pipeline.event, pipeline.time, pipeline.time_unit, pipeline.id)
+        message, time, id = pipeline.event, pipeline.time, pipeline.id
+    table = FileTable.open(path, message, time, pipeline.time_unit, id, pipeline.zone)
     return FileTopic(topic, table, partitions, check)
 
 

@@ -37,6 +37,8 @@ ID, PARTITION, OFFSET, PUBLISHED = "event id", "event partition", "event offset"
 LABEL = "label value"
 """Columns beside the message's own; the names can't clash with fields, as they have a space."""
 
+_FOLLOWERS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class MessageKind:
@@ -155,7 +157,8 @@ def messages_from_file(
         InputError: the file is missing, damaged or empty.
     """
     format_of(path)
-    table = FileTable.open(path, kind.type, kind.time, pipeline.time_unit, kind.id)
+    unit, zone = pipeline.time_unit, pipeline.zone
+    table = FileTable.open(path, kind.type, kind.time, unit, kind.id, zone)
     file = FileTopic(topic, table)
     reader = _Reader(pipeline, kind)
     for rows in table.rows():
@@ -166,6 +169,25 @@ def messages_from_file(
     return reader.messages(str(path), file.name, not any(file.starts))
 
 
+def rising_times(times: I64, bound_ms: int, now_ms: int) -> I64:
+    """Publishing times, in the order of a partition, made non-decreasing.
+
+    A time counts for those that follow if at least half of the next 16 messages are behind it by
+    ``bound_ms`` at most, and it is ahead of now by no more than that. The last goes by its own.
+    """
+    if not len(times):
+        return times
+    agree = np.zeros(len(times), np.int64)
+    for step in range(1, min(_FOLLOWERS, len(times) - 1) + 1):
+        agree[:-step] += times[step:] >= times[:-step] - bound_ms
+    following = np.minimum(np.arange(len(times))[::-1], _FOLLOWERS)
+    counts = (2 * agree >= following) & (times <= now_ms + bound_ms)
+    counts[-1] = False
+    rising = np.maximum.accumulate(np.where(counts, times, np.iinfo(np.int64).min))
+    rising[-1] = max(rising[-1], min(times[-1], now_ms + bound_ms))
+    return rising
+
+
 class _Reader:
     """Decodes messages into frames."""
 
@@ -173,10 +195,10 @@ class _Reader:
         self.read = 0
         self._kind = kind
         self._frames: list[pl.DataFrame] = []
-        self._published: dict[int, int] = {}
+        self._stamps: dict[int, list[I64]] = {}  # by partition, of all messages
         self._first_error = ""
         self._max_future_ms = parse_duration_ms(pipeline.max_clock_skew)
-        self._time_scale = pipeline.time_scale
+        self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
         wire = msgspec.defstruct(
             kind.type.__name__, [(kind.time, int | float | str)], bases=(kind.type,), kw_only=True
         )
@@ -189,24 +211,36 @@ class _Reader:
     def add(self, piece: Piece) -> None:
         """Append a frame of the valid messages of a piece."""
         self.read += len(piece.values)
-        before = self._published.get(piece.partition, int(np.iinfo(np.int64).min))
-        published = np.maximum(np.maximum.accumulate(piece.times), before)
-        self._published[piece.partition] = int(published[-1])
+        stamps = self._stamps.setdefault(piece.partition, [])
+        before = sum(map(len, stamps))
+        stamps.append(piece.times)
         messages, rows = self._decoded(piece.values)
         if messages:
-            self._frames.append(self._frame(piece, published, messages, rows))
+            self._frames.append(self._frame(piece, before, messages, rows))
 
     def messages(self, source: str, topic: str, from_start: bool) -> Messages:
         """The messages added so far, sorted by publishing time."""
         frame = pl.concat(self._frames) if self._frames else pl.DataFrame()
         if len(frame):
-            frame = frame.sort(PUBLISHED, PARTITION, OFFSET)
+            frame = self._with_rising_times(frame).sort(PUBLISHED, PARTITION, OFFSET)
         return Messages(source, topic, frame, self.read, from_start, self._first_error)
 
-    def _frame(self, piece: Piece, published: I64, messages: list[Any], rows: I64) -> pl.DataFrame:
+    def _with_rising_times(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with `rising_times` in place of the numbers of messages in `PUBLISHED`."""
+        partitions, numbers = frame[PARTITION].to_numpy(), frame[PUBLISHED].to_numpy()
+        published = np.zeros(len(frame), np.int64)
+        now_ms = int(time.time() * 1000)
+        for partition, stamps in self._stamps.items():
+            times = np.concatenate(stamps)
+            rising = rising_times(times, self._max_future_ms, now_ms)
+            own = partitions == partition
+            published[own] = rising[numbers[own]]
+        return frame.with_columns(pl.Series(PUBLISHED, published))
+
+    def _frame(self, piece: Piece, before: int, messages: list[Any], rows: I64) -> pl.DataFrame:
         kind = self._kind
         times, bad = parse_times_ms(
-            [getattr(message, kind.time) for message in messages], self._time_scale
+            [getattr(message, kind.time) for message in messages], self._time_scale, self._zone
         )
         latest = np.minimum(piece.times[rows], int(time.time() * 1000)) + self._max_future_ms
         valid = (times <= latest) & self._within_limits(messages)
@@ -217,7 +251,7 @@ class _Reader:
             ID: pl.Series([getattr(message, kind.id) for message in messages], dtype=pl.String),
             PARTITION: np.full(len(rows), piece.partition),
             OFFSET: piece.offsets[rows],
-            PUBLISHED: published[rows],
+            PUBLISHED: before + rows,
             TIME: times,
         }
         for name, (source, is_text) in kind.columns.items():

@@ -117,7 +117,7 @@ def _columns(
     pipeline: Pipeline, feature: Feature, frame: pl.DataFrame, entities: dict[str, _Entity]
 ) -> Columns | None:
     if not isinstance(feature, EntityFeature):
-        columns = row_columns(feature, frame)
+        columns = row_columns(feature, frame, pipeline.local_time)
         return None if columns is None else [(column.to_numpy(), None) for column in columns]
     if feature.entity not in frame.columns or feature.value not in (None, *frame.columns):
         return None  # not a feature of the event's fields

@@ -15,19 +15,29 @@ from anabranch.dataflows.declaration.features import (
     NumberField,
     OneHot,
 )
+from anabranch.dataflows.messages.local_time import LocalTime
 from anabranch.dataflows.skew.xxh64 import xxh64
 
 TIME = "event time"
 """The column of event times, epoch ms; the name can't clash with a field, as it has a space."""
 
-_DATETIME = pl.from_epoch(pl.col(TIME), time_unit="ms")
+_CLOCK = "local time"
+_DATETIME = pl.from_epoch(pl.col(_CLOCK), time_unit="ms")
 
 
-def row_columns(feature: Any, frame: pl.DataFrame) -> list[pl.Series] | None:
+def row_columns(
+    feature: Any, frame: pl.DataFrame, local: LocalTime | None = None
+) -> list[pl.Series] | None:
     """The float64 columns of a feature; None if its kind can't be recomputed here.
 
-    ``frame`` has the event's fields under their names (text, or float64) and `TIME`.
+    ``frame`` has the event's fields under their names (text, or float64) and `TIME`; ``local`` is
+    the pipeline's time zone.
     """
+    if isinstance(feature, HourOfDay | DayOfWeek):
+        # Not Polars' time zones: it comes with a database of its own, of another year perhaps.
+        times = frame[TIME].to_numpy()
+        clock = times if local is None else local.wall_ms(times)
+        frame = pl.DataFrame({_CLOCK: clock})
     match feature:
         case NumberField(field, missing):
             column = pl.col(field) if missing is None else pl.col(field).fill_null(missing)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourcePartition
@@ -39,6 +39,7 @@ from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.event_time_merge import MergedReader
 from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
+from anabranch.state.durations import parse_duration_ms
 from anabranch.state.errors import AnabranchError
 from anabranch.state.store.delta import Delta
 
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
     from anabranch.dataflows.recovery.state_directory import StateDirectory
 
 
-_FOLLOWER_POLL = timedelta(milliseconds=200)
+_ALWAYS_DUE = datetime(1970, 1, 1, tzinfo=UTC)
+_IDLE_SLEEP_S = 0.001
 _COMMIT_EVERY_S = 5.0
 _IDLE_AFTER_S = 10.0
 
@@ -142,8 +144,9 @@ class _WorkerReader:
             on_out_of_range=options.on_out_of_range,
             limit=options.limit,
             idle_timeout_s=options.idle_timeout_s,
+            max_skew_ms=parse_duration_ms(pipeline.max_clock_skew),
         )
-        self._decoder = BatchDecoder(pipeline)
+        self._decoder = BatchDecoder(pipeline, on_time_unit=metrics.on_time_unit)
         self._candidates = None if pipeline.candidates is None else Candidates(pipeline)
         self._filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
         self._ends: dict[TopicPartition, int] | None = None
@@ -301,23 +304,25 @@ class _SourcePartition(StatefulSourcePartition[Keyed, StepState]):
         is_first = reader.parts[0] is self  # it reads for all partitions of the worker
         if reader.needs_bootstrap and is_first:
             return reader.bootstrap()
+        if not is_first:
+            return []
         if reader.finished():
             if items := reader.end_of_stream():
                 return items
-            raise StopIteration
-        if not is_first:
-            return []
+            raise StopIteration  # the next partition becomes the first
         try:
-            return reader.read()
+            items = reader.read()
+            if not items:
+                time.sleep(_IDLE_SLEEP_S)
+            return items
         except AnabranchError as error:
             reader.options.failure = error
             raise AbortExecution from error
 
     def next_awake(self) -> datetime | None:
-        reader = self._reader
-        if reader.parts[0] is self or reader.options.stop.is_set():
-            return None
-        return datetime.now(UTC) + _FOLLOWER_POLL
+        # The engine waits by the wall clock: with a moment near now, or with none, it would stand
+        # still for an hour if the clock is set back by one. `next_batch` pauses by itself.
+        return _ALWAYS_DUE
 
     def snapshot(self) -> StepState:
         self.snapshots += 1

@@ -6,6 +6,7 @@ import time
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Union, get_args, get_origin
 
 import msgspec
@@ -33,6 +34,7 @@ from anabranch.dataflows.messages.control import Control, control_error
 from anabranch.dataflows.messages.event_time import FIRST_MS, LAST_MS, parse_times_ms
 from anabranch.dataflows.messages.inputs import Delayed, Inline, field_types
 from anabranch.dataflows.messages.outputs import DeadLetter
+from anabranch.dataflows.messages.time_unit_check import TimeUnitCheck
 from anabranch.models.learners.error_place import describe_error
 from anabranch.state.arrays import LARGEST, extent, extents
 from anabranch.state.durations import format_duration_ms, parse_duration_ms
@@ -107,13 +109,25 @@ class BatchDecoder:
     """Makes a typed `Batch` with row features of a `RawBatch`; undecodable rows are dead letters.
 
     ``now`` gives the wall clock in seconds: an event whose time is ahead of its publishing time, or
-    of the clock, by more than the pipeline's ``max_clock_skew`` is a dead letter.
+    of the clock, by more than the pipeline's ``max_clock_skew`` is a dead letter. ``on_time_unit``
+    is called once per topic whose times seem to be in another unit, with that unit.
     """
 
-    def __init__(self, pipeline: Pipeline, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        now: Callable[[], float] = time.time,
+        on_time_unit: Callable[[str, str], None] = lambda topic, unit: None,
+    ) -> None:
         self._now = now
         self._max_skew_ms = parse_duration_ms(pipeline.max_clock_skew)
         topics, label = pipeline.topics, pipeline.label
+        scale = pipeline.time_scale
+        self._units = {
+            topic: TimeUnitCheck(topic, scale, partial(on_time_unit, topic))
+            for topic in (topics.events, topics.labels)
+        }
+        self._event_unit = self._units[topics.events]
         codec = codec_of(pipeline, topics.events)
         self._events = StructDecoder(codec, pipeline.event, pipeline.time)
         self._control_codec = codec_of(pipeline, topics.control)
@@ -130,7 +144,8 @@ class BatchDecoder:
         self._read_with_time = column_reader([pipeline.time, *self._names])
         self._columns = codec.column_decoder(self._events.integer_time, pipeline.time, self._names)
         self._set_up_labels(pipeline)
-        self._time_scale = pipeline.time_scale
+        self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
+        self._local_time = pipeline.local_time
         self._ranks = pipeline.candidates is not None  # then row features come with the candidates
         self._row_features = [] if self._ranks else list(pipeline.row_features)
         self._width = len(pipeline.columns)
@@ -245,10 +260,13 @@ class BatchDecoder:
         dead_letters: list[DeadLetter],
     ) -> Batch:
         features = np.zeros((len(times), self._width))
+        clock = times if self._local_time is None else self._local_time.wall_ms(times)
         for feature, place in self._row_features:
-            feature.fill(features[:, place], times, columns)
+            feature.fill(features[:, place], clock, columns)
         targets = columns[self._target] if self._target else None
         ids = columns[self._id]
+        if len(times):
+            self._event_unit.add(*span)
         control = self._read_control(raw.controls, dead_letters) if raw.controls.values else None
         return Batch(
             raw, rows, ids, times, span, features, columns, targets, labels, order, dead_letters,
@@ -269,17 +287,21 @@ class BatchDecoder:
         kept: I64 | None = None
         if faults:
             rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
-        times, invalid = parse_times_ms(read_time(structs)[0], scale)
+        times, invalid = parse_times_ms(read_time(structs)[0], scale, self._zone)
+        unit = self._units.get(rows.topic, self._event_unit)
         if invalid:
+            unit.add_refused(invalid.values())
             faults = {row: (DeadLetterReason.INVALID_TIME, why) for row, why in invalid.items()}
             rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
-            times, _ = parse_times_ms(read_time(structs)[0], scale)
+            times, _ = parse_times_ms(read_time(structs)[0], scale, self._zone)
         span = extent(times) if structs else NO_SPAN
         faults = check(structs) | self._check_skew(rows, times, span[1])
         if faults:
             rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
-            times, _ = parse_times_ms(read_time(structs)[0], scale)
+            times, _ = parse_times_ms(read_time(structs)[0], scale, self._zone)
             span = extent(times) if structs else NO_SPAN
+        if structs:
+            unit.add(*span)
         return _Decoded(rows, structs, times, span, kept, dead_letters)
 
     def _decode_labels(self, rows: RawRows) -> _Decoded:

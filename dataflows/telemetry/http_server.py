@@ -21,6 +21,9 @@ from anabranch.state.errors import AnabranchError
 HEARTBEAT = "anabranch_heartbeat_timestamp_seconds"
 """The gauge that workers set when they report: Unix time, the least of all workers."""
 
+UPTIME = "anabranch_heartbeat_uptime_seconds"
+"""The same by the time since this host was started, which is not set: health goes by it."""
+
 READY = "anabranch_ready_workers"
 """The gauge of workers that have reported since they were started."""
 
@@ -34,12 +37,13 @@ def serve(
     registry: CollectorRegistry,
     port: int,
     host: str = "0.0.0.0",
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.monotonic,
     workers: int = 1,
 ) -> int:
     """Serve on ``port`` (0 picks a free one) in a thread; returns the port.
 
-    The run is ready when ``workers`` of this host are.
+    The run is ready when ``workers`` of this host are. ``clock`` gives seconds since this host was
+    started, as `time.monotonic`.
 
     Raises:
         AnabranchError: the port is taken.
@@ -69,7 +73,7 @@ def serve(
 def _health(path: str, registry: CollectorRegistry, now: float, workers: int) -> tuple[str, str]:
     if path not in ("/healthz/live", "/healthz/ready"):
         return "404 Not Found", "not found: try /metrics, /healthz/live or /healthz/ready"
-    beats = _values(registry, HEARTBEAT)
+    beats = _values(registry, UPTIME)
     if path == "/healthz/ready":
         ready = sum(_values(registry, READY))
         if ready < workers:

@@ -23,6 +23,7 @@ class Status:
         pending: predictions that wait for their label.
         latency: from publishing a message to publishing its prediction.
         processing: from reading it.
+        units: by topic whose times seem to be in another unit than declared, that unit.
     """
 
     events: float = 0
@@ -39,6 +40,7 @@ class Status:
     keys: dict[str, float] = field(default_factory=dict)
     latency: Buckets = field(default_factory=dict)
     processing: Buckets = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
 
 
 _COUNTS = {
@@ -76,6 +78,8 @@ def read_status(registry: CollectorRegistry) -> Status:
                 values = getattr(status, name)
                 at = float(key) if label == "le" else key
                 values[at] = values.get(at, 0) + sample.value
+            elif sample.name == "anabranch_unlikely_time_unit":
+                status.units[sample.labels["topic"]] = sample.labels["unit"]
             elif sample.name == "anabranch_model_quality":
                 labels = sample.labels
                 by_model.setdefault(labels["model"], {})[labels["metric"]] = sample.value

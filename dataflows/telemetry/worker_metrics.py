@@ -24,7 +24,7 @@ from anabranch.dataflows.batch.output_records import OutputRecords
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus.protocol import TopicPartition
 from anabranch.dataflows.telemetry.drift import DriftMetrics
-from anabranch.dataflows.telemetry.http_server import HEARTBEAT, READY
+from anabranch.dataflows.telemetry.http_server import HEARTBEAT, READY, UPTIME
 from anabranch.dataflows.telemetry.latency import SAMPLED, LatencyMetrics, observe_many
 from anabranch.dataflows.telemetry.rollouts import RolloutMetrics
 from anabranch.dataflows.telemetry.state import StateMetrics
@@ -133,9 +133,18 @@ class WorkerMetrics:
             HEARTBEAT, "Unix time of the last report of the worker that is silent for longest",
             ("pipeline",), registry=self.registry, multiprocess_mode="livemin",
         )  # fmt: skip
+        self._uptime = Gauge(
+            UPTIME, "Seconds since the host was started, at that report; clocks that are set don't "
+            "move it", ("pipeline",), registry=self.registry, multiprocess_mode="livemin",
+        )  # fmt: skip
         self._ready = Gauge(
             READY, "Workers that have restored their state and started to read", ("pipeline",),
             registry=self.registry, multiprocess_mode="livesum",
+        )  # fmt: skip
+        self._time_unit = Gauge(
+            "anabranch_unlikely_time_unit",
+            "1 if the times of a topic would be of today in this unit, not in the declared one",
+            ("pipeline", "topic", "unit"), registry=self.registry, multiprocess_mode="max",
         )  # fmt: skip
         self._event_time = self._gauge(
             "anabranch_event_timestamp_seconds", "Greatest event time so far, as Unix time"
@@ -155,6 +164,7 @@ class WorkerMetrics:
         for report in self._reporters:
             report()
         self._heartbeat.labels(self._pipeline).set(time.time())
+        self._uptime.labels(self._pipeline).set(time.monotonic())
         self._ready.labels(self._pipeline).set(1)
         pipeline, counts = self._pipeline, self._counts
         counts["events"], counts["learned"] = self._events, self._learned
@@ -195,6 +205,10 @@ class WorkerMetrics:
         """Set how many messages are not read yet, by topic partition."""
         for at, messages in lag.items():
             self._lag.labels(self._pipeline, at.topic, str(at.partition)).set(messages)
+
+    def on_time_unit(self, topic: str, unit: str) -> None:
+        """Tell that the times of a topic seem to be in this unit, not in the declared one."""
+        self._time_unit.labels(self._pipeline, topic, unit).set(1)
 
     def on_windows(
         self, shard: object, entity: str, keys: int, nbytes: int, late_rows: int

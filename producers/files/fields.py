@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 
-from anabranch.dataflows.messages.event_time import TIME_UNITS_MS, parse_time_ms
+from anabranch.dataflows.messages.event_time import TIME_UNITS_MS, UNIT_HINT, parse_time_ms
 from anabranch.state.errors import InputError
 
 
@@ -14,6 +15,7 @@ class FileFields:
 
     Attributes:
         time: the event's time, ISO-8601 or a number of ``time_unit`` (ms, s, us, ns) since 1970.
+        zone: of times without an offset.
         id: the event's id, as text. A CSV or Parquet file without it gets its row numbers from 0.
         key: what messages are partitioned by; None for round-robin.
         text: further CSV and Parquet columns that are text although they look like numbers.
@@ -24,6 +26,7 @@ class FileFields:
 
     time: str = "ts"
     time_unit: str = "ms"
+    zone: tzinfo = UTC
     id: str = "id"
     key: str | None = None
     text: tuple[str, ...] = ()
@@ -40,9 +43,18 @@ class FileFields:
     def time_ms(self, value: object) -> int | None:
         """Epoch ms of a value of the time field; None if it is not a time."""
         try:
-            return parse_time_ms(value, self.scale)
+            return parse_time_ms(value, self.scale, self.zone)
         except (ValueError, OverflowError):
             return None
+
+    def unit_hint(self, value: object) -> str:
+        """`; it would be a time of today in` another unit, if so; else empty."""
+        try:
+            parse_time_ms(value, self.scale)
+        except ValueError as error:
+            _, hint, unit = str(error).partition(UNIT_HINT)
+            return hint + unit
+        return ""
 
     @property
     def text_columns(self) -> tuple[str, ...]:

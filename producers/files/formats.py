@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from datetime import UTC, tzinfo
 from pathlib import Path
 
 from anabranch.producers.batch import Batch, Kind
@@ -34,6 +35,7 @@ def file_messages(
     *,
     time_field: str = "ts",
     time_unit: str = "ms",
+    zone: tzinfo = UTC,
     id_field: str = "id",
     key_field: str | None = None,
     text_fields: Collection[str] = (),
@@ -52,7 +54,12 @@ def file_messages(
     """
     path = Path(path)
     fields = FileFields(
-        time=time_field, time_unit=time_unit, id=id_field, key=key_field, text=tuple(text_fields)
+        time=time_field,
+        time_unit=time_unit,
+        zone=zone,
+        id=id_field,
+        key=key_field,
+        text=tuple(text_fields),
     )
     kind = format_of(path)
     if kind == "jsonl":

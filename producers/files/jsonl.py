@@ -23,7 +23,8 @@ def jsonl_messages(path: Path, fields: FileFields, kind: Kind, batch_size: int) 
     readable time get that one.
 
     Raises:
-        InputError: none of the first ``batch_size`` lines has the time field, or the key field.
+        InputError: none of the first ``batch_size`` lines has the time field, or the key field, or
+            a time in its unit.
     """
     reader = _LineReader(fields)
     first = True
@@ -67,6 +68,8 @@ class _LineReader:
         self._decode = msgspec.json.Decoder(row).decode
         self._key = "key" if "key" in names else ("time" if fields.key else None)
         self._objects = self._timed = self._keyed = 0
+        self._valid = False
+        self._refused: Any = None  # the first time that is none
 
     def read(self, lines: list[bytes]) -> tuple[list[int | None], list[bytes | None]]:
         """Time (epoch ms) and key of each line; None where there is none."""
@@ -82,7 +85,12 @@ class _LineReader:
                 continue
             self._objects += 1
             self._timed += row.time is not None
-            times.append(time_ms(row.time))
+            time = time_ms(row.time)
+            times.append(time)
+            if time is not None:
+                self._valid = True
+            elif self._refused is None:
+                self._refused = row.time
             key = getattr(row, self._key) if self._key else None
             self._keyed += key is not None
             keys.append(None if key is None else str(key).encode())
@@ -98,3 +106,9 @@ class _LineReader:
                     f"no field {name!r} in the first {lines} lines of {path}: say which field "
                     f"holds the {'time' if name == self._fields.time else 'key'}"
                 )
+        hint = "" if self._valid else self._fields.unit_hint(self._refused)
+        if hint:
+            raise InputError(
+                f"field {self._fields.time!r} of {path} holds {self._refused!r}, which is not a "
+                f"time{hint}"
+            )

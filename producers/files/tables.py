@@ -102,9 +102,10 @@ def frame_messages(
         if last_ms is None:
             last_ms = next((time for time in times if time is not None), None)
         if last_ms is None and len(frame):
+            value = frame[fields.time][0]
             raise InputError(
-                f"column {fields.time!r} of {path} holds {frame[fields.time][0]!r}, which is not a "
-                "time: write ISO-8601 text or a number since 1970"
+                f"column {fields.time!r} of {path} holds {value!r}, which is not a time"
+                f"{fields.unit_hint(value)}: write ISO-8601 text or a number since 1970"
             )
         for start in range(0, len(frame), batch_size):
             piece = frame[start : start + batch_size]

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from anabranch.dataflows.cli.display.progress import in_background
+from anabranch.dataflows.messages.time_unit_check import unit_advice
 from anabranch.dataflows.telemetry.logs import record, structured
 from anabranch.dataflows.telemetry.status import (
     Buckets,
@@ -89,6 +90,10 @@ class LiveStatus:
         live = live_only(status.latency)
         table = status_table(self._pipeline, status, status.events / seconds, live, "live messages")
         self._console.print(table)
+        for topic, unit in status.units.items():
+            self._console.print(
+                unit_advice(topic, unit), style="bold yellow", highlight=False, soft_wrap=True
+            )
         return status
 
     def _table(self) -> Table:

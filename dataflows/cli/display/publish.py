@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -27,6 +27,7 @@ from rich.progress import (
 )
 
 from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.messages.time_unit_check import TimeUnitCheck
 from anabranch.dataflows.telemetry.logs import stderr_console
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Publishing:
     """Publishes one or more series of batches to a pipeline's topics, with one progress bar.
 
     ``total`` is the expected number of messages, or of events with ``count_events``; None: unknown.
+    What ``checks`` have found is told at the end.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Publishing:
         *,
         total: int | None,
         count_events: bool = False,
+        checks: Sequence[TimeUnitCheck] = (),
     ) -> None:
         from anabranch.producers.publish import PublishCounts
 
@@ -97,6 +100,7 @@ class Publishing:
         self._topics = topics
         self._total = total
         self._count_events = count_events
+        self._checks = checks
         self._done = PublishCounts()
         self._stop = Stop()
         self._started = time.monotonic()
@@ -115,6 +119,9 @@ class Publishing:
         with self._stop.on_signals(), show(console) as update:
             yield lambda batches, pacing: self._send(batches, pacing, update)
         typer.echo(self.summary())
+        for check in self._checks:
+            if check.advice is not None:
+                typer.echo(check.advice)
         if self._done.interrupted:
             raise typer.Exit(130)
 

@@ -16,6 +16,7 @@ from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.cli.display.live_status import compiling
 from anabranch.dataflows.cli.display.progress import in_background
 from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.messages.time_unit_check import unit_advice
 from anabranch.dataflows.replay.replay import (
     InterruptedReplayError,
     ReplayReport,
@@ -55,9 +56,11 @@ def run_replay(pipeline: Pipeline, settings: ReplaySettings, bus: Bus | None, na
     except InterruptedReplayError:
         typer.echo(f"interrupted after {_messages(report)}: nothing was written")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    quality = read_status(metrics.registry).quality
-    for line in summary(settings, report, quality, time.monotonic() - started, name):
+    status = read_status(metrics.registry)
+    for line in summary(settings, report, status.quality, time.monotonic() - started, name):
         typer.echo(line)
+    for topic, unit in status.units.items():
+        typer.echo(unit_advice(topic, unit))
 
 
 def summary(

@@ -11,6 +11,8 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from pathlib import Path
+from time import monotonic
+from time import time as wall_clock
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.pipelines.datasets import dataset_pipeline
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
-from anabranch.dataflows.telemetry.http_server import HEARTBEAT, serve
+from anabranch.dataflows.telemetry.http_server import UPTIME, serve
 from anabranch.dataflows.telemetry.worker_metrics import (
     WorkerMetrics,
     observe_many,
@@ -312,12 +314,25 @@ def test_a_run_is_live_while_it_starts_ready_when_it_has_reported_and_neither_wi
     not_yet = "not ready: 0 of 1 workers have restored their state\n"
     assert get(port, "/healthz/ready") == (503, not_yet)
     WorkerMetrics("orders", registry).flush()
-    now[0] = value(registry, HEARTBEAT) + 59
+    now[0] = value(registry, UPTIME) + 59
     assert get(port, "/healthz/live") == get(port, "/healthz/ready") == (200, "ok\n")
     now[0] += 5
     unhealthy = (503, "a worker has not reported for 64 s\n")
     assert get(port, "/healthz/live") == get(port, "/healthz/ready") == unhealthy
     assert get(port, "/elsewhere")[0] == 404
+
+
+@pytest.mark.parametrize("hours", [-2, 1, 24])
+def test_health_does_not_go_by_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch, hours: int):
+    registry = CollectorRegistry()
+    now = [monotonic()]
+    port = serve(registry, 0, host="127.0.0.1", clock=lambda: now[0])
+    wall = wall_clock()
+    WorkerMetrics("orders", registry).flush()
+    monkeypatch.setattr("time.time", lambda: wall + 3600 * hours)
+    assert get(port, "/healthz/live") == get(port, "/healthz/ready") == (200, "ok\n")
+    now[0] += 70
+    assert get(port, "/healthz/live")[0] == get(port, "/healthz/ready")[0] == 503
 
 
 def test_it_is_ready_when_all_workers_are():
