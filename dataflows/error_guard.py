@@ -23,6 +23,7 @@ from anabranch.dataflows.bus import (
     OnOutOfRange,
     Publisher,
     Reader,
+    TopicLimits,
     TopicPartition,
     UnreachableError,
 )
@@ -144,6 +145,9 @@ class GuardedBus:
 
     def end_offsets(self, topic: str) -> list[int]:
         return self._guard.call(self._bus.end_offsets, topic)
+
+    def limits(self, topic: str) -> TopicLimits:
+        return self._guard.call(self._bus.limits, topic)
 
     def publisher(self, stop: threading.Event | None = None) -> Publisher:
         return _GuardedPublisher(self._guard.call(self._bus.publisher, stop), self._guard)

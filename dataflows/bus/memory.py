@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.bus.offset_errors import next_offset
 from anabranch.dataflows.bus.partitioner import partition_of_key
-from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicPartition
+from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicLimits, TopicPartition
 from anabranch.state.errors import BusError
 
 
@@ -31,6 +31,8 @@ class _Log:
 class MemoryBus:
     """Topics as lists; gone when the process ends.
 
+    ``max_message_bytes`` is what `limits` says of every topic.
+
     >>> bus = MemoryBus()
     >>> bus.create_topics({"t": 1})
     ['t']
@@ -41,8 +43,9 @@ class MemoryBus:
 
     url = "memory:"
 
-    def __init__(self) -> None:
+    def __init__(self, max_message_bytes: int = 8 << 20) -> None:
         self._topics: dict[str, list[_Log]] = {}
+        self._limits = TopicLimits(max_message_bytes)
 
     def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
         created = [name for name in partitions if name not in self._topics]
@@ -63,6 +66,10 @@ class MemoryBus:
 
     def end_offsets(self, topic: str) -> list[int]:
         return [log.end for log in self.logs(topic)]
+
+    def limits(self, topic: str) -> TopicLimits:
+        self.logs(topic)
+        return self._limits
 
     def publisher(self, stop: threading.Event | None = None) -> _MemoryPublisher:
         return _MemoryPublisher(self)

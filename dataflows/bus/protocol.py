@@ -37,6 +37,18 @@ class TopicPartition(NamedTuple):
     partition: int
 
 
+class TopicLimits(NamedTuple):
+    """What a topic takes, and for how long it keeps it.
+
+    Attributes:
+        max_message_bytes: the most that key and payload of one message may have together.
+        retention_ms: how long after its time a message is kept; None: forever.
+    """
+
+    max_message_bytes: int
+    retention_ms: int | None = None
+
+
 class Slice(msgspec.Struct):
     """Consecutive messages of one topic partition, oldest first, as a reader returns them.
 
@@ -154,6 +166,13 @@ class Bus(Protocol):
 
     def end_offsets(self, topic: str) -> list[int]:
         """The offset after the last message, by partition, as of now."""
+
+    def limits(self, topic: str) -> TopicLimits:
+        """What the topic takes, as of now.
+
+        Raises:
+            BusError: the topic does not exist.
+        """
 
     def publisher(self, stop: threading.Event | None = None) -> Publisher:
         """A new publisher; close it when done.

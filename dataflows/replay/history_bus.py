@@ -5,7 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
-from anabranch.dataflows.bus import BusError, OnOutOfRange, Publisher, Reader, Slice, TopicPartition
+from anabranch.dataflows.bus import (
+    BusError,
+    OnOutOfRange,
+    Publisher,
+    Reader,
+    Slice,
+    TopicLimits,
+    TopicPartition,
+)
 from anabranch.dataflows.files.file_topic import FileTopic
 from anabranch.dataflows.replay.bus_topic import BusTopic
 
@@ -51,6 +59,9 @@ class HistoryBus:
 
     def end_offsets(self, topic: str) -> list[int]:
         return list(self._of(topic).ends)
+
+    def limits(self, topic: str) -> TopicLimits:
+        raise BusError("a replay publishes nothing: this is a bug in anabranch")
 
     def publisher(self, stop: threading.Event | None = None) -> Publisher:
         raise BusError("a replay publishes nothing: this is a bug in anabranch")

@@ -98,8 +98,16 @@ def build_graph(
     if options.callback is not None:
         op.output("callback", results, CallbackSink(options.callback, options.guard))
         return flow
-    bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
-    encoder = Encoder(pipeline, partitions, metrics.latency, options.log)
+    outputs = pipeline.topics.outputs
+    bus.create_topics(dict.fromkeys(outputs, partitions))
+    encoder = Encoder(
+        pipeline,
+        partitions,
+        metrics.latency,
+        options.log,
+        {topic: bus.limits(topic).max_message_bytes for topic in outputs},
+        metrics.on_dead_letters,
+    )
     outgoing = op.flat_map_batch("encode", results, encoder)
     op.output("sink", outgoing, _sink(pipeline, bus, source, partitions, options))
     return flow

@@ -23,6 +23,7 @@ from anabranch.dataflows.batch.batch import Batch, RawBatch
 from anabranch.dataflows.batch.output_records import OutputRecords
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus.protocol import TopicPartition
+from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.telemetry.drift import DriftMetrics
 from anabranch.dataflows.telemetry.http_server import HEARTBEAT, READY
 from anabranch.dataflows.telemetry.latency import SAMPLED, LatencyMetrics, observe_many
@@ -221,6 +222,11 @@ class WorkerMetrics:
             self._drift_signals.labels(self._pipeline, signal.subject, signal.severity).inc()
         if results.decisions:
             self.rollouts.on_decisions(results.decisions)
+
+    def on_dead_letters(self, letters: Iterable[DeadLetter]) -> None:
+        """Count dead letters that come neither with a batch nor with results."""
+        for letter in letters:
+            self._dead_counts[letter.reason] += 1
 
     def on_monitors(self, subjects: Iterable[str]) -> None:
         """Create the series of all subjects, so that the first signal is an increase."""

@@ -14,9 +14,9 @@ from contextlib import closing
 from pathlib import Path
 
 from anabranch.dataflows.bus.embedded import topic_file
-from anabranch.dataflows.bus.embedded.publisher import EmbeddedPublisher
+from anabranch.dataflows.bus.embedded.publisher import MAX_BYTES, EmbeddedPublisher
 from anabranch.dataflows.bus.embedded.reader import EmbeddedReader
-from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicPartition
+from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicLimits, TopicPartition
 from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
 from anabranch.state.errors import BusError
 
@@ -101,6 +101,15 @@ class EmbeddedBus:
             BusError: the topic does not exist, or its file can't be read.
         """
         return self._offsets(topic, topic_file.ENDS)
+
+    def limits(self, topic: str) -> TopicLimits:
+        """What a topic takes: the same for all of them.
+
+        Raises:
+            BusError: the topic does not exist.
+        """
+        self.existing(topic)
+        return TopicLimits(MAX_BYTES)
 
     def publisher(self, stop: threading.Event | None = None) -> EmbeddedPublisher:
         """A new publisher; close it when done. ``stop`` is not used, as it never waits for long."""

@@ -16,21 +16,29 @@ from typing import Any, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection
 from confluent_kafka import TopicPartition as KafkaPosition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._metadata import ClusterMetadata
+from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch, Probe
-from anabranch.dataflows.bus.kafka.publisher import KafkaPublisher
+from anabranch.dataflows.bus.kafka.publisher import KafkaPublisher, Producers
 from anabranch.dataflows.bus.kafka.reader import KafkaReader, Range
 from anabranch.dataflows.bus.kafka.settings import (
+    LOG,
     NO_LEADER,
     RDKAFKA_LOG,
     ClientLog,
     KafkaSettings,
     error_text,
 )
-from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicPartition, UnreachableError
+from anabranch.dataflows.bus.protocol import (
+    OnOutOfRange,
+    TopicLimits,
+    TopicPartition,
+    UnreachableError,
+)
 from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
 from anabranch.state.errors import BusError
 
@@ -39,6 +47,7 @@ __all__ = ["KafkaBus"]
 _Client = TypeVar("_Client")
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+RECORD_OVERHEAD = 100  # bytes of a batch of one message beside its key and payload, at most 97
 _HOSTS = re.compile(r"([^\s,:/]+|\[[0-9a-fA-F:.]+\]):\d+(,([^\s,:/]+|\[[0-9a-fA-F:.]+\]):\d+)*")
 
 
@@ -123,12 +132,30 @@ class KafkaBus:
         """
         return self._offsets(topic, _LATEST)
 
+    def limits(self, topic: str) -> TopicLimits:
+        """What the topic takes, as of now: the less of its ``max.message.bytes`` and ours.
+
+        Raises:
+            BusError: the topic does not exist, or Kafka is unavailable.
+        """
+        self.partition_count(topic)
+        most = self._settings.max_message_bytes
+        config = self._topic_config(topic)
+        if "max.message.bytes" in config:
+            most = min(most, int(config["max.message.bytes"]) - RECORD_OVERHEAD)
+        return TopicLimits(max(most, 1))
+
     def publisher(self, stop: threading.Event | None = None) -> KafkaPublisher:
         """A new publisher; close it when done. ``stop`` ends waits for brokers."""
         log = ClientLog()
-        conf = {**self._settings.producer(), "error_cb": log.on_error}
-        producer: Producer = _create_client(lambda: Producer(conf, logger=RDKAFKA_LOG))
-        return KafkaPublisher(producer, self.partition_count, log, self.url, stop)
+
+        def new_producer(batch_bytes: int) -> Producer:
+            conf = {**self._settings.producer(batch_bytes), "error_cb": log.on_error}
+            return _create_client(lambda: Producer(conf, logger=RDKAFKA_LOG))
+
+        largest = self._settings.batch_bytes
+        producers = Producers(new_producer, largest, RECORD_OVERHEAD)
+        return KafkaPublisher(producers, self, log, self.url, stop)
 
     def reader(
         self,
@@ -213,6 +240,19 @@ class KafkaBus:
             f"can't reach Kafka at {self._settings.hosts} within {self._settings.reach_s:g} s: "
             f"{why}"
         )
+
+    def _topic_config(self, topic: str) -> dict[str, str]:
+        """The settings of a topic, defaults included; none if this user may not see them."""
+        asked = ConfigResource(ResourceType.TOPIC, topic)
+        answers = self._admin.describe_configs([asked], request_timeout=self._settings.reach_s)
+        try:
+            found = answers[asked].result()
+        except KafkaException as error:
+            if error.args[0].code() < 0:  # librdkafka's own: no broker answered
+                raise self._unreachable(error) from error
+            LOG.debug("settings of topic %s not known: %s", topic, error_text(error))
+            return {}
+        return {name: entry.value for name, entry in found.items() if entry.value is not None}
 
     def _offsets(self, topic: str, which: OffsetSpec) -> list[int]:
         partitions = [

@@ -98,8 +98,19 @@ class KafkaSettings:
             "enable.partition.eof": "false",
         }
 
-    def producer(self) -> dict[str, Any]:
-        """Settings of a producer."""
+    @property
+    def batch_bytes(self) -> int:
+        """How large a batch of a producer may become, unless its topic takes less."""
+        return self._whole("batch.size", self._given.get("batch.size", "1000000"))
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The most that a producer takes as key and payload of one message."""
+        name = "message.max.bytes"
+        return self._whole(name, self._given.get(name, _PRODUCER[name]))
+
+    def producer(self, batch_bytes: int | None = None) -> dict[str, Any]:
+        """Settings of a producer, whose batches have ``batch_bytes`` at most."""
         defaults = dict(_PRODUCER)
         if "delivery.timeout.ms" in self._given:  # another name for it
             del defaults["message.timeout.ms"]
@@ -108,6 +119,7 @@ class KafkaSettings:
             **defaults,
             **self._given,
             "bootstrap.servers": self.hosts,
+            "batch.size": str(batch_bytes or self.batch_bytes),
             "enable.idempotence": "true",
             "acks": "all",
             # Only failures call back into Python; flush sees that nothing is in flight any more.
@@ -115,7 +127,9 @@ class KafkaSettings:
         }
 
     def _number(self, name: str, default: int) -> int:
-        value = self._given.pop(name, str(default))
+        return self._whole(name, self._given.pop(name, str(default)))
+
+    def _whole(self, name: str, value: str) -> int:
         try:
             return int(value)
         except ValueError:
