@@ -42,7 +42,8 @@ class TopicLimits(NamedTuple):
 
     Attributes:
         max_message_bytes: the most that key and payload of one message may have together.
-        retention_ms: how long after its time a message is kept; None: forever.
+        retention_ms: how long after its time a message is kept; None: forever, or as long after
+            it arrived.
     """
 
     max_message_bytes: int

@@ -10,6 +10,7 @@ snapshotted, nothing is read until all of them have.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from anabranch.dataflows.recovery.state_directory import StateDirectory
 
 
+LOG = logging.getLogger("anabranch.bus")
 _FOLLOWER_POLL = timedelta(milliseconds=200)
 _COMMIT_EVERY_S = 5.0
 _IDLE_AFTER_S = 10.0
@@ -148,6 +150,7 @@ class _WorkerReader:
         self._ends: dict[TopicPartition, int] | None = None
         self._former_inputs: dict[int, dict[str, int]] = {}
         self._committed_at = time.monotonic()
+        self._missing: dict[str, dict[int, int]] = {}  # topic → partition → first offset
         self.parts: list[_SourcePartition] = []
         metrics.add_reporter(lambda: metrics.on_lag(self.reader.lag()))
 
@@ -160,6 +163,8 @@ class _WorkerReader:
         Returns the state partition with the ids seen on it; None without state.
         """
         offsets = resume.offsets if resume is not None else {}
+        if resume is None:
+            self._note_missing_beginning(part.number)
         start = "earliest" if offsets else self.options.start_offset
         at = {
             TopicPartition(topic, part.number): offsets[topic]
@@ -196,6 +201,26 @@ class _WorkerReader:
                 self._ends[TopicPartition(topic, part.number)] = end
         return place
 
+    def _note_missing_beginning(self, number: int) -> None:
+        """Of a partition that is to be read from its start: remember what is gone already."""
+        if self.options.start_offset != "earliest":
+            return
+        for topic in self.inputs:
+            first = self._start_offset(topic, number, "earliest")
+            if first > 0 and TopicPartition(topic, number) not in self.options.recorded_offsets:
+                self._missing.setdefault(topic, {})[number] = first
+
+    def _warn_of_missing_beginnings(self) -> None:
+        for topic, firsts in self._missing.items():
+            at = ", ".join(f"{first:,} (partition {n})" for n, first in sorted(firsts.items()))
+            LOG.warning(
+                "topic %s no longer has its beginning: it starts at offset %s, and what was before "
+                "that was deleted (retention goes by the times of messages; retention.ms=-1 keeps "
+                "them)",
+                *(topic, at),
+            )
+        self._missing.clear()
+
     def state_of(self, part: _SourcePartition, token: Token | None) -> PartitionState:
         """What a partition needs to resume from here."""
         own = {topic: TopicPartition(topic, part.number) for topic in self.inputs}
@@ -215,6 +240,8 @@ class _WorkerReader:
 
     def finished(self) -> bool:
         """Whether this worker has read all that it should."""
+        if self._missing:
+            self._warn_of_missing_beginnings()
         if self._ends is None:
             return self.options.stop.is_set()
         positions = self.reader.positions

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -105,9 +106,16 @@ class KafkaBroker:
     """One broker with fixed ports and data that can be stopped, killed and restarted.
 
     ``fast_start`` uses Java's fast compiler only, which suits tests but not benchmarks.
+    ``settings`` are those of the broker, on top of `PROPERTIES`.
     """
 
-    def __init__(self, fast_start: bool = False, heap_mb: int = 384) -> None:
+    def __init__(
+        self,
+        fast_start: bool = False,
+        heap_mb: int = 384,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self._settings = dict(settings or {})
         self.port, self._controller_port = free_ports(2)
         self.url = f"kafka://127.0.0.1:{self.port}"
         self._java = ["java", "-Xms128m", f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-Xshare:auto"]
@@ -212,6 +220,7 @@ class KafkaBroker:
             PROPERTIES.format(
                 port=self.port, controller_port=self._controller_port, data=directory / "data"
             )
+            + "".join(f"{name}={value}\n" for name, value in self._settings.items())
         )
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         if cluster.startswith("-"):  # the tool would read it as an option

@@ -133,7 +133,11 @@ class KafkaBus:
         return self._offsets(topic, _LATEST)
 
     def limits(self, topic: str) -> TopicLimits:
-        """What the topic takes, as of now: the less of its ``max.message.bytes`` and ours.
+        """What the topic takes and keeps, as of now.
+
+        A message may have the less of the topic's ``max.message.bytes`` and our
+        ``message.max.bytes``. Of a topic that stamps messages itself (LogAppendTime), or deletes
+        none by age, the retention is None: it deletes nothing for being of the past.
 
         Raises:
             BusError: the topic does not exist, or Kafka is unavailable.
@@ -143,7 +147,7 @@ class KafkaBus:
         config = self._topic_config(topic)
         if "max.message.bytes" in config:
             most = min(most, int(config["max.message.bytes"]) - RECORD_OVERHEAD)
-        return TopicLimits(max(most, 1))
+        return TopicLimits(max(most, 1), _retention_ms(config))
 
     def publisher(self, stop: threading.Event | None = None) -> KafkaPublisher:
         """A new publisher; close it when done. ``stop`` ends waits for brokers."""
@@ -308,6 +312,14 @@ class KafkaBus:
             if time.monotonic() > deadline:
                 raise BusError(f"new topics {', '.join(wanted)} did not get leaders in time")
             time.sleep(0.05)
+
+
+def _retention_ms(config: Mapping[str, str]) -> int | None:
+    """How long after its publisher's time a topic with this configuration keeps a message."""
+    retention_ms = int(config.get("retention.ms", -1))
+    by_age = "delete" in config.get("cleanup.policy", "delete")
+    stamps_itself = config.get("message.timestamp.type") == "LogAppendTime"
+    return retention_ms if retention_ms >= 0 and by_age and not stamps_itself else None
 
 
 def _create_client(create: Callable[[], _Client]) -> _Client:

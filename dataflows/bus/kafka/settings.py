@@ -58,7 +58,8 @@ class KafkaSettings:
 
     Three kinds are not librdkafka's: ``reach.timeout.ms`` (how long the brokers may take to answer,
     default 10 000), ``replication.factor`` of new topics (default the brokers' own), and
-    ``topic.NAME`` for the configuration of new topics, as in ``topic.retention.ms``.
+    ``topic.NAME`` for the configuration of new topics, as in ``topic.retention.ms`` (default -1:
+    messages are kept forever).
 
     Raises:
         BusError: a setting is reserved for correctness, or not a number where it must be.
@@ -74,7 +75,8 @@ class KafkaSettings:
         self.reach_s = self._number("reach.timeout.ms", 10_000) / 1000
         self.replication = self._number("replication.factor", -1)
         topic = [name for name in self._given if name.startswith("topic.") and name not in _COMMON]
-        self.topic = {
+        # Retention goes by the times of messages: history would be gone as soon as it is published.
+        self.topic = {"retention.ms": "-1"} | {
             name.removeprefix("topic."): self._given.pop(name)
             for name in topic
             if not name.startswith(("topic.metadata.", "topic.blacklist"))
