@@ -58,6 +58,12 @@ class MemoryBus:
                 )
         return created
 
+    def add_partitions(self, topic: str, count: int) -> None:
+        logs = self.logs(topic)
+        if len(logs) > count:
+            raise BusError(f"topic {topic!r} has {len(logs)} partitions, more than {count}")
+        logs.extend(_Log() for _ in range(count - len(logs)))
+
     def topics(self) -> dict[str, int]:
         return {name: len(logs) for name, logs in self._topics.items()}
 
@@ -212,6 +218,9 @@ class _MemoryReader:
 
     def ends(self) -> dict[TopicPartition, int]:
         return {at: self._bus.logs(at.topic)[at.partition].end for at in self._positions}
+
+    def partition_counts(self) -> dict[str, int]:
+        return {at.topic: len(self._bus.logs(at.topic)) for at in self._positions}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Nothing reads it."""

@@ -3,8 +3,9 @@
 To add a bus, write a class with the methods of `Bus`, whose publisher and reader have those of
 `Publisher` and `Reader`, and give it a URL in `dataflows.bus.open_bus`.
 
-A topic has a fixed number of partitions. Within a partition messages have rising offsets and keep
-their order. A message is bytes, an optional key, and a time (epoch ms) that its publisher gives it.
+A topic has a number of partitions, which may grow. Within a partition messages have rising offsets
+and keep their order. A message is bytes, an optional key, and a time (epoch ms) that its publisher
+gives it.
 """
 
 from __future__ import annotations
@@ -134,6 +135,9 @@ class Reader(Protocol):
     def ends(self) -> dict[TopicPartition, int]:
         """The offset after each partition's last message, as last reported (cheap, may be old)."""
 
+    def partition_counts(self) -> dict[str, int]:
+        """How many partitions each topic has, as last reported; topics not known are left out."""
+
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Report the positions of this reader's group, for lag tools. They are never read back."""
 
@@ -157,6 +161,13 @@ class Bus(Protocol):
 
         Raises:
             BusError: one exists with another partition count.
+        """
+
+    def add_partitions(self, topic: str, count: int) -> None:
+        """Raise the partition count of a topic to ``count``; does nothing if it has that.
+
+        Raises:
+            BusError: the topic does not exist, has more, or the bus refuses.
         """
 
     def topics(self) -> dict[str, int]:

@@ -51,6 +51,9 @@ class HistoryBus:
         """Create nothing: a replay has no output topics."""
         return []
 
+    def add_partitions(self, topic: str, count: int) -> None:
+        raise BusError("a replay has no output topics: this is a bug in anabranch")
+
     def topics(self) -> dict[str, int]:
         return dict.fromkeys(self._histories, self._partitions)
 
@@ -117,6 +120,9 @@ class _CombinedReader:
     def ends(self) -> dict[TopicPartition, int]:
         return {at: n for reader in self._readers.values() for at, n in reader.ends().items()}
 
+    def partition_counts(self) -> dict[str, int]:
+        return {}
+
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Does nothing: a replay belongs to no consumer group."""
 
@@ -153,6 +159,9 @@ class _EmptyReader:
         return dict(self._positions)
 
     ends = positions
+
+    def partition_counts(self) -> dict[str, int]:
+        return {}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Does nothing: a replay belongs to no consumer group."""

@@ -27,7 +27,11 @@ from anabranch.dataflows.batch.output_records import Provenance
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.codec import codec_of
-from anabranch.dataflows.declaration.input_topics import create_control, partition_count
+from anabranch.dataflows.declaration.input_topics import (
+    create_control,
+    create_or_grow,
+    partition_count,
+)
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard, guarded
 from anabranch.dataflows.recovery.state_directory import StateDirectory
@@ -84,10 +88,12 @@ def build_graph(
     """
     metrics, state = options.metrics, options.state
     router = Router(pipeline, options.shards, options.workers)
-    partitions = partition_count(pipeline, bus)
+    partitions = partition_count(pipeline, bus) if state is None else state.manifest.partitions
     create_control(pipeline, bus, partitions)
     flow = Dataflow(pipeline.name.replace("-", "_"))
-    rows = op.input(SOURCE, flow, BusSource(pipeline, bus, source, router, metrics, state))
+    rows = op.input(
+        SOURCE, flow, BusSource(pipeline, bus, source, router, metrics, partitions, state)
+    )
     steps = _Steps(pipeline, options)
     if options.workers == 1:
         results = op.stateful_batch(steps.step_id(TOGETHER), rows, steps.windows_and_models)
@@ -99,7 +105,7 @@ def build_graph(
         op.output("callback", results, CallbackSink(options.callback, options.guard))
         return flow
     outputs = pipeline.topics.outputs
-    bus.create_topics(dict.fromkeys(outputs, partitions))
+    create_or_grow(bus, outputs, partitions)
     encoder = Encoder(
         pipeline,
         partitions,

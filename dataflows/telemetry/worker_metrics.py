@@ -109,6 +109,12 @@ class WorkerMetrics:
         self._lag = self._gauge(
             "anabranch_lag_messages", "Messages not read yet", "topic", "partition"
         )
+        self._unread_partitions = self._gauge(
+            "anabranch_unread_partitions",
+            "Partitions that were added to an input topic since the run started, and are read "
+            "from its next start on",
+            "topic",
+        )
         self._quality = self._gauge(
             "anabranch_model_quality",
             "Prequential metric over all labels so far",
@@ -196,6 +202,10 @@ class WorkerMetrics:
         """Set how many messages are not read yet, by topic partition."""
         for at, messages in lag.items():
             self._lag.labels(self._pipeline, at.topic, str(at.partition)).set(messages)
+
+    def on_unread_partitions(self, topic: str, partitions: int) -> None:
+        """Set how many partitions were added to a topic, which this run does not read."""
+        self._unread_partitions.labels(self._pipeline, topic).set(partitions)
 
     def on_windows(
         self, shard: object, entity: str, keys: int, nbytes: int, late_rows: int

@@ -77,6 +77,21 @@ class EmbeddedBus:
                 raise _wrong_count(topic, count, partitions[topic])
         return sorted(created)
 
+    def add_partitions(self, topic: str, count: int) -> None:
+        """Raise the partition count of a topic to ``count``; does nothing if it has that.
+
+        Raises:
+            BusError: the topic does not exist, has more, or its file can't be written.
+        """
+        present, path = len(self.end_offsets(topic)), self.existing(topic)
+        if present > count:
+            raise BusError(f"topic {topic} has {present} partitions, more than {count}")
+        with (
+            topic_file.bus_errors(topic, path),
+            closing(topic_file.connect(topic, path)) as connection,
+        ):
+            connection.execute(topic_file.ADD_PARTITIONS, (count,))
+
     def topics(self) -> dict[str, int]:
         """Every topic and its partition count."""
         try:

@@ -20,7 +20,7 @@ from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.admin._resource import ResourceType
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch, Probe
 from anabranch.dataflows.bus.kafka.publisher import KafkaPublisher, Producers
@@ -106,6 +106,34 @@ class KafkaBus:
                     raise BusError(f"can't create topic {topic}: {error_text(error)}") from error
         self._wait_until_visible({topic: partitions[topic] for topic in missing})
         return sorted(created)
+
+    def add_partitions(self, topic: str, count: int) -> None:
+        """Raise the partition count of a topic to ``count``, and wait until it can be used.
+
+        Does nothing if the topic has that many.
+
+        Raises:
+            BusError: the topic does not exist, has more, or Kafka refuses.
+        """
+        present = self.partition_count(topic)
+        if present == count:
+            return
+        if present > count:
+            raise BusError(f"topic {topic} has {present} partitions, more than {count}")
+        timeout_s = self._settings.reach_s
+        wanted = [NewPartitions(topic, count)]
+        answers = self._admin.create_partitions(wanted, request_timeout=timeout_s)
+        try:
+            answers[topic].result()
+        except KafkaException as error:
+            if error.args[0].code() < 0:  # librdkafka's own: no broker answered
+                raise self._unreachable(error) from error
+            if self.partition_count(topic) != count:  # another process was not faster
+                raise BusError(
+                    f"can't raise the partitions of topic {topic} from {present} to {count}: "
+                    f"{error_text(error)}"
+                ) from error
+        self._wait_until_visible({topic: count}, growing=True)
 
     def topics(self) -> dict[str, int]:
         """Every topic (internal ones left out) and its partition count."""
@@ -297,16 +325,15 @@ class KafkaBus:
                     f"ask for {existing[topic]}, or use another name"
                 )
 
-    def _wait_until_visible(self, wanted: Mapping[str, int]) -> None:
+    def _wait_until_visible(self, wanted: Mapping[str, int], growing: bool = False) -> None:
         deadline = time.monotonic() + self._settings.reach_s
         while True:
             topics = self._metadata().topics
-            self._check_counts(
-                wanted, {t: len(topics[t].partitions) for t in wanted if t in topics}
-            )
-            if all(
-                topic in topics and all(p.leader >= 0 for p in topics[topic].partitions.values())
-                for topic in wanted
+            counts = {t: len(topics[t].partitions) for t in wanted if t in topics}
+            if not growing:
+                self._check_counts(wanted, counts)
+            if counts == wanted and all(
+                p.leader >= 0 for topic in wanted for p in topics[topic].partitions.values()
             ):
                 return
             if time.monotonic() > deadline:

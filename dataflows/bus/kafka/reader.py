@@ -134,6 +134,10 @@ class KafkaReader:
         """The offset after each partition's last message, as last reported (cheap, may be old)."""
         return {at: max(self._end(at), p.position) for at, p in self._partitions.items()}
 
+    def partition_counts(self) -> dict[str, int]:
+        """How many partitions each topic has, as the last health check of the brokers said."""
+        return dict(self._watch.partition_counts)
+
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Report the group's positions to Kafka; a failure is only logged."""
         if self._group is None or not positions:
