@@ -76,6 +76,9 @@ class Prepared:
     def ends(self) -> dict[TopicPartition, int]:
         return {self._at: len(self._values)}
 
+    def partition_counts(self) -> dict[str, int]:
+        return {}
+
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Does nothing."""
 

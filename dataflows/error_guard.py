@@ -23,6 +23,7 @@ from anabranch.dataflows.bus import (
     OnOutOfRange,
     Publisher,
     Reader,
+    TopicLimits,
     TopicPartition,
     UnreachableError,
 )
@@ -136,6 +137,9 @@ class GuardedBus:
     def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
         return self._bus.create_topics(partitions)
 
+    def add_partitions(self, topic: str, count: int) -> None:
+        self._guard.call(self._bus.add_partitions, topic, count)
+
     def topics(self) -> dict[str, int]:
         return self._guard.call(self._bus.topics)
 
@@ -147,6 +151,9 @@ class GuardedBus:
 
     def open_transactions(self, topic: str) -> dict[int, int]:
         return self._guard.call(self._bus.open_transactions, topic)
+
+    def limits(self, topic: str) -> TopicLimits:
+        return self._guard.call(self._bus.limits, topic)
 
     def publisher(self, stop: threading.Event | None = None) -> Publisher:
         return _GuardedPublisher(self._guard.call(self._bus.publisher, stop), self._guard)
@@ -192,6 +199,7 @@ class _GuardedReader:
         self.pause, self.resume = reader.pause, reader.resume
         self.positions, self.ends = reader.positions, reader.ends
         self.unavailable_reason = reader.unavailable_reason
+        self.partition_counts = reader.partition_counts
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         self._guard.call_unless_failed(self._reader.commit, positions)

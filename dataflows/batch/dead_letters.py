@@ -117,6 +117,11 @@ class DeadLetterReason(StrEnum):
         "label too old",
         "The label is older than every prediction that still waits for one.",
     )
+    OUTPUT_TOO_LARGE = (
+        "output too large",
+        "What the message led to (a prediction with many features, a long ranking, a drift signal) "
+        "is larger than its output topic takes, and is not published. The message was used.",
+    )
     NOT_A_CONTROL_MESSAGE = (
         "not a control message",
         "A message on `<pipeline>.control` does not have the fields of a control message.",

@@ -15,6 +15,7 @@ from anabranch.dataflows.bus.protocol import (
     Publisher,
     Reader,
     Slice,
+    TopicLimits,
     TopicPartition,
     UnreachableError,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "Publisher",
     "Reader",
     "Slice",
+    "TopicLimits",
     "TopicPartition",
     "UnreachableError",
     "open_bus",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.bus.offset_errors import next_offset
 from anabranch.dataflows.bus.partitioner import partition_of_key
-from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicPartition
+from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicLimits, TopicPartition
 from anabranch.state.errors import BusError
 
 
@@ -31,6 +31,8 @@ class _Log:
 class MemoryBus:
     """Topics as lists; gone when the process ends.
 
+    ``max_message_bytes`` is what `limits` says of every topic.
+
     >>> bus = MemoryBus()
     >>> bus.create_topics({"t": 1})
     ['t']
@@ -41,8 +43,9 @@ class MemoryBus:
 
     url = "memory:"
 
-    def __init__(self) -> None:
+    def __init__(self, max_message_bytes: int = 8 << 20) -> None:
         self._topics: dict[str, list[_Log]] = {}
+        self._limits = TopicLimits(max_message_bytes)
 
     def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
         created = [name for name in partitions if name not in self._topics]
@@ -54,6 +57,12 @@ class MemoryBus:
                     f"topic {name!r} exists with {len(self._topics[name])} partitions, not {count}"
                 )
         return created
+
+    def add_partitions(self, topic: str, count: int) -> None:
+        logs = self.logs(topic)
+        if len(logs) > count:
+            raise BusError(f"topic {topic!r} has {len(logs)} partitions, more than {count}")
+        logs.extend(_Log() for _ in range(count - len(logs)))
 
     def topics(self) -> dict[str, int]:
         return {name: len(logs) for name, logs in self._topics.items()}
@@ -67,6 +76,10 @@ class MemoryBus:
     def open_transactions(self, topic: str) -> dict[int, int]:
         """None: there are no transactions here."""
         return {}
+
+    def limits(self, topic: str) -> TopicLimits:
+        self.logs(topic)
+        return self._limits
 
     def publisher(self, stop: threading.Event | None = None) -> _MemoryPublisher:
         return _MemoryPublisher(self)
@@ -209,6 +222,9 @@ class _MemoryReader:
 
     def ends(self) -> dict[TopicPartition, int]:
         return {at: self._bus.logs(at.topic)[at.partition].end for at in self._positions}
+
+    def partition_counts(self) -> dict[str, int]:
+        return {at.topic: len(self._bus.logs(at.topic)) for at in self._positions}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Nothing reads it."""

@@ -3,8 +3,9 @@
 To add a bus, write a class with the methods of `Bus`, whose publisher and reader have those of
 `Publisher` and `Reader`, and give it a URL in `dataflows.bus.open_bus`.
 
-A topic has a fixed number of partitions. Within a partition messages have rising offsets and keep
-their order. A message is bytes, an optional key, and a time (epoch ms) that its publisher gives it.
+A topic has a number of partitions, which may grow. Within a partition messages have rising offsets
+and keep their order. A message is bytes, an optional key, and a time (epoch ms) that its publisher
+gives it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,19 @@ class TopicPartition(NamedTuple):
 
     topic: str
     partition: int
+
+
+class TopicLimits(NamedTuple):
+    """What a topic takes, and for how long it keeps it.
+
+    Attributes:
+        max_message_bytes: the most that key and payload of one message may have together.
+        retention_ms: how long after its time a message is kept; None: forever, or as long after
+            it arrived.
+    """
+
+    max_message_bytes: int
+    retention_ms: int | None = None
 
 
 class Slice(msgspec.Struct):
@@ -128,6 +142,9 @@ class Reader(Protocol):
         Cheap, and may be old.
         """
 
+    def partition_counts(self) -> dict[str, int]:
+        """How many partitions each topic has, as last reported; topics not known are left out."""
+
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Report the positions of this reader's group, for lag tools. They are never read back."""
 
@@ -153,6 +170,13 @@ class Bus(Protocol):
             BusError: one exists with another partition count.
         """
 
+    def add_partitions(self, topic: str, count: int) -> None:
+        """Raise the partition count of a topic to ``count``; does nothing if it has that.
+
+        Raises:
+            BusError: the topic does not exist, has more, or the bus refuses.
+        """
+
     def topics(self) -> dict[str, int]:
         """Every topic (internal ones left out) and its partition count."""
 
@@ -167,6 +191,13 @@ class Bus(Protocol):
 
     def open_transactions(self, topic: str) -> dict[int, int]:
         """Where the first transaction that is still open begins, by partition that has one."""
+
+    def limits(self, topic: str) -> TopicLimits:
+        """What the topic takes, as of now.
+
+        Raises:
+            BusError: the topic does not exist.
+        """
 
     def publisher(self, stop: threading.Event | None = None) -> Publisher:
         """A new publisher; close it when done.

@@ -1,13 +1,17 @@
-"""The input topics of a pipeline on a bus: how many partitions they have, and the control topic."""
+"""The topics of a pipeline on a bus: how many partitions they have, and those that it creates."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from anabranch.dataflows.bus import Bus, BusError
 from anabranch.dataflows.declaration.declaration import Declaration
 
 
 def partition_count(pipeline: Declaration, bus: Bus) -> int:
-    """How many partitions each input topic has; the control topic need not exist yet.
+    """How many partitions each input topic has.
+
+    The control topic need not exist yet, and may have fewer (`create_control`).
 
     Raises:
         BusError: one is missing, or they differ.
@@ -20,6 +24,9 @@ def partition_count(pipeline: Declaration, bus: Bus) -> int:
                 f"publish to it, or create it with `anabranch topics {pipeline.name} --create`"
             )
     counts = {topic: topics[topic] for topic in pipeline.inputs if topic in topics}
+    most = max(counts.values())
+    if counts.get(control, most) < most:
+        del counts[control]
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
         raise BusError(
@@ -32,8 +39,23 @@ def partition_count(pipeline: Declaration, bus: Bus) -> int:
 def create_control(pipeline: Declaration, bus: Bus, partitions: int) -> None:
     """Create the control topic if it is missing; no one publishes to it before the first run.
 
+    If there are fewer partitions than other inputs have by now, the rest is added.
+
     Raises:
         BusError: the bus rejected it.
     """
-    if pipeline.has_rollouts and pipeline.topics.control not in bus.topics():
-        bus.create_topics({pipeline.topics.control: partitions})
+    if pipeline.has_rollouts:
+        create_or_grow(bus, [pipeline.topics.control], partitions)
+
+
+def create_or_grow(bus: Bus, topics: Sequence[str], partitions: int) -> None:
+    """Create the topics that are missing, and add partitions to those that have fewer.
+
+    Raises:
+        BusError: one has more, or the bus refused.
+    """
+    existing = bus.topics()
+    for topic in topics:
+        if existing.get(topic, partitions) < partitions:
+            bus.add_partitions(topic, partitions)
+    bus.create_topics(dict.fromkeys(topics, partitions))

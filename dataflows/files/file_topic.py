@@ -118,6 +118,10 @@ class FileReader:
     def ends(self) -> dict[TopicPartition, int]:
         return {at: stream.end for at, stream in self._streams.items()}
 
+    def partition_counts(self) -> dict[str, int]:
+        """None: a file does not change."""
+        return {}
+
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Nothing reads it."""
 

@@ -96,6 +96,8 @@ class DeadLetter(_Caused, msgspec.Struct, kw_only=True):
         detail: one sentence for people.
         payload: the message as text, where it is UTF-8.
         payload_base64: else its bytes.
+        truncated_from: absent in the normal case. Of a message whose payload makes the dead letter
+            larger than its topic takes: how many bytes the payload has; here is its beginning.
         given_up: of a label that was buffered for its event, the message at which it expired.
     """
 
@@ -106,6 +108,7 @@ class DeadLetter(_Caused, msgspec.Struct, kw_only=True):
     detail: str
     payload: str | None = None
     payload_base64: str | None = None
+    truncated_from: int | msgspec.UnsetType = msgspec.UNSET
     given_up: Cause | msgspec.UnsetType = msgspec.UNSET
 
     @property

@@ -41,6 +41,8 @@ class Manifest(msgspec.Struct, kw_only=True):
         layout: how often windows were repartitioned, from 1.
         by_shard: whether windows have a state partition per shard, or one for all keys.
         output_ends: the ends of the output topics when the directory was created, by partition.
+        created_partitions: how many partitions there were when the directory was created; those
+            added since are read from their first message on. 0: as many as now.
         model: the version in the directory's registry that learning started from; None: untrained.
     """
 
@@ -55,6 +57,12 @@ class Manifest(msgspec.Struct, kw_only=True):
     by_shard: bool
     output_ends: dict[str, list[int]]
     model: str | None = None
+    created_partitions: int = 0
+
+    @property
+    def first_partitions(self) -> int:
+        """How many partitions there were when the directory was created."""
+        return self.created_partitions or self.partitions
 
 
 def is_state_directory(directory: Path) -> bool:

@@ -26,7 +26,7 @@ import msgspec
 from bytewax.recovery import RecoveryConfig, init_db_dir
 
 from anabranch.dataflows.bus import Bus, TopicPartition
-from anabranch.dataflows.declaration.input_topics import partition_count
+from anabranch.dataflows.declaration.input_topics import create_or_grow, partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard
 from anabranch.dataflows.recovery.inspection import INPUT, state_partitions
@@ -122,6 +122,7 @@ class StateDirectory:
             if manifest is None:
                 manifest = _create(path, pipeline, bus, shards, workers, process, hosts)
             _check(manifest, path, pipeline, bus, shards, hosts)
+            manifest = _grow(manifest, path, pipeline, bus, say)
             manifest = _add_outputs(manifest, path, pipeline, bus)
             if hosts == 1:
                 _check_state_partitions(path, manifest)
@@ -197,7 +198,16 @@ class StateDirectory:
         topics = bus.topics()
         recorded = {topic for _, part in partitions for topic in part.offsets if topic in topics}
         ends = {topic: bus.end_offsets(topic) for topic in recorded}
-        return sum(
+        started = [number for number, _ in partitions]
+        added = sum(
+            end - start
+            for topic in recorded
+            for number, (start, end) in enumerate(
+                zip(bus.start_offsets(topic), ends[topic], strict=False)
+            )
+            if number >= self.manifest.first_partitions and number not in started
+        )
+        return added + sum(
             max(ends[topic][number] - offset, 0)
             for number, part in partitions
             for topic, offset in part.offsets.items()
@@ -306,7 +316,7 @@ def _create(
         )
     partitions = partition_count(pipeline, bus)
     outputs = pipeline.topics.outputs
-    bus.create_topics(dict.fromkeys(outputs, partitions))
+    create_or_grow(bus, outputs, partitions)
     manifest = Manifest(
         pipeline=pipeline.name,
         declaration=describe(pipeline),
@@ -339,6 +349,38 @@ def _check_picklable(pipeline: Pipeline) -> None:
                 f"{what} of pipeline {pipeline.name!r} can't be stored: {reason}; change it, or "
                 "run with --no-state"
             )
+
+
+def _grow(
+    manifest: Manifest, path: Path, pipeline: Pipeline, bus: Bus, say: Callable[[str], None]
+) -> Manifest:
+    """Take in the partitions that were added to the inputs, and add as many to the outputs.
+
+    Windows and models belong to keys, not to partitions: nothing has to be repartitioned.
+    """
+    partitions = partition_count(pipeline, bus)
+    if partitions == manifest.partitions:
+        return manifest
+    outputs = [topic for topic in manifest.output_ends if topic in pipeline.topics.outputs]
+    create_or_grow(bus, outputs, partitions)
+    output_ends = dict(manifest.output_ends)
+    for topic in outputs:
+        # Those partitions did not exist when the state was created: all on them is its own, even
+        # if this state is a backup from before they were added.
+        known = output_ends[topic]
+        output_ends[topic] = known + [0] * (partitions - len(known))
+    changed = msgspec.structs.replace(
+        manifest,
+        partitions=partitions,
+        created_partitions=manifest.first_partitions,
+        output_ends=output_ends,
+    )
+    write_manifest(path, changed)
+    say(
+        f"the topics of pipeline {pipeline.name!r} have {partitions} partitions now, and had "
+        f"{manifest.partitions}: the new ones are read from their first message on"
+    )
+    return changed
 
 
 def _add_outputs(manifest: Manifest, path: Path, pipeline: Pipeline, bus: Bus) -> Manifest:
@@ -377,11 +419,11 @@ def _check(
             "restore it from a backup, or start from scratch with another --state"
         )
     partitions = partition_count(pipeline, bus)
-    if partitions != manifest.partitions:
+    if partitions < manifest.partitions:
         raise StateError(
             f"the topics of pipeline {pipeline.name!r} have {partitions} partitions, and {path} "
-            f"was created for {manifest.partitions}: keys have moved between partitions, so start "
-            "from scratch with another --state"
+            f"was last used with {manifest.partitions}: topics never lose partitions, so these are "
+            "others; start from scratch with another --state"
         )
     if hosts != manifest.hosts:
         raise StateError(

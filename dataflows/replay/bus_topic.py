@@ -74,5 +74,9 @@ class _Renamed:
         own = self._reader.ends()
         return {at._replace(topic=self._name): offset for at, offset in own.items()}
 
+    def partition_counts(self) -> dict[str, int]:
+        """None: a replay reads what was there when it started."""
+        return {}
+
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Does nothing: a replay belongs to no consumer group."""

@@ -5,7 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
-from anabranch.dataflows.bus import BusError, OnOutOfRange, Publisher, Reader, Slice, TopicPartition
+from anabranch.dataflows.bus import (
+    BusError,
+    OnOutOfRange,
+    Publisher,
+    Reader,
+    Slice,
+    TopicLimits,
+    TopicPartition,
+)
 from anabranch.dataflows.files.file_topic import FileTopic
 from anabranch.dataflows.replay.bus_topic import BusTopic
 
@@ -43,6 +51,9 @@ class HistoryBus:
         """Create nothing: a replay has no output topics."""
         return []
 
+    def add_partitions(self, topic: str, count: int) -> None:
+        raise BusError("a replay has no output topics: this is a bug in anabranch")
+
     def topics(self) -> dict[str, int]:
         return dict.fromkeys(self._histories, self._partitions)
 
@@ -55,6 +66,9 @@ class HistoryBus:
     def open_transactions(self, topic: str) -> dict[int, int]:
         """None: `BusTopic` has reported those."""
         return {}
+
+    def limits(self, topic: str) -> TopicLimits:
+        raise BusError("a replay publishes nothing: this is a bug in anabranch")
 
     def publisher(self, stop: threading.Event | None = None) -> Publisher:
         raise BusError("a replay publishes nothing: this is a bug in anabranch")
@@ -110,6 +124,9 @@ class _CombinedReader:
     def ends(self) -> dict[TopicPartition, int]:
         return {at: n for reader in self._readers.values() for at, n in reader.ends().items()}
 
+    def partition_counts(self) -> dict[str, int]:
+        return {}
+
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Does nothing: a replay belongs to no consumer group."""
 
@@ -146,6 +163,9 @@ class _EmptyReader:
         return dict(self._positions)
 
     ends = positions
+
+    def partition_counts(self) -> dict[str, int]:
+        return {}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Does nothing: a replay belongs to no consumer group."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -12,13 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import Batch, Bootstrap, RawRows
-from anabranch.dataflows.batch.output_records import OutputRecords, Provenance, SourceKey
+from anabranch.dataflows.batch.output_records import (
+    OutputRecords,
+    Provenance,
+    SourceKey,
+    SourceKeys,
+)
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.codec.protocol import PredictionEncoder
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.outputs import (
+    Cause,
     DeadLetter,
     DriftSignal,
     Ranked,
@@ -26,6 +32,7 @@ from anabranch.dataflows.messages.outputs import (
     RolloutMessage,
 )
 from anabranch.dataflows.sink.bus_sink import part_name
+from anabranch.dataflows.sink.size_limits import encode_within, output_too_large
 from anabranch.dataflows.telemetry.latency import LatencyMetrics
 from anabranch.dataflows.telemetry.stream_log import StreamLog
 from anabranch.models.learners.learner import NO_LABEL, Predictions, Task
@@ -63,6 +70,8 @@ class Encoder:
         partitions: how many partitions the outputs have.
         latency: measures how long encoding takes.
         log: logs dead letters, drift signals and decisions.
+        max_bytes: output topic → the largest message that it takes; where it is not given, any.
+        on_dead_letters: called with the dead letters that are made here.
     """
 
     def __init__(
@@ -71,7 +80,11 @@ class Encoder:
         partitions: int = 1,
         latency: LatencyMetrics | None = None,
         log: StreamLog | None = None,
+        max_bytes: Mapping[str, int] | None = None,
+        on_dead_letters: Callable[[list[DeadLetter]], None] | None = None,
     ) -> None:
+        self._max_bytes = max_bytes or {}
+        self._on_dead_letters = on_dead_letters
         self._latency = latency
         self._log = log or StreamLog(pipeline.topics.dead_letters)
         topics = pipeline.topics
@@ -126,51 +139,77 @@ class Encoder:
         batch = result.batch
         partition = batch.rows.partition
         outgoing: dict[int, OutputRecords] = {}
+        oversized: list[DeadLetter] = []
         if not batch.rows.values:
             pass
         elif partition is None:
-            self._divide(result, outgoing)
+            self._divide(result, outgoing, oversized)
         else:
-            topic, rows = self._predictions_topic, self._encode_predictions(result, partition)
-            (sources, event_times), read_at = _sources(result), batch.raw.read_at
-            times, offsets = sources.times, sources.offsets
-            item = OutputRecords(
-                partition, {topic: rows}, times, read_at, {topic: offsets}, batch.raw, event_times
-            )
+            rows = self._encode_predictions(result, partition)
+            item = self._item(partition, rows, result, slice(None), oversized)
             if not (
-                batch.dead_letters or result.dead_letters or result.signals or result.decisions
+                batch.dead_letters
+                or result.dead_letters
+                or result.signals
+                or result.decisions
+                or oversized
             ):
                 return [(part_name(partition), item)]
             outgoing[partition] = item
-        if batch.dead_letters or result.dead_letters:
-            dead_letters = batch.raw.sorted(batch.dead_letters + result.dead_letters)
-            self._log.dead_letters(dead_letters)
-            self._add(outgoing, self._dead_letters, dead_letters, batch)
         if result.signals:
             self._log.signals(result.signals)
-            self._add(outgoing, self._drift, result.signals, batch)
+            self._add(outgoing, self._drift, result.signals, batch, oversized)
         if result.decisions:
             self._log.decisions(result.decisions)
-            self._add(outgoing, self._rollouts, result.decisions, batch)
+            self._add(outgoing, self._rollouts, result.decisions, batch, oversized)
+        if batch.dead_letters or result.dead_letters or oversized:
+            letters = batch.raw.sorted(batch.dead_letters + result.dead_letters)
+            letters += oversized
+            self._log.dead_letters(letters)
+            self._add(outgoing, self._dead_letters, letters, batch, oversized)
+            if oversized and self._on_dead_letters is not None:
+                self._on_dead_letters(oversized)
         return [(part_name(partition), item) for partition, item in outgoing.items()]
 
-    def _divide(self, result: Results, outgoing: dict[int, OutputRecords]) -> None:
-        """Add the predictions for a batch whose events are from several partitions."""
-        batch, topic = result.batch, self._predictions_topic
+    def _item(
+        self,
+        partition: int,
+        rows: list[bytes],
+        result: Results,
+        own: NDArray[np.int64] | slice,
+        oversized: list[DeadLetter],
+    ) -> OutputRecords:
+        """The predictions for one partition, ``own`` of the batch; oversized ones are left out."""
+        topic, raw = self._predictions_topic, result.batch.raw
         sources, event_times = _sources(result)
-        partitions = sources.partitions
-        rows = self._predictions(result, batch.partitions.tolist())
+        most = self._max_bytes.get(topic)
+        if most is not None and max(map(len, rows), default=0) > most:
+            sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+            indices = np.arange(len(sources))[own]
+            for row in np.flatnonzero(sizes > most).tolist():
+                index = int(indices[row])
+                cause = Cause(sources.topic, partition, int(sources.offsets[index]))
+                oversized.append(
+                    output_too_large(cause, topic, len(rows[row]), most, sources.values[index])
+                )
+            kept = np.flatnonzero(sizes <= most)
+            rows, own = [rows[row] for row in kept.tolist()], indices[kept]
+        messages = {topic: rows} if rows else {}
+        keys: dict[str, SourceKeys] = {topic: sources.offsets[own]}
+        return OutputRecords(
+            partition, messages, sources.times[own], raw.read_at, keys, raw, event_times[own]
+        )
+
+    def _divide(
+        self, result: Results, outgoing: dict[int, OutputRecords], oversized: list[DeadLetter]
+    ) -> None:
+        """Add the predictions for a batch whose events are from several partitions."""
+        partitions = _sources(result)[0].partitions
+        rows = self._predictions(result, result.batch.partitions.tolist())
         for partition in np.unique(partitions).tolist():
             own = np.flatnonzero(partitions == partition)
-            outgoing[partition] = OutputRecords(
-                partition,
-                {topic: [rows[row] for row in own.tolist()]},
-                sources.times[own],
-                batch.raw.read_at,
-                {topic: sources.offsets[own]},
-                batch.raw,
-                event_times[own],
-            )
+            own_rows = [rows[row] for row in own.tolist()]
+            outgoing[partition] = self._item(partition, own_rows, result, own, oversized)
 
     def _add(
         self,
@@ -178,15 +217,23 @@ class Encoder:
         topic: str,
         messages: Sequence[DeadLetter | DriftSignal | RolloutMessage],
         batch: Batch,
+        oversized: list[DeadLetter],
     ) -> None:
-        encode = self._encoders[topic]
+        encode, most = self._encoders[topic], self._max_bytes.get(topic)
         keys: dict[int, list[SourceKey]] = {}
         for message in messages:
             partition = message.cause.partition
+            if isinstance(message, DeadLetter):
+                payload = encode_within(message, encode, most)
+            else:
+                payload = encode(message)
+                if most is not None and len(payload) > most:
+                    oversized.append(output_too_large(message.cause, topic, len(payload), most))
+                    continue
             item = outgoing.get(partition)
             if item is None:
                 item = outgoing[partition] = OutputRecords(partition, {}, sources=batch.raw)
-            item.messages.setdefault(topic, []).append(encode(message))
+            item.messages.setdefault(topic, []).append(payload)
             keys.setdefault(partition, []).append(self._provenance.source_key(topic, message))
         for partition, own in keys.items():
             outgoing[partition].source_keys[topic] = own

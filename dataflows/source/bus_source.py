@@ -10,6 +10,7 @@ snapshotted, nothing is read until all of them have.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -23,7 +24,6 @@ from anabranch.dataflows.batch.batch import IDLE, Batch
 from anabranch.dataflows.batch.candidates import Candidates
 from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition
 from anabranch.dataflows.bus.read_to_end import at_end, ends_now
-from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.event_time import FIRST_MS
 from anabranch.dataflows.recovery.state_partition import StatePartition
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from anabranch.dataflows.recovery.state_directory import StateDirectory
 
 
+LOG = logging.getLogger("anabranch.bus")
 _ALWAYS_DUE = datetime(1970, 1, 1, tzinfo=UTC)
 _IDLE_SLEEP_S = 0.001
 _COMMIT_EVERY_S = 5.0
@@ -87,10 +88,8 @@ class SourceOptions:
 class BusSource(FixedPartitionedSource[Keyed, StepState]):
     """All input topics of a pipeline as one stream of batches, merged in event time.
 
-    ``router`` makes the keyed items of a batch that the next step works on.
-
-    Raises:
-        BusError: an input topic is missing, or their partition counts differ.
+    ``router`` makes the keyed items of a batch that the next step works on. ``partitions`` of each
+    topic are read; more that are added while it runs are reported.
     """
 
     def __init__(
@@ -100,10 +99,11 @@ class BusSource(FixedPartitionedSource[Keyed, StepState]):
         options: SourceOptions,
         router: Router,
         metrics: WorkerMetrics,
+        partitions: int,
         state: StateDirectory | None = None,
     ) -> None:
-        self._partitions = partition_count(pipeline, bus)
-        self._reader = _WorkerReader(pipeline, bus, options, router, metrics, state)
+        self._partitions = partitions
+        self._reader = _WorkerReader(pipeline, bus, options, router, metrics, partitions, state)
 
     def list_parts(self) -> list[str]:
         return [str(number) for number in range(self._partitions)]
@@ -124,8 +124,11 @@ class _WorkerReader:
         options: SourceOptions,
         router: Router,
         metrics: WorkerMetrics,
+        partitions: int,
         state: StateDirectory | None,
     ) -> None:
+        self._partitions = partitions
+        self._unread: dict[str, int] = {}  # topic → partitions added since the start
         self.inputs = pipeline.inputs
         self._state = state
         self.needs_bootstrap = state is not None and state.manifest.by_shard
@@ -152,8 +155,11 @@ class _WorkerReader:
         self._ends: dict[TopicPartition, int] | None = None
         self._former_inputs: dict[int, dict[str, int]] = {}
         self._committed_at = time.monotonic()
+        self._missing: dict[str, dict[int, int]] = {}  # topic → partition → first offset
         self.parts: list[_SourcePartition] = []
         metrics.add_reporter(lambda: metrics.on_lag(self.reader.lag()))
+        if options.worker_id == "0":
+            metrics.add_reporter(self._report_added_partitions)
 
     def join(self, part: _SourcePartition, resume: PartitionState | None) -> StatePartition | None:
         """Add a partition; without ``resume`` it starts where the options say.
@@ -164,7 +170,10 @@ class _WorkerReader:
         Returns the state partition with the ids seen on it; None without state.
         """
         offsets = resume.offsets if resume is not None else {}
-        start = "earliest" if offsets else self.options.start_offset
+        added = self._state is not None and part.number >= self._state.manifest.first_partitions
+        start = "earliest" if offsets or added else self.options.start_offset
+        if resume is None and start == "earliest":
+            self._note_missing_beginning(part.number)
         at = {
             TopicPartition(topic, part.number): offsets[topic]
             if topic in offsets
@@ -197,6 +206,40 @@ class _WorkerReader:
             self._ends = {**(self._ends or {}), **ends_now(self._bus, at)}
         return place
 
+    def _note_missing_beginning(self, number: int) -> None:
+        """Of a partition that is to be read from its start: remember what is gone already."""
+        for topic in self.inputs:
+            first = self._start_offset(topic, number, "earliest")
+            if first > 0 and TopicPartition(topic, number) not in self.options.recorded_offsets:
+                self._missing.setdefault(topic, {})[number] = first
+
+    def _warn_of_missing_beginnings(self) -> None:
+        for topic, firsts in self._missing.items():
+            at = ", ".join(f"{first:,} (partition {n})" for n, first in sorted(firsts.items()))
+            LOG.warning(
+                "topic %s no longer has its beginning: it starts at offset %s, and what was before "
+                "that was deleted (retention goes by the times of messages; retention.ms=-1 keeps "
+                "them)",
+                *(topic, at),
+            )
+        self._missing.clear()
+
+    def _report_added_partitions(self) -> None:
+        """Once for each topic that grows: its new partitions are read from the next start on."""
+        for topic, count in self.reader.partition_counts().items():
+            unread = max(count - self._partitions, 0)
+            if unread == self._unread.get(topic, 0):
+                continue
+            self._unread[topic] = unread
+            self._metrics.on_unread_partitions(topic, unread)
+            if unread:
+                LOG.warning(
+                    "topic %s has %d partitions now, and had %d when this run started: the new "
+                    "ones are not read yet; stop the run and start it again to read them from "
+                    "their first message on",
+                    *(topic, count, self._partitions),
+                )
+
     def state_of(self, part: _SourcePartition, token: Token | None) -> PartitionState:
         """What a partition needs to resume from here."""
         own = {topic: TopicPartition(topic, part.number) for topic in self.inputs}
@@ -216,6 +259,8 @@ class _WorkerReader:
 
     def finished(self) -> bool:
         """Whether this worker has read all that it should."""
+        if self._missing:
+            self._warn_of_missing_beginnings()
         if self._ends is None:
             return self.options.stop.is_set()
         return at_end(self.reader.positions, self._ends) or self.options.stop.is_set()

@@ -316,6 +316,10 @@ class MergedReader:
         ends = self._reader.ends()
         return {at: max(ends.get(at, 0) - position, 0) for at, position in self.positions.items()}
 
+    def partition_counts(self) -> dict[str, int]:
+        """How many partitions each topic has, as last reported by the bus."""
+        return {} if self._reader is None else self._reader.partition_counts()
+
     def commit(self) -> None:
         """Report positions to the bus, for lag tools."""
         if self._reader is not None and self._group is not None:

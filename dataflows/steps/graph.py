@@ -27,7 +27,11 @@ from anabranch.dataflows.batch.output_records import Provenance
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.codec import codec_of
-from anabranch.dataflows.declaration.input_topics import create_control, partition_count
+from anabranch.dataflows.declaration.input_topics import (
+    create_control,
+    create_or_grow,
+    partition_count,
+)
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard, guarded
 from anabranch.dataflows.recovery.state_directory import StateDirectory
@@ -84,10 +88,12 @@ def build_graph(
     """
     metrics, state = options.metrics, options.state
     router = Router(pipeline, options.shards, options.workers)
-    partitions = partition_count(pipeline, bus)
+    partitions = partition_count(pipeline, bus) if state is None else state.manifest.partitions
     create_control(pipeline, bus, partitions)
     flow = Dataflow(pipeline.name.replace("-", "_"))
-    rows = op.input(SOURCE, flow, BusSource(pipeline, bus, source, router, metrics, state))
+    rows = op.input(
+        SOURCE, flow, BusSource(pipeline, bus, source, router, metrics, partitions, state)
+    )
     steps = _Steps(pipeline, options)
     if options.workers == 1:
         results = op.stateful_batch(steps.step_id(TOGETHER), rows, steps.windows_and_models)
@@ -98,8 +104,16 @@ def build_graph(
     if options.callback is not None:
         op.output("callback", results, CallbackSink(options.callback, options.guard))
         return flow
-    bus.create_topics(dict.fromkeys(pipeline.topics.outputs, partitions))
-    encoder = Encoder(pipeline, partitions, metrics.latency, options.log)
+    outputs = pipeline.topics.outputs
+    create_or_grow(bus, outputs, partitions)
+    encoder = Encoder(
+        pipeline,
+        partitions,
+        metrics.latency,
+        options.log,
+        {topic: bus.limits(topic).max_message_bytes for topic in outputs},
+        metrics.on_dead_letters,
+    )
     outgoing = op.flat_map_batch("encode", results, encoder)
     op.output("sink", outgoing, _sink(pipeline, bus, source, partitions, options))
     return flow

@@ -23,6 +23,7 @@ from anabranch.dataflows.batch.batch import Batch, RawBatch
 from anabranch.dataflows.batch.output_records import OutputRecords
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus.protocol import TopicPartition
+from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.telemetry.drift import DriftMetrics
 from anabranch.dataflows.telemetry.http_server import HEARTBEAT, READY, UPTIME
 from anabranch.dataflows.telemetry.latency import SAMPLED, LatencyMetrics, observe_many
@@ -107,6 +108,12 @@ class WorkerMetrics:
     def _make_gauges(self) -> None:
         self._lag = self._gauge(
             "anabranch_lag_messages", "Messages not read yet", "topic", "partition"
+        )
+        self._unread_partitions = self._gauge(
+            "anabranch_unread_partitions",
+            "Partitions that were added to an input topic since the run started, and are read "
+            "from its next start on",
+            "topic",
         )
         self._quality = self._gauge(
             "anabranch_model_quality",
@@ -210,6 +217,10 @@ class WorkerMetrics:
         """Tell that the times of a topic seem to be in this unit, not in the declared one."""
         self._time_unit.labels(self._pipeline, topic, unit).set(1)
 
+    def on_unread_partitions(self, topic: str, partitions: int) -> None:
+        """Set how many partitions were added to a topic, which this run does not read."""
+        self._unread_partitions.labels(self._pipeline, topic).set(partitions)
+
     def on_windows(
         self, shard: object, entity: str, keys: int, nbytes: int, late_rows: int
     ) -> None:
@@ -235,6 +246,11 @@ class WorkerMetrics:
             self._drift_signals.labels(self._pipeline, signal.subject, signal.severity).inc()
         if results.decisions:
             self.rollouts.on_decisions(results.decisions)
+
+    def on_dead_letters(self, letters: Iterable[DeadLetter]) -> None:
+        """Count dead letters that come neither with a batch nor with results."""
+        for letter in letters:
+            self._dead_counts[letter.reason] += 1
 
     def on_monitors(self, subjects: Iterable[str]) -> None:
         """Create the series of all subjects, so that the first signal is an increase."""

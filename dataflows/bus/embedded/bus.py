@@ -14,9 +14,9 @@ from contextlib import closing
 from pathlib import Path
 
 from anabranch.dataflows.bus.embedded import topic_file
-from anabranch.dataflows.bus.embedded.publisher import EmbeddedPublisher
+from anabranch.dataflows.bus.embedded.publisher import MAX_BYTES, EmbeddedPublisher
 from anabranch.dataflows.bus.embedded.reader import EmbeddedReader
-from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicPartition
+from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicLimits, TopicPartition
 from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
 from anabranch.state.errors import BusError
 
@@ -77,6 +77,21 @@ class EmbeddedBus:
                 raise _wrong_count(topic, count, partitions[topic])
         return sorted(created)
 
+    def add_partitions(self, topic: str, count: int) -> None:
+        """Raise the partition count of a topic to ``count``; does nothing if it has that.
+
+        Raises:
+            BusError: the topic does not exist, has more, or its file can't be written.
+        """
+        present, path = len(self.end_offsets(topic)), self.existing(topic)
+        if present > count:
+            raise BusError(f"topic {topic} has {present} partitions, more than {count}")
+        with (
+            topic_file.bus_errors(topic, path),
+            closing(topic_file.connect(topic, path)) as connection,
+        ):
+            connection.execute(topic_file.ADD_PARTITIONS, (count,))
+
     def topics(self) -> dict[str, int]:
         """Every topic and its partition count."""
         try:
@@ -105,6 +120,15 @@ class EmbeddedBus:
     def open_transactions(self, topic: str) -> dict[int, int]:
         """None: what is appended here is stored at once."""
         return {}
+
+    def limits(self, topic: str) -> TopicLimits:
+        """What a topic takes: the same for all of them.
+
+        Raises:
+            BusError: the topic does not exist.
+        """
+        self.existing(topic)
+        return TopicLimits(MAX_BYTES)
 
     def publisher(self, stop: threading.Event | None = None) -> EmbeddedPublisher:
         """A new publisher; close it when done. ``stop`` is not used, as it never waits for long."""

@@ -93,6 +93,10 @@ class EmbeddedReader:
         ends = {topic: file.ends() for topic, file in self._files.items()}
         return {at: ends[at.topic][at.partition] for at in self._cursors}
 
+    def partition_counts(self) -> dict[str, int]:
+        """How many partitions each topic has, as of now."""
+        return {topic: len(file.ends()) for topic, file in self._files.items()}
+
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Do nothing."""
 

@@ -58,6 +58,13 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[list[bytes], list[bytes | None] | None, bytes]).decode
 
 
+ADD_PARTITIONS = """
+WITH RECURSIVE numbers(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < ?)
+INSERT OR IGNORE INTO partitions SELECT n, 0 FROM numbers
+"""
+"""Raises the number of partitions; no other process adds or removes one in between."""
+
+
 class Segment(NamedTuple):
     """A decoded segment: ``values`` from offset ``base`` on, ``times`` ``(n,) int64``."""
 

@@ -58,6 +58,7 @@ class BrokerWatch:
         self._positions_then: Mapping[TopicPartition, int] = {}
         self._next_check = 0.0
         self._ids: dict[str, str] = {}
+        self.partition_counts: dict[str, int] = {}  # by topic, as last reported
         self._unknown_since: dict[str, float] = {}
 
     def check(self, positions: Callable[[], Mapping[TopicPartition, int]]) -> BusError | None:
@@ -111,6 +112,7 @@ class BrokerWatch:
             error = _error_of(future)
             if error is None:
                 self._unknown_since.pop(topic, None)
+                self.partition_counts[topic] = len(future.result().partitions)
                 topic_id = str(future.result().topic_id)
                 if self._ids.setdefault(topic, topic_id) != topic_id:
                     return topic_recreated(topic)

@@ -23,22 +23,30 @@ from confluent_kafka import (
 )
 from confluent_kafka import TopicPartition as KafkaPosition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._metadata import ClusterMetadata
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.admin._resource import ResourceType
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch, Probe
 from anabranch.dataflows.bus.kafka.commit_log import CommitLog
-from anabranch.dataflows.bus.kafka.publisher import KafkaPublisher
+from anabranch.dataflows.bus.kafka.publisher import KafkaPublisher, Producers
 from anabranch.dataflows.bus.kafka.reader import KafkaReader, Range
 from anabranch.dataflows.bus.kafka.settings import (
+    LOG,
     NO_LEADER,
     RDKAFKA_LOG,
     ClientLog,
     KafkaSettings,
     error_text,
 )
-from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicPartition, UnreachableError
+from anabranch.dataflows.bus.protocol import (
+    OnOutOfRange,
+    TopicLimits,
+    TopicPartition,
+    UnreachableError,
+)
 from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
 from anabranch.state.errors import BusError
 
@@ -48,6 +56,7 @@ _Client = TypeVar("_Client")
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _COMMITTED, _ALL = IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED
+RECORD_OVERHEAD = 100  # bytes of a batch of one message beside its key and payload, at most 97
 _HOSTS = re.compile(r"([^\s,:/]+|\[[0-9a-fA-F:.]+\]):\d+(,([^\s,:/]+|\[[0-9a-fA-F:.]+\]):\d+)*")
 
 
@@ -107,6 +116,34 @@ class KafkaBus:
         self._wait_until_visible({topic: partitions[topic] for topic in missing})
         return sorted(created)
 
+    def add_partitions(self, topic: str, count: int) -> None:
+        """Raise the partition count of a topic to ``count``, and wait until it can be used.
+
+        Does nothing if the topic has that many.
+
+        Raises:
+            BusError: the topic does not exist, has more, or Kafka refuses.
+        """
+        present = self.partition_count(topic)
+        if present == count:
+            return
+        if present > count:
+            raise BusError(f"topic {topic} has {present} partitions, more than {count}")
+        timeout_s = self._settings.reach_s
+        wanted = [NewPartitions(topic, count)]
+        answers = self._admin.create_partitions(wanted, request_timeout=timeout_s)
+        try:
+            answers[topic].result()
+        except KafkaException as error:
+            if error.args[0].code() < 0:  # librdkafka's own: no broker answered
+                raise self._unreachable(error) from error
+            if self.partition_count(topic) != count:  # another process was not faster
+                raise BusError(
+                    f"can't raise the partitions of topic {topic} from {present} to {count}: "
+                    f"{error_text(error)}"
+                ) from error
+        self._wait_until_visible({topic: count}, growing=True)
+
     def topics(self) -> dict[str, int]:
         """Every topic (internal ones left out) and its partition count."""
         listed = self._metadata().topics.items()
@@ -145,12 +182,34 @@ class KafkaBus:
         pairs = enumerate(zip(committed, written, strict=True))
         return {number: stable for number, (stable, high) in pairs if stable < high}
 
+    def limits(self, topic: str) -> TopicLimits:
+        """What the topic takes and keeps, as of now.
+
+        A message may have the less of the topic's ``max.message.bytes`` and our
+        ``message.max.bytes``. Of a topic that stamps messages itself (LogAppendTime), or deletes
+        none by age, the retention is None: it deletes nothing for being of the past.
+
+        Raises:
+            BusError: the topic does not exist, or Kafka is unavailable.
+        """
+        self.partition_count(topic)
+        most = self._settings.max_message_bytes
+        config = self._topic_config(topic)
+        if "max.message.bytes" in config:
+            most = min(most, int(config["max.message.bytes"]) - RECORD_OVERHEAD)
+        return TopicLimits(max(most, 1), _retention_ms(config))
+
     def publisher(self, stop: threading.Event | None = None) -> KafkaPublisher:
         """A new publisher; close it when done. ``stop`` ends waits for brokers."""
         log = ClientLog()
-        conf = {**self._settings.producer(), "error_cb": log.on_error}
-        producer: Producer = _create_client(lambda: Producer(conf, logger=RDKAFKA_LOG))
-        return KafkaPublisher(producer, self.partition_count, log, self.url, stop)
+
+        def new_producer(batch_bytes: int) -> Producer:
+            conf = {**self._settings.producer(batch_bytes), "error_cb": log.on_error}
+            return _create_client(lambda: Producer(conf, logger=RDKAFKA_LOG))
+
+        largest = self._settings.batch_bytes
+        producers = Producers(new_producer, largest, RECORD_OVERHEAD)
+        return KafkaPublisher(producers, self, log, self.url, stop)
 
     def reader(
         self,
@@ -245,6 +304,19 @@ class KafkaBus:
             f"{why}"
         )
 
+    def _topic_config(self, topic: str) -> dict[str, str]:
+        """The settings of a topic, defaults included; none if this user may not see them."""
+        asked = ConfigResource(ResourceType.TOPIC, topic)
+        answers = self._admin.describe_configs([asked], request_timeout=self._settings.reach_s)
+        try:
+            found = answers[asked].result()
+        except KafkaException as error:
+            if error.args[0].code() < 0:  # librdkafka's own: no broker answered
+                raise self._unreachable(error) from error
+            LOG.debug("settings of topic %s not known: %s", topic, error_text(error))
+            return {}
+        return {name: entry.value for name, entry in found.items() if entry.value is not None}
+
     def _offsets(
         self, topic: str, which: OffsetSpec, isolation: IsolationLevel = _COMMITTED
     ) -> list[int]:
@@ -289,21 +361,28 @@ class KafkaBus:
                     f"ask for {existing[topic]}, or use another name"
                 )
 
-    def _wait_until_visible(self, wanted: Mapping[str, int]) -> None:
+    def _wait_until_visible(self, wanted: Mapping[str, int], growing: bool = False) -> None:
         deadline = time.monotonic() + self._settings.reach_s
         while True:
             topics = self._metadata().topics
-            self._check_counts(
-                wanted, {t: len(topics[t].partitions) for t in wanted if t in topics}
-            )
-            if all(
-                topic in topics and all(p.leader >= 0 for p in topics[topic].partitions.values())
-                for topic in wanted
+            counts = {t: len(topics[t].partitions) for t in wanted if t in topics}
+            if not growing:
+                self._check_counts(wanted, counts)
+            if counts == wanted and all(
+                p.leader >= 0 for topic in wanted for p in topics[topic].partitions.values()
             ):
                 return
             if time.monotonic() > deadline:
                 raise BusError(f"new topics {', '.join(wanted)} did not get leaders in time")
             time.sleep(0.05)
+
+
+def _retention_ms(config: Mapping[str, str]) -> int | None:
+    """How long after its publisher's time a topic with this configuration keeps a message."""
+    retention_ms = int(config.get("retention.ms", -1))
+    by_age = "delete" in config.get("cleanup.policy", "delete")
+    stamps_itself = config.get("message.timestamp.type") == "LogAppendTime"
+    return retention_ms if retention_ms >= 0 and by_age and not stamps_itself else None
 
 
 def _create_client(create: Callable[[], _Client]) -> _Client:

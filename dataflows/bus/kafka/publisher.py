@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from confluent_kafka import KafkaException
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from anabranch.dataflows.bus.kafka.settings import ClientLog, error_text
 from anabranch.dataflows.bus.outage_log import SILENT_S, OutageLog
 from anabranch.dataflows.bus.partitioner import Partitioner
-from anabranch.dataflows.bus.protocol import UnreachableError
+from anabranch.dataflows.bus.protocol import TopicLimits, UnreachableError
 from anabranch.state.errors import BusError
 
 if TYPE_CHECKING:
@@ -27,8 +27,60 @@ _FLUSH_STEP_S = 0.25  # after each, progress is checked and signals are handled
 _CLOSE_S = 30.0
 
 
+class TopicFacts(Protocol):
+    """What a publisher asks the bus of a topic."""
+
+    def partition_count(self, topic: str) -> int: ...
+    def limits(self, topic: str) -> TopicLimits: ...
+
+
+class Producers:
+    """Producers by the size of their batches.
+
+    A broker refuses a batch larger than the ``max.message.bytes`` of its topic with all that is in
+    it, and librdkafka, whose size of batches is one setting of a producer, does not split it. So
+    topics that take less than the ``largest`` batch get a producer of their own.
+    """
+
+    def __init__(self, new: Callable[[int], Producer], largest: int, overhead: int) -> None:
+        self._new = new
+        self._largest, self._overhead = largest, overhead
+        self._by_size: dict[int, Producer] = {largest: new(largest)}
+
+    def of(self, limits: TopicLimits) -> Producer:
+        """The producer for a topic with these limits."""
+        size = min(limits.max_message_bytes + self._overhead, self._largest)
+        producer = self._by_size.get(size)
+        if producer is None:
+            producer = self._by_size[size] = self._new(size)
+        return producer
+
+    def in_flight(self) -> int:
+        """How many messages no broker has acknowledged yet."""
+        return sum(map(len, self._by_size.values()))
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait for acknowledgements; returns how many are missing."""
+        for producer in self._by_size.values():
+            began = time.monotonic()
+            producer.flush(timeout_s)
+            timeout_s = max(timeout_s - (time.monotonic() - began), 0.0)
+        return self.in_flight()
+
+    def purge(self) -> None:
+        """Drop what is in flight."""
+        for producer in self._by_size.values():
+            producer.purge()
+
+
+class _Topic(NamedTuple):
+    partitioner: Partitioner
+    producer: Producer
+    limits: TopicLimits
+
+
 class KafkaPublisher:
-    """A `Publisher` on an idempotent producer that waits for all in-sync replicas.
+    """A `Publisher` on idempotent producers that wait for all in-sync replicas.
 
     A message is retried until Kafka stores or permanently rejects it, however long the brokers are
     unavailable (unless ``message.timeout.ms`` is set). Once one is rejected, everything after it
@@ -40,19 +92,19 @@ class KafkaPublisher:
 
     def __init__(
         self,
-        producer: Producer,
-        partition_count: Callable[[str], int],
+        producers: Producers,
+        bus: TopicFacts,
         log: ClientLog,
         url: str,
         stop: threading.Event | None = None,
     ) -> None:
-        self._producer: Producer | None = producer
-        self._partition_count = partition_count
+        self._producers: Producers | None = producers
+        self._bus = bus
         self._log = log
         self._url = url
         self._stop = stop
         self._outage = OutageLog(url)
-        self._partitioners: dict[str, Partitioner] = {}
+        self._topics: dict[str, _Topic] = {}
         self._failed: Counter[str] = Counter()
 
     def append(
@@ -68,10 +120,14 @@ class KafkaPublisher:
 
         Raises:
             UnreachableError: the publisher was stopped while no broker responds.
-            BusError: the topic does not exist, a message is rejected, or an earlier one failed.
+            BusError: the topic does not exist, a message is rejected, or an earlier one failed. If
+                a message is too large for the topic, none of ``values`` is published.
         """
-        partitioner = self._partitioners.get(topic) or self._new_partitioner(topic)
+        self._open()
+        opened = self._topics.get(topic) or self._open_topic(topic)
+        partitioner = opened.partitioner
         rows = len(values)
+        self._check_sizes(topic, opened, values, keys)
         assigned = partitioner.assign(rows, keys, partitions)
         timestamps = repeat(time.time_ns() // 1_000_000)
         if times is not None:
@@ -79,7 +135,7 @@ class KafkaPublisher:
             # librdkafka takes 0 as "now", and brokers refuse negative times.
             timestamps = iter(np.maximum(np.asarray(times, np.int64), 1).tolist())
         numbers = repeat(assigned) if isinstance(assigned, int) else iter(assigned.tolist())
-        produce = self._open().produce
+        produce = opened.producer.produce
         failed = self._on_failed
         for value, key, partition, timestamp in zip(
             values, repeat(None) if keys is None else keys, numbers, timestamps, strict=False
@@ -87,10 +143,12 @@ class KafkaPublisher:
             try:
                 produce(topic, value, key, partition, failed, None, timestamp)
             except BufferError:
-                self._wait_for_room(topic, (value, key, partition, failed, None, timestamp))
+                self._wait_for_room(
+                    opened.producer, topic, (value, key, partition, failed, None, timestamp)
+                )
             except KafkaException as error:
                 raise BusError(f"topic {topic}: {error_text(error)}") from error
-        self._open().poll(0)
+        opened.producer.poll(0)
         self._check()
 
     def flush(self, timeout_s: float = 30.0) -> None:
@@ -101,12 +159,12 @@ class KafkaPublisher:
                 may succeed.
             BusError: messages were rejected permanently.
         """
-        producer = self._open()
+        producers = self._open()
         deadline = time.monotonic() + timeout_s
-        before = len(producer)
+        before = producers.in_flight()
         while True:
             step_s = min(_FLUSH_STEP_S, max(deadline - time.monotonic(), 0.0))
-            left = producer.flush(step_s)
+            left = producers.flush(step_s)
             self._check()
             self._record(left < before or not left, quietly=True)
             if not left:
@@ -125,35 +183,60 @@ class KafkaPublisher:
         Raises:
             BusError: as `flush`; then messages in flight are dropped.
         """
-        if self._producer is None:
+        if self._producers is None:
             return
         try:
             self.flush(0.0 if self._stopped_in_outage() else _CLOSE_S)
         finally:
-            self._producer.purge()
-            self._producer = None
+            self._producers.purge()
+            self._producers = None
+            self._topics.clear()
 
-    def _open(self) -> Producer:
-        if self._producer is None:
+    def _open(self) -> Producers:
+        if self._producers is None:
             raise BusError(f"this publisher to {self._url} is closed; make a new one")
-        return self._producer
+        return self._producers
 
-    def _new_partitioner(self, topic: str) -> Partitioner:
+    def _open_topic(self, topic: str) -> _Topic:
         while True:
             try:
-                count = self._partition_count(topic)
+                count, limits = self._bus.partition_count(topic), self._bus.limits(topic)
                 break
             except UnreachableError as error:
                 self._outage.no_answer(str(error))
                 if self._stopped_in_outage():
                     raise
         self._outage.answered()
-        partitioner = self._partitioners[topic] = Partitioner(topic, count)
-        return partitioner
+        opened = _Topic(Partitioner(topic, count), self._open().of(limits), limits)
+        self._topics[topic] = opened
+        return opened
 
-    def _wait_for_room(self, topic: str, message: tuple[Any, ...]) -> None:
+    def _check_sizes(
+        self,
+        topic: str,
+        opened: _Topic,
+        values: Sequence[bytes],
+        keys: Sequence[bytes | None] | None,
+    ) -> None:
+        most = opened.limits.max_message_bytes
+        largest = max(map(len, values), default=0)
+        if keys is not None:
+            largest += max((len(key) for key in keys if key is not None), default=0)
+        if largest <= most:
+            return
+        for row, (value, key) in enumerate(
+            zip(values, repeat(None) if keys is None else keys, strict=False)
+        ):
+            size = len(value) + (0 if key is None else len(key))
+            if size > most:
+                raise BusError(
+                    f"topic {topic}: message {row + 1} of {len(values)} is too large: it has "
+                    f"{size:,} bytes, and the topic takes {most:,}; raise max.message.bytes of the "
+                    "topic, and message.max.bytes with --bus-set, or leave the message out"
+                )
+
+    def _wait_for_room(self, producer: Producer, topic: str, message: tuple[Any, ...]) -> None:
         """Hand over ``message`` once librdkafka's queue has room for it."""
-        producer = self._open()
         while True:
             before = len(producer)
             producer.poll(_RETRY_S)

@@ -151,6 +151,10 @@ class KafkaReader:
         """
         return {at: max(self._end(at, p), p.position) for at, p in self._partitions.items()}
 
+    def partition_counts(self) -> dict[str, int]:
+        """How many partitions each topic has, as the last health check of the brokers said."""
+        return dict(self._watch.partition_counts)
+
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Report the group's positions to Kafka; the responses go to its `CommitLog`."""
         if self._commits is None or not positions:

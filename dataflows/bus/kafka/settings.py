@@ -59,7 +59,8 @@ class KafkaSettings:
 
     Three kinds are not librdkafka's: ``reach.timeout.ms`` (how long a broker may take to respond,
     default 10 000), ``replication.factor`` of new topics (default the brokers' own), and
-    ``topic.NAME`` for the configuration of new topics, as in ``topic.retention.ms``.
+    ``topic.NAME`` for the configuration of new topics, as in ``topic.retention.ms`` (default -1:
+    messages are kept forever).
 
     Raises:
         BusError: a setting is reserved for correctness, or not a number where it must be.
@@ -75,7 +76,8 @@ class KafkaSettings:
         self.reach_s = self._number("reach.timeout.ms", 10_000) / 1000
         self.replication = self._number("replication.factor", -1)
         topic = [name for name in self._given if name.startswith("topic.") and name not in _COMMON]
-        self.topic = {
+        # Retention goes by the times of messages: history would be gone as soon as it is published.
+        self.topic = {"retention.ms": "-1"} | {
             name.removeprefix("topic."): self._given.pop(name)
             for name in topic
             if not name.startswith(("topic.metadata.", "topic.blacklist"))
@@ -100,8 +102,19 @@ class KafkaSettings:
             "isolation.level": "read_committed",
         }
 
-    def producer(self) -> dict[str, Any]:
-        """Settings of a producer."""
+    @property
+    def batch_bytes(self) -> int:
+        """How large a batch of a producer may become, unless its topic takes less."""
+        return self._whole("batch.size", self._given.get("batch.size", "1000000"))
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The most that a producer takes as key and payload of one message."""
+        name = "message.max.bytes"
+        return self._whole(name, self._given.get(name, _PRODUCER[name]))
+
+    def producer(self, batch_bytes: int | None = None) -> dict[str, Any]:
+        """Settings of a producer, whose batches have ``batch_bytes`` at most."""
         defaults = dict(_PRODUCER)
         if "delivery.timeout.ms" in self._given:  # another name for it
             del defaults["message.timeout.ms"]
@@ -110,6 +123,7 @@ class KafkaSettings:
             **defaults,
             **self._given,
             "bootstrap.servers": self.hosts,
+            "batch.size": str(batch_bytes or self.batch_bytes),
             "enable.idempotence": "true",
             "acks": "all",
             # Only failures call back into Python; flush sees that nothing is in flight any more.
@@ -117,7 +131,9 @@ class KafkaSettings:
         }
 
     def _number(self, name: str, default: int) -> int:
-        value = self._given.pop(name, str(default))
+        return self._whole(name, self._given.pop(name, str(default)))
+
+    def _whole(self, name: str, value: str) -> int:
         try:
             return int(value)
         except ValueError:

@@ -5,6 +5,7 @@ Ctrl-C and SIGTERM take effect between two appends, so that the summary counts w
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from anabranch.producers.batch import Batch, Kind
     from anabranch.producers.publish import PublishCounts
 
+LOG = logging.getLogger("anabranch.bus")
 _LINE_EVERY_S = 10.0
 
 
@@ -114,11 +116,15 @@ class Publishing:
         Raises:
             typer.Exit: with 130, after the summary, if interrupted.
         """
+        from anabranch.producers.publish import ahead_text
+
         console = stderr_console()
         show = self._bar if console.is_terminal else self._lines
         with self._stop.on_signals(), show(console) as update:
             yield lambda batches, pacing: self._send(batches, pacing, update)
         typer.echo(self.summary())
+        if self._done.first_ahead is not None:
+            LOG.warning(ahead_text(self._done.ahead, self._done.first_ahead))
         for check in self._checks:
             if check.advice is not None:
                 typer.echo(check.advice)
@@ -164,6 +170,8 @@ class Publishing:
             self._done.interrupted = True
         else:
             self._done.interrupted = counts.interrupted
+            self._done.ahead += counts.ahead
+            self._done.first_ahead = self._done.first_ahead or counts.first_ahead
 
     def _counted(self, counts: PublishCounts) -> int:
         return counts.events if self._count_events else counts.messages

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from anabranch.dataflows.bus import (
     Bus,
@@ -286,13 +287,24 @@ def test_a_new_topic_of_a_publisher_waits_for_the_broker_too(broker: KafkaBroker
     assert bus.end_offsets(topic) == [1]
 
 
+def lower_limit(broker: KafkaBroker, topic: str, max_bytes: int) -> None:
+    entry = ConfigEntry(
+        "max.message.bytes", str(max_bytes), incremental_operation=AlterConfigOpType.SET
+    )
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    admin = broker.admin()  # alive until it has answered
+    admin.incremental_alter_configs([resource])[resource].result(10)
+
+
 def test_what_the_broker_refuses_is_refused_for_good(broker: KafkaBroker) -> None:
     bus = open_bus(broker.url, {"topic.max.message.bytes": "2000"})
     topic = new_topic(bus, 1)
     publisher = bus.publisher()
     publisher.append(topic, [b"small"])
     publisher.flush()
-    publisher.append(topic, [b"x" * 5000])
+    lower_limit(broker, topic, 1000)  # after the publisher has asked for it
+    wait_until(lambda: bus.limits(topic).max_message_bytes < 1000)
+    publisher.append(topic, [b"x" * 1500])
     with pytest.raises(
         BusError, match=rf"1 messages could not be delivered.* 1 to {topic}: .*lar"
     ) as e:

@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, KafkaError
 from confluent_kafka.admin import AdminClient
 
 from anabranch.dataflows.bus import (
+    Bus,
     BusError,
     Slice,
     TopicPartition,
@@ -21,7 +22,7 @@ from anabranch.dataflows.bus import (
 )
 from anabranch.dataflows.bus.kafka import reader as reader_module
 from anabranch.dataflows.bus.kafka.commit_log import CommitLog
-from tests.dataflows.bus.test_bus import drain, new_topic, numbered, values_of
+from tests.dataflows.bus.test_bus import drain, new_topic, numbered, read_all, values_of
 from tests.support.kafka_broker import KafkaBroker, missing_tools
 from tests.support.waiting import GENEROUS_S, wait_until
 
@@ -209,3 +210,38 @@ def test_librdkafka_writes_nothing_to_stderr(
     publisher.close()
     reader.close()
     assert "rdkafka#" not in capfd.readouterr().err
+
+
+def small_topic(bus: Bus, broker: KafkaBroker, max_bytes: int) -> str:
+    """A new topic of one partition that takes batches of at most ``max_bytes``."""
+    small = open_bus(broker.url, {"topic.max.message.bytes": str(max_bytes)})
+    return new_topic(small, 1)
+
+
+def test_batches_respect_the_limit_of_each_topic(kafka_broker: KafkaBroker) -> None:
+    bus = open_bus(kafka_broker.url, {"linger.ms": "20"})  # long enough for full batches
+    small, large = small_topic(bus, kafka_broker, 2000), new_topic(bus, 1)
+    assert bus.limits(small).max_message_bytes < 2000 < bus.limits(large).max_message_bytes
+    publisher = bus.publisher()
+    for topic in (small, large):
+        publisher.append(topic, numbered(5000, "reading-"))
+    publisher.append(small, [b"x" * bus.limits(small).max_message_bytes])
+    publisher.append(small, [b"v" * (bus.limits(small).max_message_bytes - 100)], keys=[b"k" * 100])
+    publisher.close()
+    assert values_of(read_all(bus, small))[0][:5000] == numbered(5000, "reading-")
+    assert bus.end_offsets(small) == [5002]
+    assert values_of(read_all(bus, large))[0] == numbered(5000, "reading-")
+
+
+def test_a_message_too_large_for_its_topic_is_named(kafka_broker: KafkaBroker) -> None:
+    bus = open_bus(kafka_broker.url)
+    topic = small_topic(bus, kafka_broker, 2000)
+    publisher = bus.publisher()
+    publisher.append(topic, [b"before"])
+    with pytest.raises(
+        BusError, match=rf"topic {topic}: message 2 of 3 is too large: it has 2,001"
+    ):
+        publisher.append(topic, [b"a", b"v" * 2000, b"b"], keys=[b"k", b"k", None])
+    publisher.append(topic, [b"after"])
+    publisher.close()
+    assert values_of(read_all(bus, topic)) == {0: [b"before", b"after"]}

@@ -118,7 +118,7 @@ def test_another_version_or_layout_of_the_manifest_is_refused(kept: Kept, expect
         ({"versions": versions | {"river": "0.1"}}, "was written with river 0.1"),
         ({"versions": {}}, "was written with river None"),
         ({"format": 99}, "format 99"),
-        ({"partitions": 5}, "was created for 5"),
+        ({"partitions": 5}, "was last used with 5"),
         ({"hosts": 2}, "was created for 2 hosts"),
         ({"layout": "x"}, "is damaged"),
     ]
