@@ -11,10 +11,11 @@ from typing import Annotated
 
 import orjson
 import typer
-from rich.console import Console
+from rich.highlighter import JSONHighlighter
 
 from anabranch.dataflows.bus import Bus, BusError, TopicPartition
 from anabranch.dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, opened_bus
+from anabranch.dataflows.telemetry.console import TextConsole, printable
 from anabranch.state.errors import InputError
 
 
@@ -49,7 +50,9 @@ def consume(
     raw: Annotated[
         bool,
         typer.Option(
-            "--raw/--pretty", help="Print each message unchanged on one line, or indented JSON."
+            "--raw/--pretty",
+            help="Print each message unchanged on one line (on a terminal with control characters "
+            "escaped), or indented JSON.",
         ),
     ] = True,
     bus: BusUrl = DEFAULT_BUS,
@@ -74,7 +77,7 @@ def consume(
         positions = _positions(opened, topic, partition, start_offset)
         ends = None if follow else _ends(opened, topic, positions)
         try:
-            _print(opened, positions, ends, stop, limit, _write_raw if raw else _pretty_writer())
+            _print(opened, positions, ends, stop, limit, _raw_writer() if raw else _pretty_writer())
             sys.stdout.flush()
         except BrokenPipeError:  # the reader of the pipe has seen enough, such as `head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -146,18 +149,25 @@ def _messages(
         reader.close()
 
 
-def _write_raw(value: bytes) -> None:
+def _raw_writer() -> Callable[[bytes], None]:
+    """Write bytes unchanged, but to a terminal as text, with control characters escaped."""
+    if not sys.stdout.isatty():
+        return _write_line
+    return lambda value: print(printable(value.decode(errors="backslashreplace")))
+
+
+def _write_line(value: bytes) -> None:
     sys.stdout.buffer.write(value + b"\n")
 
 
 def _pretty_writer() -> Callable[[bytes], None]:
-    console = Console(soft_wrap=True)
+    console, highlighted = TextConsole(soft_wrap=True), JSONHighlighter()
 
     def write(value: bytes) -> None:
         try:
             text = orjson.dumps(orjson.loads(value), option=orjson.OPT_INDENT_2).decode()
-            console.print_json(text)
         except orjson.JSONDecodeError:
-            console.print(repr(value), markup=False)
+            text = repr(value)
+        console.print(highlighted(printable(text)))
 
     return write

@@ -22,6 +22,7 @@ from anabranch.dataflows.cli.options import (
     opened_bus,
 )
 from anabranch.dataflows.cli.simulate import check_pacing
+from anabranch.dataflows.telemetry.console import echo
 from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
@@ -178,6 +179,4 @@ def _list_datasets() -> None:
 
     for name in DATASETS:
         shape = dataset_shape(name)
-        typer.echo(
-            f"{name}: {shape.rows:,} rows, {shape.task}, {len(shape.fields)} numeric features"
-        )
+        echo(f"{name}: {shape.rows:,} rows, {shape.task}, {len(shape.fields)} numeric features")

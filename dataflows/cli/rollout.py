@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.live import Live
 
 from anabranch.dataflows.cli.options import (
@@ -26,6 +25,7 @@ from anabranch.dataflows.cli.options import (
     PipelineName,
     opened_bus,
 )
+from anabranch.dataflows.telemetry.console import TextConsole, echo
 from anabranch.dataflows.telemetry.logs import stderr_console
 from anabranch.state.errors import InputError
 
@@ -158,16 +158,16 @@ def status(
         current = _declared_status(pipeline)
         current.update(log.history(stop))
         if json:
-            typer.echo(msgspec.json.encode(current))
+            echo(msgspec.json.encode(current).decode())
         elif follow:
             _follow(log, current, stop)
         elif not current.messages:
-            typer.echo(
+            echo(
                 f"no decision about rollouts of {pipeline.name} yet: its topic "
                 f"{pipeline.topics.rollouts} is empty"
             )
         else:
-            Console().print(status_table(current))
+            TextConsole().print(status_table(current))
 
 
 @rollout.command()
@@ -310,8 +310,8 @@ def _send(pipeline_name: str, kind: Any, about: dict[str, Any], options: Request
         responses = send_command(pipeline, opened, control, timeout_s)
     rejected = any(response.action == REJECTED for response in responses)
     if options.json:
-        typer.echo(msgspec.json.encode(responses))
-    console = stderr_console() if rejected else Console()
+        echo(msgspec.json.encode(responses).decode())
+    console = stderr_console() if rejected else TextConsole()
     for response in responses if not options.json else ():
         console.print(sentence(response), highlight=False, soft_wrap=True, markup=False)
     if not responses:
@@ -362,7 +362,7 @@ def _follow(log: RolloutLog, current: RolloutStatus, stop: threading.Event) -> N
     """Show a live table, on a terminal, and each new decision as a line above it."""
     from anabranch.dataflows.cli.display.rollout import status_table, timed_sentence
 
-    console = Console(soft_wrap=True)
+    console = TextConsole(soft_wrap=True)
     live = Live(status_table(current), console=console, auto_refresh=False)
     if not console.is_terminal:
         console.print(status_table(current))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from anabranch.dataflows.bus import Bus
@@ -17,6 +16,7 @@ from anabranch.dataflows.cli.options import (
     create_topics,
     opened_bus,
 )
+from anabranch.dataflows.telemetry.console import TextConsole, echo
 
 
 def topics(
@@ -50,8 +50,8 @@ def topics(
             wanted = [*declared.inputs, *declared.topics.outputs]
             if create:
                 for name in create_topics(opened, wanted, partitions):
-                    typer.echo(f"created {name}")
-        Console().print(_table(opened, wanted))
+                    echo(f"created {name}")
+        TextConsole().print(_table(opened, wanted))
 
 
 def _table(bus: Bus, wanted: list[str] | None) -> Table:

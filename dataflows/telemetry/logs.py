@@ -19,7 +19,6 @@ Python's warnings.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import re
@@ -31,6 +30,7 @@ from typing import Any, Final, TextIO
 import orjson
 from rich.console import Console
 
+from anabranch.dataflows.telemetry.console import TextConsole, one_line, printable
 from anabranch.state.errors import InputError
 
 FORMAT: Final = "ANABRANCH_LOG_FORMAT"
@@ -39,7 +39,6 @@ LEVEL: Final = "ANABRANCH_LOG_LEVEL"
 _FIELDS: dict[str, Any] = {}
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COMMAND = logging.getLogger("anabranch")
-_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _UNSAFE = re.compile(r'[\s"=]')
 _JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
@@ -96,13 +95,16 @@ class _Lines(logging.Formatter):
 
 
 class _Plain(logging.Formatter):
-    """A record as plain text; line breaks are escaped."""
+    """A record as plain text; line breaks and control characters are escaped."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return _one_line(super().formatMessage(record))
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, exc_info: Any) -> str:
+        return printable(super().formatException(exc_info))
 
 
 class RecordConsole(Console):
@@ -157,7 +159,7 @@ def structured() -> bool:
 
 def stderr_console() -> Console:
     """The console for what a command prints on stderr."""
-    return RecordConsole() if structured() else Console(stderr=True)
+    return RecordConsole() if structured() else TextConsole(stderr=True)
 
 
 def warn(console: Console, text: str) -> None:
@@ -192,7 +194,8 @@ def _iso(seconds: float) -> str:
 
 def _quoted(value: Any) -> str:
     text = str(value)
-    return text if text and not _UNSAFE.search(text) else _encoded(_text(text))
+    plain = text and not _UNSAFE.search(text) and one_line(text) == text
+    return text if plain else _encoded(_text(text))
 
 
 def _encoded(value: Any) -> str:
@@ -204,12 +207,8 @@ def _encoded(value: Any) -> str:
             return _encoded(_text(value))
         pairs = ((_encoded(_text(key)), _encoded(each)) for key, each in value.items())
         return "{" + ",".join(f"{key}:{each}" for key, each in pairs) + "}"
-    return _one_line(encoded.decode())
+    return one_line(encoded.decode())
 
 
 def _text(value: Any) -> str:
     return str(value).encode(errors="backslashreplace").decode()
-
-
-def _one_line(text: str) -> str:
-    return _BREAKS.sub(lambda match: json.dumps(match[0])[1:-1], text)

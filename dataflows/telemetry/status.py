@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 from rich.table import Table
+from rich.text import Text
+
+from anabranch.dataflows.telemetry.console import printable
 
 Buckets = dict[float, float]
 """Upper bound in seconds → how many observations were at most that, as Prometheus counts them."""
@@ -157,7 +160,9 @@ def _add_warnings(table: Table, title: str, counts: dict[str, float]) -> None:
     if not counts:
         table.add_row(title, "0")
     for name, count in counts.items():
-        table.add_row(f"[yellow]{title}: {name}[/]", f"[yellow]{count:,.0f}[/]")
+        table.add_row(
+            Text(printable(f"{title}: {name}"), "yellow"), Text(f"{count:,.0f}", "yellow")
+        )
 
 
 def _bound(seconds: float) -> str:

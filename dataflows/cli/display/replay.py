@@ -10,7 +10,7 @@ from functools import partial
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.cli.display.live_status import compiling
@@ -25,6 +25,7 @@ from anabranch.dataflows.replay.replay import (
 from anabranch.dataflows.runtime.supervised_worker import EXIT_INTERRUPTED
 from anabranch.dataflows.runtime.supervisor import StopRequest
 from anabranch.dataflows.steps.warmup import warm
+from anabranch.dataflows.telemetry.console import LiteralColumn, echo
 from anabranch.dataflows.telemetry.logs import stderr_console
 from anabranch.dataflows.telemetry.status import quality_title, read_status
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
@@ -53,11 +54,11 @@ def run_replay(pipeline: Pipeline, settings: ReplaySettings, bus: Bus | None, na
         with in_background(partial(_bar if console.is_terminal else _lines, console, report)):
             replay(pipeline, settings, bus, stop=interrupted, metrics=metrics, report=report)
     except InterruptedReplayError:
-        typer.echo(f"interrupted after {_messages(report)}: nothing was written")
+        echo(f"interrupted after {_messages(report)}: nothing was written")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     quality = read_status(metrics.registry).quality
     for line in summary(settings, report, quality, time.monotonic() - started, name):
-        typer.echo(line)
+        echo(line)
 
 
 def summary(
@@ -96,7 +97,7 @@ def _messages(report: ReplayReport) -> str:
 
 def _bar(console: Console, report: ReplayReport, done: threading.Event) -> None:
     columns = (
-        TextColumn("{task.description}"),
+        LiteralColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
