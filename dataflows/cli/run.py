@@ -146,6 +146,15 @@ def run(
             help="Serve Prometheus metrics at this port under /metrics; 0 picks a free port.",
         ),
     ] = None,
+    metrics_address: Annotated[
+        str,
+        typer.Option(
+            "--metrics-address",
+            metavar="ADDRESS",
+            help="Address of this machine for --metrics-port. 0.0.0.0 (or ::) is all of them, "
+            "which a container needs; whoever reaches the port can read the metrics.",
+        ),
+    ] = "127.0.0.1",
     log_format: Annotated[
         LogFormat | None,
         typer.Option(
@@ -201,6 +210,7 @@ def run(
             shards=shards,
             checkpoint_s=parse_duration_ms(checkpoint_interval) / 1000,
             metrics_port=metrics_port,
+            metrics_address=metrics_address,
             warm_start=None if supervised else _warm_start(declared, directory, model, registry),
         )
         if not supervised:
