@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from anabranch.dataflows.bus.kafka_urls import redacted
 from anabranch.dataflows.bus.protocol import (
     Bus,
     OnOutOfRange,
@@ -50,6 +51,6 @@ def open_bus(url: str, settings: Mapping[str, str] | None = None) -> Bus:
 
         return KafkaBus(url.removeprefix("kafka://"), dict(settings or {}))
     raise BusError(
-        f"{url!r} is not a bus: write sqlite:PATH for the embedded bus or "
+        f"{redacted(url)!r} is not a bus: write sqlite:PATH for the embedded bus or "
         "kafka://HOST:PORT[,HOST:PORT…] for Kafka"
     )

@@ -22,6 +22,7 @@ from anabranch.dataflows.cli.state import state
 from anabranch.dataflows.cli.topics import topics
 from anabranch.dataflows.telemetry.logs import configure
 from anabranch.state.errors import AnabranchError
+from anabranch.state.store.permissions import restrict_process
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -69,6 +70,7 @@ def main() -> None:
     """Entry point of the console command."""
     try:
         configure()
+        restrict_process()
         app(prog_name="anabranch")
     except AnabranchError as error:
         print_error(error)

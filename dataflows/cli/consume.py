@@ -14,7 +14,7 @@ import typer
 from rich.highlighter import JSONHighlighter
 
 from anabranch.dataflows.bus import Bus, BusError, TopicPartition
-from anabranch.dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, opened_bus
+from anabranch.dataflows.cli.options import DEFAULT_BUS, BusConfig, BusSettings, BusUrl, opened_bus
 from anabranch.dataflows.telemetry.console import TextConsole, printable
 from anabranch.state.errors import InputError
 
@@ -57,6 +57,7 @@ def consume(
     ] = True,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
+    bus_config: BusConfig = None,
 ) -> None:
     """Print the messages of a topic, oldest first. With --follow, Ctrl-C stops it.
 
@@ -73,7 +74,7 @@ def consume(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with opened_bus(bus, bus_set) as opened:
+    with opened_bus(bus, bus_set, bus_config) as opened:
         positions = _positions(opened, topic, partition, start_offset)
         ends = None if follow else _ends(opened, topic, positions)
         try:

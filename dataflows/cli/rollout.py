@@ -20,6 +20,7 @@ from rich.live import Live
 
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
+    BusConfig,
     BusSettings,
     BusUrl,
     PipelineName,
@@ -82,6 +83,7 @@ class Request:
     json: Json = False
     bus: BusUrl = DEFAULT_BUS
     bus_set: BusSettings = None
+    bus_config: BusConfig = None
 
 
 def request(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:
@@ -130,6 +132,7 @@ def status(
     json: Json = False,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
+    bus_config: BusConfig = None,
 ) -> None:
     """Show the champion and each challenger: share, losses, evidence, guardrails.
 
@@ -151,7 +154,7 @@ def status(
         raise InputError("--follow shows a live table, and --json prints once: leave one out")
     pipeline = load_pipeline(context.obj)
     stop = threading.Event()
-    with opened_bus(bus, bus_set) as opened, RolloutLog(pipeline, opened, _TAIL) as log:
+    with opened_bus(bus, bus_set, bus_config) as opened, RolloutLog(pipeline, opened, _TAIL) as log:
         if follow:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
@@ -306,7 +309,7 @@ def _send(pipeline_name: str, kind: Any, about: dict[str, Any], options: Request
         raise InputError(problem)
     timeout_s = parse_duration_ms(options.timeout) / 1000
     pipeline = load_pipeline(pipeline_name)
-    with opened_bus(options.bus, options.bus_set) as opened:
+    with opened_bus(options.bus, options.bus_set, options.bus_config) as opened:
         responses = send_command(pipeline, opened, control, timeout_s)
     rejected = any(response.action == REJECTED for response in responses)
     if options.json:

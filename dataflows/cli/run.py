@@ -21,6 +21,7 @@ from anabranch.dataflows.cli.launcher import (
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
     BatchSize,
+    BusConfig,
     BusSettings,
     BusUrl,
     PipelineName,
@@ -45,6 +46,7 @@ def run(
     pipeline: PipelineName,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
+    bus_config: BusConfig = None,
     state: Annotated[
         Path | None,
         typer.Option(
@@ -215,7 +217,7 @@ def run(
         )
         if not supervised:
             _check_processes(processes, addresses, shards)
-        with opened_bus(bus, bus_set) as opened:
+        with opened_bus(bus, bus_set, bus_config) as opened:
             _check_inputs(declared, opened, pipeline)
             if supervised:
                 work_supervised(declared, opened, member, settings)

@@ -10,6 +10,7 @@ from rich.table import Table
 from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
+    BusConfig,
     BusSettings,
     BusUrl,
     Partitions,
@@ -30,6 +31,7 @@ def topics(
     partitions: Partitions = None,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
+    bus_config: BusConfig = None,
 ) -> None:
     """List topics with their partition and message counts, or create those of a pipeline.
 
@@ -41,7 +43,7 @@ def topics(
     """
     if create and pipeline is None:
         raise typer.BadParameter("--create needs a PIPELINE, whose topics are created")
-    with opened_bus(bus, bus_set) as opened:
+    with opened_bus(bus, bus_set, bus_config) as opened:
         wanted: list[str] | None = None
         if pipeline is not None:
             from anabranch.dataflows.pipelines.loader import load_pipeline

@@ -19,6 +19,7 @@ from anabranch.dataflows.bus.embedded.reader import EmbeddedReader
 from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicPartition
 from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
 from anabranch.state.errors import BusError
+from anabranch.state.store.permissions import make_private_directory
 
 __all__ = ["EmbeddedBus"]
 
@@ -64,7 +65,7 @@ class EmbeddedBus:
             if count != partitions[topic]:
                 raise _wrong_count(topic, count, partitions[topic])
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            make_private_directory(self._directory)
         except OSError as error:
             raise BusError(f"can't create {self._directory}: {error.strerror}") from error
         created = []

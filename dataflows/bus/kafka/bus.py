@@ -6,7 +6,6 @@ librdkafka runs threads of its own: open a bus after a fork, never before. It lo
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -30,6 +29,7 @@ from anabranch.dataflows.bus.kafka.settings import (
     KafkaSettings,
     error_text,
 )
+from anabranch.dataflows.bus.kafka_urls import check_hosts, without_secrets
 from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicPartition, UnreachableError
 from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
 from anabranch.state.errors import BusError
@@ -39,7 +39,6 @@ __all__ = ["KafkaBus"]
 _Client = TypeVar("_Client")
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-_HOSTS = re.compile(r"([^\s,:/]+|\[[0-9a-fA-F:.]+\]):\d+(,([^\s,:/]+|\[[0-9a-fA-F:.]+\]):\d+)*")
 
 
 class KafkaBus:
@@ -52,13 +51,13 @@ class KafkaBus:
     """
 
     def __init__(self, hosts: str, settings: Mapping[str, str] | None = None) -> None:
-        if _HOSTS.fullmatch(hosts) is None:
-            raise BusError(f"kafka://{hosts}: write kafka://HOST:PORT[,HOST:PORT…]")
+        check_hosts(hosts)
         self.url = f"kafka://{hosts}"
         self._settings = KafkaSettings(hosts, settings or {})
+        self._secrets = dict(settings or {})
         self._log = ClientLog()
         conf = {**self._settings.admin(), "error_cb": self._log.on_error}
-        self._admin: AdminClient = _create_client(lambda: AdminClient(conf, logger=RDKAFKA_LOG))
+        self._admin: AdminClient = self._client(lambda: AdminClient(conf, logger=RDKAFKA_LOG))
         self._metadata()
 
     def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
@@ -127,7 +126,7 @@ class KafkaBus:
         """A new publisher; close it when done. ``stop`` ends waits for brokers."""
         log = ClientLog()
         conf = {**self._settings.producer(), "error_cb": log.on_error}
-        producer: Producer = _create_client(lambda: Producer(conf, logger=RDKAFKA_LOG))
+        producer: Producer = self._client(lambda: Producer(conf, logger=RDKAFKA_LOG))
         return KafkaPublisher(producer, self.partition_count, log, self.url, stop)
 
     def reader(
@@ -155,7 +154,7 @@ class KafkaBus:
                 )
         log = ClientLog()
         conf = {**self._settings.consumer(group or "anabranch"), "error_cb": log.on_error}
-        consumer: Consumer = _create_client(lambda: Consumer(conf, logger=RDKAFKA_LOG))
+        consumer: Consumer = self._client(lambda: Consumer(conf, logger=RDKAFKA_LOG))
         watch = BrokerWatch(self.probe, list(positions), log, self.url)
         return KafkaReader(consumer, positions, self.bounds, watch, log, group, on_out_of_range)
 
@@ -269,9 +268,10 @@ class KafkaBus:
                 raise BusError(f"new topics {', '.join(wanted)} did not get leaders in time")
             time.sleep(0.05)
 
-
-def _create_client(create: Callable[[], _Client]) -> _Client:
-    try:
-        return create()
-    except (KafkaException, ValueError, TypeError) as error:
-        raise BusError(f"Kafka settings: {error_text(error)}") from error
+    def _client(self, create: Callable[[], _Client]) -> _Client:
+        try:
+            return create()
+        except (KafkaException, ValueError, TypeError) as error:
+            # The cause is left out: its text may quote a password.
+            text = without_secrets(error_text(error), self._secrets)
+            raise BusError(f"Kafka settings: {text}") from None
