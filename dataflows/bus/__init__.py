@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from anabranch.dataflows.bus.kafka_urls import redacted
 from anabranch.dataflows.bus.protocol import (
+    AdminBus,
     Bus,
     OnOutOfRange,
     Publisher,
@@ -22,6 +23,7 @@ from anabranch.dataflows.bus.protocol import (
 from anabranch.state.errors import BusError
 
 __all__ = [
+    "AdminBus",
     "Bus",
     "BusError",
     "OnOutOfRange",
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 
-def open_bus(url: str, settings: Mapping[str, str] | None = None) -> Bus:
+def open_bus(url: str, settings: Mapping[str, str] | None = None) -> AdminBus:
     """Open the bus that ``url`` names; ``settings`` are librdkafka's, for ``kafka://`` only.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from anabranch.dataflows.bus import Bus, open_bus
+from anabranch.dataflows.bus import AdminBus, Bus, open_bus
 from anabranch.state.errors import InputError
 
 DEFAULT_BUS = "sqlite:data/bus"
@@ -143,7 +143,7 @@ def _reject(old: str, new: str, given: Sequence[str], ctx: Any) -> None:
 @contextmanager
 def opened_bus(
     url: str, settings: Sequence[str] | None, config: Path | None = None
-) -> Iterator[Bus]:
+) -> Iterator[AdminBus]:
     """Open the bus that the options name, list its topics once, and close it afterwards.
 
     Until the bus has responded, log messages of its client are suppressed: if it does not respond,

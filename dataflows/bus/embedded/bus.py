@@ -9,7 +9,7 @@ thread, and none may be used across a fork.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -77,6 +77,19 @@ class EmbeddedBus:
             ]:  # another process was faster
                 raise _wrong_count(topic, count, partitions[topic])
         return sorted(created)
+
+    def delete_topics(self, names: Sequence[str]) -> None:
+        """Delete topics with all their messages; who reads or writes them is told at once.
+
+        Raises:
+            BusError: one does not exist, in which case none is deleted, or it can't be.
+        """
+        for path in [self.existing(name) for name in names]:
+            try:
+                for suffix in ("", "-wal", "-shm"):
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
+            except OSError as error:
+                raise BusError(f"can't delete {path}: {error.strerror}") from error
 
     def topics(self) -> dict[str, int]:
         """Every topic and its partition count."""

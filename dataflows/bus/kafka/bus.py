@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -96,6 +96,28 @@ class KafkaBus:
                     raise BusError(f"can't create topic {topic}: {error_text(error)}") from error
         self._wait_until_visible({topic: partitions[topic] for topic in missing})
         return sorted(created)
+
+    def delete_topics(self, names: Sequence[str]) -> None:
+        """Delete topics with all their messages, and wait until they are gone.
+
+        Raises:
+            BusError: one does not exist, in which case none is deleted, or Kafka refuses.
+        """
+        for name in names:
+            self.partition_count(name)
+        answers = self._admin.delete_topics(list(names), request_timeout=self._settings.reach_s)
+        for topic, future in answers.items():
+            try:
+                future.result()
+            except KafkaException as error:
+                if error.args[0].code() < 0:  # librdkafka's own: no broker answered
+                    raise self._unreachable(error) from error
+                raise BusError(f"can't delete topic {topic}: {error_text(error)}") from error
+        deadline = time.monotonic() + self._settings.reach_s
+        while left := self.topics().keys() & set(names):
+            if time.monotonic() > deadline:
+                raise BusError(f"Kafka is still deleting {', '.join(sorted(left))}")
+            time.sleep(0.05)
 
     def topics(self) -> dict[str, int]:
         """Every topic (internal ones left out) and its partition count."""

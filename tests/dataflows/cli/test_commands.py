@@ -437,7 +437,7 @@ def test_every_option_in_the_readme_exists() -> None:
         r"(pip|pytest|python -m benchmarks|make)[^`\n]*", "", (ROOT / "README.md").read_text()
     )
     grouped = [c for group in COMMANDS.values() for c in getattr(group, "commands", {}).values()]
-    commands = [*COMMANDS.values(), *grouped]
+    commands = [GROUP, *COMMANDS.values(), *grouped]
     known = {o for c in commands for p in c.params for o in (*p.opts, *p.secondary_opts)}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
 
