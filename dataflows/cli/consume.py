@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Annotated
 
@@ -15,8 +15,11 @@ from rich.highlighter import JSONHighlighter
 
 from anabranch.dataflows.bus import Bus, BusError, TopicPartition
 from anabranch.dataflows.cli.options import DEFAULT_BUS, BusConfig, BusSettings, BusUrl, opened_bus
-from anabranch.dataflows.telemetry.console import TextConsole, printable
+from anabranch.dataflows.telemetry.console import EXIT_PIPE, TextConsole, drop_output, printable
+from anabranch.dataflows.telemetry.logs import stderr_console
 from anabranch.state.errors import InputError
+
+_SAY_AFTER_S = 1.0
 
 
 def consume(
@@ -81,7 +84,11 @@ def consume(
             _print(opened, positions, ends, stop, limit, _raw_writer() if raw else _pretty_writer())
             sys.stdout.flush()
         except BrokenPipeError:  # the reader of the pipe has seen enough, such as `head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output()
+            raise typer.Exit(EXIT_PIPE) from None
+        except OSError as error:
+            drop_output()
+            raise InputError(f"the output can't be written: {error.strerror}") from None
 
 
 def _print(
@@ -139,15 +146,27 @@ def _messages(
     stop: threading.Event,
 ) -> Iterator[bytes]:
     reader = bus.reader(positions)
+    waits_since: float | None = time.monotonic()
     try:
         while not stop.is_set():
             if ends is not None and all(reader.positions()[at] >= end for at, end in ends.items()):
                 return
             for piece in reader.poll(1000, timeout_s=0.1):
+                waits_since = None
                 yield from piece.values
             sys.stdout.flush()
+            if waits_since is not None and time.monotonic() - waits_since > _SAY_AFTER_S:
+                waits_since = None
+                _say_waiting(next(iter(positions)).topic)
     finally:
         reader.close()
+
+
+def _say_waiting(topic: str) -> None:
+    stderr_console().print(
+        f"no message on {topic} to print yet: waiting for the first; Ctrl-C stops it",
+        soft_wrap=True,
+    )
 
 
 def _raw_writer() -> Callable[[bytes], None]:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from anabranch.dataflows.cli.options import Json
 from anabranch.dataflows.telemetry.console import TextConsole, echo
+from anabranch.dataflows.telemetry.status import quality_text
 from anabranch.state.errors import StateError
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _contents(place: StatePartitionReport) -> str:
     if place.models:
         quality = "; ".join(
             f"{model}{' (champion)' if model == place.champion else ''}: "
-            + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            + ", ".join(f"{name} {quality_text(value)}" for name, value in metrics.items())
             for model, metrics in place.models.items()
         )
         waiting = f"{place.pending_predictions:,} predictions awaiting their label"

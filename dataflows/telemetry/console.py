@@ -9,7 +9,10 @@ goes through this module; log lines use `one_line`.
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import sys
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -19,6 +22,9 @@ from rich.progress import Task, TextColumn
 from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
+
+EXIT_PIPE: Final = 128 + signal.SIGPIPE
+"""As a shell reports a program that a closed pipe has ended."""
 
 _BREAKS: Final = "\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 # C0 and C1 controls, DEL, marks that change the direction of text, halves of surrogate pairs.
@@ -78,6 +84,16 @@ class TextConsole(Console):
         """A status line with a spinner."""
         text = Text(printable(status)) if isinstance(status, str) else status
         return super().status(text, **options)
+
+    def on_broken_pipe(self) -> None:
+        """End as other programs do whose output nobody reads any more."""
+        drop_output()
+        raise SystemExit(EXIT_PIPE)
+
+
+def drop_output() -> None:
+    """Let nothing more be written, when the process ends, to an output that takes nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class LiteralColumn(TextColumn):

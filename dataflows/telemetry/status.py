@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
@@ -20,7 +21,7 @@ class Status:
     """Counts since the start; latencies in seconds.
 
     Attributes:
-        quality: by metric name, of the model that serves most.
+        quality: by metric name, of the model that serves most; NaN before a label was scored.
         shares: by model, what it serves of the traffic, where there are rollouts.
         decisions: rollout decisions by action.
         pending: predictions that wait for their label.
@@ -127,7 +128,7 @@ def status_table(
     table.add_row(f"message to prediction, p50 / p99 ({span})", latencies(latency))
     table.add_row("read to published, p50 / p99 (whole run)", latencies(status.processing))
     for name, value in status.quality.items():
-        table.add_row(f"{quality_title(name)} (prequential)", f"{value:.4f}")
+        table.add_row(f"{quality_title(name)} (prequential)", quality_text(value))
     if len(status.shares) > 1:
         for model, share in status.shares.items():
             table.add_row(f"traffic share of {model}", f"{share:.1%}")
@@ -147,6 +148,20 @@ def status_table(
 def quality_title(metric: str) -> str:
     """The usual spelling of a metric's name."""
     return _TITLES.get(metric, metric)
+
+
+def quality_text(value: float) -> str:
+    """The value of a metric; a dash before a label was scored.
+
+    >>> quality_text(0.25), quality_text(math.nan)
+    ('0.2500', '—')
+    """
+    return "—" if math.isnan(value) else f"{value:.4f}"
+
+
+def quality_line(quality: Mapping[str, float]) -> str:
+    """Metrics with their values, in one line."""
+    return ", ".join(f"{quality_title(n)} {quality_text(v)}" for n, v in quality.items())
 
 
 def latencies(buckets: Buckets) -> str:

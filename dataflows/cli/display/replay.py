@@ -27,7 +27,7 @@ from anabranch.dataflows.runtime.supervisor import StopRequest
 from anabranch.dataflows.steps.warmup import warm
 from anabranch.dataflows.telemetry.console import LiteralColumn, echo
 from anabranch.dataflows.telemetry.logs import stderr_console
-from anabranch.dataflows.telemetry.status import quality_title, read_status
+from anabranch.dataflows.telemetry.status import quality_line, read_status
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
 _LINE_EVERY_S = 10.0
@@ -74,7 +74,7 @@ def summary(
     yield f"replayed {_messages(report)} in {duration} ({rate:,.0f}/s)"
     yield f"{settings.rows}: {report.rows:,} rows, {report.labelled:,} with a label"
     if quality:
-        yield "quality: " + ", ".join(f"{quality_title(n)} {v:.4f}" for n, v in quality.items())
+        yield "quality: " + quality_line(quality)
     dead = report.dead_letters
     if dead:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in dead.most_common())

@@ -316,7 +316,7 @@ def test_consume_into_a_closed_pipe_ends_silently(tmp_path: Path) -> None:
         assert command.process.stdout is not None
         assert json.loads(command.process.stdout.readline())["id"]
         command.process.stdout.close()
-        assert command.process.wait(GENEROUS_S) == 0
+        assert command.process.wait(GENEROUS_S) == 128 + signal.SIGPIPE
         assert command.process.stderr is not None
         assert command.process.stderr.read() == ""
 
