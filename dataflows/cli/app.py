@@ -21,6 +21,7 @@ from anabranch.dataflows.cli.simulate import simulate
 from anabranch.dataflows.cli.skew import skew
 from anabranch.dataflows.cli.state import state
 from anabranch.dataflows.cli.topics import topics
+from anabranch.dataflows.runtime.process_exit import leave, must_leave
 from anabranch.dataflows.telemetry.console import echo
 from anabranch.dataflows.telemetry.logs import configure
 from anabranch.state.errors import AnabranchError
@@ -95,7 +96,11 @@ app.add_typer(rollout)
 
 
 def main() -> None:
-    """Entry point of the console command."""
+    """Run the command; it always ends by raising.
+
+    Raises:
+        SystemExit: with its exit code.
+    """
     try:
         configure()
         restrict_process()
@@ -105,3 +110,21 @@ def main() -> None:
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def main_process() -> None:
+    """Entry point of the console command, in a process of its own."""
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if not must_leave(code):
+            raise
+    except BaseException:
+        if not must_leave(EXIT_ERROR):
+            raise
+        code = EXIT_ERROR
+        sys.excepthook(*sys.exc_info())
+    else:
+        return
+    leave(code)
