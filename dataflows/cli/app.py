@@ -23,7 +23,7 @@ from anabranch.dataflows.cli.state import state
 from anabranch.dataflows.cli.topics import topics
 from anabranch.dataflows.runtime.process_exit import leave, must_leave
 from anabranch.dataflows.telemetry.console import echo
-from anabranch.dataflows.telemetry.logs import configure
+from anabranch.dataflows.telemetry.logs import configure, log_uncaught, own_process, structured
 from anabranch.state.errors import AnabranchError
 from anabranch.state.store.permissions import restrict_process
 
@@ -114,6 +114,7 @@ def main() -> None:
 
 def main_process() -> None:
     """Entry point of the console command, in a process of its own."""
+    own_process()
     try:
         main()
     except SystemExit as ended:
@@ -121,10 +122,15 @@ def main_process() -> None:
         if not must_leave(code):
             raise
     except BaseException:
-        if not must_leave(EXIT_ERROR):
-            raise
         code = EXIT_ERROR
-        sys.excepthook(*sys.exc_info())
+        if structured():
+            log_uncaught(*sys.exc_info())
+        elif must_leave(code):
+            sys.excepthook(*sys.exc_info())
+        else:
+            raise
     else:
         return
-    leave(code)
+    if must_leave(code):
+        leave(code)
+    sys.exit(code)

@@ -24,7 +24,13 @@ from anabranch.dataflows.runtime.supervised_worker import (
     end_with_supervisor,
 )
 from anabranch.dataflows.runtime.supervisor import LocalWorkers, StopRequest, Supervisor
-from anabranch.dataflows.telemetry.logs import record, stderr_console, structured, warn
+from anabranch.dataflows.telemetry.logs import (
+    record,
+    stderr_console,
+    stop_capture,
+    structured,
+    warn,
+)
 from anabranch.dataflows.telemetry.versions import versions
 
 if TYPE_CHECKING:
@@ -295,6 +301,7 @@ def _stop_on_signals(
 def _exit_at_once(console: Console) -> None:
     console.show_cursor()
     console.print("stopped; the next run resumes from the last checkpoint", soft_wrap=True)
+    stop_capture()
     os._exit(EXIT_INTERRUPTED)
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from anabranch.dataflows.runtime.supervised_worker import SUPERVISED
+from anabranch.dataflows.telemetry.logs import stop_capture
 
 _engine_started = False
 
@@ -34,6 +35,7 @@ def must_leave(code: int) -> bool:
 def leave(code: int) -> NoReturn:
     """End the process at once, after everything that was printed or logged is written."""
     with suppress(Exception):
+        stop_capture()
         logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
