@@ -31,7 +31,7 @@ from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.label_join import LabelJoin
 from anabranch.models.prequential.label_windows import LabelWindows
 from anabranch.models.prequential.outcome import CONTRADICTS, DUPLICATE, LATE, UNKNOWN_ID
-from anabranch.state.labels.label_rules import MAX_RESOLVED, LabelRules
+from anabranch.state.labels.label_limits import MAX_RESOLVED, LabelLimits
 from anabranch.state.windows.specs import WindowSpec
 from benchmarks.report import Report, Target
 
@@ -72,7 +72,7 @@ class Ours:
     """The join that pipelines use."""
 
     def __init__(self, timeout_ms: int = WAIT_MS) -> None:
-        rules = LabelRules(timeout_ms=timeout_ms)
+        rules = LabelLimits(timeout_ms=timeout_ms)
         self.join = LabelJoin(WIDTH, Task.BINARY, rules, default=False)
 
     def column(self, values: list[Any]) -> Any:

@@ -19,8 +19,8 @@ from river import linear_model, preprocessing
 from river.datasets import synth
 
 from anabranch.models.drift.detectors import DriftMonitor, monitor
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import LEARN, PREDICT, Task
-from anabranch.models.learners.linear import learner_for
 
 F64 = NDArray[np.float64]
 DETECTORS = ("ADWIN", "PageHinkley", "KSWIN", "DDM", "EDDM", "HDDM_A", "HDDM_W")

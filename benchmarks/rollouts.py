@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from river import linear_model, optim, preprocessing
 
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import Learner, Predictions, Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential

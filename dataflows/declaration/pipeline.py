@@ -24,9 +24,9 @@ from anabranch.dataflows.declaration.validation import (
     find_task,
 )
 from anabranch.dataflows.messages.inputs import Delayed, Event
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.imbalance import with_imbalance
 from anabranch.models.learners.learner import Learner
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.segmented import SegmentedLearner
 from anabranch.models.learners.subsampling import SubsampledLearner
 from anabranch.models.rollout.challenger import Challenger, OnDrift

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from anabranch.state.durations import parse_duration_ms
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.renamed import renamed
 
 LabelValue = bool | int | float | str | None
@@ -108,10 +108,10 @@ class Delayed:
     update_within: str = "30d"
     early_buffer: str = "10m"
 
-    def rules(self) -> LabelRules:
+    def rules(self) -> LabelLimits:
         """The durations in milliseconds, as the label join takes them."""
         updates = self.late == "update"
-        return LabelRules(
+        return LabelLimits(
             timeout_ms=parse_duration_ms(self.timeout),
             update_ms=parse_duration_ms(self.update_within) if updates else None,
             early_ms=parse_duration_ms(self.early_buffer),

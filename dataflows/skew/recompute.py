@@ -18,7 +18,7 @@ from anabranch.dataflows.declaration.features import (
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.dataflows.skew.arrival_order import ArrivedEvents
-from anabranch.dataflows.skew.label_rules import LabelSteps, delayed_label_steps, inline_label_steps
+from anabranch.dataflows.skew.label_join import LabelSteps, delayed_label_steps, inline_label_steps
 from anabranch.dataflows.skew.late_and_duplicate import accepted_events
 from anabranch.dataflows.skew.message_reader import ID, LABEL, MAX_NUMBER, OFFSET, PARTITION
 from anabranch.dataflows.skew.progress import OnProgress, ignore_progress

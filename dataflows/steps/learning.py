@@ -31,7 +31,7 @@ from anabranch.models.prequential.outcome import Outcome
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout.serving import Serving
 from anabranch.state.durations import parse_duration_ms
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.store.delta import Delta
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def build_prequential(pipeline: Pipeline, rollouts: Serving | None) -> Prequenti
         PrequentialSettings(
             metrics=pipeline.metric_names,
             monitors=pipeline.monitors,
-            rules=delayed.rules() if delayed is not None else LabelRules(),
+            rules=delayed.rules() if delayed is not None else LabelLimits(),
             default=delayed.default if delayed is not None else None,
             inline=delayed is None,
             slices=pipeline.slices,

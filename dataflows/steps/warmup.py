@@ -9,14 +9,14 @@ from river import linear_model, preprocessing
 
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.inputs import Delayed
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.serving import Serving
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.labels.recent_ids import RecentIds
 from anabranch.state.windows import entity_state
 
@@ -55,7 +55,7 @@ def _warm_models(pipeline: Pipeline) -> None:
         learners,
         PrequentialSettings(
             metrics=pipeline.metric_names,
-            rules=LabelRules(timeout_ms=1000),
+            rules=LabelLimits(timeout_ms=1000),
             inline=not delayed,
             slices=pipeline.slices,
             rollouts=rollouts,

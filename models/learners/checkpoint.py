@@ -113,7 +113,7 @@ class Checkpoint:
 
     >>> from river import linear_model
     >>> from anabranch.models.learners.learner import Task
-    >>> from anabranch.models.learners.linear import learner_for
+    >>> from anabranch.models.learners.compiled import learner_for
     >>> make = lambda: learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION)
     >>> checkpoint = Checkpoint("champion", make())
     >>> steps = np.array([1], np.uint8), np.array([0]), np.array([3.0])

@@ -25,7 +25,6 @@ from anabranch.models.learners.learner import (
 )
 from anabranch.models.learners.linear_kernels import run_each, run_linear
 from anabranch.models.learners.optimizers import OPTIMIZERS
-from anabranch.models.learners.river import RiverLearner, check_task
 
 _log = logging.getLogger("anabranch.models")
 
@@ -74,37 +73,6 @@ def _why_not_linear(linear: Any) -> str | None:
     return OPTIMIZERS[type(optimizer)].problem(optimizer)
 
 
-def why_not(model: Any, names: Iterable[str] | None = None) -> str | None:
-    """Why `model` can't run compiled, as the end of a sentence; None if it can.
-
-    Args:
-        model: a River object.
-        names: the feature columns; a model that has learned others can't run on these.
-
-    >>> from river import tree
-    >>> why_not(preprocessing.StandardScaler() | linear_model.LogisticRegression())
-    >>> why_not(tree.HoeffdingTreeClassifier())
-    'HoeffdingTreeClassifier is not a linear model with an optional StandardScaler before it'
-    >>> why_not(linear_model.LinearRegression(l1=0.1))
-    'l1 is not supported'
-    """
-    scaler, linear = _split(model)
-    if type(linear) not in _LOSSES:
-        shape = str(model) if isinstance(model, compose.Pipeline) else type(model).__name__
-        return f"{shape} is not a linear model with an optional StandardScaler before it"
-    if scaler is not None and scaler.window_size is not None:
-        return "the StandardScaler has a window"
-    reason = _why_not_linear(linear)
-    if reason is None and names is not None:
-        remembered = {name for _, memory in _memories(scaler, linear) for name in memory}
-        unknown = sorted(map(str, remembered - set(names)))
-        if unknown:
-            return (
-                f"it has learned features that are not among the columns: {', '.join(unknown[:5])}"
-            )
-    return reason
-
-
 class CompiledLinear(Learner):
     """`StandardScaler | LogisticRegression` or `LinearRegression`, run by `linear_kernels`.
 
@@ -114,6 +82,24 @@ class CompiledLinear(Learner):
         model: the River object; copied, its state included.
         names: the feature columns.
     """
+
+    @staticmethod
+    def why_not(model: Any, names: Iterable[str] | None = None) -> str | None:
+        """See `compiled.why_not`."""
+        scaler, linear = _split(model)
+        if type(linear) not in _LOSSES:
+            shape = str(model) if isinstance(model, compose.Pipeline) else type(model).__name__
+            return f"{shape} is not a linear model with an optional StandardScaler before it"
+        if scaler is not None and scaler.window_size is not None:
+            return "the StandardScaler has a window"
+        reason = _why_not_linear(linear)
+        if reason is None and names is not None:
+            remembered = {name for _, memory in _memories(scaler, linear) for name in memory}
+            unknown = sorted(map(str, remembered - set(names)))
+            if unknown:
+                listed = ", ".join(unknown[:5])
+                return f"it has learned features that are not among the columns: {listed}"
+        return reason
 
     def __init__(self, model: Any, names: Iterable[str]) -> None:
         self.names = tuple(names)
@@ -237,41 +223,3 @@ class CompiledLinear(Learner):
     def _block(self, block: int) -> Mapping[str, float]:
         at = s.HEAD + block * len(self.names)
         return dict(zip(self.names, self._state[at : at + len(self.names)].tolist(), strict=True))
-
-
-def compiled(model: Any, names: Iterable[str]) -> CompiledLinear | None:
-    """The model as a compiled learner, or None when there is no kernel for it.
-
-    Recognised: an optional `StandardScaler`, then `LogisticRegression` or `LinearRegression` with
-    one of `OPTIMIZERS` at a constant rate; l2, `intercept_lr`, `intercept_init`, `clip_gradient`
-    and the weights of the log loss included. `why_not` tells what is in the way.
-
-    A trained model is converted with its state; the River object itself is not touched.
-
-    >>> learner = compiled(linear_model.LinearRegression(), ("a", "b"))
-    >>> steps = np.array([1, 0], np.uint8), np.array([0, 0]), np.array([1.0, 0.0])
-    >>> learner.run(np.array([[1.0, 2.0]]), *steps).values
-    array([0.12])
-    >>> learner.to_river().weights
-    {'a': 0.02, 'b': 0.04}
-    """
-    names = tuple(names)
-    return None if why_not(model, names) else CompiledLinear(model, names)
-
-
-def learner_for(model: Any, names: Iterable[str], task: Task) -> Learner:
-    """The fastest learner for a River model: compiled if there is a kernel, else River itself.
-
-    A model that runs as River is logged, with the reason.
-
-    Raises:
-        DeclarationError: the model is of the wrong kind for the task.
-    """
-    check_task(model, task)
-    names = tuple(names)
-    reason = why_not(model, names)
-    learner = None if reason else CompiledLinear(model, names)
-    if learner is not None and learner.task is task:
-        return learner
-    _log.info("%s runs as River, not compiled: %s", model, reason or "no kernel for this task")
-    return RiverLearner(model, names, task)

@@ -1,9 +1,9 @@
 """Pickles of models and of what is measured of them, which name no module of this program.
 
 A pickle refers to a class by its module and name, so that it can't be read any more once the module
-has moved. Here each class of ours that is pickled has a number in `_CLASSES`, by the extension
-registry of the standard library (`copyreg`, PEP 307): the pickle holds the number. When a class
-moves, its line in the table changes, and nothing else. Classes of River, numpy and users are
+has moved. Here each class of ours that is pickled has a number (`models.pickled_classes`), by the
+extension registry of the standard library (`copyreg`, PEP 307): the pickle holds the number. When a
+class moves, its line in the table changes, and nothing else. Classes of River, numpy and users are
 pickled as usual, by module and name.
 
 A pickle runs code when it is read. So `unpickled` is for what this program wrote into a state
@@ -40,44 +40,12 @@ from river import (
 )
 
 from anabranch.models.learners.description import parameters
+from anabranch.models.pickled_classes import PICKLED_CLASSES
 from anabranch.state.errors import StateError
 
 _FIRST_CODE = 0xAB00
 """The codes start here. PEP 307 does not assign this range; if another library in the process had
 registered one of them, `copyreg` would raise when this module is imported."""
-
-# A number belongs to its class for good; that of a removed class is not used again.
-_CLASSES: dict[int, str] = {
-    10: "models.learners.learner.Task",
-    11: "models.learners.linear.CompiledLinear",
-    12: "models.learners.null.NullLearner",
-    13: "models.learners.resampling.ResampledLearner",
-    14: "models.learners.resampling.Sampler",
-    15: "models.learners.river.RiverLearner",
-    16: "models.learners.segmented.SegmentedLearner",
-    17: "models.learners.subsampling.SubsampledLearner",
-    30: "models.drift.detectors.DriftMonitor",
-    31: "models.drift.detectors.Monitor",
-    40: "models.evidence.auc.AucEvidence",
-    41: "models.evidence.paired.PairedEvidence",
-    42: "models.evidence.two_sample.TwoSampleEvidence",
-    50: "models.rollout.comparison.Comparison",
-    51: "models.rollout.deployment.Deployment",
-    52: "models.rollout.guardrails.ErrorRate",
-    53: "models.rollout.guardrails.GuardrailMonitors",
-    54: "models.rollout.guardrails.Latency",
-    55: "models.rollout.guardrails.LossRatio",
-    56: "models.rollout.guardrails.PredictionShift",
-    57: "models.rollout.ab_test.ABTest",
-    58: "models.rollout.bandit.Bandit",
-    59: "models.rollout.canary.Canary",
-    60: "models.rollout.interleaving.Interleave",
-    61: "models.rollout.policy.Guardrails",
-    62: "models.rollout.shadow.Shadow",
-    63: "models.rollout.trial.Trial",
-    64: "models.rollout.observations.LabelPairs",
-    65: "models.rollout.interleaving.ListPairs",
-}
 
 _PROGRAM, _PIPELINES = "anabranch.", "anabranch.dataflows.pipelines."
 
@@ -96,7 +64,7 @@ _VERSION_0_1 = {
 
 def _register() -> frozenset[tuple[str, str]]:
     classes = set()
-    for code, path in _CLASSES.items():
+    for code, path in PICKLED_CLASSES.items():
         module, _, name = path.rpartition(".")
         copyreg.add_extension(f"{_PROGRAM}{module}", name, _FIRST_CODE + code)
         classes.add((f"{_PROGRAM}{module}", name))

@@ -114,7 +114,7 @@ class ResampledLearner(LearnerWrapper):
         version: labels that it was given, drawn or not.
 
     >>> from river import linear_model
-    >>> from anabranch.models.learners.linear import learner_for
+    >>> from anabranch.models.learners.compiled import learner_for
     >>> inner = learner_for(linear_model.LogisticRegression(), ("a",), Task.BINARY)
     >>> learner = ResampledLearner(inner, {True: 0.5, False: 0.5}, seed=1)
     >>> op, row = np.array([1, 1, 1, 1, 1, 0], np.uint8), np.zeros(6, np.int64)

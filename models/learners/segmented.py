@@ -57,7 +57,7 @@ class SegmentedLearner(LearnerWrapper):
         version: labels that it was given.
 
     >>> from river import linear_model
-    >>> from anabranch.models.learners.linear import learner_for
+    >>> from anabranch.models.learners.compiled import learner_for
     >>> shared = learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION)
     >>> learner = SegmentedLearner(shared, max_segments=2)
     >>> rows = np.array([[1.0, 0], [1.0, 1], [1.0, 1]])

@@ -27,7 +27,7 @@ class SubsampledLearner(LearnerWrapper):
 
     >>> from river import linear_model
     >>> from anabranch.models.learners.learner import Task
-    >>> from anabranch.models.learners.linear import learner_for
+    >>> from anabranch.models.learners.compiled import learner_for
     >>> inner = learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION)
     >>> learner = SubsampledLearner(inner, 0.25)
     >>> op, row = np.ones(1000, np.uint8), np.zeros(1000, np.int64)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from anabranch.models.categories import Categories
 from anabranch.models.learners.learner import Predictions, Targets, Task
-from anabranch.models.learners.pickling import dumps, loads
+from anabranch.models.learners.pickling import dumps, unpickled
 from anabranch.models.metrics.grouped import GroupedMetric
 from anabranch.models.metrics.kernels import count_by
 from anabranch.models.metrics.slices import SliceBy
@@ -270,7 +270,7 @@ def _column(declared: SliceBy, indices: Mapping[str, int]) -> int | None:
 def _load(blob: bytes) -> tuple[Task, list[dict[str, Any]]]:
     """The task, and by slice what `_Slice.dump` returned."""
     try:
-        content = loads("the blob", blob)
+        content = unpickled(blob)
         if not isinstance(content, dict):
             raise StateError("it was written by another version")
         return Task(content["task"]), content["slices"]

@@ -93,6 +93,11 @@ class _Batch:
         trainable: `(learned,) bool`: those not quarantined; None: all.
     """
 
+    # Set only where they differ: every batch makes one of these, however small it is.
+    timings: Timings | None = None
+    trainable: Mask | None = None
+    predictions: dict[str, Predictions]
+
     def __init__(
         self,
         models: ModelSet,
@@ -107,9 +112,8 @@ class _Batch:
         self.rejected: list[tuple[int, str]] = []
         self.versions_before = models.versions
         self.learned_before: I64 | range = range(len(rows))
-        self.timings = None if models.rollouts is None else Timings()
-        self.trainable: Mask | None = None
-        self.predictions: dict[str, Predictions] = {}
+        if models.rollouts is not None:
+            self.timings = Timings()
 
     def run_models(self) -> LearnedLabels:
         """Let every model predict and train; returns the labels that were learned."""

@@ -15,7 +15,7 @@ from anabranch.models.prequential import outcome as reasons
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.early_labels import EarlyLabels
 from anabranch.models.prequential.outcome import BUFFERED_LABEL, CorrectedLabels, ExpiredLabel
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.labels.pending_store import (
     CONFIRMS,
     CONTRADICTS,
@@ -117,7 +117,7 @@ class LabelJoin:
         self,
         width: int,
         task: Task,
-        rules: LabelRules,
+        rules: LabelLimits,
         default: Label,
         groups: int = 0,
         lists: bool = False,

@@ -26,7 +26,7 @@ from anabranch.models.prequential.stored_predictions import STORED_PREDICTIONS, 
 from anabranch.models.rollout.challenger import OnDrift
 from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import DeclarationError
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
@@ -54,7 +54,7 @@ class PrequentialSettings:
 
     metrics: Sequence[str] = ()
     monitors: Sequence[Monitor] = ()
-    rules: LabelRules = field(default_factory=LabelRules)
+    rules: LabelLimits = field(default_factory=LabelLimits)
     default: Label = None
     inline: bool = False
     bounds: Bounds | None = None

@@ -43,7 +43,7 @@ class Prequential:
 
     >>> from river import linear_model
     >>> from anabranch.models.learners.learner import Task
-    >>> from anabranch.models.learners.linear import learner_for
+    >>> from anabranch.models.learners.compiled import learner_for
     >>> model = learner_for(linear_model.LinearRegression(), ("a",), Task.REGRESSION)
     >>> step = Prequential({"champion": model}, PrequentialSettings(metrics=["MAE"]))
     >>> outcome = step.run(

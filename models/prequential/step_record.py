@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from anabranch.models.drift.detectors import DriftMonitor
 from anabranch.models.learners.learner import Task
-from anabranch.models.learners.pickling import dumps, loads
+from anabranch.models.learners.pickling import dumps, unpickled
 from anabranch.models.metrics.metrics import Metric, metric
 from anabranch.models.metrics.ranking import RankQuality
 from anabranch.models.prequential.monitors import SliceMonitor
@@ -92,7 +92,7 @@ class StepRecord:
             StateError: it is damaged, or was written by another version.
         """
         try:
-            return _from_content(loads("the record", blob))
+            return _from_content(unpickled(blob))
         except Exception as error:
             raise StateError(
                 f"the metrics and monitors in the state can't be read ({error}): continue with the "

@@ -9,9 +9,9 @@ import numpy as np
 from river import base
 from river.utils import VectorDict
 
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.description import describe
 from anabranch.models.learners.learner import LEARN, PREDICT, Label, Predictions, Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.pickling import dumps, loads, why_not_picklable
 from anabranch.models.learners.river import RiverLearner, check_task
 from anabranch.state.errors import AnabranchError, DeclarationError, InputError

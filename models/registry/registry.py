@@ -26,8 +26,8 @@ from typing import Any
 
 import msgspec
 
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import Learner, Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.pickling import check_river, dumps, loads
 from anabranch.models.registry.version import Version, check_name, parse_reference, seal, unseal
 from anabranch.state.errors import InputError, StateError

@@ -1,7 +1,7 @@
 """The rollout policies: how a challenger gets to serve, each in a file of its own.
 
 A new policy is a subclass of `Policy` in a file beside these. It is registered in `POLICIES`, in
-the table of `models.learners.pickling`, and among the public names of `anabranch`.
+the table of `models.pickled_classes`, and among the public names of `anabranch`.
 """
 
 from __future__ import annotations

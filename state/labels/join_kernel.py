@@ -56,7 +56,7 @@ NO_VALUE, UNKNOWN, DUPLICATE, CONTRADICTS, LATE, TOO_OLD, CONFIRMS = 1, 2, 3, 4,
     MAX_RESOLVED,
     TIME_LIMIT,
 ) = range(9)
-"""Cells of the rules, see `LabelRules.numbers`; event time advances to `TIME_LIMIT` at most."""
+"""Cells of the rules, see `LabelLimits.numbers`; event time advances to `TIME_LIMIT` at most."""
 
 # How an id was resolved, in the lowest bits of `RingArrays.more`; above them is 1 + the kept row.
 _LABELLED, _BY_DEFAULT, _UNLABELLED = 0, 1, 2

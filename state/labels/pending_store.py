@@ -7,7 +7,7 @@ largest number pending at a time (with the events of a call); allocated memory i
 
 Ids that are *resolved*, by a label or by their timeout, are remembered to recognise repeated and
 late labels (59 bytes each at most); and labels are buffered that arrive *early*, before their
-event. See `state.labels.label_rules`.
+event. See `state.labels.label_limits`.
 
 An id is kept as its 64-bit `hash64`, not as text. Should two ids that are pending at the same time
 have the same hash, the newer is rejected as a duplicate; for n pending that happens with a
@@ -47,7 +47,7 @@ from anabranch.state.labels.join_kernel import (
     join,
     read_ahead,
 )
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.labels.row_pool import (
     ARRIVALS,
     FREE,
@@ -170,11 +170,11 @@ class PendingStore:
         self,
         width: int,
         models: int,
-        rules: LabelRules | None = None,
+        rules: LabelLimits | None = None,
         groups: int = 0,
         lists: bool = False,
     ) -> None:
-        self.rules = rules or LabelRules()
+        self.rules = rules or LabelLimits()
         self._rules = self.rules.numbers
         self.resolved, self.early = IdRing(), IdRing()
         self._counters = np.array([0, 0, NONE, NONE, NONE, 0, _NEVER], np.int64)

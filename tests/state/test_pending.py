@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anabranch.state.keys.hashing import hash64
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.labels.pending_store import (
     CONFIRMS,
     CONTRADICTS,
@@ -48,7 +48,7 @@ class Reference:
     all that were added, oldest first. `early`: the moment, the label's time, the code.
     """
 
-    def __init__(self, rules: LabelRules) -> None:
+    def __init__(self, rules: LabelLimits) -> None:
         self.rules = rules
         self.waiting: dict[str, tuple[int, int]] = {}
         self.resolved: dict[str, list[Any]] = {}
@@ -213,7 +213,7 @@ items = st.lists(
     max_size=80,
 )
 rules = st.builds(
-    LabelRules,
+    LabelLimits,
     timeout_ms=st.sampled_from([None, 0, 5, 20]),
     has_default=st.booleans(),
     default_code=st.just(0),
@@ -238,7 +238,7 @@ def split(entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:
     limits=st.lists(st.sampled_from([2**60, 0, 8, 20, 33]), min_size=7, max_size=7),
 )
 def test_equals_a_dict_for_any_cuts_and_time_limits(
-    items: list[Item], rules: LabelRules, cuts: list[int], limits: list[int]
+    items: list[Item], rules: LabelLimits, cuts: list[int], limits: list[int]
 ) -> None:
     store, reference = PendingStore(1, 1, rules), Reference(rules)
     bounds = [0, *sorted(cuts), 80]
@@ -260,7 +260,7 @@ def test_equals_a_dict_for_any_cuts_and_time_limits(
 def test_many_ids(update_ms: int | None) -> None:
     """Sizes at which the tables are rebuilt, and long probe sequences."""
     rng = random.Random(4)
-    rules = LabelRules(3_000, True, 0, update_ms, 900, max_early=150, max_resolved=4_000)
+    rules = LabelLimits(3_000, True, 0, update_ms, 900, max_early=150, max_resolved=4_000)
     store, reference = PendingStore(1, 0, rules), Reference(rules)
     for start in range(0, 24_000, 1_500):
         piece: list[Item] = []
@@ -299,7 +299,7 @@ def _step_if_due(reference: Reference, item: Item) -> list[Entry]:
 def test_timeouts_of_any_length_are_in_the_order_of_events(start: int) -> None:
     """Times over weeks, in bursts and gaps: rows pass through several levels of the queue."""
     rng = random.Random(start)
-    rules = LabelRules(timeout_ms=7 * 86_400_000, has_default=True, max_resolved=100)
+    rules = LabelLimits(timeout_ms=7 * 86_400_000, has_default=True, max_resolved=100)
     store, reference = PendingStore(1, 0, rules), Reference(rules)
     now, ended, image = start, 0, Delta()
     for number in range(60):
@@ -325,7 +325,7 @@ def test_timeouts_of_any_length_are_in_the_order_of_events(start: int) -> None:
 
 def test_one_jump_in_time_can_time_out_everything() -> None:
     """More timeouts than the call has events or labels."""
-    store = PendingStore(1, 0, LabelRules(timeout_ms=10))
+    store = PendingStore(1, 0, LabelLimits(timeout_ms=10))
     run(store, [("event", f"e{i}", i // 100, 0) for i in range(1_000)])
     got = run(store, [("event", "late", 10_000, 0)])
     assert [e[0] for e in got] == [DROPPED] * 1_000 + [PREDICT]
@@ -337,7 +337,7 @@ def test_one_jump_in_time_can_time_out_everything() -> None:
 @pytest.mark.parametrize("update_ms", [None, 10**9])
 def test_at_most_50_bytes_per_pending_prediction(batch: int, update_ms: int | None) -> None:
     """At every size of the arrays, and right after they grew."""
-    store = PendingStore(1, 1, LabelRules(update_ms=update_ms))
+    store = PendingStore(1, 1, LabelLimits(update_ms=update_ms))
     none, worst, sizes = np.empty(0, np.int64), 0.0, set()
     size, last = 0, 3_000 if batch == 1 else 200_000
     while size < last:
@@ -353,7 +353,7 @@ def test_at_most_50_bytes_per_pending_prediction(batch: int, update_ms: int | No
 
 
 def test_resolved_ids_take_59_bytes_at_most_and_are_bounded() -> None:
-    store = PendingStore(1, 1, LabelRules(max_resolved=10_000))
+    store = PendingStore(1, 1, LabelLimits(max_resolved=10_000))
     none = np.empty(0, np.int64)
     for start in range(0, 30_000, 500):
         ids, times = [str(start + i) for i in range(500)], np.arange(start, start + 500)

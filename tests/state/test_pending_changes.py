@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.labels.pending_store import PendingStore
 from anabranch.state.store.delta import Delta, decode, encode, merge
 from tests.state.test_pending import Item, items, rules, run
@@ -36,7 +36,7 @@ def restored(deltas: list[Delta], *arguments: Any) -> PendingStore:
 )
 def test_a_store_restored_at_any_cut_continues_the_same(
     items: list[Item],
-    rules: LabelRules,
+    rules: LabelLimits,
     cuts: list[int],
     killed: set[int],
     skipped: set[int],
@@ -80,7 +80,7 @@ def test_only_touched_rows_are_written() -> None:
 
 
 def test_a_row_resolved_between_two_commits_is_not_written() -> None:
-    store = PendingStore(24, 1, LabelRules(max_resolved=0))
+    store = PendingStore(24, 1, LabelLimits(max_resolved=0))
     for start in range(0, 3000, 100):
         ids = [str(start + i) for i in range(100)]
         add(store, ids, start)
@@ -91,7 +91,7 @@ def test_a_row_resolved_between_two_commits_is_not_written() -> None:
 
 
 def test_the_stored_state_does_not_grow_with_time() -> None:
-    store, deltas, sizes = PendingStore(3, 1, LabelRules(max_resolved=200)), [], []
+    store, deltas, sizes = PendingStore(3, 1, LabelLimits(max_resolved=200)), [], []
     for round_ in range(60):
         ids = [f"{round_}-{i}" for i in range(50)]
         add(store, ids, round_)
@@ -151,15 +151,15 @@ def test_many_rows_are_written_and_restored_quickly() -> None:
 
 
 def test_equal_times_time_out_in_the_order_of_arrival() -> None:
-    store = PendingStore(1, 1, LabelRules(timeout_ms=10))
+    store = PendingStore(1, 1, LabelLimits(timeout_ms=10))
     run(store, [("event", f"e{i}", 5, 0) for i in range(20)])
-    again = restored([store.changes()], 1, 1, LabelRules(timeout_ms=10))
+    again = restored([store.changes()], 1, 1, LabelLimits(timeout_ms=10))
     late: list[Item] = [("event", "late", 99, 0)]
     assert run(again, late) == run(store, late)
 
 
 def test_after_a_restore_earlier_events_time_out_first() -> None:
-    rules = LabelRules(timeout_ms=100)
+    rules = LabelLimits(timeout_ms=100)
     store = PendingStore(1, 1, rules)
     run(store, [("event", "e50", 50, 0), ("event", "e60", 60, 0)])
     again = restored([store.changes()], 1, 1, rules)

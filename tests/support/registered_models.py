@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.description import describe, parameters_by_path
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.pickling import library_versions
 from anabranch.models.learners.river import estimator_name
 from anabranch.models.registry.version import Version, finite

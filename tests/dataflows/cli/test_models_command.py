@@ -170,7 +170,7 @@ def test_export_then_import_is_the_same_model(kept: Kept) -> None:
     went_well(kept.call("models", "export", "state", NAME, "--to", "m.pickle"))
     made = kept.call("models", "import", "flow.py", "m.pickle", "--state", "new", "--name", "old")
     went_well(made)
-    assert "warning: unpickling m.pickle, which runs any code is in it" in made.err
+    assert "warning: unpickling m.pickle, which runs any code that is in it" in made.err
     here, there = Registry.of(kept.state), Registry.of(kept.directory / "new")
     one, other = here.get(NAME), there.get("old")
     assert other.parent == f"{NAME}@1 of pipeline trades"
@@ -203,7 +203,7 @@ def test_a_model_from_elsewhere_comes_in_if_it_fits(kept: Kept) -> None:
     assert (made["reference"], made["rows"]) == ("HoeffdingTreeClassifier@1", None)
     assert made["trained_on"] == []
     assert "it has never seen account_amount_10m_count" in done.err
-    assert "declares another model, so `run --model` would not take it" in done.err
+    assert "declares another model, so `run --model` would refuse it" in done.err
 
 
 def test_what_does_not_fit_is_one_sentence(kept: Kept) -> None:
@@ -286,7 +286,7 @@ def test_a_state_that_has_learned_nothing_has_no_model_yet(kept: Kept) -> None:
 def test_a_recovery_store_that_lacks_a_partition_is_refused(kept: Kept) -> None:
     """A snapshot would not say what the model was trained on."""
     with closing(sqlite3.connect(kept.state / "recovery" / "part-0.sqlite3")) as store, store:
-        store.execute("DELETE FROM snaps WHERE state_key = '1' AND step_id LIKE '%intake%'")
+        store.execute("DELETE FROM snaps WHERE state_key = '1' AND step_id LIKE '%source%'")
     done = kept.call("models", "snapshot", "state", "--name", "other")
     refused(done, "the recovery store of state knows 2 of 3 input partitions", "backup")
 
@@ -302,7 +302,7 @@ def test_a_damaged_version_is_named_and_the_others_are_listed(kept: Kept) -> Non
 def test_a_registry_is_no_part_of_the_state(kept: Kept) -> None:
     whole = kept.call("state", "state", "--verify")
     went_well(whole)
-    assert "5 places read and checked" in whole.out
+    assert "5 state partitions verified" in whole.out
     shutil.rmtree(kept.state / "registry")
     go_on(kept)
 

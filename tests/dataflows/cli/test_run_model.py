@@ -114,7 +114,7 @@ def test_it_continues_like_an_uninterrupted_model(tmp_path: Path, call: Call, mo
     parts.snapshot("old", "--name", "half")
     done = parts.run("second", "new", *BEGIN)
     went_well(done)
-    assert f"begins with half@1, which has learned {ROWS // 2} labels" in done.err
+    assert f"starting from half@1, which has learned {ROWS // 2} labels" in done.err
     assert parts.predictions("second") == parts.predictions("whole")[ROWS // 2 :]
     made = parts.snapshot("new", "--name", "grown")
     assert (made["rows"], made["parent"]) == (ROWS, "half@1")
@@ -187,7 +187,7 @@ def test_two_workers_start_with_the_model(parts: Parts) -> None:
 
 def test_a_model_that_can_not_be_used_is_one_sentence(parts: Parts) -> None:
     refused(parts.run("second", "old", "--model", "half@1"),
-            "old has begun without a model and come to generation", "--state")  # fmt: skip
+            "old has started from an untrained model and is at generation", "--state")  # fmt: skip
     refused(parts.run("second", "new", "--model", "half@1"), "there is no model 'half@1'")
     refused(parts.run("second", "new", "--model", "half", "--registry", "old"), "half@VERSION")
     refused(parts.run("second", "new", "--model", "half@2", "--registry", "old"), "it has half@1")
@@ -199,7 +199,7 @@ def test_a_model_that_can_not_be_used_is_one_sentence(parts: Parts) -> None:
         parts.declare(model)
         done = parts.run("second", "new", *BEGIN)
         refused(
-            done, "model half@1 is Pipeline(", "declares", "declare what it is, or name another"
+            done, "model half@1 is Pipeline(", "declares", "declare that model, or name another"
         )
     parts.declare(COMPILED)
     about = parts.directory / "old" / "registry" / "half" / "1" / "about.json"
@@ -217,5 +217,5 @@ def test_another_model_is_refused_for_an_existing_state(parts: Parts) -> None:
     went_well(parts.run("second", "new", *BEGIN))
     went_well(parts.run("whole", "old", "--on-offset-out-of-range", "earliest"))
     parts.snapshot("old", "--name", "half")
-    words = ("new has begun with half@1 and come to generation", "--model half@2")
+    words = ("new has started from half@1 and is at generation", "--model half@2")
     refused(parts.run("second", "new", "--model", "half@2", "--registry", "old"), *words)

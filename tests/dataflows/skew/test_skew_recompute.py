@@ -322,7 +322,7 @@ def test_no_kernel_of_the_dataflow_is_used():
         "anabranch.state.windows.statistics",
         "anabranch.state.durations",
         "anabranch.state.errors",
-        "anabranch.state.labels.label_rules",
+        "anabranch.state.labels.label_limits",
     }
     refused = ("source", "sharding", "steps", "codec.json")
     for path in Path(skew.__path__[0]).glob("*.py"):

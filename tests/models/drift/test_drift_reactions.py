@@ -30,8 +30,8 @@ from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.external_drift import ExternalDrift
 from anabranch.models.prequential.model_set import PrequentialSettings
@@ -182,7 +182,7 @@ def test_quarantine_equals_a_loop_over_river_that_skips_rows(inline, seed, suspe
                 times=events * 1000,
                 ids=[f"e{i}" for i in events],
                 external_drift=ExternalDrift(
-                    suspect=mask[low:high] if mask[low:high].any() else None
+                    quarantined=mask[low:high] if mask[low:high].any() else None
                 ),
             ),
             LabelBatch(

@@ -31,8 +31,8 @@ from river import (
 )
 
 from anabranch.models.learners.checkpoint import Bounds, Checkpoint, restored
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.pickling import unchanged_by_predicting, why_not_picklable
 from anabranch.models.learners.river import RiverLearner
 from anabranch.state.errors import StateError

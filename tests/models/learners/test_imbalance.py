@@ -28,9 +28,10 @@ from river import (
 
 from anabranch import Event, Pipeline, class_weights, field, inline, oversample, undersample
 from anabranch.models.learners.checkpoint import Bounds, Checkpoint
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.imbalance import Imbalance, with_imbalance
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Task
-from anabranch.models.learners.linear import CompiledLinear, learner_for
+from anabranch.models.learners.linear import CompiledLinear
 from anabranch.models.learners.resampling import ResampledLearner, Sampler, corrected
 from anabranch.models.learners.river import RiverLearner
 from anabranch.models.prequential.batch import EventBatch
@@ -415,7 +416,7 @@ def sales(imbalance: Any, model: Any = SCALED, label: str | None = "returned") -
         ),
         (
             lambda: sales(class_weights({"yes": 2.0})),
-            "'yes' in imbalance= of .*: it is True or Fal",
+            "'yes' in imbalance= of .*, which is True or Fal",
         ),
         (
             lambda: sales(class_weights({True: 2.0}), naive_bayes.GaussianNB(), "kind"),
@@ -431,7 +432,7 @@ def sales(imbalance: Any, model: Any = SCALED, label: str | None = "returned") -
         ),
         (
             lambda: sales(class_weights({True: 2.0}), anomaly.HalfSpaceTrees()),
-            "is for classifiers, and HalfSpaceTrees is asked for anomalies: leave it out",
+            "is for classifiers, and HalfSpaceTrees predicts anomalies: leave it out",
         ),
         (lambda: sales(class_weights({True: 2.0}), anomaly.HalfSpaceTrees(), None), "classifiers"),
     ],

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import compose, linear_model, naive_bayes, optim, preprocessing, tree
 
+from anabranch.models.learners.compiled import compiled, learner_for, why_not
 from anabranch.models.learners.learner import ModelError, Task
-from anabranch.models.learners.linear import CompiledLinear, compiled, learner_for, why_not
+from anabranch.models.learners.linear import CompiledLinear
 from anabranch.models.learners.river import RiverLearner
 from anabranch.state.errors import DeclarationError
 

@@ -18,14 +18,15 @@ from river import compose, linear_model, preprocessing, tree
 from anabranch.models.drift.detectors import monitor
 from anabranch.models.learners import pickling
 from anabranch.models.learners.checkpoint import Checkpoint
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import Learner, Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.null import NullLearner
 from anabranch.models.learners.pickling import pickled, unpickled
 from anabranch.models.learners.resampling import ResampledLearner
 from anabranch.models.learners.segmented import SegmentedLearner
 from anabranch.models.learners.subsampling import SubsampledLearner
 from anabranch.models.metrics.slices import slice_by
+from anabranch.models.pickled_classes import PICKLED_CLASSES
 from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.prequential.step_record import StepRecord
@@ -91,7 +92,7 @@ def test_a_step_with_everything_is_persisted_without_the_names_of_modules() -> N
     make().restore(image)
 
 
-@pytest.mark.parametrize("path", pickling._CLASSES.values())
+@pytest.mark.parametrize("path", PICKLED_CLASSES.values())
 def test_every_class_of_the_table_is_where_the_table_says(path: str) -> None:
     module, _, name = path.rpartition(".")
     found = getattr(import_module(f"anabranch.{module}"), name)
@@ -104,11 +105,12 @@ def test_a_moved_class_is_read_by_its_number(monkeypatch: pytest.MonkeyPatch) ->
     program = """
 import sys, types
 from anabranch.models.learners import null, pickling
+from anabranch.models.pickled_classes import PICKLED_CLASSES
 moved = types.ModuleType("anabranch.models.learners.elsewhere")
 moved.NullLearner = null.NullLearner
 null.NullLearner.__module__ = moved.__name__
 sys.modules[moved.__name__] = moved
-code = next(c for c, path in pickling._CLASSES.items() if path.endswith(".NullLearner"))
+code = next(c for c, path in PICKLED_CLASSES.items() if path.endswith(".NullLearner"))
 import copyreg
 copyreg.remove_extension("anabranch.models.learners.null", "NullLearner", 0xAB00 + code)
 copyreg.add_extension(moved.__name__, "NullLearner", 0xAB00 + code)

@@ -26,8 +26,9 @@ from river import (
 
 from anabranch import Event, Pipeline, field, inline, undersample, window
 from anabranch.models.learners.checkpoint import Bounds, Checkpoint
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import LEARN, PREDICT, Learner, Predictions, Task
-from anabranch.models.learners.linear import CompiledLinear, learner_for
+from anabranch.models.learners.linear import CompiledLinear
 from anabranch.models.learners.resampling import ResampledLearner
 from anabranch.models.learners.river import RiverLearner
 from anabranch.models.learners.segmented import SEGMENT, SegmentedLearner
@@ -36,7 +37,7 @@ from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import DeclarationError
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.store.delta import Delta, decode, encode, merge
 from tests.support.checkpoint_pipeline import Kept, refused, trades, went_well
 from tests.support.commands import Call, Command, caller
@@ -244,7 +245,7 @@ def prequential(case: str, bounds: Bounds | None, most: int) -> Prequential:
         {"m": learner(case, most, 2)},
         PrequentialSettings(
             metrics=[metric],
-            rules=LabelRules(timeout_ms=20_000),
+            rules=LabelLimits(timeout_ms=20_000),
             bounds=bounds,
             segments=Segments("shop", most),
         ),

@@ -90,7 +90,7 @@ def test_a_loop_shows_in_how_popular_the_first_and_the_chosen_are():
     assert all(each["began"] > T0 + PAGES * 600 for each in found if each["severity"] == "drift")
     assert [found_of(True, limit) for limit in (7, 100)] == [found] * 2
     value = metrics.registry.get_sample_value
-    popular = {"pipeline": "shop", "what": "first", "bucket": "4 or more"}
+    popular = {"pipeline": "shop", "kind": "first", "bucket": "4 or more"}
     assert value("anabranch_feedback_total", popular) > PAGES * 0.2
 
 
@@ -158,7 +158,7 @@ def test_labels_that_come_for_high_scores_alone_are_a_loop(loop):
     value = metrics.registry.get_sample_value
     counts = {
         what: sum(
-            value("anabranch_feedback_total", {"pipeline": "loans", "what": what, "bucket": b}) or 0
+            value("anabranch_feedback_total", {"pipeline": "loans", "kind": what, "bucket": b}) or 0
             for b in (f"{tenth / 10:.1f}" for tenth in range(10))
         )
         for what in ("predictions", "labels", "true labels")

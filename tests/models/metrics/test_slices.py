@@ -18,8 +18,8 @@ from river import anomaly, linear_model, naive_bayes, tree
 from anabranch import Event, Pipeline, field, inline, since_last, slice_by, window
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 from anabranch.models.categories import Categories
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.targets import select
 from anabranch.models.metrics.metrics import metric
 from anabranch.models.metrics.sliced_metrics import SlicedMetrics, stored_report
@@ -28,7 +28,7 @@ from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import DeclarationError
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.store.delta import decode, encode, merge
 from tests.support.checkpoint_pipeline import PARTITIONS, Kept, trades, went_well
 from tests.support.commands import Call, Command, caller
@@ -96,7 +96,7 @@ def step_for(case: str, slices: list[SliceBy], inline_labels: bool = False) -> P
         {name: learner_for(model.clone(), NAMES, task) for name in ("m", "n")},
         PrequentialSettings(
             metrics=metrics,
-            rules=LabelRules(timeout_ms=20_000, early_ms=5000),
+            rules=LabelLimits(timeout_ms=20_000, early_ms=5000),
             default={Task.BINARY: False, Task.MULTICLASS: "low"}.get(task, 0.5),
             inline=inline_labels,
             slices=slices,

@@ -13,13 +13,13 @@ from river import anomaly, forest, linear_model, naive_bayes, preprocessing, tre
 
 from anabranch.models.drift.detectors import monitor
 from anabranch.models.learners.checkpoint import Bounds
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import StateError
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.store.delta import Delta, decode, encode, merge
 
 NAMES = ("a", "b")
@@ -156,7 +156,7 @@ def test_restored_anywhere_it_goes_on_the_same(case: str, data: Any) -> None:
     task = CASES[case][0]
     arguments: dict[str, Any] = {"inline": data.draw(st.booleans(), "inline")}
     if not arguments["inline"]:
-        arguments["rules"] = LabelRules(
+        arguments["rules"] = LabelLimits(
             timeout_ms=data.draw(st.sampled_from([None, 50, 100]), "wait"),
             update_ms=data.draw(st.sampled_from([None, 150]), "correct"),
             early_ms=data.draw(st.sampled_from([0, 30, 1000]), "hold"),

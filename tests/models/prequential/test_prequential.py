@@ -29,8 +29,9 @@ from river import (
 from river import metrics as river_metrics
 
 from anabranch.models.drift.detectors import monitor
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import Task
-from anabranch.models.learners.linear import CompiledLinear, learner_for
+from anabranch.models.learners.linear import CompiledLinear
 from anabranch.models.learners.river import RiverLearner
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
@@ -47,7 +48,7 @@ from anabranch.models.prequential.outcome import (
 )
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.state.errors import DeclarationError
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 
 EPOCH = datetime(2024, 1, 1)
 
@@ -301,7 +302,7 @@ def test_inline_equals_no_delay(task: Task, data: str, model: Any, name: str) ->
     assert list(outcomes[2].versions("champion")) == list(range(50, 200))
 
 
-def make_step(kind: str, rules: LabelRules, otherwise: Any) -> Prequential:
+def make_step(kind: str, rules: LabelLimits, otherwise: Any) -> Prequential:
     names = ("a", "b")
     learners = {
         "champion": learner_for(scaled(log_reg()), names, Task.BINARY),
@@ -327,7 +328,7 @@ def test_no_result_depends_on_the_cut(data: Any) -> None:
     kind = data.draw(st.sampled_from(["binary", "multiclass"]))
     events = data.draw(st.integers(1, 60))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    rules = LabelRules(
+    rules = LabelLimits(
         timeout_ms=data.draw(st.sampled_from([None, 0, 8, 40])),
         update_ms=data.draw(st.sampled_from([None, 60])),
         early_ms=data.draw(st.sampled_from([0, 20, 1000])),
@@ -437,7 +438,7 @@ def test_refused_labels_are_listed_with_a_reason() -> None:
 
 
 def test_a_label_older_than_all_that_waits_is_told_from_an_unknown_one() -> None:
-    step = binary_step(rules=LabelRules(timeout_ms=10, early_ms=100))
+    step = binary_step(rules=LabelLimits(timeout_ms=10, early_ms=100))
     outcome = feed(step, "a", "xy", [1.0, 1.0], [50, 39, 40])
     assert outcome.rejected_labels == [(0, TOO_OLD)]
     assert outcome.buffered == 1
@@ -445,7 +446,7 @@ def test_a_label_older_than_all_that_waits_is_told_from_an_unknown_one() -> None
 
 def correcting(**rules: Any) -> Prequential:
     rules = {"timeout_ms": 10, "update_ms": 100, **rules}
-    return binary_step(rules=LabelRules(**rules), default=False)
+    return binary_step(rules=LabelLimits(**rules), default=False)
 
 
 def river_after(*learned: tuple[float, bool]) -> Any:
@@ -488,14 +489,14 @@ def test_a_label_corrects_no_longer_than_was_declared() -> None:
 
 
 def test_without_correction_a_late_label_has_its_own_reason() -> None:
-    step = binary_step(rules=LabelRules(timeout_ms=10), default=False)
+    step = binary_step(rules=LabelLimits(timeout_ms=10), default=False)
     feed(step, "ab", "", [], [0, 30])
     assert feed(step, "", "a", [1.0], [31]).rejected_labels == [(0, LATE)]
     assert weights(step) == river_after((1.0, False))
 
 
 def test_a_label_that_runs_ahead_teaches_right_after_its_event() -> None:
-    step = binary_step(rules=LabelRules(early_ms=100))
+    step = binary_step(rules=LabelLimits(early_ms=100))
     first = feed(step, "", "aa", [1.0, 0.0], [7, 8])
     assert (first.buffered, first.rejected_labels) == (1, [(1, CONTRADICTS)])
     outcome = feed(step, "ba", "", [], [3, 5])
@@ -513,7 +514,7 @@ def test_a_label_that_runs_ahead_teaches_right_after_its_event() -> None:
 
 
 def test_labels_that_are_held_in_vain_are_given_back_with_their_note() -> None:
-    step = binary_step(rules=LabelRules(early_ms=10, max_early=2))
+    step = binary_step(rules=LabelLimits(early_ms=10, max_early=2))
     step.run(
         EventBatch(features=np.empty((0, 1)), times=np.empty(0, np.int64), ids=[]),
         LabelBatch(
@@ -532,7 +533,7 @@ def test_labels_that_are_held_in_vain_are_given_back_with_their_note() -> None:
 
 
 def test_of_too_many_held_labels_the_oldest_is_given_up() -> None:
-    step = binary_step(rules=LabelRules(early_ms=10, max_early=1))
+    step = binary_step(rules=LabelLimits(early_ms=10, max_early=1))
     outcome = feed(step, "", "ab", [1.0, 1.0], [1, 2])
     assert [(g.item, g.reason) for g in outcome.expired_labels] == [(1, BUFFER_FULL)]
     assert feed(step, "ba", "", [], [2, 2]).learned.label.tolist() == [BUFFERED_LABEL]
@@ -547,7 +548,7 @@ def test_an_id_that_waits_is_predicted_but_not_stored_again() -> None:
 
 
 def test_the_wait_ends_after_its_last_millisecond() -> None:
-    step = binary_step(rules=LabelRules(timeout_ms=10))
+    step = binary_step(rules=LabelLimits(timeout_ms=10))
     assert feed(step, "a", "a", [1.0], [0, 10]).matched.tolist() == [0]
     late = feed(step, "b", "b", [1.0], [20, 31])
     assert late.dropped == 1
@@ -555,7 +556,7 @@ def test_the_wait_ends_after_its_last_millisecond() -> None:
 
 
 def test_an_assumed_label_is_learned_when_the_wait_is_over() -> None:
-    step = binary_step(rules=LabelRules(timeout_ms=10), default=False)
+    step = binary_step(rules=LabelLimits(timeout_ms=10), default=False)
     outcome = feed(step, "abc", "", [], [0, 5, 30])
     assert outcome.learned.label.tolist() == [-1, -1]
     assert outcome.learned.target.tolist() == [0.0, 0.0]

@@ -14,8 +14,8 @@ from river import bandit, linear_model, naive_bayes, preprocessing
 
 from anabranch.models.drift.detectors import monitor
 from anabranch.models.learners.checkpoint import Bounds
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import Learner, Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.metrics.slices import slice_by
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.model_set import PrequentialSettings
@@ -28,7 +28,7 @@ from anabranch.models.rollout.policies import ABTest, Bandit, Canary, Guardrails
 from anabranch.models.rollout.served import FALLBACK
 from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import InputError, StateError
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.store.delta import Delta, decode, encode, merge
 from tests.support.faulty_models import BecomesNaN, Mistaken, Raises
 
@@ -169,7 +169,9 @@ def through_the_disk(deltas: list[Delta]) -> Delta:
 def test_cut_and_restored_anywhere_it_serves_and_decides_the_same(case: str, data: Any) -> None:
     arguments: dict[str, Any] = {"inline": data.draw(st.booleans(), "inline")}
     if not arguments["inline"]:
-        arguments["rules"] = LabelRules(timeout_ms=data.draw(st.sampled_from([None, 6000]), "wait"))
+        arguments["rules"] = LabelLimits(
+            timeout_ms=data.draw(st.sampled_from([None, 6000]), "wait")
+        )
     given_data = stream(data.draw(st.integers(0, 9), "seed"))
     cuts = data.draw(st.lists(st.integers(0, 2 * SIZE), max_size=8), "cuts")
     kept = data.draw(st.sets(st.integers(0, 8)), "kept")

@@ -213,7 +213,7 @@ def test_a_damaged_pickle_is_not_unpickled(registry: Registry) -> None:
         with pytest.raises(StateError, match=r"is damaged \(its checksum does not match\)"):
             registry.load(version)
     path.write_bytes(b"")
-    assert "m/1/model.pickle is not whole" in registry.problems()[0]
+    assert "m/1/model.pickle is incomplete" in registry.problems()[0]
     path.unlink()
     with pytest.raises(StateError, match="can't be read"):
         registry.load(version)

@@ -22,8 +22,9 @@ from river import (
     tree,
 )
 
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import Task
-from anabranch.models.learners.linear import CompiledLinear, learner_for
+from anabranch.models.learners.linear import CompiledLinear
 from anabranch.models.registry.compatibility import (
     check_by_trial,
     check_columns,

@@ -19,7 +19,7 @@ from anabranch.models.rollout import interleaving
 from anabranch.models.rollout.deployment import Deployment
 from anabranch.models.rollout.policies import Interleave
 from anabranch.models.rollout.serving import Serving
-from anabranch.state.labels.label_rules import LabelRules
+from anabranch.state.labels.label_limits import LabelLimits
 
 SHOWN = 6
 F64 = NDArray[np.float64]
@@ -42,7 +42,7 @@ def rollout(challenger: Fixed, policy: Interleave, champion: Fixed | None = None
     return Prequential(
         models,
         PrequentialSettings(
-            rules=LabelRules(timeout_ms=600_000),
+            rules=LabelLimits(timeout_ms=600_000),
             default=False,
             rollouts=Serving(Deployment("old", ["new"], policy, Task.BINARY, "p"), Task.BINARY),
             ranking=True,

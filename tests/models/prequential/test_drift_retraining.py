@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from river import drift, linear_model, naive_bayes, preprocessing, tree
 
 from anabranch.models.drift.detectors import monitor
+from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.learner import Learner, Task
-from anabranch.models.learners.linear import learner_for
 from anabranch.models.learners.subsampling import SubsampledLearner
 from anabranch.models.metrics.slices import slice_by
 from anabranch.models.prequential.batch import EventBatch, LabelBatch

@@ -21,7 +21,7 @@ _NO_LIMIT: Final = (1 << 62) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class LabelRules:
+class LabelLimits:
     """The rules by which events and labels are joined; all times are event time, in ms.
 
     Attributes:

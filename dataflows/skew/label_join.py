@@ -24,7 +24,7 @@ from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.dataflows.skew.message_reader import ID, LABEL, OFFSET, PARTITION, PUBLISHED
 from anabranch.dataflows.skew.row_features import TIME
 from anabranch.models.learners.learner import Task
-from anabranch.state.labels.label_rules import MAX_EARLY, MAX_RESOLVED, LabelRules
+from anabranch.state.labels.label_limits import MAX_EARLY, MAX_RESOLVED, LabelLimits
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -115,7 +115,7 @@ def _is_valid(values: F64, task: Task) -> NDArray[np.bool_]:
 class _LabelJoin:
     """Joins labels to events one message at a time; times are epoch ms."""
 
-    rules: LabelRules
+    rules: LabelLimits
     default: float | None
     times: list[int]
     steps: list[tuple[int, int, float, int]] = field(default_factory=list)
