@@ -145,6 +145,9 @@ class GuardedBus:
     def end_offsets(self, topic: str) -> list[int]:
         return self._guard.call(self._bus.end_offsets, topic)
 
+    def open_transactions(self, topic: str) -> dict[int, int]:
+        return self._guard.call(self._bus.open_transactions, topic)
+
     def publisher(self, stop: threading.Event | None = None) -> Publisher:
         return _GuardedPublisher(self._guard.call(self._bus.publisher, stop), self._guard)
 

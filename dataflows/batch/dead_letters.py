@@ -35,7 +35,8 @@ class DeadLetterReason(StrEnum):
     NOT_JSON = "not JSON", "The bytes are not one JSON object in UTF-8."
     TYPE_MISMATCH = (
         "does not fit the type",
-        "A field is missing, unknown, or has another type than the declaration of the message.",
+        "A field is missing, unknown, or has another type than the declaration of the message; or "
+        "`__post_init__` of its type raised an exception, which `detail` has with file and line.",
     )
     INVALID_TIME = (
         "not a time",
@@ -63,6 +64,14 @@ class DeadLetterReason(StrEnum):
     FEATURE_TOO_LARGE = (
         "feature too large",
         "A feature of the event is beyond ±1e100, which no model could square.",
+    )
+    MODEL_FAILED = (
+        "model failed",
+        "The model, or a function in it, raised an exception on the event or the label: `detail` "
+        "has it, with the file and the line. An event that can't be predicted is not learned "
+        "either, and where `fallback=` is declared, that serves it instead of a dead letter; with "
+        "labels in the events, one that can't be learned has been predicted. More than "
+        "`max_model_failures` in a row end the run.",
     )
     NO_CANDIDATES = "no candidates", "The list of candidates of a ranking event is empty."
     TOO_MANY_CANDIDATES = (

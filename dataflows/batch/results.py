@@ -13,6 +13,8 @@ from anabranch.dataflows.messages.outputs import DeadLetter, DriftSignal, Rollou
 from anabranch.models.learners.learner import Predictions
 from anabranch.models.prequential.outcome import CorrectedLabels, LearnedLabels
 
+_NONE = np.zeros(0, np.int64)
+
 
 class Results(msgspec.Struct):
     """Predictions for a batch, and everything else that the models made of it.
@@ -28,6 +30,8 @@ class Results(msgspec.Struct):
         decisions: rollout messages.
         models: per event, the model that served it; None if all were served by the pipeline's own.
         instead_of: per event, the model that should have served it but failed; None if none did.
+        unserved: the events that were taken out of ``batch`` since no model could predict them, as
+            indices among all, ``(n,) int64``; tags count them.
         ranks: rank of each candidate in its ranking, from 1, ``(rows,) int64``; None otherwise.
     """
 
@@ -42,3 +46,4 @@ class Results(msgspec.Struct):
     models: Sequence[str] | None = None
     instead_of: Sequence[str | None] | None = None
     ranks: NDArray[np.int64] | None = None
+    unserved: NDArray[np.int64] = msgspec.field(default_factory=lambda: _NONE)

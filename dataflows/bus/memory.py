@@ -64,6 +64,10 @@ class MemoryBus:
     def end_offsets(self, topic: str) -> list[int]:
         return [log.end for log in self.logs(topic)]
 
+    def open_transactions(self, topic: str) -> dict[int, int]:
+        """None: there are no transactions here."""
+        return {}
+
     def publisher(self, stop: threading.Event | None = None) -> _MemoryPublisher:
         return _MemoryPublisher(self)
 

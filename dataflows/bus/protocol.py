@@ -116,10 +116,17 @@ class Reader(Protocol):
         """Undo `pause`."""
 
     def positions(self) -> dict[TopicPartition, int]:
-        """The next offset of each partition; after a gap, once that is known."""
+        """The next offset of each partition.
+
+        It moves over offsets without a message (removed ones, markers of transactions) once the bus
+        has told of them: also while `poll` returns nothing.
+        """
 
     def ends(self) -> dict[TopicPartition, int]:
-        """The offset after each partition's last message, as last reported (cheap, may be old)."""
+        """The offset after what can be read of each partition, as last reported.
+
+        Cheap, and may be old.
+        """
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Report the positions of this reader's group, for lag tools. They are never read back."""
@@ -153,7 +160,13 @@ class Bus(Protocol):
         """The first offset still kept, by partition."""
 
     def end_offsets(self, topic: str) -> list[int]:
-        """The offset after the last message, by partition, as of now."""
+        """The offset after what can be read, by partition, as of now.
+
+        A message of a transaction that is open can't be read, nor what follows it.
+        """
+
+    def open_transactions(self, topic: str) -> dict[int, int]:
+        """Where the first transaction that is still open begins, by partition that has one."""
 
     def publisher(self, stop: threading.Event | None = None) -> Publisher:
         """A new publisher; close it when done.

@@ -14,6 +14,7 @@ import typer
 from rich.highlighter import JSONHighlighter
 
 from anabranch.dataflows.bus import Bus, BusError, TopicPartition
+from anabranch.dataflows.bus.read_to_end import ends_now, read_to_end
 from anabranch.dataflows.cli.options import DEFAULT_BUS, BusConfig, BusSettings, BusUrl, opened_bus
 from anabranch.dataflows.telemetry.console import EXIT_PIPE, TextConsole, drop_output, printable
 from anabranch.dataflows.telemetry.logs import stderr_console
@@ -79,7 +80,7 @@ def consume(
         signal.signal(number, lambda *_: stop.set())
     with opened_bus(bus, bus_set, bus_config) as opened:
         positions = _positions(opened, topic, partition, start_offset)
-        ends = None if follow else _ends(opened, topic, positions)
+        ends = None if follow else ends_now(opened, positions)
         try:
             _print(opened, positions, ends, stop, limit, _raw_writer() if raw else _pretty_writer())
             sys.stdout.flush()
@@ -134,11 +135,6 @@ def _offset(wanted: str, first: int, end: int) -> int:
     return end if wanted == "latest" else min(max(int(wanted), first), end)
 
 
-def _ends(bus: Bus, topic: str, positions: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
-    ends = bus.end_offsets(topic)
-    return {at: ends[at.partition] for at in positions}
-
-
 def _messages(
     bus: Bus,
     positions: dict[TopicPartition, int],
@@ -146,18 +142,20 @@ def _messages(
     stop: threading.Event,
 ) -> Iterator[bytes]:
     reader = bus.reader(positions)
-    waits_since: float | None = time.monotonic()
+    waits_since = time.monotonic() if ends is None else None
+
+    def stopped() -> bool:  # asked between two polls
+        nonlocal waits_since
+        if waits_since is not None and time.monotonic() - waits_since > _SAY_AFTER_S:
+            waits_since = None
+            _say_waiting(next(iter(positions)).topic)
+        return stop.is_set()
+
     try:
-        while not stop.is_set():
-            if ends is not None and all(reader.positions()[at] >= end for at, end in ends.items()):
-                return
-            for piece in reader.poll(1000, timeout_s=0.1):
-                waits_since = None
-                yield from piece.values
+        for piece in read_to_end(reader, ends, limit=1000, stopped=stopped):
+            waits_since = None
+            yield from piece.values
             sys.stdout.flush()
-            if waits_since is not None and time.monotonic() - waits_since > _SAY_AFTER_S:
-                waits_since = None
-                _say_waiting(next(iter(positions)).topic)
     finally:
         reader.close()
 

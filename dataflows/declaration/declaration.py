@@ -112,6 +112,7 @@ class Declaration:
     rollout: Policy | None = None
     rollout_key: str | None = None
     fallback: bool | int | float | str | None = None
+    max_model_failures: int = 100
     candidates: str | None = None
     max_candidates: int = 100
     schema: Schema = dataclass_field(init=False, repr=False)

@@ -126,18 +126,28 @@ class DayOfWeek:
         out[:, 0] = (times // DAY_MS + _THURSDAY) % 7
 
 
+_VALUES: dict[str, tuple[type, ...]] = {"text": (str,), "number": (int, float), "boolean": (bool,)}
+
+
 @dataclass(frozen=True, slots=True)
 class OneHot:
     """See `one_hot`."""
 
     field: str
-    values: tuple[str, ...]
+    values: tuple[str | float | bool, ...]
 
     def columns(self) -> list[str]:
         return [f"{self.field}={value}" for value in self.values]
 
     def check(self, schema: Schema) -> None:
-        schema.require(self.field, ("text", "number", "boolean"), f"one_hot({self.field!r})")
+        where = f"one_hot({self.field!r})"
+        kind = schema.require(self.field, ("text", "number", "boolean"), where).kind
+        for value in self.values:
+            if not isinstance(value, _VALUES[kind]) or (kind == "number" and value is bool(value)):
+                raise DeclarationError(
+                    f"{value!r} in {where} is never a value of {schema.type_name}.{self.field}, "
+                    f"which is {kind}: give values of that type"
+                )
         if not self.values or len(set(self.values)) != len(self.values):
             raise DeclarationError(f"one_hot({self.field!r}) needs values, none of them twice")
 
@@ -253,8 +263,11 @@ def day_of_week(time: str = "ts") -> DayOfWeek:
     return DayOfWeek(time)
 
 
-def one_hot(name: str, values: Sequence[str]) -> OneHot:
-    """One column per value, 1.0 where the field equals it; for any other value all are 0.0."""
+def one_hot(name: str, values: Sequence[str | float | bool]) -> OneHot:
+    """One column per value, 1.0 where the field equals it; for any other value all are 0.0.
+
+    The values are of the field's own type: a number is never equal to a text.
+    """
     return OneHot(name, tuple(values))
 
 

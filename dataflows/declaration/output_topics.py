@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, Self, TypeVar, overload
 import msgspec
 
 from anabranch.dataflows.bus import Bus, BusError, TopicPartition, open_bus
+from anabranch.dataflows.bus.read_to_end import at_end, before_end, ends_now
 from anabranch.dataflows.declaration.declaration import Declaration, Topics
 from anabranch.dataflows.messages.outputs import (
     Cause,
@@ -53,14 +54,13 @@ class OutputReader(Generic[Output]):
         self._decode = msgspec.json.Decoder(output).decode
         self._position = _start_offsets(bus, topic, start)
         self._coordinates: Cause | None = None
-        self._ends = None if follow else dict(enumerate(bus.end_offsets(topic)))
+        offsets = {TopicPartition(topic, n): offset for n, offset in self._position.items()}
+        self._ends = None if follow else ends_now(bus, offsets)
         self._pending: deque[tuple[int, int, bytes]] = deque()
         self._closed = threading.Event()
         self._reading = threading.Lock()  # `close` may come from another thread
         self._owned_bus: Bus | None = None
-        self._reader = bus.reader(
-            {TopicPartition(topic, number): offset for number, offset in self._position.items()}
-        )
+        self._reader = bus.reader(offsets)
 
     @property
     def position(self) -> dict[int, int]:
@@ -105,17 +105,14 @@ class OutputReader(Generic[Output]):
             ) from None
 
     def _at_end(self) -> bool:
-        if self._ends is None:
-            return False
-        positions = self._reader.positions()
-        return all(
-            positions[TopicPartition(self.topic, number)] >= end
-            for number, end in self._ends.items()
-        )
+        return self._ends is not None and at_end(self._reader.positions(), self._ends)
 
     def _fetch(self) -> None:
         slices = self._reader.poll(_BATCH, _POLL_S)
-        for each in slices:
+        for piece in slices:
+            each = piece if self._ends is None else before_end(piece, self._ends)
+            if each is None:
+                continue
             offsets = each.offsets.tolist()
             for offset, payload in zip(offsets, each.values, strict=True):
                 self._pending.append((each.partition, offset, payload))

@@ -85,8 +85,11 @@ class Pipeline(Declaration):
             the pipeline has the topics ``control`` and ``rollouts``.
         rollout_key: the text field by whose value an event is assigned to a model; by default the
             one that publishers partition by, or the id.
-        fallback: what is served when the champion fails and no other model can replace it: binary,
-            the probability of true; multi-class, a class; else a number. None: no prediction.
+        fallback: what is served for an event on which the model raises, or, with rollouts, on which
+            the champion fails and no other model can replace it: binary, the probability of true;
+            multi-class, a class; else a number. None: such an event is a dead letter.
+        max_model_failures: how many events, or labels, in a row the model may raise on; one more
+            ends the run.
         candidates: a list of texts of the event, which the pipeline ranks. Each candidate is a row
             of its own (`dataflows.batch.candidates`): in features, the field is the candidate, and
             any other list of the event is the candidate's entry in it. The label names the

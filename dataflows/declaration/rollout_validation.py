@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from river import base
 
 from anabranch.dataflows.declaration.declaration import Declaration
+from anabranch.dataflows.declaration.model_trial import check_by_trial
 from anabranch.models.drift.detectors import LOSS
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.river import check_task
@@ -29,16 +30,13 @@ def check_rollout(pipeline: Declaration) -> None:
             f"challengers of {where} must be models by name, such as {{'tree': …}}, not "
             f"{type(pipeline.challengers).__name__}"
         )
+    if pipeline.fallback is not None:
+        _check_fallback(pipeline, where)
     if pipeline.rollout is None:
-        for parameter, given in (
-            ("rollout_key", pipeline.rollout_key),
-            ("fallback", pipeline.fallback),
-        ):
-            if given is not None:
-                raise DeclarationError(
-                    f"{parameter}= of {where} is for rollouts: give challengers= or rollout= as "
-                    "well"
-                )
+        if pipeline.rollout_key is not None:
+            raise DeclarationError(
+                f"rollout_key= of {where} is for rollouts: give challengers= or rollout= as well"
+            )
         return
     if pipeline.label is None:
         raise DeclarationError(
@@ -54,8 +52,6 @@ def check_rollout(pipeline: Declaration) -> None:
     context = PolicyContext(pipeline.task, len(pipeline.challengers), ranking, where)
     check_policy(pipeline.rollout, context)
     pipeline.schema.require_present(pipeline.traffic_field, ("text",), f"{where} (rollout_key=)")
-    if pipeline.fallback is not None:
-        _check_fallback(pipeline, where)
 
 
 def _check_on_drift(pipeline: Declaration, where: str) -> None:
@@ -109,6 +105,7 @@ def _check_challenger(pipeline: Declaration, model: object, where: str) -> None:
         check_task(model, pipeline.task)
     except DeclarationError as error:
         raise DeclarationError(f"{where}: {error}") from None
+    check_by_trial(pipeline, model, where)
 
 
 def _check_fallback(pipeline: Declaration, where: str) -> None:

@@ -8,6 +8,7 @@ from river import base
 
 from anabranch.dataflows.declaration.declaration import Declaration
 from anabranch.dataflows.declaration.features import DayOfWeek, Feature, HourOfDay, KeyedFeature
+from anabranch.dataflows.declaration.model_trial import check_by_trial
 from anabranch.dataflows.declaration.schema import Schema
 from anabranch.dataflows.messages.event_time import TIME_UNITS_MS
 from anabranch.dataflows.messages.inputs import Delayed, Inline, Label
@@ -140,6 +141,11 @@ def check_model(pipeline: Declaration) -> None:
             "detector, which could learn without one: give label="
         )
     check_task(pipeline.model, pipeline.task)
+    most = pipeline.max_model_failures
+    if isinstance(most, bool) or not isinstance(most, int) or most < 0:
+        raise DeclarationError(
+            f"max_model_failures={most!r} of pipeline {pipeline.name!r} must be an integer from 0"
+        )
     if pipeline.label is None and pipeline.metric_names:
         raise DeclarationError(
             f"pipeline {pipeline.name!r} has no label, so no metric can be computed: leave out "
@@ -151,6 +157,7 @@ def check_model(pipeline: Declaration) -> None:
         label = _LABEL_TYPES.get(pipeline.target_kind or "", float)
         where = f"pipeline {pipeline.name!r}"
         check_imbalance(pipeline.imbalance, pipeline.model, pipeline.task, label, where)
+    check_by_trial(pipeline, pipeline.model, f"the model of pipeline {pipeline.name!r}")
 
 
 def check_monitors(pipeline: Declaration) -> None:

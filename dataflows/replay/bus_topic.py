@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from anabranch.dataflows.bus import Bus, BusError, OnOutOfRange, Reader, Slice, TopicPartition
+from anabranch.dataflows.bus.read_to_end import ends_now
 
 
 class BusTopic:
@@ -28,7 +29,8 @@ class BusTopic:
                 "`anabranch topics` lists the topics"
             )
         self.starts = bus.start_offsets(source)
-        self.ends = bus.end_offsets(source)
+        places = [TopicPartition(source, number) for number in range(len(self.starts))]
+        self.ends = list(ends_now(bus, places).values())
         self.counts = [end - start for start, end in zip(self.starts, self.ends, strict=True)]
 
     def reader(

@@ -52,6 +52,10 @@ class HistoryBus:
     def end_offsets(self, topic: str) -> list[int]:
         return list(self._of(topic).ends)
 
+    def open_transactions(self, topic: str) -> dict[int, int]:
+        """None: `BusTopic` has told of those."""
+        return {}
+
     def publisher(self, stop: threading.Event | None = None) -> Publisher:
         raise BusError("a replay publishes nothing: this is a bug in anabranch")
 

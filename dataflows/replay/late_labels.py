@@ -44,9 +44,11 @@ class LateLabels:
         self._labels: list[NDArray[Any]] = []
         self._count = 0
         self._classes: dict[Any, int] = {}
+        self._events = 0  # tags count them
+        self._unserved = np.zeros(0, np.int64)  # those of them that are no rows, ascending
 
-    def add(self, results: Results, rows: int) -> int:
-        """Take the labels of a batch whose last event is row ``rows - 1``.
+    def add(self, results: Results) -> int:
+        """Take the labels of a batch.
 
         Returns:
             How many rows have got their first label.
@@ -55,15 +57,20 @@ class LateLabels:
             OSError: labels can't be written to disk.
         """
         learned, corrected = results.learned, results.corrected
+        if results.unserved.size:
+            unserved = self._events + results.unserved
+            self._unserved = np.concatenate([self._unserved, unserved])
+        self._events += len(results.batch) + results.unserved.size
+        labelled = 0
         if learned is not None and len(learned.times):
             origin = np.where(learned.label == ASSUMED_LABEL, _ASSUMED, _LABEL)
-            self._append(learned.tags, learned.times, learned.target, origin, rows)
+            labelled = self._append(learned.tags, learned.times, learned.target, origin)
         if corrected is not None:
             origin = np.full(len(corrected), _CORRECTED)
-            self._append(corrected.tags, corrected.times, corrected.target, origin, rows)
+            self._append(corrected.tags, corrected.times, corrected.target, origin)
         if self._count >= _MAX_IN_MEMORY:
             self.spill()
-        return 0 if learned is None else len(learned.times)
+        return labelled
 
     def columns(self, part: int, times: pl.Series) -> list[pl.Series]:
         """The label columns of one part; ``times`` are the event times of its rows (epoch ms)."""
@@ -100,19 +107,22 @@ class LateLabels:
             with self._file(part).open("ab") as file:
                 file.write(labels[parts == part].tobytes())
 
-    def _append(
-        self, tags: NDArray[np.int32], times: I64, targets: Targets, origin: I64, rows: int
-    ) -> None:
+    def _append(self, tags: NDArray[np.int32], times: I64, targets: Targets, origin: I64) -> int:
+        """Append the labels of events that are rows; returns how many there are."""
         labels = np.empty(len(times), _LABEL_ROW)
-        # A tag is the lowest 32 bits of a row number.
-        labels["row"] = rows - ((rows - tags.astype(np.int64)) & _TAG_MASK)
+        # A tag is the lowest 32 bits of an event's number.
+        numbers = self._events - ((self._events - tags.astype(np.int64)) & _TAG_MASK)
+        labels["row"] = numbers - np.searchsorted(self._unserved, numbers)
         labels["time"], labels["origin"] = times, origin
         if self._columns.multiclass:
             classes = self._classes
             targets = np.array([classes.setdefault(each, len(classes)) for each in targets])
         labels["value"] = targets
+        if self._unserved.size:
+            labels = labels[~np.isin(numbers, self._unserved)]
         self._labels.append(labels)
         self._count += len(labels)
+        return len(labels)
 
     def _typed(self, values: Any, labelled: pl.Series) -> pl.Series:
         """Values in the type of the column ``label``, null where a row is not ``labelled``."""

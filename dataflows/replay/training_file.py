@@ -154,7 +154,7 @@ class TrainingFile:
             letters = batch.raw.sorted(batch.dead_letters + results.dead_letters)
             self._dead.write(self._encoder.encode_lines(letters))
         if self._labels is not None:
-            self.labelled += self._labels.add(results, self.rows + len(batch))
+            self.labelled += self._labels.add(results)
         elif batch.targets is not None:
             self.labelled += len(batch)
         self.rows += len(batch)

@@ -7,7 +7,8 @@ import time
 from types import TracebackType
 from typing import Self
 
-from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus import Bus, Slice, TopicPartition
+from anabranch.dataflows.bus.read_to_end import ends_now, read_to_end
 from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control
@@ -32,11 +33,11 @@ class RolloutLog:
     def __init__(self, pipeline: Pipeline, bus: Bus, tail: int | None = None) -> None:
         check_controlled(pipeline, bus)
         topic = pipeline.topics.rollouts
-        starts, ends = bus.start_offsets(topic), bus.end_offsets(topic)
-        if tail is not None:
-            starts = [max(start, end - tail) for start, end in zip(starts, ends, strict=True)]
+        starts = bus.start_offsets(topic)
         offsets = {TopicPartition(topic, number): start for number, start in enumerate(starts)}
-        self._ends = {TopicPartition(topic, number): end for number, end in enumerate(ends)}
+        self._ends = ends_now(bus, offsets)
+        if tail is not None:
+            offsets = {at: max(start, self._ends[at] - tail) for at, start in offsets.items()}
         self._reader = bus.reader(offsets)
         codec = codec_of(pipeline, topic)
         self._decode, self._undecodable = codec.decoder(RolloutMessage), codec.errors
@@ -55,27 +56,27 @@ class RolloutLog:
     def history(self, stop: threading.Event | None = None) -> list[RolloutMessage]:
         """All messages up to the end that the topic had when this was opened, or until ``stop``."""
         timed: list[tuple[int, RolloutMessage]] = []
-        while not (stop is not None and stop.is_set()):
-            positions = self._reader.positions()
-            if all(positions[at] >= end for at, end in self._ends.items()):
-                break
-            timed += self._poll(_POLL_S)
+        stopped = (lambda: False) if stop is None else stop.is_set
+        for piece in read_to_end(self._reader, self._ends, limit=_POLL_MESSAGES, stopped=stopped):
+            timed += self._decoded(piece)
         timed.sort(key=lambda each: each[0])  # stable: a partition keeps its order
         return [message for _, message in timed]
 
     def poll(self, timeout_s: float = _POLL_S) -> list[RolloutMessage]:
         """New messages, after waiting for ``timeout_s`` seconds at most."""
-        timed = sorted(self._poll(timeout_s), key=lambda each: each[0])
+        timed: list[tuple[int, RolloutMessage]] = []
+        for piece in self._reader.poll(_POLL_MESSAGES, timeout_s):
+            timed += self._decoded(piece)
+        timed.sort(key=lambda each: each[0])
         return [message for _, message in timed]
 
-    def _poll(self, timeout_s: float) -> list[tuple[int, RolloutMessage]]:
+    def _decoded(self, piece: Slice) -> list[tuple[int, RolloutMessage]]:
         timed = []
-        for piece in self._reader.poll(_POLL_MESSAGES, timeout_s):
-            for at, value in zip(piece.times.tolist(), piece.values, strict=True):
-                try:
-                    timed.append((at, self._decode(value)))
-                except self._undecodable:
-                    continue  # not written by a run, which logs such messages
+        for at, value in zip(piece.times.tolist(), piece.values, strict=True):
+            try:
+                timed.append((at, self._decode(value)))
+            except self._undecodable:
+                continue  # not written by a run, which logs such messages
         return timed
 
 

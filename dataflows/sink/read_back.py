@@ -12,6 +12,7 @@ import numpy as np
 
 from anabranch.dataflows.batch.output_records import Provenance, SourceKey
 from anabranch.dataflows.bus import Bus, Reader, Slice, TopicPartition, UnreachableError
+from anabranch.dataflows.bus.read_to_end import ends_now, unread
 from anabranch.dataflows.codec import Codec
 from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
 from anabranch.dataflows.sink.published import Published
@@ -55,12 +56,11 @@ class ReadBack:
             BusError: the bus refused, or the flow was stopped while it was unavailable.
         """
         published = Published(self.provenance.inputs[0])
-        ends = {topic: self._offset(self.bus.end_offsets, topic, partition) for topic in start}
-        positions = {
-            TopicPartition(topic, partition): self._first(topic, partition, offset, ends[topic])
-            for topic, offset in start.items()
-        }
-        positions = {at: offset for at, offset in positions.items() if offset < ends[at.topic]}
+        places = [TopicPartition(topic, partition) for topic in start]
+        ends = self.retry.call(lambda: ends_now(self.bus, places))
+        positions = {at: self._first(at.topic, partition, start[at.topic], ends[at]) for at in ends}
+        ends = unread(positions, ends)
+        positions = {at: positions[at] for at in ends}
         if not positions:
             return published
         sources = {
@@ -80,25 +80,26 @@ class ReadBack:
         self,
         reader: Reader,
         starts: Mapping[TopicPartition, int],
-        ends: Mapping[str, int],
+        ends: Mapping[TopicPartition, int],
         collector: _Collector,
     ) -> None:
-        left = {at: ends[at.topic] for at in starts}
+        left = dict(ends)
         total = sum(end - starts[at] for at, end in left.items())
         report_at = time.monotonic() + _REPORT_EVERY_S
 
         def poll() -> list[Slice]:
+            before = reader.positions()
             slices = reader.poll(_LIMIT, _POLL_S)
-            if not slices:
+            if not slices and reader.positions() == before:
                 missing = ", ".join(f"{at.topic} partition {at.partition}" for at in left)
                 raise UnreachableError(f"reading back what was published: nothing of {missing}")
             return slices
 
         while left:
             for piece in self.retry.call(poll):
-                collector.add(piece, ends[piece.topic])
+                collector.add(piece, ends[TopicPartition(piece.topic, piece.partition)])
             positions = reader.positions()
-            left = {at: end for at, end in left.items() if positions[at] < end}
+            left = unread(positions, left)
             if time.monotonic() >= report_at:
                 report_at += _REPORT_EVERY_S
                 done = total - sum(end - positions[at] for at, end in left.items())

@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus.read_to_end import read_to_end
 from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.files.file_rows import FileTable
@@ -25,7 +26,7 @@ from anabranch.dataflows.messages.event_time import parse_times_ms
 from anabranch.dataflows.messages.inputs import Delayed, Inline
 from anabranch.dataflows.skew.progress import OnProgress
 from anabranch.dataflows.skew.row_features import TIME
-from anabranch.dataflows.skew.sources import format_of, offsets_of
+from anabranch.dataflows.skew.sources import format_of, no_messages, offsets_of
 from anabranch.state.durations import parse_duration_ms
 
 I64 = NDArray[np.int64]
@@ -35,8 +36,6 @@ MAX_NUMBER = 1e100
 ID, PARTITION, OFFSET, PUBLISHED = "event id", "event partition", "event offset", "publishing time"
 LABEL = "label value"
 """Columns beside the message's own; the names can't clash with fields, as they have a space."""
-
-_POLL_LIMIT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +96,8 @@ def topic_pieces(bus: Bus, topic: str, starts: list[int], ends: list[int]) -> It
     positions = {TopicPartition(topic, number): start for number, start in enumerate(starts)}
     reader = bus.reader(positions)
     try:
-        while any(at < ends[where.partition] for where, at in reader.positions().items()):
-            for piece in reader.poll(_POLL_LIMIT, timeout_s=0.1):
-                stop = int(np.searchsorted(piece.offsets, ends[piece.partition]))
-                if stop:
-                    cut = slice(0, stop)
-                    yield Piece(
-                        piece.partition, piece.offsets[cut], piece.times[cut], piece.values[cut]
-                    )
+        for piece in read_to_end(reader, {at: ends[at.partition] for at in positions}):
+            yield Piece(piece.partition, piece.offsets, piece.times, piece.values)
     finally:
         reader.close()
 
@@ -146,6 +139,8 @@ def messages_from_topic(
     for piece in topic_pieces(bus, topic, starts, ends):
         reader.add(piece)
         on_progress(f"reading {kind.name}", reader.read, sum(ends) - sum(starts))
+    if not reader.read and not kind.may_be_empty:  # its offsets hold no message
+        raise no_messages(bus, topic)
     return reader.messages(f"topic {topic!r}", topic, not any(starts))
 
 
@@ -187,7 +182,9 @@ class _Reader:
         )
         topics = pipeline.topics
         codec = codec_of(pipeline, topics.events if kind.name == "events" else topics.labels)
-        self._decode, self._undecodable = codec.decoder(wire), codec.errors
+        self._decode = codec.decoder(wire)
+        has_own_code = hasattr(wire, "__post_init__")
+        self._undecodable = (Exception,) if has_own_code else codec.errors
 
     def add(self, piece: Piece) -> None:
         """Append a frame of the valid messages of a piece."""

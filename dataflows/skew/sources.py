@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anabranch.dataflows.bus import Bus, BusError
+from anabranch.dataflows.bus import Bus, BusError, TopicPartition
+from anabranch.dataflows.bus.read_to_end import ends_now
 from anabranch.producers.files.formats import FORMATS
 from anabranch.producers.files.tables import parquet_rows
 from anabranch.state.errors import InputError
@@ -54,7 +55,14 @@ def offsets_of(bus: Bus, topic: str, may_be_empty: bool = False) -> tuple[list[i
             f"topic {topic!r} does not exist on {bus.url}; topics there: {listed} (file names "
             f"end in {', '.join(sorted(FORMATS))})"
         )
-    starts, ends = bus.start_offsets(topic), bus.end_offsets(topic)
+    starts = bus.start_offsets(topic)
+    places = [TopicPartition(topic, number) for number in range(len(starts))]
+    ends = list(ends_now(bus, places).values())
     if sum(ends) <= sum(starts) and not may_be_empty:
-        raise InputError(f"topic {topic!r} on {bus.url} has no messages: there is nothing to check")
+        raise no_messages(bus, topic)
     return starts, ends
+
+
+def no_messages(bus: Bus, topic: str) -> InputError:
+    """The error for a topic without messages, where there must be some."""
+    return InputError(f"topic {topic!r} on {bus.url} has no messages: there is nothing to check")

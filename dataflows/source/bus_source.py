@@ -22,6 +22,7 @@ from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourc
 from anabranch.dataflows.batch.batch import IDLE, Batch
 from anabranch.dataflows.batch.candidates import Candidates
 from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition
+from anabranch.dataflows.bus.read_to_end import at_end, ends_now
 from anabranch.dataflows.declaration.input_topics import partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.event_time import FIRST_MS
@@ -190,10 +191,7 @@ class _WorkerReader:
         latest = {} if resume is None else resume.latest
         self.reader.add(at, {TopicPartition(t, part.number): ms for t, ms in latest.items()})
         if self.options.until_end:
-            self._ends = self._ends or {}
-            for topic in self.inputs:
-                end = self._bus.end_offsets(topic)[part.number]
-                self._ends[TopicPartition(topic, part.number)] = end
+            self._ends = {**(self._ends or {}), **ends_now(self._bus, at)}
         return place
 
     def state_of(self, part: _SourcePartition, token: Token | None) -> PartitionState:
@@ -217,11 +215,7 @@ class _WorkerReader:
         """Whether this worker has read all that it should."""
         if self._ends is None:
             return self.options.stop.is_set()
-        positions = self.reader.positions
-        for at, end in self._ends.items():
-            if positions[at] < end:
-                return self.options.stop.is_set()
-        return True
+        return at_end(self.reader.positions, self._ends) or self.options.stop.is_set()
 
     def read(self) -> list[Keyed]:
         """The next batch, routed; empty if none is ready or an epoch is being closed."""

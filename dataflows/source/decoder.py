@@ -33,6 +33,7 @@ from anabranch.dataflows.messages.control import Control, control_error
 from anabranch.dataflows.messages.event_time import FIRST_MS, LAST_MS, parse_times_ms
 from anabranch.dataflows.messages.inputs import Delayed, Inline, field_types
 from anabranch.dataflows.messages.outputs import DeadLetter
+from anabranch.models.learners.error_place import describe_error
 from anabranch.state.arrays import LARGEST, extent, extents
 from anabranch.state.durations import format_duration_ms, parse_duration_ms
 
@@ -46,11 +47,15 @@ class StructDecoder:
 
     Attributes:
         integer_time: the message type with an integer in its time field, as nearly all have.
-        decode_integer_time: decodes one message into that type; raises one of `Codec.errors`.
+        decode_integer_time: decodes one message into that type; raises one of `errors`.
+        errors: what decoding may raise: `Codec.errors`; or anything that the type's own
+            ``__post_init__`` raises.
     """
 
     def __init__(self, codec: Codec, message: type[msgspec.Struct], time_field: str) -> None:
         self.codec = codec
+        has_own_code = hasattr(message, "__post_init__")
+        self.errors: tuple[type[Exception], ...] = (Exception,) if has_own_code else codec.errors
         self._decode = codec.decoder(_with_time_type(message, time_field, int | float | str))
         self.integer_time = _with_time_type(message, time_field, int)
         self.decode_integer_time = codec.decoder(self.integer_time)
@@ -59,20 +64,30 @@ class StructDecoder:
         """One struct per message, None where it is bad, and the fault of each bad row."""
         try:
             return list(map(self._decode, values)), {}
-        except self.codec.errors:
+        except self.errors:
             return self._decode_each(values)
 
     def _decode_each(self, values: Sequence[bytes]) -> tuple[list[Any], dict[int, Fault]]:
         structs: list[Any] = []
         faults: dict[int, Fault] = {}
-        decode, errors = self._decode, self.codec.errors
+        decode, errors = self._decode, self.errors
         for row, value in enumerate(values):
             try:
                 structs.append(decode(value))
             except errors as error:
                 structs.append(None)
-                faults[row] = self.codec.fault(error)
+                faults[row] = self._fault(error)
         return structs, faults
+
+    def _fault(self, error: Exception) -> Fault:
+        """Why a message could not be decoded; of an error in the user's code, where it was raised.
+
+        msgspec makes a `ValidationError` of a ValueError and a TypeError, with that as its cause.
+        """
+        raised = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        if raised is error and isinstance(error, self.codec.errors):
+            return self.codec.fault(error)
+        return DeadLetterReason.TYPE_MISMATCH, describe_error(raised)
 
 
 @dataclass(slots=True)
@@ -178,7 +193,7 @@ class BatchDecoder:
             structs = list(map(self._events.decode_integer_time, rows.values))
             stamps, *fields = self._read_with_time(structs)
             times = np.array(stamps, np.int64)
-        except self._events.codec.errors:
+        except self._events.errors:
             return None
         except OverflowError:  # a time beyond int64
             return None

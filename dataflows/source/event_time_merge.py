@@ -242,7 +242,10 @@ class MergedReader:
             buffer.latest = max(latest, buffer.latest)
 
     def _on_empty_poll(self, reader: Reader) -> None:
-        """All buffers are empty: take the bus reader's positions, which may have skipped a gap."""
+        """All buffers are empty: take the bus reader's positions.
+
+        They may have passed offsets that hold no message, or skipped a gap.
+        """
         self._idle_since = None
         self.positions.update(reader.positions())
 
@@ -290,6 +293,8 @@ class MergedReader:
         bound: tuple[int, int] | None = None
         silent = False
         for at, buffer in self._buffers.items():
+            if not buffer.rows:  # it may have passed offsets that hold no message
+                self.positions[at] = positions[at]
             if positions[at] < ends[at]:
                 silent = silent or not buffer.rows
                 latest = (int(buffer.latest), buffer.rank)

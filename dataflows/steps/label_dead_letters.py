@@ -48,13 +48,15 @@ class LabelDeadLetters:
     def of(self, batch: Batch, outcome: Outcome) -> list[DeadLetter]:
         """One for each label that was rejected, or has expired in the buffer."""
         rejected = [
-            self._dead_letter(_context(batch.labels, row), reason)
+            _dead_letter(self._topics, _context(batch.labels, row), _REASONS[reason], reason)
             for row, reason in outcome.rejected_labels
         ]
         return rejected + [self._expired(batch, each) for each in outcome.expired_labels]
 
     def _expired(self, batch: Batch, expired: ExpiredLabel) -> DeadLetter:
-        letter = self._dead_letter(self._decoder.decode(expired.context), expired.reason)
+        reason = DeadLetterReason.MODEL_FAILED if expired.failed else _REASONS[expired.reason]
+        context = self._decoder.decode(expired.context)
+        letter = _dead_letter(self._topics, context, reason, expired.reason)
         topic, row = self._topics.events, expired.item
         partitions, offsets = batch.partitions, batch.offsets
         if row >= len(batch):
@@ -63,15 +65,23 @@ class LabelDeadLetters:
         letter.given_up = Cause(topic, int(partitions[row]), int(offsets[row]))
         return letter
 
-    def _dead_letter(self, context: _LabelContext, reason: str) -> DeadLetter:
-        return DeadLetter(
-            topic=self._topics.labels,
-            partition=context.partition,
-            offset=context.offset,
-            reason=_REASONS[reason].value,
-            detail=f"id {readable_row_id(context.id)!r}: {reason}",
-            **payload_fields(context.payload),
-        )
+
+def label_dead_letter(topics: Topics, labels: LabelRows, row: int, detail: str) -> DeadLetter:
+    """For a label that the model failed on."""
+    return _dead_letter(topics, _context(labels, row), DeadLetterReason.MODEL_FAILED, detail)
+
+
+def _dead_letter(
+    topics: Topics, context: _LabelContext, reason: DeadLetterReason, detail: str
+) -> DeadLetter:
+    return DeadLetter(
+        topic=topics.labels,
+        partition=context.partition,
+        offset=context.offset,
+        reason=reason.value,
+        detail=f"id {readable_row_id(context.id)!r}: {detail}",
+        **payload_fields(context.payload),
+    )
 
 
 def _context(labels: LabelRows, row: int) -> _LabelContext:

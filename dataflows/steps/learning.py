@@ -58,6 +58,7 @@ def build_prequential(pipeline: Pipeline, rollouts: Serving | None) -> Prequenti
             on_drift=pipeline.starts_on_drift,
             ranking=pipeline.candidates is not None,
             quarantine=pipeline.quarantines,
+            fallback=pipeline.fallback,
         ),
     )
 

@@ -3,7 +3,7 @@
 ::
 
     FeatureGuard ─▶ EventMonitors ─▶ InlineLearning or DelayedLearning ─▶ DriftSignals
-                 ─▶ RolloutServing ─▶ OutcomeMonitors ─▶ RolloutCommands
+                 ─▶ RolloutServing ─▶ ModelFailures ─▶ OutcomeMonitors ─▶ RolloutCommands
 
 Which of them there are follows from the declaration: `build_stages`.
 """
@@ -37,6 +37,7 @@ from anabranch.dataflows.steps.learning import (
     Learning,
     build_prequential,
 )
+from anabranch.dataflows.steps.model_failures import ModelFailures, without
 from anabranch.dataflows.steps.rollout_step import RolloutCommands, RolloutServing, rollouts_of
 from anabranch.dataflows.steps.stage import BatchWork, Stage, StageContext
 from anabranch.dataflows.steps.window_step import WindowStep
@@ -62,6 +63,7 @@ def build_stages(context: StageContext) -> list[Stage]:
         else InlineLearning(context),
         DriftSignals(context),
         RolloutServing(context) if rollouts else None,
+        ModelFailures(context),
         None if monitors is None else OutcomeMonitors(monitors),
         RolloutCommands(context) if rollouts else None,
     ]
@@ -159,6 +161,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Bootstrap, StepState]):
         for process in self._process:
             process(work)
         outcome, results = work.outcome, work.results
+        if work.unserved is not None:
+            results = without(results, work.unserved)
         self._metrics.on_results(results, len(outcome.learned.times), outcome.quarantined)
         return results
 

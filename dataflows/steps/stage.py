@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.declaration.pipeline import Pipeline
@@ -46,9 +49,10 @@ class BatchWork:
         external: drift and quarantine found before learning.
         outcome: set by the learning stage.
         results: set by the learning stage, with `dead_letters`; later stages add to it.
+        unserved: the events that are not published, `(events,) bool`; None: there are none.
     """
 
-    __slots__ = ("batch", "dead_letters", "external", "outcome", "results")
+    __slots__ = ("batch", "dead_letters", "external", "outcome", "results", "unserved")
 
     outcome: Outcome
     results: Results
@@ -57,6 +61,7 @@ class BatchWork:
         self.batch = batch
         self.dead_letters: list[DeadLetter] = []
         self.external: ExternalDrift = NO_EXTERNAL_DRIFT
+        self.unserved: NDArray[np.bool_] | None = None
 
 
 class Stage:

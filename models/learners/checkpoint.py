@@ -16,11 +16,13 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.models.learners.fault_isolation import FaultIsolation
 from anabranch.models.learners.learner import LEARN, Learner, Predictions, Targets
 from anabranch.models.learners.pickling import garbage_collector_paused, pickled, unpickled
 from anabranch.models.learners.targets import select
@@ -108,7 +110,8 @@ class Checkpoint:
     Attributes:
         learner: the current learner.
         full_bytes: size of the last full pickle; 0 before the first.
-        run: see `Learner.run`.
+        isolation: keeps a row on which the model raises from all others.
+        run: see `FaultIsolation.run`.
         run_each: see `Learner.run_each`; None while only `run` can be used.
 
     >>> from river import linear_model
@@ -131,6 +134,7 @@ class Checkpoint:
         bounds: Bounds | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self.isolation = FaultIsolation()
         self._use(learner)
         self._name = name
         self._bounds = bounds or Bounds()
@@ -204,6 +208,8 @@ class Checkpoint:
     def _use(self, learner: Learner) -> None:
         self.learner = learner
         self.run: Callable[..., Predictions] = learner.run
+        if learner.can_fail:
+            self.run = partial(self.isolation.run, learner)
         self.run_each: Callable[..., Predictions | None] | None = learner.run_each
 
     def _start_log(self) -> None:
@@ -213,8 +219,11 @@ class Checkpoint:
         self, features: NDArray[np.float64], op: U8, row: I64, target: Targets
     ) -> Predictions:
         start = self._clock()
-        predictions = self.learner.run(features, op, row, target)
+        isolation = self.isolation
+        predictions = isolation.run(self.learner, features, op, row, target)
         steps = np.flatnonzero(op == LEARN) if self._pure else np.arange(op.size)
+        if isolation.left_out.size:
+            steps = np.setdiff1d(steps, isolation.left_out)
         if steps.size:
             log = self._log
             assert log is not None
@@ -237,14 +246,15 @@ class Checkpoint:
             targets = [label for piece in pieces for label in piece]
         else:
             targets = columns["target"]
-        start = self._clock()
+        start, isolation = self._clock(), FaultIsolation()
         for low in range(0, len(steps), _REPLAYED_AT_ONCE):
             part = slice(low, low + _REPLAYED_AT_ONCE)
             features = np.array(columns["features"][part])
             op, target = np.array(columns["op"][part]), targets[part]
             if isinstance(target, np.ndarray):
                 target = target.copy()
-            self.learner.run(features, op, np.arange(len(op)), target)
+            isolation.run(self.learner, features, op, np.arange(len(op)), target)
+            isolation.rows.clear()  # each step is a row of its own here
         log.rows, log.seconds = len(steps), self._clock() - start
         log.bytes = columns["features"].nbytes + 9 * len(steps)
 

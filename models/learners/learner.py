@@ -28,6 +28,22 @@ class ModelError(AnabranchError):
     """A model failed on a row, or can't do what is asked of it."""
 
 
+class StepFailed(ModelError):
+    """A model raised at a step of `Learner.run`.
+
+    The learner is as after the steps before it, and what the model has half done at this one stays.
+
+    Attributes:
+        step: the index of the step.
+        predictions: those of the PREDICT steps before it.
+        detail: what was raised, and where in the user's code.
+    """
+
+    def __init__(self, step: int, predictions: Predictions, detail: str) -> None:
+        super().__init__(detail)
+        self.step, self.predictions, self.detail = step, predictions, detail
+
+
 class Task(Enum):
     """The kind of prediction problem: it decides the type of targets and of predictions.
 
@@ -99,9 +115,6 @@ class Learner(Protocol):
         names: the feature columns, in order.
         version: labels that it has been given to learn.
         inner: the learner that this one wraps; None for a model.
-        failures: with fault isolation, the steps of the last `run` at which the model raised,
-            ascending. A learner of several models does not report them: their missing predictions
-            show where they failed.
         run_each: predict each row and learn it before the next, as `run` would in so many steps,
             but faster; None for a learner that has only `run`. Takes `features (rows, features)
             float64` and `target (rows,) float64`, and returns one prediction per row; or None,
@@ -112,7 +125,6 @@ class Learner(Protocol):
     names: tuple[str, ...]
     version: int
     inner: Learner | None = None
-    failures: Sequence[int] = ()
     run_each: ClassVar[Callable[..., Predictions | None] | None] = None
 
     def run(
@@ -135,9 +147,9 @@ class Learner(Protocol):
             One prediction per PREDICT step, in order.
 
         Raises:
-            ModelError: the model failed, and faults are not isolated; the message names the step.
-                The steps before it are done, the failing one may be half done: continue from a
-                checkpoint, not from here.
+            StepFailed: the model raised. The steps before it are done, the failing one may be half
+                done, and those behind it have left no trace: so one can go on with them
+                (`models.learners.fault_isolation`).
         """
         ...
 
@@ -153,13 +165,6 @@ class Learner(Protocol):
         """
         ...
 
-    def isolate_faults(self) -> None:
-        """From now on, where the model raises, the row has no prediction or is not learned.
-
-        Nothing to do for a learner that can't fail on a row.
-        """
-        return
-
     def weigh_classes(self, weights: Mapping[Label, float]) -> None:
         """Let each row learned from now on count as much as its class weighs, 1 by default.
 
@@ -169,6 +174,11 @@ class Learner(Protocol):
         raise ModelError(
             f"{self.describe()} takes no class weights: use undersample(…) or oversample(…)"
         )
+
+    @property
+    def can_fail(self) -> bool:
+        """Whether `run` may raise `StepFailed`."""
+        return False
 
     @property
     def unchanged_by_predicting(self) -> bool:
@@ -183,8 +193,9 @@ class Learner(Protocol):
 class LearnerWrapper(Learner):
     """A learner around another one; the base class of all wrappers.
 
-    Override `run`, and keep `version` and `failures` up to date there; everything else is left to
-    the learner inside.
+    Override `run`, and keep `version` up to date there; everything else is left to the learner
+    inside. If the one inside raises `StepFailed`, the wrapper is as after the steps before, too,
+    and raises one with its own number of the step.
 
     Args:
         inner: the learner to wrap; it belongs to this one from now on.
@@ -204,13 +215,14 @@ class LearnerWrapper(Learner):
         """See `Learner.to_river`."""
         return self.inner.to_river()
 
-    def isolate_faults(self) -> None:
-        """See `Learner.isolate_faults`."""
-        self.inner.isolate_faults()
-
     def weigh_classes(self, weights: Mapping[Label, float]) -> None:
         """See `Learner.weigh_classes`."""
         self.inner.weigh_classes(weights)
+
+    @property
+    def can_fail(self) -> bool:
+        """See `Learner.can_fail`."""
+        return self.inner.can_fail
 
     @property
     def unchanged_by_predicting(self) -> bool:

@@ -284,7 +284,9 @@ def why_not_picklable(model: Any) -> str | None:
 rows again would give another model: give it seed=1'
     """
     if isinstance(model, base.Base):
-        if any(isinstance(v, feature_extraction.RandomTreesEmbedding) for v in _all(model)):
+        if any(
+            isinstance(v, feature_extraction.RandomTreesEmbedding) for v in river_objects(model)
+        ):
             return "RandomTreesEmbedding keeps addresses in memory: use another transformer"
         unseeded = _unseeded(model)
         if unseeded is not None:
@@ -299,7 +301,8 @@ rows again would give another model: give it seed=1'
     return None
 
 
-def _all(model: base.Base) -> Iterator[Any]:
+def river_objects(model: Any) -> Iterator[Any]:
+    """A River object, and all those among its parameters, at any depth."""
     yield model
     for value in _inner(model):
-        yield from _all(value)
+        yield from river_objects(value)

@@ -7,19 +7,22 @@ wrapper.
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from river.utils.random import poisson
 
 from anabranch.models.learners.learner import (
+    LEARN,
     PREDICT,
     Label,
     Learner,
     LearnerWrapper,
     Predictions,
+    StepFailed,
     Targets,
     Task,
 )
@@ -143,9 +146,31 @@ class ResampledLearner(LearnerWrapper):
         target: Targets,
     ) -> Predictions:
         """See `Learner.run`."""
+        labels = (target == 1.0).tolist() if isinstance(target, np.ndarray) else target
+        before = copy.deepcopy(self._sampler) if self.can_fail else None
+        times, rates_by_row = self._draw(op, labels)
+        at = np.repeat(np.arange(op.size), times)
+        try:
+            predictions = self.inner.run(features, op[at], row[at], select(target, at))
+        except StepFailed as failed:
+            step = int(at[failed.step])
+            assert before is not None
+            self._sampler = before  # and draw again, for no more than the steps that were run
+            _, rates_by_row = self._draw(op[: step + 1], labels[: step + 1])
+            self._count(op[: step + 1])
+            predictions = self._corrected(
+                failed.predictions, rates_by_row[: len(failed.predictions.values)]
+            )
+            raise StepFailed(step, predictions, failed.detail) from failed
+        self._count(op)
+        return self._corrected(predictions, rates_by_row)
+
+    def _draw(
+        self, op: NDArray[np.uint8], labels: Sequence[Label]
+    ) -> tuple[list[int], list[dict[Label, float]]]:
+        """How often each step is run, and the rates at each prediction."""
         draw, times, rates_by_row = self._sampler.draw, [], []
         rates = self._rates()
-        labels = (target == 1.0).tolist() if isinstance(target, np.ndarray) else target
         for operation, label in zip(op.tolist(), labels, strict=True):
             if operation == PREDICT:
                 times.append(1)
@@ -153,11 +178,10 @@ class ResampledLearner(LearnerWrapper):
             else:
                 times.append(draw(label))
                 rates = self._rates()
-        at = np.repeat(np.arange(op.size), times)
-        predictions = self.inner.run(features, op[at], row[at], select(target, at))
-        self.failures = np.unique(at[list(self.inner.failures)]).tolist()
-        self.version += op.size - len(rates_by_row)
-        return self._corrected(predictions, rates_by_row) if self._correct else predictions
+        return times, rates_by_row
+
+    def _count(self, op: NDArray[np.uint8]) -> None:
+        self.version += int(np.count_nonzero(op == LEARN))
 
     def _rates(self) -> dict[Label, float]:
         """`Sampler.rates`; empty until every class was seen."""
@@ -168,6 +192,8 @@ class ResampledLearner(LearnerWrapper):
     def _corrected(
         self, predictions: Predictions, rates_by_row: list[dict[Label, float]]
     ) -> Predictions:
+        if not self._correct:
+            return predictions
         if self.task is Task.MULTICLASS:
             pairs = zip(predictions.values, rates_by_row, strict=True)
             values = [corrected_classes(probabilities, rates) for probabilities, rates in pairs]

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from river import base
+from river import base, dummy, forest, neighbors
 
 from anabranch.models.learners.description import describe
+from anabranch.models.learners.error_place import describe_error
 from anabranch.models.learners.learner import (
     NO_LABEL,
     PREDICT,
     Label,
     Learner,
-    ModelError,
     Predictions,
+    StepFailed,
     Targets,
     Task,
 )
-from anabranch.models.learners.pickling import unchanged_by_predicting
+from anabranch.models.learners.pickling import river_objects, unchanged_by_predicting
 from anabranch.state.errors import DeclarationError
-
-_log = logging.getLogger("anabranch.models")
 
 _KINDS: dict[Task, tuple[type, ...]] = {
     Task.BINARY: (base.Classifier,),
@@ -102,6 +100,8 @@ class RiverLearner(Learner):
     * MULTICLASS: `predict_proba_one`; without probabilities, `{label: 1.0}`.
     * The predicted label is River's `predict_one`: called where a model overrides it, else the
       first most probable one, which is the same.
+    * Between equally probable classes the first in order of text decides for models that keep their
+      classes in a set (KNN, AMF), whose order is another in each process.
     * ANOMALY: `score_one`; an `AnomalyFilter` predicts its verdict, 1.0 or 0.0, as
       `evaluate.progressive_val_score` does.
 
@@ -113,7 +113,6 @@ class RiverLearner(Learner):
     Attributes:
         model: the River object.
         class_weights: `w` of `learn_one`, by label, 1 where there is none; None: it is not passed.
-        fault_isolated: a row at which the model raises has no prediction, or is not learned.
 
     Raises:
         DeclarationError: the model is of the wrong kind for the task.
@@ -126,7 +125,6 @@ class RiverLearner(Learner):
     """
 
     class_weights: Mapping[Label, float] | None = None
-    fault_isolated = False
 
     def __init__(self, model: Any, names: Iterable[str], task: Task) -> None:
         check_task(model, task)
@@ -137,7 +135,6 @@ class RiverLearner(Learner):
         self._supervised = bool(model._supervised)
         self._probabilities = False
         self._own_label = False
-        self._warned = False
         if task in (Task.BINARY, Task.MULTICLASS):
             self._probabilities = _gives_probabilities(model)
             # By the class, not by the values: a derived label can't disagree with the model's.
@@ -157,12 +154,6 @@ class RiverLearner(Learner):
         if self.task is Task.BINARY:
             # Compared, not cast: the target of a PREDICT step may be NaN, and bool(NaN) is True.
             targets = [y == 1.0 for y in targets]
-        run = self._run_isolated if self.fault_isolated else self._run
-        return self._gather(run(op, rows, targets))
-
-    def _run(
-        self, op: NDArray[np.uint8], rows: list[list[float]], targets: Sequence[Any]
-    ) -> list[Any]:
         raw: list[Any] = []
         predict, learn = self._predict_function(), self._learn_function()
         names, step = self.names, 0
@@ -172,46 +163,15 @@ class RiverLearner(Learner):
                 if operation == PREDICT:
                     raw.append(predict(dict(zip(names, x, strict=True))))
                 else:
-                    learn(dict(zip(names, x, strict=True)), targets[step])
                     self.version += 1
+                    learn(dict(zip(names, x, strict=True)), targets[step])
+        except MemoryError:
+            raise
         except Exception as error:
             doing = "predicting" if op[step] == PREDICT else "learning"
-            raise ModelError(
-                f"{estimator_name(self.model)} failed at step {step} of {op.size} while {doing}, "
-                f"after {self.version} rows learned: {type(error).__name__}: {error}; check the "
-                "features and targets that it was given"
-            ) from error
-        return raw
-
-    def _run_isolated(
-        self, op: NDArray[np.uint8], rows: list[list[float]], targets: Sequence[Any]
-    ) -> list[Any]:
-        """As `_run`, but record a step that fails and continue with the next one.
-
-        River is deterministic: what a failing step leaves half done is the same whenever the step
-        is repeated.
-        """
-        raw: list[Any] = []
-        failures: list[int] = []
-        predict, learn = self._predict_function(), self._learn_function()
-        missing: Any = ({}, None) if self.task in (Task.BINARY, Task.MULTICLASS) else None
-        for step, (operation, x) in enumerate(zip(op.tolist(), rows, strict=True)):
-            try:
-                if operation == PREDICT:
-                    raw.append(predict(dict(zip(self.names, x, strict=True))))
-                else:
-                    self.version += 1
-                    learn(dict(zip(self.names, x, strict=True)), targets[step])
-            except Exception as error:
-                if operation == PREDICT:
-                    raw.append(missing)
-                if not self._warned:
-                    self._warned = True
-                    _log.warning("%s raised %s: %s", estimator_name(self.model),
-                                 type(error).__name__, error)  # fmt: skip
-                failures.append(step)
-        self.failures = failures
-        return raw
+            detail = f"{estimator_name(self.model)} failed while {doing}: {describe_error(error)}"
+            raise StepFailed(step, self._gather(raw), detail) from error
+        return self._gather(raw)
 
     def describe(self) -> str:
         """See `Learner.describe`."""
@@ -221,13 +181,14 @@ class RiverLearner(Learner):
         """See `Learner.to_river`; the model itself, not a copy."""
         return self.model
 
-    def isolate_faults(self) -> None:
-        """See `Learner.isolate_faults`."""
-        self.fault_isolated = True
-
     def weigh_classes(self, weights: Mapping[Label, float]) -> None:
         """See `Learner.weigh_classes`."""
         self.class_weights = dict(weights)
+
+    @property
+    def can_fail(self) -> bool:
+        """See `Learner.can_fail`."""
+        return True
 
     @property
     def unchanged_by_predicting(self) -> bool:
@@ -238,15 +199,18 @@ class RiverLearner(Learner):
         """From features to the raw prediction that `_gather` takes."""
         model = self.model
         if self.task is Task.REGRESSION:
-            return model.predict_one  # type: ignore[no-any-return]
+            return lambda x: _number(model.predict_one(x))
         if self.task is Task.ANOMALY:
             if isinstance(model, base.AnomalyFilter):
-                return lambda x: model.classify(model.score_one(x))
-            return model.score_one  # type: ignore[no-any-return]
+                classify = final_estimator(model).classify  # a pipeline has only the methods of all
+                return lambda x: _number(classify(model.score_one(x)))
+            return lambda x: _number(model.score_one(x))
         if not self._probabilities:
             return lambda x: _certain(model.predict_one(x))
         if self._own_label:
             return lambda x: (model.predict_proba_one(x), model.predict_one(x))
+        if self.task is Task.MULTICLASS and _follows_set_order(model):
+            return _in_order_of_classes(model)
         return lambda x: _most_probable(model.predict_proba_one(x))
 
     def _learn_function(self) -> Callable[[dict[str, float], Any], Any]:
@@ -264,8 +228,11 @@ class RiverLearner(Learner):
             values = [p.get(True, 0.0) if p else math.nan for p, _ in raw]
             labels = [NO_LABEL if label is None else int(bool(label)) for _, label in raw]
             return Predictions(np.array(values, np.float64), np.array(labels, np.uint8))
-        values = [math.nan if value is None else value for value in raw]
-        return Predictions(np.array(values, np.float64))
+        return Predictions(np.array(raw, np.float64))
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _most_probable(probabilities: dict[Label, float]) -> tuple[dict[Label, float], Label]:
@@ -273,6 +240,37 @@ def _most_probable(probabilities: dict[Label, float]) -> tuple[dict[Label, float
     if not probabilities:
         return probabilities, None
     return probabilities, max(probabilities, key=probabilities.__getitem__)
+
+
+# Their classes are in a set, whose order follows Python's hash seed where they are texts. It
+# decides between equally probable classes, and in KNN the order in which votes are summed.
+_SET_ORDERED = (dummy.NoChangeClassifier, forest.AMFClassifier, neighbors.KNNClassifier)
+
+
+def _follows_set_order(model: Any) -> bool:
+    return any(isinstance(each, _SET_ORDERED) for each in river_objects(model))
+
+
+def _in_order_of_classes(model: Any) -> Callable[[dict[str, float]], Any]:
+    """Predict with the classes in order, so that every process predicts the same."""
+    final, predict = final_estimator(model), model.predict_proba_one
+    swapped = isinstance(final, neighbors.KNNClassifier)
+
+    def predict_in_order(x: dict[str, float]) -> Any:
+        if not swapped:
+            return _most_probable(_sorted(predict(x)))
+        classes = final.classes
+        final.classes = sorted(classes, key=repr)  # which it only iterates over
+        try:
+            return _most_probable(_sorted(predict(x)))
+        finally:
+            final.classes = classes
+
+    return predict_in_order
+
+
+def _sorted(probabilities: dict[Label, float]) -> dict[Label, float]:
+    return {label: probabilities[label] for label in sorted(probabilities, key=repr)}
 
 
 def _certain(label: Label) -> tuple[dict[Label, float], Label]:

@@ -15,6 +15,7 @@ from anabranch.models.learners.learner import (
     Learner,
     LearnerWrapper,
     Predictions,
+    StepFailed,
     Targets,
     Task,
 )
@@ -87,6 +88,8 @@ class SegmentedLearner(LearnerWrapper):
         rows = features[row]
         segment = rows[:, -1].astype(np.int64)
         rows = np.ascontiguousarray(rows[:, :-1])
+        if self.can_fail:
+            return self._run_in_order(rows, segment, op, target)
         learns = op == LEARN
         created = self._count(segment, learns)
         own = self._own_after[segment] < np.arange(op.size)
@@ -105,10 +108,30 @@ class SegmentedLearner(LearnerWrapper):
         self.version += int(learns.sum())
         return parts.joined()
 
-    def isolate_faults(self) -> None:
-        """See `Learner.isolate_faults`."""
-        for each in (self.inner, *self.models.values()):
-            each.isolate_faults()
+    def _run_in_order(
+        self, rows: NDArray[np.float64], segment: I64, op: U8, target: Targets
+    ) -> Predictions:
+        """One step after the other, so that none has been run behind one that raises."""
+        steps, parts, step = np.arange(op.size), _PredictionParts(op, self.task), 0
+        try:
+            for step, (each, operation) in enumerate(
+                zip(segment.tolist(), op.tolist(), strict=True)
+            ):
+                own, here = self.models.get(each), steps[step : step + 1]
+                if operation == PREDICT:
+                    parts.run(self.inner if own is None else own, rows, op, here, target)
+                    continue
+                self.version += 1
+                self.labels[each] += 1
+                parts.run(self.inner, rows, op, here, target)
+                if own is not None:
+                    parts.run(own, rows, op, here, target)
+                elif each < self._max_segments and self.labels[each] >= self._min_labels:
+                    self.models[each] = copy.deepcopy(self.inner)
+                    self._own_after[each] = -1
+        except StepFailed as failed:
+            raise StepFailed(step, parts.joined(op[:step]), failed.detail) from failed
+        return parts.joined()
 
     def _count(self, segment: I64, learns: NDArray[np.bool_]) -> list[tuple[int, int]]:
         """Count labels; returns the step and segment of each new model, in order."""
@@ -143,12 +166,16 @@ class _PredictionParts:
         predictions = learner.run(rows, operations, steps, select(target, steps))
         self._parts.append((self._index[steps[operations == PREDICT]], predictions))
 
-    def joined(self) -> Predictions:
-        """One prediction per PREDICT step."""
+    def joined(self, op: U8 | None = None) -> Predictions:
+        """One prediction per PREDICT step; of the first steps only, where their `op` is given."""
+        if op is not None:
+            self._size = int(np.count_nonzero(op == PREDICT))
         if self._lists:
             return self._joined_lists()
         values = np.empty(self._size)
-        labels = None if self._parts[0][1].labels is None else np.empty(self._size, np.uint8)
+        labels = None
+        if self._parts and self._parts[0][1].labels is not None:
+            labels = np.empty(self._size, np.uint8)
         for at, predictions in self._parts:
             values[at] = predictions.values
             if labels is not None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.models.learners.learner import LEARN, Learner, LearnerWrapper, Predictions, Targets
+from anabranch.models.learners.learner import (
+    LEARN,
+    Learner,
+    LearnerWrapper,
+    Predictions,
+    StepFailed,
+    Targets,
+)
 from anabranch.models.learners.targets import select
 
 U64 = NDArray[np.uint64]
@@ -53,8 +60,12 @@ class SubsampledLearner(LearnerWrapper):
         sampled = np.ones(op.size, np.bool_)
         sampled[learns] = _uniform(self.version, count) < self.sample_rate
         at = np.flatnonzero(sampled)
-        predictions = self.inner.run(features, op[at], row[at], select(target, at))
-        self.failures = at[list(self.inner.failures)].tolist()
+        try:
+            predictions = self.inner.run(features, op[at], row[at], select(target, at))
+        except StepFailed as failed:
+            step = int(at[failed.step])
+            self.version += int(np.count_nonzero(learns[: step + 1]))
+            raise StepFailed(step, failed.predictions, failed.detail) from failed
         self.version += count
         return predictions
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,15 @@ from anabranch.models.prequential.drift_retraining import TrainingBatch, serve_b
 from anabranch.models.prequential.label_join import JoinedSteps
 from anabranch.models.prequential.model_set import ModelSet
 from anabranch.models.prequential.monitors import AlarmsAt
-from anabranch.models.prequential.outcome import LearnedLabels, Outcome
+from anabranch.models.prequential.outcome import (
+    BUFFERED_LABEL,
+    MODEL_FAILED_ON_EVENT,
+    ExpiredLabel,
+    LearnedLabels,
+    Outcome,
+)
 from anabranch.models.rollout.observations import RANK_BITS
-from anabranch.models.rollout.served import ServedPredictions
+from anabranch.models.rollout.served import ServedPredictions, is_unserved
 from anabranch.models.rollout.serving import BatchPredictions, Timings
 from anabranch.models.rollout.traffic import key_hashes
 
@@ -44,6 +51,14 @@ class _Steps:
     trainable: Mask | None = None
 
 
+@dataclass(slots=True)
+class _Failures:
+    """Of one model: the joined steps at which it could not predict, or learn, with the reason."""
+
+    events: dict[int, str] = field(default_factory=dict)
+    labels: dict[int, str] = field(default_factory=dict)
+
+
 class _Batch:
     """A batch on its way through the models.
 
@@ -59,11 +74,14 @@ class _Batch:
             before each.
         predictions: per model, in the order of the steps.
         scored: per model, the stored predictions for the events of the labels.
+        learned_before_by: see `BatchPredictions`.
+        champion: the champion at the beginning.
         timings: with rollouts, the time and the failures of each model.
     """
 
     def __init__(self, models: ModelSet, joined: JoinedSteps, events: EventBatch) -> None:
         self.models, self.joined, self.events = models, joined, events
+        self.champion = models.champion
         predicted = joined.predict_steps
         self.position = np.empty(len(events.times), np.int64)
         self.position[joined.source[predicted]] = np.arange(predicted.size)
@@ -75,7 +93,17 @@ class _Batch:
         self.learned_before = _trained_up_to(joined, self.steps)[predicted]
         self.predictions: dict[str, Predictions] = {}
         self.scored: dict[str, Predictions] = {}
+        self.learned_before_by: dict[str, I64] = {}
         self.timings = None if models.rollouts is None else Timings()
+        if models.rank_quality is not None:
+            models.set_siblings(self._rows_of_event)
+
+    def _rows_of_event(self, row: int) -> list[int]:
+        """The pending rows of all candidates of the event of one of them."""
+        events = np.asarray(self.events.fields[EVENT])
+        of_event = events == events[self.event_rows == row]
+        rows: list[int] = self.event_rows[of_event].tolist()
+        return rows
 
     def run_models(self) -> LearnedLabels:
         """Let every model predict and train; returns the labels that were learned."""
@@ -83,8 +111,13 @@ class _Batch:
         for column, (name, checkpoint) in enumerate(models.checkpoints.items()):
             predictions = checkpoint.run(pending.features, steps.op, steps.row, steps.target)
             self.predictions[name] = predictions
+            isolation = checkpoint.isolation
             if self.timings is not None:
-                self.timings.record(name, checkpoint.learner, steps.kept)
+                self.timings.record(name, isolation.failed_steps, steps.kept)
+            if isolation.skipped.size:
+                self.learned_before_by[name] = self.learned_before - np.searchsorted(
+                    self._joined_steps(isolation.skipped), joined.predict_steps
+                )
             stored = models.stored_predictions[name]
             stored.put(column, self.predicted_rows, predictions)
             self.scored[name] = stored.pop(column, self.scored_rows, predictions)
@@ -95,6 +128,71 @@ class _Batch:
             pending.times[self.scored_rows], joined.time[scored], pending.tags[self.scored_rows],
             joined.item[scored],
         )  # fmt: skip
+
+    def _joined_steps(self, steps: I64) -> I64:
+        """The joined steps that these of the models' are."""
+        kept = self.steps.kept
+        return steps if kept is None else kept[steps]
+
+    def failures_of(self, name: str) -> _Failures:
+        """The joined steps at which a model could not predict or learn, with the reasons."""
+        isolation, joined = self.models.checkpoints[name].isolation, self.joined
+        failed = _Failures()
+        for failure in isolation.failures:
+            step = int(self._joined_steps(np.array([failure.step]))[0])
+            if not failure.predicting:
+                failed.labels[step] = failure.detail
+                continue
+            rows = [int(joined.row[step])]
+            if isolation.siblings is not None:
+                rows = isolation.siblings(rows[0])
+            for each in np.flatnonzero(np.isin(joined.row, rows) & (joined.op != LEARN)).tolist():
+                failed.events[each] = failure.detail
+        for step in self._joined_steps(isolation.skipped).tolist():
+            failed.labels[step] = MODEL_FAILED_ON_EVENT
+        return failed
+
+    def add_failures(self, outcome: Outcome, served: ServedPredictions | None) -> None:
+        """Add to an outcome the events and labels on which the model that counts has failed."""
+        joined = self.joined
+        failures = {
+            name: self.failures_of(name)
+            for name, each in self.models.checkpoints.items()
+            if each.isolation.failures or each.isolation.skipped.size
+        }
+        if not failures:
+            return
+        outcome.failed_steps = {
+            name: len(self.models.checkpoints[name].isolation.failures) for name in failures
+        }
+        outcome.learned_before_by = {
+            name: counts[self.position] for name, counts in self.learned_before_by.items()
+        }
+        champions: Callable[[int], str] = lambda step: self.champion  # noqa: E731
+        if served is not None and served.champions is not None:
+            arms, names = served.champions
+            by_step = dict(zip(joined.scored_steps.tolist(), arms.tolist(), strict=True))
+            champions = lambda step: names.get(by_step.get(step, -1), self.champion)  # noqa: E731
+        for name, failed in failures.items():
+            for step, detail in failed.events.items():
+                event = int(joined.source[step])
+                if is_unserved(event, name, self.champion, served):
+                    outcome.failed_events.setdefault(event, detail)
+            for step, detail in sorted(failed.labels.items()):
+                if champions(step) == name:
+                    self._add_failed_label(outcome, step, detail)
+
+    def _add_failed_label(self, outcome: Outcome, step: int, detail: str) -> None:
+        joined, label = self.joined, int(self.joined.source[step])
+        if label >= 0:
+            outcome.failed_labels.append((label, detail))
+        elif label == BUFFERED_LABEL:
+            context = joined.contexts[int(joined.row[step])]
+            outcome.expired_labels.append(
+                ExpiredLabel(context, int(joined.item[step]), detail, failed=True)
+            )
+        elif detail != MODEL_FAILED_ON_EVENT:  # an assumed label is no message
+            outcome.failed_defaults.append(detail)
 
     def slice_groups(self, order: I64) -> U8 | None:
         """Store the slice groups of the events; `(labels, slices) uint8` of the labels."""
@@ -165,6 +263,7 @@ class _Batch:
             learned_before=self.learned_before,
             failed_steps=timings.failed_steps,
             seconds=timings.seconds,
+            learned_before_by=self.learned_before_by,
         )
         if models.rank_quality is not None:
             batch.groups = run_numbers(np.asarray(self.events.fields[EVENT])[event])
@@ -177,11 +276,22 @@ class _Batch:
         """Rank the candidates and store the ranks; score the ranks of those that were chosen."""
         quality, tags = self.models.rank_quality, self.models.pending.tags
         assert quality is not None
-        ranks = final_ranks(np.asarray(self.events.fields[EVENT]), served.values, drafted)
+        values, failed = served.values, self.models.checkpoints[self.champion].isolation.rows
+        unranked = None
+        if failed and self.models.rollouts is None:
+            fallback, lost = self.models.settings.fallback, np.isin(self.event_rows, list(failed))
+            if fallback is None:
+                unranked = lost
+            else:
+                values = np.where(lost, float(fallback), values)  # type: ignore[arg-type]
+        ranks = final_ranks(np.asarray(self.events.fields[EVENT]), values, drafted)
+        if unranked is not None:
+            ranks[unranked] = 0
         tags[self.event_rows] = tags[self.event_rows] >> RANK_BITS << RANK_BITS | ranks
         learned.tags = tags[self.scored_rows]
         chosen = np.asarray(learned.target) == 1.0
-        quality.update(learned.tags[chosen] & (1 << RANK_BITS) - 1)
+        of_chosen = learned.tags[chosen] & (1 << RANK_BITS) - 1
+        quality.update(of_chosen[of_chosen > 0])
         return ranks
 
 
@@ -209,13 +319,15 @@ def run_delayed(models: ModelSet, joined: JoinedSteps, events: EventBatch, order
     if models.rank_quality is not None:
         shown = predictions[models.champion] if served is None else served.predictions
         ranks = batch.rank(learned, shown, None if served is None else served.ranks)
-    models.apply_decisions()
-    return Outcome(
+    outcome = Outcome(
         predictions, learned, alarms, joined.rejected_labels, joined.rejected_events,
         len(joined.dropped), batch.versions_before, batch.learned_before[batch.position],
         joined.expired_labels, joined.corrections(pending.tags), joined.confirmed, joined.buffered,
         served, ranks, 0 if trainable is None else int(np.count_nonzero(~trainable)),
     )  # fmt: skip
+    batch.add_failures(outcome, served)
+    models.apply_decisions()
+    return outcome
 
 
 def _trainable_steps(

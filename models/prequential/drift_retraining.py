@@ -105,7 +105,9 @@ class DriftRetraining:
         target = select(batch.target, np.flatnonzero(before))
         features, target = models.replay_buffer.last(features, target)
         rows = np.arange(len(features))
-        learner.run(features, np.full(len(rows), LEARN, np.uint8), rows, target)
+        checkpoint = models.checkpoints[name]
+        checkpoint.isolation.siblings = models.checkpoints[models.champion].isolation.siblings
+        checkpoint.run(features, np.full(len(rows), LEARN, np.uint8), rows, target)
         later = training.step_indices > step
         trained_before = int(np.count_nonzero((training.op == LEARN) & ~later))
         batch.versions_before[name] = learner.version - trained_before
@@ -120,8 +122,13 @@ class DriftRetraining:
             training.features, training.op[later], training.row[later],
             select(training.target, later),
         )  # fmt: skip
-        failed = list(models.learners[name].failures)
-        batch.failed_steps[name] = training.step_indices[later[failed]]
+        isolation = models.checkpoints[name].isolation
+        batch.failed_steps[name] = training.step_indices[later[isolation.failed_steps]]
+        if isolation.skipped.size:
+            skipped = training.step_indices[later[isolation.skipped]]
+            batch.learned_before_by[name] = batch.learned_before - np.searchsorted(
+                skipped, batch.event_steps
+            )
         predicted, labeled = batch.event_steps > step, batch.label_steps > step
         if training.dropped is None:  # each label is of an event of the batch, by its index
             of_events = _spread(predictions, predicted)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import Alarm
 from anabranch.models.learners.checkpoint import Checkpoint
+from anabranch.models.learners.fault_isolation import FaultIsolation
 from anabranch.models.learners.learner import LEARN, PREDICT, Predictions, Targets, Task
 from anabranch.models.learners.targets import as_targets, every_usable, select, usable
 from anabranch.models.prequential.batch import EventBatch
@@ -17,7 +19,7 @@ from anabranch.models.prequential.drift_retraining import TrainingBatch, serve_b
 from anabranch.models.prequential.model_set import ModelSet
 from anabranch.models.prequential.monitors import AlarmsAt
 from anabranch.models.prequential.outcome import NO_VALUE, LearnedLabels, Outcome
-from anabranch.models.rollout.served import ServedPredictions
+from anabranch.models.rollout.served import ServedPredictions, is_unserved
 from anabranch.models.rollout.serving import BatchPredictions, Timings
 from anabranch.models.rollout.traffic import key_hashes
 
@@ -91,12 +93,18 @@ class _Batch:
         predictions: per model, one per event.
         timings: with rollouts, the time and the failures of each model.
         trainable: `(learned,) bool`: those not quarantined; None: all.
+        failures: per model that failed, the event, whether at its prediction, and the reason.
+        skipped: per model that failed, the events that it was not given to learn.
+        learned_before_by: see `BatchPredictions`.
     """
 
     # Set only where they differ: every batch makes one of these, however small it is.
     timings: Timings | None = None
     trainable: Mask | None = None
     predictions: dict[str, Predictions]
+    failures: Mapping[str, list[tuple[int, bool, str]]] = MappingProxyType({})
+    skipped: Mapping[str, I64] = MappingProxyType({})
+    learned_before_by: Mapping[str, I64] = MappingProxyType({})
 
     def __init__(
         self,
@@ -128,10 +136,44 @@ class _Batch:
             predictions = {}
             for name, checkpoint in models.checkpoints.items():
                 predictions[name] = checkpoint.run(features, steps.op, steps.row, steps.target)
+                isolation = checkpoint.isolation
                 if self.timings is not None:
-                    self.timings.record(name, checkpoint.learner, 2 * steps.row + steps.op)
+                    at = 2 * steps.row + steps.op
+                    self.timings.record(name, isolation.failed_steps, at)
+                if isolation.failures:
+                    self._note_failures(name, isolation, steps)
         self.predictions = predictions
         return self._learned(quarantined)
+
+    def _note_failures(self, name: str, isolation: FaultIsolation, steps: InlineSteps) -> None:
+        isolation.rows.clear()  # the rows of the next batch are others
+        failures = [
+            (int(steps.row[each.step]), each.predicting, each.detail) for each in isolation.failures
+        ]
+        self.failures = {**self.failures, name: failures}
+        if isolation.skipped.size:
+            self.skipped = {**self.skipped, name: steps.row[isolation.skipped]}
+
+    def add_failures(self, outcome: Outcome) -> None:
+        """Add to an outcome the events on which the model that counts has failed."""
+        served = outcome.served
+        outcome.failed_steps = {name: len(failures) for name, failures in self.failures.items()}
+        outcome.learned_before_by = dict(self.learned_before_by)
+        for name, failures in self.failures.items():
+            for event, predicting, detail in failures:
+                if not predicting:
+                    if self._champion_at(event, served) == name:
+                        outcome.failed_labels.append((event, detail))
+                elif is_unserved(event, name, self.models.champion, served):
+                    outcome.failed_events.setdefault(event, detail)
+
+    def _champion_at(self, event: int, served: ServedPredictions | None) -> str:
+        """The champion at the label of an event."""
+        label = int(np.searchsorted(self.learned_rows, event))
+        if served is None or served.champions is None or label >= len(self.learned_rows):
+            return self.models.champion
+        arms, names = served.champions
+        return names.get(int(arms[label]), self.models.champion)
 
     def _learned(self, quarantined: Mask | None) -> LearnedLabels:
         rows, times, tags = self.learned_rows, self.events.times, self.tags
@@ -145,6 +187,12 @@ class _Batch:
         if quarantined is not None:
             self.trainable = ~quarantined[rows]
             self.learned_before = np.searchsorted(rows[self.trainable], self.rows)
+        if self.skipped:
+            before = np.asarray(self.learned_before)
+            self.learned_before_by = {
+                name: before - np.searchsorted(skipped, self.rows)
+                for name, skipped in self.skipped.items()
+            }
         return learned
 
     def serve(
@@ -193,6 +241,7 @@ class _Batch:
             learned_before=np.asarray(self.learned_before),
             failed_steps=timings.failed_steps,
             seconds=timings.seconds,
+            learned_before_by=dict(self.learned_before_by),
         )
 
 
@@ -230,12 +279,15 @@ def run_inline(
             learned, champion_predictions, 2 * learned_rows + 1, feature_alarms, groups,
             models.slices, loss_alarms,
         )  # fmt: skip
-    models.apply_decisions()
     quarantined = 0 if batch.trainable is None else int(np.count_nonzero(~batch.trainable))
-    return Outcome(
+    outcome = Outcome(
         batch.predictions, learned, alarms, batch.rejected, [], 0, batch.versions_before,
         batch.learned_before, served=served, quarantined=quarantined,
     )  # fmt: skip
+    if batch.failures:
+        batch.add_failures(outcome)
+    models.apply_decisions()
+    return outcome
 
 
 def run_row_by_row(
@@ -251,5 +303,5 @@ def run_row_by_row(
             return None  # at the first model or never: the targets are the same
         predictions[name] = of_model
         if timings is not None:
-            timings.record(name, each.learner)
+            timings.record(name, each.isolation.failed_steps)
     return predictions

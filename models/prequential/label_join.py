@@ -67,6 +67,7 @@ class JoinedSteps:
             Corrections train too, and are not scored again.
         correction_steps: the steps that train on a corrected label.
         dropped: rows that timed out, and of which nothing is learned.
+        contexts: of labels that were buffered, by pending row: see `LabelBatch.context`.
         rejected_labels, rejected_events, expired_labels, confirmed, buffered: as in `Outcome`.
     """
 
@@ -85,6 +86,7 @@ class JoinedSteps:
     expired_labels: list[ExpiredLabel]
     confirmed: int
     buffered: int
+    contexts: dict[int, bytes]
 
     def corrections(self, tags: NDArray[np.int32]) -> CorrectedLabels | None:
         """The corrected labels, with the pending store's `tags` by row; None: there are none."""
@@ -176,6 +178,7 @@ class LabelJoin:
         op = _IS_TRAINED_ON[joined.kind]
         target = self._targets(joined, op.nonzero()[0], values, counts)
         expired: list[ExpiredLabel] = []
+        contexts: dict[int, bytes] = {}
         dropped: list[int] = []
         kind, row, source, time, item = (
             joined.kind,
@@ -185,7 +188,7 @@ class LabelJoin:
             joined.item,
         )
         if counts[EARLY] or counts[EXPIRED]:
-            expired = self._unbuffer(joined, target)
+            expired, contexts = self._unbuffer(joined, target)
             source = np.where(kind == EARLY, BUFFERED_LABEL, source)
         if counts[DROPPED] or counts[EXPIRED]:
             dropped = row[kind == DROPPED].tolist()
@@ -208,6 +211,7 @@ class LabelJoin:
             expired_labels=expired,
             confirmed=confirmed,
             buffered=buffered,
+            contexts=contexts,
         )  # fmt: skip
 
     def _targets(
@@ -230,20 +234,23 @@ class LabelJoin:
             targets[step] = with_default[label]
         return targets
 
-    def _unbuffer(self, joined: JoinResult, target: Any) -> list[ExpiredLabel]:
+    def _unbuffer(
+        self, joined: JoinResult, target: Any
+    ) -> tuple[list[ExpiredLabel], dict[int, bytes]]:
         """Take labels out of the buffer: write the targets of those that met their event.
 
-        Returns the others, which expired.
+        Returns the others, which expired; and the contexts of those that met it, by row.
         """
-        kind, expired = joined.kind, []
+        kind, expired, contexts = joined.kind, [], {}
         for step in ((kind == EARLY) | (kind == EXPIRED)).nonzero()[0].tolist():
             value, context = self.early.pop(int(joined.source[step]))
             if kind[step] == EARLY:
                 target[step] = value
+                contexts[int(joined.row[step])] = context
             else:
                 reason = reasons.BUFFER_FULL if joined.row[step] else reasons.EVENT_MISSING
                 expired.append(ExpiredLabel(context, int(joined.item[step]), reason))
-        return expired
+        return expired, contexts
 
 
 def _rejected(codes: U8) -> tuple[list[tuple[int, str]], int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,6 +50,7 @@ class PrequentialSettings:
         on_drift: what to start when a monitor raises an alarm; needs `rollouts`.
         ranking: whether events are lists of candidates, a row each (`models.metrics.ranking`).
         quarantine: whether events may be quarantined (`ExternalDrift`), and then not trained on.
+        fallback: the score of candidates that the model could not predict; None: they have no rank.
     """
 
     metrics: Sequence[str] = ()
@@ -64,6 +65,7 @@ class PrequentialSettings:
     on_drift: OnDrift | None = None
     ranking: bool = False
     quarantine: bool = False
+    fallback: Label = None
 
 
 class ModelSet:
@@ -138,8 +140,6 @@ class ModelSet:
             raise DeclarationError(
                 f"model {name!r} has another task or other features than the champion"
             )
-        if self.rollouts is not None:
-            learner.isolate_faults()
         self.metrics[name] = {m: metric(m, self.task) for m in self.settings.metrics}
         self.slices.add(name)
         self.learners[name] = learner
@@ -208,6 +208,11 @@ class ModelSet:
     def buffered_early_labels(self) -> int:
         """Number of labels that wait for their event."""
         return len(self.pending.early)
+
+    def set_siblings(self, siblings: Callable[[int], list[int]] | None) -> None:
+        """Tell all models which rows are of one event; see `FaultIsolation.siblings`."""
+        for checkpoint in self.checkpoints.values():
+            checkpoint.isolation.siblings = siblings
 
     @property
     def quarantine_marks(self) -> U8:

@@ -22,6 +22,7 @@ NO_VALUE = "the label has no usable value"
 DUPLICATE = "this id has the same label already"
 CONTRADICTS = "this id has another label already, and the first one counts"
 LATE = "the label arrived after its timeout"
+MODEL_FAILED_ON_EVENT = "the model failed on its event, so this label was not learned"
 TOO_OLD = "the label is older than any prediction still pending"
 """Why a label was not learned, as the end of a sentence."""
 
@@ -85,12 +86,14 @@ class ExpiredLabel:
     Attributes:
         context: the bytes stored with it, see `LabelBatch.context`.
         item: the event, or events + label, at which it expired.
-        reason: `EVENT_MISSING` or `BUFFER_FULL`.
+        reason: `EVENT_MISSING` or `BUFFER_FULL`; or why the model could not learn it when its event
+            came after all, with `failed` set.
     """
 
     context: bytes
     item: int
     reason: str
+    failed: bool = False
 
 
 class Outcome(msgspec.Struct):
@@ -113,6 +116,13 @@ class Outcome(msgspec.Struct):
         buffered: number of labels buffered from now on because their events have not arrived.
         served: what rollouts serve; None: the champion's predictions are served.
         ranks: for rankings, `(events,) int64`: each candidate's position in its list, from 1.
+        failed_events: by index of the event, why no model could predict it: nothing is served, or
+            the fallback.
+        failed_labels: `(index of the label, why it was not learned)`, since the model raised.
+            Inline: index of the event. The label counts for metrics, where its event was predicted.
+        failed_defaults: why labels assumed at the timeout were not learned.
+        failed_steps: per model, at how many steps it raised.
+        learned_before_by: see `BatchPredictions`.
         quarantined: number of `learned` that were scored and not trained on, because their events
             are quarantined.
     """
@@ -132,10 +142,16 @@ class Outcome(msgspec.Struct):
     served: ServedPredictions | None = None
     ranks: I64 | None = None
     quarantined: int = 0
+    failed_events: dict[int, str] = msgspec.field(default_factory=dict)
+    failed_labels: list[tuple[int, str]] = msgspec.field(default_factory=list)
+    failed_defaults: list[str] = msgspec.field(default_factory=list)
+    failed_steps: dict[str, int] = msgspec.field(default_factory=dict)
+    learned_before_by: dict[str, I64] = msgspec.field(default_factory=dict)
 
     def versions(self, model: str) -> Sequence[int]:
         """Per event, the rows the model had learned when it predicted it."""
-        before, more = self.versions_before[model], self.learned_before
+        before = self.versions_before[model]
+        more = self.learned_before_by.get(model, self.learned_before)
         if isinstance(more, range):
             return range(before, before + len(more))
         versions: list[int] = (before + more).tolist()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from anabranch.models.learners.checkpoint import restored
 from anabranch.models.learners.learner import Learner, Task
 from anabranch.models.prequential.model_set import ModelSet
@@ -18,6 +20,7 @@ _RECORD: Final = "step"
 _SLICES: Final = "slices"
 _SEGMENTS: Final = "segments"
 _REPLAY_BUFFER: Final = "replay-buffer"
+_FAILED_ROWS: Final = "failed-rows"
 
 
 class Persistence:
@@ -30,6 +33,7 @@ class Persistence:
     def __init__(self, models: ModelSet) -> None:
         self._models = models
         self._written_record = b""
+        self._written_failed_rows = b"{}"
 
     def changes(self) -> Delta:
         """What changed since the last call of this or of `restore`; everything at the first.
@@ -60,6 +64,15 @@ class Persistence:
                 delta.blobs[part] = blob
         if models.replay_buffer is not None:
             delta.put(_REPLAY_BUFFER, models.replay_buffer.changes())
+        failed_rows = msgspec.json.encode(
+            {
+                name: sorted(each.isolation.rows)
+                for name, each in models.checkpoints.items()
+                if each.isolation.rows
+            }
+        )
+        if failed_rows != self._written_failed_rows:
+            delta.blobs[_FAILED_ROWS] = self._written_failed_rows = failed_rows
         models.removed_parts, self._written_record = set(), record
         return delta
 
@@ -84,6 +97,11 @@ class Persistence:
         if models.rollouts is not None or record.deployment is not None:
             _take_stored_models(models, record, image, changed)
         _restore_models(models, record, image)
+        self._written_failed_rows = image.blobs.get(_FAILED_ROWS, b"{}")
+        failed_rows = msgspec.json.decode(self._written_failed_rows, type=dict[str, set[int]])
+        for name, rows in failed_rows.items():
+            if name in models.checkpoints:
+                models.checkpoints[name].isolation.rows = rows
         _restore_measurements(models, record, image)
         models.label_join.restore(image.part(_PENDING))
         if models.replay_buffer is not None:
@@ -130,8 +148,6 @@ def _restore_models(models: ModelSet, record: StepRecord, image: Delta) -> None:
         stored = image.items.get(f"{part_of(name)}/{STORED_PREDICTIONS}")
         if stored is not None:
             models.stored_predictions[name].restore(stored)
-        if models.rollouts is not None:
-            checkpoint.learner.isolate_faults()
     models.learners = {name: each.learner for name, each in models.checkpoints.items()}
     models.declarations = record.models
 

@@ -84,8 +84,8 @@ class Prequential:
             fill: called with the joined steps before the first prediction, to write features into
                 `models.pending.features`.
 
-        Raises:
-            ModelError: a model failed; continue from a checkpoint.
+        A row on which a model raises is left out (`models.learners.fault_isolation`); the outcome
+        tells which.
         """
         models = self.models
         if models.settings.inline:
@@ -108,8 +108,8 @@ class Prequential:
             events: of the batch.
             values: a target per event, as `LabelBatch.values`.
 
-        Raises:
-            ModelError: a model failed; continue from a checkpoint.
+        A row on which a model raises is left out (`models.learners.fault_isolation`); the outcome
+        tells which.
         """
         models = self.models
         if models.segments is not None:

@@ -11,7 +11,7 @@ from river.utils import VectorDict
 
 from anabranch.models.learners.compiled import learner_for
 from anabranch.models.learners.description import describe
-from anabranch.models.learners.learner import LEARN, PREDICT, Label, Predictions, Task
+from anabranch.models.learners.learner import LEARN, PREDICT, Label, Predictions, StepFailed, Task
 from anabranch.models.learners.pickling import dumps, loads, why_not_picklable
 from anabranch.models.learners.river import RiverLearner, check_task
 from anabranch.state.errors import AnabranchError, DeclarationError, InputError
@@ -70,24 +70,25 @@ def check_columns(learned: Sequence[str], columns: Sequence[str], what: str) -> 
 
 
 def check_by_trial(model: Any, task: Task, columns: Sequence[str], what: str) -> None:
-    """Let a copy of the model predict and learn a row of zeros.
+    """Let a copy of the model predict and learn a row of zeros, or of ones if it can't take those.
 
     Raises:
-        InputError: it fails, or its predictions are not of the task's type.
+        InputError: it fails on both, or its predictions are not of the task's type.
     """
-    try:
-        _try_out(loads(what, dumps(what, model)), task, columns, what)
-    except InputError:
-        raise
-    except Exception as error:  # the model may be of any class
-        raise InputError(
-            f"{what} does not work with the features of the pipeline: {error!r}"
-        ) from None
+    problem = ""
+    for value in (0.0, 1.0):
+        try:
+            return _try_out(loads(what, dumps(what, model)), task, columns, what, value)
+        except InputError:
+            raise
+        except Exception as error:  # the model may be of any class
+            problem = problem or (error.detail if isinstance(error, StepFailed) else repr(error))
+    raise InputError(f"{what} does not work with the features of the pipeline: {problem}")
 
 
-def _try_out(model: Any, task: Task, columns: Sequence[str], what: str) -> None:
+def _try_out(model: Any, task: Task, columns: Sequence[str], what: str, value: float) -> None:
     learner = learner_for(model, columns, task)
-    row, at = np.zeros((1, len(columns))), np.zeros(1, np.int64)
+    row, at = np.full((1, len(columns)), value), np.zeros(1, np.int64)
     if task is Task.MULTICLASS:
         predictions = learner.run(row, np.array([PREDICT], np.uint8), at, [None])
         labels: list[Label] = [label for label in predictions.values[0] if label is not None]
@@ -95,14 +96,14 @@ def _try_out(model: Any, task: Task, columns: Sequence[str], what: str) -> None:
             learner.run(row, np.array([LEARN], np.uint8), at, labels[:1])
         return
     if task is Task.BINARY:
-        _check_classes(learner.to_river(), columns, what)
+        _check_classes(learner.to_river(), columns, what, value)
     steps = np.array([PREDICT, LEARN, PREDICT], np.uint8), np.zeros(3, np.int64), np.zeros(3)
     _check_numbers(learner.run(row, *steps), what)
 
 
-def _check_classes(model: Any, columns: Sequence[str], what: str) -> None:
+def _check_classes(model: Any, columns: Sequence[str], what: str, value: float) -> None:
     """Refuse a binary model that has learned other classes than True and False."""
-    x = dict.fromkeys(columns, 0.0)
+    x = dict.fromkeys(columns, value)
     try:
         classes = model.predict_proba_one(x)
     except NotImplementedError:

@@ -28,6 +28,7 @@ class ServedPredictions:
         decisions: with the event, or events + label, that caused each.
         failures: predictions and updates that failed, by model.
         ranks: of rankings, `(events,) int64`, see `Assignments`.
+        champions: `(labels,) uint8`, the arm id of the champion at each label; names by arm id.
     """
 
     predictions: Predictions
@@ -37,10 +38,21 @@ class ServedPredictions:
     decisions: list[tuple[Decision, int]] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
     ranks: NDArray[np.int64] | None = None
+    champions: tuple[U8, Mapping[int, str]] | None = None
 
 
 FALLBACK = "fallback"
 """In place of a model's name where the declared fallback was served."""
+
+
+def is_unserved(event: int, failed: str, champion: str, served: ServedPredictions | None) -> bool:
+    """Whether no model serves an event because this one could not predict it.
+
+    Without rollouts (`served` is None) the champion alone serves.
+    """
+    if served is None:
+        return failed == champion
+    return served.models[event] == FALLBACK
 
 
 def choose(

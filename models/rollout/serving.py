@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.models.drift.detectors import Alarm
-from anabranch.models.learners.learner import Label, Learner, Predictions, Targets, Task
+from anabranch.models.learners.learner import Label, Predictions, Targets, Task
 from anabranch.models.metrics.losses import losses
 from anabranch.models.rollout import decision as d
 from anabranch.models.rollout.decision import Decision
@@ -34,6 +34,7 @@ class BatchPredictions(BatchSteps):
         target: of the labels.
         versions_before: per model, rows that it had learned before the batch.
         learned_before: `(events,) int64`: rows learned in this batch before each event.
+        learned_before_by: the same per model, of those that were not given all rows to learn.
         failed_steps: per model, the steps at which it raised.
         seconds: per model, the time that it took.
     """
@@ -46,6 +47,11 @@ class BatchPredictions(BatchSteps):
     learned_before: I64
     failed_steps: dict[str, I64]
     seconds: dict[str, float]
+    learned_before_by: dict[str, I64] = field(default_factory=dict)
+
+    def learned_before_of(self, model: str) -> I64:
+        """`(events,) int64`: rows that a model has learned in this batch before each event."""
+        return self.learned_before_by.get(model, self.learned_before)
 
 
 _STEP_FIELDS = [each.name for each in fields(BatchSteps)]
@@ -59,17 +65,16 @@ class Timings:
         self.failed_steps: dict[str, I64] = {}
         self._since = time.perf_counter()
 
-    def record(self, model: str, learner: Learner, steps: I64 | None = None) -> None:
+    def record(self, model: str, failed: I64, steps: I64 | None = None) -> None:
         """Record a model that has worked since the last call.
 
         Args:
             model: its name.
-            learner: its learner.
+            failed: `(n,) int64`: the steps at which it failed.
             steps: `(n,) int64`: the steps of the batch that it has worked on; None: all.
         """
         now = time.perf_counter()
         self.seconds[model], self._since = now - self._since, now
-        failed = np.array(learner.failures, np.int64)
         self.failed_steps[model] = failed if steps is None else steps[failed]
 
 
@@ -139,6 +144,7 @@ class Serving:
         served.decisions = [
             (decision, int(batch.items[max(decision.step, 0)])) for decision in decisions
         ]
+        served.champions = assignments.champions, names
         of_champions = {arm_id: batch.label_predictions[name] for arm_id, name in names.items()}
         return served, choose(self._task, of_champions, assignments.champions, None)
 
@@ -149,7 +155,7 @@ class Serving:
         loss = loss_of(self.deployment.policy, self._task)
         scores = rows.scores[name] = as_scores(self._task, batch.predictions[name])
         failed = rows.raised[name] = batch.failed_steps[name]
-        trained = batch.versions_before[name] + batch.learned_before > 0
+        trained = batch.versions_before[name] + batch.learned_before_of(name) > 0
         abstained = np.isnan(scores) & (trained | np.isin(batch.event_steps, failed))
         rows.abstained[name] = abstained & (batch.event_steps > after)
         label_predictions = batch.label_predictions[name]
@@ -180,10 +186,14 @@ class Serving:
         }
         predictions = choose(self._task, chosen, served_by, self._fallback)
         models = [names.get(arm_id, FALLBACK) for arm_id in served_by.tolist()]
-        before, learned = batch.versions_before, batch.learned_before[positions].tolist()
+        before = batch.versions_before
+        learned = {
+            name: batch.learned_before_of(name)[positions].tolist()
+            for name in before.keys() & set(models)
+        }
         versions = [
-            before[name] + count if name in before else 0
-            for name, count in zip(models, learned, strict=True)
+            before[name] + learned[name][row] if name in before else 0
+            for row, name in enumerate(models)
         ]
         instead_of: list[str | None] | None = None
         if not np.array_equal(served_by, assigned):

@@ -38,7 +38,6 @@ from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
-from anabranch.models.learners.learner import ModelError
 from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, Spec, WindowSpec
 from tests.support.waiting import GENEROUS_S
 from tests.support.window_reference import Reference
@@ -545,11 +544,13 @@ class Fragile(base.Classifier):
         return {True: 0.25, False: 0.75}
 
 
-def test_a_model_that_fails_ends_the_run_with_its_name_and_its_reason():
+def test_an_event_that_the_model_fails_on_is_a_dead_letter_with_its_name_and_its_reason():
     pipeline = trades(model=Fragile(), features=[field("amount")])
     bus = bus_with(pipeline, [trade(i, i, amount=10 + i) for i in range(5)])
-    with pytest.raises(ModelError, match=r"Fragile failed .* ZeroDivisionError: unlucky"):
-        run(pipeline, bus)
+    assert [each["id"] for each in run(pipeline, bus)] == ["t0", "t1", "t2", "t4"]
+    (dead,) = dead_letters(pipeline, bus)
+    assert dead["offset"] == 3
+    assert "Fragile failed while predicting: ZeroDivisionError: unlucky" in dead["detail"]
 
 
 def test_several_classes():

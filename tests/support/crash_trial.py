@@ -27,6 +27,7 @@ from anabranch.producers.batch import Kind
 from anabranch.producers.publish import publish
 from anabranch.state.errors import StateError
 from tests.support.backlog import backlog
+from tests.support.kafka_broker import KEEP_HISTORY
 from tests.support.kill_points import hits
 from tests.support.waiting import GENEROUS_S, wait_until
 
@@ -60,7 +61,7 @@ class Trial:
 
     def fill(self, events: int) -> None:
         """Publish the backlog: the same messages for the same arguments."""
-        bus = open_bus(self.url)
+        bus = open_bus(self.url, KEEP_HISTORY if self.url.startswith("kafka:") else None)
         try:
             bus.create_topics(dict.fromkeys(self.declared.inputs, self.partitions))
             topics: dict[Kind, str] = dict(

@@ -1,5 +1,8 @@
 """A real single-node Kafka broker for tests and benchmarks: fetched with Maven, run with Java.
 
+Retention and limits are Kafka's defaults, as a user's broker has them, unless a test asks for
+others: messages older than 7 days go at the first run of the cleaner, 30 s after the start.
+
 The jars are fetched once into ``.kafka/`` at the root of the repository. The broker listens on free
 ports of 127.0.0.1, keeps its data in a directory of its own, and is stopped by its process id.
 
@@ -21,8 +24,10 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from confluent_kafka import KafkaException
 from confluent_kafka import TopicPartition as KafkaPosition
@@ -54,8 +59,11 @@ log.cleaner.dedupe.buffer.size=2097152
 controlled.shutdown.enable=false
 broker.session.timeout.ms=1500
 broker.heartbeat.interval.ms=300
-log.retention.ms=-1
 """
+Retention = Literal["default", "forever"]
+
+KEEP_HISTORY = {"topic.retention.ms": "-1"}
+"""Settings of a bus whose new topics keep messages of the past for ever."""
 
 
 class BrokerError(Exception):
@@ -105,9 +113,20 @@ class KafkaBroker:
     """One broker with fixed ports and data that can be stopped, killed and restarted.
 
     ``fast_start`` uses Java's fast compiler only, which suits tests but not benchmarks.
+    ``retention`` is ``forever`` where messages of the past shall stay; ``settings`` are those of
+    the broker, on top of `PROPERTIES`.
     """
 
-    def __init__(self, fast_start: bool = False, heap_mb: int = 384) -> None:
+    def __init__(
+        self,
+        fast_start: bool = False,
+        heap_mb: int = 384,
+        retention: Retention = "default",
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self._settings = dict(settings or {})
+        if retention == "forever":
+            self._settings["log.retention.ms"] = "-1"
         self.port, self._controller_port = free_ports(2)
         self.url = f"kafka://127.0.0.1:{self.port}"
         self._java = ["java", "-Xms128m", f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-Xshare:auto"]
@@ -212,6 +231,7 @@ class KafkaBroker:
             PROPERTIES.format(
                 port=self.port, controller_port=self._controller_port, data=directory / "data"
             )
+            + "".join(f"{name}={value}\n" for name, value in self._settings.items())
         )
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         if cluster.startswith("-"):  # the tool would read it as an option

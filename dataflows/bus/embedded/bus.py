@@ -116,6 +116,10 @@ class EmbeddedBus:
         """
         return self._offsets(topic, topic_file.ENDS)
 
+    def open_transactions(self, topic: str) -> dict[int, int]:
+        """None: what is appended here is stored at once."""
+        return {}
+
     def publisher(self, stop: threading.Event | None = None) -> EmbeddedPublisher:
         """A new publisher; close it when done. ``stop`` is not used, as it never waits for long."""
         return EmbeddedPublisher(self.existing, self._synchronous)

@@ -12,7 +12,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicCollection,
+)
 from confluent_kafka import TopicPartition as KafkaPosition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
@@ -20,6 +27,7 @@ from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.cimpl import NewTopic
 
 from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch, Probe
+from anabranch.dataflows.bus.kafka.commit_log import CommitLog
 from anabranch.dataflows.bus.kafka.publisher import KafkaPublisher
 from anabranch.dataflows.bus.kafka.reader import KafkaReader, Range
 from anabranch.dataflows.bus.kafka.settings import (
@@ -39,6 +47,7 @@ __all__ = ["KafkaBus"]
 _Client = TypeVar("_Client")
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+_COMMITTED, _ALL = IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED
 
 
 class KafkaBus:
@@ -137,12 +146,23 @@ class KafkaBus:
         return self._offsets(topic, _EARLIEST)
 
     def end_offsets(self, topic: str) -> list[int]:
-        """The offset after the last message, by partition, as of now.
+        """The end of what is committed (the last stable offset), by partition, as of now.
 
         Raises:
             BusError: the topic does not exist, or Kafka is unavailable.
         """
         return self._offsets(topic, _LATEST)
+
+    def open_transactions(self, topic: str) -> dict[int, int]:
+        """Where the first transaction that is still open begins, by partition that has one.
+
+        Raises:
+            BusError: the topic does not exist, or Kafka is unavailable.
+        """
+        written = self._offsets(topic, _LATEST, _ALL)  # first: it would only grow until asked again
+        committed = self._offsets(topic, _LATEST)
+        pairs = enumerate(zip(committed, written, strict=True))
+        return {number: stable for number, (stable, high) in pairs if stable < high}
 
     def publisher(self, stop: threading.Event | None = None) -> KafkaPublisher:
         """A new publisher; close it when done. ``stop`` ends waits for brokers."""
@@ -175,10 +195,13 @@ class KafkaBus:
                     f"topic {at.topic} partition {at.partition}: {position} is not an offset"
                 )
         log = ClientLog()
+        commits = None if group is None else CommitLog(group)
         conf = {**self._settings.consumer(group or "anabranch"), "error_cb": log.on_error}
+        if commits is not None:
+            conf["on_commit"] = commits.on_commit
         consumer: Consumer = self._client(lambda: Consumer(conf, logger=RDKAFKA_LOG))
         watch = BrokerWatch(self.probe, list(positions), log, self.url)
-        return KafkaReader(consumer, positions, self.bounds, watch, log, group, on_out_of_range)
+        return KafkaReader(consumer, positions, self.bounds, watch, log, commits, on_out_of_range)
 
     def close(self) -> None:
         """Nothing to close: publishers and readers have their own clients."""
@@ -197,7 +220,7 @@ class KafkaBus:
         return count
 
     def bounds(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, Range]:
-        """The first offset kept and the one after the last, of each partition, as of now.
+        """The first offset kept and the end of what is committed, of each partition, as of now.
 
         Raises:
             UnreachableError: Kafka does not answer.
@@ -215,10 +238,16 @@ class KafkaBus:
         return Probe(described, self._list(partitions, _LATEST, timeout_s))
 
     def _list(
-        self, partitions: Collection[TopicPartition], which: OffsetSpec, timeout_s: float
+        self,
+        partitions: Collection[TopicPartition],
+        which: OffsetSpec,
+        timeout_s: float,
+        isolation: IsolationLevel = _COMMITTED,
     ) -> dict[TopicPartition, Future[Any]]:
         wanted = {KafkaPosition(*at): which for at in partitions}
-        answers = self._admin.list_offsets(wanted, request_timeout=timeout_s)
+        answers = self._admin.list_offsets(
+            wanted, isolation_level=isolation, request_timeout=timeout_s
+        )
         return {TopicPartition(at.topic, at.partition): answer for at, answer in answers.items()}
 
     def _metadata(self) -> ClusterMetadata:
@@ -235,21 +264,26 @@ class KafkaBus:
             f"{why}"
         )
 
-    def _offsets(self, topic: str, which: OffsetSpec) -> list[int]:
+    def _offsets(
+        self, topic: str, which: OffsetSpec, isolation: IsolationLevel = _COMMITTED
+    ) -> list[int]:
         partitions = [
             TopicPartition(topic, number) for number in range(self.partition_count(topic))
         ]
-        offsets = self._ask(partitions, which)
+        offsets = self._ask(partitions, which, isolation)
         return [offsets[at] for at in partitions]
 
     def _ask(
-        self, partitions: Collection[TopicPartition], which: OffsetSpec
+        self,
+        partitions: Collection[TopicPartition],
+        which: OffsetSpec,
+        isolation: IsolationLevel = _COMMITTED,
     ) -> dict[TopicPartition, int]:
         deadline = time.monotonic() + self._settings.reach_s
         while True:
             left_s = max(deadline - time.monotonic(), 0.1)
             try:
-                answers = self._list(partitions, which, left_s)
+                answers = self._list(partitions, which, left_s, isolation)
                 offsets = {at: int(answer.result().offset) for at, answer in answers.items()}
                 if min(offsets.values(), default=0) >= 0:
                     return offsets

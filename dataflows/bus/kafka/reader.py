@@ -4,14 +4,20 @@
 move a partition. `pause` at first only buffers messages, because librdkafka discards what it has
 prefetched when it pauses and fetches it again when it resumes; a partition that stays paused until
 `_MAX_BUFFERED` messages have accumulated is paused there too.
+
+Some offsets hold no message: markers of transactions, aborted messages, what compaction removed. So
+a position is not only the offset after the last message. librdkafka moves its own position over a
+marker, and tells the end of what can be read (the last stable offset) as an event in the order of
+messages. The high watermark is no end: it counts the messages of open transactions.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,6 +25,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPosition
 
 from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch
+from anabranch.dataflows.bus.kafka.commit_log import CommitLog
 from anabranch.dataflows.bus.kafka.settings import LOG, ClientLog, error_text
 from anabranch.dataflows.bus.offset_errors import next_offset, topic_recreated
 from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicPartition, UnreachableError
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 
 _MAX_BUFFERED = 10_000
 _RETRY_S = 1.0
+_OPEN_S = 60.0  # a transaction that is open for longer is warned of
 _CLOSE_S = 3.0
 _GONE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION}
 _REFUSED = {
@@ -39,11 +47,11 @@ _REFUSED = {
 }
 
 Range = tuple[int, int]
-"""The first offset that a partition keeps, and the one after its last."""
+"""The first offset that a partition keeps, and the end of what is committed there."""
 
 
 class Bounds(Protocol):
-    """Gets the first offset kept and the one after the last from the bus, by partition."""
+    """Gets the first offset kept and the end from the bus, by partition."""
 
     def __call__(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, Range]: ...
 
@@ -51,11 +59,17 @@ class Bounds(Protocol):
 class _Partition:
     """One partition: received up to ``received``; the last of that may still be ``buffered``."""
 
-    __slots__ = ("buffered", "end", "paused", "paused_in_client", "received")
+    __slots__ = (
+        *("buffered", "first_end", "high_at_end", "paused", "paused_in_client", "received"),
+        *("open_since", "told_end"),
+    )
 
     def __init__(self, position: int, end: int) -> None:
         self.received = position
-        self.end = end  # when it was opened
+        self.first_end = end  # when it was opened
+        self.told_end = -1  # by the last event of librdkafka
+        self.open_since: float | None = None  # when a transaction was seen to be open there
+        self.high_at_end = -1  # a high watermark up to which nothing can be read after that
         self.paused = False
         self.paused_in_client = False  # paused in librdkafka too
         self.buffered: deque[Message] = deque()
@@ -76,20 +90,21 @@ class KafkaReader:
         bounds: Bounds,
         watch: BrokerWatch,
         log: ClientLog,
-        group: str | None = None,
+        commits: CommitLog | None = None,
         on_out_of_range: OnOutOfRange = "stop",
     ) -> None:
         self._consumer = consumer
         self._bounds = bounds
         self._watch = watch
         self._log = log
-        self._group = group
+        self._commits = commits  # None: there is no group to report to
         self._on_out_of_range = on_out_of_range
         self._partitions: dict[TopicPartition, _Partition] = {}
         for at, (start, end) in bounds(positions).items():
             position = next_offset(at, positions[at], start, end, on_out_of_range)
             self._partitions[at] = _Partition(position, end)
         self._missing: dict[TopicPartition, KafkaError] = {}  # whose next offset Kafka has not
+        self._drained = True  # whether the last poll left nothing in librdkafka's queue
         self._retry_at = 0.0
         self._failure: BusError | None = None
         self._closed = False
@@ -107,8 +122,7 @@ class KafkaReader:
         messages = self._take_buffered(limit)
         room = limit - sum(map(len, messages.values()))
         if room > 0:
-            for message in self._consume(room, 0.0 if messages else timeout_s):
-                self._receive(message, messages)
+            self._fill(messages, room, 0.0 if messages else timeout_s)
             if self._missing:
                 self._find_missing()
         self._failure = self._failure or self._watch.check(self.positions)
@@ -127,22 +141,25 @@ class KafkaReader:
             self._partitions[at].paused = False
 
     def positions(self) -> dict[TopicPartition, int]:
-        """The next offset of each partition; after a gap, once that is known."""
+        """The next offset of each partition; it passes a gap once that is known."""
         return {at: partition.position for at, partition in self._partitions.items()}
 
     def ends(self) -> dict[TopicPartition, int]:
-        """The offset after each partition's last message, as last reported (cheap, may be old)."""
-        return {at: max(self._end(at), p.position) for at, p in self._partitions.items()}
+        """The offset after each partition's last message, as last reported (cheap, may be old).
+
+        Less than that where messages of an open transaction follow: they can't be read yet.
+        """
+        return {at: max(self._end(at, p), p.position) for at, p in self._partitions.items()}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Report the group's positions to Kafka; a failure is only logged."""
-        if self._group is None or not positions:
+        """Report the group's positions to Kafka; what it answers goes to its `CommitLog`."""
+        if self._commits is None or not positions:
             return
         offsets = [KafkaPosition(*at, offset) for at, offset in positions.items()]
         try:
             self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
-            LOG.warning("lag of group %s not reported: %s", self._group, error_text(error))
+            self._commits.on_commit(error.args[0], [])
 
     def unavailable_reason(self) -> str | None:
         """Why there are no messages if the brokers have not answered for 5 s, else None."""
@@ -157,6 +174,22 @@ class KafkaReader:
             closing.start()
             closing.join(_CLOSE_S)
 
+    def _fill(
+        self, messages: dict[TopicPartition, list[Message]], room: int, timeout_s: float
+    ) -> None:
+        """Receive at most ``room`` messages; without any, wait for what changes a position."""
+        deadline = time.monotonic() + timeout_s
+        received = False
+        while not received:
+            consumed = self._consume(room, max(deadline - time.monotonic(), 0.0))
+            self._drained = len(consumed) < room
+            for message in consumed:
+                received = self._receive(message, messages) or received
+            if not consumed or time.monotonic() >= deadline:
+                break
+        if messages and self._drained:
+            self._pass_markers(messages)
+
     def _consume(self, room: int, timeout_s: float) -> list[Message]:
         try:
             messages: list[Message] = self._consumer.consume(room, 0.0)
@@ -170,16 +203,29 @@ class KafkaReader:
         except KafkaException as error:
             raise BusError(f"reading from Kafka: {error_text(error)}") from error
 
-    def _receive(self, message: Message, messages: dict[TopicPartition, list[Message]]) -> None:
+    def _pass_markers(self, partitions: Iterable[TopicPartition]) -> None:
+        """Move over the markers that follow what was received: sooner than by the event."""
+        try:
+            found = self._consumer.position([KafkaPosition(*at) for at in partitions])
+        except KafkaException:
+            return  # the event will come
+        for each in found:
+            partition = self._partitions[TopicPartition(each.topic, each.partition)]
+            partition.received = max(partition.received, each.offset)
+
+    def _receive(self, message: Message, messages: dict[TopicPartition, list[Message]]) -> bool:
+        """Add a message to ``messages``, or buffer it; returns False if that changed nothing."""
+        at = TopicPartition(message.topic() or "", message.partition() or 0)
+        offset = message.offset() or 0
         error = message.error()
         if error is not None:
+            if error.code() == KafkaError._PARTITION_EOF:
+                return self._on_end(self._partitions[at], offset)
             self._on_error(error, message)
-            return
-        at = TopicPartition(message.topic() or "", message.partition() or 0)
+            return True
         partition = self._partitions[at]
-        offset = message.offset() or 0
         if offset < partition.received:  # after a pause it may be fetched again: drop the repeat
-            return
+            return False
         partition.received = offset + 1
         if partition.paused:
             partition.buffered.append(message)
@@ -190,6 +236,17 @@ class KafkaReader:
             own.append(message)
         else:
             messages[at] = [message]
+        return True
+
+    def _on_end(self, partition: _Partition, end: int) -> bool:
+        """All before ``end`` was received, and nothing after it can be read at present."""
+        moved = end > partition.received
+        partition.received = max(partition.received, end)
+        if end != partition.told_end:
+            partition.open_since = None
+        partition.told_end = end
+        partition.high_at_end = -1
+        return moved
 
     def _take_buffered(self, limit: int) -> dict[TopicPartition, list[Message]]:
         """Messages buffered in a pause that is over; resumes partitions that have none left."""
@@ -218,14 +275,38 @@ class KafkaReader:
             [m.key() for m in messages],
         )
 
-    def _end(self, at: TopicPartition) -> int:
+    def _end(self, at: TopicPartition, partition: _Partition) -> int:
         try:
             offsets = self._consumer.get_watermark_offsets(KafkaPosition(*at), cached=True)
-            if offsets is not None and offsets[1] >= 0:
-                return int(offsets[1])
+            high = -1 if offsets is None else int(offsets[1])
         except KafkaException as error:
             LOG.warning("end of topic %s partition %d is not known: %s", *at, error_text(error))
-        return self._partitions[at].end  # nothing was fetched yet
+            return partition.first_end
+        if high < 0:  # nothing was fetched yet
+            return partition.first_end
+        if partition.received == partition.told_end:
+            # What was written since is on its way, unless librdkafka's queue was found empty: then
+            # it is of an open transaction.
+            if self._drained:
+                partition.high_at_end = high
+                if high > partition.told_end:
+                    self._on_open_transaction(at, partition)
+            if high <= partition.high_at_end:
+                return partition.told_end
+        return high
+
+    def _on_open_transaction(self, at: TopicPartition, partition: _Partition) -> None:
+        """Warn once of a transaction that has been open for long: all that follows it waits."""
+        now = time.monotonic()
+        if partition.open_since is None:
+            partition.open_since = now
+        elif now - partition.open_since >= _OPEN_S:
+            partition.open_since = math.inf  # it was told
+            LOG.warning(
+                "topic %s partition %d: an open transaction begins at offset %d, and nothing after "
+                "it can be read until it is committed or aborted: still waiting",
+                *(*at, partition.told_end),
+            )
 
     def _on_error(self, error: KafkaError, message: Message) -> None:
         """Handle an error that arrived in place of a message: set `_failure`, or keep waiting."""

@@ -23,7 +23,8 @@ _RESERVED = {
     "enable.auto.commit": "positions are kept with the state, not by Kafka",
     "enable.auto.offset.store": "positions are kept with the state, not by Kafka",
     "auto.offset.reset": "an offset that is gone must be an error, never a silent skip",
-    "enable.partition.eof": "the reader knows the ends by itself",
+    "enable.partition.eof": "a reader must be told where a partition ends",
+    "isolation.level": "only committed messages are read: an aborted one must not count",
     "enable.idempotence": "a retry must not duplicate a message",
     "acks": "a message counts as stored when every in-sync replica has it",
     "request.required.acks": "a message counts as stored when every in-sync replica has it",
@@ -95,7 +96,8 @@ class KafkaSettings:
             "enable.auto.commit": "false",
             "enable.auto.offset.store": "false",
             "auto.offset.reset": "error",
-            "enable.partition.eof": "false",
+            "enable.partition.eof": "true",
+            "isolation.level": "read_committed",
         }
 
     def producer(self) -> dict[str, Any]:

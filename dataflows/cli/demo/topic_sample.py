@@ -8,34 +8,33 @@ from typing import Any
 import orjson
 
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus.read_to_end import ends_now, read_to_end
 
 Message = dict[str, Any]
-_POLL_LIMIT = 10_000
 
 
 def all_messages(bus: Bus, topic: str) -> Iterator[bytes]:
     """Iterate over the messages that are on a topic now, each partition in order."""
-    ends = dict(enumerate(bus.end_offsets(topic)))
     starts = enumerate(bus.start_offsets(topic))
-    reader = bus.reader({TopicPartition(topic, number): start for number, start in starts})
+    offsets = {TopicPartition(topic, number): start for number, start in starts}
+    ends = ends_now(bus, offsets)
+    reader = bus.reader(offsets)
     try:
-        while any(at < ends[where.partition] for where, at in reader.positions().items()):
-            for piece in reader.poll(_POLL_LIMIT, timeout_s=0.1):
-                yield from piece.values
+        for piece in read_to_end(reader, ends):
+            yield from piece.values
     finally:
         reader.close()
 
 
 def last_messages(bus: Bus, topic: str, count: int) -> list[Message]:
     """The last ``count`` JSON messages of a topic's first partition, oldest first."""
-    end, start = bus.end_offsets(topic)[0], bus.start_offsets(topic)[0]
     at = TopicPartition(topic, 0)
-    reader = bus.reader({at: max(end - count, start)})
+    ends, start = ends_now(bus, [at]), bus.start_offsets(topic)[0]
+    reader = bus.reader({at: max(ends[at] - count, start)})
     messages: list[Message] = []
     try:
-        while reader.positions()[at] < end:
-            for piece in reader.poll(count, timeout_s=0.1):
-                messages += [orjson.loads(value) for value in piece.values]
+        for piece in read_to_end(reader, ends):
+            messages += [orjson.loads(value) for value in piece.values]
     finally:
         reader.close()
     return messages

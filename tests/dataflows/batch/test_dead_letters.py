@@ -10,7 +10,7 @@ import pytest
 
 from anabranch.dataflows.batch.dead_letters import DeadLetterReason, reference_page
 from anabranch.dataflows.messages.outputs import DeadLetter
-from anabranch.dataflows.steps.label_dead_letters import SHORT
+from anabranch.dataflows.steps.label_dead_letters import _REASONS
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,4 +49,4 @@ def test_every_reason_is_used() -> None:
 
 
 def test_every_reason_of_a_rejected_label_is_mapped() -> None:
-    assert set(SHORT.values()) <= set(DeadLetterReason)
+    assert set(_REASONS.values()) <= set(DeadLetterReason)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from confluent_kafka import Consumer, KafkaError
 from confluent_kafka.admin import AdminClient
 
 from anabranch.dataflows.bus import (
@@ -19,9 +20,10 @@ from anabranch.dataflows.bus import (
     open_bus,
 )
 from anabranch.dataflows.bus.kafka import reader as reader_module
+from anabranch.dataflows.bus.kafka.commit_log import CommitLog
 from tests.dataflows.bus.test_bus import drain, new_topic, numbered, values_of
 from tests.support.kafka_broker import KafkaBroker, missing_tools
-from tests.support.waiting import GENEROUS_S
+from tests.support.waiting import GENEROUS_S, wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.stress]
 
@@ -137,6 +139,57 @@ def test_topic_settings_reach_new_topics(kafka_broker: KafkaBroker) -> None:
     asked = ConfigResource(ResourceType.TOPIC, topic)
     found: dict[str, Any] = admin.describe_configs([asked])[asked].result(10)
     assert found["retention.ms"].value == "1234567"
+
+
+def test_a_group_with_another_member_is_warned_of_once(
+    kafka_broker: KafkaBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = open_bus(kafka_broker.url)
+    at = TopicPartition(new_topic(bus, 1), 0)
+    hosts = kafka_broker.url.removeprefix("kafka://")
+    member = Consumer({"bootstrap.servers": hosts, "group.id": "shared", "log_level": 0})
+    member.subscribe([at.topic])
+
+    def is_member() -> bool:
+        member.poll(0.05)
+        return bool(member.assignment())
+
+    wait_until(is_member)
+    reader = bus.reader({at: 0}, group="shared")
+    with caplog.at_level(logging.INFO, "anabranch.bus"):
+
+        def logged() -> list[str]:
+            reader.commit({at: 0})
+            reader.poll(10, 0.05)
+            return [record.getMessage() for record in caplog.records]
+
+        wait_until(logged)
+        for _ in range(20):
+            member.poll(0)  # it stays a member
+            assert logged() == [
+                "positions of group shared can't be reported to Kafka, so lag tools show old ones "
+                "(the run itself does not need them): another consumer is a member of that group: "
+                "let it use another one"
+            ]
+        caplog.clear()
+        member.close()
+        wait_until(logged)
+        assert logged() == ["positions of group shared are reported to Kafka again"]
+    reader.close()
+
+
+def test_refused_commits_are_logged_every_ten_minutes(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    log = CommitLog("g", clock=lambda: now[0])
+    refusal = KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED)
+    outage = KafkaError(KafkaError.COORDINATOR_NOT_AVAILABLE)
+    with caplog.at_level(logging.WARNING, "anabranch.bus"):
+        for now[0] in range(0, 3000, 5):
+            log.on_commit(refusal, [])
+            log.on_commit(outage, [])
+    assert len(caplog.records) == 5
+    assert "positions of group g can't be reported" in caplog.text
+    assert "Group authorization failed" in caplog.text
 
 
 def test_librdkafka_writes_nothing_to_stderr(

@@ -205,8 +205,8 @@ def check_counts(done: Done, seconds: int, killed: str) -> None:
     assert learned == labels
     waiting = number(done, "predictions waiting for their label")
     assert int(learned.replace(",", "")) + waiting == events
-    assert 0.6 < float(cell(done, "ROC AUC (scored before learning)")) < 1
-    assert 0 < float(cell(done, "log loss (scored before learning)")) < 0.3
+    assert 0.6 < float(cell(done, "ROC AUC (prequential)")) < 1
+    assert 0 < float(cell(done, "log loss (prequential)")) < 0.3
     assert (
         f"{read:,} events: every event has exactly one prediction or dead letter{killed}\n"
         f"({predictions:,} + {dead:,}); 0 duplicated, 0 lost"

@@ -118,7 +118,7 @@ WRONG = {
     "unknown field 'shoop'": {"rollout_key": "shoop"},
     "must be a text": {"rollout_key": "amount"},
     "rollout_key= of pipeline 'p' is for rollouts": {"challengers": {}, "rollout_key": "shop"},
-    "fallback= of pipeline 'p' is for rollouts": {"challengers": {}, "fallback": 0.5},
+    "fallback=2 of pipeline 'p' must be the probability": {"challengers": {}, "fallback": 2},
     "fallback=1.5 of pipeline 'p' must be the probability": {"fallback": 1.5},
     "fallback='no' of pipeline 'p' must be the probability": {"fallback": "no"},
     "fallback=nan of pipeline 'p' must be the probability": {"fallback": float("nan")},

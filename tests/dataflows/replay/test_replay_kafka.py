@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from anabranch.dataflows.bus import open_bus
+from anabranch.dataflows.bus import Bus, open_bus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
@@ -19,15 +19,19 @@ from anabranch.dataflows.replay.replay import ReplaySettings, replay
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from tests.support.history import EVENTS, Message, cut_by_time, simulated, values
-from tests.support.kafka_broker import KafkaBroker
+from tests.support.kafka_broker import KEEP_HISTORY, KafkaBroker
 
 pytestmark = pytest.mark.kafka
 PIPELINE = copy.copy(load_pipeline("payments"))
 PIPELINE.name = "replayed"  # its topics are its own: the broker is shared
 
 
+def open_topics(url: str) -> Bus:
+    return open_bus(url, KEEP_HISTORY if url.startswith("kafka:") else None)
+
+
 def publish(url: str, messages: list[Message]) -> None:
-    bus = open_bus(url)
+    bus = open_topics(url)
     topics = PIPELINE.topics
     bus.create_topics({topics.events: 2, topics.labels: 2})
     publisher = bus.publisher()
@@ -47,7 +51,7 @@ def replay_then_run(
     settings = ReplaySettings(
         events=PIPELINE.topics.events, rows=directory / "rows.parquet", state=directory / "state"
     )
-    bus = open_bus(url)
+    bus = open_topics(url)
     replay(PIPELINE, settings, bus)
     publish(url, rest)
     with StateDirectory.open(directory / "state", PIPELINE, bus) as state:

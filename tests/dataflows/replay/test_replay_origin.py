@@ -44,7 +44,7 @@ def test_a_partition_without_rows_continues_at_the_start_of_its_topic(tmp_path: 
 def test_a_file_whose_next_message_was_deleted_is_refused(tmp_path: Path) -> None:
     places = [{"partition": 1, "offset": 2}]
     events = write(tmp_path / "e.jsonl", VALUES[:1], places)
-    with pytest.raises(InputError, match="messages behind it are gone"):
+    with pytest.raises(InputError, match="messages after it have been deleted"):
         open_source(PAYMENTS, events, LABELS, bus_with(9, trimmed=4), resumable=True)
 
 

@@ -13,6 +13,7 @@ from anabranch.dataflows.batch.batch import RawBatch
 from anabranch.dataflows.bus import BusError, TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.source.event_time_merge import MergedReader
+from tests.support.offset_holes import BusWithHoles
 
 TOPICS = ("p.events", "p.labels")
 
@@ -238,3 +239,15 @@ def test_positions_move_over_a_gap_that_nothing_follows(when, topics):
     assert reader.read() is None
     assert reader.positions[at] == 4
     assert reader.unavailable_reason() is None
+
+
+def test_a_position_passes_offsets_without_a_message_while_other_partitions_go_on():
+    bus = BusWithHoles()
+    fill(bus, {("p.events", 0): list(range(30)), ("p.labels", 0): [3]}, 1)
+    bus.add_holes("p.labels", 1)
+    reader = start(bus, 1, 2)
+    for _ in range(4):  # no poll is empty: there are always events
+        assert reader.read() is not None
+    assert reader.positions[TopicPartition("p.labels", 0)] == 2
+    assert len(drain(reader)) + 8 == 31
+    assert not any(reader.lag().values())

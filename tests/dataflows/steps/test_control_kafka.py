@@ -20,7 +20,7 @@ from anabranch.dataflows.rollout.client import RolloutLog, send_command
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from tests.dataflows.steps.test_control import COMMANDS, MINUTE, T0, order, orders, returned
-from tests.support.kafka_broker import KafkaBroker
+from tests.support.kafka_broker import KEEP_HISTORY, KafkaBroker
 from tests.support.scripted_deployment import obey
 
 pytestmark = pytest.mark.kafka
@@ -56,7 +56,8 @@ def decisions(bus: Bus) -> list[RolloutMessage]:
 
 def steer(url: str, directory: Path) -> list[RolloutMessage]:
     """Half of the messages, then the rest; and what was decided."""
-    bus, topics = open_bus(url), PIPELINE.topics
+    bus = open_bus(url, KEEP_HISTORY if url.startswith("kafka:") else None)
+    topics = PIPELINE.topics
     bus.create_topics({topics.events: 1, topics.labels: 1})
     events = [(i, order(i, i)) for i in range(12)]
     labels = [(i + 2, returned(i, i + 2)) for i in range(10)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from river import anomaly, base, dummy, ensemble, forest, linear_model, naive_bayes, preprocessing
 
-from anabranch.models.learners.learner import NO_LABEL, ModelError, Task
+from anabranch.models.learners.learner import NO_LABEL, StepFailed, Task
 from anabranch.models.learners.river import RiverLearner
 from anabranch.state.errors import DeclarationError
 
@@ -91,8 +91,10 @@ def test_a_failing_model_names_the_step() -> None:
             raise ZeroDivisionError("nothing to divide by")
 
     learner = RiverLearner(Fragile(), ["a"], Task.REGRESSION)
-    with pytest.raises(ModelError, match=r"Fragile failed at step 2 of 3 while learning.*nothing"):
+    with pytest.raises(StepFailed, match=r"Fragile failed while learning: .*nothing") as raised:
         run(learner, [[1.0]], [0, 0, 1], [0, 0, 0])
+    assert raised.value.step == 2
+    assert len(raised.value.predictions.values) == 2
 
 
 @pytest.mark.parametrize(
