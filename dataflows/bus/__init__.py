@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from anabranch.dataflows.bus.kafka_urls import redacted
 from anabranch.dataflows.bus.protocol import (
+    AdminBus,
     Bus,
     OnOutOfRange,
     Publisher,
@@ -22,6 +24,7 @@ from anabranch.dataflows.bus.protocol import (
 from anabranch.state.errors import BusError
 
 __all__ = [
+    "AdminBus",
     "Bus",
     "BusError",
     "OnOutOfRange",
@@ -35,7 +38,7 @@ __all__ = [
 ]
 
 
-def open_bus(url: str, settings: Mapping[str, str] | None = None) -> Bus:
+def open_bus(url: str, settings: Mapping[str, str] | None = None) -> AdminBus:
     """Open the bus that ``url`` names; ``settings`` are librdkafka's, for ``kafka://`` only.
 
     Raises:
@@ -52,6 +55,6 @@ def open_bus(url: str, settings: Mapping[str, str] | None = None) -> Bus:
 
         return KafkaBus(url.removeprefix("kafka://"), dict(settings or {}))
     raise BusError(
-        f"{url!r} is not a bus: write sqlite:PATH for the embedded bus or "
+        f"{redacted(url)!r} is not a bus: write sqlite:PATH for the embedded bus or "
         "kafka://HOST:PORT[,HOST:PORT…] for Kafka"
     )

@@ -223,3 +223,14 @@ class Bus(Protocol):
 
     def close(self) -> None:
         """Close the bus. Idempotent."""
+
+
+class AdminBus(Bus, Protocol):
+    """A bus whose topics can be deleted."""
+
+    def delete_topics(self, names: Sequence[str]) -> None:
+        """Delete topics with all their messages.
+
+        Raises:
+            BusError: one does not exist, in which case none is deleted, or the bus refuses.
+        """

@@ -1,5 +1,5 @@
 """The ``anabranch`` command: one file per subcommand."""
 
-from anabranch.dataflows.cli.app import main
+from anabranch.dataflows.cli.app import main, main_process
 
-__all__ = ["main"]
+__all__ = ["main", "main_process"]

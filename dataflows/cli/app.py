@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -20,8 +21,11 @@ from anabranch.dataflows.cli.simulate import simulate
 from anabranch.dataflows.cli.skew import skew
 from anabranch.dataflows.cli.state import state
 from anabranch.dataflows.cli.topics import topics
-from anabranch.dataflows.telemetry.logs import configure
+from anabranch.dataflows.runtime.process_exit import leave, must_leave
+from anabranch.dataflows.telemetry.console import echo
+from anabranch.dataflows.telemetry.logs import configure, log_uncaught, own_process, structured
 from anabranch.state.errors import AnabranchError
+from anabranch.state.store.permissions import restrict_process
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -37,7 +41,6 @@ app = typer.Typer(
         "`rollout` exits with 3 if no run answers in time."
     ),
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "ANABRANCH", "help_option_names": ["-h", "--help"]},
@@ -59,6 +62,33 @@ RENAMED: dict[Callable[..., None], dict[str, str]] = {
 }
 """Former option names of each command, with their current ones."""
 
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the versions of Anabranch and of what it runs on.",
+            is_eager=True,
+            allow_from_autoenv=False,
+            callback=lambda value: print_versions() if value else None,
+        ),
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
+
+def print_versions() -> None:
+    """Print a line with the versions, and exit."""
+    from anabranch.dataflows.telemetry.versions import versions
+
+    found = versions()
+    others = ", ".join(f"{name} {each}" for name, each in found.items() if name != "anabranch")
+    echo(f"anabranch {found['anabranch']} ({others})")
+    raise typer.Exit
+
+
 for command in (demo, run, replay, skew, simulate, publish, consume, topics, state):
     app.command(cls=renamed_options(RENAMED.get(command, {})))(command)
 app.add_typer(models)
@@ -66,12 +96,41 @@ app.add_typer(rollout)
 
 
 def main() -> None:
-    """Entry point of the console command."""
+    """Run the command; it always ends by raising.
+
+    Raises:
+        SystemExit: with its exit code.
+    """
     try:
         configure()
+        restrict_process()
         app(prog_name="anabranch")
     except AnabranchError as error:
         print_error(error)
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def main_process() -> None:
+    """Entry point of the console command, in a process of its own."""
+    own_process()
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if not must_leave(code):
+            raise
+    except BaseException:
+        code = EXIT_ERROR
+        if structured():
+            log_uncaught(*sys.exc_info())
+        elif must_leave(code):
+            sys.excepthook(*sys.exc_info())
+        else:
+            raise
+    else:
+        return
+    if must_leave(code):
+        leave(code)
+    sys.exit(code)

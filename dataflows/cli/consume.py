@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import orjson
 import typer
-from rich.console import Console
+from rich.highlighter import JSONHighlighter
 
 from anabranch.dataflows.bus import Bus, BusError, TopicPartition
 from anabranch.dataflows.bus.read_to_end import ends_now, read_to_end
-from anabranch.dataflows.cli.options import DEFAULT_BUS, BusSettings, BusUrl, opened_bus
+from anabranch.dataflows.cli.options import DEFAULT_BUS, BusConfig, BusSettings, BusUrl, opened_bus
+from anabranch.dataflows.telemetry.console import EXIT_PIPE, TextConsole, drop_output, printable
+from anabranch.dataflows.telemetry.logs import stderr_console
 from anabranch.state.errors import InputError
+
+_SAY_AFTER_S = 1.0
 
 
 def consume(
@@ -50,11 +54,14 @@ def consume(
     raw: Annotated[
         bool,
         typer.Option(
-            "--raw/--pretty", help="Print each message unchanged on one line, or indented JSON."
+            "--raw/--pretty",
+            help="Print each message unchanged on one line (on a terminal with control characters "
+            "escaped), or indented JSON.",
         ),
     ] = True,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
+    bus_config: BusConfig = None,
 ) -> None:
     """Print the messages of a topic, oldest first. With --follow, Ctrl-C stops it.
 
@@ -71,14 +78,18 @@ def consume(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with opened_bus(bus, bus_set) as opened:
+    with opened_bus(bus, bus_set, bus_config) as opened:
         positions = _positions(opened, topic, partition, start_offset)
         ends = None if follow else ends_now(opened, positions)
         try:
-            _print(opened, positions, ends, stop, limit, _write_raw if raw else _pretty_writer())
+            _print(opened, positions, ends, stop, limit, _raw_writer() if raw else _pretty_writer())
             sys.stdout.flush()
         except BrokenPipeError:  # the reader of the pipe has seen enough, such as `head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output()
+            raise typer.Exit(EXIT_PIPE) from None
+        except OSError as error:
+            drop_output()
+            raise InputError(f"the output can't be written: {error.strerror}") from None
 
 
 def _print(
@@ -131,26 +142,50 @@ def _messages(
     stop: threading.Event,
 ) -> Iterator[bytes]:
     reader = bus.reader(positions)
+    waits_since = time.monotonic() if ends is None else None
+
+    def stopped() -> bool:  # asked between two polls
+        nonlocal waits_since
+        if waits_since is not None and time.monotonic() - waits_since > _SAY_AFTER_S:
+            waits_since = None
+            _say_waiting(next(iter(positions)).topic)
+        return stop.is_set()
+
     try:
-        for piece in read_to_end(reader, ends, limit=1000, stopped=stop.is_set):
+        for piece in read_to_end(reader, ends, limit=1000, stopped=stopped):
+            waits_since = None
             yield from piece.values
             sys.stdout.flush()
     finally:
         reader.close()
 
 
-def _write_raw(value: bytes) -> None:
+def _say_waiting(topic: str) -> None:
+    stderr_console().print(
+        f"no message on {topic} to print yet: waiting for the first; Ctrl-C stops it",
+        soft_wrap=True,
+    )
+
+
+def _raw_writer() -> Callable[[bytes], None]:
+    """Write bytes unchanged, but to a terminal as text, with control characters escaped."""
+    if not sys.stdout.isatty():
+        return _write_line
+    return lambda value: print(printable(value.decode(errors="backslashreplace")))
+
+
+def _write_line(value: bytes) -> None:
     sys.stdout.buffer.write(value + b"\n")
 
 
 def _pretty_writer() -> Callable[[bytes], None]:
-    console = Console(soft_wrap=True)
+    console, highlighted = TextConsole(soft_wrap=True), JSONHighlighter()
 
     def write(value: bytes) -> None:
         try:
             text = orjson.dumps(orjson.loads(value), option=orjson.OPT_INDENT_2).decode()
-            console.print_json(text)
         except orjson.JSONDecodeError:
-            console.print(repr(value), markup=False)
+            text = repr(value)
+        console.print(highlighted(printable(text)))
 
     return write

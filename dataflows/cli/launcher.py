@@ -24,7 +24,13 @@ from anabranch.dataflows.runtime.supervised_worker import (
     end_with_supervisor,
 )
 from anabranch.dataflows.runtime.supervisor import LocalWorkers, StopRequest, Supervisor
-from anabranch.dataflows.telemetry.logs import record, stderr_console, structured, warn
+from anabranch.dataflows.telemetry.logs import (
+    record,
+    stderr_console,
+    stop_capture,
+    structured,
+    warn,
+)
 from anabranch.dataflows.telemetry.versions import versions
 
 if TYPE_CHECKING:
@@ -65,6 +71,7 @@ class RunSettings:
         shards: shards of each key space.
         checkpoint_s: seconds between two commits of state.
         metrics_port: where to serve metrics; None: nowhere.
+        metrics_address: the address of this machine that they are served at.
         warm_start: the model with which a new state starts; None: an untrained one.
     """
 
@@ -78,6 +85,7 @@ class RunSettings:
     checkpoint_s: float
     metrics_port: int | None
     warm_start: WarmStart | None = None
+    metrics_address: str = "127.0.0.1"
 
 
 def work(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: RunSettings) -> None:
@@ -92,7 +100,7 @@ def work(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: RunSettings) 
     with _prepared(pipeline, bus, member, 1, settings, console) as state:
         options, metrics = _options(pipeline, settings), WorkerMetrics(pipeline.name)
         _stop_on_signals(console, options.stop.set, again=lambda: _exit_at_once(console))
-        _serve(metrics.registry, settings.metrics_port, console)
+        _serve(metrics.registry, settings, console)
         _warm(pipeline, console)
         _print_start(pipeline, bus, settings, state, "", console)
         status = LiveStatus(pipeline.name, metrics.registry, console)
@@ -154,7 +162,7 @@ def supervise(
         registry = shared_registry(cluster.metrics_directory)
         restarts = restarts_counter(registry)
         stop = _stop_on_signals(console)
-        _serve(registry, settings.metrics_port, console, len(members))
+        _serve(registry, settings, console, len(members))
         _warm(pipeline, console)
         how = f" in {workers} processes" if workers == len(members) else f" as {member}"
         _print_start(pipeline, bus, settings, state, how, console)
@@ -293,17 +301,21 @@ def _stop_on_signals(
 def _exit_at_once(console: Console) -> None:
     console.show_cursor()
     console.print("stopped; the next run resumes from the last checkpoint", soft_wrap=True)
+    stop_capture()
     os._exit(EXIT_INTERRUPTED)
 
 
 def _serve(
-    registry: CollectorRegistry, port: int | None, console: Console, workers: int = 1
+    registry: CollectorRegistry, settings: RunSettings, console: Console, workers: int = 1
 ) -> None:
-    if port is not None:
+    if settings.metrics_port is not None:
         from anabranch.dataflows.telemetry.http_server import serve
 
-        address = f"http://127.0.0.1:{serve(registry, port, workers=workers)}/metrics"
-        console.print(f"metrics on {address}", highlight=False, soft_wrap=True)
+        host = settings.metrics_address
+        port = serve(registry, settings.metrics_port, host, workers=workers)
+        where = f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+        everywhere = ", on all addresses of this machine" if host in ("0.0.0.0", "::") else ""
+        console.print(f"metrics on {where}{everywhere}", highlight=False, soft_wrap=True)
 
 
 def _warm(pipeline: Pipeline, console: Console) -> None:

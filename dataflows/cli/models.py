@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from anabranch.dataflows.cli.options import renamed_options
+from anabranch.dataflows.telemetry.console import echo
 from anabranch.dataflows.telemetry.logs import stderr_console
 from anabranch.state.errors import InputError, StateError
 
@@ -174,7 +175,7 @@ def export(
     registry = Registry.of(_state_directory(place))
     version = registry.find(model)
     write_river_file(to, registry.pickle(version), version)
-    typer.echo(
+    echo(
         f"wrote {version.reference} to {to} (river {version.river}), its description to "
         f"{description_path(to)}"
     )

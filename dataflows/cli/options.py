@@ -6,12 +6,13 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from anabranch.dataflows.bus import Bus, open_bus
+from anabranch.dataflows.bus import AdminBus, Bus, open_bus
 from anabranch.state.errors import InputError
 
 DEFAULT_BUS = "sqlite:data/bus"
@@ -31,8 +32,19 @@ BusSettings = Annotated[
         "--bus-set",
         envvar="ANABRANCH_BUS_SET",
         help="A librdkafka setting for a kafka:// bus, such as security.protocol=SSL. Can be "
-        "given several times.",
+        "given several times. The variable separates settings by blanks, and other users of this "
+        "machine can see arguments: use --bus-config for passwords.",
         metavar="KEY=VALUE",
+    ),
+]
+BusConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--bus-config",
+        envvar="ANABRANCH_BUS_CONFIG",
+        help="A file of librdkafka settings for a kafka:// bus: a line KEY=VALUE for each, and "
+        "comments that begin with #. --bus-set overrides it.",
+        metavar="FILE",
     ),
 ]
 PipelineName = Annotated[
@@ -129,7 +141,9 @@ def _reject(old: str, new: str, given: Sequence[str], ctx: Any) -> None:
 
 
 @contextmanager
-def opened_bus(url: str, settings: Sequence[str] | None) -> Iterator[Bus]:
+def opened_bus(
+    url: str, settings: Sequence[str] | None, config: Path | None = None
+) -> Iterator[AdminBus]:
     """Open the bus that the options name, list its topics once, and close it afterwards.
 
     Until the bus has responded, log messages of its client are suppressed: if it does not respond,
@@ -137,12 +151,13 @@ def opened_bus(url: str, settings: Sequence[str] | None) -> Iterator[Bus]:
 
     Raises:
         BusError: the bus does not respond, or ``url`` is not a bus.
-        InputError: a setting is not ``key=value``.
+        InputError: a setting is not ``key=value``, or the file ``config`` can't be read.
     """
+    given = {**(read_settings(config) if config else {}), **parse_settings(settings)}
     client_log = logging.getLogger("anabranch.bus")
     client_log.setLevel(logging.CRITICAL)
     try:
-        bus = open_bus(url, parse_settings(settings))
+        bus = open_bus(url, given)
         bus.topics()
     finally:
         client_log.setLevel(logging.NOTSET)
@@ -162,12 +177,42 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, str]:
         InputError: one has no ``=``.
     """
     pairs = {}
-    for setting in settings or ():
+    for number, setting in enumerate(settings or (), 1):
         key, sign, value = setting.partition("=")
-        if not sign or not key:
-            raise InputError(f"bus setting {setting!r} must be written KEY=VALUE")
+        if not sign or not key:  # its text may be part of a password
+            raise InputError(
+                f"bus setting {number} must be written KEY=VALUE: it has no "
+                f"{'key' if sign else '='}"
+            )
         pairs[key.strip()] = value
     return pairs
+
+
+def read_settings(path: Path) -> dict[str, str]:
+    """Read a file of ``key=value`` lines; blank lines and those that begin with # are ignored.
+
+    Blanks around keys and values are no part of them; a value may contain = and #.
+
+    Raises:
+        InputError: it can't be read, or a line is not a setting. No content is quoted.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"--bus-config {path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"--bus-config {path} is not UTF-8 text") from None
+    settings: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        key, sign, value = (part.strip() for part in line.partition("="))
+        if not line.strip() or key.startswith("#"):
+            continue
+        if not sign or not key:
+            raise InputError(f"--bus-config {path}, line {number}: write KEY=VALUE")
+        if key in settings:
+            raise InputError(f"--bus-config {path}, line {number}: {key} is there already")
+        settings[key] = value
+    return settings
 
 
 def create_topics(bus: Bus, names: Sequence[str], partitions: int | None) -> list[str]:

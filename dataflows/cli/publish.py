@@ -13,6 +13,7 @@ from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.cli.display.publish import Publishing
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
+    BusConfig,
     BusSettings,
     BusUrl,
     Partitions,
@@ -23,6 +24,7 @@ from anabranch.dataflows.cli.options import (
 )
 from anabranch.dataflows.cli.simulate import check_pacing
 from anabranch.dataflows.messages.time_unit_check import TimeUnitCheck
+from anabranch.dataflows.telemetry.console import echo
 from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def publish(
     partitions: Partitions = None,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
+    bus_config: BusConfig = None,
 ) -> None:
     """Publish the rows of a file or data set as events; missing topics are created.
 
@@ -86,7 +89,7 @@ def publish(
     elif pipeline is None or file is None:
         raise typer.BadParameter("give a PIPELINE and a FILE, or --dataset NAME")
     pacing = check_pacing(rate, speedup)
-    with opened_bus(bus, bus_set) as opened:
+    with opened_bus(bus, bus_set, bus_config) as opened:
         if dataset is not None:
             publishing, batches = _from_dataset(opened, dataset, partitions)
         else:
@@ -192,6 +195,4 @@ def _list_datasets() -> None:
 
     for name in DATASETS:
         shape = dataset_shape(name)
-        typer.echo(
-            f"{name}: {shape.rows:,} rows, {shape.task}, {len(shape.fields)} numeric features"
-        )
+        echo(f"{name}: {shape.rows:,} rows, {shape.task}, {len(shape.fields)} numeric features")

@@ -12,6 +12,7 @@ import typer
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
     BatchSize,
+    BusConfig,
     BusSettings,
     BusUrl,
     PipelineName,
@@ -97,6 +98,7 @@ def replay(
     shards: Shards = 8,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
+    bus_config: BusConfig = None,
 ) -> None:
     """Run history through a pipeline and write training rows with the features as served.
 
@@ -132,5 +134,5 @@ def replay(
         shards=shards,
     )
     needs_bus = state is not None or not all(is_file(name) for name in (source, labels) if name)
-    with opened_bus(bus, bus_set) if needs_bus else nullcontext() as opened:
+    with opened_bus(bus, bus_set, bus_config) if needs_bus else nullcontext() as opened:
         run_replay(declared, settings, opened, pipeline)

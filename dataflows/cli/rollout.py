@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.live import Live
 
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
+    BusConfig,
     BusSettings,
     BusUrl,
     PipelineName,
     opened_bus,
 )
+from anabranch.dataflows.telemetry.console import TextConsole, echo
 from anabranch.dataflows.telemetry.logs import stderr_console
 from anabranch.state.errors import InputError
 
@@ -82,6 +83,7 @@ class Request:
     json: Json = False
     bus: BusUrl = DEFAULT_BUS
     bus_set: BusSettings = None
+    bus_config: BusConfig = None
 
 
 def request(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:
@@ -130,6 +132,7 @@ def status(
     json: Json = False,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
+    bus_config: BusConfig = None,
 ) -> None:
     """Show the champion and each challenger: share, losses, evidence, guardrails.
 
@@ -151,23 +154,23 @@ def status(
         raise InputError("--follow shows a live table, and --json prints once: leave one out")
     pipeline = load_pipeline(context.obj)
     stop = threading.Event()
-    with opened_bus(bus, bus_set) as opened, RolloutLog(pipeline, opened, _TAIL) as log:
+    with opened_bus(bus, bus_set, bus_config) as opened, RolloutLog(pipeline, opened, _TAIL) as log:
         if follow:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
         current = _declared_status(pipeline)
         current.update(log.history(stop))
         if json:
-            typer.echo(msgspec.json.encode(current))
+            echo(msgspec.json.encode(current).decode())
         elif follow:
             _follow(log, current, stop)
         elif not current.messages:
-            typer.echo(
+            echo(
                 f"no decision about rollouts of {pipeline.name} yet: its topic "
                 f"{pipeline.topics.rollouts} is empty"
             )
         else:
-            Console().print(status_table(current))
+            TextConsole().print(status_table(current))
 
 
 @rollout.command()
@@ -306,12 +309,12 @@ def _send(pipeline_name: str, kind: Any, about: dict[str, Any], options: Request
         raise InputError(problem)
     timeout_s = parse_duration_ms(options.timeout) / 1000
     pipeline = load_pipeline(pipeline_name)
-    with opened_bus(options.bus, options.bus_set) as opened:
+    with opened_bus(options.bus, options.bus_set, options.bus_config) as opened:
         responses = send_command(pipeline, opened, control, timeout_s)
     rejected = any(response.action == REJECTED for response in responses)
     if options.json:
-        typer.echo(msgspec.json.encode(responses))
-    console = stderr_console() if rejected else Console()
+        echo(msgspec.json.encode(responses).decode())
+    console = stderr_console() if rejected else TextConsole()
     for response in responses if not options.json else ():
         console.print(sentence(response), highlight=False, soft_wrap=True, markup=False)
     if not responses:
@@ -362,7 +365,7 @@ def _follow(log: RolloutLog, current: RolloutStatus, stop: threading.Event) -> N
     """Show a live table, on a terminal, and each new decision as a line above it."""
     from anabranch.dataflows.cli.display.rollout import status_table, timed_sentence
 
-    console = Console(soft_wrap=True)
+    console = TextConsole(soft_wrap=True)
     live = Live(status_table(current), console=console, auto_refresh=False)
     if not console.is_terminal:
         console.print(status_table(current))

@@ -21,6 +21,7 @@ from anabranch.dataflows.cli.launcher import (
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
     BatchSize,
+    BusConfig,
     BusSettings,
     BusUrl,
     PipelineName,
@@ -45,6 +46,7 @@ def run(
     pipeline: PipelineName,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
+    bus_config: BusConfig = None,
     state: Annotated[
         Path | None,
         typer.Option(
@@ -146,6 +148,15 @@ def run(
             help="Serve Prometheus metrics at this port under /metrics; 0 picks a free port.",
         ),
     ] = None,
+    metrics_address: Annotated[
+        str,
+        typer.Option(
+            "--metrics-address",
+            metavar="ADDRESS",
+            help="Address of this machine for --metrics-port. 0.0.0.0 (or ::) is all of them, "
+            "which a container needs; whoever reaches the port can read the metrics.",
+        ),
+    ] = "127.0.0.1",
     log_format: Annotated[
         LogFormat | None,
         typer.Option(
@@ -201,11 +212,12 @@ def run(
             shards=shards,
             checkpoint_s=parse_duration_ms(checkpoint_interval) / 1000,
             metrics_port=metrics_port,
+            metrics_address=metrics_address,
             warm_start=None if supervised else _warm_start(declared, directory, model, registry),
         )
         if not supervised:
             _check_processes(processes, addresses, shards)
-        with opened_bus(bus, bus_set) as opened:
+        with opened_bus(bus, bus_set, bus_config) as opened:
             _check_inputs(declared, opened, pipeline)
             if supervised:
                 work_supervised(declared, opened, member, settings)

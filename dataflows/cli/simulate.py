@@ -10,6 +10,7 @@ import typer
 from anabranch.dataflows.cli.display.publish import Pacing, Publishing
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
+    BusConfig,
     BusSettings,
     BusUrl,
     Partitions,
@@ -112,6 +113,7 @@ def simulate(
     partitions: Partitions = None,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
+    bus_config: BusConfig = None,
 ) -> None:
     """Publish simulated events and, with a delay, their labels, drawn from a known distribution.
 
@@ -139,7 +141,7 @@ def simulate(
         batches = with_upstream_fault(batches, fault, fault_at)
     pacing = check_pacing(rate, speedup)
     topics: dict[Kind, str] = {"events": f"{pipeline}.events", "labels": f"{pipeline}.labels"}
-    with opened_bus(bus, bus_set) as opened:
+    with opened_bus(bus, bus_set, bus_config) as opened:
         create_topics(opened, list(topics.values()), partitions)
         publishing = Publishing(opened, topics, total=events, count_events=True)
         with publishing.progress() as send:

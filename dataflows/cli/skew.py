@@ -14,6 +14,7 @@ from anabranch.dataflows.cli.display.errors import print_error
 from anabranch.dataflows.cli.display.progress import progress_display
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
+    BusConfig,
     BusSettings,
     BusUrl,
     Json,
@@ -129,6 +130,7 @@ def skew(
     json: Json = False,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
+    bus_config: BusConfig = None,
 ) -> None:
     """Check for training-serving skew: recompute the served features and report mismatches.
 
@@ -167,7 +169,7 @@ def skew(
                 "--labels"
             )
         names = [features] if training else [events, features, *([labels] if labels else [])]
-        with _bus_of(names, bus, bus_set) as opened:
+        with _bus_of(names, bus, bus_set, bus_config) as opened:
             check = _Check(declared, opened)
             if training is None:
                 limits = _Limits(tolerance, max_mismatch, warm_up, order_tolerance)
@@ -189,14 +191,16 @@ def _errors_as_exit_code() -> Iterator[None]:
 
 
 @contextmanager
-def _bus_of(names: Sequence[str], url: str, settings: Sequence[str] | None) -> Iterator[Bus | None]:
+def _bus_of(
+    names: Sequence[str], url: str, settings: Sequence[str] | None, config: Path | None
+) -> Iterator[Bus | None]:
     """Open the bus if one of the names is that of a topic; else yield None."""
     from anabranch.dataflows.skew.sources import file_of
 
     if all(file_of(name) for name in names):
         yield None
         return
-    with opened_bus(url, settings) as opened:
+    with opened_bus(url, settings, config) as opened:
         yield opened
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from anabranch.dataflows.cli.options import Json
+from anabranch.dataflows.telemetry.console import TextConsole, echo
+from anabranch.dataflows.telemetry.status import quality_text
 from anabranch.state.errors import StateError
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def state(
     """
     from anabranch.dataflows.recovery.inspection import inspect
 
-    console = Console()
-    with Console(stderr=True).status(f"reading {directory}"):
+    console = TextConsole()
+    with TextConsole(stderr=True).status(f"reading {directory}"):
         report = inspect(directory, verify)
     if json:
         _print_json(report)
@@ -61,7 +62,7 @@ def _print_json(report: StateReport) -> None:
     import msgspec
 
     fields = {each.name: getattr(report, each.name) for each in dataclasses.fields(report)}
-    typer.echo(msgspec.json.encode(fields).decode())
+    echo(msgspec.json.encode(fields).decode())
 
 
 def _print_tables(report: StateReport, console: Console) -> None:
@@ -108,7 +109,7 @@ def _slices_table(place: StatePartitionReport) -> Table:
         for value, figures_of in values.items():
             quality = figures_of["quality"].get(place.champion, {})
             figures = [f"{quality[each]:.4f}" if each in quality else "—" for each in metrics]
-            table.add_row(escape(name), escape(value), f"{figures_of['labels']:,}", *figures)
+            table.add_row(name, value, f"{figures_of['labels']:,}", *figures)
     return table
 
 
@@ -122,7 +123,7 @@ def _contents(place: StatePartitionReport) -> str:
     if place.models:
         quality = "; ".join(
             f"{model}{' (champion)' if model == place.champion else ''}: "
-            + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            + ", ".join(f"{name} {quality_text(value)}" for name, value in metrics.items())
             for model, metrics in place.models.items()
         )
         waiting = f"{place.pending_predictions:,} predictions awaiting their label"
@@ -140,7 +141,7 @@ def _segments(place: StatePartitionReport) -> str:
     first = sorted(own, key=lambda name: -own[name])[:5]
     named = ", ".join(f"{name}: {own[name]:,}" for name in first)
     more = ", …" if len(own) > len(first) else ""
-    labels = f" (labels of {escape(named)}{more})" if own else ""
+    labels = f" (labels of {named}{more})" if own else ""
     return f"{len(own):,} segments with a model of their own{labels}"
 
 

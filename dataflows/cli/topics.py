@@ -1,69 +1,161 @@
-"""``anabranch topics``: lists the topics of a bus, or creates those of a pipeline."""
+"""``anabranch topics``: lists the topics of a bus, creates those of a pipeline, or deletes some."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
 
+import orjson
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.bus import AdminBus, Bus
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
+    BusConfig,
     BusSettings,
     BusUrl,
+    Json,
     Partitions,
     create_topics,
     opened_bus,
 )
+from anabranch.dataflows.telemetry.console import TextConsole, echo
+from anabranch.state.errors import InputError
+
+_DELETE = "delete"
+_RETENTION = "topic.retention.ms"  # a setting of the Kafka bus, for topics that it creates
 
 
 def topics(
     pipeline: Annotated[
         str | None,
-        typer.Argument(help="List only the topics of this pipeline.", metavar="PIPELINE"),
+        typer.Argument(
+            help="List only the topics of this pipeline; or `delete`, and the topics to delete.",
+            metavar="[PIPELINE]",
+        ),
+    ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="With delete: the topics to delete.", metavar="[TOPIC]..."),
     ] = None,
     create: Annotated[
         bool, typer.Option("--create", help="Create the missing topics of the pipeline.")
     ] = False,
     partitions: Partitions = None,
+    retention: Annotated[
+        str | None,
+        typer.Option(
+            "--retention",
+            metavar="TIME",
+            help="With --create: how long Kafka keeps messages of the topics that are created, "
+            "such as 7d, or `forever`. Kafka counts from the time of a message, which for history "
+            "is its event time. The embedded bus keeps everything.",
+            show_default="that of the broker",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    json: Json = False,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
+    bus_config: BusConfig = None,
 ) -> None:
-    """List topics with their partition and message counts, or create those of a pipeline.
+    """List topics with their partition and message counts, create those of a pipeline, or delete.
 
     Examples:
 
         anabranch topics
 
         anabranch topics fraud.py --create --partitions 4
+
+        anabranch topics delete fraud.events fraud.labels
     """
+    if pipeline == _DELETE:
+        if not names:
+            raise typer.BadParameter("delete needs the names of the TOPICs to delete")
+        if create or retention or json:
+            raise typer.BadParameter("delete goes with neither --create, --retention nor --json")
+        with opened_bus(bus, bus_set, bus_config) as opened:
+            _delete(opened, list(dict.fromkeys(names)), yes)
+        return
+    if names:
+        raise typer.BadParameter(f"only `topics delete` takes topics: {' '.join(names)}")
     if create and pipeline is None:
         raise typer.BadParameter("--create needs a PIPELINE, whose topics are created")
-    with opened_bus(bus, bus_set) as opened:
+    if retention is not None:
+        if not create:
+            raise typer.BadParameter("--retention is of the topics that --create creates")
+        if bus.startswith("sqlite:"):
+            raise InputError(
+                "the embedded bus keeps all messages: leave out --retention, or delete topics with "
+                "`anabranch topics delete`"
+            )
+        bus_set = [*(bus_set or ()), f"{_RETENTION}={_milliseconds(retention)}"]
+    with opened_bus(bus, bus_set, bus_config) as opened:
         wanted: list[str] | None = None
+        created: list[str] = []
         if pipeline is not None:
             from anabranch.dataflows.pipelines.loader import load_pipeline
 
             declared = load_pipeline(pipeline)
             wanted = [*declared.inputs, *declared.topics.outputs]
             if create:
-                for name in create_topics(opened, wanted, partitions):
-                    typer.echo(f"created {name}")
-        Console().print(_table(opened, wanted))
+                created = create_topics(opened, wanted, partitions)
+        if json:
+            rows = [
+                {
+                    "topic": name,
+                    "partitions": count,
+                    "messages": messages,
+                    "created": name in created,
+                }
+                for name, count, messages in _counts(opened, wanted)
+            ]
+            echo(orjson.dumps({"bus": opened.url, "topics": rows}).decode())
+            return
+        for name in created:
+            echo(f"created {name}")
+        if retention is not None and len(created) < len(wanted or ()):
+            echo("topics that were there already keep their retention")
+        TextConsole().print(_table(opened, wanted))
 
 
-def _table(bus: Bus, wanted: list[str] | None) -> Table:
+def _delete(bus: AdminBus, names: Sequence[str], yes: bool) -> None:
+    messages = sum(sum(bus.end_offsets(name)) - sum(bus.start_offsets(name)) for name in names)
+    if not yes:
+        echo(f"on {bus.url}: {', '.join(names)}")
+        what = "this topic" if len(names) == 1 else f"these {len(names)} topics"
+        typer.confirm(f"Delete {what} with {messages:,} messages?", abort=True)
+    bus.delete_topics(names)
+    for name in names:
+        echo(f"deleted {name}")
+
+
+def _milliseconds(retention: str) -> int:
+    from anabranch.state.durations import parse_duration_ms
+
+    return -1 if retention == "forever" else parse_duration_ms(retention)
+
+
+def _counts(bus: Bus, wanted: Sequence[str] | None) -> Iterator[tuple[str, Any, Any]]:
+    """Each topic with its partition count and its number of messages; None if it is missing."""
     existing = bus.topics()
+    for name in sorted(existing) if wanted is None else wanted:
+        if name in existing:
+            messages = sum(bus.end_offsets(name)) - sum(bus.start_offsets(name))
+            yield name, existing[name], messages
+        else:
+            yield name, None, None
+
+
+def _table(bus: Bus, wanted: Sequence[str] | None) -> Table:
     table = Table(title=f"topics on {bus.url}", title_justify="left")
     table.add_column("topic")
     table.add_column("partitions", justify="right")
     table.add_column("messages", justify="right")
-    for name in sorted(existing) if wanted is None else wanted:
-        if name not in existing:
+    for name, count, messages in _counts(bus, wanted):
+        if count is None:
             table.add_row(name, "—", "missing")
-            continue
-        ends, starts = bus.end_offsets(name), bus.start_offsets(name)
-        table.add_row(name, str(existing[name]), f"{sum(ends) - sum(starts):,}")
+        else:
+            table.add_row(name, str(count), f"{messages:,}")
     return table

@@ -14,6 +14,7 @@ from anabranch.dataflows.recovery.resume_point import ResumePoint, read_resume_p
 from anabranch.dataflows.recovery.state_partition import DATABASE, MODELS, WINDOWS, read_id
 from anabranch.dataflows.recovery.tokens import Token
 from anabranch.models.learners.segments import stored_segments
+from anabranch.models.metrics.metrics import reported
 from anabranch.models.metrics.sliced_metrics import Report, stored_report
 from anabranch.models.prequential.label_windows import LABEL_WINDOWS
 from anabranch.models.prequential.step_record import StepRecord
@@ -218,7 +219,7 @@ def _describe_models(image: Delta, report: StatePartitionReport) -> None:
         record = StepRecord.load(image.blobs["step"])
         report.champion = record.champion
         report.models = {
-            model: {name: metric.value for name, metric in metrics.items()}
+            model: {name: reported(metric) for name, metric in metrics.items()}
             for model, metrics in record.metrics.items()
         }
     if "segments" in image.blobs:

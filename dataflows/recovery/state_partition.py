@@ -20,6 +20,7 @@ from anabranch.dataflows.recovery.tokens import Commit, Token
 from anabranch.state.errors import StateError
 from anabranch.state.store.atomic_files import atomic_write, check_free_space
 from anabranch.state.store.delta import Delta
+from anabranch.state.store.permissions import make_private_directory
 from anabranch.state.store.read_only import ReadOnlyStore
 from anabranch.state.store.store import Store
 
@@ -202,7 +203,7 @@ def _create(directory: Path) -> str:
     """Make the directory with a new id."""
     own_id = uuid.uuid4().hex
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_private_directory(directory)
     except OSError as error:
         raise StateError(f"{directory} can't be created: {error.strerror}") from None
     atomic_write(directory / _ID, own_id.encode())

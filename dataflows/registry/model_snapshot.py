@@ -22,6 +22,7 @@ from anabranch.models.learners.description import parameters_by_path
 from anabranch.models.learners.pickling import library_versions
 from anabranch.models.learners.river import estimator_name
 from anabranch.models.learners.segmented import SEGMENT
+from anabranch.models.metrics.metrics import reported
 from anabranch.models.prequential.step_record import StepRecord, part_of
 from anabranch.models.registry.registry import Registry
 from anabranch.models.registry.version import Span, Version, finite
@@ -83,7 +84,7 @@ def take_snapshot(path: Path, name: str | None = None, note: str = "") -> Snapsh
         features=manifest.declaration.get("features", ""),
         rows=learner.version,
         trained_on=_spans(path, point),
-        metrics=finite({m: each.value for m, each in record.metrics[record.champion].items()}),
+        metrics=finite({m: reported(each) for m, each in record.metrics[record.champion].items()}),
         weights=finite(weights(model)),
         versions=library_versions(),
         state=token.id,

@@ -33,6 +33,7 @@ from anabranch.dataflows.replay.late_labels import LateLabels
 from anabranch.dataflows.replay.training_rows import RowBuilder, RowColumns, Rows
 from anabranch.state.errors import InputError
 from anabranch.state.store.atomic_files import sync_directory
+from anabranch.state.store.permissions import make_ordinary
 
 PART_ROWS = 131_072
 _DISK_FULL_BELOW = 1 << 20  # bytes
@@ -219,6 +220,7 @@ def _move(source: Path, target: Path) -> None:
         near = target.with_name(f".{target.name}.replaying")
         shutil.copyfile(source, near)
         near.replace(target)
+    make_ordinary(target)
     sync_directory(target.parent)
 
 

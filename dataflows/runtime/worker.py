@@ -15,6 +15,7 @@ from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard, GuardedBus
 from anabranch.dataflows.recovery.state_directory import StateDirectory
+from anabranch.dataflows.runtime.process_exit import engine_started
 from anabranch.dataflows.runtime.supervised_worker import SINGLE_WORKER, STOP_SIGNALS, WorkerId
 from anabranch.dataflows.sink.callback_sink import ResultsCallback
 from anabranch.dataflows.source.bus_source import SourceOptions
@@ -72,6 +73,7 @@ def run_worker(
         state.guard, state.on_commit = guard, metrics.state.on_commit
     graph = GraphOptions(metrics, worker_id.workers, shards, guard, state, callback, log)
     flow = build_graph(pipeline, GuardedBus(bus, guard), options, graph)
+    engine_started()
     try:
         with guard.engine_running():
             cli_main(  # type: ignore[no-untyped-call]

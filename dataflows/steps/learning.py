@@ -22,6 +22,7 @@ from anabranch.dataflows.steps.rollout_step import traffic_keys
 from anabranch.dataflows.steps.stage import BatchWork, Stage, StageContext
 from anabranch.models.learners.learner import Task
 from anabranch.models.learners.segments import Segments
+from anabranch.models.metrics.metrics import reported
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.label_join import FillFeatures
 from anabranch.models.prequential.label_windows import LABEL_WINDOWS, LabelWindows
@@ -119,9 +120,9 @@ class Learning(Stage):
             metrics.on_segments(models.segments.report(champion))
 
     def _quality(self) -> dict[tuple[str, str], float]:
-        """By model and metric name; of rankings as served, too."""
+        """By model and metric name, NaN before the first label; of rankings as served, too."""
         quality = {
-            (model, name): metric.value
+            (model, name): reported(metric)
             for model, metrics in self._models.metrics.items()
             for name, metric in metrics.items()
         }

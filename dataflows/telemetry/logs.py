@@ -13,17 +13,22 @@ Loggers: ``anabranch`` has what commands print; below it are ``anabranch.bus``, 
 ``anabranch.dead_letters``.
 
 In ``logfmt`` and ``json`` what a command would print on stderr becomes a record as well, and so do
-Python's warnings.
+Python's warnings and uncaught errors. In a process of its own a command also makes records of lines
+that others write straight to standard error, such as the engine's report of a failed step
+(``anabranch.stderr``); see `StderrCapture`.
 """
 
 from __future__ import annotations
 
+import atexit
+import fcntl
 import io
-import json
 import logging
 import os
 import re
 import sys
+import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, TextIO
@@ -31,6 +36,7 @@ from typing import Any, Final, TextIO
 import orjson
 from rich.console import Console
 
+from anabranch.dataflows.telemetry.console import TextConsole, one_line, printable
 from anabranch.state.errors import InputError
 
 FORMAT: Final = "ANABRANCH_LOG_FORMAT"
@@ -39,7 +45,7 @@ LEVEL: Final = "ANABRANCH_LOG_LEVEL"
 _FIELDS: dict[str, Any] = {}
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COMMAND = logging.getLogger("anabranch")
-_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_STDERR = logging.getLogger("anabranch.stderr")
 _UNSAFE = re.compile(r'[\s"=]')
 _JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
@@ -62,14 +68,90 @@ class LogLevel(StrEnum):
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to the current ``sys.stderr``, which a live table replaces to print above itself."""
+    """Writes to the current ``sys.stderr``, which a live table replaces to print above itself.
+
+    While standard error is captured it writes past the capture.
+    """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
-        return sys.stderr
+        return sys.stderr if _capture is None else _capture.output
+
+
+class StderrCapture:
+    """Makes a record of each line that is written to file descriptor 2, by whatever code.
+
+    Lines that are records pass unchanged: worker processes, which inherit the descriptor, write
+    records themselves.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self._json = as_json
+        self._original = os.dup(2)
+        self.output: TextIO = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
+        reader, writer = os.pipe()
+        with suppress(OSError):
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1 << 20)  # a report never waits for the reader
+        sys.stderr.flush()
+        os.dup2(writer, 2)
+        os.close(writer)
+        self._thread = threading.Thread(
+            target=self._read, args=(reader,), name="standard error", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write the records of what was captured, and restore standard error."""
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os.dup2(self._original, 2)
+        self._thread.join(2.0)  # workers that still run keep the pipe open
+
+    def _read(self, reader: int) -> None:
+        with os.fdopen(reader, "r", encoding="utf-8", errors="backslashreplace") as lines:
+            for line in lines:
+                text = line.rstrip("\n")
+                if self._is_record(text):
+                    print(text, file=self.output, flush=True)
+                elif text.strip():
+                    # Past the level: what a library has to say in this way is seldom harmless.
+                    made = _STDERR.makeRecord(
+                        _STDERR.name, logging.WARNING, "", 0, "%s", (text,), None
+                    )
+                    for handler in logging.getLogger().handlers:
+                        handler.handle(made)
+
+    def _is_record(self, text: str) -> bool:
+        if not self._json:
+            return text.startswith("time=") and " level=" in text
+        try:
+            return isinstance(orjson.loads(text), dict)
+        except orjson.JSONDecodeError:
+            return False
+
+
+_capture: StderrCapture | None = None
+_own_process = False
+
+
+def own_process() -> None:
+    """Let `configure` capture standard error: this process runs a command and nothing else.
+
+    A supervised worker leaves that to its supervisor.
+    """
+    global _own_process
+    _own_process = "ANABRANCH_SUPERVISED" not in os.environ
+
+
+def stop_capture() -> None:
+    """Restore standard error, after all that was captured is written."""
+    global _capture
+    if _capture is not None:
+        _capture.stop()
+        _capture = None
 
 
 class _Lines(logging.Formatter):
@@ -96,13 +178,16 @@ class _Lines(logging.Formatter):
 
 
 class _Plain(logging.Formatter):
-    """A record as plain text; line breaks are escaped."""
+    """A record as plain text; line breaks and control characters are escaped."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return _one_line(super().formatMessage(record))
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, exc_info: Any) -> str:
+        return printable(super().formatException(exc_info))
 
 
 class RecordConsole(Console):
@@ -136,9 +221,38 @@ def configure(form: LogFormat | str | None = None, level: LogLevel | str | None 
     root.addHandler(handler)
     root.setLevel(lowest.value.upper())
     logging.captureWarnings(not plain)
+    _log_uncaught_errors(not plain)
+    _capture_stderr(chosen)
     _FIELDS.clear()
     # For the workers that this process starts.
     os.environ[FORMAT], os.environ[LEVEL] = chosen.value, lowest.value
+
+
+def _capture_stderr(form: LogFormat) -> None:
+    global _capture
+    stop_capture()
+    if _own_process and form is not LogFormat.plain:
+        _capture = StderrCapture(form is LogFormat.json)
+        atexit.register(stop_capture)
+
+
+def _log_uncaught_errors(enabled: bool) -> None:
+    """Make records of errors that nothing has caught, in any thread."""
+    if not enabled:
+        sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
+        sys.unraisablehook = sys.__unraisablehook__
+        return
+
+    def uncaught(hook: Any) -> None:
+        log_uncaught(hook.exc_type, hook.exc_value, hook.exc_traceback)
+
+    sys.excepthook = log_uncaught
+    threading.excepthook = sys.unraisablehook = uncaught
+
+
+def log_uncaught(kind: Any, error: Any, trace: Any) -> None:
+    """Log an error that nothing has caught, with its traceback."""
+    _COMMAND.critical("uncaught %s", kind.__name__, exc_info=(kind, error, trace))
 
 
 def about(**fields: Any) -> None:
@@ -157,7 +271,7 @@ def structured() -> bool:
 
 def stderr_console() -> Console:
     """The console for what a command prints on stderr."""
-    return RecordConsole() if structured() else Console(stderr=True)
+    return RecordConsole() if structured() else TextConsole(stderr=True)
 
 
 def warn(console: Console, text: str) -> None:
@@ -192,7 +306,8 @@ def _iso(seconds: float) -> str:
 
 def _quoted(value: Any) -> str:
     text = str(value)
-    return text if text and not _UNSAFE.search(text) else _encoded(_text(text))
+    plain = text and not _UNSAFE.search(text) and one_line(text) == text
+    return text if plain else _encoded(_text(text))
 
 
 def _encoded(value: Any) -> str:
@@ -204,12 +319,8 @@ def _encoded(value: Any) -> str:
             return _encoded(_text(value))
         pairs = ((_encoded(_text(key)), _encoded(each)) for key, each in value.items())
         return "{" + ",".join(f"{key}:{each}" for key, each in pairs) + "}"
-    return _one_line(encoded.decode())
+    return one_line(encoded.decode())
 
 
 def _text(value: Any) -> str:
     return str(value).encode(errors="backslashreplace").decode()
-
-
-def _one_line(text: str) -> str:
-    return _BREAKS.sub(lambda match: json.dumps(match[0])[1:-1], text)

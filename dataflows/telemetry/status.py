@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 from rich.table import Table
+from rich.text import Text
+
+from anabranch.dataflows.telemetry.console import printable
 
 Buckets = dict[float, float]
 """Upper bound in seconds → how many observations were at most that, as Prometheus counts them."""
@@ -17,7 +21,7 @@ class Status:
     """Counts since the start; latencies in seconds.
 
     Attributes:
-        quality: by metric name, of the model that serves most.
+        quality: by metric name, of the model that serves most; NaN before a label was scored.
         shares: by model, what it serves of the traffic, where there are rollouts.
         decisions: rollout decisions by action.
         pending: predictions that wait for their label.
@@ -128,7 +132,7 @@ def status_table(
     table.add_row(f"message to prediction, p50 / p99 ({span})", latencies(latency))
     table.add_row("read to published, p50 / p99 (whole run)", latencies(status.processing))
     for name, value in status.quality.items():
-        table.add_row(f"{quality_title(name)} (prequential)", f"{value:.4f}")
+        table.add_row(f"{quality_title(name)} (prequential)", quality_text(value))
     if len(status.shares) > 1:
         for model, share in status.shares.items():
             table.add_row(f"traffic share of {model}", f"{share:.1%}")
@@ -150,6 +154,20 @@ def quality_title(metric: str) -> str:
     return _TITLES.get(metric, metric)
 
 
+def quality_text(value: float) -> str:
+    """The value of a metric; a dash before a label was scored.
+
+    >>> quality_text(0.25), quality_text(math.nan)
+    ('0.2500', '—')
+    """
+    return "—" if math.isnan(value) else f"{value:.4f}"
+
+
+def quality_line(quality: Mapping[str, float]) -> str:
+    """Metrics with their values, in one line."""
+    return ", ".join(f"{quality_title(n)} {quality_text(v)}" for n, v in quality.items())
+
+
 def latencies(buckets: Buckets) -> str:
     """The median and the 99th percentile, as text."""
     if math.isinf(percentile(buckets, 0.5)):
@@ -161,7 +179,9 @@ def _add_warnings(table: Table, title: str, counts: dict[str, float]) -> None:
     if not counts:
         table.add_row(title, "0")
     for name, count in counts.items():
-        table.add_row(f"[yellow]{title}: {name}[/]", f"[yellow]{count:,.0f}[/]")
+        table.add_row(
+            Text(printable(f"{title}: {name}"), "yellow"), Text(f"{count:,.0f}", "yellow")
+        )
 
 
 def _bound(seconds: float) -> str:

@@ -60,6 +60,11 @@ class Metric(Protocol):
         """The metric over all scored predictions; River's own value before the first."""
         ...
 
+    @property
+    def scored(self) -> bool:
+        """Whether enough was scored for `value` to say something."""
+        ...
+
 
 @runtime_checkable
 class KernelMetric(Metric, Protocol):
@@ -134,6 +139,11 @@ class _Mean(_ArrayMetric):
         mean = float(self._state[1])
         return mean**0.5 if self.name == "RMSE" else mean
 
+    @property
+    def scored(self) -> bool:
+        """See `Metric.scored`."""
+        return bool(self._state[0])
+
 
 class _Confusion(_ArrayMetric):
     """Accuracy, precision, recall and F1 of a binary task, from one table of counts."""
@@ -176,6 +186,11 @@ class _Confusion(_ArrayMetric):
             return _divide(2.0 * precision * recall, precision + recall)
         return precision if self.name == "Precision" else recall
 
+    @property
+    def scored(self) -> bool:
+        """See `Metric.scored`."""
+        return bool(self._counts.any())
+
 
 class _Thresholds(_ArrayMetric):
     """ROC AUC from counts at ten thresholds, as `river.metrics.ROCAUC`."""
@@ -217,6 +232,11 @@ class _Thresholds(_ArrayMetric):
         false_rates = [_divide(n, negatives) for n in self._counts[:, 1].tolist()]
         return float(-np.trapezoid(x=false_rates, y=true_rates))
 
+    @property
+    def scored(self) -> bool:
+        """Whether there were labels of both classes."""
+        return bool(self._truths.all())
+
 
 def _divide(a: float, b: float) -> float:
     return a / b if b else 0.0
@@ -232,6 +252,7 @@ class RiverMetric:
         metric: the River object.
         skipped: number of pairs that the metric could not score (for example the logarithm of a
             negative number in RMSLE); River itself would raise.
+        updates: number of pairs that it scored.
     """
 
     def __init__(self, river_metric: Any, task: Task) -> None:
@@ -239,6 +260,7 @@ class RiverMetric:
         self.name = type(river_metric).__name__
         self.bigger_is_better = bool(river_metric.bigger_is_better)
         self.skipped = 0
+        self.updates = 0
         self._task = task
         self._labels = bool(getattr(river_metric, "requires_labels", False))
 
@@ -254,16 +276,18 @@ class RiverMetric:
                 truth = truth == 1.0
             try:
                 self.metric.update(truth, predicted)
+                self.updates += 1
             except (ArithmeticError, ValueError):
                 self.skipped += 1
 
-    def dump(self) -> tuple[Any, int]:
+    def dump(self) -> tuple[Any, int, int]:
         """See `Metric.dump`."""
-        return self.metric, self.skipped
+        return self.metric, self.skipped, self.updates
 
-    def load(self, state: tuple[Any, int]) -> None:
+    def load(self, state: tuple[Any, ...]) -> None:
         """See `Metric.load`."""
-        self.metric, self.skipped = state
+        # What an earlier version stored has no number of updates.
+        self.metric, self.skipped, self.updates = (*state, 1)[:3]
 
     def _as_river(self, predictions: Predictions) -> list[Any]:
         """What `evaluate.progressive_val_score` would pass to the metric."""
@@ -283,6 +307,16 @@ class RiverMetric:
     def value(self) -> float:
         """River's `get()`."""
         return float(self.metric.get())
+
+    @property
+    def scored(self) -> bool:
+        """See `Metric.scored`."""
+        return self.updates > 0
+
+
+def reported(metric: Metric) -> float:
+    """The value of a metric for people and monitoring: NaN before anything was scored."""
+    return metric.value + 0.0 if metric.scored else math.nan  # + 0.0 makes 0.0 of -0.0
 
 
 _MEANS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {

@@ -32,6 +32,7 @@ from anabranch.models.learners.pickling import check_river, dumps, loads
 from anabranch.models.registry.version import Version, check_name, parse_reference, seal, unseal
 from anabranch.state.errors import InputError, StateError
 from anabranch.state.store.atomic_files import atomic_write, sync_directory
+from anabranch.state.store.permissions import make_private_directory
 
 DIRECTORY = "registry"
 """The name of the registry in a state directory."""
@@ -191,7 +192,8 @@ class Registry:
         home = self.path / about.name
         draft = home / f"{_DRAFT}{uuid.uuid4().hex}"
         try:
-            draft.mkdir(parents=True)
+            for directory in (self.path.parent, self.path, home, draft):
+                make_private_directory(directory)
             sync_directory(self.path)
             atomic_write(draft / _MODEL, blob)
             if distributions is not None:

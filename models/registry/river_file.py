@@ -16,6 +16,7 @@ from anabranch.models.learners.pickling import check_river, loads
 from anabranch.models.registry.version import Version, seal, unseal
 from anabranch.state.errors import InputError, StateError
 from anabranch.state.store.atomic_files import atomic_write
+from anabranch.state.store.permissions import make_ordinary
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -60,6 +61,8 @@ def write_river_file(path: Path, blob: bytes, about: Version) -> None:
     try:
         atomic_write(path, blob)
         atomic_write(description_path(path), seal(about))
+        for written in (path, description_path(path)):
+            make_ordinary(written)
     except (StateError, OSError) as error:
         raise InputError(str(error)) from None
 

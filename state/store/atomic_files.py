@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from anabranch.state.errors import StateError
+from anabranch.state.store.permissions import make_private
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -17,6 +18,7 @@ def atomic_write(path: Path, content: bytes) -> None:
     new = path.with_name(path.name + ".new")
     try:
         with new.open("wb") as file:
+            make_private(new)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

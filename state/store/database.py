@@ -28,6 +28,7 @@ from rocksdict import (
 
 from anabranch.state.errors import StateError
 from anabranch.state.store.atomic_files import sync_directory
+from anabranch.state.store.permissions import make_private_directory
 
 WRITE_BUFFER = 8 << 20
 _BUFFERS_OF_PROCESS = 128 << 20
@@ -84,7 +85,7 @@ def create_database(path: Path, root: tuple[bytes, bytes]) -> None:
             "name another directory, or remove this one to start from scratch"
         )
     with disk_errors(path, "created"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_directory(path.parent)
         with _exclusive(path.parent):
             if not (path / _CURRENT).is_file():
                 _create(path, root)

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anabranch.state.errors import StateError
+from anabranch.state.store.permissions import make_private_directory, umask
 
 _log = logging.getLogger("anabranch.state")
 
@@ -139,8 +140,8 @@ class _LockFile:
     def __init__(self, directory: Path, name: str) -> None:
         self._path = directory / name
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            make_private_directory(directory)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666 & ~umask())
         except OSError as error:
             raise StateError(_unusable(directory, error)) from None
         _OPEN.add(self)

@@ -38,7 +38,7 @@ def caller(directory: Path, capfd: pytest.CaptureFixture[str]) -> Call:
     def call(*arguments: object, **environment: str) -> Done:
         numbers = (signal.SIGINT, signal.SIGTERM)
         handlers = {number: signal.getsignal(number) for number in numbers}
-        here = Path.cwd()
+        here, umask = Path.cwd(), os.umask(0o022)
         os.chdir(directory)
         capfd.readouterr()
         try:
@@ -50,6 +50,7 @@ def caller(directory: Path, capfd: pytest.CaptureFixture[str]) -> Call:
                 main()
         finally:
             os.chdir(here)
+            os.umask(umask)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         out, err = capfd.readouterr()

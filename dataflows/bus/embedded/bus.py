@@ -9,7 +9,7 @@ thread, and none may be used across a fork.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from anabranch.dataflows.bus.embedded.reader import EmbeddedReader
 from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicLimits, TopicPartition
 from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
 from anabranch.state.errors import BusError
+from anabranch.state.store.permissions import make_private_directory
 
 __all__ = ["EmbeddedBus"]
 
@@ -64,7 +65,7 @@ class EmbeddedBus:
             if count != partitions[topic]:
                 raise _wrong_count(topic, count, partitions[topic])
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            make_private_directory(self._directory)
         except OSError as error:
             raise BusError(f"can't create {self._directory}: {error.strerror}") from error
         created = []
@@ -91,6 +92,19 @@ class EmbeddedBus:
             closing(topic_file.connect(topic, path)) as connection,
         ):
             connection.execute(topic_file.ADD_PARTITIONS, (count,))
+
+    def delete_topics(self, names: Sequence[str]) -> None:
+        """Delete topics with all their messages; who reads or writes them is told at once.
+
+        Raises:
+            BusError: one does not exist, in which case none is deleted, or it can't be.
+        """
+        for path in [self.existing(name) for name in names]:
+            try:
+                for suffix in ("", "-wal", "-shm"):
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
+            except OSError as error:
+                raise BusError(f"can't delete {path}: {error.strerror}") from error
 
     def topics(self) -> dict[str, int]:
         """Every topic and its partition count."""

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.bus.offset_errors import topic_deleted, topic_recreated
 from anabranch.state.errors import BusError
+from anabranch.state.store.permissions import make_private
 
 FORMAT = 1
 SUFFIX = ".topic"
@@ -198,6 +199,7 @@ def create(topic: str, path: Path, partitions: int) -> bool:
         with bus_errors(topic, path):
             connection = _open(temporary, "rwc", "full")
             try:
+                make_private(temporary)  # SQLite gives its other files the same mode
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute(f"PRAGMA application_id={_APPLICATION}")
                 connection.execute(f"PRAGMA user_version={FORMAT}")

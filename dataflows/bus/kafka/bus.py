@@ -6,10 +6,9 @@ librdkafka runs threads of its own: open a bus after a fork, never before. It lo
 
 from __future__ import annotations
 
-import re
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -41,6 +40,7 @@ from anabranch.dataflows.bus.kafka.settings import (
     KafkaSettings,
     error_text,
 )
+from anabranch.dataflows.bus.kafka_urls import check_hosts, without_secrets
 from anabranch.dataflows.bus.protocol import (
     OnOutOfRange,
     TopicLimits,
@@ -57,7 +57,6 @@ _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _COMMITTED, _ALL = IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED
 RECORD_OVERHEAD = 100  # bytes of a batch of one message beside its key and payload, at most 97
-_HOSTS = re.compile(r"([^\s,:/]+|\[[0-9a-fA-F:.]+\]):\d+(,([^\s,:/]+|\[[0-9a-fA-F:.]+\]):\d+)*")
 
 
 class KafkaBus:
@@ -70,13 +69,13 @@ class KafkaBus:
     """
 
     def __init__(self, hosts: str, settings: Mapping[str, str] | None = None) -> None:
-        if _HOSTS.fullmatch(hosts) is None:
-            raise BusError(f"kafka://{hosts}: write kafka://HOST:PORT[,HOST:PORT…]")
+        check_hosts(hosts)
         self.url = f"kafka://{hosts}"
         self._settings = KafkaSettings(hosts, settings or {})
+        self._secrets = dict(settings or {})
         self._log = ClientLog()
         conf = {**self._settings.admin(), "error_cb": self._log.on_error}
-        self._admin: AdminClient = _create_client(lambda: AdminClient(conf, logger=RDKAFKA_LOG))
+        self._admin: AdminClient = self._client(lambda: AdminClient(conf, logger=RDKAFKA_LOG))
         self._metadata()
 
     def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
@@ -144,6 +143,28 @@ class KafkaBus:
                 ) from error
         self._wait_until_visible({topic: count}, growing=True)
 
+    def delete_topics(self, names: Sequence[str]) -> None:
+        """Delete topics with all their messages, and wait until they are gone.
+
+        Raises:
+            BusError: one does not exist, in which case none is deleted, or Kafka refuses.
+        """
+        for name in names:
+            self.partition_count(name)
+        answers = self._admin.delete_topics(list(names), request_timeout=self._settings.reach_s)
+        for topic, future in answers.items():
+            try:
+                future.result()
+            except KafkaException as error:
+                if error.args[0].code() < 0:  # librdkafka's own: no broker answered
+                    raise self._unreachable(error) from error
+                raise BusError(f"can't delete topic {topic}: {error_text(error)}") from error
+        deadline = time.monotonic() + self._settings.reach_s
+        while left := self.topics().keys() & set(names):
+            if time.monotonic() > deadline:
+                raise BusError(f"Kafka is still deleting {', '.join(sorted(left))}")
+            time.sleep(0.05)
+
     def topics(self) -> dict[str, int]:
         """Every topic (internal ones left out) and its partition count."""
         listed = self._metadata().topics.items()
@@ -205,7 +226,7 @@ class KafkaBus:
 
         def new_producer(batch_bytes: int) -> Producer:
             conf = {**self._settings.producer(batch_bytes), "error_cb": log.on_error}
-            return _create_client(lambda: Producer(conf, logger=RDKAFKA_LOG))
+            return self._client(lambda: Producer(conf, logger=RDKAFKA_LOG))
 
         largest = self._settings.batch_bytes
         producers = Producers(new_producer, largest, RECORD_OVERHEAD)
@@ -239,7 +260,7 @@ class KafkaBus:
         conf = {**self._settings.consumer(group or "anabranch"), "error_cb": log.on_error}
         if commits is not None:
             conf["on_commit"] = commits.on_commit
-        consumer: Consumer = _create_client(lambda: Consumer(conf, logger=RDKAFKA_LOG))
+        consumer: Consumer = self._client(lambda: Consumer(conf, logger=RDKAFKA_LOG))
         watch = BrokerWatch(self.probe, list(positions), log, self.url)
         return KafkaReader(consumer, positions, self.bounds, watch, log, commits, on_out_of_range)
 
@@ -376,6 +397,14 @@ class KafkaBus:
                 raise BusError(f"new topics {', '.join(wanted)} did not get leaders in time")
             time.sleep(0.05)
 
+    def _client(self, create: Callable[[], _Client]) -> _Client:
+        try:
+            return create()
+        except (KafkaException, ValueError, TypeError) as error:
+            # The cause is left out: its text may quote a password.
+            text = without_secrets(error_text(error), self._secrets)
+            raise BusError(f"Kafka settings: {text}") from None
+
 
 def _retention_ms(config: Mapping[str, str]) -> int | None:
     """How long after its publisher's time a topic with this configuration keeps a message."""
@@ -383,10 +412,3 @@ def _retention_ms(config: Mapping[str, str]) -> int | None:
     by_age = "delete" in config.get("cleanup.policy", "delete")
     stamps_itself = config.get("message.timestamp.type") == "LogAppendTime"
     return retention_ms if retention_ms >= 0 and by_age and not stamps_itself else None
-
-
-def _create_client(create: Callable[[], _Client]) -> _Client:
-    try:
-        return create()
-    except (KafkaException, ValueError, TypeError) as error:
-        raise BusError(f"Kafka settings: {error_text(error)}") from error

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from anabranch.dataflows.telemetry.console import TextConsole
 from anabranch.state.errors import InputError
 
 
@@ -64,7 +64,7 @@ def demo(
 
     with _directory(keep) as directory:
         run = Demo(directory, seconds=seconds, rate=rate, history=history, crash=not no_crash)
-        interrupted = run.run(Console(), command=_command(), kept=keep is not None)
+        interrupted = run.run(TextConsole(), command=_command(), kept=keep is not None)
     if interrupted:
         raise typer.Exit(130)
 

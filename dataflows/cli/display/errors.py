@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.text import Text
 
+from anabranch.dataflows.telemetry.console import TextConsole, printable
 from anabranch.dataflows.telemetry.logs import fail, structured
 from anabranch.state.errors import AnabranchError
 
@@ -14,5 +14,5 @@ def print_error(error: AnabranchError) -> None:
     if structured():
         fail(str(error))
         return
-    sentence = Text.assemble(("error: ", "bold red"), str(error))
-    Console(stderr=True, highlight=False).print(sentence, soft_wrap=True)
+    sentence = Text.assemble(("error: ", "bold red"), printable(str(error)))
+    TextConsole(stderr=True).print(sentence, soft_wrap=True)

@@ -21,6 +21,7 @@ from anabranch.dataflows.telemetry.status import (
     Status,
     latencies,
     live_only,
+    quality_line,
     quality_title,
     read_status,
     since,
@@ -64,7 +65,7 @@ class LiveStatus:
     def line(self) -> str:
         """The current status as one line of text."""
         status = self.status()
-        quality = ", ".join(f"{quality_title(n)} {v:.4f}" for n, v in status.quality.items())
+        quality = quality_line(status.quality)
         return (
             f"{self._pipeline}: {status.events:,.0f} events ({self._rate():,.0f}/s), "
             f"p50 / p99 {latencies(self._recent_latency())}, "

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import typer
 from rich.console import Console
 from rich.table import Table
 
+from anabranch.dataflows.telemetry.console import TextConsole, echo
 from anabranch.models.registry.diff import Pair, VersionDiff, diff_versions
 from anabranch.models.registry.registry import Registry
 from anabranch.models.registry.version import Version, spans_text
@@ -26,7 +26,7 @@ def print_list(versions: Sequence[Version], registry: Registry, json: bool) -> N
         _print_json([_as_json(each) for each in versions])
         return
     if not versions:
-        typer.echo(f"no models in {registry.path}: add one with `anabranch models snapshot`")
+        echo(f"no models in {registry.path}: add one with `anabranch models snapshot`")
         return
     table = Table(title=f"models in {registry.path}", title_justify="left")
     table.add_column("model", no_wrap=True)
@@ -43,7 +43,7 @@ def print_list(versions: Sequence[Version], registry: Registry, json: bool) -> N
             each.river or "",
             (each.parent or "—").split(" of ")[0],
         )
-    Console().print(table)
+    TextConsole().print(table)
 
 
 def print_version(version: Version, json: bool) -> None:
@@ -51,7 +51,7 @@ def print_version(version: Version, json: bool) -> None:
     if json:
         _print_json(_as_json(version))
         return
-    console = Console()
+    console = TextConsole()
     _print_pairs(console, version.reference, _lineage(version))
     _print_pairs(console, "hyperparameters", version.parameters.items())
     if version.weights:
@@ -75,7 +75,7 @@ def print_diff(first: Version, second: Version, top: int, json: bool) -> None:
 
 
 def _print_diff(diff: VersionDiff, first: str, second: str, top: int) -> None:
-    console = Console()
+    console = TextConsole()
     parts: dict[str, dict[str, Pair]] = {
         "lineage": diff.lineage,
         "metrics": {n: (_number(a), _number(b)) for n, (a, b) in diff.metrics.items()},
@@ -97,7 +97,7 @@ def _print_diff(diff: VersionDiff, first: str, second: str, top: int) -> None:
             )
         console.print(table)
     if not (any(parts.values()) or diff.weights):
-        typer.echo(f"{first} and {second} do not differ")
+        echo(f"{first} and {second} do not differ")
 
 
 def print_added(version: Version, how: str, json: bool) -> None:
@@ -107,7 +107,7 @@ def print_added(version: Version, how: str, json: bool) -> None:
         return
     metrics = _metrics(version)
     tail = f"; {metrics}" if metrics else ""
-    typer.echo(f"{how} {version.reference}: {version.model}, {_rows(version)} labels learned{tail}")
+    echo(f"{how} {version.reference}: {version.model}, {_rows(version)} labels learned{tail}")
 
 
 def _lineage(version: Version) -> Iterator[tuple[str, str]]:
@@ -159,7 +159,7 @@ def _as_json(version: Version) -> dict[str, Any]:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(msgspec.json.encode(value).decode())
+    echo(msgspec.json.encode(value).decode())
 
 
 def _rows(version: Version) -> str:

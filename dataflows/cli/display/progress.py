@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 
+from anabranch.dataflows.telemetry.console import LiteralColumn
 from anabranch.dataflows.telemetry.logs import stderr_console
 
 _LINE_EVERY_S = 10.0
@@ -39,7 +40,7 @@ def progress_display() -> Iterator[Callable[[str, int, int | None], None]]:
 
 @contextmanager
 def _bars(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (LiteralColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console, transient=True) as progress:
 

@@ -29,6 +29,7 @@ from rich.progress import (
 
 from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.messages.time_unit_check import TimeUnitCheck
+from anabranch.dataflows.telemetry.console import LiteralColumn, echo
 from anabranch.dataflows.telemetry.logs import stderr_console
 
 if TYPE_CHECKING:
@@ -122,12 +123,12 @@ class Publishing:
         show = self._bar if console.is_terminal else self._lines
         with self._stop.on_signals(), show(console) as update:
             yield lambda batches, pacing: self._send(batches, pacing, update)
-        typer.echo(self.summary())
+        echo(self.summary())
         if self._done.first_ahead is not None:
             LOG.warning(ahead_text(self._done.ahead, self._done.first_ahead))
         for check in self._checks:
             if check.advice is not None:
-                typer.echo(check.advice)
+                echo(check.advice)
         if self._done.interrupted:
             raise typer.Exit(130)
 
@@ -183,7 +184,7 @@ class Publishing:
             if self._total is not None
             else (SpinnerColumn(), TextColumn("{task.completed:,}"), TimeElapsedColumn())
         )
-        title = TextColumn("publishing to " + self._topics["events"].removesuffix(".events"))
+        title = LiteralColumn("publishing to " + self._topics["events"].removesuffix(".events"))
         with Progress(title, *columns, console=console, transient=True) as progress:
             task = progress.add_task("publish", total=self._total)
             yield lambda counts: progress.update(task, completed=self._counted(counts))

@@ -10,7 +10,7 @@ from functools import partial
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.cli.display.live_status import compiling
@@ -26,8 +26,9 @@ from anabranch.dataflows.replay.replay import (
 from anabranch.dataflows.runtime.supervised_worker import EXIT_INTERRUPTED
 from anabranch.dataflows.runtime.supervisor import StopRequest
 from anabranch.dataflows.steps.warmup import warm
+from anabranch.dataflows.telemetry.console import LiteralColumn, echo
 from anabranch.dataflows.telemetry.logs import stderr_console
-from anabranch.dataflows.telemetry.status import quality_title, read_status
+from anabranch.dataflows.telemetry.status import quality_line, read_status
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
 _LINE_EVERY_S = 10.0
@@ -54,13 +55,13 @@ def run_replay(pipeline: Pipeline, settings: ReplaySettings, bus: Bus | None, na
         with in_background(partial(_bar if console.is_terminal else _lines, console, report)):
             replay(pipeline, settings, bus, stop=interrupted, metrics=metrics, report=report)
     except InterruptedReplayError:
-        typer.echo(f"interrupted after {_messages(report)}: nothing was written")
+        echo(f"interrupted after {_messages(report)}: nothing was written")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     status = read_status(metrics.registry)
     for line in summary(settings, report, status.quality, time.monotonic() - started, name):
-        typer.echo(line)
+        echo(line)
     for topic, unit in status.units.items():
-        typer.echo(unit_advice(topic, unit))
+        echo(unit_advice(topic, unit))
 
 
 def summary(
@@ -76,7 +77,7 @@ def summary(
     yield f"replayed {_messages(report)} in {duration} ({rate:,.0f}/s)"
     yield f"{settings.rows}: {report.rows:,} rows, {report.labelled:,} with a label"
     if quality:
-        yield "quality: " + ", ".join(f"{quality_title(n)} {v:.4f}" for n, v in quality.items())
+        yield "quality: " + quality_line(quality)
     dead = report.dead_letters
     if dead:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in dead.most_common())
@@ -99,7 +100,7 @@ def _messages(report: ReplayReport) -> str:
 
 def _bar(console: Console, report: ReplayReport, done: threading.Event) -> None:
     columns = (
-        TextColumn("{task.description}"),
+        LiteralColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import orjson
-import typer
-from rich.console import Console
 from rich.table import Table
+
+from anabranch.dataflows.telemetry.console import TextConsole, echo
 
 MODERATE_PSI = 0.1
 """A PSI above this calls for a closer look, by the convention of scorecard monitoring."""
@@ -31,7 +31,7 @@ def print_rows(report: SkewReport, max_mismatch: float, json: bool) -> None:
             asdict(report) | {"features": features, "max_mismatch": max_mismatch, "agree": agree}
         )
         return
-    console = Console()
+    console = TextConsole()
     table = Table(
         title=f"features of {report.pipeline}, served and recomputed", title_justify="left"
     )
@@ -79,7 +79,7 @@ def print_shifts(
         )
     else:
         verdict = f"no shift: none of the {len(shifts)} features has a PSI above {max_psi:g}"
-    Console().print(verdict, highlight=False, soft_wrap=True)
+    TextConsole().print(verdict, highlight=False, soft_wrap=True)
 
 
 def _print_shift_table(title: str, shifts: list[Shift], max_psi: float) -> None:
@@ -101,7 +101,7 @@ def _print_shift_table(title: str, shifts: list[Shift], max_psi: float) -> None:
             state,
             style={"shifted": "red", "moved": "yellow"}.get(state),
         )
-    Console().print(table)
+    TextConsole().print(table)
 
 
 def _state(shift: Shift, max_psi: float) -> str:
@@ -165,7 +165,7 @@ def _verdict(report: SkewReport, max_mismatch: float) -> str:
 
 
 def _print_json(report: dict[str, Any]) -> None:
-    typer.echo(orjson.dumps(_finite(report)).decode())
+    echo(orjson.dumps(_finite(report)).decode())
 
 
 def _finite(value: Any) -> Any:

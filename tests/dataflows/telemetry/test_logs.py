@@ -211,3 +211,60 @@ def test_what_is_no_format_is_one_sentence(tmp_path: Path):
     assert "error: ANABRANCH_LOG_FORMAT is 'yaml': set it to one of plain, logfmt, json" in done.err
     done = run_command(tmp_path, "run", "payments", "--log-level", "loud")
     assert done.code == 2
+
+
+PIPELINE_THAT_WRITES = """
+import os, sys, threading, warnings
+from river import linear_model
+from anabranch import Event, Pipeline, field, inline
+
+os.write(2, b"thread 'main' panicked at engine.rs:1:\\nnote: \\xff\\x1b[31m\\n")
+print("printed by a library", file=sys.stderr)
+warnings.warn("look out")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+if os.environ.get("UNCAUGHT"):
+    class Odd(BaseException):
+        pass
+    raise Odd("not\\ncaught")
+
+class Thing(Event):
+    id: str
+    ts: int
+    size: float
+    good: bool
+
+pipeline = Pipeline(name="odd", event=Thing, label=inline("good"), features=[field("size")],
+    model=linear_model.LogisticRegression())
+"""
+
+
+@pytest.mark.parametrize("by", ["variable", "option"])
+def test_what_others_write_to_standard_error_is_records_too(by: str, tmp_path: Path):
+    (tmp_path / "odd.py").write_text(PIPELINE_THAT_WRITES)
+    if by == "variable":
+        done = run_command(tmp_path, "topics", "odd.py", ANABRANCH_LOG_FORMAT="json")
+    else:
+        run_command(tmp_path, "topics", "odd.py", "--create", ANABRANCH_LOG_FORMAT="json")
+        command = ["run", "odd.py", "--until-end", "--no-state", "--log-format", "json"]
+        done = run_command(tmp_path, *command)
+    assert done.code == 0, done.err
+    found = records(done.err)
+    texts = [each["msg"] for each in found]
+    for text in ("thread 'main' panicked at engine.rs:1:", "printed by a library"):
+        (own,) = [each for each in found if each["msg"] == text]
+        assert (own["level"], own["logger"]) == ("warning", "anabranch.stderr")
+    assert "note: \\xff\x1b[31m" in texts
+    assert any("look out" in text for text in texts)
+    uncaught = next(each for each in found if each["msg"] == "uncaught ZeroDivisionError")
+    assert "division by zero" in uncaught["exception"]
+
+
+def test_an_uncaught_error_is_one_record(tmp_path: Path):
+    (tmp_path / "odd.py").write_text(PIPELINE_THAT_WRITES)
+    done = run_command(tmp_path, "topics", "odd.py", ANABRANCH_LOG_FORMAT="json", UNCAUGHT="1")
+    assert done.code == 1
+    last = records(done.err)[-1]
+    assert last["msg"] == "uncaught Odd"
+    assert "not\ncaught" in last["exception"]
