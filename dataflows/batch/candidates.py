@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import Batch
-from anabranch.dataflows.batch.dead_letters import DeadLetterReason, Fault, dead_letter
+from anabranch.dataflows.batch.dead_letters import Fault, dead_letter
 from anabranch.dataflows.batch.row_ids import contains_separator, row_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.models.metrics.ranking import EVENT, LIST
 from anabranch.state.arrays import LARGEST
 from anabranch.state.keys.hashing import hash64

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from anabranch.dataflows.batch.dead_letters import DeadLetterReason
 from anabranch.dataflows.codec.json_decoder import JsonColumnDecoder, json_column_decoder
 from anabranch.dataflows.codec.json_encoder import JsonPredictionEncoder
 from anabranch.dataflows.codec.protocol import Codec, Message
+from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.models.learners.learner import Task
 
 

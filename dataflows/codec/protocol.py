@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import msgspec
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.dead_letters import DeadLetterReason, Fault
+from anabranch.dataflows.batch.dead_letters import Fault
+from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.models.learners.learner import Predictions, Task
 from anabranch.state.compile import I64
 from anabranch.state.keys.text_column import Texts

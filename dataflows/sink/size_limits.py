@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from anabranch.dataflows.batch.dead_letters import DeadLetterReason, payload_fields
+from anabranch.dataflows.batch.dead_letters import payload_fields
+from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.outputs import Cause, DeadLetter
 
 _DETAIL = 200  # characters that are kept of a detail, unless all of it fits

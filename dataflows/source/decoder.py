@@ -24,13 +24,14 @@ from anabranch.dataflows.batch.batch import (
     keep_rows,
 )
 from anabranch.dataflows.batch.columns import ColumnReader, column_reader
-from anabranch.dataflows.batch.dead_letters import DeadLetterReason, Fault, dead_letter
+from anabranch.dataflows.batch.dead_letters import Fault, dead_letter
 from anabranch.dataflows.batch.row_ids import row_id
 from anabranch.dataflows.batch.typed_rows import TypedRows
 from anabranch.dataflows.codec import Codec, codec_of
 from anabranch.dataflows.codec.protocol import Columns, DecodedColumns
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control, control_error
+from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.event_time import FIRST_MS, LAST_MS, parse_times_ms
 from anabranch.dataflows.messages.inputs import Delayed, Inline, field_types
 from anabranch.dataflows.messages.outputs import DeadLetter

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.batch.columns import take_rows
-from anabranch.dataflows.batch.dead_letters import DeadLetterReason, dead_letter
+from anabranch.dataflows.batch.dead_letters import dead_letter
+from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.event_time import FIRST_MS
 from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.state.durations import format_duration_ms, parse_duration_ms

@@ -6,7 +6,8 @@ import numpy as np
 
 from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.batch.candidates import first_of_each_event, whole_events
-from anabranch.dataflows.batch.dead_letters import DeadLetterReason, dead_letter
+from anabranch.dataflows.batch.dead_letters import dead_letter
+from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.steps.stage import BatchWork, Stage, StageContext
 from anabranch.state.arrays import LARGEST, all_usable
 from anabranch.state.compile import entry

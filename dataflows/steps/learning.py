@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.batch.candidates import first_of_each_event
 from anabranch.dataflows.batch.columns import NumberColumn
-from anabranch.dataflows.batch.dead_letters import DeadLetterReason, dead_letter
+from anabranch.dataflows.batch.dead_letters import dead_letter
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.batch.row_ids import event_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.inputs import Delayed, Inline
 from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.steps.label_dead_letters import LabelDeadLetters

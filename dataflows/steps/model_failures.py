@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import Batch
 from anabranch.dataflows.batch.candidates import first_of_each_event, whole_events
-from anabranch.dataflows.batch.dead_letters import DeadLetterReason, dead_letter
+from anabranch.dataflows.batch.dead_letters import dead_letter
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.batch.row_ids import event_id, readable_row_id
+from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.steps.label_dead_letters import label_dead_letter

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.dataflows.batch.dead_letters import DeadLetterReason, reference_page
+from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason, reference_page
 from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.steps.label_dead_letters import _REASONS
 
