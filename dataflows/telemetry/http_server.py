@@ -80,7 +80,7 @@ def serve(
         except Exception:
             _LOG.warning("%s can't be served", path, exc_info=True)
             status, text = _FAILED, "can't be served: see the log of the run"
-        start(status, _TEXT)
+        start(status, list(_TEXT))  # the server adds headers to the list
         return [f"{text}\n".encode()]
 
     try:
