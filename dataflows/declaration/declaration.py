@@ -20,9 +20,9 @@ from anabranch.dataflows.declaration.features import (
     RowFeature,
 )
 from anabranch.dataflows.declaration.schema import Kind, Schema
-from anabranch.dataflows.messages.event_time import TIME_UNITS_MS
 from anabranch.dataflows.messages.inputs import Delayed, Event, Inline
 from anabranch.dataflows.messages.local_time import LocalTime
+from anabranch.dataflows.messages.time_units import TIME_UNITS_MS
 from anabranch.models.drift.declarations import Distributions
 from anabranch.models.drift.detectors import Monitor
 from anabranch.models.learners.imbalance import Imbalance

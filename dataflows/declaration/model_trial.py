@@ -8,10 +8,11 @@ import numpy as np
 from river import feature_extraction
 
 from anabranch.dataflows.declaration.declaration import Declaration
-from anabranch.models.learners.compiled import learner_for
+from anabranch.models.learners.compiled import why_not
 from anabranch.models.learners.fault_isolation import FaultIsolation
 from anabranch.models.learners.learner import Targets, Task
 from anabranch.models.learners.pickling import river_objects
+from anabranch.models.learners.river import RiverLearner
 from anabranch.state.errors import DeclarationError
 
 _TEXT = (feature_extraction.BagOfWords,)
@@ -34,9 +35,9 @@ def check_by_trial(pipeline: Declaration, model: Any, where: str) -> None:
                 "which are numbers: encode text as features, with one_hot or hashed"
             )
     columns = pipeline.columns
-    learner = learner_for(model.clone(), columns, pipeline.task)
-    if not learner.can_fail:
-        return
+    if why_not(model, columns) is None:
+        return  # a kernel can't fail
+    learner = RiverLearner(model.clone(), columns, pipeline.task)
     shapes = np.array([np.ones(len(columns)), np.arange(1, len(columns) + 1)])
     rows = np.concatenate([shapes * value for value in _TRIED])
     steps = np.arange(2 * len(rows))

@@ -10,8 +10,8 @@ from anabranch.dataflows.declaration.declaration import Declaration
 from anabranch.dataflows.declaration.features import DayOfWeek, Feature, HourOfDay, KeyedFeature
 from anabranch.dataflows.declaration.model_trial import check_by_trial
 from anabranch.dataflows.declaration.schema import Schema
-from anabranch.dataflows.messages.event_time import TIME_UNITS_MS
 from anabranch.dataflows.messages.inputs import Delayed, Inline, Label
+from anabranch.dataflows.messages.time_units import TIME_UNITS_MS
 from anabranch.models.drift.declarations import Distributions
 from anabranch.models.drift.detectors import LOSS
 from anabranch.models.learners.imbalance import check_imbalance

@@ -10,17 +10,11 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.dataflows.messages.time_units import UNIT_HINT, fitting_unit
 from anabranch.state.arrays import extent
 
 LAST_MS = 253_402_300_799_999  # the end of the year 9999
 FIRST_MS = -62_135_596_800_000  # the beginning of the year 1
-TIME_UNITS_MS = {"ms": 1.0, "s": 1000.0, "us": 1e-3, "ns": 1e-6}
-"""Milliseconds in each unit that a number may have."""
-
-UNIT_HINT = "; it would be a time of today in "
-"""Precedes the unit in what is wrong with a number that would be a time of today in that unit."""
-
-_TODAY_MS = 631_152_000_000, 4_102_444_800_000  # 1990 to 2099: where a user's times are
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\s*")
 _UNUSUAL = re.compile(
     r"([0-9W-]+)[T ]([0-9:]+(?:[.,][0-9]*)?)(\s?(?:Z|UTC|GMT|[+-][0-9:]+))?", re.IGNORECASE
@@ -64,20 +58,6 @@ def parse_time_ms(value: object, scale: float, zone: tzinfo = UTC) -> int:
     if not FIRST_MS <= time_ms <= LAST_MS:
         raise ValueError(f"{value!r} is outside the years 1 to 9999")
     return time_ms
-
-
-def fitting_unit(earliest: float, latest: float, scale: float) -> str | None:
-    """The unit in which numbers from ``earliest`` to ``latest`` are times of today.
-
-    None if they are that in units of ``scale`` ms already, or in no unit.
-
-    >>> fitting_unit(1736121600, 1736125200, 1.0)
-    's'
-    """
-    for unit, ms in sorted(TIME_UNITS_MS.items(), key=lambda item: item[1] != scale):
-        if _TODAY_MS[0] <= earliest * ms and latest * ms < _TODAY_MS[1]:
-            return None if ms == scale else unit
-    return None
 
 
 def _number(text: str) -> int | float:

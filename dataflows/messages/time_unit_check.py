@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-from anabranch.dataflows.messages.event_time import UNIT_HINT, fitting_unit
+from anabranch.dataflows.messages.time_units import UNIT_HINT, fitting_unit
 
 LOG = logging.getLogger("anabranch")
 _YEAR_MS = 365 * 86_400_000  # 1970

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 
-from anabranch.dataflows.messages.event_time import TIME_UNITS_MS, UNIT_HINT, parse_time_ms
+from anabranch.dataflows.messages.event_time import parse_time_ms
+from anabranch.dataflows.messages.time_units import TIME_UNITS_MS, UNIT_HINT
 from anabranch.state.errors import InputError
 
 

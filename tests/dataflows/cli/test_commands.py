@@ -54,7 +54,8 @@ from anabranch import Event, Pipeline, field, inline
 
 class Boom(base.Classifier):
     def learn_one(self, x, y):
-        raise ValueError("boom")
+        if x["size"] == 77.0:  # not when a copy is tried as the pipeline is declared
+            raise ValueError("boom")
     def predict_proba_one(self, x):
         return {True: 0.5, False: 0.5}
 
@@ -65,7 +66,8 @@ class Thing(Event):
     good: bool
 
 pipeline = Pipeline(
-    name="boom", event=Thing, label=inline("good"), features=[field("size")], model=Boom())
+    name="boom", event=Thing, label=inline("good"), features=[field("size")], model=Boom(),
+    max_model_failures=1)
 """
 
 
@@ -300,14 +302,16 @@ def test_events_and_labels_get_equal_partition_counts(tmp_path: Path, call: Call
 
 def test_a_model_that_fails_is_one_sentence_too(tmp_path: Path) -> None:
     (tmp_path / "boom.py").write_text(BOOM)
-    rows = [{"id": str(n), "ts": n, "size": 1.0, "good": True} for n in range(3)]
+    rows = [{"id": str(n), "ts": n, "size": 77.0, "good": True} for n in range(3)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert run_command(tmp_path, "publish", "boom.py", "rows.jsonl").code == 0
     done = run_command(tmp_path, "run", "boom.py")
     assert done.code == 1
     assert "panicked" not in done.err
     assert "Traceback" not in done.err
-    assert "error: Boom failed at step 1" in done.err.splitlines()[-1]
+    sentence = "error: the model of pipeline 'boom' failed on 2 labels in a row, first on id '0' "
+    assert done.err.splitlines()[-1].startswith(sentence)
+    assert "boom.py, line 8, in learn_one" in done.err.splitlines()[-1]
 
 
 def test_consume_into_a_closed_pipe_ends_without_an_error(tmp_path: Path) -> None:
