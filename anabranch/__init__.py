@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anabranch.dataflows.bus import open_bus
     from anabranch.dataflows.bus.memory import MemoryBus
+    from anabranch.dataflows.codec.output_reader import (
+        OutputReader,
+        read_outputs,
+    )
     from anabranch.dataflows.declaration.features import (
         count_distinct,
         day_of_week,
@@ -25,10 +29,6 @@ if TYPE_CHECKING:
         since_last,
         target,
         window,
-    )
-    from anabranch.dataflows.declaration.output_topics import (
-        OutputReader,
-        read_outputs,
     )
     from anabranch.dataflows.declaration.pipeline import Pipeline
     from anabranch.dataflows.messages.inputs import (
@@ -94,7 +94,7 @@ _PUBLIC = {
         "target",
         "window",
     ),
-    "anabranch.dataflows.declaration.output_topics": (
+    "anabranch.dataflows.codec.output_reader": (
         "OutputReader",
         "read_outputs",
     ),

@@ -1,9 +1,9 @@
 """The format of messages on topics: what a codec must do, and what it may do to be fast.
 
-A codec turns bytes into typed messages and messages into bytes. Everything that reads or writes a
+A codec turns bytes into typed messages and messages into bytes. What reads or writes a
 topic of a pipeline goes through it: the source decodes events, labels and control messages, the
 sink encodes predictions and all other outputs, and after a crash reads back which of them are
-already published; `skew`, `rollout` and `demo` read with it too.
+already published; `read_outputs`, `skew`, `rollout` and `demo` read with it too.
 
 To add a format, write one file with a subclass of `Codec` and add it to
 `dataflows.codec.CODECS`. Only `Codec.name`, `Codec.errors`, `Codec.decoder` and `Codec.encode` are
@@ -65,7 +65,7 @@ class Codec(ABC):
     """One message format. An instance is shared by all readers and writers of a process."""
 
     name: ClassVar[str]
-    """By which a declaration chooses it."""
+    """By which `Declaration.format_of` names it."""
 
     errors: ClassVar[tuple[type[Exception], ...]]
     """What the functions made by `decoder` raise for bytes that they cannot decode.

@@ -1,7 +1,7 @@
 """What a pipeline publishes: predictions, rankings, dead letters, drift signals, rollout messages.
 
 Each is JSON on a topic of its own, and carries the coordinates of the message that caused it.
-`dataflows.declaration.output_topics` reads them as these types.
+`dataflows.codec.output_reader` reads them as these types.
 """
 
 from __future__ import annotations

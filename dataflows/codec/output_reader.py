@@ -12,6 +12,9 @@ import msgspec
 
 from anabranch.dataflows.bus import Bus, BusError, TopicPartition, open_bus
 from anabranch.dataflows.bus.read_to_end import at_end, before_end, ends_now
+from anabranch.dataflows.codec import codec_of
+from anabranch.dataflows.codec.json_codec import JsonCodec
+from anabranch.dataflows.codec.protocol import Codec
 from anabranch.dataflows.declaration.declaration import Declaration, Topics
 from anabranch.dataflows.messages.outputs import (
     Cause,
@@ -47,11 +50,18 @@ class OutputReader(Generic[Output]):
     """
 
     def __init__(
-        self, topic: str, output: type[Output], bus: Bus, start: Start, follow: bool
+        self,
+        topic: str,
+        output: type[Output],
+        codec: Codec,
+        *,
+        bus: Bus,
+        start: Start,
+        follow: bool,
     ) -> None:
         self.topic = topic
         self._output = output
-        self._decode = msgspec.json.Decoder(output).decode
+        self._decode, self._errors = codec.decoder(output), codec.errors
         self._position = _start_offsets(bus, topic, start)
         self._coordinates: Cause | None = None
         offsets = {TopicPartition(topic, n): offset for n, offset in self._position.items()}
@@ -98,7 +108,7 @@ class OutputReader(Generic[Output]):
         self._coordinates = Cause(self.topic, partition, offset)
         try:
             return self._decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except self._errors as error:
             raise InputError(
                 f"the message at offset {offset} of partition {partition} of topic {self.topic} "
                 f"is no {self._output.__name__}: {error}"
@@ -208,11 +218,13 @@ def read_outputs(
     (['late'], {0: 1})
     """
     topic = _topic(pipeline, output)
+    # Of a pipeline of which only the name is known, the default format.
+    codec = codec_of(pipeline, topic) if isinstance(pipeline, Declaration) else JsonCodec()
     if not isinstance(bus, str):
-        return OutputReader(topic, output, bus, start, follow)
+        return OutputReader(topic, output, codec, bus=bus, start=start, follow=follow)
     opened = open_bus(bus)
     try:
-        reader = OutputReader(topic, output, opened, start, follow)
+        reader = OutputReader(topic, output, codec, bus=opened, start=start, follow=follow)
     except BaseException:
         opened.close()
         raise
