@@ -7,16 +7,21 @@ import random
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from anabranch.dataflows.batch.batch import RawBatch
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
+from anabranch.dataflows.source.event_time_merge import MergedReader
 from tests.support.commands import Call, Done
 
 T0 = 1_700_000_000_000
@@ -115,6 +120,25 @@ class StopAfter(threading.Event):
         return self._left < 0
 
 
+@contextmanager
+def stopping_after(batches: int) -> Iterator[threading.Event]:
+    """A stop event that is set once so many batches were read, however often it is asked."""
+    stop, read = threading.Event(), MergedReader.read
+    left = batches
+
+    def counting(reader: MergedReader, timeout_s: float = 0.0) -> RawBatch | None:
+        nonlocal left
+        batch = read(reader, timeout_s)
+        if batch is not None:
+            left -= 1
+            if not left:
+                stop.set()
+        return batch
+
+    with patch.object(MergedReader, "read", counting):
+        yield stop
+
+
 OUTPUTS = ("trades.predictions", "trades.dead-letters", "trades.drift")
 
 
@@ -158,12 +182,14 @@ class Kept:
 
     def run_until(self, reads: int, batch: int = 5, epoch_s: float = 0.001) -> bool:
         """Run in this process and stop after so many reads; returns whether it was stopped."""
-        stop = StopAfter(reads)
         pipeline = load_pipeline(str(self.directory / "flow.py"))
-        options = SourceOptions(limit=batch, until_end=True, stop=stop)
         bus = self.open_bus()
         try:
-            with StateDirectory.open(self.state, pipeline, bus) as state:
+            with (
+                stopping_after(reads) as stop,
+                StateDirectory.open(self.state, pipeline, bus) as state,
+            ):
+                options = SourceOptions(limit=batch, until_end=True, stop=stop)
                 run_worker(pipeline, bus, options, checkpoint_interval_s=epoch_s, state=state)
         finally:
             bus.close()

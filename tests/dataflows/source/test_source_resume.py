@@ -31,9 +31,9 @@ from tests.support.checkpoint_pipeline import (
     PIPELINE,
     T0,
     Json,
-    StopAfter,
     check_once,
     publish,
+    stopping_after,
     trades,
 )
 
@@ -71,12 +71,13 @@ def run(
     epoch_s: float = 0.001,
 ) -> bool:
     """Run to the end, or stop after so many reads; returns whether it was stopped."""
-    options = SourceOptions(limit=batch, until_end=True)
-    if reads is not None:
-        options.stop = StopAfter(reads)
-    with StateDirectory.open(state, pipeline, bus) as opened:
+    with (
+        stopping_after(reads or 0) as stop,
+        StateDirectory.open(state, pipeline, bus) as opened,
+    ):
+        options = SourceOptions(limit=batch, until_end=True, stop=stop)
         run_worker(pipeline, bus, options, checkpoint_interval_s=epoch_s, state=opened)
-    return reads is not None and options.stop.is_set()
+    return stop.is_set()
 
 
 def outputs(bus: MemoryBus) -> Outputs:
