@@ -195,7 +195,7 @@ class _Reader:
         self.read = 0
         self._kind = kind
         self._frames: list[pl.DataFrame] = []
-        self._stamps: dict[int, list[I64]] = {}  # by partition, of all messages
+        self._published: dict[int, int] = {}
         self._first_error = ""
         self._max_future_ms = parse_duration_ms(pipeline.max_clock_skew)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
@@ -211,33 +211,21 @@ class _Reader:
     def add(self, piece: Piece) -> None:
         """Append a frame of the valid messages of a piece."""
         self.read += len(piece.values)
-        stamps = self._stamps.setdefault(piece.partition, [])
-        before = sum(map(len, stamps))
-        stamps.append(piece.times)
+        before = self._published.get(piece.partition, int(np.iinfo(np.int64).min))
+        published = np.maximum(np.maximum.accumulate(piece.times), before)
+        self._published[piece.partition] = int(published[-1])
         messages, rows = self._decoded(piece.values)
         if messages:
-            self._frames.append(self._frame(piece, before, messages, rows))
+            self._frames.append(self._frame(piece, published, messages, rows))
 
     def messages(self, source: str, topic: str, from_start: bool) -> Messages:
         """The messages added so far, sorted by publishing time."""
         frame = pl.concat(self._frames) if self._frames else pl.DataFrame()
         if len(frame):
-            frame = self._with_rising_times(frame).sort(PUBLISHED, PARTITION, OFFSET)
+            frame = frame.sort(PUBLISHED, PARTITION, OFFSET)
         return Messages(source, topic, frame, self.read, from_start, self._first_error)
 
-    def _with_rising_times(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with `rising_times` in place of the numbers of messages in `PUBLISHED`."""
-        partitions, numbers = frame[PARTITION].to_numpy(), frame[PUBLISHED].to_numpy()
-        published = np.zeros(len(frame), np.int64)
-        now_ms = int(time.time() * 1000)
-        for partition, stamps in self._stamps.items():
-            times = np.concatenate(stamps)
-            rising = rising_times(times, self._max_future_ms, now_ms)
-            own = partitions == partition
-            published[own] = rising[numbers[own]]
-        return frame.with_columns(pl.Series(PUBLISHED, published))
-
-    def _frame(self, piece: Piece, before: int, messages: list[Any], rows: I64) -> pl.DataFrame:
+    def _frame(self, piece: Piece, published: I64, messages: list[Any], rows: I64) -> pl.DataFrame:
         kind = self._kind
         times, bad = parse_times_ms(
             [getattr(message, kind.time) for message in messages], self._time_scale, self._zone
@@ -251,7 +239,7 @@ class _Reader:
             ID: pl.Series([getattr(message, kind.id) for message in messages], dtype=pl.String),
             PARTITION: np.full(len(rows), piece.partition),
             OFFSET: piece.offsets[rows],
-            PUBLISHED: before + rows,
+            PUBLISHED: published[rows],
             TIME: times,
         }
         for name, (source, is_text) in kind.columns.items():

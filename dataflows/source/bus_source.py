@@ -39,7 +39,6 @@ from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.event_time_merge import MergedReader
 from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
-from anabranch.state.durations import parse_duration_ms
 from anabranch.state.errors import AnabranchError
 from anabranch.state.store.delta import Delta
 
@@ -147,7 +146,6 @@ class _WorkerReader:
             on_out_of_range=options.on_out_of_range,
             limit=options.limit,
             idle_timeout_s=options.idle_timeout_s,
-            max_skew_ms=parse_duration_ms(pipeline.max_clock_skew),
         )
         self._decoder = BatchDecoder(pipeline, on_time_unit=metrics.on_time_unit)
         self._candidates = None if pipeline.candidates is None else Candidates(pipeline)

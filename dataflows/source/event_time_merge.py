@@ -10,13 +10,11 @@ no partition that has a backlog could still bring an earlier one::
 
 A partition that is caught up delays no other, so live traffic is never delayed. One that has a
 backlog but delivers nothing delays the others for ``idle_timeout_s`` at most. Times within a
-partition are made to rise, so that its own order is always kept, by a rule that one wrong clock
-can't upset (`dataflows.source.rising_times`): the last few rows of a partition with a backlog wait
-for those that follow them. On equal times topics go in the order in which they were given, events
-before labels before control, and partitions by number. So a backlog has one order, whatever was
-fetched when: by rising time, topic, partition, offset. A control message ends its batch, so that
-no rows follow it there. A reader that starts in the middle keeps this order if it is given the
-times reached by then (`latest`).
+partition are made to rise (running maximum), so that its own order is always kept; on equal times
+topics go in the order in which they were given, events before labels before control, and
+partitions by number. So a backlog has one order, whatever was fetched when: by rising time, topic,
+partition, offset. A control message ends its batch, so that no rows follow it there. A reader that
+starts in the middle keeps this order if it is given the times reached by then (`latest`).
 """
 
 from __future__ import annotations
@@ -32,79 +30,54 @@ from numpy.typing import NDArray
 from anabranch.dataflows.batch.batch import NO_ROWS, RawBatch, RawRows
 from anabranch.dataflows.batch.columns import concat_rows
 from anabranch.dataflows.bus import Bus, OnOutOfRange, Reader, Slice, TopicPartition
-from anabranch.dataflows.source.rising_times import FOLLOWERS, NEVER, rising_times
 
 Taken = tuple[TopicPartition, list[tuple[Slice, NDArray[np.int64]]]]
 """A topic partition, and the slices taken from it with their rising times."""
 
+_NEVER = int(np.iinfo(np.int64).min)
 _FOLD_AFTER = 64  # batches
-_NONE = np.zeros(0, np.int64)
 
 
 class _Buffer:
-    """Rows of one topic partition that were read but not handed over yet.
+    """Rows of one topic partition that were read but not handed over yet."""
 
-    Attributes:
-        rank: the lower goes first on equal times.
-        rows: how many rows have times that no later row changes.
-        held: how many follow, whose times depend on rows that were not read yet.
-        reached: the time reached with the rows handed over.
-        latest: no row that is not ready has a rising time before this.
-    """
+    __slots__ = ("latest", "rank", "rows", "slices")
 
-    __slots__ = (
-        "_bound_ms", "_clocks", "_handed", "_rising", "_slices", "_times", "held", "latest", "rank",
-        "reached", "rows",
-    )  # fmt: skip
-
-    def __init__(self, rank: int, reached: int, bound_ms: int | None) -> None:
-        self.rank = rank
-        self._bound_ms = bound_ms
-        self._slices: deque[Slice] = deque()
-        self._times = self._rising = self._clocks = _NONE
-        self._handed = _NONE  # times of the last rows handed over: those that follow confirm them
-        self.rows = self.held = 0
-        self.latest = self.reached = reached
+    def __init__(self, rank: int, latest: int) -> None:
+        self.rank = rank  # the lower goes first on equal times
+        self.slices: deque[tuple[Slice, NDArray[np.int64]]] = deque()
+        self.rows = 0
+        self.latest = latest  # the next row's time is raised to this
 
     def add(self, piece: Slice) -> None:
-        """Append rows; `settle` before anything is taken."""
-        self._slices.append(piece)
-        self._times = np.concatenate([self._times, piece.times])
-        self.held += len(piece.values)
-
-    def settle(self, complete: bool, now_ms: int) -> None:
-        """Determine the rising times; ``complete`` if there are no rows to wait for."""
-        handed = len(self._handed)
-        times = np.concatenate([self._handed, self._times]) if handed else self._times
-        rising, clocks = rising_times(times, self._bound_ms, self.reached, now_ms)
-        self._rising, self._clocks = rising[handed:], clocks[handed:]
-        total = len(self._times)
-        wait = 0 if complete or self._bound_ms is None else min(FOLLOWERS, total)
-        self.rows, self.held = total - wait, wait
-        self.latest = int(self._rising[self.rows - 1]) if self.rows else self.reached
+        rising = np.maximum(np.maximum.accumulate(piece.times), self.latest)
+        self.latest = int(rising[-1])
+        self.slices.append((piece, rising))
+        self.rows += len(piece.values)
 
     def peek(self, count: int) -> NDArray[np.int64]:
-        """Rising times of the first ``count`` rows that are ready."""
-        return self._rising[: min(count, self.rows)]
+        """Rising times of the first ``count`` rows."""
+        if len(self.slices) == 1:
+            return self.slices[0][1][:count]
+        rows, pieces = 0, []
+        for _, rising in self.slices:
+            pieces.append(rising)
+            rows += len(rising)
+            if rows >= count:
+                break
+        return np.concatenate(pieces)[:count] if pieces else np.zeros(0, np.int64)
 
     def take(self, count: int) -> list[tuple[Slice, NDArray[np.int64]]]:
         """Remove and return the first ``count`` rows, with their rising times."""
-        taken, start = [], 0
-        while start < count:
-            piece = self._slices.popleft()
-            size = len(piece.values)
-            if size > count - start:
-                self._slices.appendleft(_part(piece, count - start, None))
-                piece, size = _part(piece, 0, count - start), count - start
-            taken.append((piece, self._rising[start : start + size]))
-            start += size
-        if self._bound_ms is not None:
-            seen = np.concatenate([self._handed, self._times[:count]])
-            self._handed = seen[-FOLLOWERS:]
-        self.reached = int(self._clocks[count - 1])
-        self._times, self._rising = self._times[count:], self._rising[count:]
-        self._clocks = self._clocks[count:]
+        taken = []
         self.rows -= count
+        while count:
+            piece, rising = self.slices.popleft()
+            if len(rising) > count:
+                self.slices.appendleft((_part(piece, count, None), rising[count:]))
+                piece, rising = _part(piece, 0, count), rising[:count]
+            taken.append((piece, rising))
+            count -= len(rising)
         return taken
 
 
@@ -122,8 +95,6 @@ class MergedReader:
         on_out_of_range: see `Bus.reader`.
         limit: the most rows in a batch.
         idle_timeout_s: how long a partition with a backlog that delivers nothing is waited for.
-        max_skew_ms: how far a message's time may be ahead of most that follow it in its partition;
-            None: any time counts.
 
     Attributes:
         clock: the wall clock, in seconds since 1970.
@@ -141,7 +112,6 @@ class MergedReader:
         on_out_of_range: OnOutOfRange = "stop",
         limit: int = 1000,
         idle_timeout_s: float = 5.0,
-        max_skew_ms: int | None = None,
     ) -> None:
         self._bus = bus
         self._topics = list(topics)
@@ -151,7 +121,6 @@ class MergedReader:
         self._on_out_of_range = on_out_of_range
         self._limit = limit
         self._idle_timeout_s = idle_timeout_s
-        self._max_skew_ms = max_skew_ms
         self.clock: Callable[[], float] = time.time
         self.timer: Callable[[], float] = time.monotonic
         self._reader: Reader | None = None
@@ -185,7 +154,7 @@ class MergedReader:
 
     @property
     def latest(self) -> dict[TopicPartition, int]:
-        """The time (epoch ms) reached with the rows handed over, of each partition that had some.
+        """The greatest time (epoch ms) handed over, of each partition that had a row.
 
         Rows before a restart count too.
         """
@@ -202,7 +171,7 @@ class MergedReader:
         reader = self._reader or self._open()
         pieces = reader.poll(self._limit, timeout_s)
         only = self._only
-        if only is not None and not self._buffers[only].rows and not self._buffers[only].held:
+        if only is not None and not self._buffers[only].rows:
             if not pieces:
                 self._on_empty_poll(reader)
                 return None
@@ -211,16 +180,10 @@ class MergedReader:
         self._fold()
         for piece in pieces:
             self._buffers[TopicPartition(piece.topic, piece.partition)].add(piece)
-        self._settle(reader, patient=True)
         waiting = [(at, buffer) for at, buffer in self._buffers.items() if buffer.rows]
         if not waiting:
-            if not any(buffer.held for buffer in self._buffers.values()):
-                self._on_empty_poll(reader)
-                return None
-            if not self._is_idle():
-                return None
-            self._settle(reader, patient=False)
-            waiting = [(at, buffer) for at, buffer in self._buffers.items() if buffer.rows]
+            self._on_empty_poll(reader)
+            return None
         if len(self._buffers) == 1:
             counts: list[int] | None = [min(waiting[0][1].rows, self._limit)]
         else:
@@ -236,21 +199,11 @@ class MergedReader:
             return None
         taken = [(at, buffer.take(n)) for (at, buffer), n in zip(waiting, counts, strict=True) if n]
         for at, parts in taken:
-            self.positions[at] = int(parts[-1][0].offsets[-1]) + 1
-            if (reached := self._buffers[at].reached) > NEVER:
-                self._latest[at] = reached
+            last, rising = parts[-1]
+            self.positions[at] = int(last.offsets[-1]) + 1
+            self._latest[at] = int(rising[-1])
         self._sequence += 1
         return self._merge(taken)
-
-    def _settle(self, reader: Reader, patient: bool) -> None:
-        """Determine the times of rows that were read; ``patient``: rows still to come may count."""
-        if not any(buffer.held for buffer in self._buffers.values()):
-            return
-        positions, ends = reader.positions(), reader.ends()
-        now_ms, single = int(self.clock() * 1000), len(self._buffers) == 1
-        for at, buffer in self._buffers.items():
-            if buffer.held:
-                buffer.settle(single or not patient or positions[at] >= ends[at], now_ms)
 
     def _is_idle(self) -> bool:
         """Whether a partition that delivers nothing has been waited for long enough."""
@@ -280,7 +233,7 @@ class MergedReader:
         events = RawRows(piece.topic, values, same, offsets, times, piece.partition)
         self.positions[only] = int(offsets[-1]) + 1
         self._unfolded.append(times)  # their maximum costs as much as a row
-        if len(self._unfolded) >= _FOLD_AFTER:
+        if len(self._unfolded) == _FOLD_AFTER:
             self._fold()
         sequence = self._sequence
         self._sequence = sequence + 1
@@ -290,16 +243,11 @@ class MergedReader:
         """Bring `_latest`, and the buffer's, up to date with `_single_slice`."""
         if self._only is None or not self._unfolded:
             return
-        times = np.concatenate(self._unfolded)
-        now_ms = int(self.clock() * 1000)
-        before = self._latest.get(self._only, NEVER)
-        reached = int(rising_times(times, self._max_skew_ms, before, now_ms)[1][-1])
-        # What follows has still to confirm the last ones.
-        self._unfolded = [] if self._max_skew_ms is None else [times[-FOLLOWERS:]]
-        if reached > NEVER:
-            self._latest[self._only] = reached
+        latest = int(np.concatenate(self._unfolded).max())
+        self._unfolded.clear()
+        self._latest[self._only] = max(latest, self._latest.get(self._only, _NEVER))
         if (buffer := self._buffers.get(self._only)) is not None:
-            buffer.latest = buffer.reached = max(reached, buffer.reached)
+            buffer.latest = max(latest, buffer.latest)
 
     def _on_empty_poll(self, reader: Reader) -> None:
         """All buffers are empty: take the bus reader's positions.
@@ -335,8 +283,7 @@ class MergedReader:
         self._reader = self._bus.reader(self.positions, self._group, self._on_out_of_range)
         ranked = sorted(self.positions, key=lambda at: (self._topics.index(at.topic), at.partition))
         self._buffers = {
-            at: _Buffer(rank, self._latest.get(at, NEVER), self._max_skew_ms)
-            for rank, at in enumerate(ranked)
+            at: _Buffer(rank, self._latest.get(at, _NEVER)) for rank, at in enumerate(ranked)
         }
         self._only = None
         if len(self._buffers) == 1:
@@ -351,7 +298,6 @@ class MergedReader:
             self._reader.close()
         self._reader = None
         self._buffers = {}
-        self._unfolded.clear()
 
     def _bound(self, reader: Reader) -> tuple[int, int] | None:
         """The time and rank up to which rows are ready; None for no bound."""

@@ -13,7 +13,6 @@ from anabranch.dataflows.batch.batch import RawBatch
 from anabranch.dataflows.bus import BusError, TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.source.event_time_merge import MergedReader
-from anabranch.dataflows.source.rising_times import rising_times
 from tests.support.offset_holes import BusWithHoles
 
 TOPICS = ("p.events", "p.labels")
@@ -31,19 +30,10 @@ def fill(bus: MemoryBus, times: dict[tuple[str, int], list[int]], partitions: in
     return bus
 
 
-def drain(reader: MergedReader, empty_reads: int = 0) -> list[tuple[int, bytes]]:
-    """All rows in the order in which they are handed over, with their times.
-
-    ``empty_reads``: how often nothing may be ready, as rows wait for more to be fetched.
-    """
+def drain(reader: MergedReader) -> list[tuple[int, bytes]]:
+    """All rows in the order in which they are handed over, with their times."""
     rows: list[tuple[int, bytes]] = []
-    while True:
-        batch = reader.read()
-        if batch is None:
-            if not empty_reads:
-                break
-            empty_reads -= 1
-            continue
+    while (batch := reader.read()) is not None:
         values = batch.events.values + batch.labels.values
         times = np.concatenate([batch.events.times, batch.labels.times])
         rows += [(int(times[i]), values[i]) for i in batch.order.tolist()]
@@ -261,103 +251,3 @@ def test_a_position_passes_offsets_without_a_message_while_other_partitions_are_
     assert reader.positions[TopicPartition("p.labels", 0)] == 2
     assert len(drain(reader)) + 8 == 31
     assert not any(reader.lag().values())
-
-
-@given(backlogs, st.integers(1, 9), st.integers(1, 9), st.data())
-@settings(max_examples=300, deadline=None)
-def test_with_a_bound_too_a_backlog_has_one_order(times, fetch, limit, data):
-    """Whatever is fetched when, and wherever it is cut: the order by `rising_times` of the logs."""
-    bound, now = 3, 10_000
-    bus = fill(SmallFetches(fetch), times, 3)
-    places = [TopicPartition(*at) for at in times]
-
-    def new_reader() -> MergedReader:
-        reader = MergedReader(bus, TOPICS, worker_id="0", limit=limit, max_skew_ms=bound)
-        reader.clock = lambda: now / 1000
-        return reader
-
-    reader = new_reader()
-    reader.add(dict.fromkeys(places, 0))
-    found: list[tuple[str, int, int]] = []
-    total = sum(map(len, times.values()))
-    for _ in range(40 * total + 200):
-        if len(found) == total:
-            break
-        batch = reader.read()
-        if batch is None:
-            continue
-        found += messages(batch)
-        backlog = all(len(times[at]) - reader.positions[at] > 2 * fetch + 40 for at in places)
-        if backlog and data.draw(st.booleans(), label="restart here"):
-            positions, latest = dict(reader.positions), dict(reader.latest)
-            reader.close()
-            reader = new_reader()
-            reader.add(positions, latest)
-    rows = [
-        (rising, TOPICS.index(topic), partition, offset)
-        for (topic, partition), stamps in times.items()
-        for offset, rising in enumerate(
-            rising_times(np.array(stamps, np.int64), bound, now_ms=now)[0].tolist()
-        )
-    ]
-    assert found == [
-        (TOPICS[topic], partition, offset) for _, topic, partition, offset in sorted(rows)
-    ]
-
-
-def test_one_time_far_ahead_moves_neither_those_that_follow_nor_what_is_kept():
-    hour = 3_600_000
-    times = [n * 1000 for n in range(200)]
-    ahead = [time + hour * (n == 50) for n, time in enumerate(times)]
-    never = [time if n != 150 else 4_102_444_800_000 for n, time in enumerate(times)]
-    bus = bus_with({("p.events", 0): ahead, ("p.events", 1): times, ("p.labels", 0): never}, 2)
-    reader = MergedReader(bus, TOPICS, worker_id="0", limit=7, max_skew_ms=300_000)
-    reader.add({TopicPartition(t, p): 0 for t in TOPICS for p in range(2)})
-    values = [int(value.split(b".")[1]) for _, value in drain(reader, 20)]
-    assert len(values) == 600
-    assert all(abs(value - place // 3) <= 1 for place, value in enumerate(values))
-    assert max(reader.latest.values()) < 200_000
-
-
-def test_the_last_message_moves_nothing_until_one_that_follows_confirms_it():
-    at, other = TopicPartition("p.events", 0), TopicPartition("p.labels", 0)
-    for topics in (TOPICS, TOPICS[:1]):
-        bus = bus_with({at: [1000, 2000, 4_102_444_800_000]}, 1)
-        reader = MergedReader(bus, topics, worker_id="0", max_skew_ms=500)
-        reader.add(dict.fromkeys([at, other][: len(topics)], 0))
-        assert len(drain(reader)) == 3
-        assert reader.latest == {at: 2000}
-        bus.publisher().append("p.events", [b"x"] * 40, times=list(range(9000, 9040)))
-        assert len(drain(reader)) == 40
-        assert 9020 <= reader.latest[at] < 9040
-
-
-def test_a_jump_of_the_whole_log_is_a_night_without_traffic():
-    times = [n * 1000 for n in range(50)] + [10**8 + n * 1000 for n in range(50)]
-    rising, reached = rising_times(np.array(times), 300_000)
-    assert rising.tolist() == times
-    assert reached[:-1].tolist() == times[:-1]
-
-
-def test_rows_that_wait_for_those_that_follow_are_handed_over_when_none_come():
-    bus = bus_with({("p.events", 0): [5, 6, 7], ("p.labels", 0): [1]}, 1)
-    now = [100.0]
-    reader = MergedReader(bus, TOPICS, worker_id="0", idle_timeout_s=2.0, max_skew_ms=1000)
-    reader.timer = lambda: now[0]
-    reader.add({TopicPartition(t, 0): 0 for t in TOPICS})
-    inner = bus.reader
-
-    def reader_with_a_marker_at_the_end(*arguments):
-        created = inner(*arguments)
-        ends = created.ends
-        created.ends = lambda: {at: end + 1 for at, end in ends().items()}
-        return created
-
-    bus.reader = reader_with_a_marker_at_the_end  # type: ignore[method-assign]
-    assert reader.read() is None
-    assert set(reader.positions.values()) == {0}
-    rows = []
-    for _ in range(3):
-        now[0] += 2.1
-        rows += drain(reader, 1)
-    assert [time for time, _ in rows] == [1, 5, 6, 7]
