@@ -121,10 +121,12 @@ class StopAfter(threading.Event):
 
 
 @contextmanager
-def stopping_after(batches: int) -> Iterator[threading.Event]:
-    """A stop event that is set once so many batches were read, however often it is asked."""
+def stopping_after(batches: int | None) -> Iterator[threading.Event]:
+    """A stop event that is set once so many batches were read; None: never."""
     stop, read = threading.Event(), MergedReader.read
-    left = batches
+    left = -1 if batches is None else batches
+    if not left:
+        stop.set()
 
     def counting(reader: MergedReader, timeout_s: float = 0.0) -> RawBatch | None:
         nonlocal left

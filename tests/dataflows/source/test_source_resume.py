@@ -72,7 +72,7 @@ def run(
 ) -> bool:
     """Run to the end, or stop after so many reads; returns whether it was stopped."""
     with (
-        stopping_after(reads or 0) as stop,
+        stopping_after(reads) as stop,
         StateDirectory.open(state, pipeline, bus) as opened,
     ):
         options = SourceOptions(limit=batch, until_end=True, stop=stop)
