@@ -47,7 +47,7 @@ def kept(at_half: Path, tmp_path: Path, call: Call, capfd: pytest.CaptureFixture
     if not made.state.exists():
         made.declare()
         made.publish(MESSAGES)
-        assert made.run_until(60)
+        assert made.run_until(30)
     return made.copy(tmp_path, call)
 
 
