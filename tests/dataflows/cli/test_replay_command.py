@@ -155,7 +155,7 @@ PAYMENT = '"id":"a","ts":1736121600000,"card":"c","merchant":"m","amount":1.0,"c
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda d: write(d / "e.parquet", drop("merchant")), ["no column 'merchant'", "needs"]),
+        (lambda d: write(d / "e.parquet", drop("merchant")), ["no column 'merchant'", "requires"]),
         (lambda d: write(d / "e.csv", drop("amount")), ["no column 'amount' in e.csv"]),
         (lambda d: write(d / "e.parquet", drop("ts")), ["no column 'ts'"]),
         (lambda d: write(d / "e.jsonl", drop("ts")), ["no field 'ts'"]),

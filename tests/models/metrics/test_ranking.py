@@ -500,7 +500,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "key='items' of pipeline 'shop' must be one value": {"key": "items"},
     "max_candidates=0 of pipeline 'shop'": {"max_candidates": 0},
     "max_candidates=5000 of pipeline 'shop'": {"max_candidates": 5000},
-    "its label comes later: give label=Choice.target": {"label": inline("hour")},
+    "its label arrives later: give label=Choice.target": {"label": inline("hour")},
     "default=True of the label": {"label": Choice.target("item", default=True)},
     "Interleave of pipeline 'shop' is for rankings": {
         "candidates": None, "features": [field("hour")], "rollout": Interleave(),

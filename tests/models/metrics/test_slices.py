@@ -450,7 +450,7 @@ def test_a_state_keeps_and_shows_them(tmp_path: Path, call: Call) -> None:
         assert mean / counts["account"] == pytest.approx(quality, rel=1e-9)
     shown = kept.call("state", "state")
     went_well(shown)
-    assert "quality of LogisticRegression by slices" in shown.out
+    assert "metrics of LogisticRegression by slice" in shown.out
     for word in ("account seen", "known", "new", "other"):
         assert word in shown.out
 
