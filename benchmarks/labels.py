@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from anabranch.models.learners.learner import Task
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
-from anabranch.models.prequential.label_join import LabelJoin
+from anabranch.models.prequential.joined_steps import LabelJoin
 from anabranch.models.prequential.label_windows import LabelWindows
 from anabranch.models.prequential.outcome import CONTRADICTS, DUPLICATE, LATE, UNKNOWN_ID
 from anabranch.state.labels.label_limits import MAX_RESOLVED, LabelLimits

@@ -1,4 +1,8 @@
-"""Makes dead letters of rows that could not be used."""
+"""Makes dead letters of rows that could not be used.
+
+Which rows are is decided in `source.decoder`, `source.late_and_duplicate` and `batch.candidates`,
+and in the stages `feature_guard`, `model_failures` and `learning` of the model step.
+"""
 
 from __future__ import annotations
 

@@ -5,11 +5,11 @@ topic of a pipeline goes through it: the source decodes events, labels and contr
 sink encodes predictions and all other outputs, and after a crash reads back which of them are
 already published; `read_outputs`, `skew`, `rollout` and `demo` read with it too.
 
-To add a format, write one file with a subclass of `Codec` and add it to
-`dataflows.codec.CODECS`. Only `Codec.name`, `Codec.errors`, `Codec.decoder` and `Codec.encode` are
-required. `Codec.column_decoder` and `Codec.prediction_encoder` are fast paths for whole batches:
-without them messages pass through one struct each.
-"""
+To add a format, write one file with a subclass of `Codec` and add it to `dataflows.codec.CODECS`;
+`Declaration.format_of` says which format a topic has. Only `Codec.name`, `Codec.errors`,
+`Codec.decoder` and `Codec.encode` are required. `Codec.column_decoder` and
+`Codec.prediction_encoder` are fast paths for whole batches: without them messages pass through one
+struct each."""
 
 from __future__ import annotations
 

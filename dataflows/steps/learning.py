@@ -25,7 +25,7 @@ from anabranch.models.learners.learner import Task
 from anabranch.models.learners.segments import Segments
 from anabranch.models.metrics.metrics import reported
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
-from anabranch.models.prequential.label_join import FillFeatures
+from anabranch.models.prequential.joined_steps import FillFeatures
 from anabranch.models.prequential.label_windows import LABEL_WINDOWS, LabelWindows
 from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.outcome import Outcome

@@ -13,7 +13,10 @@ from anabranch.models.learners.river import RiverLearner, check_task
 _log = logging.getLogger("anabranch.models")
 
 COMPILED = (CompiledLinear,)
-"""The learners with kernels, one for each family of models: a new one is a file and an entry."""
+"""The learners with kernels, one for each family of models.
+
+A new one is a file, an entry here, and a number in `models.pickled_classes`.
+"""
 
 
 def why_not(model: Any, names: Iterable[str] | None = None) -> str | None:

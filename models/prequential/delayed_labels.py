@@ -14,7 +14,7 @@ from anabranch.models.learners.targets import select
 from anabranch.models.metrics.ranking import EVENT, LIST, final_ranks, run_numbers
 from anabranch.models.prequential.batch import EventBatch
 from anabranch.models.prequential.drift_retraining import TrainingBatch, serve_batch
-from anabranch.models.prequential.label_join import JoinedSteps
+from anabranch.models.prequential.joined_steps import JoinedSteps
 from anabranch.models.prequential.model_set import ModelSet
 from anabranch.models.prequential.monitors import AlarmsAt
 from anabranch.models.prequential.outcome import (

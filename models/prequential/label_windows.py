@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from anabranch.models.learners.learner import LEARN, PREDICT, Targets, Task
 from anabranch.models.learners.targets import as_targets, usable
-from anabranch.models.prequential.label_join import JoinedSteps
+from anabranch.models.prequential.joined_steps import JoinedSteps
 from anabranch.state.arrays import LARGEST
 from anabranch.state.keys.hashing import hash64
 from anabranch.state.labels.pending_store import PendingStore

@@ -17,7 +17,7 @@ from anabranch.models.metrics.metrics import Metric, metric
 from anabranch.models.metrics.ranking import RankQuality
 from anabranch.models.metrics.sliced_metrics import SlicedMetrics
 from anabranch.models.metrics.slices import SliceBy
-from anabranch.models.prequential.label_join import LabelJoin
+from anabranch.models.prequential.joined_steps import LabelJoin
 from anabranch.models.prequential.monitors import Monitors
 from anabranch.models.prequential.outcome import LearnedLabels
 from anabranch.models.prequential.replay_buffer import ReplayBuffer

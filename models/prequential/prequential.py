@@ -12,7 +12,7 @@ from anabranch.models.learners.learner import Learner, Targets
 from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.delayed_labels import run_delayed
 from anabranch.models.prequential.inline_labels import run_inline
-from anabranch.models.prequential.label_join import FillFeatures
+from anabranch.models.prequential.joined_steps import FillFeatures
 from anabranch.models.prequential.model_set import ModelSet, PrequentialSettings
 from anabranch.models.prequential.outcome import Outcome
 from anabranch.models.prequential.persistence import Persistence

@@ -165,7 +165,8 @@ BETTER: Final = "it was shown to be better than the champion"
 class Policy:
     """How challengers are tried: the comparison that all policies share, and the policy's hooks.
 
-    A new policy is a subclass in a file of its own, listed in `models.rollout.policies.POLICIES`.
+    A new policy is a subclass in a file of its own, listed in `models.rollout.policies.POLICIES`,
+    in `models.pickled_classes`, and among the public names of `anabranch`.
 
     Attributes:
         loss: of `models.metrics.losses`, by which models are compared; None: the default of the

@@ -48,7 +48,7 @@ class LabelLimits:
 
     @property
     def numbers(self) -> I64:
-        """`(9,) int64`, as `join_kernel` takes them."""
+        """`(9,) int64`, as `label_join` takes them."""
         updates = self.update_ms is not None
         keep = self.update_ms
         if keep is None:

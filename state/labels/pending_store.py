@@ -27,7 +27,7 @@ from anabranch.state.compile import F64, I32, I64, U8
 from anabranch.state.keys.hashing import hash64
 from anabranch.state.keys.id_table import make_table, refill
 from anabranch.state.labels.id_ring import IdRing
-from anabranch.state.labels.join_kernel import (
+from anabranch.state.labels.label_join import (
     CONFIRMS,
     CONTRADICTS,
     DEFAULTED,
@@ -280,7 +280,7 @@ class PendingStore:
         """The steps in parts, between which arrays are enlarged.
 
         Tuples are plain, in the order of `EventColumns`, `LabelColumns`, `PendingArrays` and
-        `JoinOutput`: see `join_kernel`.
+        `JoinOutput`: see `label_join`.
         """
         size, rules = order.size, self._rules
         most = int(rules[MAX_RESOLVED])

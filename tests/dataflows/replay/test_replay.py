@@ -124,7 +124,7 @@ def test_rows_are_the_predictions_that_a_run_publishes_with_the_labels_that_it_l
     url = f"sqlite:{tmp_path / 'bus'}"
     publish(url, faulty)
     monkeypatch.setattr(training_file, "PART_ROWS", 130)
-    monkeypatch.setattr(late_labels, "_MOST_IN_MEMORY", 40)
+    monkeypatch.setattr(late_labels, "_MAX_IN_MEMORY", 40)
     dead = tmp_path / "dead.jsonl"
     rows, found = replayed(
         pipeline, tmp_path / "rows.parquet", EVENTS, url, dead_letters=dead, batch_size=50

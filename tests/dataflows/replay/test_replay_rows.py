@@ -217,7 +217,7 @@ def test_default_early_and_updated_labels_are_as_learned(
     tmp_path: Path, part_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_file, "PART_ROWS", part_rows)
-    monkeypatch.setattr(replay_labels, "_MOST_IN_MEMORY", 2)
+    monkeypatch.setattr(replay_labels, "_MAX_IN_MEMORY", 2)
     minute = 60_000
     label = Good.target("good", timeout="10m", default=False, late="update", update_within="1h")
     things = events(40)

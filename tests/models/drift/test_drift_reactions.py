@@ -260,7 +260,7 @@ WRONG: dict[str, Any] = {
         "features": [one_hot("city", ("a", "b"))],
         "monitors": [monitor("loss", "DDM")],
     },
-    "on_drift= of pipeline 'rides' is for a keys that has drifted": {
+    "on_drift= of pipeline 'rides' is for drift of kind 'keys', which is not monitored": {
         "on_drift": Challenger(model=fresh(), triggers=("keys",))
     },
     "triggers='loss' must name some of": {"on_drift": Challenger(model=fresh(), triggers="loss")},

@@ -18,7 +18,7 @@ from river import compose, linear_model, preprocessing, tree
 from anabranch.models.drift.detectors import monitor
 from anabranch.models.learners import pickling
 from anabranch.models.learners.checkpoint import Checkpoint
-from anabranch.models.learners.compiled import learner_for
+from anabranch.models.learners.compiled import COMPILED, learner_for
 from anabranch.models.learners.learner import Learner, Task
 from anabranch.models.learners.null import NullLearner
 from anabranch.models.learners.pickling import pickled, unpickled
@@ -31,7 +31,7 @@ from anabranch.models.prequential.model_set import PrequentialSettings
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.prequential.step_record import StepRecord
 from anabranch.models.rollout.deployment import Deployment
-from anabranch.models.rollout.policies import Canary
+from anabranch.models.rollout.policies import POLICIES, Canary
 from anabranch.models.rollout.serving import Serving
 from anabranch.state.errors import StateError
 
@@ -98,6 +98,13 @@ def test_every_class_of_the_table_is_where_the_table_says(path: str) -> None:
     found = getattr(import_module(f"anabranch.{module}"), name)
     assert found.__module__ == f"anabranch.{module}"
     assert not modules(pickled(found))
+
+
+@pytest.mark.parametrize("kind", [*COMPILED, *POLICIES])
+def test_what_can_be_registered_can_be_restored(kind: type) -> None:
+    """What is pickled without a number in the table is refused when it is read."""
+    path = f"{kind.__module__}.{kind.__qualname__}".removeprefix("anabranch.")
+    assert path in PICKLED_CLASSES.values()
 
 
 def test_a_moved_class_is_read_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
