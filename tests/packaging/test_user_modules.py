@@ -15,7 +15,7 @@ FILES = {
     "state/__init__.py": "from state.codes import CODES\n",
     "state/codes.py": "CODES = ('open', 'closed')\n",
     "producers.py": "NAMES = ['till']\n",
-    "dataflows.py": "class Pipeline:\n    'Not the library's class.'\n",
+    "dataflows.py": "class Pipeline:\n    'Not the class of the library.'\n",
     "fraud.py": """
 from river import linear_model
 

@@ -200,7 +200,7 @@ def check_counts(done: Done, seconds: int, killed: str) -> None:
     dead = sum(int(count.replace(",", "")) for count in counts)
     assert dead > 0
     assert read > predictions == events == read - dead  # with broken copies and duplicates
-    assert number(done, "messages not yet read") == 0
+    assert number(done, "lag (messages not read yet)") == 0
     learned, labels = cell(done, "labels learned").split(" of ")
     assert learned == labels
     waiting = number(done, "predictions waiting for their label")
