@@ -37,8 +37,6 @@ ID, PARTITION, OFFSET, PUBLISHED = "event id", "event partition", "event offset"
 LABEL = "label value"
 """Columns beside the message's own; the names can't clash with fields, as they have a space."""
 
-_FOLLOWERS = 16
-
 
 @dataclass(frozen=True, slots=True)
 class MessageKind:
@@ -167,25 +165,6 @@ def messages_from_file(
             reader.add(Piece(number, own.offsets, own.times, own.values))
         on_progress(f"reading {kind.name}", reader.read, sum(file.counts))
     return reader.messages(str(path), file.name, not any(file.starts))
-
-
-def rising_times(times: I64, bound_ms: int, now_ms: int) -> I64:
-    """Publishing times, in the order of a partition, made non-decreasing.
-
-    A time counts for those that follow if at least half of the next 16 messages are behind it by
-    ``bound_ms`` at most, and it is ahead of now by no more than that. The last goes by its own.
-    """
-    if not len(times):
-        return times
-    agree = np.zeros(len(times), np.int64)
-    for step in range(1, min(_FOLLOWERS, len(times) - 1) + 1):
-        agree[:-step] += times[step:] >= times[:-step] - bound_ms
-    following = np.minimum(np.arange(len(times))[::-1], _FOLLOWERS)
-    counts = (2 * agree >= following) & (times <= now_ms + bound_ms)
-    counts[-1] = False
-    rising = np.maximum.accumulate(np.where(counts, times, np.iinfo(np.int64).min))
-    rising[-1] = max(rising[-1], min(times[-1], now_ms + bound_ms))
-    return rising
 
 
 class _Reader:

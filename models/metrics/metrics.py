@@ -376,8 +376,8 @@ def metric(name: str, task: Task = Task.BINARY) -> Metric:
     >>> metric("Acuracy")
     Traceback (most recent call last):
     ...
-    DeclarationError: no metric 'Acuracy' for a binary task: did you mean Accuracy, \
-BalancedAccuracy?
+    anabranch.state.errors.DeclarationError: no metric 'Acuracy' for a binary task: did you mean \
+Accuracy, BalancedAccuracy?
     """
     river_metric = _make_river(name, task)
     if river_metric is None:

@@ -25,7 +25,7 @@ from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.declaration.features import OneHot, window
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.skew.arrival_order import events_from_topic, labels_from_topic
-from anabranch.dataflows.skew.message_reader import OFFSET, PARTITION, rising_times
+from anabranch.dataflows.skew.message_reader import OFFSET, PARTITION
 from anabranch.dataflows.skew.progress import ignore_progress
 from anabranch.dataflows.skew.recompute import Recomputed, recompute
 from anabranch.dataflows.skew.row_features import TIME, row_columns
@@ -40,7 +40,6 @@ from anabranch.dataflows.skew.sparse_table import (
 from anabranch.dataflows.skew.timeline import Timeline
 from anabranch.dataflows.skew.xxh64 import xxh64
 from anabranch.dataflows.source.bus_source import SourceOptions
-from anabranch.dataflows.source.rising_times import rising_times as of_the_run
 from anabranch.state.errors import InputError
 from anabranch.state.keys.hashing import hash64
 from tests.end_to_end.test_batch_cuts import ODD, STREAMS, Returned, Step, pipeline, published
@@ -332,12 +331,3 @@ def test_no_kernel_of_the_dataflow_is_used():
                 assert node.module in allowed or not node.module.startswith("anabranch.state"), path
                 for part in refused:
                     assert not node.module.startswith(f"anabranch.dataflows.{part}"), path
-
-
-@given(
-    st.lists(st.one_of(st.integers(0, 60), st.integers(90, 110)), max_size=60), st.integers(0, 30)
-)
-def test_wrong_clocks_are_left_out_by_the_rule_of_the_run(times: list[int], bound: int) -> None:
-    stamps = np.array(times, np.int64)
-    expected, _ = of_the_run(stamps, bound, now_ms=80)
-    assert rising_times(stamps, bound, 80).tolist() == expected.tolist()

@@ -207,7 +207,9 @@ def test_a_replay_of_files_ignores_commands_and_resumes_after_them(tmp_path):
     file = tmp_path / "events.jsonl"
     file.write_text("\n".join(map(json.dumps, events)))
     places = {
-        at: open_source(pipeline, str(file), None, bus, resumable=True, continue_at=at).start_offsets  # type: ignore[arg-type]
+        at: open_source(
+            pipeline, str(file), None, bus, resumable=True, continue_at=at
+        ).start_offsets  # type: ignore[arg-type]
         for at in ("latest", "earliest")
     }
     assert [places["latest"][CONTROL, n] for n in range(PARTITIONS)] == bus.end_offsets(CONTROL)
