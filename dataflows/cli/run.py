@@ -154,7 +154,7 @@ def run(
             "--metrics-address",
             metavar="ADDRESS",
             help="Address of this machine for --metrics-port. 0.0.0.0 (or ::) is all of them, "
-            "which a container needs; whoever reaches the port can read the metrics.",
+            "which a container needs; anyone who reaches the port can read the metrics.",
         ),
     ] = "127.0.0.1",
     log_format: Annotated[

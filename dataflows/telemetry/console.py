@@ -86,7 +86,7 @@ class TextConsole(Console):
         return super().status(text, **options)
 
     def on_broken_pipe(self) -> None:
-        """End as other programs do whose output nobody reads any more."""
+        """End as other programs do when the reader of their output has gone."""
         drop_output()
         raise SystemExit(EXIT_PIPE)
 

@@ -1,4 +1,4 @@
-"""What commands say where there is nothing yet, and where nobody reads what they print."""
+"""What commands print when there is nothing yet, and when the reader of their output has gone."""
 
 from __future__ import annotations
 

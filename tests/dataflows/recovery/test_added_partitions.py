@@ -1,4 +1,4 @@
-"""Partitions that are added to the inputs are told of, and read from the next start on."""
+"""Partitions added to the inputs are reported, and read from the next start on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine's clock is set while a run goes on: it neither stops nor fails its health check."""
+"""The machine's clock is set during a run: it neither stops nor fails its health check."""
 
 from __future__ import annotations
 
