@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         window,
     )
     from anabranch.dataflows.declaration.pipeline import Pipeline
+    from anabranch.dataflows.declaration.topics import Topics
     from anabranch.dataflows.messages.inputs import (
         Delayed,
         Event,
@@ -99,6 +100,7 @@ _PUBLIC = {
         "read_outputs",
     ),
     "anabranch.dataflows.declaration.pipeline": ("Pipeline",),
+    "anabranch.dataflows.declaration.topics": ("Topics",),
     "anabranch.dataflows.messages.inputs": (
         "Delayed",
         "Event",
@@ -182,6 +184,7 @@ __all__ = [
     "Shadow",
     "Sliding",
     "StateError",
+    "Topics",
     "class_weights",
     "count_distinct",
     "day_of_week",

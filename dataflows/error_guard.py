@@ -149,6 +149,9 @@ class GuardedBus:
     def end_offsets(self, topic: str) -> list[int]:
         return self._guard.call(self._bus.end_offsets, topic)
 
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        return self._guard.call(self._bus.offsets_at, topic, time_ms)
+
     def open_transactions(self, topic: str) -> dict[int, int]:
         return self._guard.call(self._bus.open_transactions, topic)
 

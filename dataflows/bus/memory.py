@@ -73,6 +73,12 @@ class MemoryBus:
     def end_offsets(self, topic: str) -> list[int]:
         return [log.end for log in self.logs(topic)]
 
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        return [
+            log.start + next((n for n, at in enumerate(log.times) if at >= time_ms), len(log.times))
+            for log in self.logs(topic)
+        ]
+
     def open_transactions(self, topic: str) -> dict[int, int]:
         """None: there are no transactions here."""
         return {}

@@ -63,6 +63,9 @@ class HistoryBus:
     def end_offsets(self, topic: str) -> list[int]:
         return list(self._of(topic).ends)
 
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        raise BusError("a replay starts at the beginning: this is a bug in anabranch")
+
     def open_transactions(self, topic: str) -> dict[int, int]:
         """None: `BusTopic` has reported those."""
         return {}

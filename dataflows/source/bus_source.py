@@ -61,6 +61,7 @@ class SourceOptions:
         worker_id: the worker that reads, in what it sends to others.
         limit: the most messages in a batch.
         start_offset: where a partition without state starts, ``earliest`` or ``latest``.
+        start_offsets: where partitions without state start in place of that.
         on_out_of_range: what to do when unread messages were removed: ``stop``, or continue from
             the ``earliest`` that is left.
         until_end: end at the offsets that were the ends when the worker started.
@@ -75,6 +76,7 @@ class SourceOptions:
     worker_id: str = "0"
     limit: int = 1000
     start_offset: str = "earliest"
+    start_offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
     on_out_of_range: OnOutOfRange = "stop"
     until_end: bool = False
     group: str | None = None
@@ -170,7 +172,8 @@ class _WorkerReader:
         offsets = resume.offsets if resume is not None else {}
         added = self._state is not None and part.number >= self._state.manifest.first_partitions
         start = "earliest" if offsets or added else self.options.start_offset
-        if resume is None and start == "earliest":
+        given = {} if offsets or added else self.options.start_offsets
+        if resume is None and start == "earliest" and not given:
             self._note_missing_beginning(part.number)
         at = {
             TopicPartition(topic, part.number): offsets[topic]
@@ -178,6 +181,7 @@ class _WorkerReader:
             else self._start_offset(topic, part.number, start)
             for topic in self.inputs
         }
+        at |= {place: given[place] for place in at if place in given}
         self._former_inputs[part.number] = {
             topic: offset for topic, offset in offsets.items() if topic not in self.inputs
         }

@@ -15,6 +15,7 @@ Only four of the engine's operators carry it: `input`, `flat_map_batch`, `statef
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -90,7 +91,7 @@ def build_graph(
     router = Router(pipeline, options.shards, options.workers)
     partitions = partition_count(pipeline, bus) if state is None else state.manifest.partitions
     create_control(pipeline, bus, partitions)
-    flow = Dataflow(pipeline.name.replace("-", "_"))
+    flow = Dataflow(re.sub("[^a-zA-Z0-9_]", "_", pipeline.name))
     rows = op.input(
         SOURCE, flow, BusSource(pipeline, bus, source, router, metrics, partitions, state)
     )
