@@ -240,6 +240,7 @@ def _prepared(
         workers=workers,
         process=member.process,
         hosts=member.workers,
+        on_recreated=settings.on_offset_out_of_range.value,
         say=partial(console.print, highlight=False, soft_wrap=True),
     ) as state:
         if settings.start_offset is not None and state.generation():
