@@ -21,7 +21,12 @@ from anabranch.dataflows.bus.embedded.topic_file import (
     sqlite_error,
 )
 from anabranch.dataflows.bus.offset_errors import next_offset
-from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicPartition
+from anabranch.dataflows.bus.protocol import (
+    OnOutOfRange,
+    Slice,
+    TopicPartition,
+    with_tombstones,
+)
 from anabranch.state.errors import BusError
 
 _POLL_S = 0.001
@@ -299,4 +304,4 @@ def _joined(topic: str, partition: int, parts: list[Segment]) -> Slice:
         keys += [None] * len(part.values) if part.keys is None else part.keys
     times = np.concatenate([part.times for part in parts])
     runs = [np.arange(part.base, part.end, dtype=np.int64) for part in parts]
-    return Slice(topic, partition, np.concatenate(runs), times, values, keys)
+    return Slice(topic, partition, np.concatenate(runs), times, with_tombstones(values, keys), keys)
