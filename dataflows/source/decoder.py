@@ -28,6 +28,7 @@ from anabranch.dataflows.batch.dead_letters import Fault, dead_letter
 from anabranch.dataflows.batch.row_ids import row_id
 from anabranch.dataflows.batch.typed_rows import TypedRows
 from anabranch.dataflows.codec import Codec, codec_of
+from anabranch.dataflows.codec.foreign_formats import foreign_format
 from anabranch.dataflows.codec.protocol import Columns, DecodedColumns
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.control import Control, control_error
@@ -79,17 +80,21 @@ class StructDecoder:
                 structs.append(decode(value))
             except errors as error:
                 structs.append(None)
-                faults[row] = self._fault(error)
+                faults[row] = self._fault(error, value)
         return structs, faults
 
-    def _fault(self, error: Exception) -> Fault:
+    def _fault(self, error: Exception, value: bytes) -> Fault:
         """Why a message could not be decoded; of an error in the user's code, where it was raised.
+
+        Bytes of another format are named.
 
         msgspec makes a `ValidationError` of a ValueError and a TypeError, with that as its cause.
         """
         raised = error.__cause__ if isinstance(error.__cause__, Exception) else error
         if raised is error and isinstance(error, self.codec.errors):
-            return self.codec.fault(error)
+            reason, detail = self.codec.fault(error)
+            known = None if reason is DeadLetterReason.TYPE_MISMATCH else foreign_format(value)
+            return reason, detail if known is None else f"{detail}; {known}"
         return DeadLetterReason.TYPE_MISMATCH, describe_error(raised)
 
 
