@@ -19,6 +19,7 @@ from anabranch.dataflows.bus.embedded.topic_file import (
     connect,
     encode_messages,
 )
+from anabranch.dataflows.bus.headers import Headers, take_headers
 from anabranch.dataflows.bus.partitioner import Partitioner
 
 MAX_MESSAGES = 4096  # of a segment, all of which a reader decodes to read one
@@ -32,6 +33,7 @@ class _Run(NamedTuple):
     values: Sequence[bytes]
     keys: Sequence[bytes | None] | None
     times: NDArray[np.int64]
+    headers: Headers | None = None
 
 
 class _Topic(NamedTuple):
@@ -57,6 +59,7 @@ class EmbeddedPublisher:
         keys: Sequence[bytes | None] | None = None,
         partitions: Sequence[int] | int | None = None,
         times: Sequence[int] | NDArray[np.int64] | None = None,
+        headers: Headers | None = None,
     ) -> None:
         """Store ``values``; when it returns, they survive the death of this process.
 
@@ -75,7 +78,7 @@ class EmbeddedPublisher:
             return
         runs = [
             part
-            for run in _by_partition(assigned, values, keys, message_times)
+            for run in _by_partition(assigned, values, keys, message_times, headers)
             for part in _segments_of(run)
         ]
         with bus_errors(topic, opened.path):
@@ -112,9 +115,10 @@ def _by_partition(
     values: Sequence[bytes],
     keys: Sequence[bytes | None] | None,
     times: NDArray[np.int64],
+    headers: Headers | None,
 ) -> list[_Run]:
     if isinstance(assigned, int):
-        return [_Run(assigned, values, keys, times)]
+        return [_Run(assigned, values, keys, times, headers)]
     runs = []
     order = np.argsort(assigned, kind="stable")
     bounds = np.flatnonzero(np.diff(assigned[order])) + 1
@@ -122,7 +126,8 @@ def _by_partition(
         indices = rows.tolist()
         own_keys = None if keys is None else [keys[i] for i in indices]
         own_values = [values[i] for i in indices]
-        runs.append(_Run(int(assigned[indices[0]]), own_values, own_keys, times[rows]))
+        number, own_headers = int(assigned[indices[0]]), take_headers(headers, rows)
+        runs.append(_Run(number, own_values, own_keys, times[rows], own_headers))
     return runs
 
 
@@ -144,6 +149,7 @@ def _segments_of(run: _Run) -> list[_Run]:
             run.values[start:stop],
             None if run.keys is None else run.keys[start:stop],
             run.times[start:stop],
+            None if run.headers is None else run.headers[start:stop],
         )
         for start, stop in pairwise(cuts)
     ]
@@ -151,7 +157,7 @@ def _segments_of(run: _Run) -> list[_Run]:
 
 def _store(connection: sqlite3.Connection, runs: list[_Run]) -> None:
     # Encoded before the lock is taken, so that other processes wait only for the disk.
-    blobs = [encode_messages(run.values, run.keys, run.times) for run in runs]
+    blobs = [encode_messages(run.values, run.keys, run.times, run.headers) for run in runs]
     execute = connection.execute
     execute("BEGIN IMMEDIATE")
     try:

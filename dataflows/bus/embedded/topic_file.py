@@ -4,7 +4,8 @@ Messages are stored in *segments*, one row per run of messages that were appende
 id is ``partition << 48 | base``, so that a partition's segments are adjacent on disk, and both "the
 segment that contains offset x" and "the last one" are one look-up in one B-tree:
 
-    segments(id, count, first_time, last_time, messages)   messages = msgpack [values, keys, times]
+    segments(id, count, first_time, last_time, messages)
+                                   messages = msgpack [values, keys, times], or with headers too
     partitions(partition, next)                            next = the next offset
 """
 
@@ -23,6 +24,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.dataflows.bus.headers import Headers, encode_headers
 from anabranch.dataflows.bus.offset_errors import topic_deleted, topic_recreated
 from anabranch.state.errors import BusError
 from anabranch.state.store.permissions import make_private
@@ -40,7 +42,7 @@ CREATE TABLE segments (
     count INTEGER NOT NULL,
     first_time INTEGER NOT NULL, -- of the first and the last message, epoch ms
     last_time INTEGER NOT NULL,
-    messages BLOB NOT NULL       -- msgpack [values, keys or nil, times as little-endian int64]
+    messages BLOB NOT NULL       -- msgpack of `_Messages`, times as little-endian int64
 );
 """
 
@@ -56,7 +58,18 @@ SELECT coalesce((
 """The first offset still kept, by partition."""
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[list[bytes], list[bytes | None] | None, bytes]).decode
+
+
+class _Messages(msgspec.Struct, array_like=True, gc=False):
+    """The ``messages`` of a segment; those without headers have no fourth element."""
+
+    values: list[bytes]
+    keys: list[bytes | None] | None
+    times: bytes
+    headers: bytes = b""
+
+
+_decode = msgspec.msgpack.Decoder(_Messages).decode
 
 
 ADD_PARTITIONS = """
@@ -67,12 +80,17 @@ INSERT OR IGNORE INTO partitions SELECT n, 0 FROM numbers
 
 
 class Segment(NamedTuple):
-    """A decoded segment: ``values`` from offset ``base`` on, ``times`` ``(n,) int64``."""
+    """A decoded segment: ``values`` from offset ``base`` on, ``times`` ``(n,) int64``.
+
+    ``headers`` are those of the messages from offset ``headers_from`` on, still encoded.
+    """
 
     base: int
     values: list[bytes]
     keys: list[bytes | None] | None
     times: NDArray[np.int64]
+    headers: bytes = b""
+    headers_from: int = 0
 
     @property
     def end(self) -> int:
@@ -81,10 +99,16 @@ class Segment(NamedTuple):
 
 
 def encode_messages(
-    values: Sequence[bytes], keys: Sequence[bytes | None] | None, times: NDArray[np.int64]
+    values: Sequence[bytes],
+    keys: Sequence[bytes | None] | None,
+    times: NDArray[np.int64],
+    headers: Headers | None = None,
 ) -> bytes:
     """The ``messages`` of a segment."""
-    return _encode((values, keys, times.astype("<i8", copy=False).tobytes()))
+    packed = times.astype("<i8", copy=False).tobytes()
+    if headers is None:
+        return _encode((values, keys, packed))
+    return _encode((values, keys, packed, encode_headers(headers)))
 
 
 def decode_segment(base: int, count: int, messages: bytes, path: Path) -> Segment:
@@ -94,15 +118,16 @@ def decode_segment(base: int, count: int, messages: bytes, path: Path) -> Segmen
         BusError: the bytes are damaged.
     """
     try:
-        values, keys, packed = _decode(messages)
+        stored = _decode(messages)
     except msgspec.DecodeError as error:
         raise BusError(f"{path} is damaged: the segment at offset {base}: {error}") from None
+    values, keys, packed = stored.values, stored.keys, stored.times
     times = np.frombuffer(packed, "<i8") if len(packed) == 8 * count else np.empty(0, np.int64)
     if not len(values) == len(times) == (count if keys is None else len(keys)):
         raise BusError(
             f"{path} is damaged: the segment at offset {base} does not have {count} messages"
         )
-    return Segment(base, values, keys, times.astype(np.int64, copy=False))
+    return Segment(base, values, keys, times.astype(np.int64, copy=False), stored.headers, base)
 
 
 class FileIdentity:
