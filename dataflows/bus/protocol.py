@@ -11,7 +11,7 @@ gives it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -185,6 +185,12 @@ class Bus(Protocol):
 
     def topics(self) -> dict[str, int]:
         """Every topic (internal ones left out) and its partition count."""
+
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        """The id of each of these topics that exists: a topic that is created again has another.
+
+        Left out are those of which the bus does not know one.
+        """
 
     def start_offsets(self, topic: str) -> list[int]:
         """The first offset still kept, by partition."""

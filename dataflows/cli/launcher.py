@@ -286,6 +286,7 @@ def _prepared(
                 workers=workers,
                 process=member.process,
                 hosts=member.workers,
+                on_recreated=settings.on_offset_out_of_range.value,
                 say=say,
             )
         )

@@ -100,9 +100,9 @@ def run(
         typer.Option(
             "--on-offset-out-of-range",
             metavar="WHAT",
-            help="What to do if retention has deleted unread messages, or an output topic was "
-            "recreated. stop: exit with an error that names them. earliest: continue with the "
-            "messages that remain.",
+            help="What to do if retention has deleted unread messages, or a topic was deleted and "
+            "created again. stop: exit with an error that names it. earliest: continue with the "
+            "messages that are there, and keep what was learned.",
         ),
     ] = OnOffsetOutOfRange.stop,
     model: Annotated[

@@ -34,6 +34,7 @@ from anabranch.dataflows.recovery.tokens import (
     decode_partition,
     encode,
 )
+from anabranch.dataflows.recovery.topic_identity import changed_topics, input_recreated
 from anabranch.dataflows.sharding.router import Keyed, Router
 from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.event_time_merge import MergedReader
@@ -139,6 +140,7 @@ class _WorkerReader:
         self._end_sent = False
         self._metrics = metrics
         self._bus = bus
+        self._topic_ids = {} if state is None else bus.topic_ids(self.inputs)
         self.reader = MergedReader(
             bus,
             self.inputs,
@@ -169,10 +171,14 @@ class _WorkerReader:
 
         Returns the state partition with the ids seen on it; None without state.
         """
-        offsets = resume.offsets if resume is not None else {}
+        offsets = {} if resume is None else resume.offsets
+        latest = {} if resume is None else resume.latest
+        if resume is not None and (gone := self._recreated(resume)):
+            offsets = {topic: offset for topic, offset in offsets.items() if topic not in gone}
+            latest = {topic: ms for topic, ms in latest.items() if topic not in gone}
         added = self._state is not None and part.number >= self._state.manifest.first_partitions
-        start = "earliest" if offsets or added else self.options.start_offset
-        given = {} if offsets or added else self.options.start_offsets
+        start = "earliest" if resume is not None or added else self.options.start_offset
+        given = {} if resume is not None or added else self.options.start_offsets
         if resume is None and start == "earliest" and not given:
             self._note_missing_beginning(part.number)
         at = {
@@ -202,11 +208,24 @@ class _WorkerReader:
         # epoch each round ends one: then only the first finds that none has been snapshotted.
         self.parts.append(part)
         self.parts.sort(key=lambda each: str(each.number))
-        latest = {} if resume is None else resume.latest
         self.reader.add(at, {TopicPartition(t, part.number): ms for t, ms in latest.items()})
         if self.options.until_end:
             self._ends = {**(self._ends or {}), **ends_now(self._bus, at)}
         return place
+
+    def _recreated(self, resume: PartitionState) -> list[str]:
+        """Inputs that were deleted and created again since: the offsets are not of these.
+
+        Raises:
+            StateError: that was not accepted when the state was opened.
+        """
+        assert self._state is not None
+        accepted = self._state.manifest.topic_ids
+        gone = changed_topics(self.inputs, resume.topic_ids, self._topic_ids)
+        for topic in gone:
+            if accepted.get(topic) != self._topic_ids[topic]:
+                raise input_recreated(topic, self._state.path)
+        return gone
 
     def _note_missing_beginning(self, number: int) -> None:
         """Of a partition that is to be read from its start: remember what is gone already."""
@@ -253,6 +272,7 @@ class _WorkerReader:
             {topic: latest[at] for topic, at in own.items() if at in latest},
             self._filter.watermark_ms,
             token,
+            self._topic_ids,
         )
 
     def changes(self, part: _SourcePartition) -> Delta:

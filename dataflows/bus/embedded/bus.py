@@ -9,7 +9,7 @@ thread, and none may be used across a fork.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -140,6 +140,26 @@ class EmbeddedBus:
         names = [path.name.removesuffix(topic_file.SUFFIX) for path in paths]
         return {name: len(self.end_offsets(name)) for name in names}
 
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        """The id of each of these topics that exists; it is in the topic's file, so a copy has it.
+
+        Raises:
+            BusError: a file can't be read.
+        """
+        ids = {}
+        for topic in topics:
+            path = self._path(topic)
+            if not path.exists():
+                continue
+            with (
+                topic_file.bus_errors(topic, path),
+                closing(topic_file.connect(topic, path)) as connection,
+            ):
+                found = topic_file.read_setting(connection, path, topic_file.ID)
+            if found is not None:
+                ids[topic] = found
+        return ids
+
     def start_offsets(self, topic: str) -> list[int]:
         """The first offset still kept, by partition.
 
@@ -198,8 +218,8 @@ class EmbeddedBus:
         return TopicLimits(MAX_BYTES)
 
     def publisher(self, stop: threading.Event | None = None) -> EmbeddedPublisher:
-        """A new publisher; close it when done. ``stop`` is not used, as it never waits for long."""
-        return EmbeddedPublisher(self.existing, self._synchronous)
+        """A new publisher; close it when done. ``stop`` ends waits for locks."""
+        return EmbeddedPublisher(self.existing, self._synchronous, self.url, stop)
 
     def reader(
         self,
@@ -214,7 +234,7 @@ class EmbeddedBus:
             BusError: a topic or partition does not exist, an offset is past the end, or it is
                 no longer kept and ``on_out_of_range`` is ``stop``.
         """
-        return EmbeddedReader(self.existing, positions, on_out_of_range, headers)
+        return EmbeddedReader(self.existing, positions, on_out_of_range, self.url, headers)
 
     def close(self) -> None:
         """Nothing is held open: publishers and readers have their own connections."""

@@ -64,6 +64,7 @@ _Client = TypeVar("_Client")
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _COMMITTED, _ALL = IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED
+NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # what librdkafka has of topics of brokers before Kafka 2.8
 RECORD_OVERHEAD = 100  # bytes of a batch of one message beside its key and payload, at most 97
 
 
@@ -181,6 +182,27 @@ class KafkaBus:
             for name, topic in sorted(listed)
             if topic.error is None and not name.startswith("__")
         }
+
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        """The id of each of these topics that exists; none from brokers that are too old.
+
+        Raises:
+            BusError: Kafka is unavailable.
+        """
+        if not topics:
+            return {}
+        wanted = TopicCollection(sorted(set(topics)))
+        answers = self._admin.describe_topics(wanted, request_timeout=self._settings.reach_s)
+        ids = {}
+        for topic, future in answers.items():
+            try:
+                ids[topic] = str(future.result().topic_id)
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code < 0 and code != KafkaError._UNSUPPORTED_FEATURE:
+                    raise self._unreachable(error) from error
+                LOG.debug("id of topic %s not known: %s", topic, error_text(error))
+        return {topic: id for topic, id in ids.items() if id != NO_ID}
 
     def start_offsets(self, topic: str) -> list[int]:
         """The first offset still kept, by partition.
