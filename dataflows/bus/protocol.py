@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus.claims import OutputClaims
+from anabranch.dataflows.bus.headers import Headers
 from anabranch.state.errors import BusError
 
 OnOutOfRange = Literal["stop", "earliest"]
@@ -81,6 +82,8 @@ class Slice(msgspec.Struct):
         times: when each was published, ``(n,) int64`` epoch ms.
         values: the ``n`` payloads; one that is empty is a `Tombstone`.
         keys: the ``n`` keys, None for none.
+        headers: the headers of each, if the reader was asked for them; else, and where no message
+            has any, None.
     """
 
     topic: str
@@ -89,6 +92,7 @@ class Slice(msgspec.Struct):
     times: NDArray[np.int64]
     values: Sequence[bytes]
     keys: list[bytes | None]
+    headers: Headers | None = None
 
 
 class Publisher(Protocol):
@@ -102,6 +106,7 @@ class Publisher(Protocol):
         keys: Sequence[bytes | None] | None = None,
         partitions: Sequence[int] | int | None = None,
         times: Sequence[int] | NDArray[np.int64] | None = None,
+        headers: Headers | None = None,
     ) -> None:
         """Add ``values`` in order.
 
@@ -247,10 +252,12 @@ class Bus(Protocol):
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> Reader:
         """A reader of these partitions from these offsets; ``group`` is what `commit` reports to.
 
         ``on_out_of_range``: what to do, now or later, when retention removed unread messages.
+        ``headers``: whether slices have the headers of messages.
 
         Raises:
             BusError: a topic or partition does not exist, an offset is past the end, or it is

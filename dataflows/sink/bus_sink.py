@@ -187,7 +187,13 @@ class _Writer:
             publisher = self._publisher = self._open()
         try:
             for topic, messages in item.messages.items():
-                publisher.append(topic, messages, partitions=item.partition)
+                publisher.append(
+                    topic,
+                    messages,
+                    partitions=item.partition,
+                    keys=item.keys.get(topic),
+                    headers=item.headers.get(topic),
+                )
         except BaseException as error:
             self.broken = True
             if isinstance(error, UnreachableError):  # the flow is stopping: no retry
