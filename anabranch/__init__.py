@@ -31,6 +31,10 @@ if TYPE_CHECKING:
         window,
     )
     from anabranch.dataflows.declaration.pipeline import Pipeline
+    from anabranch.dataflows.declaration.shape import (
+        Cast,
+        path,
+    )
     from anabranch.dataflows.messages.inputs import (
         Delayed,
         Event,
@@ -99,6 +103,10 @@ _PUBLIC = {
         "read_outputs",
     ),
     "anabranch.dataflows.declaration.pipeline": ("Pipeline",),
+    "anabranch.dataflows.declaration.shape": (
+        "Cast",
+        "path",
+    ),
     "anabranch.dataflows.messages.inputs": (
         "Delayed",
         "Event",
@@ -155,6 +163,7 @@ __all__ = [
     "Bandit",
     "BusError",
     "Canary",
+    "Cast",
     "Cause",
     "Challenger",
     "ComparedModels",
@@ -194,6 +203,7 @@ __all__ = [
     "one_hot",
     "open_bus",
     "oversample",
+    "path",
     "read_outputs",
     "since_last",
     "slice_by",
