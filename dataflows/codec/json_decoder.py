@@ -4,6 +4,7 @@ The compiled scanner (`dataflows.codec.json_scanner`) reads what most programs w
 times as fast as structs can be made. It rejects everything else, which msgspec then decodes: the
 results are the same, only the time differs.
 
+Flat messages with declared fields alone have a scanner of their own until the first that is not.
 The scanner expects the fields in the order of its plan. Fields that the type does not have are put
 into the plan when they first come, so that they cost little, and are counted by name.
 """
@@ -44,23 +45,23 @@ from anabranch.dataflows.codec.json_scanner import (
     TEXT,
     UNICODE,
     UUID_AS_TEXT,
+    read_flat_rows,
     read_rows,
 )
 from anabranch.dataflows.codec.protocol import Columns, DecodedColumns
 from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.shape import Path, Shape, ShapeField, Step, members_of
+from anabranch.dataflows.messages.inputs import OTHER_FIELDS
 from anabranch.state.compile import I64, entry
 from anabranch.state.keys.hashing import hash64
 from anabranch.state.keys.text_column import Texts
-
-OTHER_FIELDS = "(other)"
-"""The name of unknown fields beyond those that are counted by name."""
 
 _TEXTS = {TEXT, INTEGER_AS_TEXT, BOOLEAN_AS_TEXT, SCALAR_AS_TEXT, KEY_AS_TEXT, UUID_AS_TEXT}
 _INTEGERS = {INTEGER, INTEGER_OR_TEXT}
 _NUMBERS = {NUMBER, NUMBER_OR_TEXT, BOOLEAN, BOOLEAN_OR_TEXT}
 _FLOATS = {NUMBER, NUMBER_OR_TEXT}
 _BOOLEANS = {BOOLEAN, BOOLEAN_OR_TEXT}
+_NOT_READ = REJECTED, 0, 0, 0
 _MAX_FIELDS = 60
 _MAX_LEVELS = 16
 _MAX_UNKNOWN = 500  # names in a plan
@@ -179,6 +180,12 @@ class JsonColumnDecoder:
             read_rows, b"", 0, self._names, self._plan, 0, 0, published, *none, self._counts,
             self._stack,
         )  # fmt: skip
+        self._read_flat = entry(
+            read_flat_rows, b"", 0, self._names, self._plan, 0, published, *none
+        )
+        self._is_flat = all(
+            node.field is not None and node.field.kind <= BOOLEAN for node in self._root.children
+        )
 
     def read(self, values: list[bytes], published: I64) -> DecodedColumns | None:
         """Times and columns of the messages; None if any of them is not of the common form."""
@@ -193,10 +200,18 @@ class JsonColumnDecoder:
         numbers = np.empty((n_numbers, rows), _FLOAT64)
         if self._defaults:
             blob += self._fill(size, integers, hashes, numbers)
-        result, least, greatest, earliest = self._read(
-            blob, size, self._names, self._plan, self._top, self._time_row, published, integers,
-            hashes, numbers, self._counts, self._stack,
-        )  # fmt: skip
+        result, least, greatest, earliest = _NOT_READ
+        if self._is_flat:
+            result, least, greatest, earliest = self._read_flat(
+                blob, size, self._names, self._plan, self._time_row, published, integers, hashes,
+                numbers,
+            )  # fmt: skip
+            self._is_flat = result != REJECTED
+        if result == REJECTED:
+            result, least, greatest, earliest = self._read(
+                blob, size, self._names, self._plan, self._top, self._time_row, published,
+                integers, hashes, numbers, self._counts, self._stack,
+            )  # fmt: skip
         if (
             result == REJECTED
             or (result == UNICODE and not _is_utf8(blob))
@@ -307,7 +322,8 @@ class JsonColumnDecoder:
             counts[-1] = 0
         if self._skipped and counts.any():
             for row, name in self._skipped:
-                self.unknown[name] += int(counts[row])
+                if counts[row]:
+                    self.unknown[name] += int(counts[row])
             counts[:] = 0
 
     def _learn(self, values: list[bytes]) -> None:

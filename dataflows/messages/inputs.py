@@ -17,6 +17,9 @@ from anabranch.state.durations import parse_duration_ms
 from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.renamed import renamed
 
+OTHER_FIELDS = "(other)"
+"""The name under which unknown fields are counted beyond those that are counted by name."""
+
 LabelValue = bool | int | float | str | None
 """The value of a label; None without one."""
 
