@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Cast,
         path,
     )
+    from anabranch.dataflows.declaration.topics import Topics
     from anabranch.dataflows.messages.inputs import (
         Delayed,
         Event,
@@ -107,6 +108,7 @@ _PUBLIC = {
         "Cast",
         "path",
     ),
+    "anabranch.dataflows.declaration.topics": ("Topics",),
     "anabranch.dataflows.messages.inputs": (
         "Delayed",
         "Event",
@@ -191,6 +193,7 @@ __all__ = [
     "Shadow",
     "Sliding",
     "StateError",
+    "Topics",
     "class_weights",
     "count_distinct",
     "day_of_week",

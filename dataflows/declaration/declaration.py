@@ -21,6 +21,7 @@ from anabranch.dataflows.declaration.features import (
     RowFeature,
 )
 from anabranch.dataflows.declaration.schema import Kind, Schema
+from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.inputs import Delayed, Event, Inline
 from anabranch.dataflows.messages.local_time import LocalTime
 from anabranch.dataflows.messages.time_units import TIME_UNITS_MS
@@ -38,48 +39,6 @@ _DEFAULT_METRICS = {
     Task.REGRESSION: ("MAE", "RMSE"),
     Task.ANOMALY: (),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Topics:
-    """The topics of a pipeline, named after it."""
-
-    pipeline: str
-    has_rollouts: bool = False
-
-    @property
-    def events(self) -> str:
-        return f"{self.pipeline}.events"
-
-    @property
-    def labels(self) -> str:
-        return f"{self.pipeline}.labels"
-
-    @property
-    def predictions(self) -> str:
-        return f"{self.pipeline}.predictions"
-
-    @property
-    def drift(self) -> str:
-        return f"{self.pipeline}.drift"
-
-    @property
-    def dead_letters(self) -> str:
-        return f"{self.pipeline}.dead-letters"
-
-    @property
-    def control(self) -> str:
-        return f"{self.pipeline}.control"
-
-    @property
-    def rollouts(self) -> str:
-        return f"{self.pipeline}.rollouts"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The topics that the pipeline writes."""
-        always = (self.predictions, self.drift, self.dead_letters)
-        return (*always, self.rollouts) if self.has_rollouts else always
 
 
 @dataclass(kw_only=True)
@@ -119,13 +78,9 @@ class Declaration:
     max_model_failures: int = 100
     candidates: str | None = None
     max_candidates: int = 100
+    topics: Topics = dataclass_field(default_factory=Topics)
     schema: Schema = dataclass_field(init=False, repr=False)
     task: Task = dataclass_field(init=False)
-
-    @property
-    def topics(self) -> Topics:
-        """The names of the topics."""
-        return Topics(self.name, self.has_rollouts)
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ MOST_SEGMENTS = 10_000
 """The limit of ``max_segments``: each model costs memory, and time in every commit."""
 
 _LABEL_TYPES: dict[str, type] = {"boolean": bool, "text": str}
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
+_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9._-]{0,99}")
 
 
 def check_names(pipeline: Declaration) -> None:
@@ -45,8 +45,8 @@ def check_names(pipeline: Declaration) -> None:
     name, schema = pipeline.name, pipeline.schema
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise DeclarationError(
-            f"pipeline name {name!r} can't be the prefix of topics: use a lower-case "
-            "letter, then lower-case letters, digits, - and _"
+            f"pipeline name {name!r} can't be used: it must be a letter, then letters, digits, "
+            "dots, - and _, at most 100 in all"
         )
     where = f"pipeline {name!r}"
     schema.require_key(pipeline.id, f"{where} (id=)")
