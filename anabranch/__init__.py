@@ -31,6 +31,10 @@ if TYPE_CHECKING:
         window,
     )
     from anabranch.dataflows.declaration.pipeline import Pipeline
+    from anabranch.dataflows.declaration.shape import (
+        Cast,
+        path,
+    )
     from anabranch.dataflows.declaration.topics import Topics
     from anabranch.dataflows.messages.inputs import (
         Delayed,
@@ -100,6 +104,10 @@ _PUBLIC = {
         "read_outputs",
     ),
     "anabranch.dataflows.declaration.pipeline": ("Pipeline",),
+    "anabranch.dataflows.declaration.shape": (
+        "Cast",
+        "path",
+    ),
     "anabranch.dataflows.declaration.topics": ("Topics",),
     "anabranch.dataflows.messages.inputs": (
         "Delayed",
@@ -157,6 +165,7 @@ __all__ = [
     "Bandit",
     "BusError",
     "Canary",
+    "Cast",
     "Cause",
     "Challenger",
     "ComparedModels",
@@ -197,6 +206,7 @@ __all__ = [
     "one_hot",
     "open_bus",
     "oversample",
+    "path",
     "read_outputs",
     "since_last",
     "slice_by",

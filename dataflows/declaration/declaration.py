@@ -15,6 +15,7 @@ from typing import Any
 from anabranch.dataflows.declaration.features import (
     EntityFeature,
     Feature,
+    Hashed,
     KeyedFeature,
     LabelWindow,
     RowFeature,
@@ -185,6 +186,25 @@ class Declaration:
         return list(names)
 
     @property
+    def text_fields(self) -> frozenset[str]:
+        """The event's fields whose values are read as texts, though of another type.
+
+        They are ids, keys and entities, and what is hashed: 10 and ``"10"`` are the same key.
+        """
+        names = [self.id, self.traffic_field, *self.entities, *self.label_windows]
+        names += [feature.field for feature in self.features if isinstance(feature, Hashed)]
+        names += [
+            feature.value
+            for feature in self.features
+            if isinstance(feature, EntityFeature) and feature.text_value and feature.value
+        ]
+        fields = self.schema.fields
+        key = None if self.model_key is None else fields.get(self.model_key)
+        if key is not None and key.kind != "boolean":
+            names.append(key.name)
+        return frozenset(name for name in names if name in fields and fields[name].kind != "text")
+
+    @property
     def model_fields(self) -> list[str]:
         """The event's fields that the model step uses besides the features."""
         columns = set(self.columns)
@@ -210,10 +230,17 @@ class Declaration:
     def number_fields(self) -> list[str]:
         """Fields whose numbers are validated when they are decoded: integers, and an inline label.
 
-        An integer may be too large for a float. Float fields are validated as features.
+        An integer may be too large for a float, and a decimal too, or be none. Float fields are
+        validated as features.
         """
-        fields = self.schema.fields
-        names = [n for n in self.read_fields if fields[n].integer and not fields[n].is_list]
+        fields, texts = self.schema.fields, self.text_fields
+        names = [
+            name
+            for name in self.read_fields
+            if (fields[name].integer or fields[name].is_decimal)
+            and not fields[name].is_list
+            and name not in texts
+        ]
         if isinstance(self.label, Inline) and fields[self.label.field].kind == "number":
             names.append(self.label.field)
         return names

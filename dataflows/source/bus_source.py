@@ -153,7 +153,11 @@ class _WorkerReader:
             idle_timeout_s=options.idle_timeout_s,
             tolerance_ms=tolerance_ms(pipeline.max_clock_skew),
         )
-        self._decoder = BatchDecoder(pipeline, on_time_unit=metrics.on_time_unit)
+        self._decoder = BatchDecoder(
+            pipeline,
+            on_time_unit=metrics.on_time_unit,
+            on_unknown_fields=metrics.on_unknown_fields,
+        )
         self._candidates = None if pipeline.candidates is None else Candidates(pipeline)
         self._filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
         self._ends: dict[TopicPartition, int] | None = None
