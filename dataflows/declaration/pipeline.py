@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anabranch.dataflows.declaration.declaration import Declaration
+from anabranch.dataflows.declaration.formats import check_format
 from anabranch.dataflows.declaration.rollout_validation import check_rollout
 from anabranch.dataflows.declaration.schema import Schema
 from anabranch.dataflows.declaration.validation import (
@@ -99,6 +100,9 @@ class Pipeline(Declaration):
             any other list of the event is the candidate's entry in it. The label names the
             candidate that was chosen; the others were not chosen, which is learned at the timeout.
         max_candidates: of one event; an event with more is a dead letter.
+        format: of the events' messages (`dataflows.declaration.formats`).
+        label_format: of the labels' messages; None: as the events'.
+        output_format: of predictions; all else that is published is JSON.
 
     Raises:
         DeclarationError: something in it can't work; the message names it.
@@ -109,6 +113,10 @@ class Pipeline(Declaration):
             raise DeclarationError(f"event of pipeline {self.name!r} must be a subclass of Event")
         self.schema = Schema.of(self.event, lists=self.candidates is not None)
         check_names(self)
+        check_format(self.format, "format", self.name)
+        if self.label_format is not None:
+            check_format(self.label_format, "label_format", self.name)
+        check_format(self.output_format, "output_format", self.name, outputs=True)
         check_candidates(self)
         check_features(self)
         check_label(self)

@@ -89,6 +89,11 @@ class WorkerMetrics:
         self._dead = self._counter(
             "anabranch_dead_letters", "Messages that could not be used, by reason", "reason"
         )
+        self._filtered = self._counter(
+            "anabranch_filtered_messages",
+            "Messages that were skipped: not selected by a filter, or tombstones",
+            "topic",
+        )
         self._outcomes = self._counter(
             "anabranch_label_outcomes",
             "Predictions whose label came, or timed out, and labels that came early or late",
@@ -216,6 +221,10 @@ class WorkerMetrics:
     def on_time_unit(self, topic: str, unit: str) -> None:
         """Tell that the times of a topic seem to be in this unit, not in the declared one."""
         self._time_unit.labels(self._pipeline, topic, unit).set(1)
+
+    def on_filtered(self, topic: str, count: int) -> None:
+        """Count messages of a topic that were none of the pipeline's, and skipped."""
+        self._filtered.labels(self._pipeline, topic).inc(count)
 
     def on_unread_partitions(self, topic: str, partitions: int) -> None:
         """Set how many partitions were added to a topic, which this run does not read."""
