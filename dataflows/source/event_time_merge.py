@@ -33,6 +33,7 @@ from anabranch.dataflows.batch.batch import NO_ROWS, RawBatch, RawRows
 from anabranch.dataflows.batch.columns import concat_rows
 from anabranch.dataflows.bus import Bus, OnOutOfRange, Reader, Slice, TopicPartition
 from anabranch.dataflows.bus.merge_times import NEVER, MergeTimes
+from anabranch.dataflows.bus.slices import concat_headers, concat_keys
 
 Taken = tuple[TopicPartition, list[tuple[Slice, NDArray[np.int64]]]]
 """A topic partition, and the slices taken from it with their rising merge times."""
@@ -127,6 +128,7 @@ class MergedReader:
         limit: the most rows in a batch.
         idle_timeout_s: how long a partition with a backlog that delivers nothing is waited for.
         tolerance_ms: see `MergeTimes`; None: every time counts.
+        headers: whether headers of messages are read.
 
     Attributes:
         clock: the wall clock, in seconds since 1970.
@@ -145,8 +147,10 @@ class MergedReader:
         limit: int = 1000,
         idle_timeout_s: float = 5.0,
         tolerance_ms: int | None = None,
+        headers: bool = False,
     ) -> None:
         self._bus = bus
+        self._reader_options = {"headers": True} if headers else {}
         self._topics = list(topics)
         self._control = control
         self._worker_id = worker_id
@@ -279,7 +283,9 @@ class MergedReader:
         if rows != self._rows:  # the same views again, as long as batches are of one size
             self._rows, self._views = rows, (self._same[:rows], self._ascending[:rows])
         same, order = self._views
-        events = RawRows(piece.topic, values, same, offsets, times, piece.partition)
+        events = RawRows(
+            piece.topic, values, same, offsets, times, piece.partition, piece.keys, piece.headers
+        )
         self.positions[only] = int(offsets[-1]) + 1
         self._unfolded.append(times)  # their maximum costs as much as a row
         if len(self._unfolded) == _FOLD_AFTER:
@@ -330,7 +336,9 @@ class MergedReader:
         self._close_reader()
 
     def _open(self) -> Reader:
-        self._reader = self._bus.reader(self.positions, self._group, self._on_out_of_range)
+        self._reader = self._bus.reader(
+            self.positions, self._group, self._on_out_of_range, **self._reader_options
+        )
         ranked = sorted(self.positions, key=lambda at: (self._topics.index(at.topic), at.partition))
         self._buffers = {
             at: _Buffer(rank, self._tolerance_ms, self._latest.get(at, NEVER))
@@ -448,6 +456,7 @@ def _part(piece: Slice, start: int, stop: int | None) -> Slice:
         piece.times[cut],
         piece.values[cut],
         piece.keys[cut],
+        None if piece.headers is None else piece.headers[cut],
     )
 
 
@@ -459,7 +468,10 @@ def _rows(topic: str, taken: list[Taken]) -> tuple[RawRows, NDArray[np.int64]]:
     if len(pieces) == 1:
         piece, rising = pieces[0]
         partitions = np.full(len(rising), piece.partition, np.int64)
-        rows = RawRows(topic, piece.values, partitions, piece.offsets, piece.times, piece.partition)
+        rows = RawRows(
+            topic, piece.values, partitions, piece.offsets, piece.times, piece.partition,
+            piece.keys, piece.headers,
+        )  # fmt: skip
         return rows, rising
     rows = RawRows(
         topic,
@@ -467,6 +479,8 @@ def _rows(topic: str, taken: list[Taken]) -> tuple[RawRows, NDArray[np.int64]]:
         np.concatenate([np.full(len(p.values), p.partition, np.int64) for p, _ in pieces]),
         np.concatenate([piece.offsets for piece, _ in pieces]),
         np.concatenate([piece.times for piece, _ in pieces]),
+        keys=concat_keys([piece for piece, _ in pieces]),
+        headers=concat_headers([piece for piece, _ in pieces]),
     )
     times = np.concatenate([rising for _, rising in pieces])
     if len({piece.partition for piece, _ in pieces}) == 1:
