@@ -39,6 +39,7 @@ from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.recovery.tokens import (
     BY_SHARD,
     MODELS_STEP,
+    SINK,
     SOURCE,
     TOGETHER,
     StepState,
@@ -117,7 +118,7 @@ def build_graph(
         metrics.on_dead_letters,
     )
     outgoing = op.flat_map_batch("encode", results, encoder)
-    op.output("sink", outgoing, _sink(pipeline, bus, source, partitions, options))
+    op.output(SINK, outgoing, _sink(pipeline, bus, source, partitions, options))
     return flow
 
 
