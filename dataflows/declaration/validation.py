@@ -278,6 +278,8 @@ def _check_subject(pipeline: Declaration, declared: SliceBy, where: str) -> None
             f"and with bins= there are the features {', '.join(pipeline.columns)}"
         )
     field = schema.fields[subject]
+    if declared.bins is None and subject in pipeline.text_fields:
+        return  # a key, whose values are read as texts
     if field.kind == "number" and declared.bins is None:
         raise DeclarationError(f"{where} is by a number: give bins=")
     schema.require(subject, ("text", "boolean") if declared.bins is None else ("number",), where)

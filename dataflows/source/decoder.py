@@ -34,7 +34,7 @@ from anabranch.dataflows.codec.protocol import Columns, DecodedColumns
 from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.declaration.schema import Schema
-from anabranch.dataflows.declaration.shape import Cast, Shape, without_cast
+from anabranch.dataflows.declaration.shape import Cast, Shape, with_field_type
 from anabranch.dataflows.messages.control import Control, control_error
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.event_time import FIRST_MS, LAST_MS, parse_times_ms
@@ -76,8 +76,10 @@ class StructDecoder:
         self.errors: tuple[type[Exception], ...] = (Exception,) if has_own_code else codec.errors
         self._shape = Shape.of(message)
         self._unknown = unknown
-        self.integer_time = _with_time_type(message, time_field, int)
-        of_any_time = _with_time_type(message, time_field, int | float | str)
+        time = next(each for each in self._shape.fields if each.name == time_field)
+        gc = not _is_all_plain(message)  # plain fields hold nothing to collect
+        self.integer_time = with_field_type(message, time, Cast[int] if time.cast else int, gc)
+        of_any_time = with_field_type(message, time, int | float | str, gc)
         self._tolerant = codec.decoder(of_any_time), codec.decoder(self.integer_time)
         self._decode, self._decode_integer_time = self._tolerant
         if not self._shape.forbids_unknown:
@@ -471,22 +473,6 @@ class BatchDecoder:
             reason = DeadLetterReason.NOT_A_CONTROL_MESSAGE
             dead_letters.append(dead_letter(controls, 0, reason, control_error(str(error))))
             return None
-
-
-def _with_time_type(
-    message: type[msgspec.Struct], time_field: str, time_type: Any
-) -> type[msgspec.Struct]:
-    """The message type with another type of its time field, in the same place."""
-    declared = next(f for f in msgspec.structs.fields(message) if f.name == time_field)
-    if time_type is int and without_cast(declared.type)[1]:
-        time_type = Cast[int]
-    return msgspec.defstruct(
-        message.__name__,
-        [(time_field, time_type, msgspec.field(name=declared.encode_name))],
-        bases=(message,),
-        kw_only=True,
-        gc=not _is_all_plain(message),  # plain fields hold nothing to collect
-    )
 
 
 def _without_unknown(message: type[msgspec.Struct]) -> type[msgspec.Struct]:
