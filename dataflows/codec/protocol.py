@@ -5,11 +5,12 @@ topic of a pipeline goes through it: the source decodes events, labels and contr
 sink encodes predictions and all other outputs, and after a crash reads back which of them are
 already published; `read_outputs`, `skew`, `rollout` and `demo` read with it too.
 
-To add a format, write one file with a subclass of `Codec` and add it to `dataflows.codec.CODECS`;
-`Declaration.format_of` says which format a topic has. Only `Codec.name`, `Codec.errors`,
-`Codec.decoder` and `Codec.encode` are required. `Codec.column_decoder` and
-`Codec.prediction_encoder` are fast paths for whole batches: without them messages pass through one
-struct each."""
+To add a format, write one file with a subclass of `Codec`, a declaration of it in
+`dataflows.declaration.formats`, and a line in `dataflows.codec.make_codec`; `Declaration.format_of`
+says which format a topic has. A pipeline may also be given a codec itself, or a function of a
+message's bytes (`Custom`). Only `Codec.name`, `Codec.errors`, `Codec.decoder` and `Codec.encode`
+are required. `Codec.column_decoder` and `Codec.prediction_encoder` are fast paths for whole
+batches: without them messages pass through one struct each."""
 
 from __future__ import annotations
 
@@ -35,6 +36,18 @@ Columns = dict[str, Sequence[Any]]
 DecodedColumns = tuple[I64, Columns, tuple[int, int, int]]
 """Event times (``(n,) int64``, epoch ms), columns, and three extremes: the least and the greatest
 event time, and the least publishing time."""
+
+
+class Undecodable(Exception):
+    """A message that cannot be decoded: the reason of its dead letter, and a sentence."""
+
+    def __init__(self, reason: DeadLetterReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Filtered(Exception):
+    """A message that is none of the pipeline's: it is counted and skipped, and no dead letter."""
 
 
 class ColumnDecoder(Protocol):
@@ -75,7 +88,9 @@ class Codec(ABC):
     errors: ClassVar[tuple[type[Exception], ...]]
     """What the functions made by `decoder` raise for bytes that they cannot decode.
 
-    `msgspec.ValidationError` among them means a readable message that does not fit its type.
+    `msgspec.ValidationError` among them means a readable message that does not fit its type, an
+    `Undecodable` says its reason itself, and `Filtered` means that the message is none to be used.
+    What a schema registry raises that does not respond (`UnreachableError`) is not among them.
     """
 
     malformed: ClassVar[DeadLetterReason] = DeadLetterReason.MALFORMED
@@ -110,6 +125,8 @@ class Codec(ABC):
 
     def fault(self, error: Exception) -> Fault:
         """Why a message could not be decoded; ``error`` is one of `errors`."""
+        if isinstance(error, Undecodable):
+            return error.reason, str(error)
         mismatch = isinstance(error, msgspec.ValidationError)
         return DeadLetterReason.TYPE_MISMATCH if mismatch else self.malformed, str(error)
 

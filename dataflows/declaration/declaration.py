@@ -20,6 +20,7 @@ from anabranch.dataflows.declaration.features import (
     LabelWindow,
     RowFeature,
 )
+from anabranch.dataflows.declaration.formats import JSON, Format
 from anabranch.dataflows.declaration.schema import Kind, Schema
 from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.inputs import Delayed, Event, Inline
@@ -79,6 +80,9 @@ class Declaration:
     candidates: str | None = None
     max_candidates: int = 100
     topics: Topics = dataclass_field(default_factory=Topics)
+    format: Format = JSON
+    label_format: Format | None = None
+    output_format: Format = JSON
     schema: Schema = dataclass_field(init=False, repr=False)
     task: Task = dataclass_field(init=False)
 
@@ -261,9 +265,18 @@ class Declaration:
         local = self.local_time
         return UTC if local is None else local.zone
 
-    def format_of(self, topic: str) -> str:
-        """The name of the codec of a topic's messages; see `dataflows.codec`."""
-        return "json"
+    def format_of(self, topic: str) -> Any:
+        """The format of a topic's messages, or a codec for them; see `dataflows.codec`.
+
+        What a pipeline says about itself is always JSON: dead letters, drift signals, control and
+        rollout messages.
+        """
+        topics = self.topics
+        if topic == topics.events:
+            return self.format
+        if topic == topics.labels:
+            return self.format if self.label_format is None else self.label_format
+        return self.output_format if topic == topics.predictions else JSON
 
     def _with_positions(self) -> Iterator[tuple[Feature, slice]]:
         start = 0

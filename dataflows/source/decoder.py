@@ -29,8 +29,10 @@ from anabranch.dataflows.batch.columns import ColumnReader, column_reader
 from anabranch.dataflows.batch.dead_letters import Fault, dead_letter
 from anabranch.dataflows.batch.row_ids import row_id
 from anabranch.dataflows.batch.typed_rows import TypedRows
-from anabranch.dataflows.codec import Codec, codec_of
-from anabranch.dataflows.codec.protocol import Columns, DecodedColumns
+from anabranch.dataflows.bus import UnreachableError
+from anabranch.dataflows.codec import CODECS, Codec, codec_of
+from anabranch.dataflows.codec.foreign_formats import foreign_format
+from anabranch.dataflows.codec.protocol import Columns, DecodedColumns, Filtered
 from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.declaration.schema import Schema
@@ -47,6 +49,9 @@ from anabranch.state.arrays import LARGEST, extent, extents
 from anabranch.state.durations import format_duration_ms, parse_duration_ms
 
 I64 = NDArray[np.int64]
+
+Faults = dict[int, Fault | None]
+"""Why rows cannot be used; None for one that is skipped."""
 
 _PLAIN = (int, float, str, bool, type(None))
 _MISSING = re.compile(r"missing required field `([^`]+)`")
@@ -98,23 +103,33 @@ class StructDecoder:
             self._count_unknown(values)
         return structs
 
-    def decode(self, values: Sequence[bytes]) -> tuple[list[Any], dict[int, Fault]]:
-        """One struct per message, None where it is bad, and the fault of each bad row."""
+    def decode(self, values: Sequence[bytes]) -> tuple[list[Any], Faults]:
+        """One struct per message, None where it is bad, and the fault of each bad row.
+
+        A fault of None means that the row is to be skipped, and is none of the pipeline's.
+        """
         try:
             structs = list(map(self._decode, values))
+        except UnreachableError:
+            raise
         except self.errors:
             return self._decode_each(values)
         if self._has_unknown:
             self._count_unknown(values)
         return structs, {}
 
-    def _decode_each(self, values: Sequence[bytes]) -> tuple[list[Any], dict[int, Fault]]:
+    def _decode_each(self, values: Sequence[bytes]) -> tuple[list[Any], Faults]:
         structs: list[Any] = []
-        faults: dict[int, Fault] = {}
+        faults: Faults = {}
         decode, errors = self._tolerant[0], self.errors
         for row, value in enumerate(values):
             try:
                 structs.append(decode(value))
+            except Filtered:
+                structs.append(None)
+                faults[row] = None
+            except UnreachableError:
+                raise
             except errors as error:
                 structs.append(None)
                 faults[row] = self._fault(error, value)
@@ -140,12 +155,16 @@ class StructDecoder:
     def _fault(self, error: Exception, value: bytes) -> Fault:
         """Why a message could not be decoded; of an error in the user's code, where it was raised.
 
+        Bytes of another format are named.
+
         msgspec makes a `ValidationError` of a ValueError and a TypeError, with that as its cause.
         """
         raised = error.__cause__ if isinstance(error.__cause__, Exception) else error
         if raised is error and isinstance(error, self.codec.errors):
             reason, detail = self.codec.fault(error)
-            return reason, detail + self._suggestion(detail, value)
+            known = None if reason is DeadLetterReason.TYPE_MISMATCH else foreign_format(value)
+            detail += self._suggestion(detail, value)
+            return reason, detail if known is None else f"{detail}; {known}"
         return DeadLetterReason.TYPE_MISMATCH, describe_error(raised)
 
     def _suggestion(self, detail: str, value: bytes) -> str:
@@ -183,7 +202,11 @@ class BatchDecoder:
     ``now`` gives the wall clock in seconds: an event whose time is ahead of its publishing time, or
     of the clock, by more than the pipeline's ``max_clock_skew`` is a dead letter. ``on_time_unit``
     is called once per topic whose times seem to be in another unit, with that unit;
-    ``on_unknown_fields`` with a topic and how often fields came that its type does not have.
+    ``on_unknown_fields`` with a topic and how often fields came that its type does not have;
+    ``on_filtered`` with a topic and how many of its messages were none of the pipeline's.
+
+    While a schema registry does not respond, `decode` raises `UnreachableError`, and may be called
+    again with the same messages.
     """
 
     def __init__(
@@ -192,8 +215,10 @@ class BatchDecoder:
         now: Callable[[], float] = time.time,
         on_time_unit: Callable[[str, str], None] = lambda topic, unit: None,
         on_unknown_fields: Callable[[str, Mapping[str, int]], None] = lambda topic, counts: None,
+        on_filtered: Callable[[str, int], None] = lambda topic, count: None,
     ) -> None:
         self._now = now
+        self._on_filtered = on_filtered
         self._max_skew_ms = parse_duration_ms(pipeline.max_clock_skew)
         topics, label = pipeline.topics, pipeline.label
         scale = pipeline.time_scale
@@ -206,6 +231,11 @@ class BatchDecoder:
         self._on_unknown_fields = on_unknown_fields
         self._unknown = UnknownFields(topics.events, Shape.of(pipeline.event), on_unknown_fields)
         self._events = StructDecoder(codec, pipeline.event, pipeline.time, self._unknown)
+        # Rows of a file are read as JSON, whatever the format of the topic.
+        self._file_events = self._events
+        if codec.name != "json":
+            json = CODECS["json"]
+            self._file_events = StructDecoder(json, pipeline.event, pipeline.time, self._unknown)
         self._control_codec = codec_of(pipeline, topics.control)
         self._decode_control = self._control_codec.decoder(Control)
         self._id = pipeline.id
@@ -266,9 +296,14 @@ class BatchDecoder:
             if typed is not None:
                 return typed
         decoded = self._decode_columns(raw.events)
-        if decoded is not None and labels.kept is None:
-            rows = raw.events
-            return self._batch(raw, rows, *decoded, self._label_rows(labels), raw.order, [])
+        if decoded is not None:
+            rows, order = raw.events, raw.order
+            if labels.kept is not None:
+                all_events = _mask(None, len(rows))
+                order = keep_rows(order, all_events, _mask(labels.kept, len(raw.labels)))
+            return self._batch(
+                raw, rows, *decoded, self._label_rows(labels), order, labels.dead_letters
+            )
         events = self._decode_events(raw.events)
         order = _order(raw, events, labels)
         columns = self._converted(dict(zip(self._names, self._read(events.structs), strict=True)))
@@ -305,10 +340,13 @@ class BatchDecoder:
     def _decode_structs(self, rows: RawRows) -> DecodedColumns | None:
         """As `ColumnDecoder.read`, through structs; None unless every message is valid."""
         try:
-            structs = self._events.decode_integer_times(rows.values)
+            decoder = self._event_decoder(rows)
+            structs = decoder.decode_integer_times(rows.values)
             stamps, *fields = self._read_with_time(structs)
             times = np.array(stamps, np.int64)
-        except self._events.errors:
+        except UnreachableError:
+            raise
+        except decoder.errors:
             return None
         except OverflowError:  # a time beyond int64
             return None
@@ -352,7 +390,11 @@ class BatchDecoder:
         )
 
     def _decode_events(self, rows: RawRows) -> _Decoded:
-        return self._decode_rows(self._events, rows, self._read_time, self._check_numbers)
+        decoder = self._event_decoder(rows)
+        return self._decode_rows(decoder, rows, self._read_time, self._check_numbers)
+
+    def _event_decoder(self, rows: RawRows) -> StructDecoder:
+        return self._file_events if type(rows.values) is TypedRows else self._events
 
     def _batch(
         self,
@@ -392,18 +434,21 @@ class BatchDecoder:
         dead_letters: list[DeadLetter] = []
         kept: I64 | None = None
         if faults:
+            filtered = sum(fault is None for fault in faults.values())
+            if filtered:
+                self._on_filtered(rows.topic, filtered)
             rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
         times, invalid = parse_times_ms(read_time(structs)[0], scale, self._zone)
         unit = self._units.get(rows.topic, self._event_unit)
         if invalid:
             unit.add_refused(invalid.values())
-            faults = {row: (DeadLetterReason.INVALID_TIME, why) for row, why in invalid.items()}
-            rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
+            not_times = {row: (DeadLetterReason.INVALID_TIME, why) for row, why in invalid.items()}
+            rows, structs, kept = _drop(rows, structs, kept, not_times, dead_letters)
             times, _ = parse_times_ms(read_time(structs)[0], scale, self._zone)
         span = extent(times) if structs else NO_SPAN
-        faults = check(structs) | self._check_skew(rows, times, span[1])
-        if faults:
-            rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
+        wrong = check(structs) | self._check_skew(rows, times, span[1])
+        if wrong:
+            rows, structs, kept = _drop(rows, structs, kept, wrong, dead_letters)
             times, _ = parse_times_ms(read_time(structs)[0], scale, self._zone)
             span = extent(times) if structs else NO_SPAN
         if structs:
@@ -500,11 +545,13 @@ def _drop(
     rows: RawRows,
     structs: list[Any],
     kept: I64 | None,
-    faults: dict[int, Fault],
+    faults: Mapping[int, Fault | None],
     dead_letters: list[DeadLetter],
 ) -> tuple[RawRows, list[Any], I64]:
     """The rows without faults, their structs, and their indices among the rows read."""
-    dead_letters.extend(dead_letter(rows, row, *faults[row]) for row in sorted(faults))
+    dead_letters.extend(
+        dead_letter(rows, row, *fault) for row, fault in sorted(faults.items()) if fault is not None
+    )
     valid = np.array([row for row in range(len(rows)) if row not in faults], np.int64)
     kept = valid if kept is None else kept[valid]
     return rows.take(valid), [structs[row] for row in valid.tolist()], kept

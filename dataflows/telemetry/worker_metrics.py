@@ -98,6 +98,11 @@ class WorkerMetrics:
             "Fields of messages that their type does not declare, which are ignored",
             *("topic", "field"),
         )
+        self._filtered = self._counter(
+            "anabranch_filtered_messages",
+            "Messages that were skipped: not selected by a filter, or tombstones",
+            "topic",
+        )
         self._outcomes = self._counter(
             "anabranch_label_outcomes",
             "Predictions whose label came, or timed out, and labels that came early or late",
@@ -237,6 +242,10 @@ class WorkerMetrics:
                 name = OTHER_FIELDS
             names.add(name)
             self._unknown_counts[topic, name] += count
+
+    def on_filtered(self, topic: str, count: int) -> None:
+        """Count messages of a topic that were none of the pipeline's, and skipped."""
+        self._filtered.labels(self._pipeline, topic).inc(count)
 
     def on_unread_partitions(self, topic: str, partitions: int) -> None:
         """Set how many partitions were added to a topic, which this run does not read."""
