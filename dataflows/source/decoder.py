@@ -249,6 +249,7 @@ class BatchDecoder:
         self._read = column_reader(self._names)
         self._read_with_time = column_reader([pipeline.time, *self._names])
         texts = pipeline.text_fields
+        self._texts = [name for name in dict.fromkeys(self._names) if name in texts]
         self._converters = _converters(pipeline.schema, self._names, texts)
         self._columns = codec.column_decoder(
             self._events.integer_time,
@@ -257,7 +258,7 @@ class BatchDecoder:
             **({"texts": texts} if codec.makes_texts else {}),
         )
         self._unknown_counts: Counter[str] | None = getattr(self._columns, "unknown", None)
-        self._texts_afterwards = [] if codec.makes_texts else sorted(texts)
+        self._texts_afterwards = [] if codec.makes_texts else self._texts
         self._set_up_labels(pipeline)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
         self._local_time = pipeline.local_time
@@ -384,6 +385,8 @@ class BatchDecoder:
         typed = rows.values
         assert isinstance(typed, TypedRows)
         columns = {name: typed.columns[name] for name in self._names}
+        for name in self._texts:
+            columns[name] = list(map(text_of, columns[name].tolist()))
         span = extent(times) if len(times) else NO_SPAN
         return self._batch(
             raw, rows, times, span, columns, self._label_rows(labels), order, dead_letters
@@ -533,7 +536,7 @@ def _converters(
 ) -> list[tuple[Any, Callable[[Any], Any]]]:
     """The fields, by name, whose values are not used as they were decoded, and what makes them."""
     found = []
-    for name in names:
+    for name in dict.fromkeys(names):
         field = schema.fields[name]
         convert = text_of if name in texts and field.kind != "text" else field.value_of
         if convert is not None:
