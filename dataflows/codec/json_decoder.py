@@ -131,8 +131,7 @@ class JsonColumnDecoder:
         shape: of the type.
 
     Attributes:
-        unknown: how often each field came that the type does not have; for its user to clear.
-        examples: a value of each of them.
+        has_new_fields: whether an unknown field came for the first time since `take_unknown`.
     """
 
     def __init__(
@@ -169,8 +168,9 @@ class JsonColumnDecoder:
         self._shape = shape
         self._root = _tree(fields)
         self._lessons = 0
-        self.unknown: Counter[str] = Counter()
-        self.examples: dict[str, Any] = {}
+        self.has_new_fields = False
+        self._unknown: Counter[str] = Counter()
+        self._examples: dict[str, Any] = {}
         self._rejected = self._pause = 0
         self._make_plan()
         none = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.uint64), np.zeros((1, 0))
@@ -217,11 +217,13 @@ class JsonColumnDecoder:
             or (result == UNICODE and not _is_utf8(blob))
             or (self._allowed and not self._all_allowed(integers, hashes))
         ):
+            if result != REJECTED:
+                self._counts[1] -= self._counts[0]
             self._on_rejected()
             return None
         self._rejected = 0
-        if self._counts_unknown:
-            self._count_unknown(values)
+        if not self._is_flat and self._counts_unknown and self._counts[0, -1]:
+            self._learn(values)
         columns: Columns = {}
         for name, row, spans in self._texts:
             columns[name] = Texts(blob, integers[spans], hashes[row], True)
@@ -255,8 +257,6 @@ class JsonColumnDecoder:
     def _on_rejected(self) -> None:
         """Pause after several rejected batches: trying each of them would waste time."""
         self._rejected += 1
-        if self._counts_unknown:
-            self._counts[:] = 0
         if self._rejected >= _MAX_REJECTED:
             self._pause = _PAUSE
 
@@ -295,7 +295,8 @@ class JsonColumnDecoder:
         self._plan: I64 = plan
         self._names = np.frombuffer(names, np.uint8).copy()  # writable, as kernels' arrays are
         self._counts_unknown = not self._shape.forbids_unknown
-        self._counts: I64 = np.zeros(len(rows) + 1 if self._counts_unknown else 0, np.int64)
+        count = len(rows) + 1 if self._counts_unknown else 0
+        self._counts: I64 = np.zeros((2, count), np.int64)
         self._skipped = [
             (row, str(Path(paths[row]))) for row, node in enumerate(rows) if node.kind == SKIPPED
         ]
@@ -311,29 +312,44 @@ class JsonColumnDecoder:
         nullable = declared.nullable and (out < 0 or declared.kind in _FLOATS)
         return REQUIRED * required | NULLABLE * nullable
 
-    def _count_unknown(self, values: list[bytes]) -> None:
-        """Count the unknown fields of a batch; new ones are put into the plan."""
-        counts = self._counts
+    def take_unknown(self) -> tuple[Counter[str], dict[str, Any]]:
+        """How often each field came that the type does not have, since the last call.
+
+        Returns:
+            Path → count; and path → a value of those that are new.
+        """
+        self._collect()
+        taken = self._unknown, self._examples
+        self._unknown, self._examples, self.has_new_fields = Counter(), {}, False
+        return taken
+
+    def _collect(self) -> None:
+        if not self._counts_unknown:
+            return
+        counts = self._counts[1].tolist()
+        for row, name in self._skipped:
+            if counts[row]:
+                self._unknown[name] += counts[row]
         if counts[-1]:
-            if self._lessons < _MAX_LESSONS:
-                self._learn(values)
-                return
-            self.unknown[OTHER_FIELDS] += int(counts[-1])
-            counts[-1] = 0
-        if self._skipped and counts.any():
-            for row, name in self._skipped:
-                if counts[row]:
-                    self.unknown[name] += int(counts[row])
-            counts[:] = 0
+            self._unknown[OTHER_FIELDS] += counts[-1]
+        self._counts[1] = 0
 
     def _learn(self, values: list[bytes]) -> None:
-        """Count the unknown fields of a batch with new ones, and put those into the plan."""
+        """Put the new unknown fields of a batch into the plan, so that they are expected.
+
+        Those of this batch are counted by name here.
+        """
+        if self._lessons >= _MAX_LESSONS:
+            return
         self._lessons += 1
+        self.has_new_fields = True
+        self._counts[1] -= self._counts[0]
+        self._collect()
         for value in values:
             message = msgspec.json.decode(value)
             found = self._shape.unknown(message)
-            self.unknown.update(dict.fromkeys(found, 1))
-            self.examples = {**found, **self.examples}
+            self._unknown.update(dict.fromkeys(found, 1))
+            self._examples = {**found, **self._examples}
             if len(self._skipped) < _MAX_UNKNOWN:
                 _put_in_order(self._root, message)
         self._make_plan()
