@@ -15,7 +15,7 @@ import decimal
 import enum
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any, Literal, get_args, get_origin
@@ -49,11 +49,11 @@ from anabranch.dataflows.codec.json_scanner import (
     read_rows,
 )
 from anabranch.dataflows.codec.protocol import Columns, DecodedColumns
-from anabranch.dataflows.declaration.casts import text_of
+from anabranch.dataflows.declaration.casts import join_texts, text_of
 from anabranch.dataflows.declaration.shape import Path, Shape, ShapeField, Step, members_of
 from anabranch.dataflows.messages.inputs import OTHER_FIELDS
 from anabranch.state.compile import I64, entry
-from anabranch.state.keys.hashing import hash64
+from anabranch.state.keys.hashing import hash64, texts_of
 from anabranch.state.keys.text_column import Texts
 
 _TEXTS = {TEXT, INTEGER_AS_TEXT, BOOLEAN_AS_TEXT, SCALAR_AS_TEXT, KEY_AS_TEXT, UUID_AS_TEXT}
@@ -129,14 +129,22 @@ class JsonColumnDecoder:
         time: the field that holds the event time, an integer.
         wanted: the names of the fields of which columns are made.
         shape: of the type.
+        joined: name → the fields whose texts are joined to it.
 
     Attributes:
         has_new_fields: whether an unknown field came for the first time since `take_unknown`.
     """
 
     def __init__(
-        self, fields: Sequence[_Field], time: str, wanted: Sequence[str], shape: Shape
+        self,
+        fields: Sequence[_Field],
+        time: str,
+        wanted: Sequence[str],
+        shape: Shape,
+        joined: Mapping[str, list[str]],
     ) -> None:
+        self._joined = [(name, parts) for name, parts in joined.items() if name in wanted]
+        wanted = [*wanted, *(part for _, parts in self._joined for part in parts)]
         # Values that are restricted are checked after they were read.
         kept = [f for f in fields if f.name != time and (f.name in wanted or f.allowed)]
         texts = [f.name for f in kept if f.kind in _TEXTS]
@@ -231,6 +239,8 @@ class JsonColumnDecoder:
             columns[name] = NumberColumn(numbers[row], is_boolean, is_nullable)
         for name, row in self._integers:
             columns[name] = NumberColumn(integers[row])
+        for name, parts in self._joined:
+            columns[name] = _joined([list(columns.pop(part)) for part in parts])
         return integers[self._time_row], columns, (least, greatest, earliest)
 
     def _fill(self, end: int, integers: I64, hashes: Any, numbers: Any) -> bytes:
@@ -355,6 +365,16 @@ class JsonColumnDecoder:
         self._make_plan()
 
 
+def _joined(parts: list[list[str]]) -> Texts:
+    """The texts of the parts of each row as one; see `join_texts`."""
+    rows = list(zip(*parts, strict=True))
+    everything = "".join(map("".join, rows))
+    if "/" in everything or "\\" in everything:
+        return texts_of(list(map(join_texts, rows)))
+    texts = texts_of(list(map("/".join, rows)))
+    return Texts(texts.blob, texts.spans, texts.hashes, True)
+
+
 def json_column_decoder(
     message: type[msgspec.Struct], time: str, wanted: Sequence[str], texts: Collection[str] = ()
 ) -> JsonColumnDecoder | None:
@@ -371,7 +391,9 @@ def json_column_decoder(
         return None
     shape = Shape.of(message)
     try:
-        fields = [_field(each, each.name in texts) for each in shape.fields]
+        fields = [_field(each, each.name in texts) for each in shape.fields if each.path]
+        joined = {each.name: _parts(each) for each in shape.fields if each.path is None}
+        fields += [part for parts in joined.values() for part in parts]
         if time in texts or len(fields) > _MAX_FIELDS:
             return None
         root = _tree(fields)
@@ -379,7 +401,22 @@ def json_column_decoder(
         return None
     if _count(root) > _MAX_FIELDS or root.levels() > _MAX_LEVELS:
         return None
-    return JsonColumnDecoder(fields, time, wanted, shape)
+    names = {name: [part.name for part in parts] for name, parts in joined.items()}
+    return JsonColumnDecoder(fields, time, wanted, shape, names)
+
+
+def _parts(declared: ShapeField) -> list[_Field]:
+    """The fields that are joined to one text.
+
+    Raises:
+        _Unsupported: it is not of the payload, or may be absent.
+    """
+    if not declared.paths or not declared.required or declared.nullable:
+        raise _Unsupported
+    return [
+        _Field(f"{declared.name} {number}", one, SCALAR_AS_TEXT, True, None, False)
+        for number, one in enumerate(declared.paths)
+    ]
 
 
 def _field(declared: ShapeField, is_text: bool) -> _Field:

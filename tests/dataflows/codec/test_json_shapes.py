@@ -39,6 +39,7 @@ class Level(enum.IntEnum):
 class Order(Event, kw_only=True):
     id: int = path("order.number")
     ts: Cast[int] = path("meta.at")
+    both: str = path("order.line", "shop_name", "ok")
     customer: uuid.UUID | None = path("after.customer.id")
     shop: int | str
     open: bool = path("after.open")
@@ -60,7 +61,9 @@ TEXTS = {"id", "customer", "shop", "open"}
 WANTED = [each.name for each in Shape.of(Order).fields if each.name not in ("ts", "ignored")]
 DECODE = JsonCodec().decoder(Order)
 MESSAGE: dict[str, Any] = {
-    "order": {"number": 1001, "lines": [1, {"a": None}]},
+    "order": {"number": 1001, "lines": [1, {"a": None}], "line": 2},
+    "shop_name": "a",
+    "ok": True,
     "meta": {"at": 17, "by": "x"},
     "after": {
         "customer": {"name": "n", "id": "00000000-0000-0000-0000-00000000000a"},
@@ -153,6 +156,8 @@ def changed(**parts: Any) -> bytes:
     [
         changed(),
         changed(shop=7),
+        changed(shop_name="a/b"),
+        changed(order={"line": "x"}, ok="y"),
         changed(word="x"),
         changed(word=True),
         changed(total={"amount": 12.5, "tax": 2}),
@@ -185,6 +190,9 @@ def test_messages_of_the_common_form_are_accepted(value: bytes) -> None:
     "value",
     [
         changed(order=None),
+        changed(shop_name=None),
+        changed(ok=...),
+        changed(ok={}),
         changed(order={"number": "7"}),
         changed(order={"number": 1.5}),
         changed(order=[1]),
@@ -255,7 +263,7 @@ PLACES: list[tuple[str, ...]] = [
     ("order",), ("order", "number"), ("meta",), ("meta", "at"), ("after",), ("after", "customer"),
     ("after", "customer", "id"), ("after", "paid"), ("shop",), ("total", "amount"), ("total",),
     ("word",), ("items",), ("ratios",), ("ratios", "a"), ("color",), ("extra",), ("new",),
-    ("total", "new"), ("after", "customer", "new"),
+    ("total", "new"), ("after", "customer", "new"), ("shop_name",), ("ok",),
 ]  # fmt: skip
 
 
@@ -312,7 +320,7 @@ def test_new_names_are_expected_from_then_on_and_counted() -> None:
     }  # fmt: skip
     assert examples["total.currency"] == "EUR"
     order = [str(node.step) for node in decoder._root.children]
-    assert order[:3] == ["order", "meta", "after"]
+    assert order[:5] == ["order", "shop_name", "ok", "meta", "after"]
     assert order.index("extra") > order.index("color") > order.index("ratios")
     assert decoder.read([changed(channel="web"), changed()], np.array([7, 8])) is not None
     counts, _ = decoder.take_unknown()
