@@ -25,7 +25,7 @@ from anabranch.dataflows.batch.batch import (
     RawRows,
     keep_rows,
 )
-from anabranch.dataflows.batch.columns import ColumnReader, column_reader
+from anabranch.dataflows.batch.columns import ColumnReader, column_reader, joined_column
 from anabranch.dataflows.batch.dead_letters import Fault, dead_letter
 from anabranch.dataflows.batch.row_ids import row_id
 from anabranch.dataflows.batch.typed_rows import TypedRows
@@ -250,6 +250,7 @@ class BatchDecoder:
         self._read = column_reader(self._names)
         self._read_with_time = column_reader([pipeline.time, *self._names])
         texts = pipeline.text_fields
+        self._joined = list(pipeline.joined_entities.items())
         self._texts = [name for name in dict.fromkeys(self._names) if name in texts]
         self._converters = _converters(pipeline.schema, self._names, texts)
         self._columns = codec.column_decoder(
@@ -418,6 +419,8 @@ class BatchDecoder:
         order: I64,
         dead_letters: list[DeadLetter],
     ) -> Batch:
+        for name, parts in self._joined:
+            columns[name] = joined_column([columns[part] for part in parts])
         features = np.zeros((len(times), self._width))
         clock = times if self._local_time is None else self._local_time.wall_ms(times)
         for feature, place in self._row_features:

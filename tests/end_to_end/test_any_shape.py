@@ -84,6 +84,9 @@ FEATURES = [
     count_distinct("user", "store", over="1h"),
     decayed("user", "amount", half_life="10m"),
     window("user", target(), over="1h", stats=("count", "mean")),
+    window(("store", "channel"), "amount", over="1h", stats=("count", "mean")),
+    since_last(("user", "channel"), within="1h"),
+    window(("store", "user"), target(), over="1h", stats="count"),
 ]
 
 
