@@ -81,6 +81,8 @@ class NumberField:
 
     def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
         values = columns[self.field]
+        if self.fill_null is not None and hasattr(values, "floats"):
+            values = values.floats()  # null is NaN
         if self.fill_null is not None and isinstance(values, np.ndarray):
             values = np.where(np.isnan(values), self.fill_null, values)
         elif self.fill_null is not None:
