@@ -125,6 +125,7 @@ class Pipeline(Declaration):
         check_format(self.output_format, "output_format", self.name, outputs=True)
         check_candidates(self)
         check_features(self)
+        self.schema = self.schema.with_joined(self.joined_entities)
         check_label(self)
         if self.candidates is not None and isinstance(self.label, Delayed):
             self.label = replace(self.label, default=False)

@@ -25,7 +25,7 @@ from anabranch.dataflows.batch.batch import (
     RawRows,
     keep_rows,
 )
-from anabranch.dataflows.batch.columns import ColumnReader, column_reader
+from anabranch.dataflows.batch.columns import ColumnReader, column_reader, joined_column
 from anabranch.dataflows.batch.dead_letters import Fault, dead_letter
 from anabranch.dataflows.batch.row_ids import row_id
 from anabranch.dataflows.batch.typed_rows import TypedRows
@@ -202,7 +202,8 @@ class BatchDecoder:
     ``now`` gives the wall clock in seconds: an event whose time is ahead of its publishing time, or
     of the clock, by more than the pipeline's ``max_clock_skew`` is a dead letter. ``on_time_unit``
     is called once per topic whose times seem to be in another unit, with that unit;
-    ``on_unknown_fields`` with a topic and how often fields came that its type does not have;
+    ``on_unknown_fields`` with a topic and how often fields came that its type does not have, as
+    soon as there is a new one, and at `report_unknown_fields`;
     ``on_filtered`` with a topic and how many of its messages were none of the pipeline's.
 
     While a schema registry does not respond, `decode` raises `UnreachableError`, and may be called
@@ -238,7 +239,7 @@ class BatchDecoder:
             self._file_events = StructDecoder(json, pipeline.event, pipeline.time, self._unknown)
         self._control_codec = codec_of(pipeline, topics.control)
         self._decode_control = self._control_codec.decoder(Control)
-        self._id = pipeline.id
+        self._id, self._event = pipeline.id, pipeline.event
         self._read_time = column_reader([pipeline.time])
         self._target = label.field if isinstance(label, Inline) else None
         self._names = [
@@ -249,6 +250,7 @@ class BatchDecoder:
         self._read = column_reader(self._names)
         self._read_with_time = column_reader([pipeline.time, *self._names])
         texts = pipeline.text_fields
+        self._joined = list(pipeline.joined_entities.items())
         self._texts = [name for name in dict.fromkeys(self._names) if name in texts]
         self._converters = _converters(pipeline.schema, self._names, texts)
         self._columns = codec.column_decoder(
@@ -257,7 +259,7 @@ class BatchDecoder:
             self._names,
             **({"texts": texts} if codec.makes_texts else {}),
         )
-        self._unknown_counts: Counter[str] | None = getattr(self._columns, "unknown", None)
+        self._counts_unknown = hasattr(self._columns, "take_unknown")
         self._texts_afterwards = [] if codec.makes_texts else self._texts
         self._set_up_labels(pipeline)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
@@ -288,6 +290,13 @@ class BatchDecoder:
             ]
             self._read_label_time = column_reader([label.time])
             self._read_label = column_reader([label.id, label.field])
+
+    def report_unknown_fields(self) -> None:
+        """Count what unknown fields came; new ones are reported without being asked."""
+        if self._counts_unknown:
+            counts, examples = self._columns.take_unknown()  # type: ignore[union-attr]
+            if counts:
+                self._unknown.add(counts, examples)
 
     def decode(self, raw: RawBatch) -> Batch:
         """Decode all messages of a batch; those that are bad end up in its ``dead_letters``."""
@@ -323,8 +332,8 @@ class BatchDecoder:
         decoded = None
         if self._columns is not None and type(rows.values) is list:
             decoded = self._columns.read(rows.values, rows.times)
-            if self._unknown_counts:
-                self._unknown.add(self._unknown_counts, self._columns.examples)  # type: ignore[attr-defined]
+            if self._counts_unknown and self._columns.has_new_fields:  # type: ignore[attr-defined]
+                self.report_unknown_fields()
             if decoded is not None and self._texts_afterwards:
                 for name in self._texts_afterwards:
                     decoded[1][name] = [None if v is None else text_of(v) for v in decoded[1][name]]
@@ -371,6 +380,7 @@ class BatchDecoder:
         """
         if not len(values) or not all(name in values.columns for name in self._names):
             return None
+        self._count_unknown_columns(values)
         rows, times, dead_letters = raw.events, values.times, []
         latest = np.minimum(rows.times, int(self._now() * 1000)) + self._max_skew_ms
         valid, order = values.valid & (times <= latest), raw.order
@@ -392,6 +402,14 @@ class BatchDecoder:
             raw, rows, times, span, columns, self._label_rows(labels), order, dead_letters
         )
 
+    def _count_unknown_columns(self, values: TypedRows) -> None:
+        """Count the columns of a table that the type does not declare, once for each row."""
+        known = Shape.of(self._event).tree
+        unknown = [name for name in values.frame.columns if name not in known]
+        if unknown:
+            examples = {name: values.frame[name][0] for name in unknown}
+            self._unknown.add(Counter(dict.fromkeys(unknown, len(values))), examples)
+
     def _decode_events(self, rows: RawRows) -> _Decoded:
         decoder = self._event_decoder(rows)
         return self._decode_rows(decoder, rows, self._read_time, self._check_numbers)
@@ -410,6 +428,8 @@ class BatchDecoder:
         order: I64,
         dead_letters: list[DeadLetter],
     ) -> Batch:
+        for name, parts in self._joined:
+            columns[name] = joined_column([columns[part] for part in parts])
         features = np.zeros((len(times), self._width))
         clock = times if self._local_time is None else self._local_time.wall_ms(times)
         for feature, place in self._row_features:
