@@ -25,11 +25,11 @@ from types import TracebackType
 import msgspec
 from bytewax.recovery import RecoveryConfig, init_db_dir
 
-from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition
 from anabranch.dataflows.declaration.input_topics import create_or_grow, partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard
-from anabranch.dataflows.recovery.inspection import INPUT, state_partitions
+from anabranch.dataflows.recovery.inspection import state_partitions
 from anabranch.dataflows.recovery.manifest import (
     NAME,
     Manifest,
@@ -43,18 +43,25 @@ from anabranch.dataflows.recovery.rescale import rescale
 from anabranch.dataflows.recovery.resume_point import (
     check_alone,
     commits,
+    forget_checksums,
     forget_unconfirmed,
     read_resume_point,
     recovery_files,
     resume_epoch,
+    write_checksums,
 )
+from anabranch.dataflows.recovery.sealed_json import seal
+from anabranch.dataflows.recovery.start_offsets import START_OFFSETS
 from anabranch.dataflows.recovery.state_partition import (
+    INPUT,
     MODELS,
     WINDOWS,
     StatePartition,
     check_state_partition,
 )
 from anabranch.dataflows.recovery.tokens import Commit
+from anabranch.dataflows.recovery.topic_identity import check_topics
+from anabranch.dataflows.recovery.verification import check_recovery_store
 from anabranch.models.learners.learner import Learner
 from anabranch.models.learners.pickling import why_not_picklable
 from anabranch.models.registry.registry import DIRECTORY, Registry
@@ -63,9 +70,6 @@ from anabranch.state.errors import StateError
 from anabranch.state.store.atomic_files import atomic_write, sync_directory
 from anabranch.state.store.delta import Delta, decode
 from anabranch.state.store.lock import hold, join
-
-START_OFFSETS = "start_offsets.json"
-"""The file beside an input partition's state that says where its reading started."""
 
 _RECOVERY = "recovery"
 # What an interrupted creation leaves behind, or what is there for other reasons.
@@ -92,6 +96,7 @@ class StateDirectory:
         self._partitions: dict[str, StatePartition] = {}
         self._stack = ExitStack()
         self._stack.push(lock)
+        self._prepared_here = False
 
     @classmethod
     def open(
@@ -104,12 +109,15 @@ class StateDirectory:
         workers: int = 1,
         process: int = 0,
         hosts: int = 1,
+        on_recreated: OnOutOfRange = "stop",
         say: Callable[[str], None] = lambda line: None,
     ) -> StateDirectory:
         """Open or create it for this run alone, with windows partitioned for that many workers.
 
         ``hosts`` is how many state directories there are, one per host, and ``process`` which of
-        them this is. ``say`` gets a line when something takes a while.
+        them this is. ``on_recreated`` is what to do about topics that were deleted and created
+        again since the last run: raise, or continue with those that are there now, from their
+        first message on. ``say`` gets a line about that, and when something takes a while.
 
         Raises:
             StateError: it is in use, of something else, incomplete, or can't be written.
@@ -122,6 +130,9 @@ class StateDirectory:
             if manifest is None:
                 manifest = _create(path, pipeline, bus, shards, workers, process, hosts)
             _check(manifest, path, pipeline, bus, shards, hosts)
+            check_recovery_store(path / _RECOVERY, manifest)
+            forget_checksums(path / _RECOVERY)
+            manifest = check_topics(manifest, path, pipeline, bus, on_recreated, say)
             manifest = _grow(manifest, path, pipeline, bus, say)
             manifest = _add_outputs(manifest, path, pipeline, bus)
             if hosts == 1:
@@ -136,7 +147,9 @@ class StateDirectory:
                 say(f"repartitioning the windows in {path} for {workers} workers")
                 manifest = rescale(path, path / _RECOVERY, pipeline, manifest)
             _remove_old_layouts(path, manifest)
-            return cls(path, manifest, stack.pop_all())
+            opened = cls(path, manifest, stack.pop_all())
+            opened._prepared_here = True
+            return opened
 
     @classmethod
     def join(
@@ -174,6 +187,8 @@ class StateDirectory:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if kind is None and self._prepared_here:  # no engine is running any more
+            write_checksums(self.path / _RECOVERY)
         self.close()
 
     def close(self) -> None:
@@ -235,7 +250,7 @@ class StateDirectory:
             StateError: it can't be written.
         """
         path = self.path / f"{INPUT}-{partition}" / START_OFFSETS
-        atomic_write(path, msgspec.json.encode(offsets))
+        atomic_write(path, seal({"offsets": offsets}))
 
     def set_initial_model(self, reference: str) -> None:
         """Let learning start from this version of the registry; before anything is committed.
@@ -285,6 +300,14 @@ class StateDirectory:
         return {
             TopicPartition(topic, partition): end
             for topic, ends in self.manifest.output_ends.items()
+            for partition, end in enumerate(ends)
+        }
+
+    def not_before(self) -> dict[TopicPartition, int]:
+        """Ends of outputs before which nothing is of the present inputs."""
+        return {
+            TopicPartition(topic, partition): end
+            for topic, ends in self.manifest.not_before.items()
             for partition, end in enumerate(ends)
         }
 
@@ -391,7 +414,7 @@ def _add_outputs(manifest: Manifest, path: Path, pipeline: Pipeline, bus: Bus) -
     new = [topic for topic in pipeline.topics.outputs if topic not in manifest.output_ends]
     if not new:
         return manifest
-    bus.create_topics(dict.fromkeys(new, manifest.partitions))
+    create_or_grow(bus, new, manifest.partitions)
     ends = {**manifest.output_ends, **{topic: bus.end_offsets(topic) for topic in new}}
     manifest = msgspec.structs.replace(manifest, output_ends=ends)
     write_manifest(path, manifest)

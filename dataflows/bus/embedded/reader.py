@@ -8,31 +8,38 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from anabranch.dataflows.bus.embedded.topic_file import (
+    COLUMNS,
     ENDS,
     OFFSET_BITS,
+    OFFSET_MASK,
     STARTS,
     FileIdentity,
+    Row,
     Segment,
     connect,
+    damaged_segment,
     decode_segment,
     sqlite_error,
 )
+from anabranch.dataflows.bus.headers import Headers, MessageHeaders, decode_headers
 from anabranch.dataflows.bus.offset_errors import next_offset
+from anabranch.dataflows.bus.outage_log import OutageLog
 from anabranch.dataflows.bus.protocol import (
     OnOutOfRange,
     Slice,
     TopicPartition,
+    UnreachableError,
     with_tombstones,
 )
 from anabranch.state.errors import BusError
 
 _POLL_S = 0.001
 _CHECK_S = 1.0
-_OFFSET_MASK = (1 << OFFSET_BITS) - 1
-_Row = tuple[int, int, bytes]  # id, count, messages
+_BUSY_TIMEOUT_MS = 100  # for a lock: `poll` tries again
 
 
 class EmbeddedReader:
@@ -43,7 +50,11 @@ class EmbeddedReader:
         existing: Callable[[str], Path],
         positions: Mapping[TopicPartition, int],
         on_out_of_range: OnOutOfRange = "stop",
+        url: str = "",
+        headers: bool = False,
     ) -> None:
+        self._headers = headers
+        self._outage = OutageLog(url)
         self._files: dict[str, _TopicFile] = {}
         self._cursors: dict[TopicPartition, _Cursor] = {}
         self._first = 0
@@ -60,6 +71,8 @@ class EmbeddedReader:
 
     def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
         """At most ``limit`` messages that are there now, grouped by topic partition.
+
+        While another process has locked a file there are none; the log says so.
 
         Raises:
             BusError: a partition no longer keeps, or does not have, the offset to be read, or a
@@ -94,20 +107,20 @@ class EmbeddedReader:
         return {at: cursor.position for at, cursor in self._cursors.items()}
 
     def ends(self) -> dict[TopicPartition, int]:
-        """The offset after each partition's last message, always as of now."""
-        ends = {topic: file.ends() for topic, file in self._files.items()}
+        """The offset after each partition's last message, as of now unless a file is locked."""
+        ends = {topic: file.last_ends() for topic, file in self._files.items()}
         return {at: ends[at.topic][at.partition] for at in self._cursors}
 
     def partition_counts(self) -> dict[str, int]:
-        """How many partitions each topic has, as of now."""
-        return {topic: len(file.ends()) for topic, file in self._files.items()}
+        """How many partitions each topic has, as of now unless a file is locked."""
+        return {topic: len(file.last_ends()) for topic, file in self._files.items()}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Do nothing."""
 
     def unavailable_reason(self) -> str | None:
-        """None: reading a file succeeds or fails."""
-        return None
+        """Which file another process has locked, if for 5 s."""
+        return self._outage.unavailable_reason()
 
     def close(self) -> None:
         """Close the files. Idempotent."""
@@ -117,6 +130,15 @@ class EmbeddedReader:
         self._cursors.clear()
 
     def _sweep(self, limit: int) -> list[Slice]:
+        try:
+            slices = self._read(limit)
+        except UnreachableError as error:
+            self._outage.no_answer(str(error))
+            return []
+        self._outage.answered()
+        return slices
+
+    def _read(self, limit: int) -> list[Slice]:
         versions = {topic: file.version() for topic, file in self._files.items()}
         ready = [
             (at, cursor)
@@ -131,7 +153,8 @@ class EmbeddedReader:
         ready = ready[self._first :] + ready[: self._first]
         for later, (at, cursor) in zip(range(len(ready) - 1, -1, -1), ready, strict=True):
             share = limit - limit * later // (later + 1)
-            if share and (piece := cursor.read(share, versions[at.topic])) is not None:
+            version = versions[at.topic]
+            if share and (piece := cursor.read(share, version, self._headers)) is not None:
                 slices.append(piece)
                 limit -= len(piece.values)
         return slices
@@ -147,6 +170,7 @@ class _TopicFile:
             topic, path
         )  # before it is opened, so that a replacement is noticed
         self.connection = connect(topic, path)
+        self.connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
         self._ends: list[int] = []
         self._ends_version = -1
 
@@ -166,6 +190,13 @@ class _TopicFile:
             self._ends_version = version
         return self._ends
 
+    def last_ends(self) -> list[int]:
+        """`ends`, or what they were before another process has locked the file."""
+        try:
+            return self.ends()
+        except UnreachableError:
+            return self._ends
+
     def starts(self) -> list[int]:
         """The first offset still kept, by partition."""
         return self._numbers(STARTS)
@@ -176,13 +207,13 @@ class _TopicFile:
         except sqlite3.Error as error:
             raise sqlite_error(self.topic, self.path, error) from error
 
-    def segments_from(self, partition: int, offset: int, wanted: int) -> list[_Row]:
+    def segments_from(self, partition: int, offset: int, wanted: int) -> list[Row]:
         """Segments that start at ``offset`` or later, up to ``wanted`` messages."""
-        query = "SELECT id, count, messages FROM segments WHERE id >= ? AND id < ? ORDER BY id"
+        query = f"SELECT {COLUMNS} FROM segments WHERE id >= ? AND id < ? ORDER BY id"
         first = partition << OFFSET_BITS
-        rows: list[_Row] = []
+        rows: list[Row] = []
         try:
-            cursor = self.connection.execute(query, (first | offset, first + _OFFSET_MASK + 1))
+            cursor = self.connection.execute(query, (first | offset, first + OFFSET_MASK + 1))
             for row in cursor:
                 rows.append(row)
                 wanted -= row[1]
@@ -193,17 +224,17 @@ class _TopicFile:
             raise sqlite_error(self.topic, self.path, error) from error
         return rows
 
-    def segment_at(self, partition: int, offset: int) -> _Row | None:
+    def segment_at(self, partition: int, offset: int) -> Row | None:
         """The segment that contains ``offset``; None if it is not kept."""
-        query = "SELECT id, count, messages FROM segments WHERE id <= ? AND id >= ? ORDER BY id "
+        query = f"SELECT {COLUMNS} FROM segments WHERE id <= ? AND id >= ? ORDER BY id "
         first = partition << OFFSET_BITS
         try:
-            row: _Row | None = self.connection.execute(
+            row: Row | None = self.connection.execute(
                 query + "DESC LIMIT 1", (first | offset, first)
             ).fetchone()
         except sqlite3.Error as error:
             raise sqlite_error(self.topic, self.path, error) from error
-        if row is not None and offset < (row[0] & _OFFSET_MASK) + row[1]:
+        if row is not None and offset < (row[0] & OFFSET_MASK) + row[1]:
             return row
         return None
 
@@ -219,7 +250,7 @@ class _Cursor:
         self._at = at
         self._partition = at.partition
         self._on_out_of_range = on_out_of_range
-        self._rows: deque[_Row] = deque()  # fetched, not decoded yet
+        self._rows: deque[Row] = deque()  # fetched, not decoded yet
         self._segment: Segment | None = (
             None  # decoded once, handed over in as many polls as it takes
         )
@@ -227,7 +258,7 @@ class _Cursor:
         count = len(file.ends())
         if not 0 <= at.partition < count:
             raise BusError(f"topic {at.topic} has partitions 0 to {count - 1}, not {at.partition}")
-        if not 0 <= position <= _OFFSET_MASK:
+        if not 0 <= position <= OFFSET_MASK:
             raise BusError(
                 f"topic {at.topic} partition {at.partition}: {position} is not an offset"
             )
@@ -239,7 +270,7 @@ class _Cursor:
         """Whether nothing was left to read at this version of the file."""
         return self._drained == version
 
-    def read(self, limit: int, version: int) -> Slice | None:
+    def read(self, limit: int, version: int, headers: bool = False) -> Slice | None:
         """At most ``limit`` messages from the position on, which moves past them."""
         parts: list[Segment] = []
         while limit > 0 and (segment := self._current(limit, version)) is not None:
@@ -249,7 +280,12 @@ class _Cursor:
             parts.append(segment if whole else _cut(segment, start, stop))
             limit -= stop - start
             self.position += stop - start
-        return _joined(self._file.topic, self._partition, parts) if parts else None
+        if not parts:
+            return None
+        piece = _joined(self._file.topic, self._partition, parts)
+        if headers:
+            piece.headers = _headers_of(parts, self._file.path)
+        return piece
 
     def _current(self, wanted: int, version: int) -> Segment | None:
         """The segment that contains the position; None if there is nothing more."""
@@ -259,14 +295,17 @@ class _Cursor:
         if not self._rows:
             self._fetch(wanted, version)
         if self._rows:
-            number, count, messages = self._rows.popleft()
-            base = number & _OFFSET_MASK
-            self._segment = decode_segment(base, count, messages, self._file.path)
+            row = self._rows.popleft()
+            segment = decode_segment(row, self._file.path)
+            if not segment.base <= self.position < segment.end:  # they follow without a gap
+                why = f"offset {self.position} should come next"
+                raise damaged_segment(self._file.path, row[0], why)
+            self._segment = segment
         return self._segment
 
     def _fetch(self, wanted: int, version: int) -> None:
         rows = self._file.segments_from(self._partition, self.position, wanted)
-        if rows and rows[0][0] & _OFFSET_MASK == self.position:
+        if rows and rows[0][0] & OFFSET_MASK == self.position:
             self._rows.extend(rows)
         elif not rows and self.position == self._file.ends()[self._partition]:
             self._drained = version
@@ -285,15 +324,40 @@ class _Cursor:
         """
         end = self._file.ends()[self._partition]  # before the query: what is appended now is no gap
         kept = self._file.segments_from(self._partition, self.position, 1)
-        start = kept[0][0] & _OFFSET_MASK if kept else end
+        start = kept[0][0] & OFFSET_MASK if kept else end
         self.position = next_offset(self._at, self.position, start, end, self._on_out_of_range)
 
 
 def _cut(segment: Segment, start: int, stop: int) -> Segment:
     keys = None if segment.keys is None else segment.keys[start:stop]
     return Segment(
-        segment.base + start, segment.values[start:stop], keys, segment.times[start:stop]
+        segment.base + start,
+        segment.values[start:stop],
+        keys,
+        segment.times[start:stop],
+        segment.headers,
+        segment.headers_from,
     )
+
+
+def _headers_of(parts: list[Segment], path: Path) -> Headers | None:
+    """The headers of the messages; None if none has any."""
+    if not any(part.headers for part in parts):
+        return None
+    headers: list[MessageHeaders] = []
+    for part in parts:
+        if not part.headers:
+            headers += [None] * len(part.values)
+            continue
+        try:
+            stored = decode_headers(part.headers)
+        except msgspec.DecodeError as error:
+            raise BusError(
+                f"{path} is damaged: the headers of the segment at offset {part.headers_from}: "
+                f"{error}"
+            ) from None
+        headers += stored[part.base - part.headers_from : part.end - part.headers_from]
+    return headers
 
 
 def _joined(topic: str, partition: int, parts: list[Segment]) -> Slice:
