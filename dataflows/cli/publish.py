@@ -202,8 +202,10 @@ def _with_labels(
     from anabranch.dataflows.files.declared_fields import event_fields, label_fields
     from anabranch.producers.files.time_merge import keyed_by_event, merged
 
-    ids = event_fields(pipeline).id, label_fields(pipeline).id
-    return keyed_by_event(merged(events, labels), *ids)
+    of_event, of_label = event_fields(pipeline), label_fields(pipeline)
+    return keyed_by_event(
+        merged(events, labels), of_event.paths_of(of_event.id), of_label.paths_of(of_label.id)
+    )
 
 
 def _list_datasets() -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.columns import take_rows
 from anabranch.dataflows.batch.typed_rows import as_json
-from anabranch.dataflows.files.declared_fields import encoded_names, file_fields
+from anabranch.dataflows.files.declared_fields import column_names, file_fields
 from anabranch.dataflows.files.typed_frames import TypedFrames
 from anabranch.dataflows.messages.similar_names import similar_name
 from anabranch.producers.files.csv_files import csv_frames
@@ -117,7 +117,7 @@ class FileTable:
         kind = format_of(path)
         first = _first_rows(path, kind, fields)
         names = first.columns
-        declared = encoded_names(message).values()
+        declared = column_names(message).values()
         extra = [name for name in names if name not in declared]
         metadata: tuple[str, ...] = ()
         if set(POSITION_COLUMNS) <= set(extra):
@@ -213,7 +213,7 @@ class FileTable:
         """The rows, typed or as JSON, and their event times; fast if all types are plain."""
         frame = prepare_frame(self.path, frame, self.fields)
         times = _plain_times(frame, self.fields)
-        if times is None:
+        if times is None or self.fields.nested.keys() & set(frame.columns):
             batches = list(
                 frame_messages(self.path, iter([frame]), self.fields, "events", len(frame))
             )
@@ -315,18 +315,22 @@ def _check_names(
 ) -> None:
     """Raise unless the columns fit the type, as otherwise every row would be a dead letter."""
     names = first.columns
-    required = {field.encode_name: field.required for field in msgspec.structs.fields(message)}
+    columns = column_names(message)
+    required = {columns[field.name]: field.required for field in msgspec.structs.fields(message)}
     fields.check_id(str(path), names, may_be_numbered=True)  # says more of a missing id
     for name, is_required in required.items():
-        if is_required and not (name.startswith(NOT_IN_PAYLOAD) or has_column(first, name)):
+        if name.startswith(NOT_IN_PAYLOAD) and name not in fields.paths:
+            continue
+        if is_required and not has_column(first, name, fields.paths_of(name)):
             similar = similar_name(name, [each for each in names if each not in required])
             hint = "" if similar is None else f" ({similar!r} is there)"
             raise InputError(
                 f"no column {name!r} in {path}{hint}, which {message.__name__} requires: it has "
                 f"{', '.join(names)}"
             )
-    heads = {name.partition(".")[0] for name in required}
-    unknown = [name for name in names if name not in required and name not in heads]
+    paths = [each for name in required for each in fields.paths_of(name)]
+    read = {*required, *map(str, paths), *(str(each.steps[0]) for each in paths)}
+    unknown = [name for name in names if name not in read]
     if unknown and message.__struct_config__.forbid_unknown_fields:
         similar = similar_name(unknown[0], [each for each in required if each not in names])
         hint = "" if similar is None else f"; {similar!r} is"

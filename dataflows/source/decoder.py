@@ -364,9 +364,12 @@ class BatchDecoder:
     ) -> Batch | None:
         """Events whose fields are typed already; those that may be invalid are decoded.
 
-        None if a field is missing or such an event turns out to be valid: then all are decoded.
+        None if a field is missing or has to be converted, or such an event turns out to be valid:
+        then all are decoded.
         """
         if not len(values) or not all(name in values.columns for name in self._names):
+            return None
+        if self._converters:  # numbers that are ids or keys, enums
             return None
         rows, times, dead_letters = raw.events, values.times, []
         latest = np.minimum(rows.times, int(self._now() * 1000)) + self._max_skew_ms
