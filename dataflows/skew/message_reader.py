@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.bus.merge_times import MergeTimes, tolerance_ms
 from anabranch.dataflows.bus.read_to_end import read_to_end
 from anabranch.dataflows.codec import codec_of
+from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.declaration.shape import Shape, with_field_type
 from anabranch.dataflows.files.file_rows import FileTable
 from anabranch.dataflows.files.file_topic import FileTopic
 from anabranch.dataflows.messages.event_time import parse_times_ms
@@ -64,10 +67,17 @@ class MessageKind:
 def event_kind(pipeline: Pipeline) -> MessageKind:
     """The events of a pipeline: the fields of its features, and the field of an inline `LABEL`."""
     fields, label = pipeline.schema.fields, pipeline.label
-    columns = {name: (name, fields[name].kind == "text") for name in pipeline.used_fields}
+    texts = pipeline.text_fields
+    columns = {
+        name: (name, name in texts or fields[name].kind == "text") for name in pipeline.used_fields
+    }
     if isinstance(label, Inline) and pipeline.label_windows:
         columns[LABEL] = (label.field, False)
-    checked = [name for name in pipeline.read_fields if fields[name].integer]
+    checked = [
+        name
+        for name in pipeline.read_fields
+        if name not in texts and (fields[name].integer or fields[name].is_decimal)
+    ]
     if isinstance(label, Inline) and pipeline.target_kind == "number":
         checked.append(label.field)
     return MessageKind(pipeline.event, "events", pipeline.id, pipeline.time, columns, checked)
@@ -192,9 +202,8 @@ class _Reader:
         self._max_future_ms = parse_duration_ms(pipeline.max_clock_skew)
         self._tolerance_ms = tolerance_ms(pipeline.max_clock_skew)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
-        wire = msgspec.defstruct(
-            kind.type.__name__, [(kind.time, int | float | str)], bases=(kind.type,), kw_only=True
-        )
+        time_field = next(each for each in Shape.of(kind.type).fields if each.name == kind.time)
+        wire = with_field_type(kind.type, time_field, int | float | str)
         topics = pipeline.topics
         codec = codec_of(pipeline, topics.events if kind.name == "events" else topics.labels)
         self._decode = codec.decoder(wire)
@@ -242,7 +251,7 @@ class _Reader:
         if not valid.all() and not self._first_error:
             self._first_error = "its time or a number is out of range"
         columns: dict[str, Any] = {
-            ID: pl.Series([getattr(message, kind.id) for message in messages], dtype=pl.String),
+            ID: _column([getattr(message, kind.id) for message in messages], True),
             PARTITION: np.full(len(rows), piece.partition),
             OFFSET: piece.offsets[rows],
             PUBLISHED: before + rows,
@@ -270,19 +279,19 @@ class _Reader:
         for name in self._kind.checked:
             for row, message in enumerate(messages):
                 value = getattr(message, name)
-                valid[row] &= value is None or abs(value) <= MAX_NUMBER
+                valid[row] &= value is None or abs(_as_float(value)) <= MAX_NUMBER
         return valid
 
 
 def _column(values: list[Any], is_text: bool) -> pl.Series:
     if is_text:
-        return pl.Series(values, dtype=pl.String)
+        return pl.Series([None if v is None else text_of(v) for v in values], dtype=pl.String)
     return pl.Series([None if v is None else _as_float(v) for v in values], dtype=pl.Float64)
 
 
-def _as_float(value: float) -> float:
+def _as_float(value: Any) -> float:
     """An integer beyond the range of floats becomes infinite; its row is dropped."""
     try:
-        return float(value)
+        return float(value.value if isinstance(value, Enum) else value)
     except OverflowError:
         return float("inf")

@@ -33,6 +33,7 @@ from anabranch.models.prequential.outcome import EVENT_MISSING, UNKNOWN_ID, Outc
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout.serving import Serving
 from anabranch.state.durations import parse_duration_ms
+from anabranch.state.keys.hashing import keys_of
 from anabranch.state.labels.label_limits import MAX_EARLY_OF_SEVERAL_WORKERS, LabelLimits
 from anabranch.state.store.delta import Delta
 
@@ -166,7 +167,7 @@ class InlineLearning(Learning):
         values = batch.targets if self._labelled else []
         targets = read_targets(self._task, [] if values is None else values, len(batch))
         if self.windows is not None and len(batch):
-            keys = [batch.columns[entity] for entity in self.windows.entities]
+            keys = [keys_of(batch.columns[entity]) for entity in self.windows.entities]
             self.windows.fill_inline(keys, batch.times, targets, self._task, batch.features)
         outcome = self._prequential.run_inline(
             EventBatch(
@@ -250,7 +251,8 @@ class DelayedLearning(Learning):
         windows = self.windows
         if windows is None:
             return None
-        keys = [batch.columns[entity] for entity in windows.entities] if batch.ids else []
+        entities = windows.entities if batch.ids else ()
+        keys = [keys_of(batch.columns[entity]) for entity in entities]
         pending = self._models.pending
         return lambda joined: windows.fill(joined, pending, keys, batch.features)
 

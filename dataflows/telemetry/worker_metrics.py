@@ -251,10 +251,6 @@ class WorkerMetrics:
         """Tell that the times of a topic seem to be in this unit, not in the declared one."""
         self._time_unit.labels(self._pipeline, topic, unit).set(1)
 
-    def on_unjoined_label(self, label_id: str, event_id: str) -> None:
-        """Tell of a label that found no event, beside an event."""
-        self._unjoined.labels(self._pipeline, label_id, event_id).set(1)
-
     def on_unknown_fields(self, topic: str, counts: Mapping[str, int]) -> None:
         """Count fields that are ignored, by name up to a number of names."""
         names = self._unknown_names.setdefault(topic, set())
@@ -267,6 +263,10 @@ class WorkerMetrics:
     def on_filtered(self, topic: str, count: int) -> None:
         """Count messages of a topic that were none of the pipeline's, and skipped."""
         self._filtered.labels(self._pipeline, topic).inc(count)
+
+    def on_unjoined_label(self, label_id: str, event_id: str) -> None:
+        """Tell of a label that found no event, beside an event."""
+        self._unjoined.labels(self._pipeline, label_id, event_id).set(1)
 
     def on_unread_partitions(self, topic: str, partitions: int) -> None:
         """Set how many partitions were added to a topic, which this run does not read."""
