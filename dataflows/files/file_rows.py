@@ -8,6 +8,7 @@ positions row *n* is offset *n* of partition 0, and its publishing time is the e
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
@@ -39,6 +40,7 @@ from anabranch.producers.files.tables import (
 )
 from anabranch.state.errors import InputError
 
+LOG = logging.getLogger("anabranch")
 I64 = NDArray[np.int64]
 
 POSITION_COLUMNS = ("partition", "offset")
@@ -49,6 +51,7 @@ _NUMBERS = (
     *(pl.Float32, pl.Float64),
 )  # without those of 128 bits, which a column of very long digits gets
 _LINES = 8192
+_NAMES_SHOWN = 20
 _LARGEST_INT = 2**53
 
 Piece = tuple[Sequence[bytes], I64, tuple[I64, I64] | None]
@@ -331,11 +334,18 @@ def _check_names(
     paths = [each for name in required for each in fields.paths_of(name)]
     read = {*required, *map(str, paths), *(str(each.steps[0]) for each in paths)}
     unknown = [name for name in names if name not in read]
-    if unknown and message.__struct_config__.forbid_unknown_fields:
-        similar = similar_name(unknown[0], [each for each in required if each not in names])
-        hint = "" if similar is None else f"; {similar!r} is"
+    if not unknown:
+        return
+    similar = similar_name(unknown[0], [each for each in required if each not in names])
+    hint = "" if similar is None else f"; {similar!r} is"
+    if message.__struct_config__.forbid_unknown_fields:
         raise InputError(
             f"{path} has a column {unknown[0]!r}, which is no field of {message.__name__} "
             f"({', '.join(required)}){hint}: remove it from the file, or declare "
             f"{message.__name__} with forbid_unknown_fields=False"
         )
+    LOG.info(
+        "%s has columns that %s does not declare, and they are ignored: %s%s",
+        *(path, message.__name__, ", ".join(unknown[:_NAMES_SHOWN])),
+        "" if similar is None else f"; is {unknown[0]} what is declared as {similar}?",
+    )

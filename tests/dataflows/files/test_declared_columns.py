@@ -329,6 +329,18 @@ def test_rows_are_numbered_where_no_column_could_be_the_id(tmp_path: Path) -> No
         list(file_messages(path, file_fields(Payment, id="id", time="ts"), topic_kind="labels"))
 
 
+class Strict(Event, forbid_unknown_fields=True):
+    id: str
+    ts: int
+    note: str | None = None
+
+
+def test_an_unknown_column_is_refused_where_the_type_says_so(tmp_path: Path) -> None:
+    path = csv(tmp_path, f"id,ts,notes\na,{T},x\n")
+    with pytest.raises(InputError, match=r"column 'notes', which is no field of Strict.*'note' is"):
+        replayed(path, Strict)
+
+
 def test_a_missing_column_names_the_one_that_is_probably_meant(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no column 'amount' in .* \('amout' is there\)"):
         replayed(csv(tmp_path, f"id,ts,amout\na,{T},1\n"))
