@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         window,
     )
     from anabranch.dataflows.declaration.pipeline import Pipeline
-    from anabranch.dataflows.declaration.topics import Topics
+    from anabranch.dataflows.declaration.topics import Topics, pattern
     from anabranch.dataflows.messages.inputs import (
         Delayed,
         Event,
@@ -100,7 +100,7 @@ _PUBLIC = {
         "read_outputs",
     ),
     "anabranch.dataflows.declaration.pipeline": ("Pipeline",),
-    "anabranch.dataflows.declaration.topics": ("Topics",),
+    "anabranch.dataflows.declaration.topics": ("Topics", "pattern"),
     "anabranch.dataflows.messages.inputs": (
         "Delayed",
         "Event",
@@ -197,6 +197,7 @@ __all__ = [
     "one_hot",
     "open_bus",
     "oversample",
+    "pattern",
     "read_outputs",
     "since_last",
     "slice_by",

@@ -126,10 +126,10 @@ def _from_files(
     counts = [count_rows(path) for path in (file, labels) if path is not None]
     checks = [TimeUnitCheck(str(path), pipeline.time_scale) for path in (file, labels or file)]
     batches = _checked(_event_messages(pipeline, file), checks[0])
-    topics: dict[Kind, str] = {"events": pipeline.topics.events}
+    topics: dict[Kind, str] = {"events": pipeline.topics.of_role("events")}
     if labels is not None:
         batches = _with_labels(pipeline, batches, labels, checks[1])
-        topics["labels"] = pipeline.topics.labels
+        topics["labels"] = pipeline.topics.of_role("labels")
     batches = _with_first_read(batches)
     create_topics(bus, pipeline.inputs, partitions)
     total = None if None in counts else sum(count for count in counts if count is not None)

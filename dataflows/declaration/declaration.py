@@ -85,8 +85,8 @@ class Declaration:
     def inputs(self) -> tuple[str, ...]:
         """The topics that are read: events first, control last."""
         topics = self.topics
-        labels = (topics.labels,) if self.has_label_topic else ()
-        return (topics.events, *labels, *((topics.control,) if self.has_rollouts else ()))
+        labels = topics.all_labels if self.has_label_topic else ()
+        return (*topics.all_events, *labels, *((topics.control,) if self.has_rollouts else ()))
 
     @property
     def has_rollouts(self) -> bool:

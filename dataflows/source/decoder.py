@@ -126,7 +126,7 @@ class BatchDecoder:
         scale = pipeline.time_scale
         self._units = {
             topic: TimeUnitCheck(topic, scale, partial(on_time_unit, topic))
-            for topic in (topics.events, topics.labels)
+            for topic in (*topics.all_events, *topics.all_labels)
         }
         self._event_unit = self._units[topics.events]
         codec = codec_of(pipeline, topics.events)
@@ -349,6 +349,7 @@ class BatchDecoder:
             partitions=rows.partitions,
             offsets=rows.offsets,
             payloads=rows.values,
+            read=rows,
         )
 
     def _read_control(self, controls: RawRows, dead_letters: list[DeadLetter]) -> Control | None:
