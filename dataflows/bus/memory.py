@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from anabranch.dataflows.bus.headers import Headers, MessageHeaders
 from anabranch.dataflows.bus.offset_errors import next_offset
 from anabranch.dataflows.bus.partitioner import partition_of_key
-from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicLimits, TopicPartition
+from anabranch.dataflows.bus.protocol import (
+    OnOutOfRange,
+    Slice,
+    TopicLimits,
+    TopicPartition,
+    with_tombstones,
+)
 from anabranch.state.errors import BusError
 
 
@@ -242,7 +248,7 @@ class _MemoryReader:
                     at.partition,
                     np.arange(start, stop),
                     np.array(log.times[cut], np.int64),
-                    log.values[cut],
+                    with_tombstones(log.values[cut], log.keys[cut]),
                     log.keys[cut],
                     log.headers_between(start, stop) if self._headers else None,
                 )

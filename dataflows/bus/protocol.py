@@ -53,6 +53,26 @@ class TopicLimits(NamedTuple):
     retention_ms: int | None = None
 
 
+class Tombstone(bytes):
+    """The payload of a message that has none: empty bytes that know the message's ``key``."""
+
+    key: bytes | None
+
+    @classmethod
+    def of(cls, key: bytes | None) -> Tombstone:
+        """The payload of a message with this key."""
+        empty = cls()
+        empty.key = key
+        return empty
+
+
+def with_tombstones(values: list[bytes], keys: Sequence[bytes | None]) -> list[bytes]:
+    """The payloads, those that are empty as a `Tombstone`."""
+    if all(values):
+        return values
+    return [value or Tombstone.of(key) for value, key in zip(values, keys, strict=True)]
+
+
 class Slice(msgspec.Struct):
     """Consecutive messages of one topic partition, oldest first, as a reader returns them.
 
@@ -60,7 +80,7 @@ class Slice(msgspec.Struct):
         topic, partition: where they are.
         offsets: ``(n,) int64``, rising but not always contiguous.
         times: when each was published, ``(n,) int64`` epoch ms.
-        values: the ``n`` payloads.
+        values: the ``n`` payloads; one that is empty is a `Tombstone`.
         keys: the ``n`` keys, None for none.
         headers: the headers of each, if the reader was asked for them; else, and where no message
             has any, None.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anabranch.dataflows.declaration.declaration import Declaration
+from anabranch.dataflows.declaration.formats import check_format
 from anabranch.dataflows.declaration.rollout_validation import check_rollout
 from anabranch.dataflows.declaration.schema import Schema
 from anabranch.dataflows.declaration.topics import check_topics, named_topics
@@ -104,6 +105,9 @@ class Pipeline(Declaration):
         max_candidates: of one event; an event with more is a dead letter.
         topics: the names of the topics that are read and written
             (`dataflows.declaration.topics.Topics`); by default ``NAME.events`` and so on.
+        format: of the events' messages (`dataflows.declaration.formats`).
+        label_format: of the labels' messages; None: as the events'.
+        output_format: of predictions; all else that is published is JSON.
 
     Raises:
         DeclarationError: something in it can't work; the message names it.
@@ -115,6 +119,10 @@ class Pipeline(Declaration):
         self.schema = Schema.of(self.event, lists=self.candidates is not None)
         check_names(self)
         self.topics = named_topics(self.topics, self.name)
+        check_format(self.format, "format", self.name)
+        if self.label_format is not None:
+            check_format(self.label_format, "label_format", self.name)
+        check_format(self.output_format, "output_format", self.name, outputs=True)
         check_candidates(self)
         check_features(self)
         check_label(self)

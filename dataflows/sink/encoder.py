@@ -117,6 +117,8 @@ class Encoder:
         self._encoders = {
             topic: codec_of(pipeline, topic).encode for topic in self._provenance.discriminators
         }
+        # A prediction without features is its id, names, and numbers of 25 characters each.
+        self._overhead = 400 + max(map(len, topics.all_events)) + len(self._model)
         self._row = msgspec.defstruct("Prediction", fields, gc=False)
         fields = [*fields, ("instead_of", str | None, None)]
         self._row_instead = msgspec.defstruct("Prediction", fields, gc=False, omit_defaults=True)
@@ -193,7 +195,11 @@ class Encoder:
         sources, event_times = _sources(result)
         most, message_keys = self._max_bytes.get(topic), _keys_of(sources, own)
         longest = max(map(len, filter(None, message_keys)), default=0) if message_keys else 0
-        if most is not None and max(map(len, rows), default=0) + longest > most:
+        if (
+            most is not None
+            and self._may_exceed(most - longest, result)
+            and max(map(len, rows), default=0) + longest > most
+        ):
             sizes = np.fromiter(map(len, rows), np.int64, len(rows))
             if message_keys is not None:
                 sizes += np.array([len(key or b"") for key in message_keys])
@@ -222,6 +228,13 @@ class Encoder:
             {} if message_keys is None else {topic: message_keys},
             {topic: headers},
         )  # fmt: skip
+
+    def _may_exceed(self, most: int, result: Results) -> bool:
+        """Whether a prediction may be larger than ``most``; cheaper than to measure each."""
+        ids = result.batch.ids
+        if self._fast is None or result.models is not None or type(ids) is not Texts:
+            return True
+        return len(ids.blob) + self._overhead > most
 
     def _divide(
         self, result: Results, outgoing: dict[int, OutputRecords], oversized: list[DeadLetter]

@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus.merge_times import MergeTimes, tolerance_ms
 from anabranch.dataflows.bus.read_to_end import read_to_end
 from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
@@ -111,7 +112,7 @@ class Messages:
         topic: the topic to which the offsets refer; of a file, the topic that it stands for.
         frame: a row per valid message, sorted by `PUBLISHED`, partition and offset: the columns of
             its kind (text, or float64 with null), and `ID`, `PARTITION`, `OFFSET`, `TIME` and
-            `PUBLISHED`, the publishing time made non-decreasing within its partition.
+            `PUBLISHED`, the merge time made non-decreasing within its partition.
         read: number of messages read, valid or not.
         from_start: whether no earlier messages have been deleted.
         first_error: what is wrong with the first invalid message.
@@ -174,9 +175,10 @@ class _Reader:
         self.read = 0
         self._kind = kind
         self._frames: list[pl.DataFrame] = []
-        self._published: dict[int, int] = {}
+        self._stamps: dict[int, list[I64]] = {}  # by partition, of all messages
         self._first_error = ""
         self._max_future_ms = parse_duration_ms(pipeline.max_clock_skew)
+        self._tolerance_ms = tolerance_ms(pipeline.max_clock_skew)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
         wire = msgspec.defstruct(
             kind.type.__name__, [(kind.time, int | float | str)], bases=(kind.type,), kw_only=True
@@ -190,21 +192,34 @@ class _Reader:
     def add(self, piece: Piece) -> None:
         """Append a frame of the valid messages of a piece."""
         self.read += len(piece.values)
-        before = self._published.get(piece.partition, int(np.iinfo(np.int64).min))
-        published = np.maximum(np.maximum.accumulate(piece.times), before)
-        self._published[piece.partition] = int(published[-1])
+        stamps = self._stamps.setdefault(piece.partition, [])
+        before = sum(map(len, stamps))
+        stamps.append(piece.times)
         messages, rows = self._decoded(piece.values)
         if messages:
-            self._frames.append(self._frame(piece, published, messages, rows))
+            self._frames.append(self._frame(piece, before, messages, rows))
 
     def messages(self, source: str, topic: str, from_start: bool) -> Messages:
         """The messages added so far, sorted by publishing time."""
         frame = pl.concat(self._frames) if self._frames else pl.DataFrame()
         if len(frame):
-            frame = frame.sort(PUBLISHED, PARTITION, OFFSET)
+            frame = self._with_merge_times(frame).sort(PUBLISHED, PARTITION, OFFSET)
         return Messages(source, topic, frame, self.read, from_start, self._first_error)
 
-    def _frame(self, piece: Piece, published: I64, messages: list[Any], rows: I64) -> pl.DataFrame:
+    def _with_merge_times(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with rising merge times in place of the messages' numbers in `PUBLISHED`."""
+        partitions, numbers = frame[PARTITION].to_numpy(), frame[PUBLISHED].to_numpy()
+        published = np.zeros(len(frame), np.int64)
+        newest = int(time.time() * 1000) + self._tolerance_ms
+        for partition, stamps in self._stamps.items():
+            times, _ = MergeTimes(self._tolerance_ms).determine(
+                np.concatenate(stamps), True, newest
+            )
+            own = partitions == partition
+            published[own] = np.maximum.accumulate(times)[numbers[own]]
+        return frame.with_columns(pl.Series(PUBLISHED, published))
+
+    def _frame(self, piece: Piece, before: int, messages: list[Any], rows: I64) -> pl.DataFrame:
         kind = self._kind
         times, bad = parse_times_ms(
             [getattr(message, kind.time) for message in messages], self._time_scale, self._zone
@@ -218,7 +233,7 @@ class _Reader:
             ID: pl.Series([getattr(message, kind.id) for message in messages], dtype=pl.String),
             PARTITION: np.full(len(rows), piece.partition),
             OFFSET: piece.offsets[rows],
-            PUBLISHED: published[rows],
+            PUBLISHED: before + rows,
             TIME: times,
         }
         for name, (source, is_text) in kind.columns.items():

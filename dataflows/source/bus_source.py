@@ -20,9 +20,16 @@ from typing import TYPE_CHECKING
 
 from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourcePartition
 
-from anabranch.dataflows.batch.batch import IDLE, Batch
+from anabranch.dataflows.batch.batch import IDLE, Batch, RawBatch
 from anabranch.dataflows.batch.candidates import Candidates
-from anabranch.dataflows.bus import Bus, BusError, OnOutOfRange, TopicPartition
+from anabranch.dataflows.bus import (
+    Bus,
+    BusError,
+    OnOutOfRange,
+    TopicPartition,
+    UnreachableError,
+)
+from anabranch.dataflows.bus.merge_times import tolerance_ms
 from anabranch.dataflows.bus.read_to_end import at_end, ends_now
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.event_time import FIRST_MS
@@ -36,6 +43,7 @@ from anabranch.dataflows.recovery.tokens import (
 )
 from anabranch.dataflows.recovery.topic_identity import changed_topics, input_recreated
 from anabranch.dataflows.sharding.router import Keyed, Router
+from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
 from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.event_time_merge import MergedReader
 from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
@@ -119,6 +127,10 @@ class BusSource(FixedPartitionedSource[Keyed, StepState]):
         return _SourcePartition(int(for_part), self._reader, decode_partition(resume_state))
 
 
+def _log_waiting(seconds: float, why: str) -> None:
+    LOG.warning("waiting for %.0f s to decode what was read: %s", seconds, why)
+
+
 class _WorkerReader:
     """What the partitions of one worker share: the reader, the decoder and the filters."""
 
@@ -154,8 +166,18 @@ class _WorkerReader:
             on_out_of_range=options.on_out_of_range,
             limit=options.limit,
             idle_timeout_s=options.idle_timeout_s,
+            tolerance_ms=tolerance_ms(pipeline.max_clock_skew),
         )
-        self._decoder = BatchDecoder(pipeline, on_time_unit=metrics.on_time_unit)
+        self._decoder = BatchDecoder(
+            pipeline,
+            on_time_unit=metrics.on_time_unit,
+            on_unknown_fields=metrics.on_unknown_fields,
+            on_filtered=metrics.on_filtered,
+        )
+        # While a schema registry does not respond, what was read waits here.
+        self._decode_retry = DeliveryRetry(
+            options.stop, _log_waiting, grace_s=0.0, of="the schema registry"
+        )
         self._candidates = None if pipeline.candidates is None else Candidates(pipeline)
         self._filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
         self._ends: dict[TopicPartition, int] | None = None
@@ -331,9 +353,9 @@ class _WorkerReader:
             began = latency.spent("read", began)
         self._quiet_since = None
         if self._candidates is None:
-            batch = self._filter.apply(self._decoder.decode(raw))
+            batch = self._filter.apply(self._decode(raw))
         else:
-            batch = self._candidates.check(self._decoder.decode(raw))
+            batch = self._candidates.check(self._decode(raw))
             batch = self._candidates.expand(self._filter.apply(batch))
         if batch.control is not None:
             batch.control_time = self._control_time(batch)
@@ -341,6 +363,17 @@ class _WorkerReader:
         if latency.timed:
             latency.spent("decode", began)
         return self._router.route(batch, self._filter.watermark_ms)
+
+    def _decode(self, raw: RawBatch) -> Batch:
+        """Decode what was read; wait for a schema registry that does not respond."""
+        try:
+            return self._decoder.decode(raw)
+        except UnreachableError:
+            return self._decode_retry.call(lambda: self._decode_again(raw))
+
+    def _decode_again(self, raw: RawBatch) -> Batch:
+        self._metrics.flush_if_due()  # this worker waits, and is not stuck
+        return self._decoder.decode(raw)
 
     def _control_time(self, batch: Batch) -> int:
         """The watermark; before the first event, when the message was published (epoch ms)."""

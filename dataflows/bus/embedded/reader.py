@@ -33,6 +33,7 @@ from anabranch.dataflows.bus.protocol import (
     Slice,
     TopicPartition,
     UnreachableError,
+    with_tombstones,
 )
 from anabranch.state.errors import BusError
 
@@ -367,4 +368,4 @@ def _joined(topic: str, partition: int, parts: list[Segment]) -> Slice:
         keys += [None] * len(part.values) if part.keys is None else part.keys
     times = np.concatenate([part.times for part in parts])
     runs = [np.arange(part.base, part.end, dtype=np.int64) for part in parts]
-    return Slice(topic, partition, np.concatenate(runs), times, values, keys)
+    return Slice(topic, partition, np.concatenate(runs), times, with_tombstones(values, keys), keys)

@@ -29,7 +29,13 @@ from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch
 from anabranch.dataflows.bus.kafka.commit_log import CommitLog
 from anabranch.dataflows.bus.kafka.settings import LOG, ClientLog, error_text
 from anabranch.dataflows.bus.offset_errors import next_offset, topic_recreated
-from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicPartition, UnreachableError
+from anabranch.dataflows.bus.protocol import (
+    OnOutOfRange,
+    Slice,
+    Tombstone,
+    TopicPartition,
+    UnreachableError,
+)
 from anabranch.state.errors import BusError
 
 if TYPE_CHECKING:
@@ -278,7 +284,7 @@ class KafkaReader:
             at.partition,
             np.fromiter((m.offset() for m in messages), np.int64, rows),
             np.fromiter((m.timestamp()[1] for m in messages), np.int64, rows),
-            [m.value() or b"" for m in messages],
+            [m.value() or Tombstone.of(m.key()) for m in messages],
             [m.key() for m in messages],
             _headers_of(messages) if self._headers else None,
         )
