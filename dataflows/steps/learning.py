@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from anabranch.models.prequential.outcome import Outcome
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout.serving import Serving
 from anabranch.state.durations import parse_duration_ms
-from anabranch.state.labels.label_limits import LabelLimits
+from anabranch.state.labels.label_limits import MAX_EARLY_OF_SEVERAL_WORKERS, LabelLimits
 from anabranch.state.store.delta import Delta
 
 if TYPE_CHECKING:
@@ -41,16 +42,25 @@ if TYPE_CHECKING:
 _FLOAT64 = np.dtype(np.float64)  # making a dtype of a type is expensive
 
 
-def build_prequential(pipeline: Pipeline, rollouts: Serving | None) -> Prequential:
-    """The models that a pipeline declares, with their metrics and monitors."""
+def build_prequential(
+    pipeline: Pipeline, rollouts: Serving | None, workers: int = 1
+) -> Prequential:
+    """The models that a pipeline declares, with their metrics and monitors.
+
+    Of several ``workers`` one may read all of its labels before another reads their events, so that
+    more of them are buffered.
+    """
     label, key = pipeline.label, pipeline.model_key
     delayed = label if isinstance(label, Delayed) else None
+    rules = delayed.rules() if delayed is not None else LabelLimits()
+    if workers > 1:
+        rules = replace(rules, max_early=MAX_EARLY_OF_SEVERAL_WORKERS)
     return Prequential(
         {pipeline.model_name: pipeline.learner(), **pipeline.challenger_learners()},
         PrequentialSettings(
             metrics=pipeline.metric_names,
             monitors=pipeline.monitors,
-            rules=delayed.rules() if delayed is not None else LabelLimits(),
+            rules=rules,
             default=delayed.default if delayed is not None else None,
             inline=delayed is None,
             slices=pipeline.slices,
@@ -201,6 +211,8 @@ class DelayedLearning(Learning):
             order=batch.order,
             fill=self._fill(batch),
         )
+        if batch.lets_time_pass:
+            outcome.rejected_labels.clear()
         rejected = first_of_each_event(batch, outcome.rejected_events)
         work.dead_letters += [self._still_pending(batch, row) for row in rejected]
         work.dead_letters += self._dead_letters.of(batch, outcome)
