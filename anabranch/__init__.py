@@ -42,6 +42,11 @@ if TYPE_CHECKING:
         MessagePack,
         Protobuf,
     )
+    from anabranch.dataflows.declaration.message_places import (
+        coordinates,
+        header,
+        message_key,
+    )
     from anabranch.dataflows.declaration.pipeline import Pipeline
     from anabranch.dataflows.declaration.shape import (
         Cast,
@@ -126,6 +131,11 @@ _PUBLIC = {
         "JsonSchema",
         "MessagePack",
         "Protobuf",
+    ),
+    "anabranch.dataflows.declaration.message_places": (
+        "coordinates",
+        "header",
+        "message_key",
     ),
     "anabranch.dataflows.declaration.pipeline": ("Pipeline",),
     "anabranch.dataflows.declaration.shape": (
@@ -229,13 +239,16 @@ __all__ = [
     "StateError",
     "Topics",
     "class_weights",
+    "coordinates",
     "count_distinct",
     "day_of_week",
     "decayed",
     "field",
     "hashed",
+    "header",
     "hour_of_day",
     "inline",
+    "message_key",
     "monitor",
     "one_hot",
     "open_bus",

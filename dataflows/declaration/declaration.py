@@ -21,6 +21,7 @@ from anabranch.dataflows.declaration.features import (
     RowFeature,
 )
 from anabranch.dataflows.declaration.formats import JSON, Format
+from anabranch.dataflows.declaration.message_places import reads_headers
 from anabranch.dataflows.declaration.schema import Kind, Schema
 from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.inputs import Delayed, Event, Inline
@@ -92,6 +93,12 @@ class Declaration:
         topics = self.topics
         labels = topics.all_labels if self.has_label_topic else ()
         return (*topics.all_events, *labels, *((topics.control,) if self.has_rollouts else ()))
+
+    @property
+    def needs_headers(self) -> bool:
+        """Whether headers of messages have to be read."""
+        label = self.label.type if isinstance(self.label, Delayed) else None
+        return any(reads_headers(each) for each in (self.event, label) if each is not None)
 
     @property
     def has_rollouts(self) -> bool:

@@ -161,6 +161,7 @@ class _WorkerReader:
         self.reader = MergedReader(
             bus,
             self.inputs,
+            headers=pipeline.needs_headers,
             event_topics=len(pipeline.topics.all_events),
             control=pipeline.topics.control if pipeline.has_rollouts else None,
             worker_id=options.worker_id,
