@@ -37,7 +37,7 @@ from anabranch.dataflows.codec.protocol import ColumnDecoder, Columns, DecodedCo
 from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.declaration.schema import Schema
-from anabranch.dataflows.declaration.shape import Cast, Shape, without_cast
+from anabranch.dataflows.declaration.shape import Cast, Shape, with_field_type
 from anabranch.dataflows.messages.control import Control, control_error
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.event_time import FIRST_MS, LAST_MS, parse_times_ms
@@ -83,8 +83,11 @@ class StructDecoder:
         self._shape = Shape.of(message)
         self._unknown = unknown
         self.placed = PlacedFields(message, time_field)
-        self.integer_time = self.placed.optional(_with_time_type(message, time_field, int))
-        of_any_time = _with_time_type(message, time_field, int | float | str)
+        time = next(each for each in self._shape.fields if each.name == time_field)
+        gc = not _is_all_plain(message)  # plain fields hold nothing to collect
+        self.integer_time = with_field_type(message, time, Cast[int] if time.cast else int, gc)
+        of_any_time = with_field_type(message, time, int | float | str, gc)
+        self.integer_time = self.placed.optional(self.integer_time)
         of_any_time = self.placed.optional(of_any_time)
         self._tolerant = codec.decoder(of_any_time), codec.decoder(self.integer_time)
         self._decode, self._decode_integer_time = self._tolerant
@@ -253,6 +256,7 @@ class BatchDecoder:
         self._is_time_placed = pipeline.time in self._placed.names
         self._in_payload = [name for name in self._names if name not in self._placed.names]
         self._read_with_time = column_reader([pipeline.time, *self._in_payload])
+        self._texts = [name for name in dict.fromkeys(self._names) if name in texts]
         self._converters = _converters(pipeline.schema, self._names, texts)
         self._columns: ColumnDecoder | None = None
         if not self._is_time_placed:
@@ -263,7 +267,8 @@ class BatchDecoder:
                 **({"texts": texts} if codec.makes_texts else {}),
             )
         self._unknown_counts: Counter[str] | None = getattr(self._columns, "unknown", None)
-        self._texts_afterwards = [] if codec.makes_texts else sorted(texts & {*self._in_payload})
+        payload_texts = [name for name in self._texts if name in self._in_payload]
+        self._texts_afterwards = [] if codec.makes_texts else payload_texts
         self._set_up_labels(pipeline)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
         self._local_time = pipeline.local_time
@@ -396,6 +401,8 @@ class BatchDecoder:
         typed = rows.values
         assert isinstance(typed, TypedRows)
         columns = {name: typed.columns[name] for name in self._names}
+        for name in self._texts:
+            columns[name] = list(map(text_of, columns[name].tolist()))
         span = extent(times) if len(times) else NO_SPAN
         return self._batch(
             raw, rows, times, span, columns, self._label_rows(labels), order, dead_letters
@@ -535,22 +542,6 @@ class BatchDecoder:
             return None
 
 
-def _with_time_type(
-    message: type[msgspec.Struct], time_field: str, time_type: Any
-) -> type[msgspec.Struct]:
-    """The message type with another type of its time field, in the same place."""
-    declared = next(f for f in msgspec.structs.fields(message) if f.name == time_field)
-    if time_type is int and without_cast(declared.type)[1]:
-        time_type = Cast[int]
-    return msgspec.defstruct(
-        message.__name__,
-        [(time_field, time_type, msgspec.field(name=declared.encode_name))],
-        bases=(message,),
-        kw_only=True,
-        gc=not _is_all_plain(message),  # plain fields hold nothing to collect
-    )
-
-
 def _without_unknown(message: type[msgspec.Struct]) -> type[msgspec.Struct]:
     """The message type, with unknown fields forbidden."""
     gc = message.__struct_config__.gc
@@ -564,7 +555,7 @@ def _converters(
 ) -> list[tuple[Any, Callable[[Any], Any]]]:
     """The fields, by name, whose values are not used as they were decoded, and what makes them."""
     found = []
-    for name in names:
+    for name in dict.fromkeys(names):
         field = schema.fields[name]
         convert = text_of if name in texts and field.kind != "text" else field.value_of
         if convert is not None:
