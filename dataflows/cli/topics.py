@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
@@ -19,6 +20,7 @@ from anabranch.dataflows.cli.options import (
     Partitions,
     create_topics,
     opened_bus,
+    with_labels_bus,
 )
 from anabranch.dataflows.telemetry.console import TextConsole, echo
 from anabranch.state.errors import InputError
@@ -105,13 +107,17 @@ def topics(
                 "`anabranch topics delete`"
             )
         bus_set = [*(bus_set or ()), f"{_RETENTION}={_milliseconds(retention)}"]
-    with opened_bus(bus, bus_set, bus_config) as opened:
+    with ExitStack() as stack:
+        opened = stack.enter_context(opened_bus(bus, bus_set, bus_config))
         wanted: list[str] | None = None
         created: list[str] = []
         if pipeline is not None:
+            from anabranch.dataflows.declaration.input_topics import resolve_topics
             from anabranch.dataflows.pipelines.loader import load_pipeline
 
             declared = load_pipeline(pipeline)
+            opened = stack.enter_context(with_labels_bus(declared, opened))
+            resolve_topics(declared, opened)
             wanted = [*declared.inputs, *declared.topics.outputs]
             if create:
                 created = _create(opened, declared, partitions)
