@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         OutputReader,
         read_outputs,
     )
+    from anabranch.dataflows.declaration.conditions import became
     from anabranch.dataflows.declaration.features import (
         count_distinct,
         day_of_week,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         Csv,
         Custom,
         Debezium,
+        Format,
         Json,
         JsonSchema,
         MessagePack,
@@ -114,6 +116,7 @@ _PUBLIC = {
         "OutputReader",
         "read_outputs",
     ),
+    "anabranch.dataflows.declaration.conditions": ("became",),
     "anabranch.dataflows.declaration.formats": (
         "Avro",
         "CloudEvents",
@@ -121,6 +124,7 @@ _PUBLIC = {
         "Csv",
         "Custom",
         "Debezium",
+        "Format",
         "Json",
         "JsonSchema",
         "MessagePack",
@@ -203,6 +207,7 @@ __all__ = [
     "Distributions",
     "DriftSignal",
     "Event",
+    "Format",
     "Guardrails",
     "Inline",
     "InputError",
@@ -225,6 +230,7 @@ __all__ = [
     "Shadow",
     "Sliding",
     "StateError",
+    "became",
     "class_weights",
     "count_distinct",
     "day_of_week",

@@ -12,6 +12,7 @@ from dataclasses import field as dataclass_field
 from datetime import UTC, tzinfo
 from typing import Any
 
+from anabranch.dataflows.declaration.conditions import Condition
 from anabranch.dataflows.declaration.features import (
     EntityFeature,
     Feature,
@@ -122,6 +123,8 @@ class Declaration:
     format: Format = JSON
     label_format: Format | None = None
     output_format: Format = JSON
+    where: Any = None
+    label_where: Any = None
     schema: Schema = dataclass_field(init=False, repr=False)
     task: Task = dataclass_field(init=False)
 
@@ -295,6 +298,13 @@ class Declaration:
         if topic == topics.labels:
             return self.format if self.label_format is None else self.label_format
         return self.output_format if topic == topics.predictions else JSON
+
+    def condition_of(self, topic: str) -> Condition | None:
+        """What messages of a topic are taken; None: all."""
+        given = self.where if topic == self.topics.events else None
+        if topic == self.topics.labels:
+            given = self.label_where
+        return given if isinstance(given, Condition) else None
 
     def _with_positions(self) -> Iterator[tuple[Feature, slice]]:
         start = 0

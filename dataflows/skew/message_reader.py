@@ -16,9 +16,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus import Bus, TopicPartition, UnreachableError
 from anabranch.dataflows.bus.read_to_end import read_to_end
-from anabranch.dataflows.codec import codec_of
+from anabranch.dataflows.codec import CODECS, Codec, codec_of
+from anabranch.dataflows.codec.protocol import Filtered
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.files.file_rows import FileTable
 from anabranch.dataflows.files.file_topic import FileTopic
@@ -158,7 +159,7 @@ def messages_from_file(
     unit, zone = pipeline.time_unit, pipeline.zone
     table = FileTable.open(path, kind.type, kind.time, unit, kind.id, zone)
     file = FileTopic(topic, table)
-    reader = _Reader(pipeline, kind)
+    reader = _Reader(pipeline, kind, CODECS["json"])  # rows of files are the fields themselves
     for rows in table.rows():
         for number in np.unique(rows.partitions).tolist():
             own = rows.take(rows.partitions == number)
@@ -170,7 +171,7 @@ def messages_from_file(
 class _Reader:
     """Decodes messages into frames."""
 
-    def __init__(self, pipeline: Pipeline, kind: MessageKind) -> None:
+    def __init__(self, pipeline: Pipeline, kind: MessageKind, codec: Codec | None = None) -> None:
         self.read = 0
         self._kind = kind
         self._frames: list[pl.DataFrame] = []
@@ -182,7 +183,8 @@ class _Reader:
             kind.type.__name__, [(kind.time, int | float | str)], bases=(kind.type,), kw_only=True
         )
         topics = pipeline.topics
-        codec = codec_of(pipeline, topics.events if kind.name == "events" else topics.labels)
+        if codec is None:
+            codec = codec_of(pipeline, topics.events if kind.name == "events" else topics.labels)
         self._decode = codec.decoder(wire)
         has_own_code = hasattr(wire, "__post_init__")
         self._undecodable = (Exception,) if has_own_code else codec.errors
@@ -232,6 +234,10 @@ class _Reader:
         for row, value in enumerate(values):
             try:
                 messages.append(decode(value))
+            except Filtered:  # none of the pipeline's
+                continue
+            except UnreachableError:
+                raise
             except self._undecodable as error:
                 self._first_error = self._first_error or str(error)
             else:
