@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         Cast,
         path,
     )
+    from anabranch.dataflows.declaration.topics import Topics
     from anabranch.dataflows.messages.inputs import (
         Delayed,
         Event,
@@ -135,6 +136,7 @@ _PUBLIC = {
         "Cast",
         "path",
     ),
+    "anabranch.dataflows.declaration.topics": ("Topics",),
     "anabranch.dataflows.messages.inputs": (
         "Delayed",
         "Event",
@@ -230,6 +232,7 @@ __all__ = [
     "Shadow",
     "Sliding",
     "StateError",
+    "Topics",
     "became",
     "class_weights",
     "count_distinct",

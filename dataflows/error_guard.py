@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -76,6 +76,11 @@ class ErrorGuard:
         self.failed = True
         if isinstance(error, AnabranchError):
             self._keep(error)
+
+    def replace(self, error: AnabranchError) -> None:
+        """Keep ``error`` in place of what was recorded: it says more of the same failure."""
+        self.record(error)
+        self.failure = error
 
     def call_unless_failed(self, function: Callable[..., None], *args: Any) -> None:
         """Call ``function`` unless a guarded call has failed before.
@@ -143,11 +148,17 @@ class GuardedBus:
     def topics(self) -> dict[str, int]:
         return self._guard.call(self._bus.topics)
 
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        return self._guard.call(self._bus.topic_ids, topics)
+
     def start_offsets(self, topic: str) -> list[int]:
         return self._guard.call(self._bus.start_offsets, topic)
 
     def end_offsets(self, topic: str) -> list[int]:
         return self._guard.call(self._bus.end_offsets, topic)
+
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        return self._guard.call(self._bus.offsets_at, topic, time_ms)
 
     def open_transactions(self, topic: str) -> dict[int, int]:
         return self._guard.call(self._bus.open_transactions, topic)

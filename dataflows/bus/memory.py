@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,6 +46,7 @@ class MemoryBus:
 
     def __init__(self, max_message_bytes: int = 8 << 20) -> None:
         self._topics: dict[str, list[_Log]] = {}
+        self._ids: dict[str, str] = {}
         self._limits = TopicLimits(max_message_bytes)
 
     def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
@@ -52,6 +54,7 @@ class MemoryBus:
         for name, count in partitions.items():
             if name not in self._topics:
                 self._topics[name] = [_Log() for _ in range(count)]
+                self._ids[name] = uuid.uuid4().hex
             elif len(self._topics[name]) != count:
                 raise BusError(
                     f"topic {name!r} exists with {len(self._topics[name])} partitions, not {count}"
@@ -64,14 +67,29 @@ class MemoryBus:
             raise BusError(f"topic {topic!r} has {len(logs)} partitions, more than {count}")
         logs.extend(_Log() for _ in range(count - len(logs)))
 
+    def delete_topics(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.logs(name)
+        for name in names:
+            del self._topics[name], self._ids[name]
+
     def topics(self) -> dict[str, int]:
         return {name: len(logs) for name, logs in self._topics.items()}
+
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        return {name: self._ids[name] for name in topics if name in self._ids}
 
     def start_offsets(self, topic: str) -> list[int]:
         return [log.start for log in self.logs(topic)]
 
     def end_offsets(self, topic: str) -> list[int]:
         return [log.end for log in self.logs(topic)]
+
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        return [
+            log.start + next((n for n, at in enumerate(log.times) if at >= time_ms), len(log.times))
+            for log in self.logs(topic)
+        ]
 
     def open_transactions(self, topic: str) -> dict[int, int]:
         """None: there are no transactions here."""

@@ -11,13 +11,14 @@ gives it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.dataflows.bus.claims import OutputClaims
 from anabranch.state.errors import BusError
 
 OnOutOfRange = Literal["stop", "earliest"]
@@ -180,6 +181,12 @@ class Bus(Protocol):
     def topics(self) -> dict[str, int]:
         """Every topic (internal ones left out) and its partition count."""
 
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        """The id of each of these topics that exists: a topic that is created again has another.
+
+        Left out are those of which the bus does not know one.
+        """
+
     def start_offsets(self, topic: str) -> list[int]:
         """The first offset still kept, by partition."""
 
@@ -187,6 +194,15 @@ class Bus(Protocol):
         """The offset after what can be read, by partition, as of now.
 
         A message of a transaction that is open can't be read, nor what follows it.
+        """
+
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        """The first offset whose message was published at ``time_ms`` or later, by partition.
+
+        The end of a partition that has none.
+
+        Raises:
+            BusError: the topic does not exist.
         """
 
     def open_transactions(self, topic: str) -> dict[int, int]:
@@ -233,4 +249,23 @@ class AdminBus(Bus, Protocol):
 
         Raises:
             BusError: one does not exist, in which case none is deleted, or the bus refuses.
+        """
+
+    def claim_outputs(
+        self, topics: Sequence[str], pipeline: str, run: str, say: Callable[[str], None]
+    ) -> OutputClaims:
+        """Claim topics, which exist, for a run of a pipeline (`dataflows.bus.claims`).
+
+        ``run`` identifies it, and the next run from its state. ``say`` gets a line when something
+        takes a while.
+
+        Raises:
+            BusError: another pipeline, or another run, writes one of them.
+        """
+
+    def release_outputs(self, topics: Sequence[str]) -> None:
+        """Let other pipelines claim these topics; those that are not claimed stay as they are.
+
+        Raises:
+            BusError: a run is writing one of them; then none is released.
         """

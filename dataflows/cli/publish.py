@@ -23,6 +23,7 @@ from anabranch.dataflows.cli.options import (
     opened_bus,
 )
 from anabranch.dataflows.cli.simulate import check_pacing
+from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.time_unit_check import TimeUnitCheck
 from anabranch.dataflows.telemetry.console import echo
 from anabranch.state.errors import InputError
@@ -106,7 +107,7 @@ def _from_dataset(
     from anabranch.producers.datasets import dataset_messages, dataset_shape
 
     shape = dataset_shape(name)
-    topics: dict[Kind, str] = {"events": f"{shape.pipeline}.events"}
+    topics: dict[Kind, str] = {"events": Topics().named(shape.pipeline).events}
     create_topics(bus, list(topics.values()), partitions)
     return Publishing(bus, topics, total=shape.rows), dataset_messages(name)
 

@@ -13,7 +13,6 @@ from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.cli.launcher import (
     OnOffsetOutOfRange,
     RunSettings,
-    StartOffset,
     supervise,
     work,
     work_supervised,
@@ -86,11 +85,13 @@ def run(
         ),
     ] = None,
     start_offset: Annotated[
-        StartOffset | None,
+        str | None,
         typer.Option(
             "--start-offset",
             metavar="WHERE",
-            help="earliest or latest: where to start reading if there is no state yet.",
+            help="Where to start reading if there is no state yet: earliest; latest; a time such "
+            "as 2026-11-30T08:00, or -2d for two days ago: with the first messages published "
+            "then; or a file with lines topic,partition,offset.",
             show_default="earliest",
         ),
     ] = None,
@@ -99,9 +100,9 @@ def run(
         typer.Option(
             "--on-offset-out-of-range",
             metavar="WHAT",
-            help="What to do if retention has deleted unread messages, or an output topic was "
-            "recreated. stop: exit with an error that names them. earliest: continue with the "
-            "messages that remain.",
+            help="What to do if retention has deleted unread messages, or a topic was deleted and "
+            "created again. stop: exit with an error that names it. earliest: continue with the "
+            "messages that are there, and keep what was learned.",
         ),
     ] = OnOffsetOutOfRange.stop,
     model: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial
 from typing import Any, ClassVar
 
@@ -92,7 +92,11 @@ class AvroCodec(Codec):
         return registered_avro(self._registry, schema_id)
 
     def column_decoder(
-        self, message: type[msgspec.Struct], time: str, wanted: Sequence[str]
+        self,
+        message: type[msgspec.Struct],
+        time: str,
+        wanted: Sequence[str],
+        texts: Collection[str] = (),
     ) -> AvroColumnDecoder | None:
         has_ids = self._registry is not None
         return avro_column_decoder(message, time, wanted, self._program, self._skip, has_ids)

@@ -8,7 +8,7 @@ included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
@@ -71,9 +71,12 @@ class EnvelopeCodec(Codec):
         # Each codec has its own reasons: these are class attributes of most.
         self.errors = (*inner.errors, Undecodable, msgspec.ValidationError, Filtered)  # type: ignore[misc]
         self.malformed = inner.malformed  # type: ignore[misc]
+        self.makes_texts = inner.makes_texts  # type: ignore[misc]
+        self.tells_unknown = inner.tells_unknown  # type: ignore[misc]
+        self._decode_top = inner.decoder(dict)
 
     def decoder(self, message: type[Message]) -> Callable[[bytes], Message]:
-        decode_top, open_envelope, select = self._inner.decoder(dict), self._open, self._select
+        decode_top, open_envelope, select = self._decode_top, self._open, self._select
         skips_empty = self._skips_empty
         if not issubclass(message, Event | Label):
             make = struct_maker(message, self._unit_ms)
@@ -120,6 +123,12 @@ class EnvelopeCodec(Codec):
         if not taken:
             raise Filtered("not selected")
 
+    def unknown_fields(self, shape: Shape, value: bytes) -> Mapping[str, Any]:
+        """Those of the row: what is beside it belongs to the envelope."""
+        if not self.tells_unknown:
+            return {}
+        return shape.unknown(self._open(self._decode_top(value))[1])
+
     def encode(self, message: msgspec.Struct) -> bytes:
         raise BusError("messages in an envelope are for reading only")
 
@@ -127,7 +136,11 @@ class EnvelopeCodec(Codec):
         return self._inner.fault(error)
 
     def column_decoder(
-        self, message: type[msgspec.Struct], time: str, wanted: Sequence[str]
+        self,
+        message: type[msgspec.Struct],
+        time: str,
+        wanted: Sequence[str],
+        texts: Collection[str] = (),
     ) -> ColumnDecoder | None:
         """Columns of batches of which every message is taken, and none is a delete."""
         if message.__struct_config__.forbid_unknown_fields:
@@ -149,7 +162,8 @@ class EnvelopeCodec(Codec):
                 return None
             kind, checked = _with_texts(kind, wants)
             names = [name for name, _ in checked if name not in wanted]
-            inner = self._inner.column_decoder(kind, time, [*wanted, *names])
+            made = {"texts": texts} if self.makes_texts else {}
+            inner = self._inner.column_decoder(kind, time, [*wanted, *names], **made)
             if inner is None:
                 return None
             decoders.append((inner, checked, frozenset(names)))

@@ -15,13 +15,14 @@ batches: without them messages pass through one struct each."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgspec
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.dead_letters import Fault
+from anabranch.dataflows.declaration.shape import Shape
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.models.learners.learner import Predictions, Task
 from anabranch.state.compile import I64
@@ -50,7 +51,11 @@ class Filtered(Exception):
 
 
 class ColumnDecoder(Protocol):
-    """Decodes whole batches of one message type straight into columns."""
+    """Decodes whole batches of one message type straight into columns.
+
+    One that ignores fields which the type does not have may count them, in attributes ``unknown``
+    and ``examples`` (path → count and path → value), which its user clears.
+    """
 
     def read(self, values: list[bytes], published: I64) -> DecodedColumns | None:
         """Times and columns of the messages; None if any of them needs the general path.
@@ -91,13 +96,27 @@ class Codec(ABC):
     malformed: ClassVar[DeadLetterReason] = DeadLetterReason.MALFORMED
     """The reason of dead letters whose bytes are not in this format at all."""
 
+    makes_texts: ClassVar[bool] = False
+    """Whether `column_decoder` takes ``texts``; otherwise columns are made texts afterwards."""
+
+    tells_unknown: ClassVar[bool] = False
+    """Whether `unknown_fields` tells of any."""
+
     @abstractmethod
     def decoder(self, message: type[Message]) -> Callable[[bytes], Message]:
         """A function that decodes one message into ``message``.
 
-        ``message`` is a `msgspec.Struct` type, or ``dict`` for whatever fields there are. Fields
-        that a struct does not declare are ignored unless it forbids them.
+        ``message`` is a `msgspec.Struct` type, or ``dict`` for whatever fields there are. The
+        fields of a struct are found by their paths, and cast where that is declared; see `Shape`.
+        Fields that it does not declare are ignored unless it forbids them.
         """
+
+    def unknown_fields(self, shape: Shape, value: bytes) -> Mapping[str, Any]:
+        """The fields of a valid message that its type does not have: path → value.
+
+        A format in which they can't be told from a schema has none.
+        """
+        return {}
 
     @abstractmethod
     def encode(self, message: msgspec.Struct) -> bytes:
@@ -115,7 +134,11 @@ class Codec(ABC):
         return DeadLetterReason.TYPE_MISMATCH if mismatch else self.malformed, str(error)
 
     def column_decoder(
-        self, message: type[msgspec.Struct], time: str, wanted: Sequence[str]
+        self,
+        message: type[msgspec.Struct],
+        time: str,
+        wanted: Sequence[str],
+        texts: Collection[str] = (),
     ) -> ColumnDecoder | None:
         """A fast decoder for this message type; None if there is none.
 
@@ -123,6 +146,7 @@ class Codec(ABC):
             message: the type, whose field ``time`` is an integer (epoch ms).
             time: the field that holds the event time.
             wanted: the fields of which columns are made.
+            texts: those whose columns are texts, whatever their type (`casts.text_of`).
         """
         return None
 

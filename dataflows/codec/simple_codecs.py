@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -165,6 +165,8 @@ class JsonSchemaCodec(Codec):
     name: ClassVar[str] = "json"
     errors: ClassVar[tuple[type[Exception], ...]] = _ERRORS
     malformed: ClassVar[DeadLetterReason] = DeadLetterReason.NOT_JSON
+    makes_texts: ClassVar[bool] = True
+    tells_unknown: ClassVar[bool] = True
 
     def __init__(
         self, format: JsonSchema, subject: str = "", written: type[msgspec.Struct] | None = None
@@ -194,10 +196,17 @@ class JsonSchemaCodec(Codec):
         decode, cut = self._json.decoder(message), self.cut
         return lambda payload: decode(cut(payload))
 
+    def unknown_fields(self, shape: Shape, value: bytes) -> Mapping[str, Any]:
+        return self._json.unknown_fields(shape, self.cut(value))
+
     def column_decoder(
-        self, message: type[msgspec.Struct], time: str, wanted: Sequence[str]
+        self,
+        message: type[msgspec.Struct],
+        time: str,
+        wanted: Sequence[str],
+        texts: Collection[str] = (),
     ) -> ColumnDecoder | None:
-        inner = self._json.column_decoder(message, time, wanted)
+        inner = self._json.column_decoder(message, time, wanted, texts)
         return None if inner is None else _PrefixedColumns(self, inner)
 
     def prepare_writing(self) -> None:
@@ -228,6 +237,7 @@ class _PrefixedColumns:
 
     def __init__(self, codec: JsonSchemaCodec, inner: ColumnDecoder) -> None:
         self._codec, self._inner = codec, inner
+        self.unknown = getattr(inner, "unknown", None)
 
     def read(self, values: list[bytes], published: I64) -> DecodedColumns | None:
         cut = self._codec.cut

@@ -16,12 +16,14 @@ from anabranch.dataflows.declaration.conditions import Condition
 from anabranch.dataflows.declaration.features import (
     EntityFeature,
     Feature,
+    Hashed,
     KeyedFeature,
     LabelWindow,
     RowFeature,
 )
 from anabranch.dataflows.declaration.formats import JSON, Format
 from anabranch.dataflows.declaration.schema import Kind, Schema
+from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.inputs import Delayed, Event, Inline
 from anabranch.dataflows.messages.local_time import LocalTime
 from anabranch.dataflows.messages.time_units import TIME_UNITS_MS
@@ -39,48 +41,6 @@ _DEFAULT_METRICS = {
     Task.REGRESSION: ("MAE", "RMSE"),
     Task.ANOMALY: (),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Topics:
-    """The topics of a pipeline, named after it."""
-
-    pipeline: str
-    has_rollouts: bool = False
-
-    @property
-    def events(self) -> str:
-        return f"{self.pipeline}.events"
-
-    @property
-    def labels(self) -> str:
-        return f"{self.pipeline}.labels"
-
-    @property
-    def predictions(self) -> str:
-        return f"{self.pipeline}.predictions"
-
-    @property
-    def drift(self) -> str:
-        return f"{self.pipeline}.drift"
-
-    @property
-    def dead_letters(self) -> str:
-        return f"{self.pipeline}.dead-letters"
-
-    @property
-    def control(self) -> str:
-        return f"{self.pipeline}.control"
-
-    @property
-    def rollouts(self) -> str:
-        return f"{self.pipeline}.rollouts"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The topics that the pipeline writes."""
-        always = (self.predictions, self.drift, self.dead_letters)
-        return (*always, self.rollouts) if self.has_rollouts else always
 
 
 @dataclass(kw_only=True)
@@ -120,6 +80,7 @@ class Declaration:
     max_model_failures: int = 100
     candidates: str | None = None
     max_candidates: int = 100
+    topics: Topics = dataclass_field(default_factory=Topics)
     format: Format = JSON
     label_format: Format | None = None
     output_format: Format = JSON
@@ -127,11 +88,6 @@ class Declaration:
     label_where: Any = None
     schema: Schema = dataclass_field(init=False, repr=False)
     task: Task = dataclass_field(init=False)
-
-    @property
-    def topics(self) -> Topics:
-        """The names of the topics."""
-        return Topics(self.name, self.has_rollouts)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -237,6 +193,25 @@ class Declaration:
         return list(names)
 
     @property
+    def text_fields(self) -> frozenset[str]:
+        """The event's fields whose values are read as texts, though of another type.
+
+        They are ids, keys and entities, and what is hashed: 10 and ``"10"`` are the same key.
+        """
+        names = [self.id, self.traffic_field, *self.entities, *self.label_windows]
+        names += [feature.field for feature in self.features if isinstance(feature, Hashed)]
+        names += [
+            feature.value
+            for feature in self.features
+            if isinstance(feature, EntityFeature) and feature.text_value and feature.value
+        ]
+        fields = self.schema.fields
+        key = None if self.model_key is None else fields.get(self.model_key)
+        if key is not None and key.kind != "boolean":
+            names.append(key.name)
+        return frozenset(name for name in names if name in fields and fields[name].kind != "text")
+
+    @property
     def model_fields(self) -> list[str]:
         """The event's fields that the model step uses besides the features."""
         columns = set(self.columns)
@@ -262,10 +237,17 @@ class Declaration:
     def number_fields(self) -> list[str]:
         """Fields whose numbers are validated when they are decoded: integers, and an inline label.
 
-        An integer may be too large for a float. Float fields are validated as features.
+        An integer may be too large for a float, and a decimal too, or be none. Float fields are
+        validated as features.
         """
-        fields = self.schema.fields
-        names = [n for n in self.read_fields if fields[n].integer and not fields[n].is_list]
+        fields, texts = self.schema.fields, self.text_fields
+        names = [
+            name
+            for name in self.read_fields
+            if (fields[name].integer or fields[name].is_decimal)
+            and not fields[name].is_list
+            and name not in texts
+        ]
         if isinstance(self.label, Inline) and fields[self.label.field].kind == "number":
             names.append(self.label.field)
         return names

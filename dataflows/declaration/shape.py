@@ -55,10 +55,11 @@ _TOP = "$."
 _AND = " + "
 _PIECE = re.compile(
     r"""\[\s*(?P<index>-?\d{1,9})\s*\]
-    |\[\s*(?P<quoted>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*\]
+    |\[\s*(?P<quoted>'(?:[^']|'')*'|"[^"]*")\s*\]
     |(?P<key>[^.\[\]'"]+)""",
-    re.VERBOSE,
+    re.VERBOSE | re.DOTALL,
 )
+_UNDECLARABLE = re.compile(r"[\\\x00-\x1f]")  # msgspec has no such names
 _PLAIN_KEY = re.compile(r"[^.\[\]'\"$+\s][^.\[\]'\"+]*")
 
 
@@ -88,7 +89,8 @@ class Path:
             elif steps and rest[at] != "[":
                 break
             found = _PIECE.match(rest, at)
-            if found is None:
+            if found is None or _UNDECLARABLE.search(rest):
+                at = -1
                 break
             steps.append(_step(found))
             at = found.end()
@@ -122,7 +124,8 @@ def _step(found: re.Match[str]) -> Step:
     if found["index"] is not None:
         return int(found["index"])
     if found["quoted"] is not None:
-        return re.sub(r"\\(.)", r"\1", found["quoted"][1:-1])
+        key = found["quoted"][1:-1]
+        return key.replace("''", "'") if found["quoted"][0] == "'" else key
     return found["key"]
 
 
@@ -131,8 +134,8 @@ def _shown_step(step: Step) -> str:
         return f"[{step}]"
     if _PLAIN_KEY.fullmatch(step):
         return step
-    escaped = step.replace("\\", "\\\\").replace("'", "\\'")
-    return f"['{escaped}']"
+    doubled = step.replace("'", "''")
+    return f"['{doubled}']"
 
 
 def path(*places: str, default: Any = msgspec.NODEFAULT, default_factory: Any = None) -> Any:
@@ -154,6 +157,9 @@ def path(*places: str, default: Any = msgspec.NODEFAULT, default_factory: Any = 
 
     A path through a null or an absent object or index gives the default, or None if the field may
     be null; otherwise the message is a dead letter that names the path.
+
+    A path may begin with ``$.``, the top of the message: ``path("$.store")`` is a second field
+    beside one that is itself called ``store``.
 
     Args:
         places: a path, or several; see `Path`.
@@ -230,7 +236,7 @@ class Shape:
     """The fields of a message type and where they are; made by `Shape.of`.
 
     Attributes:
-        type: the message type.
+        message: the type.
         fields: its fields, in order of declaration.
         tree: the keys and indices that the fields read.
         forbids_unknown: whether a message with any other field is refused.
@@ -238,7 +244,7 @@ class Shape:
             msgspec decodes messages without help.
     """
 
-    type: type[msgspec.Struct]
+    message: type[msgspec.Struct]
     fields: tuple[ShapeField, ...]
     tree: Tree
     forbids_unknown: bool
@@ -290,21 +296,26 @@ class Shape:
             value = read(decoded)
             if value is not _ABSENT:
                 flat[place] = value
-        config = self.type.__struct_config__
+        config = self.message.__struct_config__
         if config.tag_field is not None and config.tag_field in decoded:
             flat[config.tag_field] = decoded[config.tag_field]
         if places:
             for each in self.fields:
                 if not each.paths and each.place in places:
                     flat[each.place] = _from_place(each, places[each.place])
-        return msgspec.convert(flat, self.type)
+        try:
+            return msgspec.convert(flat, self.message)
+        except msgspec.ValidationError as error:
+            if "`$.$." not in str(error):
+                raise
+            raise msgspec.ValidationError(str(error).replace("`$.$.", "`$.")) from error.__cause__
 
-    def unknown(self, decoded: Any) -> Iterator[str]:
-        """The fields of a decoded message that the type does not read, as paths.
+    def unknown(self, decoded: Any) -> dict[str, Any]:
+        """The fields of a decoded message that the type does not read: path → value.
 
         An object or array of which the type reads a part is looked into; any other counts as one.
         """
-        yield from _unknown(decoded, self.tree, ())
+        return dict(_unknown(decoded, self.tree, ()))
 
 
 _ABSENT: Any = object()
@@ -408,7 +419,8 @@ def _parse_place(
 
 
 _PLACE = re.compile(
-    r"""(?:^|\ \+\ )((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?!\ \+\ ).)+)""", re.VERBOSE
+    r"""(?:^|\ \+\ )((?:'(?:[^']|'')*'|(?!\ \+\ ).)+)""",
+    re.VERBOSE | re.DOTALL,
 )
 
 
@@ -427,11 +439,11 @@ def _plant(tree: Tree, one: Path) -> None:
         tree = below
 
 
-def _unknown(value: Any, tree: Tree, above: tuple[Step, ...]) -> Iterator[str]:
+def _unknown(value: Any, tree: Tree, above: tuple[Step, ...]) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key not in tree:
-                yield str(Path((*above, key)))
+                yield str(Path((*above, key))), inner
             elif (below := tree[key]) is not None:
                 yield from _unknown(inner, below, (*above, key))
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -493,7 +505,7 @@ def _follow(decoded: Any, one: Path) -> tuple[Any, int]:
                 f"Expected `{wanted}`, got `{kind_of(value)}` - at `{at}`"
             )
         try:
-            value = value[step]
+            value = value[step]  # type: ignore[index]
         except LookupError:
             return _ABSENT, taken
     return value, len(one.steps)

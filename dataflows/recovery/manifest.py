@@ -44,6 +44,9 @@ class Manifest(msgspec.Struct, kw_only=True):
         created_partitions: how many partitions there were when the directory was created; those
             added since are read from their first message on. 0: as many as now.
         model: the version in the directory's registry that learning started from; None: untrained.
+        topic_ids: of inputs and outputs (`Bus.topic_ids`), where the bus has them.
+        not_before: the ends of the outputs when the user last accepted new topics in place of
+            inputs: nothing up to there is of those.
     """
 
     format: int = FORMAT
@@ -58,6 +61,8 @@ class Manifest(msgspec.Struct, kw_only=True):
     output_ends: dict[str, list[int]]
     model: str | None = None
     created_partitions: int = 0
+    topic_ids: dict[str, str] = {}
+    not_before: dict[str, list[int]] = {}
 
     @property
     def first_partitions(self) -> int:

@@ -25,7 +25,7 @@ from types import TracebackType
 import msgspec
 from bytewax.recovery import RecoveryConfig, init_db_dir
 
-from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition
 from anabranch.dataflows.declaration.input_topics import create_or_grow, partition_count
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard
@@ -55,6 +55,7 @@ from anabranch.dataflows.recovery.state_partition import (
     check_state_partition,
 )
 from anabranch.dataflows.recovery.tokens import Commit
+from anabranch.dataflows.recovery.topic_identity import check_topics
 from anabranch.models.learners.learner import Learner
 from anabranch.models.learners.pickling import why_not_picklable
 from anabranch.models.registry.registry import DIRECTORY, Registry
@@ -104,12 +105,15 @@ class StateDirectory:
         workers: int = 1,
         process: int = 0,
         hosts: int = 1,
+        on_recreated: OnOutOfRange = "stop",
         say: Callable[[str], None] = lambda line: None,
     ) -> StateDirectory:
         """Open or create it for this run alone, with windows partitioned for that many workers.
 
         ``hosts`` is how many state directories there are, one per host, and ``process`` which of
-        them this is. ``say`` gets a line when something takes a while.
+        them this is. ``on_recreated`` is what to do about topics that were deleted and created
+        again since the last run: raise, or continue with those that are there now, from their
+        first message on. ``say`` gets a line about that, and when something takes a while.
 
         Raises:
             StateError: it is in use, of something else, incomplete, or can't be written.
@@ -122,6 +126,7 @@ class StateDirectory:
             if manifest is None:
                 manifest = _create(path, pipeline, bus, shards, workers, process, hosts)
             _check(manifest, path, pipeline, bus, shards, hosts)
+            manifest = check_topics(manifest, path, pipeline, bus, on_recreated, say)
             manifest = _grow(manifest, path, pipeline, bus, say)
             manifest = _add_outputs(manifest, path, pipeline, bus)
             if hosts == 1:
@@ -288,6 +293,14 @@ class StateDirectory:
             for partition, end in enumerate(ends)
         }
 
+    def not_before(self) -> dict[TopicPartition, int]:
+        """Ends of outputs before which nothing is of the present inputs."""
+        return {
+            TopicPartition(topic, partition): end
+            for topic, ends in self.manifest.not_before.items()
+            for partition, end in enumerate(ends)
+        }
+
     def _partition(self, directory: Path) -> StatePartition:
         return self._partitions.setdefault(
             str(directory), StatePartition(directory, self.guard, self.on_commit)
@@ -391,7 +404,7 @@ def _add_outputs(manifest: Manifest, path: Path, pipeline: Pipeline, bus: Bus) -
     new = [topic for topic in pipeline.topics.outputs if topic not in manifest.output_ends]
     if not new:
         return manifest
-    bus.create_topics(dict.fromkeys(new, manifest.partitions))
+    create_or_grow(bus, new, manifest.partitions)
     ends = {**manifest.output_ends, **{topic: bus.end_offsets(topic) for topic in new}}
     manifest = msgspec.structs.replace(manifest, output_ends=ends)
     write_manifest(path, manifest)

@@ -44,12 +44,14 @@ class PartitionState(msgspec.Struct, frozen=True, array_like=True):
         latest: the greatest publishing time so far, by topic (epoch ms).
         watermark: that of the worker's reader (epoch ms).
         token: of the ids seen; None in a run without state.
+        topic_ids: which topics the offsets are of (`Bus.topic_ids`), by name.
     """
 
     offsets: dict[str, int]
     latest: dict[str, int]
     watermark: int
     token: Token | None
+    topic_ids: dict[str, str] = {}
 
 
 Tokens = tuple[Token | None, Token | None]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from anabranch.dataflows.bus import (
+    Bus,
     BusError,
     OnOutOfRange,
     Publisher,
@@ -39,13 +40,19 @@ History = FileTopic | BusTopic | EmptyTopic
 
 
 class HistoryBus:
-    """A read-only `Bus` whose topics are ``histories``, each with ``partitions`` partitions."""
+    """A read-only `Bus` whose topics are ``histories``, each with ``partitions`` partitions.
+
+    ``live`` is the bus on which a run continues: the ids of topics are those there.
+    """
 
     url = "history"
 
-    def __init__(self, histories: Sequence[History], partitions: int) -> None:
+    def __init__(
+        self, histories: Sequence[History], partitions: int, live: Bus | None = None
+    ) -> None:
         self._histories = {history.name: history for history in histories}
         self._partitions = partitions
+        self._live = live
 
     def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
         """Create nothing: a replay has no output topics."""
@@ -57,11 +64,17 @@ class HistoryBus:
     def topics(self) -> dict[str, int]:
         return dict.fromkeys(self._histories, self._partitions)
 
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        return {} if self._live is None else self._live.topic_ids(topics)
+
     def start_offsets(self, topic: str) -> list[int]:
         return list(self._of(topic).starts)
 
     def end_offsets(self, topic: str) -> list[int]:
         return list(self._of(topic).ends)
+
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        raise BusError("a replay starts at the beginning: this is a bug in anabranch")
 
     def open_transactions(self, topic: str) -> dict[int, int]:
         """None: `BusTopic` has reported those."""

@@ -100,7 +100,9 @@ def open_source(
     elif continue_at is not None:
         raise InputError("--continue-at needs --state, which writes a state to continue from")
     total = sum(count for history in topics_read for count in history.counts)
-    return ReplaySource(HistoryBus(topics_read, partitions), total, start_offsets)
+    return ReplaySource(
+        HistoryBus(topics_read, partitions, bus if resumable else None), total, start_offsets
+    )
 
 
 def _open(

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -30,12 +30,17 @@ from anabranch.dataflows.bus import Bus, BusError, Publisher, TopicPartition, Un
 from anabranch.dataflows.codec import Codec
 from anabranch.dataflows.error_guard import ErrorGuard
 from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
+from anabranch.dataflows.sink.output_topics import OutputTopics
 from anabranch.dataflows.sink.published import Published
 from anabranch.dataflows.sink.read_back import ReadBack
 from anabranch.dataflows.telemetry.latency import LatencyMetrics
 
 Ends = dict[str, int]
 """Output topic → the offset up to which one partition of it is confirmed."""
+
+TopicIds = dict[str, str]
+SinkState = tuple[Ends, TopicIds] | Ends | None
+"""The ends, and the ids of the topics that they are of; states of former versions have no ids."""
 
 LOG = logging.getLogger("anabranch.sink")
 OnWritten = Callable[[OutputRecords, float], None]
@@ -53,6 +58,8 @@ class SinkRecovery:
         provenance: which rows messages are made of.
         codec_of: the codec of each output topic.
         progress, accept_loss: see `ReadBack`.
+        not_before: offsets of outputs before which nothing is of the present inputs; without one
+            all may be.
     """
 
     since: Mapping[TopicPartition, int]
@@ -60,9 +67,10 @@ class SinkRecovery:
     codec_of: Callable[[str], Codec]
     progress: Callable[[str], None] = LOG.info
     accept_loss: bool = False
+    not_before: Mapping[TopicPartition, int] = field(default_factory=dict)
 
 
-class BusSink(FixedPartitionedSink[OutputRecords, Ends | None]):
+class BusSink(FixedPartitionedSink[OutputRecords, SinkState]):
     """Publishes to the partition number that each item names.
 
     Args:
@@ -74,6 +82,7 @@ class BusSink(FixedPartitionedSink[OutputRecords, Ends | None]):
         retry: waits for a bus that is unavailable.
         guard: watches for errors that the user should see alone.
         latency: measures how long items take to be handed over.
+        topics: the output topics, which are watched; None: they are not.
     """
 
     def __init__(
@@ -86,6 +95,7 @@ class BusSink(FixedPartitionedSink[OutputRecords, Ends | None]):
         retry: DeliveryRetry | None = None,
         guard: ErrorGuard | None = None,
         latency: LatencyMetrics | None = None,
+        topics: OutputTopics | None = None,
     ) -> None:
         self._partitions = partitions
         self._recovery = recovery
@@ -98,7 +108,7 @@ class BusSink(FixedPartitionedSink[OutputRecords, Ends | None]):
                 bus, recovery.provenance, recovery.codec_of, retry, recovery.progress,
                 recovery.accept_loss,
             )  # fmt: skip
-        self._writer = _Writer(bus, outputs, retry, guard)
+        self._writer = _Writer(bus, outputs, retry, guard, topics)
         self._writer.on_written, self._writer.latency = on_written, latency
 
     def list_parts(self) -> list[str]:
@@ -108,23 +118,29 @@ class BusSink(FixedPartitionedSink[OutputRecords, Ends | None]):
         return int(item_key)
 
     def build_part(
-        self, step_id: str, for_part: str, resume_state: Ends | None
-    ) -> StatefulSinkPartition[OutputRecords, Ends | None]:
+        self, step_id: str, for_part: str, resume_state: SinkState
+    ) -> StatefulSinkPartition[OutputRecords, SinkState]:
         part: _SinkPartition = self._writer.guarded(self._build, int(for_part), resume_state)
         return part
 
-    def _build(self, number: int, confirmed: Ends | None) -> _SinkPartition:
+    def _build(self, number: int, resume: SinkState) -> _SinkPartition:
         start: Ends = {}
-        former_outputs: Ends = {}
+        former: tuple[Ends, TopicIds] = {}, {}
         published = None
         if self._read_back is not None and self._recovery is not None:
-            confirmed = confirmed or {}
+            confirmed, ids = resume if isinstance(resume, tuple) else (resume or {}, {})
             for topic in self._recovery.provenance.discriminators:
-                made_at = self._recovery.since.get(TopicPartition(topic, number), 0)
-                start[topic] = confirmed.get(topic, made_at)
+                at, now = TopicPartition(topic, number), self._writer.topic_ids.get(topic, "")
+                end = confirmed.get(topic, self._recovery.since.get(at, 0))
+                if topic in confirmed and now and ids.get(topic, now) != now:
+                    end = 0  # of a topic that is gone
+                start[topic] = max(end, self._recovery.not_before.get(at, 0))
             published = self._read_back.published(number, start)
-            former_outputs = {t: end for t, end in confirmed.items() if t not in start}
-        part = _SinkPartition(number, self._writer, published, start, former_outputs)
+            former = (
+                {topic: end for topic, end in confirmed.items() if topic not in start},
+                {topic: each for topic, each in ids.items() if topic not in start},
+            )
+        part = _SinkPartition(number, self._writer, published, start, former)
         self._writer.open_parts += 1
         return part
 
@@ -139,9 +155,16 @@ class _Writer:
     """What the partitions of one worker share: the publisher, and where their outputs end."""
 
     def __init__(
-        self, bus: Bus, outputs: tuple[str, ...], retry: DeliveryRetry, guard: ErrorGuard | None
+        self,
+        bus: Bus,
+        outputs: tuple[str, ...],
+        retry: DeliveryRetry,
+        guard: ErrorGuard | None,
+        topics: OutputTopics | None,
     ) -> None:
         self._bus = bus
+        self._topics = topics
+        self.topic_ids: TopicIds = {} if topics is None else topics.ids
         self._outputs = outputs
         self._retry = retry
         self.guard = guard
@@ -169,6 +192,17 @@ class _Writer:
             self.broken = True
             if isinstance(error, UnreachableError):  # the flow is stopping: no retry
                 raise BusError(str(error)) from error
+            if isinstance(error, BusError) and self._topics is not None:
+                self._explain(self._topics)
+            raise
+
+    def _explain(self, topics: OutputTopics) -> None:
+        """Raise a clearer error in place of the present one, if an output topic was deleted."""
+        try:
+            self._retry.call(topics.check)
+        except BusError as error:
+            if self.guard is not None:
+                self.guard.replace(error)
             raise
 
     def _open(self) -> Publisher:
@@ -192,13 +226,29 @@ class _Writer:
         return self._ends
 
     def _confirm(self) -> None:
-        publisher, call = self._publisher, self._retry.call
-        if publisher is not None:
-            call(lambda: publisher.flush(_FLUSH_S))
+        publisher, call, topics = self._publisher, self._retry.call, self._topics
+        try:
+            if publisher is not None:
+                call(lambda: self._flush(publisher))
+            if topics is not None:
+                call(topics.check)
+        except BusError:
+            if topics is not None:
+                self._explain(topics)
+            raise
         if self.guard is not None and self.guard.failed:  # then a watched flush does nothing
             raise BusError("nothing is confirmed: a step of the flow has failed")
         for topic in self._outputs:
             self._ends[topic] = call(lambda topic=topic: self._bus.end_offsets(topic))  # type: ignore[misc]
+
+    def _flush(self, publisher: Publisher) -> None:
+        """Flush; while messages can't be delivered, look whether it is for want of a topic."""
+        try:
+            publisher.flush(_FLUSH_S)
+        except UnreachableError:
+            if self._topics is not None:
+                self._topics.check()
+            raise
 
     def leave(self) -> None:
         """Remove a partition; the last one closes the publisher, unless the flow has failed.
@@ -217,20 +267,20 @@ class _Writer:
         publisher.close()
 
 
-class _SinkPartition(StatefulSinkPartition[OutputRecords, Ends | None]):
+class _SinkPartition(StatefulSinkPartition[OutputRecords, SinkState]):
     def __init__(
         self,
         number: int,
         writer: _Writer,
         published: Published | None,
         start: Ends,
-        former_outputs: Ends,
+        former: tuple[Ends, TopicIds],
     ) -> None:
         self._number = number
         self._writer = writer
         self._published = published or None  # empty: nothing to suppress
         self._start = start
-        self._former_outputs = former_outputs  # topics that may become outputs again
+        self._former = former  # of topics that may become outputs again
 
     def write_batch(self, items: list[OutputRecords]) -> None:
         writer = self._writer
@@ -252,16 +302,21 @@ class _SinkPartition(StatefulSinkPartition[OutputRecords, Ends | None]):
                 writer.guard.record(error)
             raise
 
-    def snapshot(self) -> Ends | None:
+    def snapshot(self) -> SinkState:
         ends: dict[str, list[int]] = self._writer.guarded(self._writer.confirm)
         if not self._start:  # without recovery
             return None
         if self._published is not None:
             if not self._published.passed():
-                return {**self._former_outputs, **self._start}
+                return self._state(self._start)
             self._published = None
-        confirmed = {topic: ends[topic][self._number] for topic in self._start}
-        return {**self._former_outputs, **confirmed}
+        return self._state({topic: ends[topic][self._number] for topic in self._start})
+
+    def _state(self, ends: Ends) -> SinkState:
+        former_ends, former_ids = self._former
+        ends = {**former_ends, **ends}
+        ids = {**former_ids, **self._writer.topic_ids}
+        return (ends, ids) if ids else ends
 
     def close(self) -> None:
         self._writer.leave()

@@ -108,6 +108,8 @@ class Encoder:
         self._encoders = {
             topic: codec_of(pipeline, topic).encode for topic in self._provenance.discriminators
         }
+        # A prediction without features is its id, names, and numbers of 25 characters each.
+        self._overhead = 400 + len(self._events) + len(self._model)
         self._row = msgspec.defstruct("Prediction", fields, gc=False)
         fields = [*fields, ("instead_of", str | None, None)]
         self._row_instead = msgspec.defstruct("Prediction", fields, gc=False, omit_defaults=True)
@@ -183,7 +185,7 @@ class Encoder:
         topic, raw = self._predictions_topic, result.batch.raw
         sources, event_times = _sources(result)
         most = self._max_bytes.get(topic)
-        if most is not None and max(map(len, rows), default=0) > most:
+        if most is not None and self._may_exceed(most, result) and max(map(len, rows)) > most:
             sizes = np.fromiter(map(len, rows), np.int64, len(rows))
             indices = np.arange(len(sources))[own]
             for row in np.flatnonzero(sizes > most).tolist():
@@ -199,6 +201,13 @@ class Encoder:
         return OutputRecords(
             partition, messages, sources.times[own], raw.read_at, keys, raw, event_times[own]
         )
+
+    def _may_exceed(self, most: int, result: Results) -> bool:
+        """Whether a prediction may be larger than ``most``; cheaper than to measure each."""
+        ids = result.batch.ids
+        if self._fast is None or result.models is not None or type(ids) is not Texts:
+            return True
+        return len(ids.blob) + self._overhead > most
 
     def _divide(
         self, result: Results, outgoing: dict[int, OutputRecords], oversized: list[DeadLetter]

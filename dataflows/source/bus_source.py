@@ -34,6 +34,7 @@ from anabranch.dataflows.recovery.tokens import (
     decode_partition,
     encode,
 )
+from anabranch.dataflows.recovery.topic_identity import changed_topics, input_recreated
 from anabranch.dataflows.sharding.router import Keyed, Router
 from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
 from anabranch.dataflows.source.decoder import BatchDecoder
@@ -62,6 +63,7 @@ class SourceOptions:
         worker_id: the worker that reads, in what it sends to others.
         limit: the most messages in a batch.
         start_offset: where a partition without state starts, ``earliest`` or ``latest``.
+        start_offsets: where partitions without state start in place of that.
         on_out_of_range: what to do when unread messages were removed: ``stop``, or continue from
             the ``earliest`` that is left.
         until_end: end at the offsets that were the ends when the worker started.
@@ -76,6 +78,7 @@ class SourceOptions:
     worker_id: str = "0"
     limit: int = 1000
     start_offset: str = "earliest"
+    start_offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
     on_out_of_range: OnOutOfRange = "stop"
     until_end: bool = False
     group: str | None = None
@@ -142,6 +145,7 @@ class _WorkerReader:
         self._end_sent = False
         self._metrics = metrics
         self._bus = bus
+        self._topic_ids = {} if state is None else bus.topic_ids(self.inputs)
         self.reader = MergedReader(
             bus,
             self.inputs,
@@ -153,7 +157,10 @@ class _WorkerReader:
             idle_timeout_s=options.idle_timeout_s,
         )
         self._decoder = BatchDecoder(
-            pipeline, on_time_unit=metrics.on_time_unit, on_filtered=metrics.on_filtered
+            pipeline,
+            on_time_unit=metrics.on_time_unit,
+            on_unknown_fields=metrics.on_unknown_fields,
+            on_filtered=metrics.on_filtered,
         )
         # While a schema registry does not respond, what was read waits here.
         self._decode_retry = DeliveryRetry(
@@ -178,10 +185,15 @@ class _WorkerReader:
 
         Returns the state partition with the ids seen on it; None without state.
         """
-        offsets = resume.offsets if resume is not None else {}
+        offsets = {} if resume is None else resume.offsets
+        latest = {} if resume is None else resume.latest
+        if resume is not None and (gone := self._recreated(resume)):
+            offsets = {topic: offset for topic, offset in offsets.items() if topic not in gone}
+            latest = {topic: ms for topic, ms in latest.items() if topic not in gone}
         added = self._state is not None and part.number >= self._state.manifest.first_partitions
-        start = "earliest" if offsets or added else self.options.start_offset
-        if resume is None and start == "earliest":
+        start = "earliest" if resume is not None or added else self.options.start_offset
+        given = {} if resume is not None or added else self.options.start_offsets
+        if resume is None and start == "earliest" and not given:
             self._note_missing_beginning(part.number)
         at = {
             TopicPartition(topic, part.number): offsets[topic]
@@ -189,6 +201,7 @@ class _WorkerReader:
             else self._start_offset(topic, part.number, start)
             for topic in self.inputs
         }
+        at |= {place: given[place] for place in at if place in given}
         self._former_inputs[part.number] = {
             topic: offset for topic, offset in offsets.items() if topic not in self.inputs
         }
@@ -209,11 +222,24 @@ class _WorkerReader:
         # epoch each round ends one: then only the first finds that none has been snapshotted.
         self.parts.append(part)
         self.parts.sort(key=lambda each: str(each.number))
-        latest = {} if resume is None else resume.latest
         self.reader.add(at, {TopicPartition(t, part.number): ms for t, ms in latest.items()})
         if self.options.until_end:
             self._ends = {**(self._ends or {}), **ends_now(self._bus, at)}
         return place
+
+    def _recreated(self, resume: PartitionState) -> list[str]:
+        """Inputs that were deleted and created again since: the offsets are not of these.
+
+        Raises:
+            StateError: that was not accepted when the state was opened.
+        """
+        assert self._state is not None
+        accepted = self._state.manifest.topic_ids
+        gone = changed_topics(self.inputs, resume.topic_ids, self._topic_ids)
+        for topic in gone:
+            if accepted.get(topic) != self._topic_ids[topic]:
+                raise input_recreated(topic, self._state.path)
+        return gone
 
     def _note_missing_beginning(self, number: int) -> None:
         """Of a partition that is to be read from its start: remember what is gone already."""
@@ -260,6 +286,7 @@ class _WorkerReader:
             {topic: latest[at] for topic, at in own.items() if at in latest},
             self._filter.watermark_ms,
             token,
+            self._topic_ids,
         )
 
     def changes(self, part: _SourcePartition) -> Delta:

@@ -15,6 +15,7 @@ Only four of the engine's operators carry it: `input`, `flat_map_batch`, `statef
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,6 +50,7 @@ from anabranch.dataflows.sink.bus_sink import BusSink, SinkRecovery
 from anabranch.dataflows.sink.callback_sink import CallbackSink, ResultsCallback
 from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
 from anabranch.dataflows.sink.encoder import Encoder
+from anabranch.dataflows.sink.output_topics import OutputTopics
 from anabranch.dataflows.source.bus_source import BusSource, SourceOptions
 from anabranch.dataflows.steps.model_step import ModelStep, WindowsAndModels
 from anabranch.dataflows.steps.window_step import WindowStep
@@ -90,7 +92,7 @@ def build_graph(
     router = Router(pipeline, options.shards, options.workers)
     partitions = partition_count(pipeline, bus) if state is None else state.manifest.partitions
     create_control(pipeline, bus, partitions)
-    flow = Dataflow(pipeline.name.replace("-", "_"))
+    flow = Dataflow(re.sub("[^a-zA-Z0-9_]", "_", pipeline.name))
     rows = op.input(
         SOURCE, flow, BusSource(pipeline, bus, source, router, metrics, partitions, state)
     )
@@ -166,11 +168,13 @@ def _sink(
             Provenance.of(pipeline),
             partial(codec_of, pipeline),
             accept_loss=source.on_out_of_range == "earliest",
+            not_before=options.state.not_before(),
         )
     return BusSink(
         bus,
         partitions,
-        options.metrics.on_written,
+        topics=OutputTopics(bus, pipeline.topics.outputs),
+        on_written=options.metrics.on_written,
         recovery=recovery,
         retry=DeliveryRetry(source.stop),
         guard=options.guard,

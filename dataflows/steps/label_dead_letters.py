@@ -7,7 +7,7 @@ import msgspec
 from anabranch.dataflows.batch.batch import Batch, LabelRows
 from anabranch.dataflows.batch.dead_letters import payload_fields
 from anabranch.dataflows.batch.row_ids import readable_row_id
-from anabranch.dataflows.declaration.declaration import Topics
+from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.outputs import Cause, DeadLetter
 from anabranch.models.prequential import outcome as reasons

@@ -9,11 +9,13 @@ thread, and none may be used across a fork.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from anabranch.dataflows.bus.embedded import topic_file
+import numpy as np
+
+from anabranch.dataflows.bus.embedded import claims, topic_file
 from anabranch.dataflows.bus.embedded.publisher import MAX_BYTES, EmbeddedPublisher
 from anabranch.dataflows.bus.embedded.reader import EmbeddedReader
 from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicLimits, TopicPartition
@@ -23,6 +25,7 @@ from anabranch.state.store.permissions import make_private_directory
 
 __all__ = ["EmbeddedBus"]
 
+_SCAN = 100_000
 _SYNCHRONOUS = ("normal", "full")
 
 
@@ -103,8 +106,30 @@ class EmbeddedBus:
             try:
                 for suffix in ("", "-wal", "-shm"):
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
+                path.with_suffix(claims.SUFFIX).unlink(missing_ok=True)
             except OSError as error:
                 raise BusError(f"can't delete {path}: {error.strerror}") from error
+
+    def claim_outputs(
+        self, topics: Sequence[str], pipeline: str, run: str, say: Callable[[str], None]
+    ) -> claims.EmbeddedClaims:
+        """Claim topics, which exist, for a run of a pipeline, until the block or process ends.
+
+        Raises:
+            BusError: another pipeline, or another run, writes one of them.
+        """
+        return claims.EmbeddedClaims(self._claim_files(topics), pipeline, run)
+
+    def release_outputs(self, topics: Sequence[str]) -> None:
+        """Let other pipelines claim these topics.
+
+        Raises:
+            BusError: a run is writing one of them; then none is released.
+        """
+        claims.release(self._claim_files(topics))
+
+    def _claim_files(self, topics: Sequence[str]) -> dict[str, Path]:
+        return {topic: self.existing(topic).with_suffix(claims.SUFFIX) for topic in topics}
 
     def topics(self) -> dict[str, int]:
         """Every topic and its partition count."""
@@ -114,6 +139,26 @@ class EmbeddedBus:
             raise BusError(f"can't list {self._directory}: {error.strerror}") from error
         names = [path.name.removesuffix(topic_file.SUFFIX) for path in paths]
         return {name: len(self.end_offsets(name)) for name in names}
+
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        """The id of each of these topics that exists; it is in the topic's file, so a copy has it.
+
+        Raises:
+            BusError: a file can't be read.
+        """
+        ids = {}
+        for topic in topics:
+            path = self._path(topic)
+            if not path.exists():
+                continue
+            with (
+                topic_file.bus_errors(topic, path),
+                closing(topic_file.connect(topic, path)) as connection,
+            ):
+                found = topic_file.read_setting(connection, path, topic_file.ID)
+            if found is not None:
+                ids[topic] = found
+        return ids
 
     def start_offsets(self, topic: str) -> list[int]:
         """The first offset still kept, by partition.
@@ -131,6 +176,34 @@ class EmbeddedBus:
         """
         return self._offsets(topic, topic_file.ENDS)
 
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        """The first offset whose message was published at ``time_ms`` or later, by partition.
+
+        The end of a partition that has none. Reads the topic up to there.
+
+        Raises:
+            BusError: the topic does not exist, or its file can't be read.
+        """
+        starts, ends = self.start_offsets(topic), self.end_offsets(topic)
+        positions = {TopicPartition(topic, number): at for number, at in enumerate(starts)}
+        found = dict(enumerate(ends))
+        reader = self.reader(positions)
+        try:
+            while positions:
+                slices = reader.poll(_SCAN)
+                for piece in slices:
+                    at = TopicPartition(topic, piece.partition)
+                    later = np.flatnonzero(piece.times >= time_ms)
+                    if at in positions and len(later):
+                        found[at.partition] = int(piece.offsets[later[0]])
+                        reader.pause([at])
+                        del positions[at]
+                if not slices:
+                    break
+        finally:
+            reader.close()
+        return [found[number] for number in range(len(ends))]
+
     def open_transactions(self, topic: str) -> dict[int, int]:
         """None: what is appended here is stored at once."""
         return {}
@@ -145,8 +218,8 @@ class EmbeddedBus:
         return TopicLimits(MAX_BYTES)
 
     def publisher(self, stop: threading.Event | None = None) -> EmbeddedPublisher:
-        """A new publisher; close it when done. ``stop`` is not used, as it never waits for long."""
-        return EmbeddedPublisher(self.existing, self._synchronous)
+        """A new publisher; close it when done. ``stop`` ends waits for locks."""
+        return EmbeddedPublisher(self.existing, self._synchronous, self.url, stop)
 
     def reader(
         self,
@@ -160,7 +233,7 @@ class EmbeddedBus:
             BusError: a topic or partition does not exist, an offset is past the end, or it is
                 no longer kept and ``on_out_of_range`` is ``stop``.
         """
-        return EmbeddedReader(self.existing, positions, on_out_of_range)
+        return EmbeddedReader(self.existing, positions, on_out_of_range, self.url)
 
     def close(self) -> None:
         """Nothing is held open: publishers and readers have their own connections."""

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus.embedded.topic_file import (
     OFFSET_BITS,
+    WAIT_S,
     FileIdentity,
     bus_errors,
+    checksum_of,
     connect,
     encode_messages,
 )
+from anabranch.dataflows.bus.outage_log import SILENT_S, OutageLog
 from anabranch.dataflows.bus.partitioner import Partitioner
+from anabranch.dataflows.bus.protocol import UnreachableError
+
+Result = TypeVar("Result")
 
 MAX_MESSAGES = 4096  # of a segment, all of which a reader decodes to read one
 MAX_BYTES = 8 << 20
+_RETRY_S = 0.01
+_INSERT = """
+INSERT INTO segments (id, count, first_time, last_time, messages, checksum)
+VALUES (?, ?, ?, ?, ?, ?)
+"""
 
 
 class _Run(NamedTuple):
@@ -44,9 +57,17 @@ class _Topic(NamedTuple):
 class EmbeddedPublisher:
     """A `Publisher` whose `append` is a transaction: all of it is stored, or nothing."""
 
-    def __init__(self, existing: Callable[[str], Path], synchronous: str) -> None:
+    def __init__(
+        self,
+        existing: Callable[[str], Path],
+        synchronous: str,
+        url: str,
+        stop: threading.Event | None = None,
+    ) -> None:
         self._existing = existing
         self._synchronous = synchronous
+        self._stop = stop
+        self._outage = OutageLog(url)
         self._topics: dict[str, _Topic] = {}
 
     def append(
@@ -60,10 +81,13 @@ class EmbeddedPublisher:
     ) -> None:
         """Store ``values``; when it returns, they survive the death of this process.
 
+        Waits, and logs that, while another process has locked the topic's file.
+
         Raises:
+            UnreachableError: the publisher was stopped meanwhile; nothing is stored.
             BusError: the topic does not exist, or SQLite failed; then nothing is stored.
         """
-        opened = self._topics.get(topic) or self._open(topic)
+        opened = self._topics.get(topic) or self._when_unlocked(lambda: self._open(topic))
         rows = len(values)
         assigned = opened.partitioner.assign(rows, keys, partitions)
         if times is None:
@@ -78,8 +102,22 @@ class EmbeddedPublisher:
             for run in _by_partition(assigned, values, keys, message_times)
             for part in _segments_of(run)
         ]
-        with bus_errors(topic, opened.path):
-            _store(opened.connection, runs)
+        self._when_unlocked(lambda: _append(opened, topic, runs))
+
+    def _when_unlocked(self, attempt: Callable[[], Result]) -> Result:
+        """What ``attempt`` returns once no other process has locked the file."""
+        while True:
+            try:
+                result = attempt()
+            except UnreachableError as error:
+                self._outage.no_answer(str(error))
+                stopping = self._stop is not None and self._stop.is_set()
+                if stopping and self._outage.silent_s() >= SILENT_S:
+                    raise
+                time.sleep(_RETRY_S)
+            else:
+                self._outage.answered()
+                return result
 
     def flush(self, timeout_s: float = 30.0) -> None:
         """Check that the files are still there; `append` has stored everything already.
@@ -98,13 +136,18 @@ class EmbeddedPublisher:
 
     def _open(self, topic: str) -> _Topic:
         path = self._existing(topic)
-        connection = connect(topic, path, self._synchronous)
+        connection = connect(topic, path, self._synchronous, WAIT_S)
         with bus_errors(topic, path):
             count = connection.execute("SELECT count(*) FROM partitions").fetchone()[0]
         opened = self._topics[topic] = _Topic(
             path, connection, Partitioner(topic, count), FileIdentity(topic, path)
         )
         return opened
+
+
+def _append(opened: _Topic, topic: str, runs: list[_Run]) -> None:
+    with bus_errors(topic, opened.path):
+        _store(opened.connection, runs)
 
 
 def _by_partition(
@@ -152,18 +195,17 @@ def _segments_of(run: _Run) -> list[_Run]:
 def _store(connection: sqlite3.Connection, runs: list[_Run]) -> None:
     # Encoded before the lock is taken, so that other processes wait only for the disk.
     blobs = [encode_messages(run.values, run.keys, run.times) for run in runs]
+    checksums = [zlib.crc32(blob) for blob in blobs]
     execute = connection.execute
     execute("BEGIN IMMEDIATE")
     try:
-        for run, blob in zip(runs, blobs, strict=True):
+        for run, blob, crc in zip(runs, blobs, checksums, strict=True):
             at = (run.partition,)
             base: int = execute("SELECT next FROM partitions WHERE partition=?", at).fetchone()[0]
-            count = len(run.values)
-            times = (int(run.times[0]), int(run.times[-1]))
-            execute(
-                "INSERT INTO segments VALUES (?, ?, ?, ?, ?)",
-                (run.partition << OFFSET_BITS | base, count, *times, blob),
-            )
+            count, number = len(run.values), run.partition << OFFSET_BITS | base
+            times = int(run.times[0]), int(run.times[-1])
+            checksum = checksum_of(number, count, crc, *times)
+            execute(_INSERT, (number, count, *times, blob, checksum))
             execute("UPDATE partitions SET next=? WHERE partition=?", (base + count, *at))
         execute("COMMIT")
     except BaseException:

@@ -11,23 +11,32 @@ from pathlib import Path
 import numpy as np
 
 from anabranch.dataflows.bus.embedded.topic_file import (
+    COLUMNS,
     ENDS,
     OFFSET_BITS,
+    OFFSET_MASK,
     STARTS,
     FileIdentity,
+    Row,
     Segment,
     connect,
+    damaged_segment,
     decode_segment,
     sqlite_error,
 )
 from anabranch.dataflows.bus.offset_errors import next_offset
-from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicPartition
+from anabranch.dataflows.bus.outage_log import OutageLog
+from anabranch.dataflows.bus.protocol import (
+    OnOutOfRange,
+    Slice,
+    TopicPartition,
+    UnreachableError,
+)
 from anabranch.state.errors import BusError
 
 _POLL_S = 0.001
 _CHECK_S = 1.0
-_OFFSET_MASK = (1 << OFFSET_BITS) - 1
-_Row = tuple[int, int, bytes]  # id, count, messages
+_BUSY_TIMEOUT_MS = 100  # for a lock: `poll` tries again
 
 
 class EmbeddedReader:
@@ -38,7 +47,9 @@ class EmbeddedReader:
         existing: Callable[[str], Path],
         positions: Mapping[TopicPartition, int],
         on_out_of_range: OnOutOfRange = "stop",
+        url: str = "",
     ) -> None:
+        self._outage = OutageLog(url)
         self._files: dict[str, _TopicFile] = {}
         self._cursors: dict[TopicPartition, _Cursor] = {}
         self._first = 0
@@ -55,6 +66,8 @@ class EmbeddedReader:
 
     def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
         """At most ``limit`` messages that are there now, grouped by topic partition.
+
+        While another process has locked a file there are none; the log says so.
 
         Raises:
             BusError: a partition no longer keeps, or does not have, the offset to be read, or a
@@ -89,20 +102,20 @@ class EmbeddedReader:
         return {at: cursor.position for at, cursor in self._cursors.items()}
 
     def ends(self) -> dict[TopicPartition, int]:
-        """The offset after each partition's last message, always as of now."""
-        ends = {topic: file.ends() for topic, file in self._files.items()}
+        """The offset after each partition's last message, as of now unless a file is locked."""
+        ends = {topic: file.last_ends() for topic, file in self._files.items()}
         return {at: ends[at.topic][at.partition] for at in self._cursors}
 
     def partition_counts(self) -> dict[str, int]:
-        """How many partitions each topic has, as of now."""
-        return {topic: len(file.ends()) for topic, file in self._files.items()}
+        """How many partitions each topic has, as of now unless a file is locked."""
+        return {topic: len(file.last_ends()) for topic, file in self._files.items()}
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
         """Do nothing."""
 
     def unavailable_reason(self) -> str | None:
-        """None: reading a file succeeds or fails."""
-        return None
+        """Which file another process has locked, if for 5 s."""
+        return self._outage.unavailable_reason()
 
     def close(self) -> None:
         """Close the files. Idempotent."""
@@ -112,6 +125,15 @@ class EmbeddedReader:
         self._cursors.clear()
 
     def _sweep(self, limit: int) -> list[Slice]:
+        try:
+            slices = self._read(limit)
+        except UnreachableError as error:
+            self._outage.no_answer(str(error))
+            return []
+        self._outage.answered()
+        return slices
+
+    def _read(self, limit: int) -> list[Slice]:
         versions = {topic: file.version() for topic, file in self._files.items()}
         ready = [
             (at, cursor)
@@ -142,6 +164,7 @@ class _TopicFile:
             topic, path
         )  # before it is opened, so that a replacement is noticed
         self.connection = connect(topic, path)
+        self.connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
         self._ends: list[int] = []
         self._ends_version = -1
 
@@ -161,6 +184,13 @@ class _TopicFile:
             self._ends_version = version
         return self._ends
 
+    def last_ends(self) -> list[int]:
+        """`ends`, or what they were before another process has locked the file."""
+        try:
+            return self.ends()
+        except UnreachableError:
+            return self._ends
+
     def starts(self) -> list[int]:
         """The first offset still kept, by partition."""
         return self._numbers(STARTS)
@@ -171,13 +201,13 @@ class _TopicFile:
         except sqlite3.Error as error:
             raise sqlite_error(self.topic, self.path, error) from error
 
-    def segments_from(self, partition: int, offset: int, wanted: int) -> list[_Row]:
+    def segments_from(self, partition: int, offset: int, wanted: int) -> list[Row]:
         """Segments that start at ``offset`` or later, up to ``wanted`` messages."""
-        query = "SELECT id, count, messages FROM segments WHERE id >= ? AND id < ? ORDER BY id"
+        query = f"SELECT {COLUMNS} FROM segments WHERE id >= ? AND id < ? ORDER BY id"
         first = partition << OFFSET_BITS
-        rows: list[_Row] = []
+        rows: list[Row] = []
         try:
-            cursor = self.connection.execute(query, (first | offset, first + _OFFSET_MASK + 1))
+            cursor = self.connection.execute(query, (first | offset, first + OFFSET_MASK + 1))
             for row in cursor:
                 rows.append(row)
                 wanted -= row[1]
@@ -188,17 +218,17 @@ class _TopicFile:
             raise sqlite_error(self.topic, self.path, error) from error
         return rows
 
-    def segment_at(self, partition: int, offset: int) -> _Row | None:
+    def segment_at(self, partition: int, offset: int) -> Row | None:
         """The segment that contains ``offset``; None if it is not kept."""
-        query = "SELECT id, count, messages FROM segments WHERE id <= ? AND id >= ? ORDER BY id "
+        query = f"SELECT {COLUMNS} FROM segments WHERE id <= ? AND id >= ? ORDER BY id "
         first = partition << OFFSET_BITS
         try:
-            row: _Row | None = self.connection.execute(
+            row: Row | None = self.connection.execute(
                 query + "DESC LIMIT 1", (first | offset, first)
             ).fetchone()
         except sqlite3.Error as error:
             raise sqlite_error(self.topic, self.path, error) from error
-        if row is not None and offset < (row[0] & _OFFSET_MASK) + row[1]:
+        if row is not None and offset < (row[0] & OFFSET_MASK) + row[1]:
             return row
         return None
 
@@ -214,7 +244,7 @@ class _Cursor:
         self._at = at
         self._partition = at.partition
         self._on_out_of_range = on_out_of_range
-        self._rows: deque[_Row] = deque()  # fetched, not decoded yet
+        self._rows: deque[Row] = deque()  # fetched, not decoded yet
         self._segment: Segment | None = (
             None  # decoded once, handed over in as many polls as it takes
         )
@@ -222,7 +252,7 @@ class _Cursor:
         count = len(file.ends())
         if not 0 <= at.partition < count:
             raise BusError(f"topic {at.topic} has partitions 0 to {count - 1}, not {at.partition}")
-        if not 0 <= position <= _OFFSET_MASK:
+        if not 0 <= position <= OFFSET_MASK:
             raise BusError(
                 f"topic {at.topic} partition {at.partition}: {position} is not an offset"
             )
@@ -254,14 +284,17 @@ class _Cursor:
         if not self._rows:
             self._fetch(wanted, version)
         if self._rows:
-            number, count, messages = self._rows.popleft()
-            base = number & _OFFSET_MASK
-            self._segment = decode_segment(base, count, messages, self._file.path)
+            row = self._rows.popleft()
+            segment = decode_segment(row, self._file.path)
+            if not segment.base <= self.position < segment.end:  # they follow without a gap
+                why = f"offset {self.position} should come next"
+                raise damaged_segment(self._file.path, row[0], why)
+            self._segment = segment
         return self._segment
 
     def _fetch(self, wanted: int, version: int) -> None:
         rows = self._file.segments_from(self._partition, self.position, wanted)
-        if rows and rows[0][0] & _OFFSET_MASK == self.position:
+        if rows and rows[0][0] & OFFSET_MASK == self.position:
             self._rows.extend(rows)
         elif not rows and self.position == self._file.ends()[self._partition]:
             self._drained = version
@@ -280,7 +313,7 @@ class _Cursor:
         """
         end = self._file.ends()[self._partition]  # before the query: what is appended now is no gap
         kept = self._file.segments_from(self._partition, self.position, 1)
-        start = kept[0][0] & _OFFSET_MASK if kept else end
+        start = kept[0][0] & OFFSET_MASK if kept else end
         self.position = next_offset(self._at, self.position, start, end, self._on_out_of_range)
 
 

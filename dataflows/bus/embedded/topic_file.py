@@ -4,15 +4,22 @@ Messages are stored in *segments*, one row per run of messages that were appende
 id is ``partition << 48 | base``, so that a partition's segments are adjacent on disk, and both "the
 segment that contains offset x" and "the last one" are one look-up in one B-tree:
 
-    segments(id, count, first_time, last_time, messages)   messages = msgpack [values, keys, times]
-    partitions(partition, next)                            next = the next offset
+    segments(id, count, first_time, last_time, messages, checksum)
+                                   messages = msgpack [values, keys, times]
+    partitions(partition, next)    next = the next offset
+    settings(name, value, checksum)
+
+Checksums are CRC-32, of everything else in the row. SQLite has none of its own: a flipped bit would
+be read as another message. Segments from before format 2 have none.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import struct
 import uuid
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,15 +31,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus.offset_errors import topic_deleted, topic_recreated
+from anabranch.dataflows.bus.protocol import UnreachableError
 from anabranch.state.errors import BusError
 from anabranch.state.store.permissions import make_private
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".topic"
 OFFSET_BITS = 48
+OFFSET_MASK = (1 << OFFSET_BITS) - 1
+ID, RETENTION = "id", "retention_ms"
+"""Names of settings: what tells a topic from a later one of its name; and how long it keeps."""
 
 _APPLICATION = 0x416E6162  # "Anab": distinguishes a topic from other SQLite files
 _BUSY_TIMEOUT_S = 10.0
+WAIT_S = 1.0
+"""How long one attempt waits for a lock, where there is another attempt after it."""
 _SCHEMA = """
 CREATE TABLE partitions (partition INTEGER PRIMARY KEY, next INTEGER NOT NULL);
 CREATE TABLE segments (
@@ -40,21 +53,32 @@ CREATE TABLE segments (
     count INTEGER NOT NULL,
     first_time INTEGER NOT NULL, -- of the first and the last message, epoch ms
     last_time INTEGER NOT NULL,
-    messages BLOB NOT NULL       -- msgpack [values, keys or nil, times as little-endian int64]
+    messages BLOB NOT NULL,      -- msgpack [values, keys or nil, times as little-endian int64]
+    checksum INTEGER
 );
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL);
 """
+_UPGRADE = (
+    "ALTER TABLE segments ADD COLUMN checksum INTEGER",
+    "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL)",
+)
 
 ENDS = "SELECT next FROM partitions ORDER BY partition"
 """The offset after the last message, by partition."""
 STARTS = f"""
 SELECT coalesce((
-    SELECT s.id & {(1 << OFFSET_BITS) - 1} FROM segments s
+    SELECT s.id & {OFFSET_MASK} FROM segments s
     WHERE s.id >= p.partition << {OFFSET_BITS} AND s.id < (p.partition + 1) << {OFFSET_BITS}
     ORDER BY s.id LIMIT 1
 ), p.next) FROM partitions p ORDER BY p.partition
 """
 """The first offset still kept, by partition."""
 
+COLUMNS = "id, count, messages, first_time, last_time, checksum"
+"""Of a segment, in the order of `Row`."""
+Row = tuple[int, int, bytes, int, int, int | None]
+
+_HEADER = struct.Struct("<4q")
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[list[bytes], list[bytes | None] | None, bytes]).decode
 
@@ -87,22 +111,38 @@ def encode_messages(
     return _encode((values, keys, times.astype("<i8", copy=False).tobytes()))
 
 
-def decode_segment(base: int, count: int, messages: bytes, path: Path) -> Segment:
-    """Decode what `encode_messages` made.
+def checksum_of(number: int, count: int, messages_crc: int, first_time: int, last_time: int) -> int:
+    """The checksum of a segment, given the CRC-32 of its ``messages``."""
+    return zlib.crc32(_HEADER.pack(number, count, first_time, last_time), messages_crc)
+
+
+def decode_segment(row: Row, path: Path) -> Segment:
+    """Verify and decode a segment.
 
     Raises:
-        BusError: the bytes are damaged.
+        BusError: it is damaged.
     """
+    number, count, messages, first_time, last_time, checksum = row
     try:
+        if checksum is not None and checksum != checksum_of(
+            number, count, zlib.crc32(messages), first_time, last_time
+        ):
+            raise damaged_segment(path, number, "its checksum does not match")
         values, keys, packed = _decode(messages)
-    except msgspec.DecodeError as error:
-        raise BusError(f"{path} is damaged: the segment at offset {base}: {error}") from None
+    except (msgspec.MsgspecError, TypeError, struct.error) as error:
+        raise damaged_segment(path, number, str(error)) from None
     times = np.frombuffer(packed, "<i8") if len(packed) == 8 * count else np.empty(0, np.int64)
     if not len(values) == len(times) == (count if keys is None else len(keys)):
-        raise BusError(
-            f"{path} is damaged: the segment at offset {base} does not have {count} messages"
-        )
-    return Segment(base, values, keys, times.astype(np.int64, copy=False))
+        raise damaged_segment(path, number, f"it does not have {count} messages")
+    return Segment(number & OFFSET_MASK, values, keys, times.astype(np.int64, copy=False))
+
+
+def damaged_segment(path: Path, number: int, why: str) -> BusError:
+    """The error for a segment that can't be read."""
+    return BusError(
+        f"{path} is damaged: the segment at offset {number & OFFSET_MASK} of partition "
+        f"{number >> OFFSET_BITS}: {why}; restore it from a backup, or remove it and publish again"
+    )
 
 
 class FileIdentity:
@@ -143,8 +183,12 @@ def bus_errors(topic: str, path: Path) -> Iterator[None]:
 
 
 def sqlite_error(topic: str, path: Path, error: sqlite3.Error) -> BusError:
-    """An error of SQLite as a `BusError` that says what to do."""
-    return BusError(f"topic {topic}: {path}: {error}{_advice(error)}")
+    """An error of SQLite as a `BusError` that says what to do.
+
+    A lock that another process holds is an `UnreachableError`: it may be released.
+    """
+    kind = UnreachableError if "locked" in str(error) else BusError
+    return kind(f"topic {topic}: {path}: {error}{_advice(error)}")
 
 
 def _advice(error: sqlite3.Error) -> str:
@@ -152,7 +196,7 @@ def _advice(error: sqlite3.Error) -> str:
     for sign, advice in (
         ("full", "; nothing of this append was stored: free some space, then continue"),
         ("readonly", "; the bus needs write access there, even to read"),
-        ("locked", f" for {_BUSY_TIMEOUT_S:.0f} s by another process"),
+        ("locked", " by another process; end that one, if it does not release it"),
         ("malformed", "; the file is damaged: restore it, or remove it and publish again"),
         ("not a database", "; the file is damaged or not a topic: restore or remove it"),
     ):
@@ -161,24 +205,29 @@ def _advice(error: sqlite3.Error) -> str:
     return ""
 
 
-def connect(topic: str, path: Path, synchronous: str = "normal") -> sqlite3.Connection:
-    """Open a topic's file, which must exist.
+def connect(
+    topic: str, path: Path, synchronous: str = "normal", busy_timeout_s: float = _BUSY_TIMEOUT_S
+) -> sqlite3.Connection:
+    """Open a topic's file, which must exist. Waits ``busy_timeout_s`` for locks.
 
     Raises:
+        UnreachableError: another process has locked it for longer.
         BusError: it cannot be opened, is not a topic, or has another format.
     """
     with bus_errors(topic, path):
-        connection = _open(path, "rw", synchronous)
+        connection = _open(path, "rw", synchronous, busy_timeout_s)
         try:
             application = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if application != _APPLICATION:
                 raise BusError(f"{path} is a SQLite database but not a topic; move it elsewhere")
-            if version != FORMAT:
+            if version not in (1, FORMAT):
                 raise BusError(
                     f"topic {topic}: {path} has format {version}, this version reads format "
                     f"{FORMAT}; use the version that wrote it, or publish the topic again"
                 )
+            if version != FORMAT:
+                _upgrade(connection)
         except BaseException:
             connection.close()
             raise
@@ -207,6 +256,7 @@ def create(topic: str, path: Path, partitions: int) -> bool:
                 rows = [(partition, 0) for partition in range(partitions)]
                 connection.execute("BEGIN")
                 connection.executemany("INSERT INTO partitions VALUES (?, ?)", rows)
+                write_setting(connection, ID, uuid.uuid4().hex)
                 connection.execute("COMMIT")
             finally:
                 connection.close()
@@ -221,11 +271,54 @@ def create(topic: str, path: Path, partitions: int) -> bool:
     return True
 
 
-def _open(path: Path, mode: str, synchronous: str) -> sqlite3.Connection:
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Bring a file of format 1 to the present one; its segments stay without checksums."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if connection.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
+            for statement in _UPGRADE:
+                connection.execute(statement)
+            write_setting(connection, ID, uuid.uuid4().hex)
+            connection.execute(f"PRAGMA user_version={FORMAT}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def read_setting(connection: sqlite3.Connection, path: Path, name: str) -> str | None:
+    """A setting of a topic; None if it was not made.
+
+    Raises:
+        BusError: it is damaged.
+    """
+    query = "SELECT value, checksum FROM settings WHERE name = ?"
+    row = connection.execute(query, (name,)).fetchone()
+    if row is None:
+        return None
+    value, checksum = row
+    if not isinstance(value, str) or zlib.crc32(f"{name}={value}".encode()) != checksum:
+        raise BusError(
+            f"{path} is damaged: the checksum of its setting {name} does not match; restore it "
+            "from a backup, or remove it and publish again"
+        )
+    return value
+
+
+def write_setting(connection: sqlite3.Connection, name: str, value: str) -> None:
+    """Make a setting of a topic, or replace it."""
+    row = (name, value, zlib.crc32(f"{name}={value}".encode()))
+    connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?, ?)", row)
+
+
+def _open(
+    path: Path, mode: str, synchronous: str, busy_timeout_s: float = _BUSY_TIMEOUT_S
+) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"file:{quote(str(path))}?mode={mode}",
         uri=True,
-        timeout=_BUSY_TIMEOUT_S,
+        timeout=busy_timeout_s,
         isolation_level=None,  # transactions are explicit
         check_same_thread=False,  # one thread at a time; not always the one that opened it
     )

@@ -5,16 +5,25 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from anabranch.dataflows.bus import BusError, OnOutOfRange, TopicPartition, open_bus
+from anabranch.dataflows.bus import (
+    BusError,
+    OnOutOfRange,
+    TopicPartition,
+    UnreachableError,
+    open_bus,
+)
 from anabranch.dataflows.bus.embedded import publisher as publisher_module
 from anabranch.dataflows.bus.embedded import reader as reader_module
 from anabranch.dataflows.bus.embedded.bus import EmbeddedBus
 from anabranch.dataflows.bus.embedded.topic_file import FORMAT, SUFFIX
+from tests.support.waiting import GENEROUS_S, wait_until
 
 AT = TopicPartition("t", 0)
 WRITER = """
@@ -142,21 +151,82 @@ def test_foreign_database(bus: EmbeddedBus, tmp_path: Path) -> None:
         bus.end_offsets("other")
 
 
-def test_locked_for_too_long(
-    bus: EmbeddedBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outages are told of at once, and attempts are short."""
+    monkeypatch.setattr("anabranch.dataflows.bus.outage_log.SILENT_S", 0.05)
+    monkeypatch.setattr("anabranch.dataflows.bus.embedded.publisher.SILENT_S", 0.05)
+    monkeypatch.setattr("anabranch.dataflows.bus.embedded.publisher.WAIT_S", 0.02)
+
+
+@pytest.fixture
+def holder(bus: EmbeddedBus, tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """Another process's connection to the topic's file."""
+    connection = sqlite3.connect(
+        topic_path(tmp_path), isolation_level=None, check_same_thread=False
+    )
+    yield connection
+    connection.close()
+
+
+def test_an_append_waits_for_a_lock_and_says_so(
+    bus: EmbeddedBus,
+    holder: sqlite3.Connection,
+    impatient: None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     publisher = bus.publisher()
     publisher.append("t", [b"x"])
-    publisher._topics["t"].connection.execute("PRAGMA busy_timeout=50")
-    holder = sqlite3.connect(topic_path(tmp_path), isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
-    with pytest.raises(BusError, match=r"topic t: .*locked .* by another process"):
-        publisher.append("t", [b"y"])
+    appending = threading.Thread(target=publisher.append, args=("t", [b"y"]))
+    appending.start()
+    wait_until(lambda: "locked by another process" in caplog.text, what="the warning")
+    assert appending.is_alive()
     holder.execute("ROLLBACK")
-    holder.close()
+    appending.join(GENEROUS_S)
     publisher.append("t", [b"z"])
     publisher.close()
-    assert read(bus) == [b"x", b"z"]
+    assert read(bus) == [b"x", b"y", b"z"]
+
+
+def test_a_stopped_publisher_does_not_wait_for_a_lock(
+    bus: EmbeddedBus, holder: sqlite3.Connection, impatient: None
+) -> None:
+    stop = threading.Event()
+    publisher = bus.publisher(stop)
+    publisher.append("t", [b"x"])
+    holder.execute("BEGIN IMMEDIATE")
+    stop.set()
+    with pytest.raises(UnreachableError, match=r"topic t: .*locked by another process"):
+        publisher.append("t", [b"y"])
+    holder.execute("ROLLBACK")
+    publisher.close()
+    assert read(bus) == [b"x"]
+
+
+def test_a_reader_waits_for_a_lock_and_says_so(
+    bus: EmbeddedBus, holder: sqlite3.Connection, impatient: None
+) -> None:
+    append(bus, [b"x"])
+    reader = bus.reader({AT: 0})
+    failing = reader._files["t"].connection
+    reader._files["t"].connection = Locked()
+    assert reader.poll(10) == []
+    assert reader.ends() == {AT: 1}
+    wait_until(lambda: reader.poll(10) == [] and reader.unavailable_reason() is not None)
+    assert "locked by another process" in (reader.unavailable_reason() or "")
+    reader._files["t"].connection = failing
+    (piece,) = reader.poll(10)
+    assert piece.values == [b"x"]
+    assert reader.unavailable_reason() is None
+    reader.close()
+
+
+class Locked:
+    """A connection to a file that another process has locked exclusively."""
+
+    def execute(self, *_: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
 
 
 def test_deleted_segments_move_the_start_and_are_never_skipped(

@@ -148,7 +148,7 @@ def test_retention_is_set_on_the_topics_that_are_created(
         (["trips", "--create", "--retention", "7d"], 1, "the embedded bus keeps all messages"),
         (["delete"], 2, "delete needs the names"),
         (["delete", "x", "--json"], 2, "delete goes with neither"),
-        (["trips", "x"], 2, "only `topics delete` takes topics: x"),
+        (["trips", "x"], 2, "only `topics delete` and `topics release` take topics: x"),
     ],
 )
 def test_what_does_not_go_together(

@@ -28,7 +28,7 @@ class Grade(enum.IntEnum):
     HIGH = 2
 
 
-class Order(Event):
+class Order(Event, kw_only=True):
     id: str = path("order.number", "order.line")
     ts: int
     customer: int = path("after.customer.id")
@@ -125,7 +125,7 @@ def test_a_type_that_forbids_unknown_fields_refuses_them() -> None:
 
 
 def test_values_that_are_not_in_the_payload_are_given_by_their_place() -> None:
-    class Keyed(Event):
+    class Keyed(Event, kw_only=True):
         user: Cast[int] = msgspec.field(name="$key")
         trace: str = msgspec.field(name="$header.trace", default="")
         at: str = msgspec.field(name="$coordinates")
@@ -166,7 +166,7 @@ def test_a_type_without_paths_and_casts_is_plain() -> None:
         ("['a.b'].c", ("a.b", "c")),
         ('a["x y"]', ("a", "x y")),
         ("a.['b']", ("a", "b")),
-        (r"['it\'s']", ("it's",)),
+        ("['it''s']", ("it's",)),
         ("order number", ("order number",)),
     ],
 )
@@ -175,19 +175,27 @@ def test_paths(text, steps) -> None:
     assert Path.parse(str(Path.parse(text))).steps == steps
 
 
-@given(st.lists(st.text(min_size=1) | st.integers(-9, 99), min_size=1, max_size=4))
+keys = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\'), min_size=1)
+
+
+@given(st.lists(keys | st.integers(-9, 99), min_size=1, max_size=4))
 def test_every_path_can_be_written(steps) -> None:
     written = Path(tuple(steps))
     assert Path.parse(str(written)) == written
 
-    class Any_(Event):
-        value: int = path(str(written))
-        both: str = path(str(written), "b", default="")
+    if '"' not in str(written):
 
-    assert [each.paths for each in Shape.of(Any_).fields] == [(written,), (written, Path(("b",)))]
+        class Anything(Event):
+            value: int = path(str(written))
+            both: str = path(str(written), "b", default="")
+
+        fields = Shape.of(Anything).fields
+        assert [each.paths for each in fields] == [(written,), (written, Path(("b",)))]
 
 
-@pytest.mark.parametrize("text", ["", ".", "a.", "a..b", "a[", "a[x]", "a]b", "a['b", ".a", "a[1"])
+@pytest.mark.parametrize(
+    "text", ["", ".", "a.", "a..b", "a[", "a[x]", "a]b", "a['b", ".a", "a[1", "a\\b"]
+)
 def test_what_is_no_path_is_one_sentence(text) -> None:
     with pytest.raises(DeclarationError, match="is not a path: write keys with dots"):
         path(text)
@@ -278,7 +286,7 @@ def test_casts(kind, value, expected) -> None:
     ],
 )
 def test_what_can_not_be_cast_is_one_sentence(kind, value) -> None:
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r"\w") as error:
         cast_to(kind)(value)
     assert "\n" not in str(error.value)
 
