@@ -21,6 +21,7 @@ from anabranch.dataflows.declaration.formats import (
     Json,
     JsonSchema,
     MessagePack,
+    Protobuf,
     is_codec,
 )
 
@@ -107,6 +108,10 @@ def make_codec(
         return simple_codecs.CustomCodec(format, unit_ms)
     if isinstance(format, JsonSchema):
         return simple_codecs.JsonSchemaCodec(format, subject, written)
+    if isinstance(format, Protobuf):
+        from anabranch.dataflows.codec.protobuf_codec import ProtobufCodec
+
+        return ProtobufCodec(format, unit_ms)
     raise TypeError(f"no codec for {format!r}")
 
 
