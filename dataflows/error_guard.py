@@ -174,8 +174,10 @@ class GuardedBus:
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> Reader:
-        reader = self._guard.call(self._bus.reader, positions, group, on_out_of_range)
+        more = {"headers": True} if headers else {}
+        reader = self._guard.call(self._bus.reader, positions, group, on_out_of_range, **more)
         return _GuardedReader(reader, self._guard)
 
     def close(self) -> None:

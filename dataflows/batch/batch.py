@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.columns import take_rows
+from anabranch.dataflows.bus.headers import Headers, take_headers
 from anabranch.dataflows.messages.control import Control
 from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.state.arrays import extent
@@ -25,6 +26,8 @@ class RawRows(msgspec.Struct):
         partitions, offsets: where each was read, ``(n,) int64``.
         times: when each was published, ``(n,) int64`` epoch ms.
         partition: the partition that all are from; None if not known.
+        keys: the ``n`` keys, None for none; None if no message has one, or they are not known.
+        headers: the headers of each, where they are read; None if no message has any.
     """
 
     topic: str
@@ -33,6 +36,8 @@ class RawRows(msgspec.Struct):
     offsets: NDArray[np.int64]
     times: NDArray[np.int64]
     partition: int | None = None
+    keys: Sequence[bytes | None] | None = None
+    headers: Headers | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -46,6 +51,8 @@ class RawRows(msgspec.Struct):
             self.offsets[rows],
             self.times[rows],
             self.partition,
+            None if self.keys is None else take_rows(self.keys, rows),
+            take_headers(self.headers, rows),
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus.claims import OutputClaims
+from anabranch.dataflows.bus.headers import Headers
 from anabranch.state.errors import BusError
 
 OnOutOfRange = Literal["stop", "earliest"]
@@ -52,6 +53,26 @@ class TopicLimits(NamedTuple):
     retention_ms: int | None = None
 
 
+class Tombstone(bytes):
+    """The payload of a message that has none: empty bytes that know the message's ``key``."""
+
+    key: bytes | None
+
+    @classmethod
+    def of(cls, key: bytes | None) -> Tombstone:
+        """The payload of a message with this key."""
+        empty = cls()
+        empty.key = key
+        return empty
+
+
+def with_tombstones(values: list[bytes], keys: Sequence[bytes | None]) -> list[bytes]:
+    """The payloads, those that are empty as a `Tombstone`."""
+    if all(values):
+        return values
+    return [value or Tombstone.of(key) for value, key in zip(values, keys, strict=True)]
+
+
 class Slice(msgspec.Struct):
     """Consecutive messages of one topic partition, oldest first, as a reader returns them.
 
@@ -59,8 +80,10 @@ class Slice(msgspec.Struct):
         topic, partition: where they are.
         offsets: ``(n,) int64``, rising but not always contiguous.
         times: when each was published, ``(n,) int64`` epoch ms.
-        values: the ``n`` payloads.
+        values: the ``n`` payloads; one that is empty is a `Tombstone`.
         keys: the ``n`` keys, None for none.
+        headers: the headers of each, if the reader was asked for them; else, and where no message
+            has any, None.
     """
 
     topic: str
@@ -69,6 +92,7 @@ class Slice(msgspec.Struct):
     times: NDArray[np.int64]
     values: Sequence[bytes]
     keys: list[bytes | None]
+    headers: Headers | None = None
 
 
 class Publisher(Protocol):
@@ -82,6 +106,7 @@ class Publisher(Protocol):
         keys: Sequence[bytes | None] | None = None,
         partitions: Sequence[int] | int | None = None,
         times: Sequence[int] | NDArray[np.int64] | None = None,
+        headers: Headers | None = None,
     ) -> None:
         """Add ``values`` in order.
 
@@ -227,10 +252,12 @@ class Bus(Protocol):
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> Reader:
         """A reader of these partitions from these offsets; ``group`` is what `commit` reports to.
 
         ``on_out_of_range``: what to do, now or later, when retention removed unread messages.
+        ``headers``: whether slices have the headers of messages.
 
         Raises:
             BusError: a topic or partition does not exist, an offset is past the end, or it is

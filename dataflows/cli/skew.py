@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anabranch.dataflows.cli.display.errors import print_error
+from anabranch.dataflows.cli.display.errors import errors_as_exit_code
 from anabranch.dataflows.cli.display.progress import progress_display
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
@@ -19,9 +17,9 @@ from anabranch.dataflows.cli.options import (
     BusUrl,
     Json,
     PipelineName,
-    opened_bus,
+    bus_of,
 )
-from anabranch.state.errors import AnabranchError, InputError
+from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
     from anabranch.dataflows.bus import Bus
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from anabranch.dataflows.skew.served_features import ServedFeatures
 
 EXIT_SKEW = 1
-EXIT_ERROR = 2
-"""Exit codes: 1 means that skew was found, so an error has the code of wrong usage."""
 
 
 def skew(
@@ -151,7 +147,7 @@ def skew(
         raise typer.BadParameter(
             "--training compares distributions: leave out --events and --labels"
         )
-    with _errors_as_exit_code():
+    with errors_as_exit_code():
         from anabranch.dataflows.pipelines.loader import load_pipeline
 
         declared = load_pipeline(pipeline)
@@ -169,7 +165,7 @@ def skew(
                 "--labels"
             )
         names = [features] if training else [events, features, *([labels] if labels else [])]
-        with _bus_of(names, bus, bus_set, bus_config) as opened:
+        with bus_of(names, bus, bus_set, bus_config) as opened:
             check = _Check(declared, opened)
             if training is None:
                 limits = _Limits(tolerance, max_mismatch, warm_up, order_tolerance)
@@ -178,30 +174,6 @@ def skew(
                 matches = check.distributions(training, features, max_psi, bins, json)
     if not matches:
         raise typer.Exit(EXIT_SKEW)
-
-
-@contextmanager
-def _errors_as_exit_code() -> Iterator[None]:
-    """Print an error's sentence and exit with `EXIT_ERROR`."""
-    try:
-        yield
-    except AnabranchError as error:
-        print_error(error)
-        raise typer.Exit(EXIT_ERROR) from None
-
-
-@contextmanager
-def _bus_of(
-    names: Sequence[str], url: str, settings: Sequence[str] | None, config: Path | None
-) -> Iterator[Bus | None]:
-    """Open the bus if one of the names is that of a topic; else yield None."""
-    from anabranch.dataflows.skew.sources import file_of
-
-    if all(file_of(name) for name in names):
-        yield None
-        return
-    with opened_bus(url, settings, config) as opened:
-        yield opened
 
 
 @dataclass(frozen=True, slots=True)

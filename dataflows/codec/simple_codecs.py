@@ -162,7 +162,8 @@ class CustomCodec(Codec):
 class JsonSchemaCodec(Codec):
     """JSON with the prefix of a schema registry; after it JSON's own fast path."""
 
-    name: ClassVar[str] = "json"
+    name: ClassVar[str] = "json-schema"
+    makes_texts: ClassVar[bool] = JsonCodec.makes_texts
     errors: ClassVar[tuple[type[Exception], ...]] = _ERRORS
     malformed: ClassVar[DeadLetterReason] = DeadLetterReason.NOT_JSON
     makes_texts: ClassVar[bool] = True

@@ -101,8 +101,13 @@ class Schema:
     def _find(self, name: str, where: str) -> Field:
         field = self.fields.get(name)
         if field is None:
+            hint = ""
+            if isinstance(name, str) and "." in name and name.partition(".")[0] in self.fields:
+                own = name.rpartition(".")[2]
+                hint = f"; for what is in an object declare {own}: float = path({name!r})"
             raise DeclarationError(
-                f"unknown field {name!r} in {where}: {self.type_name} has {', '.join(self.fields)}"
+                f"unknown field {name!r} in {where}: {self.type_name} has "
+                f"{', '.join(self.fields)}{hint}"
             )
         return field
 

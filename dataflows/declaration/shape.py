@@ -335,6 +335,19 @@ def kind_of(value: Any) -> str:
     return next((name for kind, name in _KINDS if isinstance(value, kind)), type(value).__name__)
 
 
+def with_field_type(
+    message: type[msgspec.Struct], declared: ShapeField, annotation: Any, gc: bool = True
+) -> type[msgspec.Struct]:
+    """The message type with another type of a field that is required, in the same place."""
+    return msgspec.defstruct(
+        message.__name__,
+        [(declared.name, annotation, msgspec.field(name=declared.place))],
+        bases=(message,),
+        kw_only=True,
+        gc=gc,
+    )
+
+
 def without_cast(annotation: Any) -> tuple[Any, bool]:
     """An annotation without `Cast`, also of a member of a union, and whether it had one.
 

@@ -91,13 +91,14 @@ class HistoryBus:
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> Reader:
         readers: dict[str, Reader] = {}
         for topic in dict.fromkeys(at.topic for at in positions):
             own = {at: offset for at, offset in positions.items() if at.topic == topic}
             history = self._of(topic)
             if isinstance(history, BusTopic):
-                readers[topic] = history.reader(own, on_out_of_range)
+                readers[topic] = history.reader(own, on_out_of_range, headers)
             else:
                 readers[topic] = history.reader(own)
         return _CombinedReader(readers)

@@ -1,8 +1,8 @@
 """The events, and the labels, in the order in which the pipeline read them.
 
-The partitions of a topic are merged as in a backlog: by publishing time, made non-decreasing within
-each partition, then by partition. Labels and events are merged likewise; at equal times events come
-first.
+The partitions of a topic are merged as in a backlog: by merge time (`dataflows.bus.merge_times`:
+the publishing time, unless a clock was wrong), made non-decreasing within each partition, then by
+partition. Labels and events are merged likewise; at equal times events come first.
 """
 
 from __future__ import annotations

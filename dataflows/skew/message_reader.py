@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus import Bus, TopicPartition, UnreachableError
+from anabranch.dataflows.bus.merge_times import MergeTimes, tolerance_ms
 from anabranch.dataflows.bus.read_to_end import read_to_end
 from anabranch.dataflows.codec import CODECS, Codec, codec_of
 from anabranch.dataflows.codec.protocol import Filtered
+from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.declaration.shape import Shape, with_field_type
 from anabranch.dataflows.files.file_rows import FileTable
 from anabranch.dataflows.files.file_topic import FileTopic
 from anabranch.dataflows.messages.event_time import parse_times_ms
@@ -64,10 +68,17 @@ class MessageKind:
 def event_kind(pipeline: Pipeline) -> MessageKind:
     """The events of a pipeline: the fields of its features, and the field of an inline `LABEL`."""
     fields, label = pipeline.schema.fields, pipeline.label
-    columns = {name: (name, fields[name].kind == "text") for name in pipeline.used_fields}
+    texts = pipeline.text_fields
+    columns = {
+        name: (name, name in texts or fields[name].kind == "text") for name in pipeline.used_fields
+    }
     if isinstance(label, Inline) and pipeline.label_windows:
         columns[LABEL] = (label.field, False)
-    checked = [name for name in pipeline.read_fields if fields[name].integer]
+    checked = [
+        name
+        for name in pipeline.read_fields
+        if name not in texts and (fields[name].integer or fields[name].is_decimal)
+    ]
     if isinstance(label, Inline) and pipeline.target_kind == "number":
         checked.append(label.field)
     return MessageKind(pipeline.event, "events", pipeline.id, pipeline.time, columns, checked)
@@ -112,7 +123,7 @@ class Messages:
         topic: the topic to which the offsets refer; of a file, the topic that it stands for.
         frame: a row per valid message, sorted by `PUBLISHED`, partition and offset: the columns of
             its kind (text, or float64 with null), and `ID`, `PARTITION`, `OFFSET`, `TIME` and
-            `PUBLISHED`, the publishing time made non-decreasing within its partition.
+            `PUBLISHED`, the merge time made non-decreasing within its partition.
         read: number of messages read, valid or not.
         from_start: whether no earlier messages have been deleted.
         first_error: what is wrong with the first invalid message.
@@ -175,13 +186,13 @@ class _Reader:
         self.read = 0
         self._kind = kind
         self._frames: list[pl.DataFrame] = []
-        self._published: dict[int, int] = {}
+        self._stamps: dict[int, list[I64]] = {}  # by partition, of all messages
         self._first_error = ""
         self._max_future_ms = parse_duration_ms(pipeline.max_clock_skew)
+        self._tolerance_ms = tolerance_ms(pipeline.max_clock_skew)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
-        wire = msgspec.defstruct(
-            kind.type.__name__, [(kind.time, int | float | str)], bases=(kind.type,), kw_only=True
-        )
+        time_field = next(each for each in Shape.of(kind.type).fields if each.name == kind.time)
+        wire = with_field_type(kind.type, time_field, int | float | str)
         topics = pipeline.topics
         if codec is None:
             codec = codec_of(pipeline, topics.events if kind.name == "events" else topics.labels)
@@ -192,21 +203,34 @@ class _Reader:
     def add(self, piece: Piece) -> None:
         """Append a frame of the valid messages of a piece."""
         self.read += len(piece.values)
-        before = self._published.get(piece.partition, int(np.iinfo(np.int64).min))
-        published = np.maximum(np.maximum.accumulate(piece.times), before)
-        self._published[piece.partition] = int(published[-1])
+        stamps = self._stamps.setdefault(piece.partition, [])
+        before = sum(map(len, stamps))
+        stamps.append(piece.times)
         messages, rows = self._decoded(piece.values)
         if messages:
-            self._frames.append(self._frame(piece, published, messages, rows))
+            self._frames.append(self._frame(piece, before, messages, rows))
 
     def messages(self, source: str, topic: str, from_start: bool) -> Messages:
         """The messages added so far, sorted by publishing time."""
         frame = pl.concat(self._frames) if self._frames else pl.DataFrame()
         if len(frame):
-            frame = frame.sort(PUBLISHED, PARTITION, OFFSET)
+            frame = self._with_merge_times(frame).sort(PUBLISHED, PARTITION, OFFSET)
         return Messages(source, topic, frame, self.read, from_start, self._first_error)
 
-    def _frame(self, piece: Piece, published: I64, messages: list[Any], rows: I64) -> pl.DataFrame:
+    def _with_merge_times(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with rising merge times in place of the messages' numbers in `PUBLISHED`."""
+        partitions, numbers = frame[PARTITION].to_numpy(), frame[PUBLISHED].to_numpy()
+        published = np.zeros(len(frame), np.int64)
+        newest = int(time.time() * 1000) + self._tolerance_ms
+        for partition, stamps in self._stamps.items():
+            times, _ = MergeTimes(self._tolerance_ms).determine(
+                np.concatenate(stamps), True, newest
+            )
+            own = partitions == partition
+            published[own] = np.maximum.accumulate(times)[numbers[own]]
+        return frame.with_columns(pl.Series(PUBLISHED, published))
+
+    def _frame(self, piece: Piece, before: int, messages: list[Any], rows: I64) -> pl.DataFrame:
         kind = self._kind
         times, bad = parse_times_ms(
             [getattr(message, kind.time) for message in messages], self._time_scale, self._zone
@@ -217,10 +241,10 @@ class _Reader:
         if not valid.all() and not self._first_error:
             self._first_error = "its time or a number is out of range"
         columns: dict[str, Any] = {
-            ID: pl.Series([getattr(message, kind.id) for message in messages], dtype=pl.String),
+            ID: _column([getattr(message, kind.id) for message in messages], True),
             PARTITION: np.full(len(rows), piece.partition),
             OFFSET: piece.offsets[rows],
-            PUBLISHED: published[rows],
+            PUBLISHED: before + rows,
             TIME: times,
         }
         for name, (source, is_text) in kind.columns.items():
@@ -249,19 +273,19 @@ class _Reader:
         for name in self._kind.checked:
             for row, message in enumerate(messages):
                 value = getattr(message, name)
-                valid[row] &= value is None or abs(value) <= MAX_NUMBER
+                valid[row] &= value is None or abs(_as_float(value)) <= MAX_NUMBER
         return valid
 
 
 def _column(values: list[Any], is_text: bool) -> pl.Series:
     if is_text:
-        return pl.Series(values, dtype=pl.String)
+        return pl.Series([None if v is None else text_of(v) for v in values], dtype=pl.String)
     return pl.Series([None if v is None else _as_float(v) for v in values], dtype=pl.Float64)
 
 
-def _as_float(value: float) -> float:
+def _as_float(value: Any) -> float:
     """An integer beyond the range of floats becomes infinite; its row is dropped."""
     try:
-        return float(value)
+        return float(value.value if isinstance(value, Enum) else value)
     except OverflowError:
         return float("inf")

@@ -26,7 +26,16 @@ from anabranch.dataflows.skew.row_features import TIME, row_columns
 from anabranch.dataflows.skew.timeline import Timeline
 from anabranch.dataflows.skew.window_stats import decayed, distinct, since_last, windows
 from anabranch.state.durations import parse_duration_ms
-from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, WindowSpec
+from anabranch.state.keys.hashing import NO_KEY
+from anabranch.state.windows.entity_state import EntityState
+from anabranch.state.windows.event_log import QUERY_ONLY
+from anabranch.state.windows.specs import (
+    DecayedSpec,
+    DistinctSpec,
+    SinceLastSpec,
+    Spec,
+    WindowSpec,
+)
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -204,6 +213,7 @@ class _Entity:
     def __init__(self, frame: pl.DataFrame, name: str, max_lateness_ms: int) -> None:
         self._frame = frame
         self._keys: I64 = _codes(frame[name])
+        self._no_key = self._keys < 0
         self._times: I64 = frame[TIME].to_numpy()
         self._max_lateness_ms = max_lateness_ms
         self._timelines: dict[int, Timeline] = {}
@@ -231,10 +241,14 @@ class _Entity:
                 by_position = [distinct(line, codes, width) for width in spec.widths_ms]
             case _:
                 return None
-        return [
+        columns = [
             (by_place[line.position], None if free is None else free[line.position])
             for by_place, free in zip(by_position, rounding, strict=True)
         ]
+        if self._no_key.any():
+            for (values_of, _), empty in zip(columns, _of_empty_window(spec), strict=True):
+                values_of[self._no_key] = empty
+        return columns
 
     def _timeline(self, resolution_ms: int) -> Timeline:
         """The timeline by panes of ``resolution_ms``; 1: by time."""
@@ -249,6 +263,16 @@ class _Entity:
     def _numbers(self, name: str) -> F64:
         """A number column, NaN for null."""
         return self._frame[name].to_numpy()
+
+
+def _of_empty_window(spec: Spec) -> list[float]:
+    """What a spec's features are for an event that has no entity."""
+    value = getattr(spec, "value", "")
+    values = {value: np.zeros(1, np.int64 if isinstance(spec, DistinctSpec) else np.float64)}
+    state = EntityState([spec], 0)
+    mode = np.array([QUERY_ONLY], np.uint8)
+    row: list[float] = state.update([NO_KEY], np.zeros(1, np.int64), values, mode)[0].tolist()
+    return row
 
 
 def _codes(texts: pl.Series) -> I64:

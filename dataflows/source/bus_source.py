@@ -23,6 +23,7 @@ from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourc
 from anabranch.dataflows.batch.batch import IDLE, Batch, RawBatch
 from anabranch.dataflows.batch.candidates import Candidates
 from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition, UnreachableError
+from anabranch.dataflows.bus.merge_times import tolerance_ms
 from anabranch.dataflows.bus.read_to_end import at_end, ends_now
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.event_time import FIRST_MS
@@ -155,6 +156,7 @@ class _WorkerReader:
             on_out_of_range=options.on_out_of_range,
             limit=options.limit,
             idle_timeout_s=options.idle_timeout_s,
+            tolerance_ms=tolerance_ms(pipeline.max_clock_skew),
         )
         self._decoder = BatchDecoder(
             pipeline,

@@ -31,11 +31,12 @@ from anabranch.dataflows.batch.row_ids import row_id
 from anabranch.dataflows.batch.typed_rows import TypedRows
 from anabranch.dataflows.bus import UnreachableError
 from anabranch.dataflows.codec import CODECS, Codec, codec_of
+from anabranch.dataflows.codec.foreign_formats import foreign_format
 from anabranch.dataflows.codec.protocol import Columns, DecodedColumns, Filtered
 from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.declaration.schema import Schema
-from anabranch.dataflows.declaration.shape import Cast, Shape, without_cast
+from anabranch.dataflows.declaration.shape import Cast, Shape, with_field_type
 from anabranch.dataflows.messages.control import Control, control_error
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.event_time import FIRST_MS, LAST_MS, parse_times_ms
@@ -80,8 +81,10 @@ class StructDecoder:
         self.errors: tuple[type[Exception], ...] = (Exception,) if has_own_code else codec.errors
         self._shape = Shape.of(message)
         self._unknown = unknown
-        self.integer_time = _with_time_type(message, time_field, int)
-        of_any_time = _with_time_type(message, time_field, int | float | str)
+        time = next(each for each in self._shape.fields if each.name == time_field)
+        gc = not _is_all_plain(message)  # plain fields hold nothing to collect
+        self.integer_time = with_field_type(message, time, Cast[int] if time.cast else int, gc)
+        of_any_time = with_field_type(message, time, int | float | str, gc)
         self._tolerant = codec.decoder(of_any_time), codec.decoder(self.integer_time)
         self._decode, self._decode_integer_time = self._tolerant
         if not self._shape.forbids_unknown and codec.tells_unknown:
@@ -152,12 +155,16 @@ class StructDecoder:
     def _fault(self, error: Exception, value: bytes) -> Fault:
         """Why a message could not be decoded; of an error in the user's code, where it was raised.
 
+        Bytes of another format are named.
+
         msgspec makes a `ValidationError` of a ValueError and a TypeError, with that as its cause.
         """
         raised = error.__cause__ if isinstance(error.__cause__, Exception) else error
         if raised is error and isinstance(error, self.codec.errors):
             reason, detail = self.codec.fault(error)
-            return reason, detail + self._suggestion(detail, value)
+            known = None if reason is DeadLetterReason.TYPE_MISMATCH else foreign_format(value)
+            detail += self._suggestion(detail, value)
+            return reason, detail if known is None else f"{detail}; {known}"
         return DeadLetterReason.TYPE_MISMATCH, describe_error(raised)
 
     def _suggestion(self, detail: str, value: bytes) -> str:
@@ -227,9 +234,8 @@ class BatchDecoder:
         # Rows of a file are read as JSON, whatever the format of the topic.
         self._file_events = self._events
         if codec.name != "json":
-            self._file_events = StructDecoder(
-                CODECS["json"], pipeline.event, pipeline.time, self._unknown
-            )
+            json = CODECS["json"]
+            self._file_events = StructDecoder(json, pipeline.event, pipeline.time, self._unknown)
         self._control_codec = codec_of(pipeline, topics.control)
         self._decode_control = self._control_codec.decoder(Control)
         self._id = pipeline.id
@@ -243,6 +249,7 @@ class BatchDecoder:
         self._read = column_reader(self._names)
         self._read_with_time = column_reader([pipeline.time, *self._names])
         texts = pipeline.text_fields
+        self._texts = [name for name in dict.fromkeys(self._names) if name in texts]
         self._converters = _converters(pipeline.schema, self._names, texts)
         self._columns = codec.column_decoder(
             self._events.integer_time,
@@ -251,7 +258,7 @@ class BatchDecoder:
             **({"texts": texts} if codec.makes_texts else {}),
         )
         self._unknown_counts: Counter[str] | None = getattr(self._columns, "unknown", None)
-        self._texts_afterwards = [] if codec.makes_texts else sorted(texts)
+        self._texts_afterwards = [] if codec.makes_texts else self._texts
         self._set_up_labels(pipeline)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
         self._local_time = pipeline.local_time
@@ -378,6 +385,8 @@ class BatchDecoder:
         typed = rows.values
         assert isinstance(typed, TypedRows)
         columns = {name: typed.columns[name] for name in self._names}
+        for name in self._texts:
+            columns[name] = list(map(text_of, columns[name].tolist()))
         span = extent(times) if len(times) else NO_SPAN
         return self._batch(
             raw, rows, times, span, columns, self._label_rows(labels), order, dead_letters
@@ -514,22 +523,6 @@ class BatchDecoder:
             return None
 
 
-def _with_time_type(
-    message: type[msgspec.Struct], time_field: str, time_type: Any
-) -> type[msgspec.Struct]:
-    """The message type with another type of its time field, in the same place."""
-    declared = next(f for f in msgspec.structs.fields(message) if f.name == time_field)
-    if time_type is int and without_cast(declared.type)[1]:
-        time_type = Cast[int]
-    return msgspec.defstruct(
-        message.__name__,
-        [(time_field, time_type, msgspec.field(name=declared.encode_name))],
-        bases=(message,),
-        kw_only=True,
-        gc=not _is_all_plain(message),  # plain fields hold nothing to collect
-    )
-
-
 def _without_unknown(message: type[msgspec.Struct]) -> type[msgspec.Struct]:
     """The message type, with unknown fields forbidden."""
     gc = message.__struct_config__.gc
@@ -543,7 +536,7 @@ def _converters(
 ) -> list[tuple[Any, Callable[[Any], Any]]]:
     """The fields, by name, whose values are not used as they were decoded, and what makes them."""
     found = []
-    for name in names:
+    for name in dict.fromkeys(names):
         field = schema.fields[name]
         convert = text_of if name in texts and field.kind != "text" else field.value_of
         if convert is not None:

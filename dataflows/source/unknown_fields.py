@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from anabranch.dataflows.declaration.casts import shown
 from anabranch.dataflows.declaration.shape import Shape
+from anabranch.dataflows.messages.similar_names import similar_name
 
 LOG = logging.getLogger("anabranch")
 _NAMES_IN_A_LINE = 20
@@ -73,16 +74,14 @@ class UnknownFields:
         return ""
 
 
-def similar_field(missing: str, unknown: Iterable[str]) -> str | None:
+def similar_field(missing: str, unknown: Collection[str]) -> str | None:
     """The unknown field of a message that may be the one that it lacks.
 
     >>> similar_field("total.amount", ["total.amuont", "currency"])
     'total.amuont'
     """
-    names = {name.lower().replace("_", ""): name for name in unknown}
-    wanted = missing.lower().replace("_", "")
-    found = difflib.get_close_matches(wanted, names, 1, 0.75)
-    if not found:
-        ends = {name.rpartition(".")[2]: name for name in names}
-        found = [ends[end] for end in [wanted.rpartition(".")[2]] if end in ends]
-    return names[found[0]] if found else None
+    found = similar_name(missing, unknown)
+    if found is None:
+        end = missing.rpartition(".")[2]
+        found = next((name for name in unknown if name.rpartition(".")[2] == end), None)
+    return found

@@ -32,6 +32,7 @@ from anabranch.models.prequential.outcome import Outcome
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout.serving import Serving
 from anabranch.state.durations import parse_duration_ms
+from anabranch.state.keys.hashing import keys_of
 from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.store.delta import Delta
 
@@ -156,7 +157,7 @@ class InlineLearning(Learning):
         values = batch.targets if self._labelled else []
         targets = read_targets(self._task, [] if values is None else values, len(batch))
         if self.windows is not None and len(batch):
-            keys = [batch.columns[entity] for entity in self.windows.entities]
+            keys = [keys_of(batch.columns[entity]) for entity in self.windows.entities]
             self.windows.fill_inline(keys, batch.times, targets, self._task, batch.features)
         outcome = self._prequential.run_inline(
             EventBatch(
@@ -213,7 +214,8 @@ class DelayedLearning(Learning):
         windows = self.windows
         if windows is None:
             return None
-        keys = [batch.columns[entity] for entity in windows.entities] if batch.ids else []
+        entities = windows.entities if batch.ids else ()
+        keys = [keys_of(batch.columns[entity]) for entity in entities]
         pending = self._models.pending
         return lambda joined: windows.fill(joined, pending, keys, batch.features)
 

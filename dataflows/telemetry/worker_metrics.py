@@ -93,15 +93,15 @@ class WorkerMetrics:
         self._dead = self._counter(
             "anabranch_dead_letters", "Messages that could not be used, by reason", "reason"
         )
-        self._filtered = self._counter(
-            "anabranch_filtered_messages",
-            "Messages that were skipped: not selected by a filter, or tombstones",
-            "topic",
-        )
         self._unknown = self._counter(
             "anabranch_unknown_fields",
             "Fields of messages that their type does not declare, which are ignored",
             *("topic", "field"),
+        )
+        self._filtered = self._counter(
+            "anabranch_filtered_messages",
+            "Messages that were skipped: not selected by a filter, or tombstones",
+            "topic",
         )
         self._outcomes = self._counter(
             "anabranch_label_outcomes",

@@ -226,6 +226,7 @@ class EmbeddedBus:
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> EmbeddedReader:
         """A reader of these partitions from these offsets; ``group`` is not kept anywhere.
 
@@ -233,7 +234,7 @@ class EmbeddedBus:
             BusError: a topic or partition does not exist, an offset is past the end, or it is
                 no longer kept and ``on_out_of_range`` is ``stop``.
         """
-        return EmbeddedReader(self.existing, positions, on_out_of_range, self.url)
+        return EmbeddedReader(self.existing, positions, on_out_of_range, self.url, headers)
 
     def close(self) -> None:
         """Nothing is held open: publishers and readers have their own connections."""

@@ -284,6 +284,7 @@ class KafkaBus:
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> KafkaReader:
         """A reader of these partitions from these offsets; ``group`` is what `commit` reports to.
 
@@ -309,7 +310,9 @@ class KafkaBus:
             conf["on_commit"] = commits.on_commit
         consumer: Consumer = self._client(lambda: Consumer(conf, logger=RDKAFKA_LOG))
         watch = BrokerWatch(self.probe, list(positions), log, self.url)
-        return KafkaReader(consumer, positions, self.bounds, watch, log, commits, on_out_of_range)
+        return KafkaReader(
+            consumer, positions, self.bounds, watch, log, commits, on_out_of_range, headers
+        )
 
     def claim_outputs(
         self, topics: Sequence[str], pipeline: str, run: str, say: Callable[[str], None]
