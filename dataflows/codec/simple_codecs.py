@@ -166,7 +166,6 @@ class JsonSchemaCodec(Codec):
     makes_texts: ClassVar[bool] = JsonCodec.makes_texts
     errors: ClassVar[tuple[type[Exception], ...]] = _ERRORS
     malformed: ClassVar[DeadLetterReason] = DeadLetterReason.NOT_JSON
-    makes_texts: ClassVar[bool] = True
     tells_unknown: ClassVar[bool] = True
 
     def __init__(

@@ -15,6 +15,7 @@ import msgspec
 
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.inputs import Delayed, Inline
+from anabranch.dataflows.recovery.sealed_json import damaged, seal, unseal
 from anabranch.models.learners.description import describe as describe_model
 from anabranch.state.errors import StateError
 from anabranch.state.store.atomic_files import atomic_write
@@ -105,12 +106,13 @@ def read_manifest(directory: Path) -> Manifest | None:
         if old is not None:
             raise _unreadable_format(directory, old)
         return None
+    fields = unseal(content, path)
+    if fields.get("format") != FORMAT:
+        raise _unreadable_format(directory, content)
     try:
-        if msgspec.json.decode(content, type=dict[str, Any]).get("format") != FORMAT:
-            raise _unreadable_format(directory, content)
-        return msgspec.json.decode(content, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise StateError(f"{path} is damaged ({error}): restore it from a backup") from None
+        return msgspec.convert(fields, Manifest)
+    except msgspec.ValidationError as error:
+        raise damaged(path, str(error)) from None
 
 
 def _read(path: Path) -> bytes | None:
@@ -126,7 +128,7 @@ def _unreadable_format(directory: Path, content: bytes) -> StateError:
     """Says how to get the same state in this version's format: by a replay of the history."""
     try:
         fields = msgspec.json.decode(content, type=dict[str, Any])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         fields = {}
     events = f"{fields.get('pipeline', 'PIPELINE')}.events"
     return StateError(
@@ -142,7 +144,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     Raises:
         StateError: it can't be written.
     """
-    atomic_write(directory / NAME, msgspec.json.format(msgspec.json.encode(manifest)))
+    atomic_write(directory / NAME, seal(msgspec.to_builtins(manifest)))
 
 
 def check(manifest: Manifest, pipeline: Pipeline, directory: Path, shards: int) -> None:

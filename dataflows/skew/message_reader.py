@@ -125,7 +125,7 @@ class Messages:
             its kind (text, or float64 with null), and `ID`, `PARTITION`, `OFFSET`, `TIME` and
             `PUBLISHED`, the merge time made non-decreasing within its partition.
         read: number of messages read, valid or not.
-        from_start: whether no earlier messages have been deleted.
+        starts: the first offset of each partition.
         first_error: what is wrong with the first invalid message.
     """
 
@@ -133,27 +133,39 @@ class Messages:
     topic: str
     frame: pl.DataFrame
     read: int
-    from_start: bool
+    starts: list[int]
     first_error: str
+
+    @property
+    def from_start(self) -> bool:
+        """Whether no earlier messages have been deleted."""
+        return not any(self.starts)
 
 
 def messages_from_topic(
-    pipeline: Pipeline, kind: MessageKind, bus: Bus, topic: str, on_progress: OnProgress
+    pipeline: Pipeline,
+    kind: MessageKind,
+    bus: Bus,
+    topic: str,
+    on_progress: OnProgress,
+    until: Sequence[int] | None = None,
 ) -> Messages:
-    """Read all messages that are on a topic now.
+    """Read all messages that are on a topic now, or those before ``until``, by partition.
 
     Raises:
         BusError: the topic does not exist, or can't be read.
         InputError: it is empty, unless the kind allows that.
     """
     starts, ends = offsets_of(bus, topic, kind.may_be_empty)
+    if until is not None:
+        ends = [min(end, last) for end, last in zip(ends, until, strict=False)]
     reader = _Reader(pipeline, kind)
     for piece in topic_pieces(bus, topic, starts, ends):
         reader.add(piece)
         on_progress(f"reading {kind.name}", reader.read, sum(ends) - sum(starts))
     if not reader.read and not kind.may_be_empty:  # its offsets hold no message
         raise no_messages(bus, topic)
-    return reader.messages(f"topic {topic!r}", topic, not any(starts))
+    return reader.messages(f"topic {topic!r}", topic, starts)
 
 
 def messages_from_file(
@@ -176,7 +188,7 @@ def messages_from_file(
             own = rows.take(rows.partitions == number)
             reader.add(Piece(number, own.offsets, own.times, own.values))
         on_progress(f"reading {kind.name}", reader.read, sum(file.counts))
-    return reader.messages(str(path), file.name, not any(file.starts))
+    return reader.messages(str(path), file.name, file.starts)
 
 
 class _Reader:
@@ -210,12 +222,12 @@ class _Reader:
         if messages:
             self._frames.append(self._frame(piece, before, messages, rows))
 
-    def messages(self, source: str, topic: str, from_start: bool) -> Messages:
+    def messages(self, source: str, topic: str, starts: list[int]) -> Messages:
         """The messages added so far, sorted by publishing time."""
         frame = pl.concat(self._frames) if self._frames else pl.DataFrame()
         if len(frame):
             frame = self._with_merge_times(frame).sort(PUBLISHED, PARTITION, OFFSET)
-        return Messages(source, topic, frame, self.read, from_start, self._first_error)
+        return Messages(source, topic, frame, self.read, starts, self._first_error)
 
     def _with_merge_times(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with rising merge times in place of the messages' numbers in `PUBLISHED`."""

@@ -58,6 +58,7 @@ class Recomputed:
         label_distance_ms: window over labels → ``(n,) int64``, time between the publishing of the
             event and of the nearest label of its key. If it is short, they may have been read in
             the other order.
+        keys: entity → ``(n,) int64``, a code for the key of each row.
         late, duplicates: numbers of events dropped.
     """
 
@@ -67,6 +68,7 @@ class Recomputed:
     not_checked: list[str] = field(default_factory=list)
     served: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     label_distance_ms: dict[str, I64] = field(default_factory=dict)
+    keys: dict[str, I64] = field(default_factory=dict)
     late: int = 0
     duplicates: int = 0
 
@@ -93,6 +95,7 @@ def recompute(
         duplicates=accepted.duplicates,
     )
     entities: dict[str, _Entity] = {}
+    result.keys = {entity: _codes(frame[entity]) for entity in pipeline.entities}
     total = len(pipeline.features)
     over_labels = [each for each in pipeline.features if isinstance(each, LabelWindow)]
     for done, feature in enumerate(pipeline.features):
@@ -108,18 +111,38 @@ def recompute(
     return result
 
 
-def longest_look_back_ms(pipeline: Pipeline) -> int:
-    """How far back in event time features depend on earlier events, in ms."""
-    keyed = [feature for feature in pipeline.features if isinstance(feature, KeyedFeature)]
+def window_columns(pipeline: Pipeline) -> dict[str, list[str]]:
+    """Entity → its features over events."""
+    return {
+        entity: [name for feature, _ in features for name in feature.columns()]
+        for entity, features in pipeline.entities.items()
+    }
+
+
+def look_back_ms(pipeline: Pipeline) -> dict[str, int]:
+    """Feature → how far back in event time it depends on earlier events, in ms."""
     label = pipeline.label
     timeout_ms = parse_duration_ms(label.timeout) if isinstance(label, Delayed) else 0
-    return max(
-        (
-            each.spec.retention_ms + (timeout_ms if isinstance(each, LabelWindow) else 0)
-            for each in keyed
-        ),
-        default=0,
-    )
+    found: dict[str, int] = {}
+    for feature in pipeline.features:
+        names = feature.columns()
+        if not isinstance(feature, KeyedFeature):
+            found |= dict.fromkeys(names, 0)
+            continue
+        spec = feature.spec
+        memories = spec.memories_ms()
+        if isinstance(spec, DecayedSpec):  # exact only where all is forgotten
+            memories = [spec.retention_ms] * len(names)
+        elif isinstance(spec, WindowSpec):
+            memories = [memory + spec.resolution_ms for memory in memories]
+        more = timeout_ms if isinstance(feature, LabelWindow) else 0
+        found |= {name: memory + more for name, memory in zip(names, memories, strict=True)}
+    return found
+
+
+def longest_look_back_ms(pipeline: Pipeline) -> int:
+    """How far back in event time features depend on earlier events, in ms."""
+    return max(look_back_ms(pipeline).values(), default=0)
 
 
 def _columns(

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 
 from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourcePartition
 
-from anabranch.dataflows.batch.batch import IDLE, Batch, RawBatch
+from anabranch.dataflows.batch.batch import Batch, RawBatch, time_batch
 from anabranch.dataflows.batch.candidates import Candidates
 from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition, UnreachableError
 from anabranch.dataflows.bus.merge_times import tolerance_ms
 from anabranch.dataflows.bus.read_to_end import at_end, ends_now
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.event_time import FIRST_MS
+from anabranch.dataflows.messages.outputs import Cause
 from anabranch.dataflows.recovery.state_partition import StatePartition
 from anabranch.dataflows.recovery.tokens import (
     PartitionState,
@@ -138,6 +139,7 @@ class _WorkerReader:
         self._partitions = partitions
         self._unread: dict[str, int] = {}  # topic → partitions added since the start
         self.inputs = pipeline.inputs
+        self._control = pipeline.topics.control
         self._state = state
         self.needs_bootstrap = state is not None and state.manifest.by_shard
         self.options = options
@@ -357,14 +359,32 @@ class _WorkerReader:
         self._quiet_since = self._quiet_since or now
         if now - self._quiet_since < _IDLE_AFTER_S or any(self.reader.lag().values()):
             return []
-        return self._router.watermark(self.options.worker_id, IDLE)
+        return self._router.idle(self.options.worker_id, self._time_batch)
 
     def end_of_stream(self) -> list[Keyed]:
         """Once, when all is read that was there: notify the shards that nothing more comes."""
         if self._end_sent or self.options.stop.is_set():
             return []
         self._end_sent = True
-        return self._router.end_of_stream(self.options.worker_id)
+        return self._router.end_of_stream(self.options.worker_id, self._time_batch)
+
+    def _time_batch(self) -> Batch | None:
+        """A batch that lets time pass as far as this worker has come; None if it has read nothing.
+
+        It stands for the last message of the last of its partitions, which is always the same one
+        as long as nothing is read.
+        """
+        last = max(
+            (at for at, n in self.reader.positions.items() if n > 0 and at.topic != self._control),
+            default=None,
+        )
+        if last is None:
+            return None
+        batch = self._decoder.decode(self.reader.empty_batch())
+        if self._candidates is not None:
+            batch = self._candidates.expand(batch)
+        cause = Cause(last.topic, last.partition, self.reader.positions[last] - 1)
+        return time_batch(batch, cause, self._filter.watermark_ms)
 
     def leave(self, part: _SourcePartition) -> None:
         """Remove a partition; the last one closes the reader."""

@@ -199,6 +199,10 @@ class MergedReader:
         self._fold()
         return self._latest
 
+    def empty_batch(self) -> RawBatch:
+        """A batch without rows, which is not one of those that are numbered."""
+        return RawBatch(self._worker_id, -1, NO_ROWS, NO_ROWS, _NO_TIMES, self.clock(), NO_ROWS)
+
     def unavailable_reason(self) -> str | None:
         """What is waited for if the bus has not responded for 5 s, else None; from any thread."""
         reader = self._reader

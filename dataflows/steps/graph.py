@@ -39,6 +39,7 @@ from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.recovery.tokens import (
     BY_SHARD,
     MODELS_STEP,
+    SINK,
     SOURCE,
     TOGETHER,
     StepState,
@@ -96,7 +97,7 @@ def build_graph(
     rows = op.input(
         SOURCE, flow, BusSource(pipeline, bus, source, router, metrics, partitions, state)
     )
-    steps = _Steps(pipeline, options)
+    steps = _Steps(pipeline, options, min(options.workers, partitions))
     if options.workers == 1:
         results = op.stateful_batch(steps.step_id(TOGETHER), rows, steps.windows_and_models)
     else:
@@ -120,16 +121,20 @@ def build_graph(
         metrics.on_dead_letters,
     )
     outgoing = op.flat_map_batch("encode", results, encoder)
-    op.output("sink", outgoing, _sink(pipeline, bus, source, partitions, options))
+    op.output(SINK, outgoing, _sink(pipeline, bus, source, partitions, options))
     return flow
 
 
 class _Steps:
-    """Builds the stateful steps, each from what the engine kept of it, if anything."""
+    """Builds the stateful steps, each from what the engine kept of it, if anything.
 
-    def __init__(self, pipeline: Pipeline, options: GraphOptions) -> None:
+    ``readers`` is how many workers have partitions to read.
+    """
+
+    def __init__(self, pipeline: Pipeline, options: GraphOptions, readers: int) -> None:
         self._pipeline = pipeline
         self._options = options
+        self._readers = readers
 
     def step_id(self, step: str) -> str:
         """The id of a step in the engine."""
@@ -139,13 +144,16 @@ class _Steps:
     def windows(self, resume: StepState) -> StatefulBatchLogic[Item, Item, StepState]:
         pipeline, use, token = self._pipeline, self._options, decode_token(resume)
         return guarded(
-            lambda: WindowStep(pipeline, use.metrics, use.workers, use.state, token), use.guard
+            lambda: WindowStep(
+                pipeline, use.metrics, use.workers, use.state, token, readers=self._readers
+            ),
+            use.guard,
         )
 
     def models(self, resume: StepState) -> StatefulBatchLogic[Item, Results | Bootstrap, StepState]:
         pipeline, use, token = self._pipeline, self._options, decode_token(resume)
         return guarded(
-            lambda: ModelStep(pipeline, use.metrics, use.state, token, use.workers), use.guard
+            lambda: ModelStep(pipeline, use.metrics, use.state, token, self._readers), use.guard
         )
 
     def windows_and_models(

@@ -46,6 +46,10 @@ class LabelDeadLetters:
         """What is stored with label ``row`` while it is buffered, in case its event never comes."""
         return self._encoder.encode(_context(labels, row))
 
+    def id_of(self, context: bytes) -> str:
+        """The id of the label with which ``context`` is stored."""
+        return readable_row_id(self._decoder.decode(context).id)
+
     def of(self, batch: Batch, outcome: Outcome) -> list[DeadLetter]:
         """One for each label that was rejected, or has expired in the buffer."""
         rejected = [

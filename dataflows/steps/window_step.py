@@ -43,10 +43,11 @@ class WindowStep(StatefulBatchLogic[Item, Item, StepState]):
     Args:
         pipeline: what it runs.
         metrics: of this worker.
-        workers: how many send rows here.
+        workers: how many there are.
         state: where it is stored; None in a run that keeps none.
         token: the generation to resume from; None in a new state, where the first item says for
             which shard this step is.
+        readers: how many workers send rows here; None: all.
     """
 
     def __init__(
@@ -56,9 +57,10 @@ class WindowStep(StatefulBatchLogic[Item, Item, StepState]):
         workers: int = 1,
         state: StateDirectory | None = None,
         token: Token | None = None,
+        readers: int | None = None,
     ) -> None:
         self._by_shard = workers > 1
-        self._watermarks = WorkerWatermarks(workers)
+        self._watermarks = WorkerWatermarks(readers or workers)
         self._pipeline = pipeline
         self._entities = list(pipeline.entities)
         fields = pipeline.schema.fields
