@@ -42,6 +42,8 @@ REJECTED, ACCEPTED = 0, 1
 DEPTH = 32
 """How deep messages may be in each other."""
 
+_HEAD = 5  # bytes, of a tag or a length
+_MOST_TAG = (1 << 32) - 1
 _MOST_SECONDS = 253_402_300_799
 
 
@@ -116,8 +118,8 @@ def scan_messages(
                 end, around = stack[2 * depth], stack[2 * depth + 1]
                 last = 0
                 continue
-            at, tag = _varint(blob, at, end)
-            if at < 0:
+            at, tag = _varint(blob, at, min(end, at + _HEAD))
+            if at < 0 or tag > np.uint64(_MOST_TAG):
                 return REJECTED
             number, wire = np.int64(tag >> np.uint64(3)), np.int64(tag & np.uint64(7))
             if number == 0:
@@ -142,7 +144,7 @@ def scan_messages(
                 elif wire == HALF:
                     at += 4
                 elif wire == BYTES:
-                    at, size = _varint(blob, at, end)
+                    at, size = _varint(blob, at, min(end, at + _HEAD))
                     if at < 0 or size > np.uint64(end - at):
                         return REJECTED
                     at += np.int64(size)
@@ -215,7 +217,7 @@ def scan_messages(
                 if op in (DOUBLE, FLOAT) and not np.isfinite(numbers[out, row]):
                     return REJECTED
             else:
-                at, length = _varint(blob, at, end)
+                at, length = _varint(blob, at, min(end, at + _HEAD))
                 if at < 0 or length > np.uint64(end - at):
                     return REJECTED
                 after: Any = at + np.int64(length)
