@@ -53,8 +53,8 @@ class Filtered(Exception):
 class ColumnDecoder(Protocol):
     """Decodes whole batches of one message type straight into columns.
 
-    One that ignores fields which the type does not have may count them, in attributes ``unknown``
-    and ``examples`` (path → count and path → value), which its user clears.
+    One that ignores fields which the type does not have may count them: then it has a method
+    ``take_unknown`` and an attribute ``has_new_fields``, as `JsonColumnDecoder` has.
     """
 
     def read(self, values: list[bytes], published: I64) -> DecodedColumns | None:

@@ -178,6 +178,7 @@ class _WorkerReader:
         self._missing: dict[str, dict[int, int]] = {}  # topic → partition → first offset
         self.parts: list[_SourcePartition] = []
         metrics.add_reporter(lambda: metrics.on_lag(self.reader.lag()))
+        metrics.add_reporter(self._decoder.report_unknown_fields)
         if options.worker_id == "0":
             metrics.add_reporter(self._report_added_partitions)
 

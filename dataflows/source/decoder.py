@@ -202,7 +202,8 @@ class BatchDecoder:
     ``now`` gives the wall clock in seconds: an event whose time is ahead of its publishing time, or
     of the clock, by more than the pipeline's ``max_clock_skew`` is a dead letter. ``on_time_unit``
     is called once per topic whose times seem to be in another unit, with that unit;
-    ``on_unknown_fields`` with a topic and how often fields came that its type does not have;
+    ``on_unknown_fields`` with a topic and how often fields came that its type does not have, as
+    soon as there is a new one, and at `report_unknown_fields`;
     ``on_filtered`` with a topic and how many of its messages were none of the pipeline's.
 
     While a schema registry does not respond, `decode` raises `UnreachableError`, and may be called
@@ -257,7 +258,7 @@ class BatchDecoder:
             self._names,
             **({"texts": texts} if codec.makes_texts else {}),
         )
-        self._unknown_counts: Counter[str] | None = getattr(self._columns, "unknown", None)
+        self._counts_unknown = hasattr(self._columns, "take_unknown")
         self._texts_afterwards = [] if codec.makes_texts else self._texts
         self._set_up_labels(pipeline)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
@@ -288,6 +289,13 @@ class BatchDecoder:
             ]
             self._read_label_time = column_reader([label.time])
             self._read_label = column_reader([label.id, label.field])
+
+    def report_unknown_fields(self) -> None:
+        """Count what unknown fields came; new ones are reported without being asked."""
+        if self._counts_unknown:
+            counts, examples = self._columns.take_unknown()  # type: ignore[union-attr]
+            if counts:
+                self._unknown.add(counts, examples)
 
     def decode(self, raw: RawBatch) -> Batch:
         """Decode all messages of a batch; those that are bad end up in its ``dead_letters``."""
@@ -323,8 +331,8 @@ class BatchDecoder:
         decoded = None
         if self._columns is not None and type(rows.values) is list:
             decoded = self._columns.read(rows.values, rows.times)
-            if self._unknown_counts:
-                self._unknown.add(self._unknown_counts, self._columns.examples)  # type: ignore[attr-defined]
+            if self._counts_unknown and self._columns.has_new_fields:  # type: ignore[attr-defined]
+                self.report_unknown_fields()
             if decoded is not None and self._texts_afterwards:
                 for name in self._texts_afterwards:
                     decoded[1][name] = [None if v is None else text_of(v) for v in decoded[1][name]]
