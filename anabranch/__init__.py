@@ -44,12 +44,17 @@ if TYPE_CHECKING:
         MessagePack,
         Protobuf,
     )
+    from anabranch.dataflows.declaration.message_places import (
+        coordinates,
+        header,
+        message_key,
+    )
     from anabranch.dataflows.declaration.pipeline import Pipeline
     from anabranch.dataflows.declaration.shape import (
         Cast,
         path,
     )
-    from anabranch.dataflows.declaration.topics import Topics
+    from anabranch.dataflows.declaration.topics import Topics, pattern
     from anabranch.dataflows.messages.inputs import (
         Delayed,
         Event,
@@ -131,12 +136,17 @@ _PUBLIC = {
         "MessagePack",
         "Protobuf",
     ),
+    "anabranch.dataflows.declaration.message_places": (
+        "coordinates",
+        "header",
+        "message_key",
+    ),
     "anabranch.dataflows.declaration.pipeline": ("Pipeline",),
     "anabranch.dataflows.declaration.shape": (
         "Cast",
         "path",
     ),
-    "anabranch.dataflows.declaration.topics": ("Topics",),
+    "anabranch.dataflows.declaration.topics": ("Topics", "pattern"),
     "anabranch.dataflows.messages.inputs": (
         "Delayed",
         "Event",
@@ -235,18 +245,22 @@ __all__ = [
     "Topics",
     "became",
     "class_weights",
+    "coordinates",
     "count_distinct",
     "day_of_week",
     "decayed",
     "field",
     "hashed",
+    "header",
     "hour_of_day",
     "inline",
+    "message_key",
     "monitor",
     "one_hot",
     "open_bus",
     "oversample",
     "path",
+    "pattern",
     "read_outputs",
     "since_last",
     "slice_by",

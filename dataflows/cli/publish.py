@@ -132,11 +132,11 @@ def _from_files(
     checks = [TimeUnitCheck(str(path), pipeline.time_scale) for path in (file, labels or file)]
     notes: list[str] = []
     batches = _checked(_messages(pipeline, "events", file, notes), checks[0])
-    topics: dict[Kind, str] = {"events": pipeline.topics.events}
+    topics: dict[Kind, str] = {"events": pipeline.topics.of_role("events")}
     if labels is not None:
         of_labels = _checked(_messages(pipeline, "labels", labels, notes), checks[1])
         batches = _with_labels(pipeline, batches, of_labels)
-        topics["labels"] = pipeline.topics.labels
+        topics["labels"] = pipeline.topics.of_role("labels")
     batches = _with_first_read(batches)
     create_topics(bus, pipeline.inputs, partitions)
     total = None if None in counts else sum(count for count in counts if count is not None)

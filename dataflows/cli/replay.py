@@ -114,6 +114,7 @@ def replay(
         anabranch replay fraud.py --from paid.parquet --labels verdicts.jsonl --to rows.parquet
     """
     from anabranch.dataflows.cli.display.replay import run_replay
+    from anabranch.dataflows.declaration.input_topics import resolve_topics
     from anabranch.dataflows.pipelines.loader import load_pipeline
     from anabranch.dataflows.replay.replay import ReplaySettings
     from anabranch.dataflows.replay.source_offsets import is_file
@@ -123,7 +124,6 @@ def replay(
             f"--to {to}: rows are written as Parquet, so its name must end in .parquet"
         )
     declared = load_pipeline(pipeline)
-    source = source or declared.topics.events
     settings = ReplaySettings(
         events=source,
         labels=labels,
@@ -135,6 +135,9 @@ def replay(
         batch_size=batch_size,
         shards=shards,
     )
-    needs_bus = state is not None or not all(is_file(name) for name in (source, labels) if name)
+    needs_bus = state is not None or source is None
+    needs_bus = needs_bus or not all(is_file(name) for name in (source, labels) if name)
     with opened_bus(bus, bus_set, bus_config) if needs_bus else nullcontext() as opened:
+        if opened is not None:
+            resolve_topics(declared, opened)
         run_replay(declared, settings, opened, pipeline)

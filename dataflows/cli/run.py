@@ -282,8 +282,9 @@ def _check_processes(processes: int, addresses: str | None, shards: int) -> None
 
 def _check_inputs(pipeline: Pipeline, bus: Bus, name: str) -> None:
     """Raise if an input topic is missing; ``name`` is the pipeline as the user typed it."""
-    from anabranch.dataflows.declaration.input_topics import partition_count
+    from anabranch.dataflows.declaration.input_topics import partition_count, resolve_topics
 
+    resolve_topics(pipeline, bus)
     existing = {*bus.topics(), pipeline.topics.control}  # the latter is created on demand
     missing = [topic for topic in pipeline.inputs if topic not in existing]
     if missing:

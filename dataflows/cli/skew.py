@@ -183,6 +183,8 @@ def skew(
         from anabranch.dataflows.pipelines.loader import load_pipeline
 
         declared = load_pipeline(pipeline)
+        if events is None and training is None:
+            events = declared.topics.of_role("events")
         events = events or declared.topics.events
         features = features or declared.topics.predictions
         if declared.candidates is not None:

@@ -109,9 +109,11 @@ def topics(
         wanted: list[str] | None = None
         created: list[str] = []
         if pipeline is not None:
+            from anabranch.dataflows.declaration.input_topics import resolve_topics
             from anabranch.dataflows.pipelines.loader import load_pipeline
 
             declared = load_pipeline(pipeline)
+            resolve_topics(declared, opened)
             wanted = [*declared.inputs, *declared.topics.outputs]
             if create:
                 created = _create(opened, declared, partitions)

@@ -22,6 +22,7 @@ from anabranch.dataflows.declaration.features import (
     RowFeature,
 )
 from anabranch.dataflows.declaration.formats import JSON, Format
+from anabranch.dataflows.declaration.message_places import reads_headers
 from anabranch.dataflows.declaration.schema import Kind, Schema
 from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.inputs import Delayed, Event, Inline
@@ -93,8 +94,14 @@ class Declaration:
     def inputs(self) -> tuple[str, ...]:
         """The topics that are read: events first, control last."""
         topics = self.topics
-        labels = (topics.labels,) if self.has_label_topic else ()
-        return (topics.events, *labels, *((topics.control,) if self.has_rollouts else ()))
+        labels = topics.all_labels if self.has_label_topic else ()
+        return (*topics.all_events, *labels, *((topics.control,) if self.has_rollouts else ()))
+
+    @property
+    def needs_headers(self) -> bool:
+        """Whether headers of messages have to be read."""
+        label = self.label.type if isinstance(self.label, Delayed) else None
+        return any(reads_headers(each) for each in (self.event, label) if each is not None)
 
     @property
     def has_rollouts(self) -> bool:
@@ -275,9 +282,9 @@ class Declaration:
         rollout messages.
         """
         topics = self.topics
-        if topic == topics.events:
+        if topic in topics.all_events:
             return self.format
-        if topic == topics.labels:
+        if topic in topics.all_labels:
             return self.format if self.label_format is None else self.label_format
         return self.output_format if topic == topics.predictions else JSON
 

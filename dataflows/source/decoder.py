@@ -27,12 +27,13 @@ from anabranch.dataflows.batch.batch import (
 )
 from anabranch.dataflows.batch.columns import ColumnReader, column_reader
 from anabranch.dataflows.batch.dead_letters import Fault, dead_letter
+from anabranch.dataflows.batch.placed_fields import PlacedFields
 from anabranch.dataflows.batch.row_ids import row_id
 from anabranch.dataflows.batch.typed_rows import TypedRows
 from anabranch.dataflows.bus import UnreachableError
 from anabranch.dataflows.codec import CODECS, Codec, codec_of
 from anabranch.dataflows.codec.foreign_formats import foreign_format
-from anabranch.dataflows.codec.protocol import Columns, DecodedColumns, Filtered
+from anabranch.dataflows.codec.protocol import ColumnDecoder, Columns, DecodedColumns, Filtered
 from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.declaration.schema import Schema
@@ -81,10 +82,13 @@ class StructDecoder:
         self.errors: tuple[type[Exception], ...] = (Exception,) if has_own_code else codec.errors
         self._shape = Shape.of(message)
         self._unknown = unknown
+        self.placed = PlacedFields(message, time_field)
         time = next(each for each in self._shape.fields if each.name == time_field)
         gc = not _is_all_plain(message)  # plain fields hold nothing to collect
         self.integer_time = with_field_type(message, time, Cast[int] if time.cast else int, gc)
         of_any_time = with_field_type(message, time, int | float | str, gc)
+        self.integer_time = self.placed.optional(self.integer_time)
+        of_any_time = self.placed.optional(of_any_time)
         self._tolerant = codec.decoder(of_any_time), codec.decoder(self.integer_time)
         self._decode, self._decode_integer_time = self._tolerant
         if not self._shape.forbids_unknown and codec.tells_unknown:
@@ -225,7 +229,7 @@ class BatchDecoder:
         scale = pipeline.time_scale
         self._units = {
             topic: TimeUnitCheck(topic, scale, partial(on_time_unit, topic))
-            for topic in (topics.events, topics.labels)
+            for topic in (*topics.all_events, *topics.all_labels)
         }
         self._event_unit = self._units[topics.events]
         codec = codec_of(pipeline, topics.events)
@@ -248,18 +252,24 @@ class BatchDecoder:
             *pipeline.read_fields,
         ]
         self._read = column_reader(self._names)
-        self._read_with_time = column_reader([pipeline.time, *self._names])
         texts = pipeline.text_fields
+        self._placed = self._events.placed
+        self._is_time_placed = pipeline.time in self._placed.names
+        self._in_payload = [name for name in self._names if name not in self._placed.names]
+        self._read_with_time = column_reader([pipeline.time, *self._in_payload])
         self._texts = [name for name in dict.fromkeys(self._names) if name in texts]
         self._converters = _converters(pipeline.schema, self._names, texts)
-        self._columns = codec.column_decoder(
-            self._events.integer_time,
-            pipeline.time,
-            self._names,
-            **({"texts": texts} if codec.makes_texts else {}),
-        )
+        self._columns: ColumnDecoder | None = None
+        if not self._is_time_placed:
+            self._columns = codec.column_decoder(
+                self._events.integer_time,
+                pipeline.time,
+                self._in_payload,
+                **({"texts": texts} if codec.makes_texts else {}),
+            )
         self._counts_unknown = hasattr(self._columns, "take_unknown")
-        self._texts_afterwards = [] if codec.makes_texts else self._texts
+        payload_texts = [name for name in self._texts if name in self._in_payload]
+        self._texts_afterwards = [] if codec.makes_texts else payload_texts
         self._set_up_labels(pipeline)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
         self._local_time = pipeline.local_time
@@ -326,7 +336,7 @@ class BatchDecoder:
 
         None if any is not: then each message has to be decoded on its own.
         """
-        if not rows.values or self._time_scale != 1.0:
+        if not rows.values or self._time_scale != 1.0 or self._is_time_placed:
             return None
         decoded = None
         if self._columns is not None and type(rows.values) is list:
@@ -344,6 +354,11 @@ class BatchDecoder:
         newest = min(published, int(self._now() * 1000)) + self._max_skew_ms
         if earliest < FIRST_MS or latest > newest or latest > LAST_MS:
             return None
+        if self._placed:
+            placed = self._placed.columns(rows)
+            if placed is None:
+                return None
+            columns |= self._converted(placed)
         return times, (earliest, latest), columns
 
     def _decode_structs(self, rows: RawRows) -> DecodedColumns | None:
@@ -361,13 +376,14 @@ class BatchDecoder:
             return None
         if self._number_fields and self._check_numbers(structs):
             return None
-        columns: Columns = self._converted(dict(zip(self._names, fields, strict=True)))
+        columns: Columns = self._converted(dict(zip(self._in_payload, fields, strict=True)))
         return times, columns, extents(times, rows.times)
 
     def _converted(self, columns: dict[str, Any]) -> dict[str, Any]:
         """The columns as steps use them: enums as their values, and keys as texts."""
         for name, convert in self._converters:
-            columns[name] = [None if v is None else convert(v) for v in columns[name]]
+            if name in columns:
+                columns[name] = [None if v is None else convert(v) for v in columns[name]]
         return columns
 
     def _decode_typed_rows(
@@ -442,6 +458,8 @@ class BatchDecoder:
         """The valid rows; invalid ones become dead letters, one kind of fault after the other."""
         scale = self._time_scale
         structs, faults = decoder.decode(rows.values)
+        if decoder.placed:
+            decoder.placed.fill(rows, structs, faults)
         dead_letters: list[DeadLetter] = []
         kept: I64 | None = None
         if faults:
@@ -519,6 +537,7 @@ class BatchDecoder:
             partitions=rows.partitions,
             offsets=rows.offsets,
             payloads=rows.values,
+            read=rows,
         )
 
     def _read_control(self, controls: RawRows, dead_letters: list[DeadLetter]) -> Control | None:
