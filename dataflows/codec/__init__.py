@@ -31,13 +31,16 @@ CODECS: dict[str, Codec] = {codec.name: codec for codec in (JsonCodec(),)}
 """Name → codec, of the formats without settings."""
 
 
-def codec_of(pipeline: Declaration, topic: str) -> Codec:
+def codec_of(pipeline: Declaration, topic: str, labels: bool = False) -> Codec:
     """The codec of the messages on a topic of a pipeline; one for all that ask in a process.
+
+    ``labels``: of its labels, where it has events too.
 
     Raises:
         DeclarationError: the format's schema can't be used.
     """
-    declared, condition = pipeline.format_of(topic), pipeline.condition_of(topic)
+    condition = pipeline.condition_of(topic, labels)
+    declared = pipeline.format_of(topic, labels)
     if is_codec(declared):
         codec: Codec = declared
         return codec if condition is None else _selective(codec, condition, pipeline.time_scale)

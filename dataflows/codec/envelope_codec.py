@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from anabranch.dataflows.bus import UnreachableError
 from anabranch.dataflows.codec.mapping import struct_maker
@@ -169,6 +170,68 @@ class EnvelopeCodec(Codec):
             decoders.append((inner, checked, frozenset(names)))
         return _EnvelopeColumns(decoders)
 
+    def selector(self) -> Callable[[list[bytes], I64], NDArray[np.bool_] | None] | None:
+        """A function of a batch: which messages are taken, by columns of what decides it.
+
+        It gives None for a batch that it can't tell of; None: there is no such function.
+        """
+        probes = _probes(self._condition)
+        is_debezium = isinstance(self._format, Debezium)
+        if probes is None or not (probes or is_debezium):
+            return None
+        if isinstance(self._format, Connect | CloudEvents):
+            return None  # what is no envelope is another matter than what is not chosen
+        decoders: list[_Form] = []
+        for around, prefix in _prefixes(self._format):
+            wants = self._wanted_texts(probes, around, prefix)
+            # What a row of a database lacks, the general path looks at: it may be a delete.
+            default = msgspec.NODEFAULT if is_debezium else ""
+            probe, checked = _with_texts(_Probe, wants, default)
+            names = [name for name, _ in checked]
+            inner = self._inner.column_decoder(probe, "probed_time", names)
+            if inner is None:
+                return None
+            decoders.append((inner, checked, frozenset(names)))
+
+        allowed_of = {
+            name: np.array(sorted(allowed), np.uint64)
+            for _, checked, _ in decoders
+            for name, allowed in checked
+        }
+
+        def select(values: list[bytes], published: I64) -> NDArray[np.bool_] | None:
+            if not all(values):
+                return None  # tombstones
+            for decoder, checked, _ in decoders:
+                decoded = decoder.read(values, published)
+                if decoded is None:
+                    continue
+                taken = np.ones(len(values), np.bool_)
+                for name, _ in checked:
+                    taken &= np.isin(hash64(decoded[1][name]), allowed_of[name])
+                return taken
+            return None
+
+        return select
+
+    def _wanted_texts(
+        self, probes: list[tuple[Path, bool, list[str]]], around: Prefix, prefix: Prefix
+    ) -> list[tuple[str, Sequence[str]]]:
+        """The places of texts that decide whether a message is taken, and what they may be."""
+        wants: list[tuple[str, Sequence[str]]] = []
+        if isinstance(self._format, Debezium):
+            wants.append((str(Path((*around, "op"))), self._format.operations))
+        for path, from_top, values in probes:
+            steps = (*around, *path.steps) if from_top else (*prefix, *path.steps)
+            wants.append((str(Path(steps)), values))
+        return wants
+
+
+class _Probe(Event):
+    """What every message could be."""
+
+    probed_time: int = 0
+
 
 class _EnvelopeColumns:
     """Decodes batches in one of the forms of an envelope; what fitted last is tried first."""
@@ -202,7 +265,9 @@ def _are_texts(message: type[Any], places: Sequence[str]) -> bool:
 
 
 def _with_texts(
-    message: type[Any], wants: Sequence[tuple[str, Sequence[str]]]
+    message: type[Any],
+    wants: Sequence[tuple[str, Sequence[str]]],
+    default: Any = msgspec.NODEFAULT,
 ) -> tuple[type[Any], list[tuple[str, frozenset[int]]]]:
     """``message`` with a text field at each place, and the hashes of what each may be by name."""
     known = {field.encode_name: field.name for field in msgspec.structs.fields(message)}
@@ -212,7 +277,7 @@ def _with_texts(
         name = known.get(place)
         if name is None:
             name = known[place] = _ADDED.format(len(added))
-            added.append((name, str, msgspec.field(name=place)))
+            added.append((name, str, msgspec.field(name=place, default=default)))
         checked.append((name, _hashes(texts)))
     if added:
         message = msgspec.defstruct(message.__name__, added, bases=(message,), kw_only=True)

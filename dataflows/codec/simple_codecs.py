@@ -237,7 +237,6 @@ class _PrefixedColumns:
 
     def __init__(self, codec: JsonSchemaCodec, inner: ColumnDecoder) -> None:
         self._codec, self._inner = codec, inner
-        self.unknown = getattr(inner, "unknown", None)
 
     def read(self, values: list[bytes], published: I64) -> DecodedColumns | None:
         cut = self._codec.cut

@@ -151,6 +151,7 @@ class Pipeline(Declaration):
             self.name,
             has_labels=self.has_label_topic,
             has_rollouts=self.has_rollouts,
+            told_apart=self.where is not None and self.label_where is not None,
         )
         self.topics = self.topics.named(self.name, self.has_rollouts)
 

@@ -231,7 +231,8 @@ class _Reader:
         wire = self._placed.optional(wire)
         topics = pipeline.topics
         if codec is None:
-            codec = codec_of(pipeline, topics.events if kind.name == "events" else topics.labels)
+            is_label = kind.name != "events"
+            codec = codec_of(pipeline, topics.labels if is_label else topics.events, is_label)
         self._decode = codec.decoder(wire)
         has_own_code = hasattr(wire, "__post_init__")
         self._undecodable = (Exception,) if has_own_code else codec.errors

@@ -28,7 +28,7 @@ from tests.support.avro_orders import (
 from tests.support.commands import Command, run_command
 from tests.support.kafka_broker import KEEP_HISTORY, KafkaBroker
 from tests.support.schema_registry import RegistryServer
-from tests.support.waiting import wait_until
+from tests.support.waiting import GENEROUS_S, wait_until
 
 ORDERS, PAYMENTS, PREDICTIONS = "prod.orders.v2", "pg.public.payments", "risk.predictions"
 COUNT = 400
@@ -92,10 +92,13 @@ def killed_and_restarted(directory: Path, url: str, registry: RegistryServer) ->
         fill(bus, schema_id, range(COUNT // 2))
         run = ("run", "risk.py", "--bus", url, "--checkpoint-interval", "100ms", "--batch-size", 50)
         with Command(directory, *run) as command:
-            wait_until(
-                lambda: PREDICTIONS in bus.topics() and sum(bus.end_offsets(PREDICTIONS)) > 60,
-                what="predictions",
-            )
+
+            def predicted() -> bool:
+                if command.process.poll() is not None:
+                    raise AssertionError(command.done())
+                return PREDICTIONS in bus.topics() and sum(bus.end_offsets(PREDICTIONS)) > 60
+
+            wait_until(predicted, 5 * GENEROUS_S, "predictions")
             command.send(signal.SIGKILL)
         fill(bus, schema_id, range(COUNT // 2, COUNT))
         done = run_command(directory, *run, "--until-end")
