@@ -21,11 +21,12 @@ from anabranch.dataflows.batch.batch import RawRows
 from anabranch.dataflows.batch.columns import joined_column
 from anabranch.dataflows.batch.dead_letters import Fault
 from anabranch.dataflows.batch.placed_fields import PlacedFields
-from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus import Bus, TopicPartition, UnreachableError
 from anabranch.dataflows.bus.headers import Headers
 from anabranch.dataflows.bus.merge_times import MergeTimes, tolerance_ms
 from anabranch.dataflows.bus.read_to_end import read_to_end
-from anabranch.dataflows.codec import codec_of
+from anabranch.dataflows.codec import CODECS, Codec, codec_of
+from anabranch.dataflows.codec.protocol import Filtered
 from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.message_places import reads_headers
 from anabranch.dataflows.declaration.pipeline import Pipeline
@@ -205,7 +206,7 @@ def messages_from_file(
     unit, zone = pipeline.time_unit, pipeline.zone
     table = FileTable.open(path, kind.type, kind.time, unit, kind.id, zone)
     file = FileTopic(topic, table)
-    reader = _Reader(pipeline, kind)
+    reader = _Reader(pipeline, kind, CODECS["json"])  # rows of files are the fields themselves
     for rows in table.rows():
         for number in np.unique(rows.partitions).tolist():
             own = rows.take(rows.partitions == number)
@@ -217,7 +218,7 @@ def messages_from_file(
 class _Reader:
     """Decodes messages into frames."""
 
-    def __init__(self, pipeline: Pipeline, kind: MessageKind) -> None:
+    def __init__(self, pipeline: Pipeline, kind: MessageKind, codec: Codec | None = None) -> None:
         self.read = 0
         self._kind = kind
         self._frames: list[pl.DataFrame] = []
@@ -231,7 +232,9 @@ class _Reader:
         self._placed = PlacedFields(kind.type, kind.time)
         wire = self._placed.optional(wire)
         topics = pipeline.topics
-        codec = codec_of(pipeline, topics.events if kind.name == "events" else topics.labels)
+        if codec is None:
+            is_label = kind.name != "events"
+            codec = codec_of(pipeline, topics.labels if is_label else topics.events, is_label)
         self._decode = codec.decoder(wire)
         has_own_code = hasattr(wire, "__post_init__")
         self._undecodable = (Exception,) if has_own_code else codec.errors
@@ -303,6 +306,10 @@ class _Reader:
         for row, value in enumerate(values):
             try:
                 messages.append(decode(value))
+            except Filtered:  # none of the pipeline's
+                continue
+            except UnreachableError:
+                raise
             except self._undecodable as error:
                 self._first_error = self._first_error or str(error)
             else:

@@ -7,7 +7,7 @@ import time
 import types
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Union, get_args, get_origin
 
@@ -54,6 +54,9 @@ I64 = NDArray[np.int64]
 Faults = dict[int, Fault | None]
 """Why rows cannot be used; None for one that is skipped."""
 
+Selector = Callable[[list[bytes], I64], NDArray[np.bool_] | None]
+"""Which messages of a batch a condition chooses; None: each has to be decoded to tell."""
+
 _PLAIN = (int, float, str, bool, type(None))
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
@@ -91,7 +94,7 @@ class StructDecoder:
         of_any_time = self.placed.optional(of_any_time)
         self._tolerant = codec.decoder(of_any_time), codec.decoder(self.integer_time)
         self._decode, self._decode_integer_time = self._tolerant
-        if not self._shape.forbids_unknown:
+        if not self._shape.forbids_unknown and codec.tells_unknown:
             self._decode = codec.decoder(_without_unknown(of_any_time))
             self._decode_integer_time = codec.decoder(_without_unknown(self.integer_time))
         self._has_unknown = False
@@ -142,7 +145,7 @@ class StructDecoder:
 
     def _count_unknown(self, values: Iterable[bytes]) -> None:
         """Count the unknown fields of valid messages; once there are any, they are tolerated."""
-        if self._shape.forbids_unknown:
+        if self._shape.forbids_unknown or not self.codec.tells_unknown:
             return
         counts: Counter[str] = Counter()
         examples: dict[str, Any] = {}
@@ -195,6 +198,7 @@ class _Decoded:
     span: tuple[int, int]
     kept: I64 | None  # indices of `rows` among those read; None: all of them
     dead_letters: list[DeadLetter]
+    filtered: list[int] = field(default_factory=list)  # indices among those read
 
 
 _NO_LABELS_DECODED = _Decoded(NO_ROWS, [], NO_ROWS.times, NO_SPAN, None, [])
@@ -271,6 +275,9 @@ class BatchDecoder:
         self._counts_unknown = hasattr(self._columns, "take_unknown")
         payload_texts = [name for name in self._texts if name in self._in_payload]
         self._texts_afterwards = [] if codec.makes_texts else payload_texts
+        make_selector = getattr(codec, "selector", None)
+        self._select: Selector | None = None if make_selector is None else make_selector()
+        self._shares_topics = pipeline.shares_topics
         self._set_up_labels(pipeline)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
         self._local_time = pipeline.local_time
@@ -288,7 +295,7 @@ class BatchDecoder:
         self._labels: StructDecoder | None = None
         self._target_is_number = pipeline.target_kind == "number"
         if label is not None:
-            codec = codec_of(pipeline, pipeline.topics.labels)
+            codec = codec_of(pipeline, pipeline.topics.labels, labels=True)
             topic, schema = pipeline.topics.labels, Schema.of(label.type)
             unknown = UnknownFields(topic, Shape.of(label.type), self._on_unknown_fields)
             self._labels = StructDecoder(codec, label.type, label.time, unknown)
@@ -310,27 +317,63 @@ class BatchDecoder:
 
     def decode(self, raw: RawBatch) -> Batch:
         """Decode all messages of a batch; those that are bad end up in its ``dead_letters``."""
+        if self._shares_topics:
+            raw = _with_labels(raw)
         labels = self._decode_labels(raw.labels)
         if type(raw.events.values) is TypedRows:  # isinstance is slow
             typed = self._decode_typed_rows(raw, raw.events.values, labels)
             if typed is not None:
                 return typed
-        decoded = self._decode_columns(raw.events)
+        rows, selected = raw.events, None
+        if self._select is not None and rows.values:
+            rows, selected = self._selected(rows, self._select)
+        decoded = self._decode_columns(rows)
         if decoded is not None:
-            rows, order = raw.events, raw.order
-            if labels.kept is not None:
-                all_events = _mask(None, len(rows))
-                order = keep_rows(order, all_events, _mask(labels.kept, len(raw.labels)))
+            self._count_filtered(raw, labels, _others(selected, raw))
+            order = raw.order
+            if labels.kept is not None or selected is not None:
+                of_events = _mask(selected, len(raw.events))
+                order = keep_rows(order, of_events, _mask(labels.kept, len(raw.labels)))
             return self._batch(
                 raw, rows, *decoded, self._label_rows(labels), order, [*labels.dead_letters]
             )
-        events = self._decode_events(raw.events)
+        events = self._decode_events(rows)
+        if selected is not None:
+            events.kept = selected if events.kept is None else selected[events.kept]
+            events.filtered = [*_others(selected, raw), *selected[events.filtered].tolist()]
+        self._count_filtered(raw, labels, events.filtered)
         order = _order(raw, events, labels)
         columns = self._converted(dict(zip(self._names, self._read(events.structs), strict=True)))
+        letters = labels.dead_letters
+        if self._shares_topics:  # what can't be read at all is told of once
+            told = {(each.partition, each.offset, each.topic) for each in events.dead_letters}
+            letters = [e for e in letters if (e.partition, e.offset, e.topic) not in told]
         return self._batch(
             raw, events.rows, events.times, events.span, columns, self._label_rows(labels), order,
-            events.dead_letters + labels.dead_letters,
+            events.dead_letters + letters,
         )  # fmt: skip
+
+    def _selected(self, rows: RawRows, select: Selector) -> tuple[RawRows, I64 | None]:
+        """The rows that a condition chooses, and which they are; None: all, or it is not known."""
+        if type(rows.values) is not list:
+            return rows, None
+        mask = select(rows.values, rows.times)
+        if mask is None or mask.all():
+            return rows, None
+        chosen = np.flatnonzero(mask)
+        return rows.take(chosen), chosen
+
+    def _count_filtered(self, raw: RawBatch, labels: _Decoded, events: Sequence[int]) -> None:
+        """Count messages that were skipped: of a topic with both, those that are neither."""
+        if self._shares_topics:
+            both = len(set(events) & set(labels.filtered))
+            if both:
+                self._on_filtered(raw.events.topic, both)
+            return
+        if events:
+            self._on_filtered(raw.events.topic, len(events))
+        if labels.filtered:
+            self._on_filtered(raw.labels.topic, len(labels.filtered))
 
     def _decode_columns(self, rows: RawRows) -> tuple[I64, tuple[int, int], dict[str, Any]] | None:
         """Times, their span and columns of events that are all valid, with times in epoch ms.
@@ -474,10 +517,9 @@ class BatchDecoder:
             decoder.placed.fill(rows, structs, faults)
         dead_letters: list[DeadLetter] = []
         kept: I64 | None = None
+        filtered: list[int] = []
         if faults:
-            filtered = sum(fault is None for fault in faults.values())
-            if filtered:
-                self._on_filtered(rows.topic, filtered)
+            filtered = [row for row, fault in faults.items() if fault is None]
             rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
         times, invalid = parse_times_ms(read_time(structs)[0], scale, self._zone)
         unit = self._units.get(rows.topic, self._event_unit)
@@ -494,7 +536,7 @@ class BatchDecoder:
             span = extent(times) if structs else NO_SPAN
         if structs:
             unit.add(*span)
-        return _Decoded(rows, structs, times, span, kept, dead_letters)
+        return _Decoded(rows, structs, times, span, kept, dead_letters, filtered)
 
     def _decode_labels(self, rows: RawRows) -> _Decoded:
         if self._labels is None or not rows.values:
@@ -597,6 +639,21 @@ def _drop(
     valid = np.array([row for row in range(len(rows)) if row not in faults], np.int64)
     kept = valid if kept is None else kept[valid]
     return rows.take(valid), [structs[row] for row in valid.tolist()], kept
+
+
+def _with_labels(raw: RawBatch) -> RawBatch:
+    """A batch of messages that may be events or labels: each is read as both."""
+    count = len(raw.events)
+    order = np.stack([raw.order, raw.order + count], axis=1).ravel()
+    return msgspec.structs.replace(raw, labels=raw.events, order=order)
+
+
+def _others(selected: I64 | None, raw: RawBatch) -> list[int]:
+    """The events that were not selected."""
+    if selected is None:
+        return []
+    others: list[int] = np.flatnonzero(~_mask(selected, len(raw.events))).tolist()
+    return others
 
 
 def _order(raw: RawBatch, events: _Decoded, labels: _Decoded, kept: I64 | None = None) -> I64:
