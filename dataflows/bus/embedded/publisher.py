@@ -7,6 +7,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -14,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.dataflows.bus.embedded.retention import EVERY_S, remove_old, retention_ms
 from anabranch.dataflows.bus.embedded.topic_file import (
     OFFSET_BITS,
     WAIT_S,
@@ -69,6 +71,7 @@ class EmbeddedPublisher:
         self._stop = stop
         self._outage = OutageLog(url)
         self._topics: dict[str, _Topic] = {}
+        self._remove_at = 0.0
 
     def append(
         self,
@@ -103,6 +106,10 @@ class EmbeddedPublisher:
             for part in _segments_of(run)
         ]
         self._when_unlocked(lambda: _append(opened, topic, runs))
+        if time.monotonic() >= self._remove_at:
+            self._remove_at = time.monotonic() + EVERY_S
+            for name, each in self._topics.items():
+                self._when_unlocked(partial(_remove_old, name, each))
 
     def _when_unlocked(self, attempt: Callable[[], Result]) -> Result:
         """What ``attempt`` returns once no other process has locked the file."""
@@ -148,6 +155,22 @@ class EmbeddedPublisher:
 def _append(opened: _Topic, topic: str, runs: list[_Run]) -> None:
     with bus_errors(topic, opened.path):
         _store(opened.connection, runs)
+
+
+def _remove_old(topic: str, opened: _Topic) -> None:
+    """Remove what the topic no longer keeps."""
+    connection, path = opened.connection, opened.path
+    with bus_errors(topic, path):
+        if retention_ms(connection, path) is None:
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            remove_old(connection, path, time.time_ns() // 1_000_000)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
 
 
 def _by_partition(

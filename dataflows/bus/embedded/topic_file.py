@@ -40,7 +40,8 @@ SUFFIX = ".topic"
 OFFSET_BITS = 48
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
 ID, RETENTION = "id", "retention_ms"
-"""Names of settings: what tells a topic from a later one of its name; and how long it keeps."""
+"""Settings: what tells a topic from a later one of its name; how long it keeps messages."""
+SETTINGS = (ID, RETENTION)
 
 _APPLICATION = 0x416E6162  # "Anab": distinguishes a topic from other SQLite files
 _BUSY_TIMEOUT_S = 10.0
@@ -310,6 +311,11 @@ def write_setting(connection: sqlite3.Connection, name: str, value: str) -> None
     """Make a setting of a topic, or replace it."""
     row = (name, value, zlib.crc32(f"{name}={value}".encode()))
     connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?, ?)", row)
+
+
+def remove_setting(connection: sqlite3.Connection, name: str) -> None:
+    """Undo `write_setting`."""
+    connection.execute("DELETE FROM settings WHERE name = ?", (name,))
 
 
 def _open(
