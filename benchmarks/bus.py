@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
-from anabranch.dataflows.declaration.declaration import Topics
+from anabranch.dataflows.declaration.topics import Topics
 from benchmarks.echo import echo_between, measure
 from benchmarks.pipeline_program import PAYMENTS, pipeline_between
 from benchmarks.report import Report, Target
@@ -134,7 +134,7 @@ def _echo(kind: str, bus: Bus, per_second: int, seconds: float) -> dict[str, Any
 
 def _pipeline(kind: str, bus: Bus, per_second: int, seconds: float) -> dict[str, Any]:
     name = f"latency{per_second}"
-    topics = Topics(name)
+    topics = Topics().named(name)
     latency = measure(
         bus, topics.events, topics.predictions, pipeline_between, per_second, seconds, PAYMENTS
     )

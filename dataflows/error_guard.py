@@ -157,6 +157,9 @@ class GuardedBus:
     def end_offsets(self, topic: str) -> list[int]:
         return self._guard.call(self._bus.end_offsets, topic)
 
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        return self._guard.call(self._bus.offsets_at, topic, time_ms)
+
     def open_transactions(self, topic: str) -> dict[int, int]:
         return self._guard.call(self._bus.open_transactions, topic)
 
@@ -171,8 +174,10 @@ class GuardedBus:
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> Reader:
-        reader = self._guard.call(self._bus.reader, positions, group, on_out_of_range)
+        more = {"headers": True} if headers else {}
+        reader = self._guard.call(self._bus.reader, positions, group, on_out_of_range, **more)
         return _GuardedReader(reader, self._guard)
 
     def close(self) -> None:

@@ -32,6 +32,7 @@ FLOORS = [
     "dataflows/replay",
     "dataflows/runtime",
     "dataflows/steps",
+    "dataflows/check",
     "dataflows/source",
     "dataflows/sink",
     "dataflows/registry",

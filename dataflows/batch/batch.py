@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.columns import take_rows
+from anabranch.dataflows.bus.headers import Headers, take_headers
 from anabranch.dataflows.messages.control import Control
-from anabranch.dataflows.messages.outputs import DeadLetter
+from anabranch.dataflows.messages.outputs import Cause, DeadLetter
 from anabranch.state.arrays import extent
 
 
@@ -25,6 +26,8 @@ class RawRows(msgspec.Struct):
         partitions, offsets: where each was read, ``(n,) int64``.
         times: when each was published, ``(n,) int64`` epoch ms.
         partition: the partition that all are from; None if not known.
+        keys: the ``n`` keys, None for none; None if no message has one, or they are not known.
+        headers: the headers of each, where they are read; None if no message has any.
     """
 
     topic: str
@@ -33,6 +36,8 @@ class RawRows(msgspec.Struct):
     offsets: NDArray[np.int64]
     times: NDArray[np.int64]
     partition: int | None = None
+    keys: Sequence[bytes | None] | None = None
+    headers: Headers | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -46,6 +51,8 @@ class RawRows(msgspec.Struct):
             self.offsets[rows],
             self.times[rows],
             self.partition,
+            None if self.keys is None else take_rows(self.keys, rows),
+            take_headers(self.headers, rows),
         )
 
 
@@ -142,6 +149,7 @@ class Batch(msgspec.Struct):
         expected: how many parts went to shards and must come back before the batch is complete.
         control: a control message, to be executed after all rows at event time ``control_time``
             (epoch ms); `RawBatch.controls` says where it was read.
+        lets_time_pass: whether it only advances event time: see `time_batch`.
     """
 
     raw: RawBatch
@@ -158,6 +166,7 @@ class Batch(msgspec.Struct):
     expected: int = 0
     control: Control | None = None
     control_time: int = 0
+    lets_time_pass: bool = False
 
     @property
     def worker_id(self) -> str:
@@ -234,12 +243,15 @@ class EntityRows:
 class WorkerWatermark:
     """The watermark of a worker, for a shard that may have no rows of it.
 
-    ``watermark`` is in epoch ms; `IDLE` if the worker has nothing to read.
+    Attributes:
+        watermark: epoch ms; `IDLE` if the worker has nothing to read.
+        time_batch: from an idle worker that has read something, for the models: see `time_batch`.
     """
 
     worker_id: str
     watermark: int
     shard: int = 0
+    time_batch: Batch | None = None
 
 
 @dataclass(slots=True)
@@ -251,6 +263,24 @@ class Bootstrap:
     """
 
     shard: int = 0
+
+
+def time_batch(empty: Batch, cause: Cause, time_ms: int) -> Batch:
+    """Makes a batch that does nothing but advance event time, of one without rows.
+
+    It has one label, without a value and for no event. What follows from it, as a timeout does, is
+    caused by the message at ``cause``: that label is given its place.
+    """
+    partitions, offsets = np.array([cause.partition]), np.array([cause.offset])
+    times, order = np.array([time_ms]), np.zeros(1, np.int64)
+    raw = empty.raw
+    empty.raw = RawBatch(
+        raw.worker_id, raw.sequence, NO_ROWS,
+        RawRows(cause.topic, [b""], partitions, offsets, times), order, raw.read_at,
+    )  # fmt: skip
+    empty.labels = LabelRows([""], [None], times, partitions, offsets, [b""])
+    empty.order, empty.lets_time_pass = order, True
+    return empty
 
 
 MODELS = "0"

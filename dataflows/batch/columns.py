@@ -42,15 +42,18 @@ class NumberColumn(Sequence[Any]):
     Args:
         array: ``(rows,)``, int64 or float64.
         are_booleans: the values are 0.0 and 1.0, and stand for False and True.
+        may_be_null: NaN stands for None.
 
     >>> list(NumberColumn(np.array([1.0, 0.0]), True)), NumberColumn(np.array([3]))[0]
     ([True, False], 3)
     """
 
-    __slots__ = ("_are_booleans", "array")
+    __slots__ = ("_are_booleans", "_may_be_null", "array")
 
-    def __init__(self, array: NDArray[Any], are_booleans: bool = False) -> None:
-        self.array, self._are_booleans = array, are_booleans
+    def __init__(
+        self, array: NDArray[Any], are_booleans: bool = False, may_be_null: bool = False
+    ) -> None:
+        self.array, self._are_booleans, self._may_be_null = array, are_booleans, may_be_null
 
     def __len__(self) -> int:
         return len(self.array)
@@ -67,6 +70,8 @@ class NumberColumn(Sequence[Any]):
     def tolist(self) -> list[Any]:
         """The values as Python objects."""
         values: list[Any] = (self.array == 1.0 if self._are_booleans else self.array).tolist()
+        if self._may_be_null:
+            return [None if value != value else value for value in values]
         return values
 
     def floats(self) -> NDArray[np.float64]:

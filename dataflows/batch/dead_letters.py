@@ -10,6 +10,7 @@ import base64
 from typing import TypedDict
 
 from anabranch.dataflows.batch.batch import RawRows
+from anabranch.dataflows.bus.protocol import Tombstone
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.outputs import DeadLetter
 
@@ -30,14 +31,24 @@ def dead_letter(rows: RawRows, row: int, reason: DeadLetterReason, detail: str) 
 
 
 class PayloadFields(TypedDict, total=False):
-    """The field of a `DeadLetter` that holds the payload: one of the two."""
+    """The fields of a `DeadLetter` that hold the payload: as text or as bytes.
+
+    Those of the key are there if the message has no payload but a key.
+    """
 
     payload: str
     payload_base64: str
+    key: str
+    key_base64: str
 
 
 def payload_fields(payload: bytes) -> PayloadFields:
-    """The payload as text if it is UTF-8, else as base64."""
+    """The payload as text if it is UTF-8, else as base64; of a tombstone, its key likewise."""
+    if isinstance(payload, Tombstone) and payload.key is not None:
+        try:
+            return {"payload": "", "key": payload.key.decode()}
+        except UnicodeDecodeError:
+            return {"payload": "", "key_base64": base64.b64encode(payload.key).decode()}
     try:
         return {"payload": payload.decode()}
     except UnicodeDecodeError:

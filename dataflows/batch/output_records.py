@@ -7,7 +7,7 @@ the same source keys, whatever they contain, so what is published already is rec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import RawBatch
+from anabranch.dataflows.bus.headers import Headers
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.outputs import Cause
 
@@ -86,6 +87,8 @@ class OutputRecords(msgspec.Struct):
         source_keys: topic → the source keys of its messages.
         sources: the rows that were read for the messages, valid or not; or `reached` of them.
         event_times: the events' own times, ``(events,) int64`` epoch ms; for metrics.
+        keys: topic → the keys of its messages; a topic whose messages have none is left out.
+        headers: topic → the headers of its messages.
     """
 
     partition: int
@@ -95,6 +98,8 @@ class OutputRecords(msgspec.Struct):
     source_keys: dict[str, SourceKeys] = msgspec.field(default_factory=dict)
     sources: RawBatch | Mapping[str, int] | None = None
     event_times: I64 = msgspec.field(default_factory=lambda: _NONE)
+    keys: dict[str, Sequence[bytes | None]] = msgspec.field(default_factory=dict)
+    headers: dict[str, Headers] = msgspec.field(default_factory=dict)
 
     def reached(self) -> Mapping[str, int]:
         """Source topic → the greatest offset that was read of this partition.
@@ -110,6 +115,6 @@ class OutputRecords(msgspec.Struct):
         """To another process goes only what `reached` needs of the sources."""
         arguments = (
             self.partition, self.messages, self.published, self.read_at, self.source_keys,
-            self.reached(), self.event_times,
+            self.reached(), self.event_times, self.keys, self.headers,
         )  # fmt: skip
         return OutputRecords, arguments

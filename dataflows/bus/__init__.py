@@ -21,6 +21,7 @@ from anabranch.dataflows.bus.protocol import (
     TopicPartition,
     UnreachableError,
 )
+from anabranch.dataflows.bus.registry_settings import take_registry_settings
 from anabranch.state.errors import BusError
 
 __all__ = [
@@ -41,9 +42,12 @@ __all__ = [
 def open_bus(url: str, settings: Mapping[str, str] | None = None) -> AdminBus:
     """Open the bus that ``url`` names; ``settings`` are librdkafka's, for ``kafka://`` only.
 
+    Those that begin with ``schema.registry.`` are for schema registries, whatever the bus.
+
     Raises:
         BusError: the URL names no bus, or the bus cannot be reached.
     """
+    settings = take_registry_settings(settings)
     if url.startswith("sqlite:"):
         from anabranch.dataflows.bus.embedded.bus import EmbeddedBus
 
@@ -53,7 +57,7 @@ def open_bus(url: str, settings: Mapping[str, str] | None = None) -> AdminBus:
     if url.startswith("kafka://"):
         from anabranch.dataflows.bus.kafka.bus import KafkaBus
 
-        return KafkaBus(url.removeprefix("kafka://"), dict(settings or {}))
+        return KafkaBus(url.removeprefix("kafka://"), settings)
     raise BusError(
         f"{redacted(url)!r} is not a bus: write sqlite:PATH for the embedded bus or "
         "kafka://HOST:PORT[,HOST:PORT…] for Kafka"

@@ -11,9 +11,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.dataflows.bus.headers import Headers, MessageHeaders
 from anabranch.dataflows.bus.offset_errors import next_offset
 from anabranch.dataflows.bus.partitioner import partition_of_key
-from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicLimits, TopicPartition
+from anabranch.dataflows.bus.protocol import (
+    OnOutOfRange,
+    Slice,
+    TopicLimits,
+    TopicPartition,
+    with_tombstones,
+)
 from anabranch.state.errors import BusError
 
 
@@ -22,11 +29,21 @@ class _Log:
     values: list[bytes] = field(default_factory=list)
     keys: list[bytes | None] = field(default_factory=list)
     times: list[int] = field(default_factory=list)
+    headers: list[tuple[int, Headers]] = field(default_factory=list)  # from that offset on
     start: int = 0
 
     @property
     def end(self) -> int:
         return self.start + len(self.values)
+
+    def headers_between(self, start: int, stop: int) -> Headers | None:
+        """The headers of the messages from ``start`` to ``stop``; None if none has any."""
+        found: list[MessageHeaders] | None = None
+        for first, headers in self.headers:
+            for offset in range(max(first, start), min(first + len(headers), stop)):
+                found = found or [None] * (stop - start)
+                found[offset - start] = headers[offset - first]
+        return found
 
 
 class MemoryBus:
@@ -85,6 +102,12 @@ class MemoryBus:
     def end_offsets(self, topic: str) -> list[int]:
         return [log.end for log in self.logs(topic)]
 
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        return [
+            log.start + next((n for n, at in enumerate(log.times) if at >= time_ms), len(log.times))
+            for log in self.logs(topic)
+        ]
+
     def open_transactions(self, topic: str) -> dict[int, int]:
         """None: there are no transactions here."""
         return {}
@@ -101,11 +124,12 @@ class MemoryBus:
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> _MemoryReader:
         for at in positions:
             if at.partition >= len(self.logs(at.topic)):
                 raise BusError(f"topic {at.topic!r} has no partition {at.partition}")
-        return _MemoryReader(self, dict(positions), on_out_of_range)
+        return _MemoryReader(self, dict(positions), on_out_of_range, headers)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -146,6 +170,7 @@ class _MemoryPublisher:
         keys: Sequence[bytes | None] | None = None,
         partitions: Sequence[int] | int | None = None,
         times: Sequence[int] | NDArray[np.int64] | None = None,
+        headers: Headers | None = None,
     ) -> None:
         logs = self._bus.logs(topic)
         message_times = (
@@ -158,14 +183,18 @@ class _MemoryPublisher:
             )
         if isinstance(partitions, int):
             log = logs[partitions]
+            if headers is not None:
+                log.headers.append((log.end, headers))
             log.values.extend(values)
             log.keys.extend(message_keys)
             log.times.extend(message_times)
             return
-        for value, key, time_ms, partition in zip(
-            values, message_keys, message_times, partitions, strict=True
+        for row, (value, key, time_ms, partition) in enumerate(
+            zip(values, message_keys, message_times, partitions, strict=True)
         ):
             log = logs[partition]
+            if headers is not None:
+                log.headers.append((log.end, headers[row : row + 1]))
             log.values.append(value)
             log.keys.append(key)
             log.times.append(time_ms)
@@ -189,7 +218,9 @@ class _MemoryReader:
         bus: MemoryBus,
         positions: dict[TopicPartition, int],
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> None:
+        self._headers = headers
         self._bus = bus
         self._positions = positions
         self._on_out_of_range = on_out_of_range
@@ -217,8 +248,9 @@ class _MemoryReader:
                     at.partition,
                     np.arange(start, stop),
                     np.array(log.times[cut], np.int64),
-                    log.values[cut],
+                    with_tombstones(log.values[cut], log.keys[cut]),
                     log.keys[cut],
+                    log.headers_between(start, stop) if self._headers else None,
                 )
             )
         return slices

@@ -11,13 +11,15 @@ gives it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.dataflows.bus.claims import OutputClaims
+from anabranch.dataflows.bus.headers import Headers
 from anabranch.state.errors import BusError
 
 OnOutOfRange = Literal["stop", "earliest"]
@@ -51,6 +53,26 @@ class TopicLimits(NamedTuple):
     retention_ms: int | None = None
 
 
+class Tombstone(bytes):
+    """The payload of a message that has none: empty bytes that know the message's ``key``."""
+
+    key: bytes | None
+
+    @classmethod
+    def of(cls, key: bytes | None) -> Tombstone:
+        """The payload of a message with this key."""
+        empty = cls()
+        empty.key = key
+        return empty
+
+
+def with_tombstones(values: list[bytes], keys: Sequence[bytes | None]) -> list[bytes]:
+    """The payloads, those that are empty as a `Tombstone`."""
+    if all(values):
+        return values
+    return [value or Tombstone.of(key) for value, key in zip(values, keys, strict=True)]
+
+
 class Slice(msgspec.Struct):
     """Consecutive messages of one topic partition, oldest first, as a reader returns them.
 
@@ -58,8 +80,10 @@ class Slice(msgspec.Struct):
         topic, partition: where they are.
         offsets: ``(n,) int64``, rising but not always contiguous.
         times: when each was published, ``(n,) int64`` epoch ms.
-        values: the ``n`` payloads.
+        values: the ``n`` payloads; one that is empty is a `Tombstone`.
         keys: the ``n`` keys, None for none.
+        headers: the headers of each, if the reader was asked for them; else, and where no message
+            has any, None.
     """
 
     topic: str
@@ -68,6 +92,7 @@ class Slice(msgspec.Struct):
     times: NDArray[np.int64]
     values: Sequence[bytes]
     keys: list[bytes | None]
+    headers: Headers | None = None
 
 
 class Publisher(Protocol):
@@ -81,6 +106,7 @@ class Publisher(Protocol):
         keys: Sequence[bytes | None] | None = None,
         partitions: Sequence[int] | int | None = None,
         times: Sequence[int] | NDArray[np.int64] | None = None,
+        headers: Headers | None = None,
     ) -> None:
         """Add ``values`` in order.
 
@@ -195,6 +221,15 @@ class Bus(Protocol):
         A message of a transaction that is open can't be read, nor what follows it.
         """
 
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        """The first offset whose message was published at ``time_ms`` or later, by partition.
+
+        The end of a partition that has none.
+
+        Raises:
+            BusError: the topic does not exist.
+        """
+
     def open_transactions(self, topic: str) -> dict[int, int]:
         """Where the first transaction that is still open begins, by partition that has one."""
 
@@ -217,10 +252,12 @@ class Bus(Protocol):
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> Reader:
         """A reader of these partitions from these offsets; ``group`` is what `commit` reports to.
 
         ``on_out_of_range``: what to do, now or later, when retention removed unread messages.
+        ``headers``: whether slices have the headers of messages.
 
         Raises:
             BusError: a topic or partition does not exist, an offset is past the end, or it is
@@ -246,4 +283,23 @@ class AdminBus(Bus, Protocol):
 
         Raises:
             BusError: the topic does not exist, or the bus refuses.
+        """
+
+    def claim_outputs(
+        self, topics: Sequence[str], pipeline: str, run: str, say: Callable[[str], None]
+    ) -> OutputClaims:
+        """Claim topics, which exist, for a run of a pipeline (`dataflows.bus.claims`).
+
+        ``run`` identifies it, and the next run from its state. ``say`` gets a line when something
+        takes a while.
+
+        Raises:
+            BusError: another pipeline, or another run, writes one of them.
+        """
+
+    def release_outputs(self, topics: Sequence[str]) -> None:
+        """Let other pipelines claim these topics; those that are not claimed stay as they are.
+
+        Raises:
+            BusError: a run is writing one of them; then none is released.
         """

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from anabranch.dataflows.cli.check import check
 from anabranch.dataflows.cli.consume import consume
 from anabranch.dataflows.cli.demo.command import demo
 from anabranch.dataflows.cli.display.errors import print_error
@@ -37,7 +38,8 @@ app = typer.Typer(
         "predict and learn on every event. Start with `anabranch demo`.\n\n"
         "Every option can also be set by an environment variable, named in each command's help.\n\n"
         "Exit codes: 0 success, 1 an error (explained in one sentence), 2 wrong usage, "
-        "130 interrupted. `skew` exits with 1 if features differ and with 2 on an error; "
+        "130 interrupted. `skew` exits with 1 if features differ, `check` if something would be a "
+        "dead letter, and both with 2 on an error; "
         "`rollout` exits with 3 if no run answers in time."
     ),
     no_args_is_help=True,
@@ -89,7 +91,7 @@ def print_versions() -> None:
     raise typer.Exit
 
 
-for command in (demo, run, replay, skew, simulate, publish, consume, topics, state):
+for command in (demo, run, replay, skew, check, simulate, publish, consume, topics, state):
     app.command(cls=renamed_options(RENAMED.get(command, {})))(command)
 app.add_typer(models)
 app.add_typer(rollout)

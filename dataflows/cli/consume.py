@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated
 
 import orjson
@@ -26,8 +26,21 @@ _SAY_AFTER_S = 1.0
 def consume(
     topic: Annotated[
         str,
-        typer.Argument(help="The topic, for example payments.predictions.", metavar="TOPIC"),
+        typer.Argument(
+            help="The topic, for example payments.predictions; or a pipeline, such as fraud.py, of "
+            "which OUTPUT is printed.",
+            metavar="TOPIC",
+        ),
     ],
+    output: Annotated[
+        str | None,
+        typer.Argument(
+            help="With a pipeline: predictions, drift, dead-letters, rollouts, events, labels or "
+            "control.",
+            metavar="[OUTPUT]",
+            show_default="predictions",
+        ),
+    ] = None,
     start_offset: Annotated[
         str,
         typer.Option(
@@ -70,6 +83,8 @@ def consume(
         anabranch consume payments.predictions --limit 5 --pretty
 
         anabranch consume payments.dead-letters --no-follow | jq .reason
+
+        anabranch consume fraud.py drift
     """
     if start_offset not in ("earliest", "latest") and not start_offset.isdecimal():
         raise typer.BadParameter(
@@ -79,6 +94,7 @@ def consume(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with opened_bus(bus, bus_set, bus_config) as opened:
+        topic = _topic_named(topic, output, opened.topics())
         positions = _positions(opened, topic, partition, start_offset)
         ends = None if follow else ends_now(opened, positions)
         try:
@@ -90,6 +106,35 @@ def consume(
         except OSError as error:
             drop_output()
             raise InputError(f"the output can't be written: {error.strerror}") from None
+
+
+def _topic_named(name: str, output: str | None, existing: Mapping[str, int]) -> str:
+    """The topic that ``name`` is or stands for: a pipeline's, by its role.
+
+    ``PIPELINE.OUTPUT`` is the topic that the pipeline has for it, whatever its name.
+
+    Raises:
+        InputError: ``output`` is no role, or ``name`` no pipeline.
+        DeclarationError: the pipeline can't be loaded.
+    """
+    from anabranch.dataflows.declaration.topics import ROLES, role_named
+
+    if output is None and name in existing:
+        return name
+    before, _, last = name.rpartition(".")
+    role = role_named(last) if output is None else role_named(output)
+    is_pipeline = output is not None or name.partition(":")[0].endswith(".py")
+    if not is_pipeline and (role is None or not before):
+        return name
+    from anabranch.dataflows.pipelines.loader import find_pipeline, load_pipeline
+
+    if is_pipeline:
+        if output is not None and role is None:
+            listed = ", ".join(each.replace("_", "-") for each in ROLES)
+            raise InputError(f"{output!r} is no output of a pipeline: name one of {listed}")
+        return load_pipeline(name).topics.of_role(role or "predictions")
+    declared = find_pipeline(before)
+    return name if declared is None or role is None else declared.topics.of_role(role)
 
 
 def _print(

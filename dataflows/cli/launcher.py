@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.bus import AdminBus, Bus
+from anabranch.dataflows.cli.output_claims import claimed_outputs, run_id
 from anabranch.dataflows.runtime.supervised_worker import (
     EXIT_INTERRUPTED,
     EXIT_LOST,
@@ -32,6 +34,7 @@ from anabranch.dataflows.telemetry.logs import (
     warn,
 )
 from anabranch.dataflows.telemetry.versions import versions
+from anabranch.state.store.lock import holder
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -43,11 +46,7 @@ if TYPE_CHECKING:
     from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
 
-class StartOffset(StrEnum):
-    """Where to start reading a topic."""
-
-    earliest = "earliest"
-    latest = "latest"
+_STARTED_MS = "ANABRANCH_STARTED_MS"  # environment variable of supervised workers
 
 
 class OnOffsetOutOfRange(StrEnum):
@@ -64,7 +63,7 @@ class RunSettings:
     Attributes:
         bus: URL of the message bus, for people.
         state: the state directory; None: state is kept in memory only.
-        start_offset: where to start reading without state; None: the default, earliest.
+        start_offset: where to start reading without state, as it was written; None: earliest.
         on_offset_out_of_range: what to do about unread messages that are gone.
         until_end: stop at the end that the topics have now.
         batch_size: maximum number of messages per batch.
@@ -77,7 +76,7 @@ class RunSettings:
 
     bus: str
     state: Path | None
-    start_offset: StartOffset | None
+    start_offset: str | None
     on_offset_out_of_range: OnOffsetOutOfRange
     until_end: bool
     batch_size: int
@@ -88,7 +87,7 @@ class RunSettings:
     metrics_address: str = "127.0.0.1"
 
 
-def work(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: RunSettings) -> None:
+def work(pipeline: Pipeline, bus: AdminBus, member: WorkerId, settings: RunSettings) -> None:
     """Run the only worker, or one worker of a cluster without state, in this process."""
     from anabranch.dataflows.cli.display.live_status import (
         LiveStatus,  # imported late: help and errors need no engine
@@ -99,6 +98,7 @@ def work(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: RunSettings) 
     console = stderr_console()
     with _prepared(pipeline, bus, member, 1, settings, console) as state:
         options, metrics = _options(pipeline, settings), WorkerMetrics(pipeline.name)
+        _set_start(options, pipeline, bus, settings, state)
         _stop_on_signals(console, options.stop.set, again=lambda: _exit_at_once(console))
         _serve(metrics.registry, settings, console)
         _warm(pipeline, console)
@@ -114,7 +114,9 @@ def work(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: RunSettings) 
     status.summary()
 
 
-def work_supervised(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: RunSettings) -> None:
+def work_supervised(
+    pipeline: Pipeline, bus: AdminBus, member: WorkerId, settings: RunSettings
+) -> None:
     """Run a worker that a supervisor has started."""
     from anabranch.dataflows.runtime.worker import LostWorkerError, stop_on_signals
     from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
@@ -135,6 +137,7 @@ def work_supervised(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: Ru
                 workers=member.workers,
             )
             state = stack.enter_context(joined)
+        _set_start(options, pipeline, bus, settings, state)
         metrics = WorkerMetrics(pipeline.name)
         try:
             _run_worker(pipeline, bus, options, member, settings, metrics, state)
@@ -143,7 +146,11 @@ def work_supervised(pipeline: Pipeline, bus: Bus, member: WorkerId, settings: Ru
 
 
 def supervise(
-    pipeline: Pipeline, bus: Bus, member: WorkerId, members: Sequence[int], settings: RunSettings
+    pipeline: Pipeline,
+    bus: AdminBus,
+    member: WorkerId,
+    members: Sequence[int],
+    settings: RunSettings,
 ) -> None:
     """Run the cluster's workers of this machine, each in its own process, and restart them."""
     from anabranch.dataflows.cli.display.live_status import LiveStatus
@@ -153,7 +160,9 @@ def supervise(
     console = stderr_console()
     print_line = partial(console.print, highlight=False, soft_wrap=True)
     command = [sys.executable, "-m", "anabranch", *sys.argv[1:]]
-    environment = {} if settings.state is None else {"ANABRANCH_RUN_STATE": str(settings.state)}
+    environment = {_STARTED_MS: str(_started_ms())}
+    if settings.state is not None:
+        environment["ANABRANCH_RUN_STATE"] = str(settings.state)
     workers = member.workers if member.addresses else len(members)
     with (
         _prepared(pipeline, bus, member, workers, settings, console) as state,
@@ -181,7 +190,7 @@ def supervise(
 
 def _run_worker(
     pipeline: Pipeline,
-    bus: Bus,
+    bus: AdminBus,
     options: SourceOptions,
     member: WorkerId,
     settings: RunSettings,
@@ -210,39 +219,77 @@ def _options(pipeline: Pipeline, settings: RunSettings) -> SourceOptions:
 
     return SourceOptions(
         limit=settings.batch_size,
-        start_offset=(settings.start_offset or StartOffset.earliest).value,
         until_end=settings.until_end,
         group=f"anabranch-{pipeline.name}",
         on_out_of_range=settings.on_offset_out_of_range.value,
     )
 
 
+def _set_start(
+    options: SourceOptions,
+    pipeline: Pipeline,
+    bus: Bus,
+    settings: RunSettings,
+    state: StateDirectory | None,
+) -> None:
+    """Let a state that begins start where the user said.
+
+    Raises:
+        InputError: that is no place in the topics.
+    """
+    from anabranch.dataflows.source.start_offsets import parse_start, resolve_start
+
+    where = settings.start_offset
+    if where is None or (state is not None and state.generation()):
+        return
+    start = parse_start(where, pipeline.zone, _started_ms())
+    if start == "earliest" or start == "latest":
+        options.start_offset = start
+        return
+    read = [topic for topic in pipeline.inputs if topic != pipeline.topics.control]
+    options.start_offsets = resolve_start(bus, read, start)
+
+
+def _started_ms() -> int:
+    """When the run was started, epoch ms: the same for all of its workers, whenever they start."""
+    return int(os.environ.get(_STARTED_MS) or time.time_ns() // 1_000_000)
+
+
 @contextmanager
 def _prepared(
     pipeline: Pipeline,
-    bus: Bus,
+    bus: AdminBus,
     member: WorkerId,
     workers: int,
     settings: RunSettings,
     console: Console,
 ) -> Iterator[StateDirectory | None]:
     """Lock the state directory, repartition it for so many workers, and yield it."""
+    say = partial(console.print, highlight=False, soft_wrap=True)
     if settings.state is None:
-        yield None
+        with claimed_outputs(pipeline, bus, run_id(None, member), say):
+            yield None
         return
     from anabranch.dataflows.recovery.state_directory import StateDirectory
 
-    with StateDirectory.open(
-        settings.state,
-        pipeline,
-        bus,
-        shards=settings.shards,
-        workers=workers,
-        process=member.process,
-        hosts=member.workers,
-        on_recreated=settings.on_offset_out_of_range.value,
-        say=partial(console.print, highlight=False, soft_wrap=True),
-    ) as state:
+    with ExitStack() as stack:
+        # A run that has the state has claimed the outputs, too: its lock says more.
+        if holder(settings.state) is None:
+            run = run_id(settings.state, member)
+            stack.enter_context(claimed_outputs(pipeline, bus, run, say))
+        state = stack.enter_context(
+            StateDirectory.open(
+                settings.state,
+                pipeline,
+                bus,
+                shards=settings.shards,
+                workers=workers,
+                process=member.process,
+                hosts=member.workers,
+                on_recreated=settings.on_offset_out_of_range.value,
+                say=say,
+            )
+        )
         if settings.start_offset is not None and state.generation():
             console.print(
                 f"--start-offset {settings.start_offset} is ignored: the run resumes from the "
@@ -252,14 +299,13 @@ def _prepared(
         if settings.warm_start is not None:
             from anabranch.dataflows.registry.warm_start import warm_start
 
-            print_line = partial(console.print, highlight=False, soft_wrap=True)
-            warm_start(state, settings.warm_start, print_line)
+            warm_start(state, settings.warm_start, say)
         yield state
 
 
 def _print_start(
     pipeline: Pipeline,
-    bus: Bus,
+    bus: AdminBus,
     settings: RunSettings,
     state: StateDirectory | None,
     how: str,

@@ -167,6 +167,20 @@ def opened_bus(
         bus.close()
 
 
+@contextmanager
+def bus_of(
+    names: Sequence[str], url: str, settings: Sequence[str] | None, config: Path | None
+) -> Iterator[AdminBus | None]:
+    """Open the bus if one of ``names`` is that of a topic; else yield None."""
+    from anabranch.dataflows.skew.sources import file_of
+
+    if all(file_of(name) for name in names):
+        yield None
+        return
+    with opened_bus(url, settings, config) as opened:
+        yield opened
+
+
 def parse_settings(settings: Sequence[str] | None) -> dict[str, str]:
     """Parse ``key=value`` strings into a dict.
 

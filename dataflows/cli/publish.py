@@ -23,14 +23,19 @@ from anabranch.dataflows.cli.options import (
     opened_bus,
 )
 from anabranch.dataflows.cli.simulate import check_pacing
+from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.time_unit_check import TimeUnitCheck
-from anabranch.dataflows.telemetry.console import echo
+from anabranch.dataflows.telemetry.console import TextConsole, echo
 from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
+    from anabranch.dataflows.check.sample import Sample
+    from anabranch.dataflows.check.verdicts import Verdicts
     from anabranch.dataflows.declaration.pipeline import Pipeline
-    from anabranch.dataflows.declaration.schema import Schema
     from anabranch.producers.batch import Batch, Kind
+
+_SAMPLE = 2000
+"""How many rows of a file are checked before anything is published."""
 
 
 def publish(
@@ -72,7 +77,8 @@ def publish(
     """Publish the rows of a file or data set as events; missing topics are created.
 
     With --rate or --speedup the messages are live traffic, stamped with the current time. Otherwise
-    they are history, stamped with their event times.
+    they are history, stamped with their event times. If none of the first rows fits the pipeline's
+    type, nothing is published.
 
     Examples:
 
@@ -106,7 +112,7 @@ def _from_dataset(
     from anabranch.producers.datasets import dataset_messages, dataset_shape
 
     shape = dataset_shape(name)
-    topics: dict[Kind, str] = {"events": f"{shape.pipeline}.events"}
+    topics: dict[Kind, str] = {"events": Topics().named(shape.pipeline).events}
     create_topics(bus, list(topics.values()), partitions)
     return Publishing(bus, topics, total=shape.rows), dataset_messages(name)
 
@@ -124,15 +130,17 @@ def _from_files(
         )
     counts = [count_rows(path) for path in (file, labels) if path is not None]
     checks = [TimeUnitCheck(str(path), pipeline.time_scale) for path in (file, labels or file)]
-    batches = _checked(_event_messages(pipeline, file), checks[0])
+    notes: list[str] = []
+    batches = _checked(_messages(pipeline, "events", file, notes), checks[0])
     topics: dict[Kind, str] = {"events": pipeline.topics.events}
     if labels is not None:
-        batches = _with_labels(pipeline, batches, labels, checks[1])
+        of_labels = _checked(_messages(pipeline, "labels", labels, notes), checks[1])
+        batches = _with_labels(pipeline, batches, of_labels)
         topics["labels"] = pipeline.topics.labels
     batches = _with_first_read(batches)
     create_topics(bus, pipeline.inputs, partitions)
     total = None if None in counts else sum(count for count in counts if count is not None)
-    return Publishing(bus, topics, total=total, checks=checks), batches
+    return Publishing(bus, topics, total=total, checks=checks, notes=notes), batches
 
 
 def _checked(batches: Iterator[Batch], check: TimeUnitCheck) -> Iterator[Batch]:
@@ -148,46 +156,54 @@ def _with_first_read(batches: Iterator[Batch]) -> Iterator[Batch]:
     return chain(list(islice(batches, 1)), batches)
 
 
-def _event_messages(pipeline: Pipeline, file: Path) -> Iterator[Batch]:
+def _messages(pipeline: Pipeline, kind: Kind, file: Path, notes: list[str]) -> Iterator[Batch]:
+    """The rows of a file as messages; what else is to be said of them goes to ``notes``.
+
+    Raises:
+        InputError: none of the first rows fits the type; a table of the reasons was printed.
+    """
+    from anabranch.dataflows.check.sample import rows_of
+    from anabranch.dataflows.check.verdicts import verdicts
+    from anabranch.dataflows.files.declared_fields import event_fields, label_fields
     from anabranch.producers.files.formats import file_messages
 
-    return file_messages(
-        file,
-        time_field=pipeline.time,
-        time_unit=pipeline.time_unit,
-        zone=pipeline.zone,
-        id_field=pipeline.id,
-        key_field=pipeline.partition_field,
-        text_fields=_text_fields(pipeline.schema),
-    )
+    fields = event_fields(pipeline) if kind == "events" else label_fields(pipeline)
+    batches = file_messages(file, fields, topic_kind=kind, batch_size=_SAMPLE)
+    first = list(islice(batches, 1))
+    sample = rows_of(first, str(file))
+    found = verdicts(pipeline, kind, sample)
+    if found.none_fits:
+        _print_reasons(sample, found)
+        raise InputError(
+            f"none of the first {len(sample):,} rows of {file} fits {fields.message}: nothing was "
+            f"published; `anabranch check` says more"
+        )
+    if found.refused:
+        notes.append(
+            f"{len(found.refused):,} of the first {len(sample):,} rows of {file} would be dead "
+            f"letters ({found.refused[0].reason}: {found.refused[0].detail}); `anabranch check` "
+            "says more"
+        )
+    return chain(first, batches)
+
+
+def _print_reasons(sample: Sample, found: Verdicts) -> None:
+    from anabranch.dataflows.check.report import reason_counts
+    from anabranch.dataflows.cli.display.check import print_reasons
+
+    title = f"the first {len(sample):,} rows of {sample.source} would all be dead letters"
+    print_reasons(TextConsole(stderr=True), reason_counts(sample, found.refused), title)
 
 
 def _with_labels(
-    pipeline: Pipeline, events: Iterator[Batch], file: Path, check: TimeUnitCheck
+    pipeline: Pipeline, events: Iterator[Batch], labels: Iterator[Batch]
 ) -> Iterator[Batch]:
     """Events and labels merged by time, each label with the key of its event."""
-    from anabranch.dataflows.declaration.schema import Schema
-    from anabranch.dataflows.messages.inputs import Delayed
-    from anabranch.producers.files.formats import file_messages
+    from anabranch.dataflows.files.declared_fields import event_fields, label_fields
     from anabranch.producers.files.time_merge import keyed_by_event, merged
 
-    label = pipeline.label
-    assert isinstance(label, Delayed)
-    labels = file_messages(
-        file,
-        time_field=label.time,
-        time_unit=pipeline.time_unit,
-        zone=pipeline.zone,
-        id_field=label.id,
-        key_field=label.id,
-        text_fields=_text_fields(Schema.of(label.type)),
-        topic_kind="labels",
-    )
-    return keyed_by_event(merged(events, _checked(labels, check)), pipeline.id, label.id)
-
-
-def _text_fields(schema: Schema) -> list[str]:
-    return [name for name, field in schema.fields.items() if field.kind == "text"]
+    ids = event_fields(pipeline).id, label_fields(pipeline).id
+    return keyed_by_event(merged(events, labels), *ids)
 
 
 def _list_datasets() -> None:

@@ -31,16 +31,6 @@ class ContinueAt(StrEnum):
 
 def replay(
     pipeline: PipelineName,
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            envvar="ANABRANCH_REPLAY_FROM",
-            metavar="FILE|TOPIC",
-            help="The events: a .parquet, .jsonl or .csv file, or a topic, from its start to its "
-            "current end.",
-        ),
-    ],
     to: Annotated[
         Path,
         typer.Option(
@@ -49,13 +39,24 @@ def replay(
             help="Write the training rows to this .parquet file, replacing it if it exists.",
         ),
     ],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            envvar="ANABRANCH_REPLAY_FROM",
+            metavar="FILE|TOPIC",
+            help="The events: a .parquet, .jsonl or .csv file, or a topic, from its start to its "
+            "current end.",
+            show_default="the topic of the pipeline's events",
+        ),
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(
             "--labels",
             metavar="FILE|TOPIC",
             help="The labels. Events and labels are merged by time.",
-            show_default="PIPELINE.labels with --from PIPELINE.events, else none",
+            show_default="the topic of the pipeline's labels with that of its events, else none",
         ),
     ] = None,
     dead_letters: Annotated[
@@ -108,7 +109,7 @@ def replay(
 
     Examples:
 
-        anabranch replay payments --from payments.events --to rows.parquet --state state
+        anabranch replay payments --to rows.parquet --state state
 
         anabranch replay fraud.py --from paid.parquet --labels verdicts.jsonl --to rows.parquet
     """
@@ -122,6 +123,7 @@ def replay(
             f"--to {to}: rows are written as Parquet, so its name must end in .parquet"
         )
     declared = load_pipeline(pipeline)
+    source = source or declared.topics.events
     settings = ReplaySettings(
         events=source,
         labels=labels,

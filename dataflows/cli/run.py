@@ -13,7 +13,6 @@ from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.cli.launcher import (
     OnOffsetOutOfRange,
     RunSettings,
-    StartOffset,
     supervise,
     work,
     work_supervised,
@@ -86,11 +85,13 @@ def run(
         ),
     ] = None,
     start_offset: Annotated[
-        StartOffset | None,
+        str | None,
         typer.Option(
             "--start-offset",
             metavar="WHERE",
-            help="earliest or latest: where to start reading if there is no state yet.",
+            help="Where to start reading if there is no state yet: earliest; latest; a time such "
+            "as 2026-11-30T08:00, or -2d for two days ago: with the first messages published "
+            "then; or a file with lines topic,partition,offset.",
             show_default="earliest",
         ),
     ] = None,

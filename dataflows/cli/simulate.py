@@ -19,6 +19,7 @@ from anabranch.dataflows.cli.options import (
     create_topics,
     opened_bus,
 )
+from anabranch.dataflows.declaration.topics import Topics
 from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def simulate(
             raise InputError(f"--fault works with payments only, not with {pipeline}")
         batches = with_upstream_fault(batches, fault, fault_at)
     pacing = check_pacing(rate, speedup)
-    topics: dict[Kind, str] = {"events": f"{pipeline}.events", "labels": f"{pipeline}.labels"}
+    names = Topics().named(pipeline)
+    topics: dict[Kind, str] = {"events": names.events, "labels": names.labels}
     with opened_bus(bus, bus_set, bus_config) as opened:
         create_topics(opened, list(topics.values()), partitions)
         publishing = Publishing(opened, topics, total=events, count_events=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
@@ -24,7 +24,10 @@ from anabranch.dataflows.telemetry.console import TextConsole, echo
 from anabranch.state.durations import parse_duration_ms
 from anabranch.state.errors import InputError
 
-_DELETE = "delete"
+if TYPE_CHECKING:
+    from anabranch.dataflows.declaration.pipeline import Pipeline
+
+_DELETE, _RELEASE = "delete", "release"
 _RETENTION = "topic.retention.ms"  # a setting of the Kafka bus, for topics that it creates
 
 
@@ -32,13 +35,14 @@ def topics(
     pipeline: Annotated[
         str | None,
         typer.Argument(
-            help="List only the topics of this pipeline; or `delete`, and the topics to delete.",
+            help="List only the topics of this pipeline; or `delete`, and the topics to delete; or "
+            "`release`, and the outputs that another pipeline may write from now on.",
             metavar="[PIPELINE]",
         ),
     ] = None,
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="With delete: the topics to delete.", metavar="[TOPIC]..."),
+        typer.Argument(help="With delete or release: the topics.", metavar="[TOPIC]..."),
     ] = None,
     create: Annotated[
         bool, typer.Option("--create", help="Create the missing topics of the pipeline.")
@@ -71,6 +75,9 @@ def topics(
 ) -> None:
     """List topics with their partition and message counts, create those of a pipeline, or delete.
 
+    --create creates what is missing and alters nothing that exists. An output belongs to the
+    pipeline that wrote it first; `release` passes it on, once that is no longer run.
+
     Examples:
 
         anabranch topics
@@ -81,18 +88,23 @@ def topics(
 
         anabranch topics delete fraud.events fraud.labels
     """
-    if pipeline == _DELETE:
+    if pipeline in (_DELETE, _RELEASE):
         if not names:
-            raise typer.BadParameter("delete needs the names of the TOPICs to delete")
+            raise typer.BadParameter(f"{pipeline} needs the names of the TOPICs to {pipeline}")
         if create or retention or json or verify:
             raise typer.BadParameter(
-                "delete goes with neither --create, --retention, --verify nor --json"
+                f"{pipeline} goes with neither --create, --retention, --verify nor --json"
             )
         with opened_bus(bus, bus_set, bus_config) as opened:
-            _delete(opened, list(dict.fromkeys(names)), yes)
+            if pipeline == _DELETE:
+                _delete(opened, list(dict.fromkeys(names)), yes)
+            else:
+                _release(opened, list(dict.fromkeys(names)))
         return
     if names:
-        raise typer.BadParameter(f"only `topics delete` takes topics: {' '.join(names)}")
+        raise typer.BadParameter(
+            f"only `topics delete` and `topics release` take topics: {' '.join(names)}"
+        )
     if create and pipeline is None:
         raise typer.BadParameter("--create needs a PIPELINE, whose topics are created")
     if retention is not None and pipeline is None:
@@ -114,7 +126,7 @@ def topics(
             declared = load_pipeline(pipeline)
             wanted = [*declared.inputs, *declared.topics.outputs]
             if create:
-                created = create_topics(opened, wanted, partitions)
+                created = _create(opened, declared, partitions)
             if retention is not None:
                 there = opened.topics()
                 for name in created if create else [name for name in wanted if name in there]:
@@ -133,11 +145,20 @@ def topics(
             return
         for name in created:
             echo(f"created {name}")
-        if retention is not None and create and len(created) < len(wanted or ()):
-            echo(
-                "topics that were there already keep their retention: leave out --create to set it"
-            )
+        if create and (left := [name for name in wanted or () if name not in created]):
+            echo(f"left as they are, because they exist: {', '.join(left)}")
+            if retention is not None:
+                echo("topics that were there already keep their retention: set it without --create")
         TextConsole().print(_table(opened, wanted))
+
+
+def _create(bus: Bus, pipeline: Pipeline, partitions: int | None) -> list[str]:
+    """Create the topics of a pipeline that are missing, and alter none; return their names."""
+    from anabranch.dataflows.declaration.input_topics import create_missing
+
+    created = create_topics(bus, pipeline.inputs, partitions)
+    count = bus.topics()[pipeline.topics.events]
+    return [*created, *create_missing(bus, pipeline.topics.outputs, count)]
 
 
 def _delete(bus: AdminBus, names: Sequence[str], yes: bool) -> None:
@@ -149,6 +170,12 @@ def _delete(bus: AdminBus, names: Sequence[str], yes: bool) -> None:
     bus.delete_topics(names)
     for name in names:
         echo(f"deleted {name}")
+
+
+def _release(bus: AdminBus, names: Sequence[str]) -> None:
+    bus.release_outputs(names)
+    for name in names:
+        echo(f"released {name}")
 
 
 def _verify(url: str, json: bool) -> None:

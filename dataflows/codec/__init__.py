@@ -1,17 +1,89 @@
-"""The codecs by name, and which one a topic uses; see `dataflows.codec.protocol`."""
+"""The codecs of formats, and which one a topic uses; see `dataflows.codec.protocol`."""
 
 from __future__ import annotations
+
+from functools import cache
+
+import msgspec
 
 from anabranch.dataflows.codec.json_codec import JsonCodec
 from anabranch.dataflows.codec.protocol import Codec
 from anabranch.dataflows.declaration.declaration import Declaration
+from anabranch.dataflows.declaration.formats import (
+    Avro,
+    Csv,
+    Custom,
+    Format,
+    Json,
+    JsonSchema,
+    MessagePack,
+    is_codec,
+)
 
-__all__ = ["CODECS", "Codec", "codec_of"]
+__all__ = ["CODECS", "Codec", "codec_of", "make_codec"]
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (JsonCodec(),)}
-"""Name → codec; a new format is registered here."""
+"""Name → codec, of the formats without settings."""
 
 
 def codec_of(pipeline: Declaration, topic: str) -> Codec:
-    """The codec of the messages on a topic of a pipeline."""
-    return CODECS[pipeline.format_of(topic)]
+    """The codec of the messages on a topic of a pipeline; one for all that ask in a process.
+
+    Raises:
+        DeclarationError: the format's schema can't be used.
+    """
+    declared = pipeline.format_of(topic)
+    if is_codec(declared):
+        codec: Codec = declared
+        return codec
+    written, subject = None, ""
+    if topic == pipeline.topics.predictions:
+        written = _written(pipeline)
+        subject = getattr(declared, "subject", None) or f"{topic}-value"
+    return make_codec(declared, pipeline.time_scale, subject, written)
+
+
+@cache
+def make_codec(
+    format: Format,
+    unit_ms: float = 1.0,
+    subject: str = "",
+    written: type[msgspec.Struct] | None = None,
+) -> Codec:
+    """The codec of a format.
+
+    Args:
+        format: as it is declared.
+        unit_ms: the pipeline's time unit, in milliseconds.
+        subject: under which a schema is registered of what is written.
+        written: the struct type that is written, if any.
+
+    >>> make_codec(Json()).name
+    'json'
+    """
+    # Most pipelines are in JSON: what other formats need is imported when it is used.
+    if isinstance(format, Json):
+        return CODECS["json"]
+    if isinstance(format, Avro):
+        from anabranch.dataflows.codec.avro_codec import AvroCodec
+
+        return AvroCodec(format, unit_ms, subject, written)
+    from anabranch.dataflows.codec import simple_codecs
+
+    if isinstance(format, MessagePack):
+        return simple_codecs.MessagePackCodec(unit_ms)
+    if isinstance(format, Csv):
+        return simple_codecs.CsvCodec(format)
+    if isinstance(format, Custom):
+        return simple_codecs.CustomCodec(format, unit_ms)
+    if isinstance(format, JsonSchema):
+        return simple_codecs.JsonSchemaCodec(format, subject, written)
+    raise TypeError(f"no codec for {format!r}")
+
+
+def _written(pipeline: Declaration) -> type[msgspec.Struct] | None:
+    if isinstance(pipeline.output_format, Json):
+        return None
+    from anabranch.dataflows.codec.written_schemas import written_type
+
+    return written_type(pipeline.task, pipeline.candidates is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from anabranch.dataflows.codec.json_decoder import JsonColumnDecoder, json_column_decoder
 from anabranch.dataflows.codec.json_encoder import JsonPredictionEncoder
 from anabranch.dataflows.codec.protocol import Codec, Message
+from anabranch.dataflows.declaration.shape import Shape
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.models.learners.learner import Task
 
@@ -29,12 +30,19 @@ class JsonCodec(Codec):
         RecursionError,
     )
     malformed: ClassVar[DeadLetterReason] = DeadLetterReason.NOT_JSON
+    makes_texts: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._encoder = msgspec.json.Encoder()
 
     def decoder(self, message: type[Message]) -> Callable[[bytes], Message]:
-        return msgspec.json.Decoder(message).decode
+        if not issubclass(message, msgspec.Struct) or Shape.of(message).is_plain:
+            return msgspec.json.Decoder(message).decode
+        from_mapping, decode = Shape.of(message).from_mapping, msgspec.json.Decoder().decode
+        return lambda value: from_mapping(decode(value))
+
+    def unknown_fields(self, shape: Shape, value: bytes) -> Mapping[str, Any]:
+        return shape.unknown(msgspec.json.decode(value))
 
     def encode(self, message: msgspec.Struct) -> bytes:
         return self._encoder.encode(message)
@@ -45,9 +53,13 @@ class JsonCodec(Codec):
         return lines
 
     def column_decoder(
-        self, message: type[msgspec.Struct], time: str, wanted: Sequence[str]
+        self,
+        message: type[msgspec.Struct],
+        time: str,
+        wanted: Sequence[str],
+        texts: Collection[str] = (),
     ) -> JsonColumnDecoder | None:
-        return json_column_decoder(message, time, wanted)
+        return json_column_decoder(message, time, wanted, texts)
 
     def prediction_encoder(
         self, task: Task, topic: str, model: str

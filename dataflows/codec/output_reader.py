@@ -15,7 +15,8 @@ from anabranch.dataflows.bus.read_to_end import at_end, before_end, ends_now
 from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.codec.json_codec import JsonCodec
 from anabranch.dataflows.codec.protocol import Codec
-from anabranch.dataflows.declaration.declaration import Declaration, Topics
+from anabranch.dataflows.declaration.declaration import Declaration
+from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.outputs import (
     Cause,
     DeadLetter,
@@ -193,7 +194,9 @@ def read_outputs(
                 alert(dead_letter.reason, dead_letter.detail)
 
     Args:
-        pipeline: a `Pipeline`, or its name.
+        pipeline: a `Pipeline`, its file such as ``"fraud.py"``, or its name. By its name alone it
+            is found if its topics bear that name, or if it is shipped, or in NAME.py of the working
+            directory.
         output: `Prediction`, `Ranking` (of a pipeline with ``candidates``), `DeadLetter`,
             `DriftSignal` or `RolloutMessage`.
         bus: a bus, or its URL; a bus that is opened for the URL is closed with the reader.
@@ -204,6 +207,7 @@ def read_outputs(
 
     Raises:
         InputError: ``output`` is no type of output, or not that of this pipeline.
+        DeclarationError: the file of the pipeline can't be loaded.
         BusError: the bus can't be reached, or the topic or an offset does not exist.
 
     >>> from anabranch import DeadLetter, MemoryBus
@@ -217,14 +221,14 @@ def read_outputs(
     >>> [letter.reason for letter in reader], reader.position
     (['late'], {0: 1})
     """
-    topic = _topic(pipeline, output)
-    # Of a pipeline of which only the name is known, the default format.
-    codec = codec_of(pipeline, topic) if isinstance(pipeline, Declaration) else JsonCodec()
+    if output not in _TOPIC_OF:
+        listed = ", ".join(each.__name__ for each in _TOPIC_OF)
+        raise InputError(f"{output!r} is no type of output: read one of {listed}")
     if not isinstance(bus, str):
-        return OutputReader(topic, output, codec, bus=bus, start=start, follow=follow)
+        return _open(pipeline, output, bus, start, follow)
     opened = open_bus(bus)
     try:
-        reader = OutputReader(topic, output, codec, bus=opened, start=start, follow=follow)
+        reader = _open(pipeline, output, opened, start, follow)
     except BaseException:
         opened.close()
         raise
@@ -232,26 +236,42 @@ def read_outputs(
     return reader
 
 
-def _topic(pipeline: Declaration | str, output: type[Any]) -> str:
-    if output not in _TOPIC_OF:
-        listed = ", ".join(each.__name__ for each in _TOPIC_OF)
-        raise InputError(f"{output!r} is no type of output: read one of {listed}")
-    if isinstance(pipeline, Declaration):
-        expected = Prediction if pipeline.candidates is None else Ranking
-        if output in (Prediction, Ranking) and output is not expected:
-            raise InputError(
-                f"pipeline {pipeline.name!r} publishes no {output.__name__} messages: read "
-                f"{expected.__name__}"
-            )
-    name = pipeline if isinstance(pipeline, str) else pipeline.name
-    topic: str = getattr(Topics(name), _TOPIC_OF[output])
-    return topic
+def _open(
+    pipeline: Declaration | str, output: type[Any], bus: Bus, start: Start, follow: bool
+) -> OutputReader[Any]:
+    declared = _declared(pipeline, output, bus) if isinstance(pipeline, str) else pipeline
+    role = _TOPIC_OF[output]
+    if declared is None:
+        # Of a pipeline of which only the name is known: the default topic and format.
+        topic, codec = Topics().named(str(pipeline)).of_role(role), JsonCodec()
+        return OutputReader(topic, output, codec, bus=bus, start=start, follow=follow)
+    expected = Prediction if declared.candidates is None else Ranking
+    if output in (Prediction, Ranking) and output is not expected:
+        raise InputError(
+            f"pipeline {declared.name!r} publishes no {output.__name__} messages: read "
+            f"{expected.__name__}"
+        )
+    topic = declared.topics.of_role(role)
+    codec_there = codec_of(declared, topic)
+    return OutputReader(topic, output, codec_there, bus=bus, start=start, follow=follow)
+
+
+def _declared(name: str, output: type[Any], bus: Bus) -> Declaration | None:
+    """The pipeline that ``name`` refers to; None if its topic bears its name, or it is unknown."""
+    if Topics().named(name).of_role(_TOPIC_OF[output]) in bus.topics():
+        return None
+    from anabranch.dataflows.pipelines.loader import find_pipeline
+
+    return find_pipeline(name)
 
 
 def _start_offsets(bus: Bus, topic: str, start: Start) -> dict[int, int]:
     topics = bus.topics()
     if topic not in topics:
-        raise BusError(f"topic {topic!r} does not exist on {bus.url}: run the pipeline there first")
+        raise BusError(
+            f"topic {topic!r} does not exist on {bus.url}: run the pipeline there first, or, if "
+            "its topics have names of their own, give read_outputs the pipeline, not its name"
+        )
     if start == "latest":
         return dict(enumerate(bus.end_offsets(topic)))
     offsets = dict(enumerate(bus.start_offsets(topic)))

@@ -15,11 +15,14 @@ from typing import Any
 from anabranch.dataflows.declaration.features import (
     EntityFeature,
     Feature,
+    Hashed,
     KeyedFeature,
     LabelWindow,
     RowFeature,
 )
+from anabranch.dataflows.declaration.formats import JSON, Format
 from anabranch.dataflows.declaration.schema import Kind, Schema
+from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.inputs import Delayed, Event, Inline
 from anabranch.dataflows.messages.local_time import LocalTime
 from anabranch.dataflows.messages.time_units import TIME_UNITS_MS
@@ -37,48 +40,6 @@ _DEFAULT_METRICS = {
     Task.REGRESSION: ("MAE", "RMSE"),
     Task.ANOMALY: (),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Topics:
-    """The topics of a pipeline, named after it."""
-
-    pipeline: str
-    has_rollouts: bool = False
-
-    @property
-    def events(self) -> str:
-        return f"{self.pipeline}.events"
-
-    @property
-    def labels(self) -> str:
-        return f"{self.pipeline}.labels"
-
-    @property
-    def predictions(self) -> str:
-        return f"{self.pipeline}.predictions"
-
-    @property
-    def drift(self) -> str:
-        return f"{self.pipeline}.drift"
-
-    @property
-    def dead_letters(self) -> str:
-        return f"{self.pipeline}.dead-letters"
-
-    @property
-    def control(self) -> str:
-        return f"{self.pipeline}.control"
-
-    @property
-    def rollouts(self) -> str:
-        return f"{self.pipeline}.rollouts"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The topics that the pipeline writes."""
-        always = (self.predictions, self.drift, self.dead_letters)
-        return (*always, self.rollouts) if self.has_rollouts else always
 
 
 @dataclass(kw_only=True)
@@ -118,13 +79,12 @@ class Declaration:
     max_model_failures: int = 100
     candidates: str | None = None
     max_candidates: int = 100
+    topics: Topics = dataclass_field(default_factory=Topics)
+    format: Format = JSON
+    label_format: Format | None = None
+    output_format: Format = JSON
     schema: Schema = dataclass_field(init=False, repr=False)
     task: Task = dataclass_field(init=False)
-
-    @property
-    def topics(self) -> Topics:
-        """The names of the topics."""
-        return Topics(self.name, self.has_rollouts)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -230,6 +190,25 @@ class Declaration:
         return list(names)
 
     @property
+    def text_fields(self) -> frozenset[str]:
+        """The event's fields whose values are read as texts, though of another type.
+
+        They are ids, keys and entities, and what is hashed: 10 and ``"10"`` are the same key.
+        """
+        names = [self.id, self.traffic_field, *self.entities, *self.label_windows]
+        names += [feature.field for feature in self.features if isinstance(feature, Hashed)]
+        names += [
+            feature.value
+            for feature in self.features
+            if isinstance(feature, EntityFeature) and feature.text_value and feature.value
+        ]
+        fields = self.schema.fields
+        key = None if self.model_key is None else fields.get(self.model_key)
+        if key is not None and key.kind != "boolean":
+            names.append(key.name)
+        return frozenset(name for name in names if name in fields and fields[name].kind != "text")
+
+    @property
     def model_fields(self) -> list[str]:
         """The event's fields that the model step uses besides the features."""
         columns = set(self.columns)
@@ -255,10 +234,17 @@ class Declaration:
     def number_fields(self) -> list[str]:
         """Fields whose numbers are validated when they are decoded: integers, and an inline label.
 
-        An integer may be too large for a float. Float fields are validated as features.
+        An integer may be too large for a float, and a decimal too, or be none. Float fields are
+        validated as features.
         """
-        fields = self.schema.fields
-        names = [n for n in self.read_fields if fields[n].integer and not fields[n].is_list]
+        fields, texts = self.schema.fields, self.text_fields
+        names = [
+            name
+            for name in self.read_fields
+            if (fields[name].integer or fields[name].is_decimal)
+            and not fields[name].is_list
+            and name not in texts
+        ]
         if isinstance(self.label, Inline) and fields[self.label.field].kind == "number":
             names.append(self.label.field)
         return names
@@ -279,9 +265,18 @@ class Declaration:
         local = self.local_time
         return UTC if local is None else local.zone
 
-    def format_of(self, topic: str) -> str:
-        """The name of the codec of a topic's messages; see `dataflows.codec`."""
-        return "json"
+    def format_of(self, topic: str) -> Any:
+        """The format of a topic's messages, or a codec for them; see `dataflows.codec`.
+
+        What a pipeline says about itself is always JSON: dead letters, drift signals, control and
+        rollout messages.
+        """
+        topics = self.topics
+        if topic == topics.events:
+            return self.format
+        if topic == topics.labels:
+            return self.format if self.label_format is None else self.label_format
+        return self.output_format if topic == topics.predictions else JSON
 
     def _with_positions(self) -> Iterator[tuple[Feature, slice]]:
         start = 0

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.schema import Schema
 from anabranch.state.durations import parse_duration_ms
 from anabranch.state.errors import DeclarationError
@@ -152,7 +154,10 @@ class OneHot:
             raise DeclarationError(f"one_hot({self.field!r}) needs values, none of them twice")
 
     def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
-        column_of = {value: column for column, value in enumerate(self.values)}
+        column_of: dict[Any, int] = {}
+        for column, value in enumerate(self.values):
+            column_of[value] = column
+            column_of[text_of(value)] = column  # of a number or boolean that is also a key
         values = columns[self.field]
         if isinstance(values, CodedTexts):
             unique, inverse = values.distinct()
@@ -173,7 +178,7 @@ class Hashed:
         return [f"{self.field}#{bucket}" for bucket in range(self.buckets)]
 
     def check(self, schema: Schema) -> None:
-        schema.require_present(self.field, ("text",), f"hashed({self.field!r})")
+        schema.require_key(self.field, f"hashed({self.field!r})")
         if self.buckets < 2:
             raise DeclarationError(f"hashed({self.field!r}) needs at least 2 buckets")
 
@@ -206,12 +211,13 @@ class EntityFeature:
 
     def check(self, schema: Schema) -> None:
         """Raise DeclarationError if the event type lacks a field that this needs."""
-        schema.require_present(self.entity, ("text",), self.label)
+        schema.require_key(self.entity, self.label, nullable=True)
         if isinstance(self.value, Target):
             raise DeclarationError(f"{self.label} can't use target(): only window can")
-        if self.value is not None:
-            kinds = ("text",) if self.text_value else ("number", "boolean")
-            schema.require(self.value, kinds, self.label)  # type: ignore[arg-type]
+        if self.value is not None and self.text_value:
+            schema.require_key(self.value, self.label, nullable=True)
+        elif self.value is not None:
+            schema.require(self.value, ("number", "boolean"), self.label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +243,7 @@ class LabelWindow:
 
     def check(self, schema: Schema) -> None:
         """Raise DeclarationError if the event type lacks a field that this needs."""
-        schema.require_present(self.entity, ("text",), self.label)
+        schema.require_key(self.entity, self.label, nullable=True)
 
 
 KeyedFeature = EntityFeature | LabelWindow
@@ -269,15 +275,18 @@ def day_of_week(time: str = "ts") -> DayOfWeek:
 def one_hot(name: str, values: Sequence[str | float | bool]) -> OneHot:
     """One column per value, 1.0 where the field equals it; for any other value all are 0.0.
 
-    The values are of the field's own type: a number is never equal to a text.
+    The values are of the field's own type: a number is never equal to a text. Of an enum they are
+    its members, or their values.
     """
-    return OneHot(name, tuple(values))
+    return OneHot(
+        name, tuple(value.value if isinstance(value, Enum) else value for value in values)
+    )
 
 
 def hashed(name: str, *, buckets: int = 16) -> Hashed:
     """The hashing trick: one column per bucket, 1.0 where the text hashes to it.
 
-    The hash is the same on every machine.
+    The hash is the same on every machine. A number, boolean or enum is hashed as its text.
     """
     return Hashed(name, buckets)
 
@@ -324,7 +333,9 @@ def window(
     event's own label is never among them.
 
     Args:
-        entity: the field that names the entity.
+        entity: the field that names the entity: a text, an integer, a boolean, a UUID or an enum.
+            An event in which it is null has no entity: its features are those of an empty window,
+            and it enters none.
         value: a number or boolean field, or `target()`; None: events are counted. A null value
             does not enter the window, but its event still gets its features.
         over: widths of the windows, such as ``"10m"``.
@@ -358,7 +369,10 @@ def since_last(entity: str, *, within: str = "1d") -> EntityFeature:
 
 
 def count_distinct(entity: str, value: str, *, over: Sequence[str] | str) -> EntityFeature:
-    """How many different values of the text field ``value`` the entity had in the last ``over``."""
+    """How many different values of ``value`` the entity had in the last ``over``.
+
+    It is a text, a number without fraction, a boolean or an enum; null is none.
+    """
     label = f"count_distinct({entity})"
     return EntityFeature(entity, DistinctSpec(value, _widths_ms(over, label)), value, True, label)
 

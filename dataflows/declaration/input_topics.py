@@ -51,11 +51,24 @@ def create_control(pipeline: Declaration, bus: Bus, partitions: int) -> None:
 def create_or_grow(bus: Bus, topics: Sequence[str], partitions: int) -> None:
     """Create the topics that are missing, and add partitions to those that have fewer.
 
+    One that has more keeps them: nothing is published there.
+
     Raises:
-        BusError: one has more, or the bus refused.
+        BusError: the bus refused.
     """
     existing = bus.topics()
     for topic in topics:
         if existing.get(topic, partitions) < partitions:
             bus.add_partitions(topic, partitions)
-    bus.create_topics(dict.fromkeys(topics, partitions))
+    create_missing(bus, topics, partitions)
+
+
+def create_missing(bus: Bus, topics: Sequence[str], partitions: int) -> list[str]:
+    """Create the topics that do not exist yet, and leave the others alone; return their names.
+
+    Raises:
+        BusError: the bus refused.
+    """
+    existing = bus.topics()
+    missing = [topic for topic in topics if topic not in existing]
+    return bus.create_topics(dict.fromkeys(missing, partitions)) if missing else []

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anabranch.dataflows.declaration.declaration import Declaration
+from anabranch.dataflows.declaration.formats import check_format
 from anabranch.dataflows.declaration.rollout_validation import check_rollout
 from anabranch.dataflows.declaration.schema import Schema
+from anabranch.dataflows.declaration.topics import check_topics, named_topics
 from anabranch.dataflows.declaration.validation import (
     check_candidates,
     check_features,
@@ -46,7 +48,9 @@ class Pipeline(Declaration):
     """A stream of events, its features, and the model that predicts and learns on each.
 
     Attributes:
-        name: prefix of the topics: lower-case letters, digits, ``-`` and ``_``, a letter first.
+        name: what the pipeline is called, in metrics, logs and its consumer group: a letter, then
+            letters, digits, ``.``, ``-`` and ``_``. Topics without a name of their own begin with
+            it.
         event: the event type.
         features: as in `dataflows.declaration.features`, in the order of the model's columns.
         model: a River classifier, regressor or anomaly detector, or a River pipeline.
@@ -99,6 +103,11 @@ class Pipeline(Declaration):
             any other list of the event is the candidate's entry in it. The label names the
             candidate that was chosen; the others were not chosen, which is learned at the timeout.
         max_candidates: of one event; an event with more is a dead letter.
+        topics: the names of the topics that are read and written
+            (`dataflows.declaration.topics.Topics`); by default ``NAME.events`` and so on.
+        format: of the events' messages (`dataflows.declaration.formats`).
+        label_format: of the labels' messages; None: as the events'.
+        output_format: of predictions; all else that is published is JSON.
 
     Raises:
         DeclarationError: something in it can't work; the message names it.
@@ -109,6 +118,11 @@ class Pipeline(Declaration):
             raise DeclarationError(f"event of pipeline {self.name!r} must be a subclass of Event")
         self.schema = Schema.of(self.event, lists=self.candidates is not None)
         check_names(self)
+        self.topics = named_topics(self.topics, self.name)
+        check_format(self.format, "format", self.name)
+        if self.label_format is not None:
+            check_format(self.label_format, "label_format", self.name)
+        check_format(self.output_format, "output_format", self.name, outputs=True)
         check_candidates(self)
         check_features(self)
         check_label(self)
@@ -125,6 +139,13 @@ class Pipeline(Declaration):
         elif self.rollout is None and self.challengers:
             self.rollout = Shadow()
         check_rollout(self)
+        check_topics(
+            self.topics,
+            self.name,
+            has_labels=self.has_label_topic,
+            has_rollouts=self.has_rollouts,
+        )
+        self.topics = self.topics.named(self.name, self.has_rollouts)
 
     def learner(self) -> Learner:
         """A new learner of ``model``, with what is declared around it."""

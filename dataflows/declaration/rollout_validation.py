@@ -51,7 +51,7 @@ def check_rollout(pipeline: Declaration) -> None:
     ranking = pipeline.candidates is not None
     context = PolicyContext(pipeline.task, len(pipeline.challengers), ranking, where)
     check_policy(pipeline.rollout, context)
-    pipeline.schema.require_present(pipeline.traffic_field, ("text",), f"{where} (rollout_key=)")
+    pipeline.schema.require_key(pipeline.traffic_field, f"{where} (rollout_key=)")
 
 
 def _check_on_drift(pipeline: Declaration, where: str) -> None:

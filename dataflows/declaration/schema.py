@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import decimal
+import enum
 import types
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
+from anabranch.dataflows.declaration.casts import text_of
+from anabranch.dataflows.declaration.shape import without_cast
 from anabranch.dataflows.messages.inputs import field_types
 from anabranch.state.errors import DeclarationError
 
@@ -24,6 +30,10 @@ class Field:
         optional: whether null is allowed.
         integer: whether integers are.
         is_list: whether it is a list of such values, one for each candidate of a ranking.
+        is_key: whether it can be an id or a key: its values are known by their text.
+        is_cast: whether values of other types are cast.
+        is_decimal: whether it is a decimal, which may be no finite number.
+        value_of: makes the value that steps use of one that was decoded; None: it is used as it is.
     """
 
     name: str
@@ -31,6 +41,10 @@ class Field:
     optional: bool
     integer: bool = False
     is_list: bool = False
+    is_key: bool = False
+    is_cast: bool = False
+    is_decimal: bool = False
+    value_of: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +70,59 @@ class Schema:
         Raises:
             DeclarationError: it does not; names the field, ``where`` and the fields that exist.
         """
-        field = self.fields.get(name)
-        if field is None:
-            raise DeclarationError(
-                f"unknown field {name!r} in {where}: {self.type_name} has {', '.join(self.fields)}"
-            )
+        field = self._find(name, where)
         if field.kind not in kinds:
             raise DeclarationError(
                 f"field {name!r} in {where} must be a {' or '.join(kinds)}, but "
-                f"{self.type_name}.{name} is {_A[field.kind]}"
+                f"{self.type_name}.{name} is {_A[field.kind]}{self._cast_hint(field, kinds)}"
             )
         return field
 
     def require_present(self, name: str, kinds: tuple[Kind, ...], where: str) -> Field:
         """As `require`, and the field must not allow null."""
-        field = self.require(name, kinds, where)
-        if field.optional:
+        return self._present(self.require(name, kinds, where), where)
+
+    def require_key(self, name: str, where: str, *, nullable: bool = False) -> Field:
+        """The field ``name``, which must be an id or key: text, a whole number, a boolean, an enum.
+
+        Raises:
+            DeclarationError: it is none, or allows null although not ``nullable``.
+        """
+        field = self._find(name, where)
+        if not field.is_key:
             raise DeclarationError(
-                f"field {name!r} in {where} may be null: declare {self.type_name}.{name} "
-                "without None"
+                f"field {name!r} in {where} must be a text, an integer, a boolean, a UUID or an "
+                f"enum, but {self.type_name}.{name} is {_A[field.kind]}"
+            )
+        if field.is_list:
+            self.require(name, ("text",), where)
+        return field if nullable else self._present(field, where)
+
+    def _find(self, name: str, where: str) -> Field:
+        field = self.fields.get(name)
+        if field is None:
+            hint = ""
+            if isinstance(name, str) and "." in name and name.partition(".")[0] in self.fields:
+                own = name.rpartition(".")[2]
+                hint = f"; for what is in an object declare {own}: float = path({name!r})"
+            raise DeclarationError(
+                f"unknown field {name!r} in {where}: {self.type_name} has "
+                f"{', '.join(self.fields)}{hint}"
             )
         return field
+
+    def _present(self, field: Field, where: str) -> Field:
+        if field.optional:
+            raise DeclarationError(
+                f"field {field.name!r} in {where} may be null: declare "
+                f"{self.type_name}.{field.name} without None"
+            )
+        return field
+
+    def _cast_hint(self, field: Field, kinds: tuple[Kind, ...]) -> str:
+        if field.is_cast or "number" not in kinds or field.kind not in ("text", "other"):
+            return ""
+        return f"; if its text is that of a number, declare it as {field.name}: Cast[float]"
 
 
 _A = {
@@ -95,28 +141,73 @@ def _list_or_field(name: str, annotation: Any) -> Field:
 
 
 def _field(name: str, annotation: Any) -> Field:
-    args = get_args(annotation)
-    if get_origin(annotation) in (Union, types.UnionType):
-        rest = [arg for arg in args if arg is not type(None)]
-        kinds = {_kind(arg) for arg in rest}
-        kind: Kind = kinds.pop() if len(kinds) == 1 else "other"
-        return Field(name, kind, len(rest) < len(args), any(map(_is_integer, rest)))
-    return Field(name, _kind(annotation), False, _is_integer(annotation))
-
-
-def _is_integer(annotation: Any) -> bool:
-    return (
-        _kind(annotation) == "number" and getattr(annotation, "__origin__", annotation) is not float
+    annotation, is_cast = without_cast(annotation)
+    annotation = (
+        getattr(annotation, "__origin__", annotation) if _is_annotated(annotation) else (annotation)
+    )
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    members = get_args(annotation) if is_union else (annotation,)
+    rest = [_bare(member) for member in members if member is not type(None)]
+    kinds = {_kind(member) for member in rest}
+    return Field(
+        name,
+        kinds.pop() if len(kinds) == 1 else "other",
+        len(rest) < len(members),
+        any(map(_is_integer, rest)),
+        is_key=bool(rest) and all(map(_is_key, rest)),
+        is_cast=is_cast,
+        is_decimal=decimal.Decimal in rest,
+        value_of=_value_of(rest),
     )
 
 
+def _is_annotated(annotation: Any) -> bool:
+    return hasattr(annotation, "__metadata__")
+
+
+def _bare(annotation: Any) -> Any:
+    return annotation.__origin__ if _is_annotated(annotation) else annotation
+
+
+def _is_enum(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, enum.Enum)
+
+
+def _is_integer(annotation: Any) -> bool:
+    return _kind(annotation) == "number" and annotation not in (float, decimal.Decimal)
+
+
+def _is_key(annotation: Any) -> bool:
+    return _kind(annotation) in ("text", "boolean") or _is_integer(annotation)
+
+
 def _kind(annotation: Any) -> Kind:
+    values: Sequence[Any] | None = None
     if get_origin(annotation) is Literal:
-        kinds = {_kind(type(value)) for value in get_args(annotation)}
+        values = get_args(annotation)
+    elif _is_enum(annotation):
+        values = [each.value for each in annotation]
+    if values is not None:
+        kinds = {_kind(type(value)) for value in values}
         return kinds.pop() if len(kinds) == 1 else "other"
-    annotation = getattr(annotation, "__origin__", annotation)  # Annotated[float, Meta(...)]
     if annotation is bool:
         return "boolean"
-    if annotation in (int, float):
+    if annotation in (int, float, decimal.Decimal):
         return "number"
-    return "text" if annotation is str else "other"
+    return "text" if annotation in (str, uuid.UUID) else "other"
+
+
+def _value_of(members: list[Any]) -> Callable[[Any], Any] | None:
+    if any(map(_is_enum, members)):
+        return _enum_value
+    if decimal.Decimal in members:
+        return _decimal_value
+    return text_of if uuid.UUID in members else None
+
+
+def _enum_value(value: Any) -> Any:
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def _decimal_value(value: Any) -> Any:
+    return float(value) if isinstance(value, decimal.Decimal) else value

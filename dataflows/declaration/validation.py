@@ -7,7 +7,14 @@ import re
 from river import base
 
 from anabranch.dataflows.declaration.declaration import Declaration
-from anabranch.dataflows.declaration.features import DayOfWeek, Feature, HourOfDay, KeyedFeature
+from anabranch.dataflows.declaration.features import (
+    DayOfWeek,
+    EntityFeature,
+    Feature,
+    HourOfDay,
+    KeyedFeature,
+    NumberField,
+)
 from anabranch.dataflows.declaration.model_trial import check_by_trial
 from anabranch.dataflows.declaration.schema import Schema
 from anabranch.dataflows.messages.inputs import Delayed, Inline, Label
@@ -30,7 +37,7 @@ MOST_SEGMENTS = 10_000
 """The limit of ``max_segments``: each model costs memory, and time in every commit."""
 
 _LABEL_TYPES: dict[str, type] = {"boolean": bool, "text": str}
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
+_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9._-]{0,99}")
 
 
 def check_names(pipeline: Declaration) -> None:
@@ -38,11 +45,11 @@ def check_names(pipeline: Declaration) -> None:
     name, schema = pipeline.name, pipeline.schema
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise DeclarationError(
-            f"pipeline name {name!r} can't be the prefix of topics: use a lower-case "
-            "letter, then lower-case letters, digits, - and _"
+            f"pipeline name {name!r} can't be used: it must be a letter, then letters, digits, "
+            "dots, - and _, at most 100 in all"
         )
     where = f"pipeline {name!r}"
-    schema.require_present(pipeline.id, ("text",), f"{where} (id=)")
+    schema.require_key(pipeline.id, f"{where} (id=)")
     _check_time(schema, pipeline.time, f"{where} (time=)")
     if pipeline.time_unit not in TIME_UNITS_MS:
         raise DeclarationError(
@@ -56,7 +63,7 @@ def check_names(pipeline: Declaration) -> None:
             'database, such as "Europe/Paris", or UTC'
         ) from None
     if pipeline.key is not None:
-        schema.require_present(pipeline.key, ("text",), f"{where} (key=)")
+        schema.require_key(pipeline.key, f"{where} (key=)", nullable=True)
 
 
 def check_candidates(pipeline: Declaration) -> None:
@@ -108,6 +115,30 @@ def check_features(pipeline: Declaration) -> None:
                     f"feature {name!r} is declared twice in pipeline {pipeline.name!r}"
                 )
             seen.add(name)
+    _check_double_use(pipeline)
+
+
+def _check_double_use(pipeline: Declaration) -> None:
+    """Check that no field is used both as a number and as a key, whose values are texts."""
+    texts = pipeline.text_fields
+    numbers = [each.field for each in pipeline.features if isinstance(each, NumberField)]
+    numbers += [
+        each.value
+        for each in pipeline.features
+        if isinstance(each, EntityFeature) and each.value is not None and not each.text_value
+    ]
+    numbers += [
+        each.subject
+        for each in pipeline.slices
+        if isinstance(each, SliceBy) and each.bins is not None
+    ]
+    for name in numbers:
+        if name in texts:
+            raise DeclarationError(
+                f"field {name!r} of pipeline {pipeline.name!r} is used as a number, and as a key "
+                f"or category too: declare it once more for the number, such as {name}_number: "
+                f"int = path('$.{name}')"
+            )
 
 
 def check_label(pipeline: Declaration) -> None:
@@ -147,6 +178,7 @@ def check_model(pipeline: Declaration) -> None:
             f"pipeline {pipeline.name!r} has no label, and {pipeline.model_name} is not an anomaly "
             "detector, which could learn without one: give label="
         )
+    _check_truth(pipeline)
     check_task(pipeline.model, pipeline.task)
     most = pipeline.max_model_failures
     if isinstance(most, bool) or not isinstance(most, int) or most < 0:
@@ -165,6 +197,20 @@ def check_model(pipeline: Declaration) -> None:
         where = f"pipeline {pipeline.name!r}"
         check_imbalance(pipeline.imbalance, pipeline.model, pipeline.task, label, where)
     check_by_trial(pipeline, pipeline.model, f"the model of pipeline {pipeline.name!r}")
+
+
+def _check_truth(pipeline: Declaration) -> None:
+    """Check that a label of a binary classifier is a boolean, and not a number such as 0 or 1."""
+    model, label = pipeline.model, pipeline.label
+    if pipeline.target_kind != "number" or pipeline.task is not Task.MULTICLASS or label is None:
+        return
+    if not isinstance(model, base.Classifier) or model._multiclass:
+        return
+    raise DeclarationError(
+        f"the label {label.field!r} of pipeline {pipeline.name!r} is a number, and "
+        f"{pipeline.model_name} predicts true or false: if it is 0 or 1, declare it as "
+        f"{label.field}: Cast[bool]"
+    )
 
 
 def check_monitors(pipeline: Declaration) -> None:
@@ -232,6 +278,8 @@ def _check_subject(pipeline: Declaration, declared: SliceBy, where: str) -> None
             f"and with bins= there are the features {', '.join(pipeline.columns)}"
         )
     field = schema.fields[subject]
+    if declared.bins is None and subject in pipeline.text_fields:
+        return  # a key, whose values are read as texts
     if field.kind == "number" and declared.bins is None:
         raise DeclarationError(f"{where} is by a number: give bins=")
     schema.require(subject, ("text", "boolean") if declared.bins is None else ("number",), where)
@@ -250,7 +298,7 @@ def check_segments(pipeline: Declaration) -> None:
             )
         return
     where = f"model_key={key!r} of {where}"
-    pipeline.schema.require_present(key, ("text", "boolean"), where)
+    pipeline.schema.require_key(key, where)
     if isinstance(pipeline.label, Inline) and pipeline.label.field == key:
         raise DeclarationError(f"{where} is the label: a model per label has nothing to predict")
     for name, most in (("max_segments", MOST_SEGMENTS), ("min_labels_per_segment", 2**31)):
@@ -322,7 +370,7 @@ def _check_delayed(pipeline: Declaration, label: Delayed) -> None:
     schema = Schema.of(label.type)
     where = f"the label of pipeline {pipeline.name!r}"
     schema.require_present(label.field, ("number", "boolean", "text"), where)
-    schema.require_present(label.id, ("text",), where)
+    schema.require_key(label.id, where)
     _check_time(schema, label.time, where)
     for duration in (label.timeout, label.update_within, label.early_buffer):
         parse_duration_ms(duration)

@@ -22,15 +22,17 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.columns import take_rows
 from anabranch.dataflows.batch.typed_rows import as_json
-from anabranch.dataflows.declaration.schema import Schema
+from anabranch.dataflows.files.declared_fields import encoded_names, file_fields
 from anabranch.dataflows.files.typed_frames import TypedFrames
-from anabranch.producers.files.fields import FileFields
+from anabranch.dataflows.messages.similar_names import similar_name
+from anabranch.producers.files.csv_files import csv_frames
+from anabranch.producers.files.fields import NOT_IN_PAYLOAD, FileFields
 from anabranch.producers.files.formats import format_of
 from anabranch.producers.files.jsonl import jsonl_messages
 from anabranch.producers.files.tables import (
     PARQUET_ROWS,
-    csv_frames,
     frame_messages,
+    has_column,
     parquet_frames,
     parquet_rows,
     prepare_frame,
@@ -111,17 +113,17 @@ class FileTable:
             InputError: it is missing, empty or damaged, lacks a required field, or has columns that
                 are no fields of the type.
         """
-        declared = Schema.of(message).fields
-        text = tuple(name for name, field in declared.items() if field.kind == "text")
-        fields = FileFields(time=time, time_unit=time_unit, zone=zone, id=id, text=text)
+        fields = file_fields(message, id=id, time=time, time_unit=time_unit, zone=zone)
         kind = format_of(path)
-        names = _first_names(path, kind, text)
+        first = _first_rows(path, kind, fields)
+        names = first.columns
+        declared = encoded_names(message).values()
         extra = [name for name in names if name not in declared]
         metadata: tuple[str, ...] = ()
         if set(POSITION_COLUMNS) <= set(extra):
             metadata = tuple(n for n in (*POSITION_COLUMNS, *_OTHER_COLUMNS) if n in extra)
         if kind != "jsonl":
-            _check_names(path, message, [name for name in names if name not in metadata])
+            _check_names(path, message, fields, first.drop(metadata))
         return cls(path, message, fields, kind, metadata, TypedFrames(message, id, time))
 
     @property
@@ -170,7 +172,7 @@ class FileTable:
                 while lines := list(islice(file, _LINES)):
                     yield sum(not line.isspace() for line in lines), None
         elif self.kind == "csv":
-            for frame in csv_frames(self.path, self.fields.text_columns):
+            for frame in csv_frames(self.path, self.fields):
                 yield len(frame), frame
         else:
             rows = parquet_rows(self.path)
@@ -189,9 +191,8 @@ class FileTable:
         if self.kind == "jsonl":
             yield from self._lines()
             return
-        texts = self.fields.text_columns
         csv = self.kind == "csv"
-        frames = csv_frames(self.path, texts) if csv else parquet_frames(self.path)
+        frames = csv_frames(self.path, self.fields) if csv else parquet_frames(self.path)
         done = 0
         for frame in frames:
             yield self._frame(frame, done)
@@ -288,15 +289,15 @@ def _plain_times(frame: pl.DataFrame, fields: FileFields) -> I64 | None:
     return np.rint(times * fields.scale).astype(np.int64)
 
 
-def _first_names(path: Path, kind: str, text: Sequence[str]) -> list[str]:
-    """The columns of a table, or the fields of the first line that is a JSON object."""
+def _first_rows(path: Path, kind: str, fields: FileFields) -> pl.DataFrame:
+    """Some rows of a table, or the names of the first line that is a JSON object."""
     if kind == "parquet":
         for frame in parquet_frames(path):
-            return frame.columns
+            return frame[:1]
         raise InputError(f"{path} has columns but no rows: there is nothing to replay")
     if kind == "csv":
-        for frame in csv_frames(path, text):
-            return frame.columns
+        for frame in csv_frames(path, fields):
+            return frame[:1]
         raise InputError(f"{path} has a header but no rows: there is nothing to replay")
     with path.open("rb") as file:
         for line in file:
@@ -305,23 +306,32 @@ def _first_names(path: Path, kind: str, text: Sequence[str]) -> list[str]:
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 continue
             if isinstance(row, dict):
-                return list(row)
-    return []
+                return pl.DataFrame(schema=dict.fromkeys(row, pl.Null))
+    return pl.DataFrame()
 
 
-def _check_names(path: Path, message: type[msgspec.Struct], names: list[str]) -> None:
+def _check_names(
+    path: Path, message: type[msgspec.Struct], fields: FileFields, first: pl.DataFrame
+) -> None:
     """Raise unless the columns fit the type, as otherwise every row would be a dead letter."""
-    is_required = {field.encode_name: field.required for field in msgspec.structs.fields(message)}
-    missing = [name for name, required in is_required.items() if required and name not in names]
-    if missing:
-        raise InputError(
-            f"no column {missing[0]!r} in {path}, which {message.__name__} requires: it has "
-            f"{', '.join(names)}"
-        )
-    unknown = [name for name in names if name not in is_required]
+    names = first.columns
+    required = {field.encode_name: field.required for field in msgspec.structs.fields(message)}
+    fields.check_id(str(path), names, may_be_numbered=True)  # says more of a missing id
+    for name, is_required in required.items():
+        if is_required and not (name.startswith(NOT_IN_PAYLOAD) or has_column(first, name)):
+            similar = similar_name(name, [each for each in names if each not in required])
+            hint = "" if similar is None else f" ({similar!r} is there)"
+            raise InputError(
+                f"no column {name!r} in {path}{hint}, which {message.__name__} requires: it has "
+                f"{', '.join(names)}"
+            )
+    heads = {name.partition(".")[0] for name in required}
+    unknown = [name for name in names if name not in required and name not in heads]
     if unknown and message.__struct_config__.forbid_unknown_fields:
+        similar = similar_name(unknown[0], [each for each in required if each not in names])
+        hint = "" if similar is None else f"; {similar!r} is"
         raise InputError(
             f"{path} has a column {unknown[0]!r}, which is no field of {message.__name__} "
-            f"({', '.join(is_required)}): remove it from the file, or declare "
+            f"({', '.join(required)}){hint}: remove it from the file, or declare "
             f"{message.__name__} with forbid_unknown_fields=False"
         )

@@ -40,6 +40,10 @@ _MAX_TEXTS = 1 << 20
 """A dictionary with more texts than this is replaced by a new one."""
 
 
+_Kind = tuple[str, type, bool]
+"""Of a field: its column, its type, and whether it is optional."""
+
+
 class TypedFrames:
     """Makes typed rows of data frames that hold messages of one type.
 
@@ -47,8 +51,8 @@ class TypedFrames:
     """
 
     def __init__(self, message: type[msgspec.Struct], id: str, time: str) -> None:
-        self._id, self._time = id, time
         self._kinds = _plain_kinds(message, time)
+        self._id = self._kinds[id][0] if self._kinds is not None else id
         self._dictionaries: dict[str, TextDictionary] = {}
         self._coding = threading.Lock()  # partitions are read by a thread each
 
@@ -61,19 +65,19 @@ class TypedFrames:
             return None
         valid = (times >= FIRST_MS) & (times <= LAST_MS)
         columns: dict[str, Any] = {}
-        for name, (kind, optional) in self._kinds.items():
-            if name in frame.columns:
-                columns[name] = self._column(frame[name].rechunk(), kind, optional, valid)
+        for name, (column, kind, optional) in self._kinds.items():
+            if column in frame.columns:
+                columns[name] = self._column(frame[column].rechunk(), kind, optional, valid)
         return TypedRows(frame, times, valid, columns)
 
-    def _fits(self, kinds: Mapping[str, tuple[type, bool]], frame: pl.DataFrame) -> bool:
+    def _fits(self, kinds: Mapping[str, _Kind], frame: pl.DataFrame) -> bool:
         schema = frame.schema
-        for name, (kind, optional) in kinds.items():
-            if name in schema:
-                dtype = schema[name]
+        for column, kind, optional in kinds.values():
+            if column in schema:
+                dtype = schema[column]
                 if dtype not in _FITTING[kind]:
                     return False
-                if optional and kind is not float and frame[name].null_count():
+                if optional and kind is not float and frame[column].null_count():
                     return False
         return True
 
@@ -105,8 +109,8 @@ class TypedFrames:
             return dictionary.code(data, lengths)
 
 
-def _plain_kinds(message: type[msgspec.Struct], time: str) -> dict[str, tuple[type, bool]] | None:
-    """Each field's type and whether it is optional; None unless all types are plain."""
+def _plain_kinds(message: type[msgspec.Struct], time: str) -> dict[str, _Kind] | None:
+    """The fields, by name; None unless all types are plain."""
     if message.__bases__ not in ((Event,), (Label,)) or hasattr(message, "__post_init__"):
         return None
     config = message.__struct_config__
@@ -121,7 +125,7 @@ def _plain_kinds(message: type[msgspec.Struct], time: str) -> dict[str, tuple[ty
             annotation = rest[0] if len(rest) == 1 else None
         if field.name == time:
             annotation, optional = int, False
-        if annotation not in _FITTING or field.encode_name != field.name:
+        if annotation not in _FITTING:
             return None
-        kinds[field.name] = annotation, optional
+        kinds[field.name] = field.encode_name, annotation, optional
     return kinds

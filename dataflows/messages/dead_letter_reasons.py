@@ -29,6 +29,10 @@ class DeadLetterReason(StrEnum):
         "The bytes are not in the format of their topic. Topics in JSON say `not JSON`.",
     )
     NOT_JSON = "not JSON", "The bytes are not one JSON object in UTF-8."
+    UNKNOWN_SCHEMA = (
+        "unknown schema",
+        "The message names a schema by its id, and the schema registry has none with it.",
+    )
     TYPE_MISMATCH = (
         "does not fit the type",
         "A field is missing, unknown, or has another type than the declaration of the message; or "

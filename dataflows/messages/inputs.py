@@ -2,9 +2,8 @@
 
 A user declares an `Event` and, when labels arrive on a topic of their own, a `Label`. Both are
 `msgspec.Struct`: fields are typed, and a message that does not fit is a dead letter with the
-reason. A field that the type does not have is rejected too, since a misspelt optional field would
-otherwise silently stay at its default; declare ``class Payment(Event,
-forbid_unknown_fields=False)`` to ignore such fields.
+reason. Fields of a message that the type does not have are ignored, counted, and logged once; with
+``class Payment(Event, forbid_unknown_fields=True)`` such a message is a dead letter.
 """
 
 from __future__ import annotations
@@ -18,6 +17,9 @@ from anabranch.state.durations import parse_duration_ms
 from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.renamed import renamed
 
+OTHER_FIELDS = "(other)"
+"""The name under which unknown fields are counted beyond those that are counted by name."""
+
 LabelValue = bool | int | float | str | None
 """The value of a label; None without one."""
 
@@ -29,7 +31,7 @@ _RENAMED = {
 }
 
 
-class Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Event(msgspec.Struct, kw_only=True):
     """Base of every event type.
 
     >>> class Payment(Event):
@@ -39,7 +41,7 @@ class Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
 
 
-class Label(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Label(msgspec.Struct, kw_only=True):
     """Base of every label type: the true outcome of an event, published later on its own topic.
 
     A label type with a field that is itself called ``target`` is declared as

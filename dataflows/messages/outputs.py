@@ -98,6 +98,9 @@ class DeadLetter(_Caused, msgspec.Struct, kw_only=True):
         payload_base64: else its bytes.
         truncated_from: absent in the normal case. Of a message whose payload makes the dead letter
             larger than its topic takes: how many bytes the payload has; here is its beginning.
+        key: absent in the normal case. Of a message without a payload (a tombstone): its key, where
+            that is UTF-8.
+        key_base64: absent likewise; else the key's bytes.
         given_up: of a label that was buffered for its event, the message at which it expired.
     """
 
@@ -109,6 +112,8 @@ class DeadLetter(_Caused, msgspec.Struct, kw_only=True):
     payload: str | None = None
     payload_base64: str | None = None
     truncated_from: int | msgspec.UnsetType = msgspec.UNSET
+    key: str | msgspec.UnsetType = msgspec.UNSET
+    key_base64: str | msgspec.UnsetType = msgspec.UNSET
     given_up: Cause | msgspec.UnsetType = msgspec.UNSET
 
     @property

@@ -46,6 +46,23 @@ def load_pipeline(name: str) -> Pipeline:
     )
 
 
+def find_pipeline(name: str) -> Pipeline | None:
+    """The pipeline that is called ``name``, or that ``name`` refers to; None if there is none.
+
+    One that is called so is shipped, or in the file NAME.py of the working directory.
+
+    Raises:
+        DeclarationError: its code can't be loaded, or it does not exist where ``name`` says.
+    """
+    location = name.partition(":")[0]
+    if name in SHIPPED or location.endswith(".py") or ":" in name:
+        return load_pipeline(name)
+    path = Path(f"{name}.py")
+    if not path.is_file():
+        return None
+    return load_pipeline(str(path))
+
+
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise DeclarationError(f"pipeline file {str(path)!r} does not exist")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from anabranch.dataflows.messages.event_time import FIRST_MS
 from anabranch.dataflows.recovery.manifest import Manifest, read_manifest
 from anabranch.dataflows.recovery.resume_point import ResumePoint, read_resume_point
 from anabranch.dataflows.recovery.state_partition import DATABASE, INPUT, MODELS, WINDOWS, read_id
@@ -192,7 +193,7 @@ def _progress(point: ResumePoint) -> tuple[dict[str, dict[int, int]], int | None
     for number, partition in point.partitions():
         for topic, offset in partition.offsets.items():
             offsets.setdefault(topic, {})[number] = offset
-        if partition.latest:
+        if partition.watermark > FIRST_MS:  # it has had an event
             watermarks.append(partition.watermark)
     return offsets, max(watermarks, default=None)
 

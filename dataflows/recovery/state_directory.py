@@ -414,7 +414,7 @@ def _add_outputs(manifest: Manifest, path: Path, pipeline: Pipeline, bus: Bus) -
     new = [topic for topic in pipeline.topics.outputs if topic not in manifest.output_ends]
     if not new:
         return manifest
-    bus.create_topics(dict.fromkeys(new, manifest.partitions))
+    create_or_grow(bus, new, manifest.partitions)
     ends = {**manifest.output_ends, **{topic: bus.end_offsets(topic) for topic in new}}
     manifest = msgspec.structs.replace(manifest, output_ends=ends)
     write_manifest(path, manifest)

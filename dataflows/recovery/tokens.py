@@ -42,7 +42,7 @@ class PartitionState(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         offsets: the next offset to read, by topic; also of topics that are no longer inputs.
-        latest: the greatest publishing time so far, by topic (epoch ms).
+        latest: the time reached, by topic (epoch ms), see `dataflows.bus.merge_times`.
         watermark: that of the worker's reader (epoch ms).
         token: of the ids seen; None in a run without state.
         topic_ids: which topics the offsets are of (`Bus.topic_ids`), by name.

@@ -34,15 +34,19 @@ class BusTopic:
         self.counts = [end - start for start, end in zip(self.starts, self.ends, strict=True)]
 
     def reader(
-        self, positions: Mapping[TopicPartition, int], on_out_of_range: OnOutOfRange
+        self,
+        positions: Mapping[TopicPartition, int],
+        on_out_of_range: OnOutOfRange,
+        headers: bool = False,
     ) -> Reader:
         """A reader of the partitions of ``positions``, from the given offsets."""
         if self.source == self.name:
-            return self._bus.reader(positions, None, on_out_of_range)
+            return self._bus.reader(positions, None, on_out_of_range, headers)
         renamed = {
             TopicPartition(self.source, at.partition): offset for at, offset in positions.items()
         }
-        return _Renamed(self._bus.reader(renamed, None, on_out_of_range), self.source, self.name)
+        reader = self._bus.reader(renamed, None, on_out_of_range, headers)
+        return _Renamed(reader, self.source, self.name)
 
 
 class _Renamed:

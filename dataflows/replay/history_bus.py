@@ -73,6 +73,9 @@ class HistoryBus:
     def end_offsets(self, topic: str) -> list[int]:
         return list(self._of(topic).ends)
 
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        raise BusError("a replay starts at the beginning: this is a bug in anabranch")
+
     def open_transactions(self, topic: str) -> dict[int, int]:
         """None: `BusTopic` has reported those."""
         return {}
@@ -88,13 +91,14 @@ class HistoryBus:
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> Reader:
         readers: dict[str, Reader] = {}
         for topic in dict.fromkeys(at.topic for at in positions):
             own = {at: offset for at, offset in positions.items() if at.topic == topic}
             history = self._of(topic)
             if isinstance(history, BusTopic):
-                readers[topic] = history.reader(own, on_out_of_range)
+                readers[topic] = history.reader(own, on_out_of_range, headers)
             else:
                 readers[topic] = history.reader(own)
         return _CombinedReader(readers)

@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,16 @@ from pathlib import Path
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.recovery.replayed_history import ReplayedHistory, write_replayed
 from anabranch.dataflows.recovery.resume_point import read_resume_point
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.replay.features_only import FeaturesOnly
-from anabranch.dataflows.replay.source_offsets import ContinueAt, ReplaySource, open_source
+from anabranch.dataflows.replay.source_offsets import (
+    ContinueAt,
+    ReplaySource,
+    is_file,
+    open_source,
+)
 from anabranch.dataflows.replay.training_file import TrainingFile, Workspace
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
@@ -150,10 +157,49 @@ def replay(
             raise _no_usable_event(settings.events, report)
         if draft is not None:
             report.offsets = draft.offsets()
+            _record_history(pipeline, settings, source, draft.path, report.offsets)
         file.finish(settings.rows, settings.dead_letters, check)
         if draft is not None:
             draft.publish()
     return report
+
+
+def _record_history(
+    pipeline: Pipeline,
+    settings: ReplaySettings,
+    source: ReplaySource,
+    state: Path,
+    offsets: Mapping[TopicPartition, int],
+) -> None:
+    """Record in the new state what was read, unless all of it is on the pipeline's own topics."""
+    topics = pipeline.topics
+    own = (topics.events, topics.labels if pipeline.has_label_topic else None)
+    labels = settings.labels
+    if labels is None and settings.events == topics.events:
+        labels = own[1]
+    if (settings.events, labels) == own:
+        return
+    continued: dict[str, dict[int, int]] = {}
+    for at, offset in offsets.items():
+        continued.setdefault(at.topic, {})[at.partition] = offset
+    named = {settings.events: topics.events, **({labels: topics.labels} if labels else {})}
+    write_replayed(
+        state,
+        ReplayedHistory(
+            events=_name(settings.events),
+            labels=None if labels is None else _name(labels),
+            ends={
+                name: source.bus.end_offsets(topic)
+                for name, topic in named.items()
+                if not is_file(name)
+            },
+            offsets=continued,
+        ),
+    )
+
+
+def _name(source: str) -> str:
+    return str(Path(source).absolute()) if is_file(source) else source
 
 
 def _check_settings(pipeline: Pipeline, settings: ReplaySettings) -> None:

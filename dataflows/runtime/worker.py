@@ -89,7 +89,7 @@ def run_worker(
             raise
         raise cause from None
     finally:
-        metrics.flush()
+        metrics.finish()
         log.finish()
     failure = options.failure or guard.failure
     if failure is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from anabranch.dataflows.batch.columns import take_rows
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.sharding.entity_windows import ValueReader
 from anabranch.models.metrics.ranking import EVENT, LIST
-from anabranch.state.keys.hashing import hash64
+from anabranch.state.keys.hashing import hash64, keys_of
 
 Item = Batch | EntityRows | Bootstrap | WorkerWatermark
 Keyed = tuple[str, Item]
@@ -77,9 +78,23 @@ class Router:
         self._next_watermark = now + WATERMARK_INTERVAL_S
         return self._to_all_shards(worker_id, watermark)
 
-    def end_of_stream(self, worker_id: str) -> list[Keyed]:
-        """An item for every shard: nothing more comes from this worker."""
-        return [] if self._workers == 1 else self._to_all_shards(worker_id, IDLE)
+    def idle(self, worker_id: str, last: Callable[[], Batch | None]) -> list[Keyed]:
+        """For every shard, once a second at most: this worker has nothing to read.
+
+        ``last`` makes the batch that lets time pass as far as this worker has come.
+        """
+        items = self.watermark(worker_id, IDLE)
+        for key, item in items:
+            if key == MODELS and isinstance(item, WorkerWatermark):
+                item.time_batch = last()
+        return items
+
+    def end_of_stream(
+        self, worker_id: str, last: Callable[[], Batch | None] = lambda: None
+    ) -> list[Keyed]:
+        """`idle`, at once: nothing more comes from this worker."""
+        self._next_watermark = 0.0
+        return self.idle(worker_id, last)
 
     def _to_all_shards(self, worker_id: str, watermark: int) -> list[Keyed]:
         return [
@@ -88,7 +103,7 @@ class Router:
         ]
 
     def _split(self, batch: Batch, entity: str, columns: dict[str, NDArray[Any]]) -> list[Keyed]:
-        keys = batch.columns[entity]
+        keys = keys_of(batch.columns[entity])
         shards = hash64(keys) % np.uint64(self._shards)
         parts: list[Keyed] = []
         for shard in np.unique(shards).tolist():

@@ -30,6 +30,7 @@ class WorkerWatermarks:
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._watermarks: dict[str, int] = {}
+        self._furthest = -IDLE
         self._wait_until = time.monotonic() + UNHEARD_TIMEOUT_S
 
     def update(self, worker_id: str, watermark: int) -> None:
@@ -38,8 +39,18 @@ class WorkerWatermarks:
 
     def advance(self, worker_id: str, time_ms: int) -> None:
         """Raise the watermark of a worker, rows of which arrived: it is not idle."""
+        self._furthest = max(time_ms, self._furthest)
         before = self._watermarks.get(worker_id, -IDLE)
         self._watermarks[worker_id] = max(time_ms, before if before < IDLE else -IDLE)
+
+    def note_reached(self, time_ms: int) -> None:
+        """A worker, idle or not, had come this far, maybe in an earlier run."""
+        self._furthest = max(time_ms, self._furthest)
+
+    def furthest_if_idle(self) -> int:
+        """The time that the furthest worker has reached, if all are idle; else `-IDLE`."""
+        waiting = self._waiting_for_unheard() or bool(self._active(None))
+        return -IDLE if waiting else self._furthest
 
     def slowest(self) -> int:
         """The watermark of the slowest worker that is not idle; `-IDLE` if it is not known."""

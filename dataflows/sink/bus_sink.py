@@ -189,7 +189,13 @@ class _Writer:
             publisher = self._publisher = self._open()
         try:
             for topic, messages in item.messages.items():
-                publisher.append(topic, messages, partitions=item.partition)
+                publisher.append(
+                    topic,
+                    messages,
+                    partitions=item.partition,
+                    keys=item.keys.get(topic),
+                    headers=item.headers.get(topic),
+                )
         except BaseException as error:
             self.broken = True
             if isinstance(error, UnreachableError):  # the flow is stopping: no retry
@@ -234,14 +240,14 @@ class _Writer:
                 call(lambda: self._flush(publisher))
             if topics is not None:
                 call(topics.check)
+            if self.guard is not None and self.guard.failed:  # then a watched flush does nothing
+                raise BusError("nothing is confirmed: a step of the flow has failed")
+            for topic in self._outputs:
+                self._ends[topic] = call(lambda topic=topic: self._bus.end_offsets(topic))  # type: ignore[misc]
         except BusError:
             if topics is not None:
                 self._explain(topics)
             raise
-        if self.guard is not None and self.guard.failed:  # then a watched flush does nothing
-            raise BusError("nothing is confirmed: a step of the flow has failed")
-        for topic in self._outputs:
-            self._ends[topic] = call(lambda topic=topic: self._bus.end_offsets(topic))  # type: ignore[misc]
 
     def _flush(self, publisher: Publisher) -> None:
         """Flush; while messages can't be delivered, look whether it is for want of a topic."""

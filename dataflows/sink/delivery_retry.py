@@ -29,6 +29,7 @@ class DeliveryRetry:
         on_waiting: called with the seconds waited and the reason, after ``first_s`` and then every
             ``every_s``.
         poll_s: the time between two attempts.
+        of: what is called, in messages.
     """
 
     stop: threading.Event | None = None
@@ -37,6 +38,7 @@ class DeliveryRetry:
     every_s: float = 30.0
     grace_s: float = 10.0
     poll_s: float = 0.1
+    of: str = "the bus"
 
     def call(self, attempt: Callable[[], Result]) -> Result:
         """What ``attempt`` returns as soon as it does not raise `UnreachableError`.
@@ -62,7 +64,7 @@ class DeliveryRetry:
                 deadline = now + self.grace_s
             if deadline is not None and now >= deadline:
                 raise BusError(
-                    f"stopped while the bus was unavailable: {reason}; output since the last "
-                    "completed epoch is not confirmed: start again when the bus is back"
+                    f"stopped while {self.of} was unavailable: {reason}; output since the last "
+                    f"completed epoch is not confirmed: start again when {self.of} is back"
                 ) from reason
             time.sleep(self.poll_s)

@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.batch import Batch, Bootstrap, RawRows
+from anabranch.dataflows.batch.batch import Batch, Bootstrap, RawBatch, RawRows
+from anabranch.dataflows.batch.columns import take_rows
 from anabranch.dataflows.batch.output_records import (
     OutputRecords,
     Provenance,
@@ -20,6 +21,7 @@ from anabranch.dataflows.batch.output_records import (
 )
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.batch.row_ids import event_id
+from anabranch.dataflows.bus.headers import SOURCE, SourceHeaders, source_text
 from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.codec.protocol import PredictionEncoder
 from anabranch.dataflows.declaration.pipeline import Pipeline
@@ -56,6 +58,7 @@ _EXTRA: dict[Task, list[tuple[str, Any]]] = {
 }
 
 
+_HEADER_BYTES = 60  # of the header with the coordinates, beside the topic's name
 _Keyed = tuple[str, Results | Bootstrap]
 _Encoded = tuple[str, OutputRecords]
 
@@ -83,7 +86,9 @@ class Encoder:
         max_bytes: Mapping[str, int] | None = None,
         on_dead_letters: Callable[[list[DeadLetter]], None] | None = None,
     ) -> None:
-        self._max_bytes = max_bytes or {}
+        # A broker counts the header as well.
+        header = max(map(len, pipeline.inputs)) + _HEADER_BYTES
+        self._max_bytes = {topic: most - header for topic, most in (max_bytes or {}).items()}
         self._on_dead_letters = on_dead_letters
         self._latency = latency
         self._log = log or StreamLog(pipeline.topics.dead_letters)
@@ -108,6 +113,8 @@ class Encoder:
         self._encoders = {
             topic: codec_of(pipeline, topic).encode for topic in self._provenance.discriminators
         }
+        # A prediction without features is its id, names, and numbers of 25 characters each.
+        self._overhead = 400 + len(self._events) + len(self._model)
         self._row = msgspec.defstruct("Prediction", fields, gc=False)
         fields = [*fields, ("instead_of", str | None, None)]
         self._row_instead = msgspec.defstruct("Prediction", fields, gc=False, omit_defaults=True)
@@ -182,23 +189,41 @@ class Encoder:
         """The predictions for one partition, ``own`` of the batch; oversized ones are left out."""
         topic, raw = self._predictions_topic, result.batch.raw
         sources, event_times = _sources(result)
-        most = self._max_bytes.get(topic)
-        if most is not None and max(map(len, rows), default=0) > most:
+        most, message_keys = self._max_bytes.get(topic), _keys_of(sources, own)
+        longest = max(map(len, filter(None, message_keys)), default=0) if message_keys else 0
+        if (
+            most is not None
+            and self._may_exceed(most - longest, result)
+            and max(map(len, rows), default=0) + longest > most
+        ):
             sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+            if message_keys is not None:
+                sizes += np.array([len(key or b"") for key in message_keys])
             indices = np.arange(len(sources))[own]
             for row in np.flatnonzero(sizes > most).tolist():
                 index = int(indices[row])
                 cause = Cause(sources.topic, partition, int(sources.offsets[index]))
                 oversized.append(
-                    output_too_large(cause, topic, len(rows[row]), most, sources.values[index])
+                    output_too_large(cause, topic, int(sizes[row]), most, sources.values[index])
                 )
             kept = np.flatnonzero(sizes <= most)
             rows, own = [rows[row] for row in kept.tolist()], indices[kept]
+            message_keys = _keys_of(sources, own)
         messages = {topic: rows} if rows else {}
-        keys: dict[str, SourceKeys] = {topic: sources.offsets[own]}
+        offsets = sources.offsets[own]
+        keys: dict[str, SourceKeys] = {topic: offsets}
         return OutputRecords(
-            partition, messages, sources.times[own], raw.read_at, keys, raw, event_times[own]
-        )
+            partition, messages, sources.times[own], raw.read_at, keys, raw, event_times[own],
+            {} if message_keys is None else {topic: message_keys},
+            {topic: SourceHeaders(sources.topic, partition, offsets)},
+        )  # fmt: skip
+
+    def _may_exceed(self, most: int, result: Results) -> bool:
+        """Whether a prediction may be larger than ``most``; cheaper than to measure each."""
+        ids = result.batch.ids
+        if self._fast is None or result.models is not None or type(ids) is not Texts:
+            return True
+        return len(ids.blob) + self._overhead > most
 
     def _divide(
         self, result: Results, outgoing: dict[int, OutputRecords], oversized: list[DeadLetter]
@@ -223,17 +248,28 @@ class Encoder:
         keys: dict[int, list[SourceKey]] = {}
         for message in messages:
             partition = message.cause.partition
+            key = _key_of(batch.raw, message)
+            room = most if most is None or key is None else most - len(key)
             if isinstance(message, DeadLetter):
-                payload = encode_within(message, encode, most)
+                if room is not None and most is not None and room < most // 2:
+                    key, room = None, most  # of the letter more is left without it
+                payload = encode_within(message, encode, room)
             else:
                 payload = encode(message)
-                if most is not None and len(payload) > most:
+                if room is not None and most is not None and len(payload) > room:
                     oversized.append(output_too_large(message.cause, topic, len(payload), most))
                     continue
             item = outgoing.get(partition)
             if item is None:
                 item = outgoing[partition] = OutputRecords(partition, {}, sources=batch.raw)
             item.messages.setdefault(topic, []).append(payload)
+            headers = item.headers.setdefault(topic, [])
+            message_keys = item.keys.setdefault(topic, [])
+            assert isinstance(headers, list)
+            assert isinstance(message_keys, list)
+            place = source_text(message.topic, message.partition, message.offset)
+            headers.append([(SOURCE, place)])
+            message_keys.append(key)
             keys.setdefault(partition, []).append(self._provenance.source_key(topic, message))
         for partition, own in keys.items():
             outgoing[partition].source_keys[topic] = own
@@ -302,6 +338,25 @@ class Encoder:
             for start, end in zip(first.tolist(), ends, strict=True)
         ]  # fmt: skip
         return self._encode_all(rankings)
+
+
+def _keys_of(rows: RawRows, own: NDArray[np.int64] | slice) -> Sequence[bytes | None] | None:
+    """The keys of ``own`` of the messages; None if none has one."""
+    keys = rows.keys
+    if keys is None or (type(keys) is list and keys.count(None) == len(keys)):
+        return None
+    return keys[own] if isinstance(own, slice) else take_rows(keys, own)
+
+
+def _key_of(raw: RawBatch, message: DeadLetter | DriftSignal | RolloutMessage) -> bytes | None:
+    """The key of the message that ``message`` is about, if it is in this batch."""
+    for rows in (raw.events, raw.labels):
+        if rows.keys is None or rows.topic != message.topic:
+            continue
+        at = (rows.offsets == message.offset) & (rows.partitions == message.partition)
+        if at.any():
+            return rows.keys[int(at.argmax())]
+    return None
 
 
 def _sources(result: Results) -> tuple[RawRows, NDArray[np.int64]]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.output_records import I64, OutputRecords, SourceKey, SourceKeys
+from anabranch.dataflows.bus.headers import take_headers
 
 _Kind = tuple[str, str, tuple[str, ...]]  # output topic, source topic, discriminators
 _MERGE_AT = 256  # pieces added
@@ -110,6 +111,10 @@ class Published:
                 new = np.flatnonzero([not self._take(topic, key) for key in keys])
                 left.source_keys[topic] = [keys[index] for index in new.tolist()]
             left.messages[topic] = [payloads[index] for index in new.tolist()]
+            if topic in item.keys:
+                left.keys[topic] = [item.keys[topic][index] for index in new.tolist()]
+            if (headers := take_headers(item.headers.get(topic), new)) is not None:
+                left.headers[topic] = headers
         for source, offset in item.reached().items():
             _raise(self._reached, source, offset)
         left.messages = {topic: payloads for topic, payloads in left.messages.items() if payloads}

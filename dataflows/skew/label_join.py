@@ -151,6 +151,10 @@ class _LabelJoin:
         early = self._early.pop(name, None)
         if early is not None:
             value, label_time, _ = early
+            wait = self.rules.timeout_ms
+            if wait is not None and label_time > time + wait and self.rules.update_ms is None:
+                self._time_out(published, name, row, time + wait)
+                return
             self._finish(name, row, value)
             self.steps.append((row, max(label_time, time), value, published))
             return
@@ -197,10 +201,13 @@ class _LabelJoin:
             if self._pending.get(name) != row:
                 continue  # it has got its label
             del self._pending[name]
-            value = _QUERY if self.default is None else self.default
-            self._finish(name, row, value)
-            if self.default is not None:
-                self.steps.append((row, time + wait, self.default, published))
+            self._time_out(published, name, row, time + wait)
+
+    def _time_out(self, published: int, name: str, row: int, due: int) -> None:
+        """Finish a row that has waited for too long; the default is learned, if there is one."""
+        self._finish(name, row, _QUERY if self.default is None else self.default)
+        if self.default is not None:
+            self.steps.append((row, due, self.default, published))
 
     def _finish(self, name: str, row: int, value: float) -> None:
         if self.rules.update_ms is None and len(self._finished_by_age) == MAX_RESOLVED:

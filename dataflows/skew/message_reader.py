@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus.merge_times import MergeTimes, tolerance_ms
 from anabranch.dataflows.bus.read_to_end import read_to_end
 from anabranch.dataflows.codec import codec_of
+from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.declaration.shape import Shape, with_field_type
 from anabranch.dataflows.files.file_rows import FileTable
 from anabranch.dataflows.files.file_topic import FileTopic
 from anabranch.dataflows.messages.event_time import parse_times_ms
@@ -63,10 +67,17 @@ class MessageKind:
 def event_kind(pipeline: Pipeline) -> MessageKind:
     """The events of a pipeline: the fields of its features, and the field of an inline `LABEL`."""
     fields, label = pipeline.schema.fields, pipeline.label
-    columns = {name: (name, fields[name].kind == "text") for name in pipeline.used_fields}
+    texts = pipeline.text_fields
+    columns = {
+        name: (name, name in texts or fields[name].kind == "text") for name in pipeline.used_fields
+    }
     if isinstance(label, Inline) and pipeline.label_windows:
         columns[LABEL] = (label.field, False)
-    checked = [name for name in pipeline.read_fields if fields[name].integer]
+    checked = [
+        name
+        for name in pipeline.read_fields
+        if name not in texts and (fields[name].integer or fields[name].is_decimal)
+    ]
     if isinstance(label, Inline) and pipeline.target_kind == "number":
         checked.append(label.field)
     return MessageKind(pipeline.event, "events", pipeline.id, pipeline.time, columns, checked)
@@ -111,9 +122,9 @@ class Messages:
         topic: the topic to which the offsets refer; of a file, the topic that it stands for.
         frame: a row per valid message, sorted by `PUBLISHED`, partition and offset: the columns of
             its kind (text, or float64 with null), and `ID`, `PARTITION`, `OFFSET`, `TIME` and
-            `PUBLISHED`, the publishing time made non-decreasing within its partition.
+            `PUBLISHED`, the merge time made non-decreasing within its partition.
         read: number of messages read, valid or not.
-        from_start: whether no earlier messages have been deleted.
+        starts: the first offset of each partition.
         first_error: what is wrong with the first invalid message.
     """
 
@@ -121,27 +132,39 @@ class Messages:
     topic: str
     frame: pl.DataFrame
     read: int
-    from_start: bool
+    starts: list[int]
     first_error: str
+
+    @property
+    def from_start(self) -> bool:
+        """Whether no earlier messages have been deleted."""
+        return not any(self.starts)
 
 
 def messages_from_topic(
-    pipeline: Pipeline, kind: MessageKind, bus: Bus, topic: str, on_progress: OnProgress
+    pipeline: Pipeline,
+    kind: MessageKind,
+    bus: Bus,
+    topic: str,
+    on_progress: OnProgress,
+    until: Sequence[int] | None = None,
 ) -> Messages:
-    """Read all messages that are on a topic now.
+    """Read all messages that are on a topic now, or those before ``until``, by partition.
 
     Raises:
         BusError: the topic does not exist, or can't be read.
         InputError: it is empty, unless the kind allows that.
     """
     starts, ends = offsets_of(bus, topic, kind.may_be_empty)
+    if until is not None:
+        ends = [min(end, last) for end, last in zip(ends, until, strict=False)]
     reader = _Reader(pipeline, kind)
     for piece in topic_pieces(bus, topic, starts, ends):
         reader.add(piece)
         on_progress(f"reading {kind.name}", reader.read, sum(ends) - sum(starts))
     if not reader.read and not kind.may_be_empty:  # its offsets hold no message
         raise no_messages(bus, topic)
-    return reader.messages(f"topic {topic!r}", topic, not any(starts))
+    return reader.messages(f"topic {topic!r}", topic, starts)
 
 
 def messages_from_file(
@@ -164,7 +187,7 @@ def messages_from_file(
             own = rows.take(rows.partitions == number)
             reader.add(Piece(number, own.offsets, own.times, own.values))
         on_progress(f"reading {kind.name}", reader.read, sum(file.counts))
-    return reader.messages(str(path), file.name, not any(file.starts))
+    return reader.messages(str(path), file.name, file.starts)
 
 
 class _Reader:
@@ -174,13 +197,13 @@ class _Reader:
         self.read = 0
         self._kind = kind
         self._frames: list[pl.DataFrame] = []
-        self._published: dict[int, int] = {}
+        self._stamps: dict[int, list[I64]] = {}  # by partition, of all messages
         self._first_error = ""
         self._max_future_ms = parse_duration_ms(pipeline.max_clock_skew)
+        self._tolerance_ms = tolerance_ms(pipeline.max_clock_skew)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
-        wire = msgspec.defstruct(
-            kind.type.__name__, [(kind.time, int | float | str)], bases=(kind.type,), kw_only=True
-        )
+        time_field = next(each for each in Shape.of(kind.type).fields if each.name == kind.time)
+        wire = with_field_type(kind.type, time_field, int | float | str)
         topics = pipeline.topics
         codec = codec_of(pipeline, topics.events if kind.name == "events" else topics.labels)
         self._decode = codec.decoder(wire)
@@ -190,21 +213,34 @@ class _Reader:
     def add(self, piece: Piece) -> None:
         """Append a frame of the valid messages of a piece."""
         self.read += len(piece.values)
-        before = self._published.get(piece.partition, int(np.iinfo(np.int64).min))
-        published = np.maximum(np.maximum.accumulate(piece.times), before)
-        self._published[piece.partition] = int(published[-1])
+        stamps = self._stamps.setdefault(piece.partition, [])
+        before = sum(map(len, stamps))
+        stamps.append(piece.times)
         messages, rows = self._decoded(piece.values)
         if messages:
-            self._frames.append(self._frame(piece, published, messages, rows))
+            self._frames.append(self._frame(piece, before, messages, rows))
 
-    def messages(self, source: str, topic: str, from_start: bool) -> Messages:
+    def messages(self, source: str, topic: str, starts: list[int]) -> Messages:
         """The messages added so far, sorted by publishing time."""
         frame = pl.concat(self._frames) if self._frames else pl.DataFrame()
         if len(frame):
-            frame = frame.sort(PUBLISHED, PARTITION, OFFSET)
-        return Messages(source, topic, frame, self.read, from_start, self._first_error)
+            frame = self._with_merge_times(frame).sort(PUBLISHED, PARTITION, OFFSET)
+        return Messages(source, topic, frame, self.read, starts, self._first_error)
 
-    def _frame(self, piece: Piece, published: I64, messages: list[Any], rows: I64) -> pl.DataFrame:
+    def _with_merge_times(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with rising merge times in place of the messages' numbers in `PUBLISHED`."""
+        partitions, numbers = frame[PARTITION].to_numpy(), frame[PUBLISHED].to_numpy()
+        published = np.zeros(len(frame), np.int64)
+        newest = int(time.time() * 1000) + self._tolerance_ms
+        for partition, stamps in self._stamps.items():
+            times, _ = MergeTimes(self._tolerance_ms).determine(
+                np.concatenate(stamps), True, newest
+            )
+            own = partitions == partition
+            published[own] = np.maximum.accumulate(times)[numbers[own]]
+        return frame.with_columns(pl.Series(PUBLISHED, published))
+
+    def _frame(self, piece: Piece, before: int, messages: list[Any], rows: I64) -> pl.DataFrame:
         kind = self._kind
         times, bad = parse_times_ms(
             [getattr(message, kind.time) for message in messages], self._time_scale, self._zone
@@ -215,10 +251,10 @@ class _Reader:
         if not valid.all() and not self._first_error:
             self._first_error = "its time or a number is out of range"
         columns: dict[str, Any] = {
-            ID: pl.Series([getattr(message, kind.id) for message in messages], dtype=pl.String),
+            ID: _column([getattr(message, kind.id) for message in messages], True),
             PARTITION: np.full(len(rows), piece.partition),
             OFFSET: piece.offsets[rows],
-            PUBLISHED: published[rows],
+            PUBLISHED: before + rows,
             TIME: times,
         }
         for name, (source, is_text) in kind.columns.items():
@@ -243,19 +279,19 @@ class _Reader:
         for name in self._kind.checked:
             for row, message in enumerate(messages):
                 value = getattr(message, name)
-                valid[row] &= value is None or abs(value) <= MAX_NUMBER
+                valid[row] &= value is None or abs(_as_float(value)) <= MAX_NUMBER
         return valid
 
 
 def _column(values: list[Any], is_text: bool) -> pl.Series:
     if is_text:
-        return pl.Series(values, dtype=pl.String)
+        return pl.Series([None if v is None else text_of(v) for v in values], dtype=pl.String)
     return pl.Series([None if v is None else _as_float(v) for v in values], dtype=pl.Float64)
 
 
-def _as_float(value: float) -> float:
+def _as_float(value: Any) -> float:
     """An integer beyond the range of floats becomes infinite; its row is dropped."""
     try:
-        return float(value)
+        return float(value.value if isinstance(value, Enum) else value)
     except OverflowError:
         return float("inf")

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 
 from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourcePartition
 
-from anabranch.dataflows.batch.batch import IDLE, Batch
+from anabranch.dataflows.batch.batch import Batch, RawBatch, time_batch
 from anabranch.dataflows.batch.candidates import Candidates
-from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition
+from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition, UnreachableError
+from anabranch.dataflows.bus.merge_times import tolerance_ms
 from anabranch.dataflows.bus.read_to_end import at_end, ends_now
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.event_time import FIRST_MS
+from anabranch.dataflows.messages.outputs import Cause
 from anabranch.dataflows.recovery.state_partition import StatePartition
 from anabranch.dataflows.recovery.tokens import (
     PartitionState,
@@ -36,6 +38,7 @@ from anabranch.dataflows.recovery.tokens import (
 )
 from anabranch.dataflows.recovery.topic_identity import changed_topics, input_recreated
 from anabranch.dataflows.sharding.router import Keyed, Router
+from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
 from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.event_time_merge import MergedReader
 from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
@@ -62,6 +65,7 @@ class SourceOptions:
         worker_id: the worker that reads, in what it sends to others.
         limit: the most messages in a batch.
         start_offset: where a partition without state starts, ``earliest`` or ``latest``.
+        start_offsets: where partitions without state start in place of that.
         on_out_of_range: what to do when unread messages were removed: ``stop``, or continue from
             the ``earliest`` that is left.
         until_end: end at the offsets that were the ends when the worker started.
@@ -76,6 +80,7 @@ class SourceOptions:
     worker_id: str = "0"
     limit: int = 1000
     start_offset: str = "earliest"
+    start_offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
     on_out_of_range: OnOutOfRange = "stop"
     until_end: bool = False
     group: str | None = None
@@ -114,6 +119,10 @@ class BusSource(FixedPartitionedSource[Keyed, StepState]):
         return _SourcePartition(int(for_part), self._reader, decode_partition(resume_state))
 
 
+def _log_waiting(seconds: float, why: str) -> None:
+    LOG.warning("waiting for %.0f s to decode what was read: %s", seconds, why)
+
+
 class _WorkerReader:
     """What the partitions of one worker share: the reader, the decoder and the filters."""
 
@@ -130,6 +139,7 @@ class _WorkerReader:
         self._partitions = partitions
         self._unread: dict[str, int] = {}  # topic → partitions added since the start
         self.inputs = pipeline.inputs
+        self._control = pipeline.topics.control
         self._state = state
         self.needs_bootstrap = state is not None and state.manifest.by_shard
         self.options = options
@@ -148,8 +158,18 @@ class _WorkerReader:
             on_out_of_range=options.on_out_of_range,
             limit=options.limit,
             idle_timeout_s=options.idle_timeout_s,
+            tolerance_ms=tolerance_ms(pipeline.max_clock_skew),
         )
-        self._decoder = BatchDecoder(pipeline, on_time_unit=metrics.on_time_unit)
+        self._decoder = BatchDecoder(
+            pipeline,
+            on_time_unit=metrics.on_time_unit,
+            on_unknown_fields=metrics.on_unknown_fields,
+            on_filtered=metrics.on_filtered,
+        )
+        # While a schema registry does not respond, what was read waits here.
+        self._decode_retry = DeliveryRetry(
+            options.stop, _log_waiting, grace_s=0.0, of="the schema registry"
+        )
         self._candidates = None if pipeline.candidates is None else Candidates(pipeline)
         self._filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
         self._ends: dict[TopicPartition, int] | None = None
@@ -176,7 +196,8 @@ class _WorkerReader:
             latest = {topic: ms for topic, ms in latest.items() if topic not in gone}
         added = self._state is not None and part.number >= self._state.manifest.first_partitions
         start = "earliest" if resume is not None or added else self.options.start_offset
-        if resume is None and start == "earliest":
+        given = {} if resume is not None or added else self.options.start_offsets
+        if resume is None and start == "earliest" and not given:
             self._note_missing_beginning(part.number)
         at = {
             TopicPartition(topic, part.number): offsets[topic]
@@ -184,6 +205,7 @@ class _WorkerReader:
             else self._start_offset(topic, part.number, start)
             for topic in self.inputs
         }
+        at |= {place: given[place] for place in at if place in given}
         self._former_inputs[part.number] = {
             topic: offset for topic, offset in offsets.items() if topic not in self.inputs
         }
@@ -298,9 +320,9 @@ class _WorkerReader:
             began = latency.spent("read", began)
         self._quiet_since = None
         if self._candidates is None:
-            batch = self._filter.apply(self._decoder.decode(raw))
+            batch = self._filter.apply(self._decode(raw))
         else:
-            batch = self._candidates.check(self._decoder.decode(raw))
+            batch = self._candidates.check(self._decode(raw))
             batch = self._candidates.expand(self._filter.apply(batch))
         if batch.control is not None:
             batch.control_time = self._control_time(batch)
@@ -308,6 +330,17 @@ class _WorkerReader:
         if latency.timed:
             latency.spent("decode", began)
         return self._router.route(batch, self._filter.watermark_ms)
+
+    def _decode(self, raw: RawBatch) -> Batch:
+        """Decode what was read; wait for a schema registry that does not respond."""
+        try:
+            return self._decoder.decode(raw)
+        except UnreachableError:
+            return self._decode_retry.call(lambda: self._decode_again(raw))
+
+    def _decode_again(self, raw: RawBatch) -> Batch:
+        self._metrics.flush_if_due()  # this worker waits, and is not stuck
+        return self._decoder.decode(raw)
 
     def _control_time(self, batch: Batch) -> int:
         """The watermark; before the first event, when the message was published (epoch ms)."""
@@ -326,14 +359,32 @@ class _WorkerReader:
         self._quiet_since = self._quiet_since or now
         if now - self._quiet_since < _IDLE_AFTER_S or any(self.reader.lag().values()):
             return []
-        return self._router.watermark(self.options.worker_id, IDLE)
+        return self._router.idle(self.options.worker_id, self._time_batch)
 
     def end_of_stream(self) -> list[Keyed]:
         """Once, when all is read that was there: notify the shards that nothing more comes."""
         if self._end_sent or self.options.stop.is_set():
             return []
         self._end_sent = True
-        return self._router.end_of_stream(self.options.worker_id)
+        return self._router.end_of_stream(self.options.worker_id, self._time_batch)
+
+    def _time_batch(self) -> Batch | None:
+        """A batch that lets time pass as far as this worker has come; None if it has read nothing.
+
+        It stands for the last message of the last of its partitions, which is always the same one
+        as long as nothing is read.
+        """
+        last = max(
+            (at for at, n in self.reader.positions.items() if n > 0 and at.topic != self._control),
+            default=None,
+        )
+        if last is None:
+            return None
+        batch = self._decoder.decode(self.reader.empty_batch())
+        if self._candidates is not None:
+            batch = self._candidates.expand(batch)
+        cause = Cause(last.topic, last.partition, self.reader.positions[last] - 1)
+        return time_batch(batch, cause, self._filter.watermark_ms)
 
     def leave(self, part: _SourcePartition) -> None:
         """Remove a partition; the last one closes the reader."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Union, get_args, get_origin
@@ -27,70 +29,158 @@ from anabranch.dataflows.batch.columns import ColumnReader, column_reader
 from anabranch.dataflows.batch.dead_letters import Fault, dead_letter
 from anabranch.dataflows.batch.row_ids import row_id
 from anabranch.dataflows.batch.typed_rows import TypedRows
-from anabranch.dataflows.codec import Codec, codec_of
-from anabranch.dataflows.codec.protocol import Columns, DecodedColumns
+from anabranch.dataflows.bus import UnreachableError
+from anabranch.dataflows.codec import CODECS, Codec, codec_of
+from anabranch.dataflows.codec.foreign_formats import foreign_format
+from anabranch.dataflows.codec.protocol import Columns, DecodedColumns, Filtered
+from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.declaration.schema import Schema
+from anabranch.dataflows.declaration.shape import Cast, Shape, with_field_type
 from anabranch.dataflows.messages.control import Control, control_error
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.event_time import FIRST_MS, LAST_MS, parse_times_ms
 from anabranch.dataflows.messages.inputs import Delayed, Inline, field_types
 from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.messages.time_unit_check import TimeUnitCheck
+from anabranch.dataflows.source.unknown_fields import UnknownFields, similar_field
 from anabranch.models.learners.error_place import describe_error
 from anabranch.state.arrays import LARGEST, extent, extents
 from anabranch.state.durations import format_duration_ms, parse_duration_ms
 
 I64 = NDArray[np.int64]
 
+Faults = dict[int, Fault | None]
+"""Why rows cannot be used; None for one that is skipped."""
+
 _PLAIN = (int, float, str, bool, type(None))
+_MISSING = re.compile(r"missing required field `([^`]+)`")
 
 
 class StructDecoder:
     """Decodes messages of one type into structs; the time field also takes floats and ISO-8601.
 
+    Unknown fields are ignored and counted, unless the type forbids them. As long as none came,
+    messages are decoded by a type that forbids them: no message has to be searched for them.
+
     Attributes:
         integer_time: the message type with an integer in its time field, as nearly all have.
-        decode_integer_time: decodes one message into that type; raises one of `errors`.
         errors: what decoding may raise: `Codec.errors`; or anything that the type's own
             ``__post_init__`` raises.
     """
 
-    def __init__(self, codec: Codec, message: type[msgspec.Struct], time_field: str) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        message: type[msgspec.Struct],
+        time_field: str,
+        unknown: UnknownFields,
+    ) -> None:
         self.codec = codec
         has_own_code = hasattr(message, "__post_init__")
         self.errors: tuple[type[Exception], ...] = (Exception,) if has_own_code else codec.errors
-        self._decode = codec.decoder(_with_time_type(message, time_field, int | float | str))
-        self.integer_time = _with_time_type(message, time_field, int)
-        self.decode_integer_time = codec.decoder(self.integer_time)
+        self._shape = Shape.of(message)
+        self._unknown = unknown
+        time = next(each for each in self._shape.fields if each.name == time_field)
+        gc = not _is_all_plain(message)  # plain fields hold nothing to collect
+        self.integer_time = with_field_type(message, time, Cast[int] if time.cast else int, gc)
+        of_any_time = with_field_type(message, time, int | float | str, gc)
+        self._tolerant = codec.decoder(of_any_time), codec.decoder(self.integer_time)
+        self._decode, self._decode_integer_time = self._tolerant
+        if not self._shape.forbids_unknown:
+            self._decode = codec.decoder(_without_unknown(of_any_time))
+            self._decode_integer_time = codec.decoder(_without_unknown(self.integer_time))
+        self._has_unknown = False
 
-    def decode(self, values: Sequence[bytes]) -> tuple[list[Any], dict[int, Fault]]:
-        """One struct per message, None where it is bad, and the fault of each bad row."""
+    def decode_integer_times(self, values: Sequence[bytes]) -> list[Any]:
+        """One struct of type `integer_time` per message.
+
+        Raises:
+            Exception: one of `errors`: a message is bad, or has the first unknown field.
+        """
+        structs = list(map(self._decode_integer_time, values))
+        if self._has_unknown:
+            self._count_unknown(values)
+        return structs
+
+    def decode(self, values: Sequence[bytes]) -> tuple[list[Any], Faults]:
+        """One struct per message, None where it is bad, and the fault of each bad row.
+
+        A fault of None means that the row is to be skipped, and is none of the pipeline's.
+        """
         try:
-            return list(map(self._decode, values)), {}
+            structs = list(map(self._decode, values))
+        except UnreachableError:
+            raise
         except self.errors:
             return self._decode_each(values)
+        if self._has_unknown:
+            self._count_unknown(values)
+        return structs, {}
 
-    def _decode_each(self, values: Sequence[bytes]) -> tuple[list[Any], dict[int, Fault]]:
+    def _decode_each(self, values: Sequence[bytes]) -> tuple[list[Any], Faults]:
         structs: list[Any] = []
-        faults: dict[int, Fault] = {}
-        decode, errors = self._decode, self.errors
+        faults: Faults = {}
+        decode, errors = self._tolerant[0], self.errors
         for row, value in enumerate(values):
             try:
                 structs.append(decode(value))
+            except Filtered:
+                structs.append(None)
+                faults[row] = None
+            except UnreachableError:
+                raise
             except errors as error:
                 structs.append(None)
-                faults[row] = self._fault(error)
+                faults[row] = self._fault(error, value)
+        self._count_unknown(value for row, value in enumerate(values) if row not in faults)
         return structs, faults
 
-    def _fault(self, error: Exception) -> Fault:
+    def _count_unknown(self, values: Iterable[bytes]) -> None:
+        """Count the unknown fields of valid messages; once there are any, they are tolerated."""
+        if self._shape.forbids_unknown:
+            return
+        counts: Counter[str] = Counter()
+        examples: dict[str, Any] = {}
+        for value in values:
+            found = self.codec.unknown_fields(self._shape, value)
+            if found:
+                counts.update(dict.fromkeys(found, 1))
+                examples = {**found, **examples}
+        if counts:
+            self._has_unknown = True
+            self._decode, self._decode_integer_time = self._tolerant
+            self._unknown.add(counts, examples)
+
+    def _fault(self, error: Exception, value: bytes) -> Fault:
         """Why a message could not be decoded; of an error in the user's code, where it was raised.
+
+        Bytes of another format are named.
 
         msgspec makes a `ValidationError` of a ValueError and a TypeError, with that as its cause.
         """
         raised = error.__cause__ if isinstance(error.__cause__, Exception) else error
         if raised is error and isinstance(error, self.codec.errors):
-            return self.codec.fault(error)
+            reason, detail = self.codec.fault(error)
+            known = None if reason is DeadLetterReason.TYPE_MISMATCH else foreign_format(value)
+            detail += self._suggestion(detail, value)
+            return reason, detail if known is None else f"{detail}; {known}"
         return DeadLetterReason.TYPE_MISMATCH, describe_error(raised)
+
+    def _suggestion(self, detail: str, value: bytes) -> str:
+        """Which field of the message may be the one that it lacks, as the end of a sentence."""
+        missing = _MISSING.search(detail)
+        if missing is None:
+            return ""
+        try:
+            unknown = self.codec.unknown_fields(self._shape, value)
+        except self.codec.errors:
+            return ""
+        similar = similar_field(missing[1], unknown)
+        if similar is None:
+            return ""
+        name = self._shape.message.__name__
+        return f"; it has `{similar}`, which {name} does not declare: is that the field?"
 
 
 @dataclass(slots=True)
@@ -111,7 +201,12 @@ class BatchDecoder:
 
     ``now`` gives the wall clock in seconds: an event whose time is ahead of its publishing time, or
     of the clock, by more than the pipeline's ``max_clock_skew`` is a dead letter. ``on_time_unit``
-    is called once per topic whose times seem to be in another unit, with that unit.
+    is called once per topic whose times seem to be in another unit, with that unit;
+    ``on_unknown_fields`` with a topic and how often fields came that its type does not have;
+    ``on_filtered`` with a topic and how many of its messages were none of the pipeline's.
+
+    While a schema registry does not respond, `decode` raises `UnreachableError`, and may be called
+    again with the same messages.
     """
 
     def __init__(
@@ -119,8 +214,11 @@ class BatchDecoder:
         pipeline: Pipeline,
         now: Callable[[], float] = time.time,
         on_time_unit: Callable[[str, str], None] = lambda topic, unit: None,
+        on_unknown_fields: Callable[[str, Mapping[str, int]], None] = lambda topic, counts: None,
+        on_filtered: Callable[[str, int], None] = lambda topic, count: None,
     ) -> None:
         self._now = now
+        self._on_filtered = on_filtered
         self._max_skew_ms = parse_duration_ms(pipeline.max_clock_skew)
         topics, label = pipeline.topics, pipeline.label
         scale = pipeline.time_scale
@@ -130,7 +228,14 @@ class BatchDecoder:
         }
         self._event_unit = self._units[topics.events]
         codec = codec_of(pipeline, topics.events)
-        self._events = StructDecoder(codec, pipeline.event, pipeline.time)
+        self._on_unknown_fields = on_unknown_fields
+        self._unknown = UnknownFields(topics.events, Shape.of(pipeline.event), on_unknown_fields)
+        self._events = StructDecoder(codec, pipeline.event, pipeline.time, self._unknown)
+        # Rows of a file are read as JSON, whatever the format of the topic.
+        self._file_events = self._events
+        if codec.name != "json":
+            json = CODECS["json"]
+            self._file_events = StructDecoder(json, pipeline.event, pipeline.time, self._unknown)
         self._control_codec = codec_of(pipeline, topics.control)
         self._decode_control = self._control_codec.decoder(Control)
         self._id = pipeline.id
@@ -143,7 +248,17 @@ class BatchDecoder:
         ]
         self._read = column_reader(self._names)
         self._read_with_time = column_reader([pipeline.time, *self._names])
-        self._columns = codec.column_decoder(self._events.integer_time, pipeline.time, self._names)
+        texts = pipeline.text_fields
+        self._texts = [name for name in dict.fromkeys(self._names) if name in texts]
+        self._converters = _converters(pipeline.schema, self._names, texts)
+        self._columns = codec.column_decoder(
+            self._events.integer_time,
+            pipeline.time,
+            self._names,
+            **({"texts": texts} if codec.makes_texts else {}),
+        )
+        self._unknown_counts: Counter[str] | None = getattr(self._columns, "unknown", None)
+        self._texts_afterwards = [] if codec.makes_texts else self._texts
         self._set_up_labels(pipeline)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
         self._local_time = pipeline.local_time
@@ -152,6 +267,8 @@ class BatchDecoder:
         self._width = len(pipeline.columns)
         self._number_fields = list(pipeline.number_fields)
         self._read_numbers = column_reader(self._number_fields)
+        fields = pipeline.schema.fields
+        self._decimals = {name for name in self._number_fields if fields[name].is_decimal}
 
     def _set_up_labels(self, pipeline: Pipeline) -> None:
         label = pipeline.label if isinstance(pipeline.label, Delayed) else None
@@ -160,7 +277,15 @@ class BatchDecoder:
         self._target_is_number = pipeline.target_kind == "number"
         if label is not None:
             codec = codec_of(pipeline, pipeline.topics.labels)
-            self._labels = StructDecoder(codec, label.type, label.time)
+            topic, schema = pipeline.topics.labels, Schema.of(label.type)
+            unknown = UnknownFields(topic, Shape.of(label.type), self._on_unknown_fields)
+            self._labels = StructDecoder(codec, label.type, label.time, unknown)
+            names = [label.id, label.field]
+            # A candidate is named by its text.
+            texts = set(names) if pipeline.candidates is not None else {label.id}
+            self._label_converters = [
+                (names.index(name), convert) for name, convert in _converters(schema, names, texts)
+            ]
             self._read_label_time = column_reader([label.time])
             self._read_label = column_reader([label.id, label.field])
 
@@ -172,12 +297,17 @@ class BatchDecoder:
             if typed is not None:
                 return typed
         decoded = self._decode_columns(raw.events)
-        if decoded is not None and labels.kept is None:
-            rows = raw.events
-            return self._batch(raw, rows, *decoded, self._label_rows(labels), raw.order, [])
+        if decoded is not None:
+            rows, order = raw.events, raw.order
+            if labels.kept is not None:
+                all_events = _mask(None, len(rows))
+                order = keep_rows(order, all_events, _mask(labels.kept, len(raw.labels)))
+            return self._batch(
+                raw, rows, *decoded, self._label_rows(labels), order, [*labels.dead_letters]
+            )
         events = self._decode_events(raw.events)
         order = _order(raw, events, labels)
-        columns = dict(zip(self._names, self._read(events.structs), strict=True))
+        columns = self._converted(dict(zip(self._names, self._read(events.structs), strict=True)))
         return self._batch(
             raw, events.rows, events.times, events.span, columns, self._label_rows(labels), order,
             events.dead_letters + labels.dead_letters,
@@ -193,6 +323,11 @@ class BatchDecoder:
         decoded = None
         if self._columns is not None and type(rows.values) is list:
             decoded = self._columns.read(rows.values, rows.times)
+            if self._unknown_counts:
+                self._unknown.add(self._unknown_counts, self._columns.examples)  # type: ignore[attr-defined]
+            if decoded is not None and self._texts_afterwards:
+                for name in self._texts_afterwards:
+                    decoded[1][name] = [None if v is None else text_of(v) for v in decoded[1][name]]
         if decoded is None:
             decoded = self._decode_structs(rows)
         if decoded is None:
@@ -206,17 +341,26 @@ class BatchDecoder:
     def _decode_structs(self, rows: RawRows) -> DecodedColumns | None:
         """As `ColumnDecoder.read`, through structs; None unless every message is valid."""
         try:
-            structs = list(map(self._events.decode_integer_time, rows.values))
+            decoder = self._event_decoder(rows)
+            structs = decoder.decode_integer_times(rows.values)
             stamps, *fields = self._read_with_time(structs)
             times = np.array(stamps, np.int64)
-        except self._events.errors:
+        except UnreachableError:
+            raise
+        except decoder.errors:
             return None
         except OverflowError:  # a time beyond int64
             return None
         if self._number_fields and self._check_numbers(structs):
             return None
-        columns: Columns = dict(zip(self._names, fields, strict=True))
+        columns: Columns = self._converted(dict(zip(self._names, fields, strict=True)))
         return times, columns, extents(times, rows.times)
+
+    def _converted(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """The columns as steps use them: enums as their values, and keys as texts."""
+        for name, convert in self._converters:
+            columns[name] = [None if v is None else convert(v) for v in columns[name]]
+        return columns
 
     def _decode_typed_rows(
         self, raw: RawBatch, values: TypedRows, labels: _Decoded
@@ -241,13 +385,19 @@ class BatchDecoder:
         typed = rows.values
         assert isinstance(typed, TypedRows)
         columns = {name: typed.columns[name] for name in self._names}
+        for name in self._texts:
+            columns[name] = list(map(text_of, columns[name].tolist()))
         span = extent(times) if len(times) else NO_SPAN
         return self._batch(
             raw, rows, times, span, columns, self._label_rows(labels), order, dead_letters
         )
 
     def _decode_events(self, rows: RawRows) -> _Decoded:
-        return self._decode_rows(self._events, rows, self._read_time, self._check_numbers)
+        decoder = self._event_decoder(rows)
+        return self._decode_rows(decoder, rows, self._read_time, self._check_numbers)
+
+    def _event_decoder(self, rows: RawRows) -> StructDecoder:
+        return self._file_events if type(rows.values) is TypedRows else self._events
 
     def _batch(
         self,
@@ -287,18 +437,21 @@ class BatchDecoder:
         dead_letters: list[DeadLetter] = []
         kept: I64 | None = None
         if faults:
+            filtered = sum(fault is None for fault in faults.values())
+            if filtered:
+                self._on_filtered(rows.topic, filtered)
             rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
         times, invalid = parse_times_ms(read_time(structs)[0], scale, self._zone)
         unit = self._units.get(rows.topic, self._event_unit)
         if invalid:
             unit.add_refused(invalid.values())
-            faults = {row: (DeadLetterReason.INVALID_TIME, why) for row, why in invalid.items()}
-            rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
+            not_times = {row: (DeadLetterReason.INVALID_TIME, why) for row, why in invalid.items()}
+            rows, structs, kept = _drop(rows, structs, kept, not_times, dead_letters)
             times, _ = parse_times_ms(read_time(structs)[0], scale, self._zone)
         span = extent(times) if structs else NO_SPAN
-        faults = check(structs) | self._check_skew(rows, times, span[1])
-        if faults:
-            rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
+        wrong = check(structs) | self._check_skew(rows, times, span[1])
+        if wrong:
+            rows, structs, kept = _drop(rows, structs, kept, wrong, dead_letters)
             times, _ = parse_times_ms(read_time(structs)[0], scale, self._zone)
             span = extent(times) if structs else NO_SPAN
         if structs:
@@ -326,6 +479,8 @@ class BatchDecoder:
     def _check_numbers(self, structs: list[Any]) -> dict[int, Fault]:
         faults: dict[int, Fault] = {}
         for name, values in zip(self._number_fields, self._read_numbers(structs), strict=True):
+            if name in self._decimals:
+                values = [None if v is None else float(v) for v in values]
             faults |= _too_large(name, values)
         return faults
 
@@ -333,13 +488,20 @@ class BatchDecoder:
         assert self._label is not None
         if not self._target_is_number:
             return {}
-        return _too_large(self._label.field, self._read_label(structs)[1])
+        values = self._read_label(structs)[1]
+        for at, convert in self._label_converters:
+            if at == 1:
+                values = [None if v is None else convert(v) for v in values]
+        return _too_large(self._label.field, values)
 
     def _label_rows(self, decoded: _Decoded) -> LabelRows:
         label, structs, rows = self._label, decoded.structs, decoded.rows
         if label is None or not structs:
             return NO_LABELS
-        ids, values = self._read_label(structs)
+        columns = dict(enumerate(self._read_label(structs)))
+        for at, convert in self._label_converters:
+            columns[at] = [None if v is None else convert(v) for v in columns[at]]
+        ids, values = columns[0], columns[1]
         if self._ranks:
             ids, values = list(map(row_id, ids, values)), [True] * len(ids)
         return LabelRows(
@@ -361,28 +523,38 @@ class BatchDecoder:
             return None
 
 
-def _with_time_type(
-    message: type[msgspec.Struct], time_field: str, time_type: Any
-) -> type[msgspec.Struct]:
-    """The message type with another type of its time field."""
+def _without_unknown(message: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """The message type, with unknown fields forbidden."""
+    gc = message.__struct_config__.gc
     return msgspec.defstruct(
-        message.__name__,
-        [(time_field, time_type)],
-        bases=(message,),
-        kw_only=True,
-        gc=not _is_all_plain(message),  # plain fields hold nothing to collect
+        message.__name__, [], bases=(message,), kw_only=True, forbid_unknown_fields=True, gc=gc
     )
+
+
+def _converters(
+    schema: Schema, names: Sequence[str], texts: Collection[str]
+) -> list[tuple[Any, Callable[[Any], Any]]]:
+    """The fields, by name, whose values are not used as they were decoded, and what makes them."""
+    found = []
+    for name in dict.fromkeys(names):
+        field = schema.fields[name]
+        convert = text_of if name in texts and field.kind != "text" else field.value_of
+        if convert is not None:
+            found.append((name, convert))
+    return found
 
 
 def _drop(
     rows: RawRows,
     structs: list[Any],
     kept: I64 | None,
-    faults: dict[int, Fault],
+    faults: Mapping[int, Fault | None],
     dead_letters: list[DeadLetter],
 ) -> tuple[RawRows, list[Any], I64]:
     """The rows without faults, their structs, and their indices among the rows read."""
-    dead_letters.extend(dead_letter(rows, row, *faults[row]) for row in sorted(faults))
+    dead_letters.extend(
+        dead_letter(rows, row, *fault) for row, fault in sorted(faults.items()) if fault is not None
+    )
     valid = np.array([row for row in range(len(rows)) if row not in faults], np.int64)
     kept = valid if kept is None else kept[valid]
     return rows.take(valid), [structs[row] for row in valid.tolist()], kept

@@ -9,12 +9,14 @@ no partition that has a backlog could still bring an earlier one::
                           ▲ bound
 
 A partition that is caught up delays no other, so live traffic is never delayed. One that has a
-backlog but delivers nothing delays the others for ``idle_timeout_s`` at most. Times within a
-partition are made to rise (running maximum), so that its own order is always kept; on equal times
-topics go in the order in which they were given, events before labels before control, and
-partitions by number. So a backlog has one order, whatever was fetched when: by rising time, topic,
-partition, offset. A control message ends its batch, so that no rows follow it there. A reader that
-starts in the middle keeps this order if it is given the times reached by then (`latest`).
+backlog but delivers nothing delays the others for ``idle_timeout_s`` at most.
+
+Of each partition the next row is compared with the next rows of the others, by merge times: those
+of the messages, unless a clock was wrong (`bus.merge_times`). So a partition's own order is always
+kept; on equal times topics go in the order in which they were given, events before labels
+before control, and partitions by number. A backlog has one order, whatever was fetched when, and
+a reader that starts in its middle continues it. A control message ends its batch, so that no rows
+follow it there.
 """
 
 from __future__ import annotations
@@ -30,54 +32,84 @@ from numpy.typing import NDArray
 from anabranch.dataflows.batch.batch import NO_ROWS, RawBatch, RawRows
 from anabranch.dataflows.batch.columns import concat_rows
 from anabranch.dataflows.bus import Bus, OnOutOfRange, Reader, Slice, TopicPartition
+from anabranch.dataflows.bus.merge_times import NEVER, MergeTimes
+from anabranch.dataflows.bus.slices import concat_headers, concat_keys
 
 Taken = tuple[TopicPartition, list[tuple[Slice, NDArray[np.int64]]]]
-"""A topic partition, and the slices taken from it with their rising times."""
+"""A topic partition, and the slices taken from it with their rising merge times."""
 
-_NEVER = int(np.iinfo(np.int64).min)
+_NOTHING_READY = (int(np.iinfo(np.int64).min), -1)
+_NO_TIMES = np.zeros(0, np.int64)
 _FOLD_AFTER = 64  # batches
 
 
 class _Buffer:
-    """Rows of one topic partition that were read but not handed over yet."""
+    """Rows of one topic partition that were read but not handed over yet.
 
-    __slots__ = ("latest", "rank", "rows", "slices")
+    Attributes:
+        rank: the lower goes first on equal times.
+        rows: how many rows have their merge times.
+        held: the times of those that follow, which depend on rows that were not read yet.
+        reached: the time reached with the rows handed over, see `MergeTimes`.
+    """
 
-    def __init__(self, rank: int, latest: int) -> None:
-        self.rank = rank  # the lower goes first on equal times
-        self.slices: deque[tuple[Slice, NDArray[np.int64]]] = deque()
+    __slots__ = ("_merge", "_reached_with", "_slices", "_times", "held", "rank", "reached", "rows")
+
+    def __init__(self, rank: int, tolerance_ms: int | None, reached: int) -> None:
+        self.rank = rank
         self.rows = 0
-        self.latest = latest  # the next row's time is raised to this
+        self.held = _NO_TIMES
+        self.reached = reached
+        self._slices: deque[Slice] = deque()
+        self._times = MergeTimes(tolerance_ms, reached)
+        self._merge = self._reached_with = _NO_TIMES
+
+    def __len__(self) -> int:
+        return self.rows + len(self.held)
 
     def add(self, piece: Slice) -> None:
-        rising = np.maximum(np.maximum.accumulate(piece.times), self.latest)
-        self.latest = int(rising[-1])
-        self.slices.append((piece, rising))
-        self.rows += len(piece.values)
+        """Append rows; `settle` gives them their merge times."""
+        self._slices.append(piece)
+        self.held = np.concatenate([self.held, piece.times]) if len(self.held) else piece.times
+
+    def settle(self, complete: bool, latest_ms: int) -> None:
+        """Determine merge times; ``complete`` if no rows are to be waited for."""
+        merge, reached = self._times.determine(self.held, complete, latest_ms)
+        self.held = self.held[len(merge) :]
+        if self.rows:
+            merge = np.concatenate([self._merge, merge])
+            reached = np.concatenate([self._reached_with, reached])
+        self._merge, self._reached_with, self.rows = merge, reached, len(merge)
+
+    def skip(self, times: NDArray[np.int64], latest_ms: int) -> None:
+        """Account for rows that were handed over without being buffered."""
+        self._times.determine(times, True, latest_ms)
+        self.reached = self._times.reached
+
+    def last(self) -> int:
+        """What is read next is merged at this time at the earliest; there must be `rows`."""
+        return int(self._merge.max())
 
     def peek(self, count: int) -> NDArray[np.int64]:
-        """Rising times of the first ``count`` rows."""
-        if len(self.slices) == 1:
-            return self.slices[0][1][:count]
-        rows, pieces = 0, []
-        for _, rising in self.slices:
-            pieces.append(rising)
-            rows += len(rising)
-            if rows >= count:
-                break
-        return np.concatenate(pieces)[:count] if pieces else np.zeros(0, np.int64)
+        """The merge times of the first ``count`` rows as seen from the first one: they rise."""
+        rising: NDArray[np.int64] = np.maximum.accumulate(self._merge[:count])
+        return rising
 
     def take(self, count: int) -> list[tuple[Slice, NDArray[np.int64]]]:
-        """Remove and return the first ``count`` rows, with their rising times."""
-        taken = []
+        """Remove and return the first ``count`` rows, with their rising merge times."""
+        rising = self.peek(count)
+        taken, start = [], 0
+        while start < count:
+            piece = self._slices.popleft()
+            size = len(piece.values)
+            if size > count - start:
+                self._slices.appendleft(_part(piece, count - start, None))
+                piece, size = _part(piece, 0, count - start), count - start
+            taken.append((piece, rising[start : start + size]))
+            start += size
+        self.reached = int(self._reached_with[count - 1])
+        self._merge, self._reached_with = self._merge[count:], self._reached_with[count:]
         self.rows -= count
-        while count:
-            piece, rising = self.slices.popleft()
-            if len(rising) > count:
-                self.slices.appendleft((_part(piece, count, None), rising[count:]))
-                piece, rising = _part(piece, 0, count), rising[:count]
-            taken.append((piece, rising))
-            count -= len(rising)
         return taken
 
 
@@ -85,7 +117,7 @@ class MergedReader:
     """Merges the partitions of several topics into batches of raw rows.
 
     `add` partitions, then `read`. `positions` are the offsets to be handed over next, and `latest`
-    the times reached.
+    the times reached, by which jumps are judged.
 
     Args:
         topics: the event topic, the label topic and ``control``, in that order, those that exist.
@@ -95,6 +127,8 @@ class MergedReader:
         on_out_of_range: see `Bus.reader`.
         limit: the most rows in a batch.
         idle_timeout_s: how long a partition with a backlog that delivers nothing is waited for.
+        tolerance_ms: see `MergeTimes`; None: every time counts.
+        headers: whether headers of messages are read.
 
     Attributes:
         clock: the wall clock, in seconds since 1970.
@@ -112,8 +146,11 @@ class MergedReader:
         on_out_of_range: OnOutOfRange = "stop",
         limit: int = 1000,
         idle_timeout_s: float = 5.0,
+        tolerance_ms: int | None = None,
+        headers: bool = False,
     ) -> None:
         self._bus = bus
+        self._reader_options = {"headers": True} if headers else {}
         self._topics = list(topics)
         self._control = control
         self._worker_id = worker_id
@@ -121,11 +158,12 @@ class MergedReader:
         self._on_out_of_range = on_out_of_range
         self._limit = limit
         self._idle_timeout_s = idle_timeout_s
+        self._tolerance_ms = tolerance_ms
         self.clock: Callable[[], float] = time.time
         self.timer: Callable[[], float] = time.monotonic
         self._reader: Reader | None = None
         self._buffers: dict[TopicPartition, _Buffer] = {}
-        self._only: TopicPartition | None = None  # if a single partition is read
+        self._only: TopicPartition | None = None  # if a single partition, of events, is read
         self._paused: set[TopicPartition] = set()
         self._idle_since: float | None = None
         self._sequence = 0
@@ -144,22 +182,26 @@ class MergedReader:
     ) -> None:
         """Read these partitions too, from these offsets.
 
-        ``latest`` is `latest` of a reader that stopped at ``positions``: with it the rows come in
-        the order in which that reader would have continued.
+        ``latest`` is `latest` of a reader that stopped at ``positions``. Times ahead of the wall
+        clock, which no message has reached, are not taken over.
         """
-        self._fold()
         self._close_reader()
         self.positions.update(positions)
-        self._latest.update(latest or {})
+        newest = self._newest_ms()
+        self._latest.update({at: ms for at, ms in (latest or {}).items() if ms <= newest})
 
     @property
     def latest(self) -> dict[TopicPartition, int]:
-        """The greatest time (epoch ms) handed over, of each partition that had a row.
+        """The time reached (epoch ms) with the rows handed over, of each partition that had some.
 
         Rows before a restart count too.
         """
         self._fold()
         return self._latest
+
+    def empty_batch(self) -> RawBatch:
+        """A batch without rows, which is not one of those that are numbered."""
+        return RawBatch(self._worker_id, -1, NO_ROWS, NO_ROWS, _NO_TIMES, self.clock(), NO_ROWS)
 
     def unavailable_reason(self) -> str | None:
         """What is waited for if the bus has not responded for 5 s, else None; from any thread."""
@@ -180,30 +222,41 @@ class MergedReader:
         self._fold()
         for piece in pieces:
             self._buffers[TopicPartition(piece.topic, piece.partition)].add(piece)
-        waiting = [(at, buffer) for at, buffer in self._buffers.items() if buffer.rows]
-        if not waiting:
+        if not any(map(len, self._buffers.values())):
             self._on_empty_poll(reader)
             return None
-        if len(self._buffers) == 1:
-            counts: list[int] | None = [min(waiting[0][1].rows, self._limit)]
-        else:
-            bound = self._bound(reader)
-            buffers = [buffer for _, buffer in waiting]
-            counts = self._ready_counts(buffers, bound)
-            if counts is not None and self._control is not None:
-                controls = [at.topic == self._control for at, _ in waiting]
-                if any(controls):
-                    counts = _end_at_control(buffers, counts, controls)
+        bound = self._settle(reader)
+        waiting = [(at, buffer) for at, buffer in self._buffers.items() if buffer.rows]
+        counts = self._counts(waiting, bound)
+        if len(self._buffers) > 1:
             self._apply_backpressure(reader)
         if counts is None:
             return None
         taken = [(at, buffer.take(n)) for (at, buffer), n in zip(waiting, counts, strict=True) if n]
         for at, parts in taken:
-            last, rising = parts[-1]
-            self.positions[at] = int(last.offsets[-1]) + 1
-            self._latest[at] = int(rising[-1])
+            self.positions[at] = int(parts[-1][0].offsets[-1]) + 1
+            if (reached := self._buffers[at].reached) > NEVER:
+                self._latest[at] = reached
         self._sequence += 1
         return self._merge(taken)
+
+    def _counts(
+        self, waiting: list[tuple[TopicPartition, _Buffer]], bound: tuple[int, int] | None
+    ) -> list[int] | None:
+        """How many rows of each buffer are handed over next; None if none is ready."""
+        buffers = [buffer for _, buffer in waiting]
+        if len(self._buffers) == 1:
+            return [min(buffers[0].rows, self._limit)]
+        counts = self._ready_counts(buffers, bound)
+        if counts is not None and self._control is not None:
+            controls = [at.topic == self._control for at, _ in waiting]
+            if any(controls):
+                counts = _end_at_control(buffers, counts, controls)
+        return counts
+
+    def _newest_ms(self) -> int:
+        """No message's clock was right that was ahead of this."""
+        return int(self.clock() * 1000) + (self._tolerance_ms or 0)
 
     def _is_idle(self) -> bool:
         """Whether a partition that delivers nothing has been waited for long enough."""
@@ -230,7 +283,9 @@ class MergedReader:
         if rows != self._rows:  # the same views again, as long as batches are of one size
             self._rows, self._views = rows, (self._same[:rows], self._ascending[:rows])
         same, order = self._views
-        events = RawRows(piece.topic, values, same, offsets, times, piece.partition)
+        events = RawRows(
+            piece.topic, values, same, offsets, times, piece.partition, piece.keys, piece.headers
+        )
         self.positions[only] = int(offsets[-1]) + 1
         self._unfolded.append(times)  # their maximum costs as much as a row
         if len(self._unfolded) == _FOLD_AFTER:
@@ -240,14 +295,15 @@ class MergedReader:
         return RawBatch(self._worker_id, sequence, events, NO_ROWS, order, self.clock(), NO_ROWS)
 
     def _fold(self) -> None:
-        """Bring `_latest`, and the buffer's, up to date with `_single_slice`."""
+        """Bring `_latest`, and the buffer's time reached, up to date with `_single_slice`."""
         if self._only is None or not self._unfolded:
             return
-        latest = int(np.concatenate(self._unfolded).max())
+        times = np.concatenate(self._unfolded)
         self._unfolded.clear()
-        self._latest[self._only] = max(latest, self._latest.get(self._only, _NEVER))
-        if (buffer := self._buffers.get(self._only)) is not None:
-            buffer.latest = max(latest, buffer.latest)
+        buffer = self._buffers[self._only]
+        buffer.skip(times, self._newest_ms())
+        if buffer.reached > NEVER:
+            self._latest[self._only] = buffer.reached
 
     def _on_empty_poll(self, reader: Reader) -> None:
         """All buffers are empty: take the bus reader's positions.
@@ -280,43 +336,61 @@ class MergedReader:
         self._close_reader()
 
     def _open(self) -> Reader:
-        self._reader = self._bus.reader(self.positions, self._group, self._on_out_of_range)
+        self._reader = self._bus.reader(
+            self.positions, self._group, self._on_out_of_range, **self._reader_options
+        )
         ranked = sorted(self.positions, key=lambda at: (self._topics.index(at.topic), at.partition))
         self._buffers = {
-            at: _Buffer(rank, self._latest.get(at, _NEVER)) for rank, at in enumerate(ranked)
+            at: _Buffer(rank, self._tolerance_ms, self._latest.get(at, NEVER))
+            for rank, at in enumerate(ranked)
         }
         self._only = None
-        if len(self._buffers) == 1:
-            self._only = next(iter(self._buffers))
+        if len(self._buffers) == 1 and ranked[0].topic == self._topics[0]:
+            self._only = ranked[0]
             self._same = np.full(self._limit, self._only.partition, np.int64)
             self._rows = 0
         self._paused = set()
         return self._reader
 
     def _close_reader(self) -> None:
+        self._fold()
         if self._reader is not None:
             self._reader.close()
         self._reader = None
         self._buffers = {}
 
-    def _bound(self, reader: Reader) -> tuple[int, int] | None:
-        """The time and rank up to which rows are ready; None for no bound."""
+    def _settle(self, reader: Reader) -> tuple[int, int] | None:
+        """Determine the merge times of what was read.
+
+        Returns the time and rank up to which rows are ready; None for no bound.
+        """
+        newest = self._newest_ms()
+        if len(self._buffers) == 1:
+            for buffer in self._buffers.values():
+                buffer.settle(True, newest)
+            return None
         ends, positions = reader.ends(), reader.positions()
         bound: tuple[int, int] | None = None
-        unread = False
+        silent = False
         for at, buffer in self._buffers.items():
-            if not buffer.rows:  # it may have passed offsets that hold no message
+            has_backlog = positions[at] < ends[at]
+            if len(buffer.held):
+                buffer.settle(not has_backlog, newest)
+            elif not buffer.rows:  # it may have passed offsets that hold no message
                 self.positions[at] = positions[at]
-            if positions[at] < ends[at]:
-                unread = unread or not buffer.rows
-                latest = (int(buffer.latest), buffer.rank)
-                bound = latest if bound is None else min(bound, latest)
-        if not unread:
+            if has_backlog:
+                silent = silent or not buffer.rows
+                last = (buffer.last(), buffer.rank) if buffer.rows else _NOTHING_READY
+                bound = last if bound is None else min(bound, last)
+        if not silent:
             self._idle_since = None
             return bound
         if not self._is_idle():
             return bound
-        return min((int(b.latest), b.rank) for b in self._buffers.values() if b.rows)
+        for buffer in self._buffers.values():
+            if len(buffer.held):
+                buffer.settle(True, newest)
+        return min((buffer.last(), buffer.rank) for buffer in self._buffers.values() if buffer.rows)
 
     def _ready_counts(
         self, buffers: list[_Buffer], bound: tuple[int, int] | None
@@ -382,6 +456,7 @@ def _part(piece: Slice, start: int, stop: int | None) -> Slice:
         piece.times[cut],
         piece.values[cut],
         piece.keys[cut],
+        None if piece.headers is None else piece.headers[cut],
     )
 
 
@@ -393,7 +468,10 @@ def _rows(topic: str, taken: list[Taken]) -> tuple[RawRows, NDArray[np.int64]]:
     if len(pieces) == 1:
         piece, rising = pieces[0]
         partitions = np.full(len(rising), piece.partition, np.int64)
-        rows = RawRows(topic, piece.values, partitions, piece.offsets, piece.times, piece.partition)
+        rows = RawRows(
+            topic, piece.values, partitions, piece.offsets, piece.times, piece.partition,
+            piece.keys, piece.headers,
+        )  # fmt: skip
         return rows, rising
     rows = RawRows(
         topic,
@@ -401,6 +479,8 @@ def _rows(topic: str, taken: list[Taken]) -> tuple[RawRows, NDArray[np.int64]]:
         np.concatenate([np.full(len(p.values), p.partition, np.int64) for p, _ in pieces]),
         np.concatenate([piece.offsets for piece, _ in pieces]),
         np.concatenate([piece.times for piece, _ in pieces]),
+        keys=concat_keys([piece for piece, _ in pieces]),
+        headers=concat_headers([piece for piece, _ in pieces]),
     )
     times = np.concatenate([rising for _, rising in pieces])
     if len({piece.partition for piece, _ in pieces}) == 1:

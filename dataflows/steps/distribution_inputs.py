@@ -19,7 +19,7 @@ from anabranch.models.learners.learner import Predictions, Task
 from anabranch.models.metrics.popularity import Popularity
 from anabranch.models.prequential.outcome import ASSUMED_LABEL, LearnedLabels
 from anabranch.models.rollout.served import as_scores
-from anabranch.state.keys.hashing import hash64
+from anabranch.state.keys.hashing import hash64, keys_of
 from anabranch.state.store.delta import Delta
 
 F64 = NDArray[np.float64]
@@ -155,7 +155,7 @@ class DistributionInputs:
             if len(self._columns) < values.shape[1]:
                 values = values[:, self._columns]
         elif source == "keys":
-            hashes = [hash64(batch.columns[entity]) for entity in self._entities]
+            hashes = [hash64(keys_of(batch.columns[entity])) for entity in self._entities]
             values = np.array(hashes, np.float64).T * 2.0**-64
         else:
             columns = [[v is None for v in batch.columns[name]] for name in self._optional]

@@ -15,6 +15,7 @@ Only four of the engine's operators carry it: `input`, `flat_map_batch`, `statef
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -92,11 +93,11 @@ def build_graph(
     router = Router(pipeline, options.shards, options.workers)
     partitions = partition_count(pipeline, bus) if state is None else state.manifest.partitions
     create_control(pipeline, bus, partitions)
-    flow = Dataflow(pipeline.name.replace("-", "_"))
+    flow = Dataflow(re.sub("[^a-zA-Z0-9_]", "_", pipeline.name))
     rows = op.input(
         SOURCE, flow, BusSource(pipeline, bus, source, router, metrics, partitions, state)
     )
-    steps = _Steps(pipeline, options)
+    steps = _Steps(pipeline, options, min(options.workers, partitions))
     if options.workers == 1:
         results = op.stateful_batch(steps.step_id(TOGETHER), rows, steps.windows_and_models)
     else:
@@ -122,11 +123,15 @@ def build_graph(
 
 
 class _Steps:
-    """Builds the stateful steps, each from what the engine kept of it, if anything."""
+    """Builds the stateful steps, each from what the engine kept of it, if anything.
 
-    def __init__(self, pipeline: Pipeline, options: GraphOptions) -> None:
+    ``readers`` is how many workers have partitions to read.
+    """
+
+    def __init__(self, pipeline: Pipeline, options: GraphOptions, readers: int) -> None:
         self._pipeline = pipeline
         self._options = options
+        self._readers = readers
 
     def step_id(self, step: str) -> str:
         """The id of a step in the engine."""
@@ -136,13 +141,16 @@ class _Steps:
     def windows(self, resume: StepState) -> StatefulBatchLogic[Item, Item, StepState]:
         pipeline, use, token = self._pipeline, self._options, decode_token(resume)
         return guarded(
-            lambda: WindowStep(pipeline, use.metrics, use.workers, use.state, token), use.guard
+            lambda: WindowStep(
+                pipeline, use.metrics, use.workers, use.state, token, readers=self._readers
+            ),
+            use.guard,
         )
 
     def models(self, resume: StepState) -> StatefulBatchLogic[Item, Results | Bootstrap, StepState]:
         pipeline, use, token = self._pipeline, self._options, decode_token(resume)
         return guarded(
-            lambda: ModelStep(pipeline, use.metrics, use.state, token, use.workers), use.guard
+            lambda: ModelStep(pipeline, use.metrics, use.state, token, self._readers), use.guard
         )
 
     def windows_and_models(

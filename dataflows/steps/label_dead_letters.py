@@ -7,7 +7,7 @@ import msgspec
 from anabranch.dataflows.batch.batch import Batch, LabelRows
 from anabranch.dataflows.batch.dead_letters import payload_fields
 from anabranch.dataflows.batch.row_ids import readable_row_id
-from anabranch.dataflows.declaration.declaration import Topics
+from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.outputs import Cause, DeadLetter
 from anabranch.models.prequential import outcome as reasons
@@ -45,6 +45,10 @@ class LabelDeadLetters:
     def context(self, labels: LabelRows, row: int) -> bytes:
         """What is stored with label ``row`` while it is buffered, in case its event never comes."""
         return self._encoder.encode(_context(labels, row))
+
+    def id_of(self, context: bytes) -> str:
+        """The id of the label with which ``context`` is stored."""
+        return readable_row_id(self._decoder.decode(context).id)
 
     def of(self, batch: Batch, outcome: Outcome) -> list[DeadLetter]:
         """One for each label that was rejected, or has expired in the buffer."""

@@ -74,7 +74,8 @@ class ModelStep(StatefulBatchLogic[Item, Results | Bootstrap, StepState]):
     """Predicts every event and learns every label of whole batches, in order.
 
     With several workers, batches of all of them are gathered here, and a backlog is only aligned
-    within each worker. Timeouts of labels then follow the watermark of the slowest.
+    within each worker. Timeouts of labels then follow the watermark of the slowest; once none has
+    anything to read, that of the furthest.
 
     Args:
         pipeline: what it runs.
@@ -102,8 +103,9 @@ class ModelStep(StatefulBatchLogic[Item, Results | Bootstrap, StepState]):
         self._metrics = metrics
         self._watermarks = WorkerWatermarks(workers) if workers > 1 else None
         self._idle: set[str] = set()
+        self._time_batches: dict[str, Batch] = {}  # by worker
         self._reassembly = Reassembly(pipeline)
-        self.prequential = build_prequential(pipeline, rollouts_of(pipeline))
+        self.prequential = build_prequential(pipeline, rollouts_of(pipeline), workers)
         self.models = self.prequential.models
         self.stages = build_stages(StageContext(pipeline, self.prequential, metrics, state))
         self._process = [stage.process for stage in self.stages]
@@ -124,11 +126,15 @@ class ModelStep(StatefulBatchLogic[Item, Results | Bootstrap, StepState]):
             elif isinstance(item, WorkerWatermark):
                 if item.watermark == IDLE:
                     self._idle.add(item.worker_id)
+                    if item.time_batch is not None:
+                        self._time_batches[item.worker_id] = item.time_batch
                     self._note_idle()
             else:
                 if isinstance(item, Batch):
                     self._idle.discard(item.worker_id)
                 results += map(self._process_aligned, self._reassembly.add(item))
+            if self._idle:
+                results += self._let_time_pass()
         return results, False
 
     def snapshot(self) -> StepState:
@@ -173,7 +179,7 @@ class ModelStep(StatefulBatchLogic[Item, Results | Bootstrap, StepState]):
             return self.process_timed(batch)
         span, pending = time_span(batch), self.models.pending
         # Until all workers have reported how far they are, event time stands still.
-        floor = pending.watermark if pending.watermark is not None else span[0]
+        floor = pending.watermark if pending.watermark is not None else -IDLE
         pending.limit_time(max(watermarks.limit(worker), floor))
         if self.learning.windows is not None:
             self.learning.windows.advance_watermark(watermarks.slowest())
@@ -189,6 +195,31 @@ class ModelStep(StatefulBatchLogic[Item, Results | Bootstrap, StepState]):
             for worker in self._idle:
                 if not self._reassembly.is_waiting_for(worker):
                     self._watermarks.update(worker, IDLE)
+
+    def _let_time_pass(self) -> list[Results]:
+        """Once no worker has anything to read: time out what is due by the time of the furthest.
+
+        Batches advance time only as far as the slowest worker had come when they were processed.
+        """
+        watermarks, pending = self._watermarks, self.models.pending
+        if watermarks is None or not self._time_batches or pending.watermark is None:
+            return []
+        for batch in self._time_batches.values():
+            watermarks.note_reached(int(batch.labels.times[0]))
+        until = watermarks.furthest_if_idle()
+        if until <= pending.watermark:
+            return []
+        # Which worker was idle first differs from run to run, and outputs are known by their cause.
+        _, last = max(
+            (rows.topic, int(rows.partitions[0]), int(rows.offsets[0]), worker)
+            for worker, rows in ((w, b.raw.labels) for w, b in self._time_batches.items())
+        )[2:]
+        batch = self._time_batches.pop(last)
+        batch.labels.times[0] = until
+        pending.limit_time(until)
+        if self.learning.windows is not None:
+            self.learning.windows.advance_watermark(until)
+        return [self.process_timed(batch)]
 
     def _restore(self, image: Delta, state: StateDirectory) -> None:
         self.prequential.restore(image)

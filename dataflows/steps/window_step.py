@@ -23,6 +23,7 @@ from anabranch.dataflows.sharding.entity_windows import EntityWindows, ValueRead
 from anabranch.dataflows.sharding.router import Item, shard_of
 from anabranch.dataflows.sharding.worker_watermarks import WorkerWatermarks
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
+from anabranch.state.keys.hashing import keys_of
 from anabranch.state.store.delta import Delta
 
 if TYPE_CHECKING:
@@ -42,10 +43,11 @@ class WindowStep(StatefulBatchLogic[Item, Item, StepState]):
     Args:
         pipeline: what it runs.
         metrics: of this worker.
-        workers: how many send rows here.
+        workers: how many there are.
         state: where it is stored; None in a run that keeps none.
         token: the generation to resume from; None in a new state, where the first item says for
             which shard this step is.
+        readers: how many workers send rows here; None: all.
     """
 
     def __init__(
@@ -55,11 +57,14 @@ class WindowStep(StatefulBatchLogic[Item, Item, StepState]):
         workers: int = 1,
         state: StateDirectory | None = None,
         token: Token | None = None,
+        readers: int | None = None,
     ) -> None:
         self._by_shard = workers > 1
-        self._watermarks = WorkerWatermarks(workers)
+        self._watermarks = WorkerWatermarks(readers or workers)
         self._pipeline = pipeline
         self._entities = list(pipeline.entities)
+        fields = pipeline.schema.fields
+        self._nullable = {entity for entity in self._entities if fields[entity].optional}
         self._metrics = metrics
         self._windows: dict[str, EntityWindows] = {}
         self._values = ValueReader(pipeline)
@@ -106,10 +111,13 @@ class WindowStep(StatefulBatchLogic[Item, Item, StepState]):
         tasks = []
         for entity in self._entities:
             windows = self._windows.get(entity) or self.windows(entity, in_place=True)
+            keys = columns[entity]
+            if entity in self._nullable:
+                keys = keys_of(keys)
             if len(times) < THREADS_FROM_ROWS:
-                windows.fill(columns[entity], times, values, features)
+                windows.fill(keys, times, values, features)
             else:
-                tasks.append(partial(windows.fill, columns[entity], times, values, features))
+                tasks.append(partial(windows.fill, keys, times, values, features))
         if tasks:
             run_in_threads(tasks)
 

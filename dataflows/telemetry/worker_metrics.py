@@ -23,6 +23,7 @@ from anabranch.dataflows.batch.batch import Batch, RawBatch
 from anabranch.dataflows.batch.output_records import OutputRecords
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus.protocol import TopicPartition
+from anabranch.dataflows.messages.inputs import OTHER_FIELDS
 from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.telemetry.drift import DriftMetrics
 from anabranch.dataflows.telemetry.http_server import HEARTBEAT, READY, UPTIME
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 FLUSH_EVERY_S = 0.5
 _NEVER_MS = -(2**62)
+_MOST_UNKNOWN_NAMES = 50  # of a topic
 _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -61,12 +63,15 @@ class WorkerMetrics:
         self._flush_at = 0.0
         self._counts: Counts[str] = Counts()
         self._dead_counts: Counts[str] = Counts()
+        self._unknown_counts: Counts[tuple[str, str]] = Counts()
+        self._unknown_names: dict[str, set[str]] = {}
         self._batch_rows: list[int] = []
         # Added to at every batch, so plain numbers.
         self._events = self._published = self._learned = 0
         self._label_counts: Counts[str] = Counts()
         self._newest_ms = _NEVER_MS
         self._reporters: list[Callable[[], None]] = []
+        self._final_reporters: list[Callable[[], None]] = []
         self._window_sizes: dict[str, dict[object, tuple[int, int]]] = {}
         self._make_counters()
         self._rows = Histogram(
@@ -88,6 +93,16 @@ class WorkerMetrics:
         }
         self._dead = self._counter(
             "anabranch_dead_letters", "Messages that could not be used, by reason", "reason"
+        )
+        self._unknown = self._counter(
+            "anabranch_unknown_fields",
+            "Fields of messages that their type does not declare, which are ignored",
+            *("topic", "field"),
+        )
+        self._filtered = self._counter(
+            "anabranch_filtered_messages",
+            "Messages that were skipped: not selected by a filter, or tombstones",
+            "topic",
         )
         self._outcomes = self._counter(
             "anabranch_label_outcomes",
@@ -153,6 +168,12 @@ class WorkerMetrics:
             "1 if the times of a topic would be of today in this unit, not in the declared one",
             ("pipeline", "topic", "unit"), registry=self.registry, multiprocess_mode="max",
         )  # fmt: skip
+        self._unjoined = Gauge(
+            "anabranch_unjoined_label",
+            "1 for the id of a label that had found no event when the run ended, and for that of "
+            "an event beside it", ("pipeline", "label_id", "event_id"), registry=self.registry,
+            multiprocess_mode="max",
+        )  # fmt: skip
         self._event_time = self._gauge(
             "anabranch_event_timestamp_seconds", "Greatest event time so far, as Unix time"
         )
@@ -160,6 +181,16 @@ class WorkerMetrics:
     def add_reporter(self, report: Callable[[], None]) -> None:
         """Call ``report`` before every flush, to set what is not counted batch by batch."""
         self._reporters.append(report)
+
+    def add_final_reporter(self, report: Callable[[], None]) -> None:
+        """Call ``report`` when the run has ended, before the last flush."""
+        self._final_reporters.append(report)
+
+    def finish(self) -> None:
+        """Flush for the last time."""
+        for report in self._final_reporters:
+            report()
+        self.flush()
 
     def flush_if_due(self) -> None:
         """Flush when it is time (twice a second)."""
@@ -180,6 +211,9 @@ class WorkerMetrics:
         self._flush_at = self._clock() + FLUSH_EVERY_S
         for reason, count in self._dead_counts.items():
             self._dead.labels(pipeline, reason).inc(count)
+        for (topic, name), count in self._unknown_counts.items():
+            self._unknown.labels(pipeline, topic, name).inc(count)
+        self._unknown_counts.clear()
         for outcome, count in self._label_counts.items():
             self._outcomes.labels(pipeline, outcome).inc(count)
         observe_many(self._rows.labels(pipeline), np.array(self._batch_rows, np.float64))
@@ -216,6 +250,23 @@ class WorkerMetrics:
     def on_time_unit(self, topic: str, unit: str) -> None:
         """Tell that the times of a topic seem to be in this unit, not in the declared one."""
         self._time_unit.labels(self._pipeline, topic, unit).set(1)
+
+    def on_unknown_fields(self, topic: str, counts: Mapping[str, int]) -> None:
+        """Count fields that are ignored, by name up to a number of names."""
+        names = self._unknown_names.setdefault(topic, set())
+        for name, count in counts.items():
+            if name not in names and len(names) >= _MOST_UNKNOWN_NAMES:
+                name = OTHER_FIELDS
+            names.add(name)
+            self._unknown_counts[topic, name] += count
+
+    def on_filtered(self, topic: str, count: int) -> None:
+        """Count messages of a topic that were none of the pipeline's, and skipped."""
+        self._filtered.labels(self._pipeline, topic).inc(count)
+
+    def on_unjoined_label(self, label_id: str, event_id: str) -> None:
+        """Tell of a label that found no event, beside an event."""
+        self._unjoined.labels(self._pipeline, label_id, event_id).set(1)
 
     def on_unread_partitions(self, topic: str, partitions: int) -> None:
         """Set how many partitions were added to a topic, which this run does not read."""

@@ -17,6 +17,7 @@ from anabranch.models.prequential.early_labels import EarlyLabels
 from anabranch.models.prequential.outcome import BUFFERED_LABEL, CorrectedLabels, ExpiredLabel
 from anabranch.state.labels.label_limits import LabelLimits
 from anabranch.state.labels.pending_store import (
+    AFTER_TIMEOUT,
     CONFIRMS,
     CONTRADICTS,
     DEFAULTED,
@@ -26,6 +27,8 @@ from anabranch.state.labels.pending_store import (
     EXPIRED,
     LATE,
     LEARN,
+    NO_EVENT,
+    NO_SPACE,
     NO_VALUE,
     TOO_OLD,
     UNKNOWN,
@@ -46,6 +49,11 @@ _REASONS = {
     CONTRADICTS: reasons.CONTRADICTS,
     LATE: reasons.LATE,
     TOO_OLD: reasons.TOO_OLD,
+}
+_EXPIRED = {
+    NO_EVENT: reasons.EVENT_MISSING,
+    NO_SPACE: reasons.BUFFER_FULL,
+    AFTER_TIMEOUT: reasons.LATE,
 }
 _KINDS = 7
 _IS_TRAINED_ON = np.zeros(_KINDS, np.uint8)
@@ -248,7 +256,7 @@ class LabelJoin:
                 target[step] = value
                 contexts[int(joined.row[step])] = context
             else:
-                reason = reasons.BUFFER_FULL if joined.row[step] else reasons.EVENT_MISSING
+                reason = _EXPIRED[int(joined.row[step])]
                 expired.append(ExpiredLabel(context, int(joined.item[step]), reason))
         return expired, contexts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,6 +199,16 @@ class ModelSet:
     def sizes(self) -> dict[str, int]:
         """By model, its size in bytes when it was last written whole; 0: never."""
         return {name: each.full_bytes for name, each in self.checkpoints.items()}
+
+    @cached_property
+    def scores_only(self) -> bool:
+        """Whether labels only train and score: no rollouts, slices, monitors or replay buffer."""
+        return not (
+            self.rollouts is not None
+            or self.slices
+            or self.monitors
+            or self.replay_buffer is not None
+        )
 
     @property
     def pending_predictions(self) -> int:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from datetime import UTC, tzinfo
+from collections.abc import Iterator
 from pathlib import Path
 
 from anabranch.producers.batch import Batch, Kind
+from anabranch.producers.files.csv_files import csv_frames
 from anabranch.producers.files.fields import FileFields
 from anabranch.producers.files.jsonl import jsonl_messages
-from anabranch.producers.files.tables import (
-    csv_frames,
-    frame_messages,
-    parquet_frames,
-    parquet_rows,
-)
+from anabranch.producers.files.tables import frame_messages, parquet_frames, parquet_rows
 from anabranch.state.errors import InputError
 
 FORMATS = {
@@ -32,17 +27,12 @@ _BLOCK_BYTES = 1 << 20
 
 def file_messages(
     path: str | Path,
+    fields: FileFields | None = None,
     *,
-    time_field: str = "ts",
-    time_unit: str = "ms",
-    zone: tzinfo = UTC,
-    id_field: str = "id",
-    key_field: str | None = None,
-    text_fields: Collection[str] = (),
     topic_kind: Kind = "events",
     batch_size: int = 2000,
 ) -> Iterator[Batch]:
-    """The rows of a file as messages; see `FileFields` for what the fields mean.
+    """The rows of a file as messages; ``fields`` says what they hold.
 
     The lines of a JSONL file are published as they are, malformed ones too (without a key, with the
     time of the line before): they become dead letters. Rows of CSV and Parquet become JSON objects;
@@ -52,19 +42,11 @@ def file_messages(
         InputError: the file is missing, empty, damaged or of an unknown kind, or lacks a field.
             Errors in the rows are raised while they are read.
     """
-    path = Path(path)
-    fields = FileFields(
-        time=time_field,
-        time_unit=time_unit,
-        zone=zone,
-        id=id_field,
-        key=key_field,
-        text=tuple(text_fields),
-    )
+    path, fields = Path(path), fields or FileFields()
     kind = format_of(path)
     if kind == "jsonl":
         return jsonl_messages(path, fields, topic_kind, batch_size)
-    frames = csv_frames(path, fields.text_columns) if kind == "csv" else parquet_frames(path)
+    frames = csv_frames(path, fields) if kind == "csv" else parquet_frames(path)
     return frame_messages(path, frames, fields, topic_kind, batch_size)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 
 from anabranch.producers.batch import Batch, Kind
-from anabranch.producers.files.fields import FileFields
+from anabranch.producers.files.encodings import check_encoding
+from anabranch.producers.files.fields import NOT_IN_PAYLOAD, FileFields
+from anabranch.producers.files.json_fields import JsonFields, key_bytes
 from anabranch.state.errors import InputError
 
 _BOM = b"\xef\xbb\xbf"
@@ -24,8 +26,9 @@ def jsonl_messages(path: Path, fields: FileFields, kind: Kind, batch_size: int) 
 
     Raises:
         InputError: none of the first ``batch_size`` lines has the time field, or the key field, or
-            a time in its unit.
+            a time in its unit; or the file is compressed, or not in UTF-8.
     """
+    check_encoding(path)
     reader = _LineReader(fields)
     first = True
     last_ms: int | None = None
@@ -58,16 +61,13 @@ class _LineReader:
         names = {"time": fields.time}
         if fields.key is not None:
             names["key"] = fields.key
-        if fields.key == fields.time:
-            names.pop("key")
-        row = msgspec.defstruct(
-            "Row",
-            [("time", Any, None), *([("key", Any, None)] if "key" in names else [])],
-            rename=names,
-        )
-        self._decode = msgspec.json.Decoder(row).decode
-        self._key = "key" if "key" in names else ("time" if fields.key else None)
-        self._objects = self._timed = self._keyed = 0
+        names = {each: at for each, at in names.items() if not at.startswith(NOT_IN_PAYLOAD)}
+        self._names = names
+        self._at = {each: index for index, each in enumerate(names)}
+        self._json = JsonFields(list(names.values()))
+        self._objects = 0
+        self._first_names: list[str] = []
+        self._found = dict.fromkeys(names, 0)
         self._valid = False
         self._refused: Any = None  # the first time that is none
 
@@ -75,37 +75,41 @@ class _LineReader:
         """Time (epoch ms) and key of each line; None where there is none."""
         times: list[int | None] = []
         keys: list[bytes | None] = []
-        time_ms = self._fields.time_ms
+        time_at, key_at = self._at.get("time"), self._at.get("key")
         for line in lines:
-            try:
-                row: Any = self._decode(line)
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+            row = self._json.read(line)
+            if row is None:
                 times.append(None)
                 keys.append(None)
                 continue
+            if not self._objects:
+                self._first_names = list(msgspec.json.decode(line))
             self._objects += 1
-            self._timed += row.time is not None
-            time = time_ms(row.time)
-            times.append(time)
-            if time is not None:
-                self._valid = True
-            elif self._refused is None:
-                self._refused = row.time
-            key = getattr(row, self._key) if self._key else None
-            self._keyed += key is not None
-            keys.append(None if key is None else str(key).encode())
+            for name, index in self._at.items():
+                self._found[name] += row[index] is not None
+            times.append(None if time_at is None else self._time_ms(row[time_at]))
+            keys.append(None if key_at is None else key_bytes(row[key_at]))
         return times, keys
+
+    def _time_ms(self, value: Any) -> int | None:
+        time = self._fields.time_ms(value)
+        if time is not None:
+            self._valid = True
+        elif self._refused is None:
+            self._refused = value
+        return time
 
     def check(self, path: Path, lines: int) -> None:
         """Raise InputError if the lines read so far show that a field has the wrong name."""
         if not self._objects:
             return  # all malformed: each becomes a dead letter
-        for name, count in ((self._fields.time, self._timed), (self._fields.key, self._keyed)):
-            if name is not None and not count:
+        for meaning, name in self._names.items():
+            if not self._found[meaning]:
                 raise InputError(
                     f"no field {name!r} in the first {lines} lines of {path}: say which field "
-                    f"holds the {'time' if name == self._fields.time else 'key'}"
+                    f"holds the {meaning}"
                 )
+        self._fields.check_id(str(path), self._first_names, may_be_numbered=True)
         hint = "" if self._valid else self._fields.unit_hint(self._refused)
         if hint:
             raise InputError(

@@ -1,56 +1,21 @@
-"""Reads CSV and Parquet as data frames of a few thousand rows, and makes messages of the rows."""
+"""Reads tables (CSV, Parquet) as data frames, and makes messages of their rows."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from io import BytesIO
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import polars as pl
 
 from anabranch.producers.batch import Batch, Kind
-from anabranch.producers.files.fields import FileFields
+from anabranch.producers.files.fields import NOT_IN_PAYLOAD, ColumnKind, FileFields
+from anabranch.producers.files.json_fields import key_bytes
 from anabranch.state.errors import InputError
 
-CSV_BLOCK_BYTES = 8 << 20
-"""A CSV is read in blocks of this size; the types of its columns are inferred from the first."""
-
 PARQUET_ROWS = 131_072
-_BOM = b"\xef\xbb\xbf"
-
-
-def csv_frames(path: Path, text: Collection[str]) -> Iterator[pl.DataFrame]:
-    """The rows of a CSV file with a header; columns in ``text`` are read as text.
-
-    The types of the others are inferred from the whole first block.
-
-    Raises:
-        InputError: a row does not fit the header, or a value the type of its column.
-    """
-    schema: dict[str, Any] | None = None
-    done = 0
-    with path.open("rb") as file:
-        header = file.readline().removeprefix(_BOM)
-        if not header.endswith(b"\n"):
-            header += b"\n"
-        for block in _csv_blocks(file):
-            source = BytesIO(header + block)
-            try:
-                if schema is None:
-                    names = pl.read_csv(BytesIO(header), n_rows=0).columns
-                    overrides = {name: pl.String for name in text if name in names}
-                    frame = pl.read_csv(
-                        source, infer_schema_length=None, schema_overrides=overrides
-                    )
-                    schema = dict(frame.schema)
-                else:
-                    frame = pl.read_csv(source, schema=schema)
-            except pl.exceptions.PolarsError as error:
-                raise InputError(_csv_error(path, done, error)) from None
-            done += len(frame)
-            yield frame
+_MAX_INTEGER = 2.0**53
+_UUID_BYTES = 16
 
 
 def parquet_frames(path: Path) -> Iterator[pl.DataFrame]:
@@ -91,18 +56,20 @@ def frame_messages(
     """The rows of ``frames`` as JSON messages of ``kind``; ``path`` is for error messages.
 
     Raises:
-        InputError: the time or the key is no column, no row has a valid time, or there are no rows.
+        InputError: the time, the key or the id is no column, no row has a valid time, or there are
+            no rows.
     """
     encode = msgspec.json.Encoder().encode_lines
     done, last_ms = 0, None
     for frame in frames:
         _check_columns(path, frame, fields)
+        fields.check_id(str(path), frame.columns, may_be_numbered=kind == "events")
         frame = prepare_frame(path, frame, fields, done)
-        times = [fields.time_ms(value) for value in frame[fields.time]]
+        times = _times(frame, fields)
         if last_ms is None:
             last_ms = next((time for time in times if time is not None), None)
         if last_ms is None and len(frame):
-            value = frame[fields.time][0]
+            value = column_at(frame, fields.time)[0]
             raise InputError(
                 f"column {fields.time!r} of {path} holds {value!r}, which is not a time"
                 f"{fields.unit_hint(value)}: write ISO-8601 text or a number since 1970"
@@ -120,62 +87,182 @@ def frame_messages(
         raise InputError(f"{path} has columns but no rows: there is nothing to publish")
 
 
+def has_column(frame: pl.DataFrame, place: str) -> bool:
+    """Whether a frame has the column ``place``, or structs that hold it: ``after.id``."""
+    names = frame.schema
+    if place in names:
+        return True
+    head, *rest = place.split(".")
+    dtype = names.get(head)
+    for name in rest:
+        inner = {each.name: each.dtype for each in getattr(dtype, "fields", [])}
+        dtype = inner.get(name)
+    return dtype is not None
+
+
+def column_at(frame: pl.DataFrame, place: str) -> pl.Series:
+    """The column ``place``, or that of the structs which hold it."""
+    if place in frame.columns:
+        return frame[place]
+    head, *rest = place.split(".")
+    column = frame[head]
+    for name in rest:
+        column = column.struct.field(name)
+    return column
+
+
+def _times(frame: pl.DataFrame, fields: FileFields) -> list[int | None]:
+    if fields.time.startswith(NOT_IN_PAYLOAD):
+        return [0] * len(frame)
+    return [fields.time_ms(value) for value in column_at(frame, fields.time)]
+
+
 def _check_columns(path: Path, frame: pl.DataFrame, fields: FileFields) -> None:
     for meaning, name in (("time", fields.time), ("key", fields.key)):
-        if name is not None and name not in frame.columns:
-            raise InputError(
-                f"no column {name!r} in {path}: it has {', '.join(frame.columns)}; name the one "
-                f"that holds the {meaning}"
-            )
+        if name is None or name.startswith(NOT_IN_PAYLOAD) or name == fields.id:
+            continue
+        if not has_column(frame, name):
+            raise fields.missing(str(path), name, meaning, frame.columns)
 
 
 def prepare_frame(
     path: Path, frame: pl.DataFrame, fields: FileFields, done: int = 0
 ) -> pl.DataFrame:
-    """The frame with text columns as text, an id, and only numbers that JSON has.
+    """The frame with an id, and with every column as its field is declared, where that is exact.
+
+    Text is text: whole numbers without a decimal point, UUIDs in their usual form, dates and times
+    in ISO 8601. Integers that were written as floats, as pandas does where one is missing, are
+    integers. A value that does not fit stays as it is, and its row will be a dead letter.
 
     ``done`` rows of the file precede it; ``path`` is for error messages.
 
     Raises:
-        InputError: a column that must be text cannot be converted.
+        InputError: a column can't be text, or its ids are not exact.
     """
-    casts = [pl.col(name).cast(pl.String) for name in fields.text_columns if name in frame.columns]
-    decimals = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Decimal)]
-    casts += [pl.col(name).cast(pl.Float64) for name in decimals if name not in fields.text_columns]
-    try:
-        frame = frame.with_columns(casts)
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).strip().split("\n")[0]
-        names = ", ".join(fields.text_columns)
-        raise InputError(f"{path}: {names} cannot all be read as text: {reason}") from None
-    if fields.id in frame.columns:
+    columns = []
+    for column in frame:
+        kind = fields.kind_of(column.name)
+        try:
+            converted = _converted(column, kind, is_id=column.name == fields.id)
+        except (pl.exceptions.PolarsError, _NotConvertibleError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"column {column.name!r} of {path} cannot be read as {kind or 'a number'}: {reason}"
+            ) from None
+        if converted is not column:
+            columns.append(converted.alias(column.name))
+    if columns:
+        frame = frame.with_columns(columns)
+    if fields.id.startswith(NOT_IN_PAYLOAD) or has_column(frame, fields.id) or "." in fields.id:
         return frame
     number = pl.int_range(done, done + len(frame)).cast(pl.String).alias(fields.id)
     return frame.select(number, pl.all())
 
 
+class _NotConvertibleError(Exception):
+    """A column can't be what it is declared to be; the text says why."""
+
+
+def _converted(column: pl.Series, kind: ColumnKind | None, *, is_id: bool) -> pl.Series:
+    """The column by what it is declared to hold; itself if nothing has to change."""
+    dtype = column.dtype
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        column = column.cast(pl.String)
+    if kind == "text":
+        return _text(column, is_id)
+    if dtype == pl.Binary:
+        return _uuids(column) if _holds_uuids(column) else column
+    if isinstance(dtype, pl.Decimal):
+        return column.cast(pl.Int64 if kind == "integer" and not dtype.scale else pl.Float64)
+    if dtype.is_float() and kind == "integer":
+        return _integers(column)
+    return column
+
+
+def _text(column: pl.Series, is_id: bool) -> pl.Series:
+    dtype = column.dtype
+    if dtype == pl.String:
+        return column
+    if dtype == pl.Binary:
+        return _uuids(column) if _holds_uuids(column) else _decoded(column)
+    if dtype.is_float():
+        return _float_texts(column, is_id)
+    if isinstance(dtype, pl.Datetime):
+        return column.dt.to_string("iso:strict")
+    if isinstance(dtype, pl.Decimal) and is_id:
+        return column.cast(pl.String).str.replace(r"\.0*$", "")
+    if dtype.is_nested() or dtype == pl.Object:
+        if is_id:
+            raise _NotConvertibleError(f"it holds values of type {dtype}")
+        return column
+    return column.cast(pl.String)
+
+
+def _decoded(column: pl.Series) -> pl.Series:
+    try:
+        return column.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        raise _NotConvertibleError("it holds bytes that are neither UTF-8 nor UUIDs") from None
+
+
+def _holds_uuids(column: pl.Series) -> bool:
+    """Whether all values have 16 bytes, and those that a UUID has and text in UTF-8 has not.
+
+    The two highest bits of byte 8 are 1 and 0 in a UUID (its variant).
+    """
+    present = column.drop_nulls()
+    if not len(present) or (present.bin.size() != _UUID_BYTES).any():
+        return False
+    return bool(present.bin.encode("hex").str.slice(16, 1).is_in(["8", "9", "a", "b"]).all())
+
+
+def _uuids(column: pl.Series) -> pl.Series:
+    """16 bytes each as text: 8-4-4-4-12 hexadecimal digits."""
+    digits = column.bin.encode("hex")
+    parts = [
+        digits.str.slice(start, n) for start, n in ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))
+    ]
+    text = parts[0]
+    for part in parts[1:]:
+        text = text + "-" + part
+    return text
+
+
+def _float_texts(column: pl.Series, is_id: bool) -> pl.Series:
+    """Floats as text, whole ones without a decimal point, as integers would be."""
+    column = column.fill_nan(None)
+    whole = (column == column.floor()) & (column.abs() < _MAX_INTEGER)
+    if is_id and not whole.fill_null(True).all():
+        value = column.filter(~whole.fill_null(True))[0]
+        raise _NotConvertibleError(
+            f"it holds the float {value!r}: ids that are floats must be whole numbers below 2**53; "
+            "write it as integers or texts"
+        )
+    texts = column.cast(pl.String)
+    if not whole.any():
+        return texts
+    return (
+        column.set(~whole, None)
+        .cast(pl.Int64)
+        .cast(pl.String)
+        .zip_with(whole.fill_null(False), texts)
+    )
+
+
+def _integers(column: pl.Series) -> pl.Series:
+    """Floats as integers where they are whole; the others stay."""
+    column = column.fill_nan(None)
+    whole = ((column == column.floor()) & (column.abs() < _MAX_INTEGER)).fill_null(True)
+    if whole.all():
+        return column.cast(pl.Int64)
+    values = [
+        int(value) if is_whole and value is not None else value
+        for value, is_whole in zip(column, whole, strict=True)
+    ]
+    return pl.Series(column.name, values, dtype=pl.Object)
+
+
 def _keys(frame: pl.DataFrame, fields: FileFields) -> list[bytes | None]:
-    if fields.key is None:
+    if fields.key is None or not has_column(frame, fields.key):
         return [None] * len(frame)
-    return [None if key is None else key.encode() for key in frame[fields.key]]
-
-
-def _csv_blocks(file: Any) -> Iterator[bytes]:
-    """The rest of ``file`` in blocks that end with a row, never inside quotes."""
-    rest = b""
-    while block := file.read(CSV_BLOCK_BYTES):
-        rest += block
-        end = rest.rfind(b"\n") + 1
-        while end and rest.count(b'"', 0, end) % 2:
-            end = rest.rfind(b"\n", 0, end - 1) + 1
-        if end:
-            yield rest[:end]
-            rest = rest[end:]
-    if rest.strip():
-        yield rest
-
-
-def _csv_error(path: Path, done: int, error: Exception) -> str:
-    reason = str(error).strip().split("\n")[0]
-    where = f"{path}, after row {done}" if done else str(path)
-    return f"{where}: {reason}; name columns of text that look like numbers as text fields"
+    return [key_bytes(key) for key in column_at(frame, fields.key)]

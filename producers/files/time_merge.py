@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-import msgspec
 import numpy as np
 
 from anabranch.producers.batch import Batch
+from anabranch.producers.files.json_fields import JsonFields, key_bytes
 
 
 def merged(events: Iterator[Batch], labels: Iterator[Batch]) -> Iterator[Batch]:
@@ -73,27 +73,17 @@ def keyed_by_event(batches: Iterator[Batch], event_id: str, label_id: str) -> It
     ``batches`` hold each event before its label. The key of every event is remembered. A label
     whose event is not known, or that cannot be decoded, keeps its own key.
     """
-    of_event, of_label = _id_decoder(event_id), _id_decoder(label_id)
-    key_of: dict[str, bytes | None] = {}
+    of_event, of_label = JsonFields([event_id]), JsonFields([label_id])
+    key_of: dict[bytes, bytes | None] = {}
     for batch in batches:
         keys = list(batch.keys)
         for row, is_label in enumerate(batch.labels.tolist()):
-            decode = of_label if is_label else of_event
-            try:
-                name = decode.decode(batch.values[row]).id
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+            found = (of_label if is_label else of_event).read(batch.values[row])
+            name = None if found is None else key_bytes(found[0])
+            if name is None:
                 continue
             if is_label:
                 keys[row] = key_of.get(name, keys[row])
             else:
                 key_of[name] = keys[row]
         yield Batch(batch.values, keys, batch.times, batch.labels)
-
-
-class _Id(msgspec.Struct):
-    id: str
-
-
-def _id_decoder(field: str) -> msgspec.json.Decoder[_Id]:
-    named = msgspec.defstruct("Named", [("id", str)], rename={"id": field})
-    return msgspec.json.Decoder(named)

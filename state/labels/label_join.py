@@ -42,6 +42,9 @@ from anabranch.state.labels.timeout_queue import advance_empty, append, earliest
 PREDICT, LEARN, DROPPED, DEFAULTED, UPDATED, EARLY, EXPIRED = 0, 1, 2, 3, 4, 5, 6
 """Kinds of steps; see `pending_store.JoinResult`."""
 
+NO_EVENT, NO_SPACE, AFTER_TIMEOUT = 0, 1, 2
+"""Why a label expires; in place of the row of its step."""
+
 NO_VALUE, UNKNOWN, DUPLICATE, CONTRADICTS, LATE, TOO_OLD, CONFIRMS = 1, 2, 3, 4, 5, 6, 7
 """Why a label is not learned; see `pending_store.JoinResult`."""
 
@@ -133,6 +136,8 @@ def _resolve(row: int, how: int, code: int, state: JoinState) -> None:
     if resolved.marks[HEAD] - resolved.marks[TAIL] == capacity:
         _evict_resolved(state)
     key = pending.keys[row]
+    # Where event time is limited, a row may be ahead of it: its id is remembered from then on.
+    moment = max(pending.counters[WATERMARK], pending.times[row])
     at = find(key, resolved.table, resolved.keys)
     if resolved.table[at] != EMPTY:  # an id that was used again after it was resolved
         older = (resolved.more[resolved.table[at]] >> _HOW_BITS) - 1
@@ -144,7 +149,7 @@ def _resolve(row: int, how: int, code: int, state: JoinState) -> None:
         link = row + 1
     else:
         free_row(row, pending)
-    add(key, pending.counters[WATERMARK], code, (link << _HOW_BITS) | how, resolved)
+    add(key, moment, code, (link << _HOW_BITS) | how, resolved)
 
 
 @inlined
@@ -195,7 +200,7 @@ def _expire_early(
                 break
             if step == len(steps):
                 return -1 - step
-            row = 1 if in_time else 0
+            row = NO_SPACE if in_time else NO_EVENT
             step = _write_step(steps, step, EXPIRED, row, marks[TAIL], early.moments[slot], item)
         evict_oldest(early)
     return step
@@ -230,12 +235,16 @@ def _add_event(
     slot = early.table[cell]
     if slot == EMPTY:
         return step
-    end_wait(row, pending)
-    _resolve(row, _LABELLED, early.codes[slot], state)
     number = early.marks[TAIL] + (slot - early.marks[TAIL]) % early.keys.size
-    step = _write_step(out.steps, step, EARLY, row, number, max(early.more[slot], time), item)
+    label_time, code, timeout = early.more[slot], early.codes[slot], state.rules[TIMEOUT]
     remove(cell, early)
-    return step
+    if 0 <= timeout < label_time - time and not state.rules[UPDATES]:
+        # Another worker read it long before the event; it is too late all the same.
+        step = _time_out(row, item, step, state, out.steps)
+        return _write_step(out.steps, step, EXPIRED, AFTER_TIMEOUT, number, label_time, item)
+    end_wait(row, pending)
+    _resolve(row, _LABELLED, code, state)
+    return _write_step(out.steps, step, EARLY, row, number, max(label_time, time), item)
 
 
 @inlined
@@ -283,7 +292,8 @@ def _buffer_early(
         out.rejected_labels[label] = DUPLICATE if early.codes[slot] == code else CONTRADICTS
         return step
     step = _expire_early(item, step, watermark, rules[MAX_EARLY] - 1, early, rules, out.steps)
-    out.early_numbers[label] = add(key, watermark, code, time, early)
+    # Where event time is limited, a label may be ahead of it, and its event as far.
+    out.early_numbers[label] = add(key, max(watermark, time), code, time, early)
     return step
 
 
@@ -361,7 +371,7 @@ def join(
 ) -> tuple[int, int]:  # fmt: skip
     """Process `order[start:]`; returns the position reached, and how many steps were written.
 
-    It stops early when a ring must grow, or when there is no space for an item's two steps.
+    It stops early when a ring must grow, or when there is no space for an item's three steps.
     """
     state = JoinState(PendingArrays(*pending), RingArrays(*resolved), RingArrays(*early), rules)
     return _join(
@@ -401,7 +411,7 @@ def _join(
         must_grow = marks[HEAD] - marks[TAIL] == size and size < rules[MAX_RESOLVED]
         if item >= count and rules[EARLY_FOR] > 0:
             must_grow |= early.marks[HEAD] - early.marks[FLOOR] == early.keys.size
-        if must_grow or step + 2 > len(steps):
+        if must_grow or step + 3 > len(steps):
             return position, step
         if item < count:
             step = _add_event(item, step, events, state, out)

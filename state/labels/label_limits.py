@@ -15,6 +15,9 @@ MAX_RESOLVED: Final = 1 << 18
 MAX_EARLY: Final = 100_000
 """How many labels are buffered for events that have not arrived."""
 
+MAX_EARLY_OF_SEVERAL_WORKERS: Final = 1_000_000
+"""The same, where labels are read by several workers; one takes some 400 bytes."""
+
 _DAY_MS: Final = 86_400_000
 _UNBOUNDED: Final = (1 << 31) - 1
 _NO_LIMIT: Final = (1 << 62) - 1

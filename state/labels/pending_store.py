@@ -28,6 +28,7 @@ from anabranch.state.keys.hashing import hash64
 from anabranch.state.keys.id_table import make_table, refill
 from anabranch.state.labels.id_ring import IdRing
 from anabranch.state.labels.label_join import (
+    AFTER_TIMEOUT,
     CONFIRMS,
     CONTRADICTS,
     DEFAULTED,
@@ -38,6 +39,8 @@ from anabranch.state.labels.label_join import (
     LATE,
     LEARN,
     MAX_RESOLVED,
+    NO_EVENT,
+    NO_SPACE,
     NO_VALUE,
     PREDICT,
     TIME_LIMIT,
@@ -67,6 +70,7 @@ from anabranch.state.labels.timeout_queue import advance_empty, append_all, make
 from anabranch.state.store.delta import Delta, Rows
 
 __all__ = [
+    "AFTER_TIMEOUT",
     "CONFIRMS",
     "CONTRADICTS",
     "DEFAULTED",
@@ -76,6 +80,8 @@ __all__ = [
     "EXPIRED",
     "LATE",
     "LEARN",
+    "NO_EVENT",
+    "NO_SPACE",
     "NO_VALUE",
     "PREDICT",
     "TOO_OLD",
@@ -105,8 +111,9 @@ class JoinResult:
     * `DROPPED`: the timeout is over, and there is no default label.
     * `UPDATED`: a label, `source`, that differs from what was learned before.
     * `EARLY`: a buffered label, number `source`, is learned right after its event's prediction.
-    * `EXPIRED`: a buffered label, number `source`, whose event did not arrive in time; or, if `row`
-      is 1, that was evicted for a newer one. `time` is when it arrived.
+    * `EXPIRED`: a buffered label, number `source`. `row` is `NO_EVENT` if its event did not arrive
+      in time; `NO_SPACE` if it was evicted for a newer one; `AFTER_TIMEOUT` if it is too late for
+      its event, of which another worker read it first. `time` is when it arrived.
 
     Why a label is not learned: `NO_VALUE`, `UNKNOWN` (no such id, and nothing is buffered),
     `DUPLICATE` and `CONTRADICTS` (its id has a label already), `LATE` (after the timeout),

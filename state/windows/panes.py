@@ -22,7 +22,7 @@ from anabranch.state.compile import F64, inlined, numbered
 from anabranch.state.windows.double_double import Sums, add_sums, dd_add, value_sums
 from anabranch.state.windows.event_log import LogArrays
 from anabranch.state.windows.statistics import STATISTICS
-from anabranch.state.windows.window_arrays import PLAN, TERMS, WIDTHS
+from anabranch.state.windows.window_arrays import PLAN, WIDTHS
 from anabranch.state.windows.window_arrays import STATISTICS as STATISTIC_COUNT
 
 # Columns of a pane's record, before two per term; an event's record has only one column, or none.
@@ -102,7 +102,7 @@ def record_last(val: F64, at: int) -> float:
 
 
 @inlined
-def start_record(at: int, value: float, offset: int, log: LogArrays) -> None:
+def start_record(at: int, value: float, offset: int, terms: int, log: LogArrays) -> None:
     """Write a new record at `at` with one value, `offset` ms after the start of its pane."""
     val = log.val
     if val.shape[1] == 1:
@@ -111,13 +111,13 @@ def start_record(at: int, value: float, offset: int, log: LogArrays) -> None:
         _write_sums(at, value_sums(value), log)
         val[at, P_MAX] = val[at, P_MIN] = val[at, P_FIRST] = val[at, P_LAST] = value
         val[at, P_FIRST_AT] = val[at, P_LAST_AT] = offset
-        for t in range(log.meta[TERMS]):
+        for t in range(terms):
             val[at, PANE_COLUMNS + 2 * t] = value_term(value, t, log)
             val[at, PANE_COLUMNS + 2 * t + 1] = 0.0
 
 
 @inlined
-def merge_record(at: int, value: float, offset: int, log: LogArrays) -> None:
+def merge_record(at: int, value: float, offset: int, terms: int, log: LogArrays) -> None:
     """Merge one value into the pane's record at `at`."""
     val = log.val
     _write_sums(at, add_sums(record_sums(at, 1, log), value_sums(value)), log)
@@ -129,7 +129,7 @@ def merge_record(at: int, value: float, offset: int, log: LogArrays) -> None:
     if offset >= val[at, P_LAST_AT]:
         val[at, P_LAST_AT] = offset
         val[at, P_LAST] = value
-    for t in range(log.meta[TERMS]):
+    for t in range(terms):
         cell = PANE_COLUMNS + 2 * t
         val[at, cell], val[at, cell + 1] = dd_add(
             val[at, cell], val[at, cell + 1], value_term(value, t, log), 0.0

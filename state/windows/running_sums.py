@@ -77,7 +77,7 @@ def hot_sums(hot: int, w: int, windows: WindowArrays) -> Sums:
 @inlined
 def clear_terms(windows: WindowArrays) -> None:
     """Start summing terms, in the scratch space."""
-    for t in range(windows.terms.shape[1]):
+    for t in range(len(windows.term_indices)):
         windows.terms[0, t] = windows.terms[1, t] = 0.0
 
 
@@ -85,7 +85,7 @@ def clear_terms(windows: WindowArrays) -> None:
 def add_terms(at: int, sign: float, windows: WindowArrays) -> None:
     """Add (sign 1) or subtract (sign -1) the record `at`, in the scratch space."""
     terms = windows.terms
-    for t in range(windows.terms.shape[1]):
+    for t in range(len(windows.term_indices)):
         high, low = record_term(at, t, windows.log)
         terms[0, t], terms[1, t] = dd_add(terms[0, t], terms[1, t], sign * high, sign * low)
 
@@ -93,7 +93,7 @@ def add_terms(at: int, sign: float, windows: WindowArrays) -> None:
 @inlined
 def load_terms(hot: int, w: int, windows: WindowArrays) -> None:
     """Copy the running sums of terms of width `w` to the scratch space."""
-    for t in range(windows.terms.shape[1]):
+    for t in range(len(windows.term_indices)):
         cell = BEST + windows.tree.shape[1] + PER_TERM * t
         windows.terms[0, t] = windows.hotf[hot, w, cell]
         windows.terms[1, t] = windows.hotf[hot, w, cell + 1]
@@ -103,7 +103,7 @@ def load_terms(hot: int, w: int, windows: WindowArrays) -> None:
 def store_terms(hot: int, w: int, windows: WindowArrays) -> None:
     """Make the sums of terms in the scratch space the running ones of width `w`."""
     hotf = windows.hotf
-    for t in range(windows.terms.shape[1]):
+    for t in range(len(windows.term_indices)):
         cell = BEST + windows.tree.shape[1] + PER_TERM * t
         hotf[hot, w, cell], hotf[hot, w, cell + 1] = windows.terms[0, t], windows.terms[1, t]
         hotf[hot, w, cell + 2] = windows.terms[0, t]
@@ -175,7 +175,7 @@ def subtract_record(hot: int, w: int, sums: Sums, at: int, windows: WindowArrays
             hoti[hot, cell + HUGES] -= sums.huge
             left = math.fabs(hotf[hot, w, S1H])
             lost |= hoti[hot, cell + HUGES] == 0 or left < LOST_HUGE * math.fabs(sums.total)
-    for t in range(windows.terms.shape[1]):
+    for t in range(len(windows.term_indices)):
         term = BEST + windows.tree.shape[1] + PER_TERM * t
         high, low = record_term(at, t, windows.log)
         hotf[hot, w, term], hotf[hot, w, term + 1] = dd_add(
@@ -252,7 +252,7 @@ def enter(hot: int, w: int, at: int, sums: Sums, value: float, windows: WindowAr
     for which in range(windows.tree.shape[1]):
         best = max(hotf[hot, w, BEST + which], meta[SIGN + which] * value)
         hotf[hot, w, BEST + which] = best
-    for t in range(windows.terms.shape[1]):
+    for t in range(len(windows.term_indices)):
         term = BEST + windows.tree.shape[1] + PER_TERM * t
         hotf[hot, w, term], hotf[hot, w, term + 1] = dd_add(
             hotf[hot, w, term], hotf[hot, w, term + 1], value_term(value, t, windows.log), 0.0
@@ -298,12 +298,12 @@ def late_sums(
     sums = subtract_sums(running, later_sums)
     cancels = meta[SUMS] != 0 and sums.squares < 10 * LOST * running.squares
     load_terms(hot, w, windows)
-    if windows.terms.shape[1] > 0:
+    if len(windows.term_indices) > 0:
         at = log.slot[s, TAIL]
         for _ in range(later):
             add_terms(at, -1.0, windows)
             at = before(log.link, at)
-        for t in range(windows.terms.shape[1]):
+        for t in range(len(windows.term_indices)):
             whole = hotf[hot, w, BEST + windows.tree.shape[1] + PER_TERM * t]
             cancels |= windows.terms[0, t] < 10 * LOST * whole
     if cancels:

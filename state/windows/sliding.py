@@ -63,7 +63,6 @@ from anabranch.state.windows.window_arrays import (
     SIGN,
     START,
     SUMS,
-    TERMS,
     WIDTHS,
     WindowArrays,
 )
@@ -109,12 +108,12 @@ def insert(
     merged = log.val.shape[1] >= PANE_COLUMNS and last >= 0 and log.ts[last] == time
     if merged:
         at = last
-        merge_record(at, value, offset, log)
+        merge_record(at, value, offset, len(windows.term_indices), log)
         touch_chunk(at >> 3, log)
     else:
         at = open_gap(later, s, log)
         log.ts[at] = time
-        start_record(at, value, offset, log)
+        start_record(at, value, offset, len(windows.term_indices), log)
     chunk = at >> 3
     if link[slot[s, TAIL] >> 3, SEQUENCE] > LAST_SEQUENCE:
         renumber(s, log)
@@ -219,7 +218,7 @@ class WindowState(AggregateState):
         meta[PLAN:] = plan
         meta[COLUMN], meta[HOT_FREE], meta[RESOLUTION] = column, -1, resolution
         meta[WIDTHS], meta[STATISTIC_COUNT] = len(widths), len(statistics)
-        meta[TERMS], meta[SUMS], meta[ENDS] = len(terms), "sums" in needs, "ends" in needs
+        meta[SUMS], meta[ENDS] = "sums" in needs, "ends" in needs
         meta[SIGN : SIGN + len(signs)] = signs
         tree: F64 = np.zeros((0, len(signs)))
         cells = BEST + len(signs) + PER_TERM * len(terms)
@@ -233,7 +232,7 @@ class WindowState(AggregateState):
             starts=range(FIRST + START, hoti.shape[1], PER_WIDTH),
         )
         scratch: F64 = np.zeros((2, len(terms)))
-        arrays = WindowArrays(log.arrays, tree, hotf, hoti, scratch)
+        arrays = WindowArrays(log.arrays, tree, hotf, hoti, scratch, tuple(range(len(terms))))
         self.use(update_windows, sweep_windows, arrays)
 
 

@@ -19,10 +19,10 @@ from anabranch.state.compile import F64, I64
 from anabranch.state.windows.event_log import LogArrays
 from anabranch.state.windows.hot_keys import HOTS_META
 
-# Cells of `meta`: pane width or 0; how many widths, statistics and terms; whether sums, and whether
+# Cells of `meta`: pane width or 0; how many widths and statistics; whether sums, and whether
 # first and last values are needed; from SIGN on 1 for a maximum, -1 for a minimum.
-RESOLUTION, WIDTHS, STATISTICS, TERMS, SUMS, ENDS, SIGN = range(HOTS_META, HOTS_META + 7)
-PLAN = HOTS_META + 8
+RESOLUTION, WIDTHS, STATISTICS, SUMS, ENDS, SIGN = range(HOTS_META, HOTS_META + 6)
+PLAN = HOTS_META + 7
 
 # Cells of `hoti[hot]`: after the edge, per width start position (or -1), events, huge values.
 FIRST = 1
@@ -45,3 +45,6 @@ class WindowArrays(NamedTuple):
     """`(hot records, cells)`: running counts and positions."""
     terms: F64
     """`(2, terms)`: scratch space for the sums of terms, and their low parts."""
+    term_indices: tuple[int, ...]
+    """0, 1, … for each term. The compiler knows its length, so that kernels of windows without
+    terms have no code for them: it would be a quarter of theirs, and slow down small batches."""

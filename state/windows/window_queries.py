@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from anabranch.state.compile import F64, inlined, kernel, numbered
+from anabranch.state.compile import F64, I64, inlined, kernel, numbered
 from anabranch.state.windows.double_double import Sums, add_sums, no_sums
 from anabranch.state.windows.event_log import COLUMN, HOT, TAIL, before
 from anabranch.state.windows.panes import record_extreme, record_first, record_last, record_sums
@@ -41,6 +41,13 @@ _read = numbered([statistic.read for statistic in STATISTICS.values()])
 _EMPTY = tuple(statistic.empty for statistic in STATISTICS.values())
 
 
+@kernel
+def _write_empty(row: int, column: int, out: F64, meta: I64) -> None:
+    # A call, and not a choice for each statistic, which would make all rows slower.
+    for i in range(meta[STATISTIC_COUNT]):
+        out[row, column + i] = _EMPTY[meta[PLAN + 2 * meta[WIDTHS] + i]]
+
+
 @inlined
 def write_statistics(
     row: int, w: int, sums: Sums, best: float, other: float, first: float, last: float, out: F64,
@@ -51,15 +58,15 @@ def write_statistics(
     plan = PLAN + 2 * meta[WIDTHS]
     statistics = meta[STATISTIC_COUNT]
     column = meta[COLUMN] + meta[PLAN + meta[WIDTHS] + w] * statistics
+    if sums.events == 0:
+        _write_empty(row, column, out, meta)
+        return
     maximum, minimum = best, -best if meta[SIGN] < 0 else -other
     for i in range(statistics):
-        number = meta[plan + i]
-        if sums.events > 0:
-            first_term = meta[plan + statistics + i]
-            summary = WindowSummary(sums, maximum, minimum, first, last, windows.terms, first_term)
-            out[row, column + i] = _read(number, summary)
-        else:
-            out[row, column + i] = _EMPTY[number]
+        summary = WindowSummary(
+            sums, maximum, minimum, first, last, windows.terms, meta[plan + statistics + i]
+        )
+        out[row, column + i] = _read(meta[plan + i], summary)
 
 
 @inlined

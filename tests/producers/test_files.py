@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.producers.batch import Batch
-from anabranch.producers.files import tables
+from anabranch.producers.files import csv_files, tables
+from anabranch.producers.files.fields import FileFields
 from anabranch.producers.files.formats import count_rows, file_messages
 from anabranch.state.errors import InputError
 
@@ -37,9 +39,18 @@ def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
     return path
 
 
+def messages_of(path: Path, **options: Any) -> Iterator[Batch]:
+    """The messages of a file; options are those of `FileFields`, and of `file_messages`."""
+    names = {"time_field": "time", "key_field": "key", "text_fields": "text"}
+    names |= {name: name for name in ("id", "kinds", "time_unit")}
+    declared = {names[name]: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name not in names}
+    return file_messages(path, FileFields(**declared), **rest)
+
+
 def read(path: Path, **options: Any) -> Batch:
     """All messages of a file as one batch."""
-    batches = list(file_messages(path, **options))
+    batches = list(messages_of(path, **options))
     return Batch(
         [value for batch in batches for value in batch.values],
         [key for batch in batches for key in batch.keys],
@@ -146,7 +157,7 @@ def test_any_block_size_gives_the_same_rows(texts: list[str], block: int) -> Non
     texts = [f"x{text}" for text in texts]
     rows = [{"id": str(n), "ts": n, "say": text} for n, text in enumerate(texts)]
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "CSV_BLOCK_BYTES", block)
+        patch.setattr(csv_files, "CSV_BLOCK_BYTES", block)
         found = read(write(Path(directory) / "a.csv", rows))
     assert [msgspec.json.decode(value) for value in found.values] == rows
 
@@ -154,10 +165,10 @@ def test_any_block_size_gives_the_same_rows(texts: list[str], block: int) -> Non
 def test_a_later_row_of_another_type_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 20)
+    monkeypatch.setattr(csv_files, "CSV_BLOCK_BYTES", 20)
     path = tmp_path / "a.csv"
     path.write_text("ts,zip\n" + "1,12345\n" * 20 + "2,A-12\n")
-    with pytest.raises(InputError, match=r"after row \d+: .*text field"):
+    with pytest.raises(InputError, match=r"before line \d+: .*text fields"):
         read(path)
     assert len(read(path, text_fields=["zip"])) == 21
 
@@ -183,7 +194,11 @@ def with_text(path: Path, text: str) -> Path:
         (lambda d: with_text(d / "a.csv", ""), {}, "is empty"),
         (lambda d: with_text(d / "a.csv", "id,ts\n"), {}, "no rows"),
         (lambda d: with_text(d / "a.csv", "id,ts"), {}, "no rows"),
-        (lambda d: with_text(d / "a.csv", "id,ts\n1,2\n1,2,3,4\n"), {}, "a.csv: "),
+        (
+            lambda d: with_text(d / "a.csv", "id,ts\n1,2\n1,2,3,4\n"),
+            {},
+            "line 3 of .*a.csv has 4 values",
+        ),
         (
             lambda d: with_text(d / "a.csv", "id,ts\n1,soon\n"),
             {},
@@ -202,7 +217,11 @@ def with_text(path: Path, text: str) -> Path:
         (lambda d: write(d / "a.jsonl"), {"time_field": "when"}, "no field 'when' .*the time"),
         (lambda d: write(d / "a.jsonl"), {"key_field": "crad"}, "no field 'crad' .*the key"),
         (lambda d: write(d / "a.jsonl"), {"time_unit": "h"}, "time unit 'h'"),
-        (lambda d: write(d / "a.parquet", [{"id": b"\xff", "ts": 1}]), {}, "id cannot all be"),
+        (
+            lambda d: write(d / "a.parquet", [{"id": b"\xff", "ts": 1}]),
+            {},
+            "'id' .*cannot be read as text",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(

@@ -76,26 +76,29 @@ class Reference:
                     found += self._time_out(old, rules.timeout_ms)
         while self.entries and self.entries[0][0] + self.keep_ms < self.watermark:
             self._evict_oldest()
-        for old in [n for n, h in self.early.items() if h[0] + rules.early_ms < self.watermark]:
-            found.append((EXPIRED, old, self.early.pop(old)[0]))
+        while self.early:  # oldest first: one that is ahead of event time keeps those behind it
+            oldest = next(iter(self.early))
+            if self.early[oldest][0] + rules.early_ms >= self.watermark:
+                break
+            found.append((EXPIRED, oldest, self.early.pop(oldest)[0]))
         return found
 
     def _time_out(self, name: str, timeout_ms: int) -> list[Entry]:
         assumes = self.rules.has_default
-        due = self.waiting.pop(name)[0] + timeout_ms
-        self._resolve(name, "default" if assumes else "none", self.rules.default_code)
-        return [(DEFAULTED if assumes else DROPPED, name, due)]
+        time = self.waiting.pop(name)[0]
+        self._resolve(name, time, "default" if assumes else "none", self.rules.default_code)
+        return [(DEFAULTED if assumes else DROPPED, name, time + timeout_ms)]
 
     def _evict_oldest(self) -> None:
         _, number, name = self.entries.popleft()
         if self.resolved.get(name, [-1])[0] == number:
             del self.resolved[name]
 
-    def _resolve(self, name: str, how: str, code: int) -> None:
+    def _resolve(self, name: str, time: int, how: str, code: int) -> None:
         if self.rules.update_ms is None and len(self.entries) == self.rules.max_resolved:
             self._evict_oldest()
         self.number += 1
-        self.entries.append((self.watermark, self.number, name))
+        self.entries.append((max(self.watermark, time), self.number, name))
         self.resolved[name] = [self.number, how, code]
 
     def _event(self, name: str, time: int) -> list[Entry]:
@@ -104,7 +107,12 @@ class Reference:
             return [*found, ("rejected event", name)]
         if name in self.early:
             _, at, code = self.early.pop(name)
-            self._resolve(name, "label", code)
+            timeout_ms = self.rules.timeout_ms
+            if timeout_ms is not None and at > time + timeout_ms and self.rules.update_ms is None:
+                self.waiting[name] = (time, self.arrivals)
+                self.arrivals += 1
+                return [*found, *self._time_out(name, timeout_ms), (EXPIRED, name, at)]
+            self._resolve(name, time, "label", code)
             return [*found, (EARLY, name, max(at, time))]
         self.waiting[name] = (time, self.arrivals)
         self.arrivals += 1
@@ -118,7 +126,7 @@ class Reference:
             event_time, _ = self.waiting[name]
             if rules.timeout_ms is None or time <= event_time + rules.timeout_ms:
                 del self.waiting[name]
-                self._resolve(name, "label", code)
+                self._resolve(name, event_time, "label", code)
                 return [(LEARN, name, max(time, event_time))]
             ended = self._time_out(name, rules.timeout_ms)  # time is limited
         return ended + self._not_pending(name, time, code)
@@ -138,7 +146,7 @@ class Reference:
         if len(self.early) == rules.max_early:
             oldest = next(iter(self.early))
             found = [(EXPIRED, oldest, self.early.pop(oldest)[0])]
-        self.early[name] = (self.watermark, time, code)
+        self.early[name] = (max(self.watermark, time), time, code)
         return found
 
     def _repeated(self, name: str, time: int, code: int) -> list[Entry]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from anabranch.dataflows.batch.batch import Batch
+from anabranch.dataflows.batch.batch import Batch, time_batch
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.bus import Bus, TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.messages.outputs import Cause
 from anabranch.dataflows.sharding.router import Keyed, Router
 from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.event_time_merge import MergedReader
@@ -38,6 +39,12 @@ class Reader:
         self._decoder = BatchDecoder(pipeline)
         self._filter = LateAndDuplicateFilter(pipeline.allowed_lateness, pipeline.dedup_window)
 
+    def time_batch(self) -> Batch:
+        """A batch that lets time pass as far as this worker has come."""
+        batch = self._decoder.decode(self._reader.empty_batch())
+        (at, position) = max((at, n) for at, n in self._reader.positions.items() if n)
+        return time_batch(batch, Cause(*at, position - 1), self._filter.watermark_ms)
+
     def read(self) -> list[Batch]:
         """Read all available batches."""
         found = []
@@ -59,10 +66,13 @@ class Cluster:
         self.models = ModelStep(pipeline, metrics, workers=WORKERS)
         self.made: list[Results] = []
 
-    def publish(self, messages: Sequence[Message]) -> None:
+    def publish(self, messages: Sequence[Message], labels_apart: bool = False) -> None:
+        """Labels go to the partitions of their events, or each to that of the other worker."""
         publisher = self.bus.publisher()
         for each in messages:
             place = partition_of_key(each.key or b"", PARTITIONS)
+            if labels_apart and each.topic == LABELS:
+                place = (place + 1) % PARTITIONS
             publisher.append(each.topic, [each.value], partitions=place, times=[each.time])
         publisher.close()
 
@@ -77,6 +87,11 @@ class Cluster:
         for number in (first, 1 - first):
             for batch in self.readers[number].read():
                 self.work(batch)
+
+    def end(self) -> None:
+        """Nothing more comes from any worker."""
+        for number, reader in enumerate(self.readers):
+            self.pass_on(self.router.end_of_stream(str(number), reader.time_batch))
 
     def work(self, batch: Batch) -> None:
         self.pass_on(self.router.route(batch, batch.span[1]))

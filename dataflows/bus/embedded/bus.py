@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from anabranch.dataflows.bus.embedded import topic_file
+import numpy as np
+
+from anabranch.dataflows.bus.embedded import claims, topic_file
 from anabranch.dataflows.bus.embedded.publisher import MAX_BYTES, EmbeddedPublisher
 from anabranch.dataflows.bus.embedded.reader import EmbeddedReader
 from anabranch.dataflows.bus.embedded.retention import remove_old, retention_ms
@@ -26,6 +28,7 @@ from anabranch.state.store.permissions import make_private_directory
 
 __all__ = ["EmbeddedBus"]
 
+_SCAN = 100_000
 _SYNCHRONOUS = ("normal", "full")
 
 
@@ -106,8 +109,30 @@ class EmbeddedBus:
             try:
                 for suffix in ("", "-wal", "-shm"):
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
+                path.with_suffix(claims.SUFFIX).unlink(missing_ok=True)
             except OSError as error:
                 raise BusError(f"can't delete {path}: {error.strerror}") from error
+
+    def claim_outputs(
+        self, topics: Sequence[str], pipeline: str, run: str, say: Callable[[str], None]
+    ) -> claims.EmbeddedClaims:
+        """Claim topics, which exist, for a run of a pipeline, until the block or process ends.
+
+        Raises:
+            BusError: another pipeline, or another run, writes one of them.
+        """
+        return claims.EmbeddedClaims(self._claim_files(topics), pipeline, run)
+
+    def release_outputs(self, topics: Sequence[str]) -> None:
+        """Let other pipelines claim these topics.
+
+        Raises:
+            BusError: a run is writing one of them; then none is released.
+        """
+        claims.release(self._claim_files(topics))
+
+    def _claim_files(self, topics: Sequence[str]) -> dict[str, Path]:
+        return {topic: self.existing(topic).with_suffix(claims.SUFFIX) for topic in topics}
 
     def topics(self) -> dict[str, int]:
         """Every topic and its partition count."""
@@ -149,6 +174,34 @@ class EmbeddedBus:
             BusError: the topic does not exist, or its file can't be read.
         """
         return self._offsets(topic, topic_file.ENDS)
+
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        """The first offset whose message was published at ``time_ms`` or later, by partition.
+
+        The end of a partition that has none. Reads the topic up to there.
+
+        Raises:
+            BusError: the topic does not exist, or its file can't be read.
+        """
+        starts, ends = self.start_offsets(topic), self.end_offsets(topic)
+        positions = {TopicPartition(topic, number): at for number, at in enumerate(starts)}
+        found = dict(enumerate(ends))
+        reader = self.reader(positions)
+        try:
+            while positions:
+                slices = reader.poll(_SCAN)
+                for piece in slices:
+                    at = TopicPartition(topic, piece.partition)
+                    later = np.flatnonzero(piece.times >= time_ms)
+                    if at in positions and len(later):
+                        found[at.partition] = int(piece.offsets[later[0]])
+                        reader.pause([at])
+                        del positions[at]
+                if not slices:
+                    break
+        finally:
+            reader.close()
+        return [found[number] for number in range(len(ends))]
 
     def open_transactions(self, topic: str) -> dict[int, int]:
         """None: what is appended here is stored at once."""
@@ -205,6 +258,7 @@ class EmbeddedBus:
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> EmbeddedReader:
         """A reader of these partitions from these offsets; ``group`` is not kept anywhere.
 
@@ -212,7 +266,7 @@ class EmbeddedBus:
             BusError: a topic or partition does not exist, an offset is past the end, or it is
                 no longer kept and ``on_out_of_range`` is ``stop``.
         """
-        return EmbeddedReader(self.existing, positions, on_out_of_range, self.url)
+        return EmbeddedReader(self.existing, positions, on_out_of_range, self.url, headers)
 
     def close(self) -> None:
         """Nothing is held open: publishers and readers have their own connections."""

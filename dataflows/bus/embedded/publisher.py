@@ -25,6 +25,7 @@ from anabranch.dataflows.bus.embedded.topic_file import (
     connect,
     encode_messages,
 )
+from anabranch.dataflows.bus.headers import Headers, take_headers
 from anabranch.dataflows.bus.outage_log import SILENT_S, OutageLog
 from anabranch.dataflows.bus.partitioner import Partitioner
 from anabranch.dataflows.bus.protocol import UnreachableError
@@ -47,6 +48,7 @@ class _Run(NamedTuple):
     values: Sequence[bytes]
     keys: Sequence[bytes | None] | None
     times: NDArray[np.int64]
+    headers: Headers | None = None
 
 
 class _Topic(NamedTuple):
@@ -81,6 +83,7 @@ class EmbeddedPublisher:
         keys: Sequence[bytes | None] | None = None,
         partitions: Sequence[int] | int | None = None,
         times: Sequence[int] | NDArray[np.int64] | None = None,
+        headers: Headers | None = None,
     ) -> None:
         """Store ``values``; when it returns, they survive the death of this process.
 
@@ -102,7 +105,7 @@ class EmbeddedPublisher:
             return
         runs = [
             part
-            for run in _by_partition(assigned, values, keys, message_times)
+            for run in _by_partition(assigned, values, keys, message_times, headers)
             for part in _segments_of(run)
         ]
         self._when_unlocked(lambda: _append(opened, topic, runs))
@@ -178,9 +181,10 @@ def _by_partition(
     values: Sequence[bytes],
     keys: Sequence[bytes | None] | None,
     times: NDArray[np.int64],
+    headers: Headers | None,
 ) -> list[_Run]:
     if isinstance(assigned, int):
-        return [_Run(assigned, values, keys, times)]
+        return [_Run(assigned, values, keys, times, headers)]
     runs = []
     order = np.argsort(assigned, kind="stable")
     bounds = np.flatnonzero(np.diff(assigned[order])) + 1
@@ -188,7 +192,8 @@ def _by_partition(
         indices = rows.tolist()
         own_keys = None if keys is None else [keys[i] for i in indices]
         own_values = [values[i] for i in indices]
-        runs.append(_Run(int(assigned[indices[0]]), own_values, own_keys, times[rows]))
+        number, own_headers = int(assigned[indices[0]]), take_headers(headers, rows)
+        runs.append(_Run(number, own_values, own_keys, times[rows], own_headers))
     return runs
 
 
@@ -210,6 +215,7 @@ def _segments_of(run: _Run) -> list[_Run]:
             run.values[start:stop],
             None if run.keys is None else run.keys[start:stop],
             run.times[start:stop],
+            None if run.headers is None else run.headers[start:stop],
         )
         for start, stop in pairwise(cuts)
     ]
@@ -217,7 +223,7 @@ def _segments_of(run: _Run) -> list[_Run]:
 
 def _store(connection: sqlite3.Connection, runs: list[_Run]) -> None:
     # Encoded before the lock is taken, so that other processes wait only for the disk.
-    blobs = [encode_messages(run.values, run.keys, run.times) for run in runs]
+    blobs = [encode_messages(run.values, run.keys, run.times, run.headers) for run in runs]
     checksums = [zlib.crc32(blob) for blob in blobs]
     execute = connection.execute
     execute("BEGIN IMMEDIATE")

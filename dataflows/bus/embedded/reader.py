@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from anabranch.dataflows.bus.embedded.topic_file import (
@@ -24,6 +25,7 @@ from anabranch.dataflows.bus.embedded.topic_file import (
     decode_segment,
     sqlite_error,
 )
+from anabranch.dataflows.bus.headers import Headers, MessageHeaders, decode_headers
 from anabranch.dataflows.bus.offset_errors import next_offset
 from anabranch.dataflows.bus.outage_log import OutageLog
 from anabranch.dataflows.bus.protocol import (
@@ -31,6 +33,7 @@ from anabranch.dataflows.bus.protocol import (
     Slice,
     TopicPartition,
     UnreachableError,
+    with_tombstones,
 )
 from anabranch.state.errors import BusError
 
@@ -48,7 +51,9 @@ class EmbeddedReader:
         positions: Mapping[TopicPartition, int],
         on_out_of_range: OnOutOfRange = "stop",
         url: str = "",
+        headers: bool = False,
     ) -> None:
+        self._headers = headers
         self._outage = OutageLog(url)
         self._files: dict[str, _TopicFile] = {}
         self._cursors: dict[TopicPartition, _Cursor] = {}
@@ -148,7 +153,8 @@ class EmbeddedReader:
         ready = ready[self._first :] + ready[: self._first]
         for later, (at, cursor) in zip(range(len(ready) - 1, -1, -1), ready, strict=True):
             share = limit - limit * later // (later + 1)
-            if share and (piece := cursor.read(share, versions[at.topic])) is not None:
+            version = versions[at.topic]
+            if share and (piece := cursor.read(share, version, self._headers)) is not None:
                 slices.append(piece)
                 limit -= len(piece.values)
         return slices
@@ -264,7 +270,7 @@ class _Cursor:
         """Whether nothing was left to read at this version of the file."""
         return self._drained == version
 
-    def read(self, limit: int, version: int) -> Slice | None:
+    def read(self, limit: int, version: int, headers: bool = False) -> Slice | None:
         """At most ``limit`` messages from the position on, which moves past them."""
         parts: list[Segment] = []
         while limit > 0 and (segment := self._current(limit, version)) is not None:
@@ -274,7 +280,12 @@ class _Cursor:
             parts.append(segment if whole else _cut(segment, start, stop))
             limit -= stop - start
             self.position += stop - start
-        return _joined(self._file.topic, self._partition, parts) if parts else None
+        if not parts:
+            return None
+        piece = _joined(self._file.topic, self._partition, parts)
+        if headers:
+            piece.headers = _headers_of(parts, self._file.path)
+        return piece
 
     def _current(self, wanted: int, version: int) -> Segment | None:
         """The segment that contains the position; None if there is nothing more."""
@@ -320,8 +331,33 @@ class _Cursor:
 def _cut(segment: Segment, start: int, stop: int) -> Segment:
     keys = None if segment.keys is None else segment.keys[start:stop]
     return Segment(
-        segment.base + start, segment.values[start:stop], keys, segment.times[start:stop]
+        segment.base + start,
+        segment.values[start:stop],
+        keys,
+        segment.times[start:stop],
+        segment.headers,
+        segment.headers_from,
     )
+
+
+def _headers_of(parts: list[Segment], path: Path) -> Headers | None:
+    """The headers of the messages; None if none has any."""
+    if not any(part.headers for part in parts):
+        return None
+    headers: list[MessageHeaders] = []
+    for part in parts:
+        if not part.headers:
+            headers += [None] * len(part.values)
+            continue
+        try:
+            stored = decode_headers(part.headers)
+        except msgspec.DecodeError as error:
+            raise BusError(
+                f"{path} is damaged: the headers of the segment at offset {part.headers_from}: "
+                f"{error}"
+            ) from None
+        headers += stored[part.base - part.headers_from : part.end - part.headers_from]
+    return headers
 
 
 def _joined(topic: str, partition: int, parts: list[Segment]) -> Slice:
@@ -332,4 +368,4 @@ def _joined(topic: str, partition: int, parts: list[Segment]) -> Slice:
         keys += [None] * len(part.values) if part.keys is None else part.keys
     times = np.concatenate([part.times for part in parts])
     runs = [np.arange(part.base, part.end, dtype=np.int64) for part in parts]
-    return Slice(topic, partition, np.concatenate(runs), times, values, keys)
+    return Slice(topic, partition, np.concatenate(runs), times, with_tombstones(values, keys), keys)

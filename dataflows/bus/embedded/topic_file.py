@@ -5,7 +5,7 @@ id is ``partition << 48 | base``, so that a partition's segments are adjacent on
 segment that contains offset x" and "the last one" are one look-up in one B-tree:
 
     segments(id, count, first_time, last_time, messages, checksum)
-                                   messages = msgpack [values, keys, times]
+                                   messages = msgpack [values, keys, times], or with headers
     partitions(partition, next)    next = the next offset
     settings(name, value, checksum)
 
@@ -30,6 +30,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.dataflows.bus.headers import Headers, encode_headers
 from anabranch.dataflows.bus.offset_errors import topic_deleted, topic_recreated
 from anabranch.dataflows.bus.protocol import UnreachableError
 from anabranch.state.errors import BusError
@@ -54,7 +55,7 @@ CREATE TABLE segments (
     count INTEGER NOT NULL,
     first_time INTEGER NOT NULL, -- of the first and the last message, epoch ms
     last_time INTEGER NOT NULL,
-    messages BLOB NOT NULL,      -- msgpack [values, keys or nil, times as little-endian int64]
+    messages BLOB NOT NULL,      -- msgpack of `_Messages`, times as little-endian int64
     checksum INTEGER
 );
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL);
@@ -81,7 +82,18 @@ Row = tuple[int, int, bytes, int, int, int | None]
 
 _HEADER = struct.Struct("<4q")
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[list[bytes], list[bytes | None] | None, bytes]).decode
+
+
+class _Messages(msgspec.Struct, array_like=True, gc=False):
+    """The ``messages`` of a segment; those without headers have no fourth element."""
+
+    values: list[bytes]
+    keys: list[bytes | None] | None
+    times: bytes
+    headers: bytes = b""
+
+
+_decode = msgspec.msgpack.Decoder(_Messages).decode
 
 
 ADD_PARTITIONS = """
@@ -92,12 +104,17 @@ INSERT OR IGNORE INTO partitions SELECT n, 0 FROM numbers
 
 
 class Segment(NamedTuple):
-    """A decoded segment: ``values`` from offset ``base`` on, ``times`` ``(n,) int64``."""
+    """A decoded segment: ``values`` from offset ``base`` on, ``times`` ``(n,) int64``.
+
+    ``headers`` are those of the messages from offset ``headers_from`` on, still encoded.
+    """
 
     base: int
     values: list[bytes]
     keys: list[bytes | None] | None
     times: NDArray[np.int64]
+    headers: bytes = b""
+    headers_from: int = 0
 
     @property
     def end(self) -> int:
@@ -106,10 +123,16 @@ class Segment(NamedTuple):
 
 
 def encode_messages(
-    values: Sequence[bytes], keys: Sequence[bytes | None] | None, times: NDArray[np.int64]
+    values: Sequence[bytes],
+    keys: Sequence[bytes | None] | None,
+    times: NDArray[np.int64],
+    headers: Headers | None = None,
 ) -> bytes:
     """The ``messages`` of a segment."""
-    return _encode((values, keys, times.astype("<i8", copy=False).tobytes()))
+    packed = times.astype("<i8", copy=False).tobytes()
+    if headers is None:
+        return _encode((values, keys, packed))
+    return _encode((values, keys, packed, encode_headers(headers)))
 
 
 def checksum_of(number: int, count: int, messages_crc: int, first_time: int, last_time: int) -> int:
@@ -129,13 +152,15 @@ def decode_segment(row: Row, path: Path) -> Segment:
             number, count, zlib.crc32(messages), first_time, last_time
         ):
             raise damaged_segment(path, number, "its checksum does not match")
-        values, keys, packed = _decode(messages)
+        stored = _decode(messages)
     except (msgspec.MsgspecError, TypeError, struct.error) as error:
         raise damaged_segment(path, number, str(error)) from None
+    values, keys, packed = stored.values, stored.keys, stored.times
     times = np.frombuffer(packed, "<i8") if len(packed) == 8 * count else np.empty(0, np.int64)
     if not len(values) == len(times) == (count if keys is None else len(keys)):
         raise damaged_segment(path, number, f"it does not have {count} messages")
-    return Segment(number & OFFSET_MASK, values, keys, times.astype(np.int64, copy=False))
+    base, times = number & OFFSET_MASK, times.astype(np.int64, copy=False)
+    return Segment(base, values, keys, times, stored.headers, base)
 
 
 def damaged_segment(path: Path, number: int, why: str) -> BusError:

@@ -21,6 +21,7 @@ from confluent_kafka import (
     TopicCollection,
 )
 from confluent_kafka import TopicPartition as KafkaPosition
+from confluent_kafka._model import ConsumerGroupTopicPartitions
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.admin._listoffsets import OffsetSpec
@@ -28,8 +29,15 @@ from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
+from anabranch.dataflows.bus.claims import Claim, decode_claim, encode_claim
 from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch, Probe
-from anabranch.dataflows.bus.kafka.commit_log import CommitLog
+from anabranch.dataflows.bus.kafka.claims import (
+    GROUP,
+    ClaimsRefusedError,
+    KafkaClaims,
+    release,
+)
+from anabranch.dataflows.bus.kafka.commit_log import PASSING, CommitLog
 from anabranch.dataflows.bus.kafka.publisher import KafkaPublisher, Producers
 from anabranch.dataflows.bus.kafka.reader import KafkaReader, Range
 from anabranch.dataflows.bus.kafka.settings import (
@@ -236,6 +244,23 @@ class KafkaBus:
         """
         return self._offsets(topic, _LATEST)
 
+    def offsets_at(self, topic: str, time_ms: int) -> list[int]:
+        """The first offset whose message was published at ``time_ms`` or later, by partition.
+
+        The end of what is committed, of a partition that has none before it.
+
+        Raises:
+            BusError: the topic does not exist, or Kafka is unavailable.
+        """
+        ends = self.end_offsets(topic)
+        at_time: OffsetSpec = OffsetSpec.for_timestamp(time_ms)
+        places = [TopicPartition(topic, number) for number in range(len(ends))]
+        found = self._ask(places, at_time, none_found=True)
+        return [
+            end if found[at] < 0 else min(found[at], end)
+            for at, end in zip(places, ends, strict=True)
+        ]
+
     def open_transactions(self, topic: str) -> dict[int, int]:
         """Where the first transaction that is still open begins, by partition that has one.
 
@@ -283,6 +308,7 @@ class KafkaBus:
         positions: Mapping[TopicPartition, int],
         group: str | None = None,
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> KafkaReader:
         """A reader of these partitions from these offsets; ``group`` is what `commit` reports to.
 
@@ -308,7 +334,31 @@ class KafkaBus:
             conf["on_commit"] = commits.on_commit
         consumer: Consumer = self._client(lambda: Consumer(conf, logger=RDKAFKA_LOG))
         watch = BrokerWatch(self.probe, list(positions), log, self.url)
-        return KafkaReader(consumer, positions, self.bounds, watch, log, commits, on_out_of_range)
+        return KafkaReader(
+            consumer, positions, self.bounds, watch, log, commits, on_out_of_range, headers
+        )
+
+    def claim_outputs(
+        self, topics: Sequence[str], pipeline: str, run: str, say: Callable[[str], None]
+    ) -> KafkaClaims:
+        """Claim topics, which exist, for a run of a pipeline, until the block ends.
+
+        Raises:
+            BusError: another pipeline, or another run, writes one of them.
+        """
+        return KafkaClaims(
+            _ClaimStore(self._admin, self._settings.reach_s), topics, pipeline, run, say
+        )
+
+    def release_outputs(self, topics: Sequence[str]) -> None:
+        """Let other pipelines claim these topics.
+
+        Raises:
+            BusError: a run is writing one of them; then none is released.
+        """
+        for topic in topics:
+            self.partition_count(topic)
+        release(_ClaimStore(self._admin, self._settings.reach_s), topics)
 
     def close(self) -> None:
         """Nothing to close: publishers and readers have their own clients."""
@@ -398,14 +448,16 @@ class KafkaBus:
         partitions: Collection[TopicPartition],
         which: OffsetSpec,
         isolation: IsolationLevel = _COMMITTED,
+        none_found: bool = False,
     ) -> dict[TopicPartition, int]:
+        """Offsets of partitions; with ``none_found`` -1 stands for a time after all messages."""
         deadline = time.monotonic() + self._settings.reach_s
         while True:
             left_s = max(deadline - time.monotonic(), 0.1)
             try:
                 futures = self._list(partitions, which, left_s, isolation)
                 offsets = {at: int(future.result().offset) for at, future in futures.items()}
-                if min(offsets.values(), default=0) >= 0:
+                if none_found or min(offsets.values(), default=0) >= 0:
                     return offsets
                 # how librdkafka reports that the request to one of several leaders failed
                 raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
@@ -450,6 +502,54 @@ class KafkaBus:
             # The cause is left out: its text may quote a password.
             text = without_secrets(error_text(error), self._secrets)
             raise BusError(f"Kafka settings: {text}") from None
+
+
+class _ClaimStore:
+    """Claims as the metadata of what the group `GROUP` has committed."""
+
+    def __init__(self, admin: AdminClient, timeout_s: float) -> None:
+        self._admin, self._timeout_s = admin, timeout_s
+
+    def read(self, topics: Sequence[str], timeout_s: float | None = None) -> dict[str, Claim]:
+        wanted = ConsumerGroupTopicPartitions(GROUP, [KafkaPosition(topic, 0) for topic in topics])
+        found = self._asked(self._admin.list_consumer_group_offsets, wanted, timeout_s)
+        claims = {each.topic: decode_claim(each.metadata) for each in found}
+        return {topic: claim for topic, claim in claims.items() if claim is not None}
+
+    def write(self, claims: Mapping[str, Claim | None], timeout_s: float | None = None) -> None:
+        if not claims:
+            return
+        texts = {
+            t: "" if claim is None else encode_claim(claim).decode() for t, claim in claims.items()
+        }
+        offsets = [KafkaPosition(topic, 0, 0, text) for topic, text in texts.items()]
+        wanted = ConsumerGroupTopicPartitions(GROUP, offsets)
+        self._asked(self._admin.alter_consumer_group_offsets, wanted, timeout_s)
+
+    def _asked(
+        self,
+        call: Callable[..., dict[str, Future[Any]]],
+        wanted: ConsumerGroupTopicPartitions,
+        timeout_s: float | None,
+    ) -> list[KafkaPosition]:
+        deadline = time.monotonic() + (timeout_s or self._timeout_s)
+        while True:
+            left_s = max(deadline - time.monotonic(), 0.1)
+            try:
+                answers = call([wanted], request_timeout=left_s)
+                found: list[KafkaPosition] = answers[GROUP].result().topic_partitions
+                error = next((each.error for each in found if each.error is not None), None)
+                if error is not None:
+                    raise KafkaException(error)
+                return found
+            except KafkaException as failure:
+                code = failure.args[0].code()
+                if code in PASSING and time.monotonic() < deadline:
+                    time.sleep(0.1)
+                elif code == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                    raise ClaimsRefusedError(error_text(failure)) from None
+                else:
+                    raise BusError(f"claims of output topics: {error_text(failure)}") from failure
 
 
 def _retention_ms(config: Mapping[str, str]) -> int | None:

@@ -15,7 +15,7 @@ from confluent_kafka import TopicPartition as KafkaPosition
 
 from anabranch.dataflows.bus.kafka.settings import NO_LEADER
 
-__all__ = ["CommitLog"]
+__all__ = ["PASSING", "CommitLog"]
 
 _LOG = logging.getLogger("anabranch.bus")
 _AGAIN_S = 600.0
@@ -26,13 +26,14 @@ _OTHER_MEMBER = {
     KafkaError.FENCED_MEMBER_EPOCH,
     KafkaError.STALE_MEMBER_EPOCH,
 }
-_PASSING = {
+PASSING = {
     *NO_LEADER,
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.REQUEST_TIMED_OUT,
 }
+"""Errors of a group's coordinator that pass soon."""
 
 
 class CommitLog:
@@ -53,7 +54,7 @@ class CommitLog:
         error = error or next((each.error for each in positions if each.error is not None), None)
         if error is None:
             self._accepted()
-        elif error.code() >= 0 and error.code() not in _PASSING:  # an outage is logged elsewhere
+        elif error.code() >= 0 and error.code() not in PASSING:  # an outage is logged elsewhere
             self._on_refusal(error)
 
     def _on_refusal(self, error: KafkaError) -> None:

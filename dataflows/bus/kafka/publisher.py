@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 from confluent_kafka import KafkaException
 from numpy.typing import NDArray
 
+from anabranch.dataflows.bus.headers import Headers
 from anabranch.dataflows.bus.kafka.settings import ClientLog, error_text
 from anabranch.dataflows.bus.outage_log import SILENT_S, OutageLog
 from anabranch.dataflows.bus.partitioner import Partitioner
@@ -115,6 +116,7 @@ class KafkaPublisher:
         keys: Sequence[bytes | None] | None = None,
         partitions: Sequence[int] | int | None = None,
         times: Sequence[int] | NDArray[np.int64] | None = None,
+        headers: Headers | None = None,
     ) -> None:
         """Hand ``values`` to librdkafka in order; waits, and logs that, while its queue is full.
 
@@ -135,16 +137,22 @@ class KafkaPublisher:
             # librdkafka takes 0 as "now", and brokers refuse negative times.
             timestamps = iter(np.maximum(np.asarray(times, np.int64), 1).tolist())
         numbers = repeat(assigned) if isinstance(assigned, int) else iter(assigned.tolist())
+        more: Iterable[Any] = repeat(None) if headers is None else headers
         produce = opened.producer.produce
         failed = self._on_failed
-        for value, key, partition, timestamp in zip(
-            values, repeat(None) if keys is None else keys, numbers, timestamps, strict=False
+        for value, key, partition, timestamp, own in zip(
+            values,
+            repeat(None) if keys is None else keys,
+            numbers,
+            timestamps,
+            more,
+            strict=False,
         ):
             try:
-                produce(topic, value, key, partition, failed, None, timestamp)
+                produce(topic, value, key, partition, failed, None, timestamp, own)
             except BufferError:
                 self._wait_for_room(
-                    opened.producer, topic, (value, key, partition, failed, None, timestamp)
+                    opened.producer, topic, (value, key, partition, failed, None, timestamp, own)
                 )
             except KafkaException as error:
                 raise BusError(f"topic {topic}: {error_text(error)}") from error

@@ -18,17 +18,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPosition
 
+from anabranch.dataflows.bus.headers import Headers
 from anabranch.dataflows.bus.kafka.broker_watch import BrokerWatch
 from anabranch.dataflows.bus.kafka.commit_log import CommitLog
 from anabranch.dataflows.bus.kafka.settings import LOG, ClientLog, error_text
 from anabranch.dataflows.bus.offset_errors import next_offset, topic_recreated
-from anabranch.dataflows.bus.protocol import OnOutOfRange, Slice, TopicPartition, UnreachableError
+from anabranch.dataflows.bus.protocol import (
+    OnOutOfRange,
+    Slice,
+    Tombstone,
+    TopicPartition,
+    UnreachableError,
+)
 from anabranch.state.errors import BusError
 
 if TYPE_CHECKING:
@@ -92,7 +99,9 @@ class KafkaReader:
         log: ClientLog,
         commits: CommitLog | None = None,
         on_out_of_range: OnOutOfRange = "stop",
+        headers: bool = False,
     ) -> None:
+        self._headers = headers
         self._consumer = consumer
         self._bounds = bounds
         self._watch = watch
@@ -275,8 +284,9 @@ class KafkaReader:
             at.partition,
             np.fromiter((m.offset() for m in messages), np.int64, rows),
             np.fromiter((m.timestamp()[1] for m in messages), np.int64, rows),
-            [m.value() or b"" for m in messages],
+            [m.value() or Tombstone.of(m.key()) for m in messages],
             [m.key() for m in messages],
+            _headers_of(messages) if self._headers else None,
         )
 
     def _end(self, at: TopicPartition, partition: _Partition) -> int:
@@ -349,3 +359,9 @@ class KafkaReader:
         self._consumer.incremental_assign([KafkaPosition(*at, partition.received)])
         if partition.paused_in_client:
             self._consumer.pause([KafkaPosition(*at)])
+
+
+def _headers_of(messages: list[Message]) -> Headers | None:
+    """The headers of the messages; None if none has any."""
+    headers: list[Any] = [message.headers() for message in messages]
+    return headers if any(headers) else None

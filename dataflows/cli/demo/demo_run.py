@@ -19,6 +19,7 @@ from anabranch.dataflows.bus import Bus, open_bus
 from anabranch.dataflows.cli.demo.topic_sample import event_time_ms, last_by, last_messages
 from anabranch.dataflows.cli.demo.verification import TopicCounts, Verification, verify
 from anabranch.dataflows.cli.display.live_status import LiveStatus, compiling
+from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.supervised_worker import EXIT_INTERRUPTED, STOP_SIGNALS
@@ -108,7 +109,7 @@ class Demo:
             counts = TopicCounts(self._pipeline, bus, shared_registry(worker.metrics_directory))
             stack.callback(counts.close)
             live = LiveStatus(NAME, counts, console, line_every_s=5.0)
-            run = Run(bus, self._pipeline.topics.predictions, state, worker, counts, print_)
+            run = Run(bus, self._pipeline.topics, state, worker, counts, print_)
             supervisor = Supervisor(
                 worker, generation=state.generation, say=run.on_loss, on_restart=run.on_restart
             )
@@ -229,7 +230,7 @@ class Run:
     def __init__(
         self,
         bus: Bus,
-        predictions: str,
+        topics: Topics,
         state: StateDirectory,
         worker: LocalWorkers,
         counts: TopicCounts,
@@ -237,12 +238,12 @@ class Run:
     ) -> None:
         self.worker, self.counts, self.print = worker, counts, print_
         self._bus, self._state = bus, state
-        self._predictions = predictions
+        self._topics = topics
         self._before: int | None = None  # predictions published before the last restart
 
     def published(self) -> int:
         """Number of payments on the events topic."""
-        return sum(self._bus.end_offsets(f"{NAME}.events"))
+        return sum(self._bus.end_offsets(self._topics.events))
 
     def can_crash_at(self, event: int) -> bool:
         """Whether ``event`` payments are published, and the worker has a checkpoint to resume."""
@@ -270,7 +271,7 @@ class Run:
         )
 
     def _predicted(self) -> int:
-        return sum(self._bus.end_offsets(self._predictions))
+        return sum(self._bus.end_offsets(self._topics.predictions))
 
 
 class Crash:

@@ -31,6 +31,7 @@ from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.messages.time_unit_check import TimeUnitCheck
 from anabranch.dataflows.telemetry.console import LiteralColumn, echo
 from anabranch.dataflows.telemetry.logs import stderr_console
+from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
     from anabranch.producers.batch import Batch, Kind
@@ -85,7 +86,7 @@ class Publishing:
     """Publishes one or more series of batches to a pipeline's topics, with one progress bar.
 
     ``total`` is the expected number of messages, or of events with ``count_events``; None: unknown.
-    What ``checks`` have found is told at the end.
+    What ``checks`` have found, and ``notes``, is told at the end.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Publishing:
         total: int | None,
         count_events: bool = False,
         checks: Sequence[TimeUnitCheck] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         from anabranch.producers.publish import PublishCounts
 
@@ -104,6 +106,7 @@ class Publishing:
         self._total = total
         self._count_events = count_events
         self._checks = checks
+        self._notes = notes
         self._done = PublishCounts()
         self._stop = Stop()
         self._started = time.monotonic()
@@ -121,9 +124,16 @@ class Publishing:
 
         console = stderr_console()
         show = self._bar if console.is_terminal else self._lines
-        with self._stop.on_signals(), show(console) as update:
-            yield lambda batches, pacing: self._send(batches, pacing, update)
+        try:
+            with self._stop.on_signals(), show(console) as update:
+                yield lambda batches, pacing: self._send(batches, pacing, update)
+        except InputError as error:
+            if not self._done.messages:
+                raise
+            raise InputError(f"{error} ({self.summary()} before that)") from None
         echo(self.summary())
+        for note in self._notes:
+            echo(note)
         if self._done.first_ahead is not None:
             LOG.warning(ahead_text(self._done.ahead, self._done.first_ahead))
         for check in self._checks:

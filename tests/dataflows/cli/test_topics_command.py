@@ -149,7 +149,7 @@ def test_retention_is_set_on_the_topics_that_are_created(
         (["--verify", "--bus", "kafka://127.0.0.1:1"], 1, "--verify is of the embedded bus"),
         (["delete"], 2, "delete needs the names"),
         (["delete", "x", "--json"], 2, "delete goes with neither"),
-        (["trips", "x"], 2, "only `topics delete` takes topics: x"),
+        (["trips", "x"], 2, "only `topics delete` and `topics release` take topics: x"),
     ],
 )
 def test_what_does_not_go_together(

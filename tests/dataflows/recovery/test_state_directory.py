@@ -69,7 +69,7 @@ def check_resumes(kept: Kept, expected: dict[str, Any]) -> None:
 
 
 DECLARED = {
-    "event fields": ("    amount: float", "    amount: float\n    more: int = 0"),
+    "event fields": ("    amount: float", "    amount: bool"),
     "features": ('over="10m"', 'over="11m"'),
     "label": ('timeout="2h"', 'timeout="3h"'),
     "model": ("LogisticRegression()", "LogisticRegression(l2=0.1)"),
@@ -83,6 +83,20 @@ def test_another_declaration_is_refused_and_harms_nothing(kept: Kept, expected: 
         refused(kept.run(), f"the {part} of pipeline 'trades' changed", "--state")
     kept.declare()
     refused(kept.run("--shards", "4"), "created for 8 shards", "--shards 8")
+    check_resumes(kept, expected)
+
+
+UNREAD = [
+    ("    amount: float", "    amount: float\n    more: int = 0"),
+    ("    amount: float", "    amount: float\n    others: list[str] | None = None"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), UNREAD)
+def test_fields_that_no_feature_uses_are_no_part_of_the_state(
+    kept: Kept, expected: Any, old: str, new: str
+) -> None:
+    kept.declare(old, new)
     check_resumes(kept, expected)
 
 

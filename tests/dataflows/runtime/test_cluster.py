@@ -11,7 +11,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -23,6 +22,7 @@ import pytest
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from anabranch.dataflows.runtime.supervisor import free_ports
+from tests.support.waiting import wait_until
 
 PARTITIONS = 4
 T0 = 1_700_000_000_000
@@ -67,6 +67,7 @@ Json = dict[str, Any]
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc"),
     pytest.mark.timeout(1200),
+    pytest.mark.stress,
 ]
 
 
@@ -180,11 +181,11 @@ class Running:
         return self.process.wait(300)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 300
-        while not condition():
+        def ended_or_true() -> bool:
             assert self.process.poll() is None, self.said
-            assert time.monotonic() < deadline, self.said
-            time.sleep(0.05)
+            return condition()
+
+        wait_until(ended_or_true, 300, lambda: f"a condition; the run said: {self.said}")
 
     def wait_until_said(self, text: str) -> None:
         self.wait_for(lambda: text in self.said)

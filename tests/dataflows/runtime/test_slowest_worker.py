@@ -14,7 +14,7 @@ from anabranch.dataflows.pipelines.loader import load_pipeline
 from anabranch.dataflows.sharding import worker_watermarks
 from anabranch.dataflows.sharding.worker_watermarks import WorkerWatermarks
 from anabranch.producers.simulators.payments import simulate_payments
-from tests.support.history import WORLD, Message, messages_of
+from tests.support.history import EVENTS, WORLD, Message, messages_of
 from tests.support.manual_cluster import Cluster
 
 SETTINGS = replace(WORLD, rate=0.002, verdict_median_s=20_000.0, unlabelled=0.2)
@@ -120,3 +120,61 @@ def test_at_the_end_of_its_input_a_worker_no_longer_holds_back_the_waits_of_othe
     for batch in mine[len(mine) // 2 :]:
         cluster.work(batch)
     assert len(cluster.models.prequential.models.pending) < held / 2
+
+
+@pytest.mark.parametrize("rules", list(RULES))
+@pytest.mark.parametrize("first", [0, 1])
+def test_labels_find_their_events_though_another_worker_reads_those(messages, rules, first):
+    """Each label is on a partition of the other worker, which is a week ahead or behind."""
+    together, apart = Cluster(payments(rules)), Cluster(payments(rules))
+    together.publish(messages)
+    together.in_step()
+    apart.publish(messages, labels_apart=True)
+    apart.one_after_the_other(first)
+    expected, found = (
+        sorted(label for of_worker in cluster.learned().values() for label in of_worker)
+        for cluster in (together, apart)
+    )
+    if rules == "corrected":  # one that is too late is learned at once, and for good
+        assert {id for id, _, _ in found} >= {id for id, _, _ in expected}
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("rules", ["dropped", "assumed"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_when_nothing_more_comes_all_times_out_that_is_due(messages, rules, first):
+    """As in a single process: by the latest time of all."""
+    in_step, apart = Cluster(payments(rules)), Cluster(payments(rules))
+    for cluster in (in_step, apart):
+        cluster.publish(messages)
+    in_step.in_step()
+    apart.one_after_the_other(first)
+    for cluster in (in_step, apart):
+        cluster.end()
+    pending = [cluster.models.prequential.models.pending for cluster in (in_step, apart)]
+    latest = max(
+        int(times.max())
+        for results in apart.made
+        for times in (results.batch.times, results.batch.labels.times)
+        if len(times)
+    )
+    assert [each.watermark for each in pending] == [latest, latest]
+    assert len(pending[0]) == len(pending[1])
+    assert apart.made[-1].batch.lets_time_pass
+    assert apart.made[-1].dead_letters == []
+    made = len(apart.made)
+    apart.end()  # it is no news
+    assert len(apart.made) == made
+
+
+def test_time_passes_by_what_was_read_before_a_restart_too(messages):
+    cluster = Cluster(payments("assumed"))
+    cluster.publish([message for message in messages if message.topic == EVENTS])
+    cluster.one_after_the_other(0)
+    pending, watermarks = cluster.models.prequential.models.pending, cluster.models._watermarks
+    assert watermarks is not None
+    watermarks._furthest = -IDLE  # as after a restart: workers report it with their first silence
+    cluster.end()
+    times = [int(each.batch.times.max()) for each in cluster.made if len(each.batch)]
+    assert pending.watermark == max(times)

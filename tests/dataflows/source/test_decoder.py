@@ -27,7 +27,7 @@ NOW_S = T0 / 1000 + 86_400
 HUGE = "9" * 400
 
 
-class Reading(Event):
+class Reading(Event, forbid_unknown_fields=True):
     id: str
     ts: int
     place: str
@@ -36,7 +36,7 @@ class Reading(Event):
     note: str | None = None
 
 
-class Loose(Event, forbid_unknown_fields=False):
+class Loose(Event):
     id: str
     ts: int
     place: str
@@ -46,7 +46,7 @@ class Loose(Event, forbid_unknown_fields=False):
     extra: dict[str, Any] | None = None
 
 
-class Truth(Label):
+class Truth(Label, forbid_unknown_fields=True):
     id: str
     ts: int
     y: float

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from anabranch.dataflows.batch.batch import RawBatch
 from anabranch.dataflows.bus import BusError, TopicPartition
 from anabranch.dataflows.bus.memory import MemoryBus
+from anabranch.dataflows.bus.merge_times import MergeTimes
 from anabranch.dataflows.source.event_time_merge import MergedReader
 from tests.support.offset_holes import BusWithHoles
 
@@ -30,10 +31,15 @@ def fill(bus: MemoryBus, times: dict[tuple[str, int], list[int]], partitions: in
     return bus
 
 
-def drain(reader: MergedReader) -> list[tuple[int, bytes]]:
-    """All rows in the order in which they are handed over, with their times."""
+def drain(reader: MergedReader, empty_reads: int = 0) -> list[tuple[int, bytes]]:
+    """All rows in the order in which they are handed over, with their times.
+
+    ``empty_reads``: how often nothing may be ready, as rows wait for more to be fetched.
+    """
     rows: list[tuple[int, bytes]] = []
-    while (batch := reader.read()) is not None:
+    while (batch := reader.read()) is not None or (empty_reads := empty_reads - 1) >= 0:
+        if batch is None:
+            continue
         values = batch.events.values + batch.labels.values
         times = np.concatenate([batch.events.times, batch.labels.times])
         rows += [(int(times[i]), values[i]) for i in batch.order.tolist()]
@@ -184,18 +190,14 @@ def test_a_reader_restarted_after_any_batch_continues_in_the_same_order(times, f
     assert found == in_order(times)
 
 
-def test_a_reader_restarted_without_its_latest_times_merges_in_another_order():
+def test_what_was_handed_over_live_moves_nothing_that_follows():
     times = {("p.events", 0): [9, 1, 1], ("p.labels", 0): [5]}
-    bus = bus_with(times, 1)
-    orders = []
     for latest in (None, {TopicPartition("p.events", 0): 9}):
-        reader = MergedReader(bus, TOPICS, worker_id="0")
+        reader = MergedReader(bus_with(times, 1), TOPICS, worker_id="0")
         reader.add({TopicPartition("p.events", 0): 1, TopicPartition("p.labels", 0): 0}, latest)
         batch = reader.read()
         assert batch is not None
-        orders.append(messages(batch))
-    assert orders[1] == [("p.labels", 0, 0), ("p.events", 0, 1), ("p.events", 0, 2)]
-    assert orders[0] != orders[1]
+        assert messages(batch) == [("p.events", 0, 1), ("p.events", 0, 2), ("p.labels", 0, 0)]
 
 
 def test_the_latest_time_of_a_single_partition_is_known_after_any_number_of_batches():
@@ -251,3 +253,108 @@ def test_a_position_passes_offsets_without_a_message_while_other_partitions_are_
     assert reader.positions[TopicPartition("p.labels", 0)] == 2
     assert len(drain(reader)) + 8 == 31
     assert not any(reader.lag().values())
+
+
+@given(backlogs, st.integers(1, 9), st.integers(1, 9), st.data())
+@settings(max_examples=200, deadline=None)
+def test_with_a_tolerance_too_a_backlog_has_one_order(times, fetch, limit, data):
+    """Whatever is fetched when, and wherever it is cut: the order of the merge times."""
+    tolerance, now = 2, 10_000
+    bus = fill(SmallFetches(fetch), times, 3)
+    places = [TopicPartition(*at) for at in times]
+
+    def new_reader() -> MergedReader:
+        reader = MergedReader(bus, TOPICS, worker_id="0", limit=limit, tolerance_ms=tolerance)
+        reader.clock = lambda: now / 1000
+        return reader
+
+    reader = new_reader()
+    reader.add(dict.fromkeys(places, 0))
+    found: list[tuple[str, int, int]] = []
+    total = sum(map(len, times.values()))
+    for _ in range(40 * total + 400):
+        batch = reader.read()
+        if batch is None:
+            if len(found) == total:
+                break
+            continue
+        found += messages(batch)
+        if data.draw(st.booleans(), label="restart here"):
+            positions, latest = dict(reader.positions), dict(reader.latest)
+            reader.close()
+            reader = new_reader()
+            reader.add(positions, latest)
+    merged = {
+        at: MergeTimes(tolerance).determine(np.array(stamps), True)[0].tolist()
+        for at, stamps in times.items()
+    }
+    assert found == in_order(merged)
+
+
+def test_one_time_far_ahead_moves_neither_those_that_follow_nor_what_is_kept():
+    hour = 3_600_000
+    times = [n * 1000 for n in range(200)]
+    ahead = [time + hour * (n == 50) for n, time in enumerate(times)]
+    never = [time if n != 150 else 4_102_444_800_000 for n, time in enumerate(times)]
+    bus = bus_with({("p.events", 0): ahead, ("p.events", 1): times, ("p.labels", 0): never}, 2)
+    reader = MergedReader(bus, TOPICS, worker_id="0", limit=7, tolerance_ms=60_000)
+    reader.add({TopicPartition(t, p): 0 for t in TOPICS for p in range(2)})
+    values = [int(value.split(b".")[1]) for _, value in drain(reader, empty_reads=100)]
+    assert len(values) == 600
+    assert all(abs(value - place // 3) <= 1 for place, value in enumerate(values))
+    assert max(reader.latest.values()) < 200_000
+
+
+@pytest.mark.parametrize("topics", [TOPICS, TOPICS[:1]])
+def test_a_time_of_the_future_is_never_kept(topics):
+    at, other = TopicPartition("p.events", 0), TopicPartition("p.labels", 0)
+    bus = bus_with({at: [1000, 2000, 4_102_444_800_000]}, 1)
+    reader = MergedReader(bus, topics, worker_id="0", tolerance_ms=500)
+    reader.add(dict.fromkeys([at, other][: len(topics)], 0))
+    assert len(drain(reader)) == 3
+    assert reader.latest.get(at, 0) <= 2000
+    bus.publisher().append("p.events", [b"x"] * 40, times=list(range(9000, 9040)))
+    assert len(drain(reader)) == 40
+    assert 9000 <= reader.latest[at] < 9040
+
+
+def test_a_time_of_the_future_in_the_state_of_an_earlier_run_is_forgotten():
+    places = {TopicPartition(topic, 0): 0 for topic in TOPICS}
+    bus = bus_with({("p.events", 0): [1, 3, 5], ("p.labels", 0): [2, 4, 6]}, 1)
+    reader = MergedReader(bus, TOPICS, worker_id="0", tolerance_ms=500)
+    reader.add(places, {TopicPartition("p.labels", 0): 4_102_444_800_000})
+    assert [time for time, _ in drain(reader)] == [1, 2, 3, 4, 5, 6]
+    assert max(reader.latest.values()) == 6
+
+
+def test_rows_that_wait_for_those_that_follow_are_handed_over_when_none_come():
+    bus = bus_with({("p.events", 0): [5, 2000, 7], ("p.labels", 0): [1]}, 1)
+    now = [100.0]
+    reader = MergedReader(bus, TOPICS, worker_id="0", idle_timeout_s=2.0, tolerance_ms=1000)
+    reader.timer = lambda: now[0]
+    reader.add({TopicPartition(t, 0): 0 for t in TOPICS})
+    inner = bus.reader
+
+    def reader_with_more_to_come(*arguments):
+        created = inner(*arguments)
+        ends = created.ends
+        created.ends = lambda: {at: end + 1 for at, end in ends().items()}
+        return created
+
+    bus.reader = reader_with_more_to_come  # type: ignore[method-assign]
+    assert reader.read() is None
+    assert set(reader.positions.values()) == {0}
+    rows = []
+    for _ in range(4):
+        now[0] += 2.1
+        rows += drain(reader)
+    assert [time for time, _ in rows] == [1, 5, 2000, 7]
+
+
+def test_a_single_partition_of_labels_is_read_as_labels():
+    bus = bus_with({("p.labels", 0): [1, 2]}, 1)
+    reader = MergedReader(bus, TOPICS, worker_id="0")
+    reader.add({TopicPartition("p.labels", 0): 0})
+    batch = reader.read()
+    assert batch is not None
+    assert (len(batch.events), batch.labels.values) == (0, [b"l0.0", b"l0.1"])

@@ -1,0 +1,227 @@
+"""Which fields of a sample fit their type, which do not and why, and which are unknown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, get_args, get_origin
+
+import msgspec
+
+from anabranch.dataflows.check.sample import Sample
+from anabranch.dataflows.codec import Codec
+from anabranch.dataflows.messages.similar_names import similar_name
+
+_AT = re.compile(r" - at `\$[^`]*`$")
+_SHOWN = 80
+MISSING = "it is not there"
+
+
+@dataclass(slots=True)
+class Misfit:
+    """Values of a field that do not fit, for one reason.
+
+    Attributes:
+        why: the decoder's reason.
+        count: how many.
+        example: the first such value, as JSON; empty if there is none.
+        place: where it is.
+    """
+
+    why: str
+    count: int
+    example: str
+    place: str
+
+
+@dataclass(slots=True)
+class FieldFit:
+    """How the values of a declared field fit its type.
+
+    Attributes:
+        name: the field's name in messages.
+        type: its annotation.
+        required: whether every message must have it.
+        present, nulls: how many messages have it, and how many of these have null in it.
+        example: a value that fits, as JSON.
+        misfits: what does not fit.
+        similar: a field that is not declared, and is probably this one.
+    """
+
+    name: str
+    type: str
+    required: bool
+    present: int = 0
+    nulls: int = 0
+    example: str = ""
+    misfits: list[Misfit] = field(default_factory=list)
+    similar: str | None = None
+
+
+@dataclass(slots=True)
+class UnknownField:
+    """A field of messages that their type does not have; attributes as those of `Misfit`.
+
+    ``similar`` is a declared field that the messages lack and that is probably this one.
+    """
+
+    name: str
+    count: int
+    example: str
+    place: str
+    similar: str | None = None
+
+
+@dataclass(slots=True)
+class FieldsReport:
+    """The fields of a sample's messages.
+
+    Attributes:
+        type: name of the message type.
+        fields: the declared fields.
+        unknown: the others.
+        refused: whether a message with an unknown field is a dead letter.
+    """
+
+    type: str
+    fields: list[FieldFit]
+    unknown: list[UnknownField]
+    refused: bool
+
+
+def check_fields(
+    codec: Codec, message: type[msgspec.Struct], time: str, sample: Sample
+) -> FieldsReport:
+    """Decode each field of each message on its own, by the codec that decodes all of it.
+
+    Args:
+        codec: of the topic.
+        message: the type of its messages.
+        time: the field with the time, which takes numbers and text.
+        sample: the messages; those that are no object are left out.
+    """
+    declared = msgspec.structs.fields(message)
+    heads = {_head(each.encode_name) for each in declared}
+    checks = [_FieldCheck(codec, each, each.name == time) for each in declared]
+    unknown: dict[str, UnknownField] = {}
+    decode_any = codec.decoder(dict)
+    for row, value in enumerate(sample.values):
+        try:
+            found: dict[str, Any] = decode_any(value)
+        except codec.errors:
+            continue
+        for check in checks:
+            check.add(value, found, sample, row)
+        for name in found.keys() - heads:
+            each = unknown.setdefault(name, UnknownField(name, 0, shown(found[name]), ""))
+            each.count += 1
+            each.place = each.place or sample.place(row)
+    fits = [check.result for check in checks]
+    _suggest(fits, unknown)
+    config = message.__struct_config__
+    return FieldsReport(
+        message.__name__,
+        fits,
+        sorted(unknown.values(), key=lambda each: -each.count),
+        config.forbid_unknown_fields,
+    )
+
+
+class _FieldCheck:
+    """Collects how the values of one field fit."""
+
+    def __init__(self, codec: Codec, declared: msgspec.structs.FieldInfo, is_time: bool) -> None:
+        annotation = int | float | str if is_time else declared.type
+        required = declared.required
+        self.result = FieldFit(declared.encode_name, type_text(declared.type), required)
+        default: Any = msgspec.field(name=declared.encode_name, default=None)
+        one = msgspec.defstruct(
+            "One",
+            [
+                (declared.name, annotation, msgspec.field(name=declared.encode_name))
+                if required
+                else (declared.name, annotation, default)
+            ],
+        )
+        self._decode: Callable[[bytes], Any] = codec.decoder(one)
+        self._errors = codec.errors
+        self._misfits: dict[str, Misfit] = {}
+        self._path = declared.encode_name.split(".")
+
+    def add(self, message: bytes, found: dict[str, Any], sample: Sample, row: int) -> None:
+        is_there, value = _value(found, self._path)
+        result = self.result
+        result.present += is_there
+        result.nulls += is_there and value is None
+        try:
+            self._decode(message)
+        except self._errors as error:
+            why = _reason(str(error)) if is_there else MISSING
+            example = shown(value) if is_there else ""
+            misfit = self._misfits.get(why)
+            if misfit is None:
+                misfit = self._misfits[why] = Misfit(why, 0, example, sample.place(row))
+                result.misfits.append(misfit)
+            misfit.count += 1
+        else:
+            if not result.example and is_there and value is not None:
+                result.example = shown(value)
+
+
+def _suggest(fits: Iterable[FieldFit], unknown: dict[str, UnknownField]) -> None:
+    """Pair declared fields that are nowhere with the unknown fields that they probably are."""
+    for fit in fits:
+        if fit.present:
+            continue
+        free = [name for name, each in unknown.items() if each.similar is None]
+        fit.similar = similar_name(fit.name, free)
+        if fit.similar is not None:
+            unknown[fit.similar].similar = fit.name
+
+
+def type_text(annotation: Any) -> str:
+    """An annotation as it is written in a declaration.
+
+    >>> type_text(str | None), type_text(float), type_text(list[int])
+    ('str | None', 'float', 'list[int]')
+    """
+    if annotation is type(None):
+        return "None"
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    if get_origin(annotation) is not None and hasattr(annotation, "__metadata__"):
+        return type_text(annotation.__origin__)
+    text = str(annotation).replace("typing.", "")
+    if text.startswith("Optional["):
+        return f"{type_text(get_args(annotation)[0])} | None"
+    return text
+
+
+def shown(value: Any) -> str:
+    """A value as JSON, not too long."""
+    try:
+        text = msgspec.json.encode(value).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _reason(error: str) -> str:
+    """The decoder's reason, without the place: that is the field."""
+    text = _AT.sub("", error).replace("`", "")
+    return text[:1].lower() + text[1:]
+
+
+def _head(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _value(found: dict[str, Any], path: list[str]) -> tuple[bool, Any]:
+    """Whether there is something at a path, and what."""
+    value: Any = found
+    for name in path:
+        if not isinstance(value, dict) or name not in value:
+            return False, None
+        value = value[name]
+    return True, value

@@ -1,0 +1,121 @@
+"""``anabranch check``: compares a sample of a file or topic with a pipeline's declaration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anabranch.dataflows.cli.display.errors import errors_as_exit_code
+from anabranch.dataflows.cli.options import (
+    DEFAULT_BUS,
+    BusConfig,
+    BusSettings,
+    BusUrl,
+    Json,
+    PipelineName,
+    bus_of,
+)
+from anabranch.state.errors import InputError
+
+if TYPE_CHECKING:
+    from anabranch.dataflows.bus import Bus
+    from anabranch.dataflows.check.sample import Sample
+    from anabranch.dataflows.declaration.pipeline import Pipeline
+    from anabranch.producers.batch import Kind
+
+EXIT_DEAD_LETTERS = 1
+
+
+def check(
+    pipeline: PipelineName,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="The events: a .jsonl, .csv or .parquet file, or a topic. Default: the pipeline's "
+            "events topic.",
+            metavar="FILE|TOPIC",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="FILE|TOPIC",
+            help="The labels, to be joined to the events. Default: the pipeline's labels topic if "
+            "the events are its events topic, else none.",
+        ),
+    ] = None,
+    rows: Annotated[
+        int,
+        typer.Option(
+            "--rows",
+            metavar="N",
+            min=1,
+            help="How much to read: the first N rows of a file; of a topic, N / 2 messages from "
+            "the start and as many from the end.",
+        ),
+    ] = 5000,
+    json: Json = False,
+    bus: BusUrl = DEFAULT_BUS,
+    bus_set: BusSettings = None,
+    bus_config: BusConfig = None,
+) -> None:
+    """Say which messages of a file or topic fit a pipeline, which would be dead letters, and why.
+
+    A sample is decoded as `run` decodes it: fields and their types, times, repeated ids, and which
+    labels find their events. Nothing is published or changed.
+
+    Exit codes: 0 all fits; 1 something would be a dead letter; 2 the input can't be read.
+
+    Examples:
+
+        anabranch check fraud.py payments.csv --labels verdicts.csv
+
+        anabranch check fraud.py fraud.events --json
+    """
+    with errors_as_exit_code():
+        from anabranch.dataflows.check.report import check as checked
+        from anabranch.dataflows.cli.display.check import print_report
+        from anabranch.dataflows.pipelines.loader import load_pipeline
+
+        declared = load_pipeline(pipeline)
+        events = source or declared.topics.events
+        if labels is not None and not declared.has_label_topic:
+            raise InputError(
+                f"the labels of pipeline {declared.name!r} are in its events: leave out --labels"
+            )
+        names = [events, *([labels] if labels else [])]
+        with bus_of(names, bus, bus_set, bus_config) as opened:
+            of_events = _sample(declared, "events", events, opened, rows)
+            of_labels = None
+            if labels is not None:
+                of_labels = _sample(declared, "labels", labels, opened, rows)
+            elif _has_labels(declared, events, opened):
+                of_labels = _sample(declared, "labels", declared.topics.labels, opened, rows)
+        report = checked(declared, of_events, of_labels)
+        print_report(report, json)
+    if not report.ok:
+        raise typer.Exit(EXIT_DEAD_LETTERS)
+
+
+def _has_labels(pipeline: Pipeline, events: str, bus: Bus | None) -> bool:
+    """Whether the pipeline's own labels belong to these events, and there are some."""
+    topic = pipeline.topics.labels
+    if bus is None or not pipeline.has_label_topic or events != pipeline.topics.events:
+        return False
+    return topic in bus.topics() and sum(bus.end_offsets(topic)) > sum(bus.start_offsets(topic))
+
+
+def _sample(pipeline: Pipeline, kind: Kind, name: str, bus: Bus | None, rows: int) -> Sample:
+    from anabranch.dataflows.check.sample import sample_of_file, sample_of_topic
+    from anabranch.dataflows.files.declared_fields import event_fields, label_fields
+    from anabranch.dataflows.skew.sources import file_of
+
+    path: Path | None = file_of(name)
+    if path is not None:
+        fields = event_fields(pipeline) if kind == "events" else label_fields(pipeline)
+        return sample_of_file(path, fields, kind, rows)
+    assert bus is not None
+    return sample_of_topic(bus, name, rows)
