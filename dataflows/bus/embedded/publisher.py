@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -23,6 +22,7 @@ from anabranch.dataflows.bus.embedded.topic_file import (
     bus_errors,
     checksum_of,
     connect,
+    digest,
     encode_messages,
 )
 from anabranch.dataflows.bus.headers import Headers, take_headers
@@ -224,16 +224,16 @@ def _segments_of(run: _Run) -> list[_Run]:
 def _store(connection: sqlite3.Connection, runs: list[_Run]) -> None:
     # Encoded before the lock is taken, so that other processes wait only for the disk.
     blobs = [encode_messages(run.values, run.keys, run.times, run.headers) for run in runs]
-    checksums = [zlib.crc32(blob) for blob in blobs]
+    digests = [digest(blob) for blob in blobs]
     execute = connection.execute
     execute("BEGIN IMMEDIATE")
     try:
-        for run, blob, crc in zip(runs, blobs, checksums, strict=True):
+        for run, blob, digested in zip(runs, blobs, digests, strict=True):
             at = (run.partition,)
             base: int = execute("SELECT next FROM partitions WHERE partition=?", at).fetchone()[0]
             count, number = len(run.values), run.partition << OFFSET_BITS | base
             times = int(run.times[0]), int(run.times[-1])
-            checksum = checksum_of(number, count, crc, *times)
+            checksum = checksum_of(number, count, digested, *times)
             execute(_INSERT, (number, count, *times, blob, checksum))
             execute("UPDATE partitions SET next=? WHERE partition=?", (base + count, *at))
         execute("COMMIT")
