@@ -77,20 +77,25 @@ def open_source(
         InputError: a file can't be used, or it is unknown where a run would continue.
         BusError: a topic is missing, or the bus does not respond.
     """
-    fixed = partition_count(pipeline, bus) if resumable and bus is not None else None
     topics = pipeline.topics
-    histories = [_open(pipeline, topics.events, events, bus, fixed, check)]
+    fixed: dict[str, int] = {}
+    if resumable and bus is not None:
+        partition_count(pipeline, bus)  # raises if an input is missing
+        fixed = bus.topics()
+    histories = [_open(pipeline, topics.events, events, bus, fixed.get(topics.events), check)]
     if pipeline.has_label_topic:
         if labels is None and events == topics.events:
             labels = topics.labels
-        histories.append(_open(pipeline, topics.labels, labels, bus, fixed, check))
+        partitions = fixed.get(topics.labels)
+        histories.append(_open(pipeline, topics.labels, labels, bus, partitions, check))
     elif labels is not None:
         raise InputError(
             f"the labels of pipeline {pipeline.name!r} are in its events: leave out --labels"
         )
     control = _open_control(pipeline, events, bus) if pipeline.has_rollouts else None
     topics_read = histories if control is None else [*histories, control]
-    partitions = _common_partition_count(topics_read)
+    if isinstance(control, EmptyTopic):
+        control.widen(max(len(history.ends) for history in histories))
     start_offsets = {}
     if resumable:
         assert bus is not None
@@ -100,9 +105,8 @@ def open_source(
     elif continue_at is not None:
         raise InputError("--continue-at needs --state, which writes a state to continue from")
     total = sum(count for history in topics_read for count in history.counts)
-    return ReplaySource(
-        HistoryBus(topics_read, partitions, bus if resumable else None), total, start_offsets
-    )
+    history_bus = HistoryBus(topics_read, bus if resumable else None)
+    return ReplaySource(history_bus, total, start_offsets)
 
 
 def _open(
@@ -148,22 +152,6 @@ def _control_offsets(
     else:
         offsets = bus.end_offsets(control.name)
     return {TopicPartition(control.name, number): at for number, at in enumerate(offsets)}
-
-
-def _common_partition_count(histories: list[History]) -> int:
-    """The partition count of the topics, to which files and empty topics are adapted."""
-    fixed = {len(each.ends) for each in histories if isinstance(each, BusTopic)}
-    most = max(len(history.ends) for history in histories)
-    if len(fixed) > 1 or (fixed and most > min(fixed)):
-        listed = ", ".join(f"{each.name} has {len(each.ends)}" for each in histories)
-        raise InputError(
-            "events and labels need equal partition counts (an event and its label are in "
-            f"partitions of the same number): {listed}"
-        )
-    for history in histories:
-        if not isinstance(history, BusTopic):
-            history.widen(most)
-    return most
 
 
 def _start_offsets(
