@@ -89,7 +89,7 @@ def check(
                 f"the labels of pipeline {declared.name!r} are in its events: leave out --labels"
             )
         names = [events, *([labels] if labels else [])]
-        with bus_of(names, bus, bus_set, bus_config) as opened:
+        with bus_of(names, bus, bus_set, bus_config, declared) as opened:
             of_events = _sample(declared, "events", events, opened, rows)
             of_labels = None
             if labels is not None:

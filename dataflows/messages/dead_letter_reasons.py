@@ -35,8 +35,9 @@ class DeadLetterReason(StrEnum):
     )
     TYPE_MISMATCH = (
         "does not fit the type",
-        "A field is missing, unknown, or has another type than the declaration of the message; or "
-        "`__post_init__` of its type raised an exception, which `detail` has with file and line.",
+        "A field is missing, has another type than its declaration, can't be cast to it, or is "
+        "unknown to a type that forbids that; or `__post_init__` of its type raised an exception, "
+        "which `detail` has with file and line.",
     )
     INVALID_TIME = (
         "not a time",
