@@ -166,7 +166,7 @@ def _messages(pipeline: Pipeline, kind: Kind, sample: Sample, found: Verdicts) -
         fit=len(found.rows),
         skipped=len(sample) - len(found.rows) - len(found.refused),
         reasons=reason_counts(sample, found.refused),
-        fields=check_fields(codec_of(pipeline, topic), message, time, sample),
+        fields=check_fields(codec_of(pipeline, topic, kind == "labels"), message, time, sample),
         times=_times(sample, found),
         repeated=_repeated(sample, found) if kind == "events" else None,
     )

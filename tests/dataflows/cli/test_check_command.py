@@ -302,3 +302,33 @@ def test_publish_tells_of_rows_that_do_not_fit(tmp_path: Path, call: Call) -> No
     assert done.code == 0, done
     assert "published 30 events" in done.out
     assert "1 of the first 30 rows of events.jsonl would be dead letters" in done.out
+
+
+def test_several_topics_keys_and_headers(tmp_path: Path, call: Call) -> None:
+    (tmp_path / "shop.py").write_text(
+        DECLARED.replace(
+            "    card: str", '    card: str = message_key()\n    source: str = header("src")'
+        )
+        .replace("import Event", "import header, message_key, pattern, Topics, Event")
+        .replace('name="pay",', 'name="pay", topics=Topics(events=pattern("shop[.].*")),')
+    )
+    bus = open_bus(f"sqlite:{tmp_path / 'data/bus'}")
+    bus.create_topics({"shop.eu": 1, "shop.us": 2})
+    publisher = bus.publisher()
+    for number, topic in enumerate(("shop.eu", "shop.us")):
+        rows = [{"id": f"{number}-{n}", "ts": T + 10 * n + number, "amount": 1.0} for n in range(5)]
+        values = [msgspec.json.encode(row) for row in rows]
+        headers = [[("src", b"web")]] * 4 + [None]
+        publisher.append(
+            topic, values, keys=[b"c"] * 5, headers=headers, times=[row["ts"] for row in rows]
+        )
+    publisher.close()
+    bus.close()
+    done = call("check", "shop.py", "--json")
+    assert done.code == 1, done
+    events = json.loads(done.out)["events"]
+    assert (events["read"], events["fit"]) == (10, 8)
+    assert events["source"] == "shop.eu, shop.us"
+    (reason,) = events["reasons"]
+    assert reason["count"] == 2
+    assert reason["place"] == "shop.eu, partition 0, offset 4"
