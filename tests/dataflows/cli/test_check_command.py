@@ -103,7 +103,13 @@ def test_each_field_is_judged_by_itself(tmp_path: Path, call: Call) -> None:
     report = json.loads(done.out)
     found = fields(report)
     assert found["amount"]["misfits"] == [
-        {"why": "expected float, got str", "count": 4, "example": '"0.0"', "place": "row 1"}
+        {
+            "why": "expected float, got str",
+            "count": 4,
+            "example": '"0.0"',
+            "place": "row 1",
+            "castable": 4,
+        }
     ]
     assert [(m["why"], m["count"], m["place"]) for m in found["card"]["misfits"]] == [
         ("expected str, got int", 3, "row 3"),
@@ -117,6 +123,19 @@ def test_each_field_is_judged_by_itself(tmp_path: Path, call: Call) -> None:
     text = call("check", "pay.py", "events.jsonl")
     assert text.code == 1
     assert "6 of 10 events would be dead letters" in text.out
+    assert "Cast[float]" in text.out
+
+
+def test_labels_of_events_that_do_not_fit(tmp_path: Path, call: Call) -> None:
+    rows = payments(10)
+    for row in rows[:4]:
+        row["amount"] = None
+    write(tmp_path / "events.jsonl", rows)
+    write(tmp_path / "labels.jsonl", [*verdicts(10), *verdicts(1, "x")])
+    arguments = ("check", "pay.py", "events.jsonl", "--labels", "labels.jsonl")
+    joined = json.loads(call(*arguments, "--json").out)["join"]
+    assert (joined["joined"], joined["of_refused"], joined["label_ids"]) == (6, 4, ["x"])
+    assert "4 labels are of events that would be dead letters" in call(*arguments).out
 
 
 def test_a_misspelt_field_is_paired_with_the_declared_one(tmp_path: Path, call: Call) -> None:
