@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from anabranch.dataflows.bus import open_bus
+from anabranch.producers.files import csv_files
 from tests.support.commands import Call, caller
 
 T = 1_736_121_600_000
@@ -351,3 +352,15 @@ def test_several_topics_keys_and_headers(tmp_path: Path, call: Call) -> None:
     (reason,) = events["reasons"]
     assert reason["count"] == 2
     assert reason["place"] == "shop.eu, partition 0, offset 4"
+
+
+def test_publish_says_what_was_published_before_a_damaged_line(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_files, "CSV_BLOCK_BYTES", 200)
+    lines = "".join(f"p{n},{T + n},c,1\n" for n in range(40))
+    (tmp_path / "events.csv").write_text(f"id,ts,card,amount\n{lines}p41,{T}")
+    done = call("publish", "pay.py", "events.csv")
+    assert done.code == 1, done
+    assert "line 42 of events.csv has 2 values, fewer than the 4 columns" in done.err
+    assert "(published 40 events to pay.events in" in done.err.replace("\n", " ")
