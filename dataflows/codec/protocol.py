@@ -99,6 +99,9 @@ class Codec(ABC):
     makes_texts: ClassVar[bool] = False
     """Whether `column_decoder` takes ``texts``; otherwise columns are made texts afterwards."""
 
+    tells_unknown: ClassVar[bool] = False
+    """Whether `unknown_fields` tells of any."""
+
     @abstractmethod
     def decoder(self, message: type[Message]) -> Callable[[bytes], Message]:
         """A function that decodes one message into ``message``.
