@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus.headers import Headers, MessageHeaders
 from anabranch.dataflows.bus.read_to_end import ends_now, read_to_end
 from anabranch.producers.batch import Batch, Kind
 from anabranch.producers.files.fields import FileFields
@@ -31,6 +32,8 @@ class Sample:
         times: when each was published, epoch ms; of a file, when it would be.
         partitions, offsets: where each is; of a file, partition 0 and the row counted from 0.
         total: how many messages there are; None if not known.
+        keys: of each message; of a file, that with which it would be published.
+        headers: of each message of a topic; None for a file.
     """
 
     source: str
@@ -40,6 +43,8 @@ class Sample:
     partitions: I64
     offsets: I64
     total: int | None
+    keys: Sequence[bytes | None] | None = None
+    headers: Headers | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -72,10 +77,12 @@ def sample_of_file(path: Path, fields: FileFields, kind: Kind, rows: int) -> Sam
     counted = count_rows(path)
     whole = counted is not None and counted <= rows
     values: list[bytes] = []
+    keys: list[bytes | None] = []
     times: list[I64] = []
     for batch in file_messages(path, fields, topic_kind=kind):
         part = batch.part(0, rows - len(values))
         values += part.values
+        keys += part.keys
         times.append(part.times)
         if len(values) >= rows:
             break
@@ -83,14 +90,20 @@ def sample_of_file(path: Path, fields: FileFields, kind: Kind, rows: int) -> Sam
         counted = len(values)  # all of them: line breaks inside quotes were counted as well
         whole = True
     total = len(values) if whole and format_of(path) != "parquet" else counted
-    return sample_of_rows(str(path), values, np.concatenate(times), total)
+    return sample_of_rows(str(path), values, np.concatenate(times), total, keys)
 
 
-def sample_of_rows(source: str, values: Sequence[bytes], times: I64, total: int | None) -> Sample:
+def sample_of_rows(
+    source: str,
+    values: Sequence[bytes],
+    times: I64,
+    total: int | None,
+    keys: Sequence[bytes | None] | None = None,
+) -> Sample:
     """Rows of a file that were read already; ``times`` as `producers.batch.Batch` has them."""
     published = np.minimum(times, time.time_ns() // 1_000_000)
     zeros, offsets = np.zeros(len(values), np.int64), np.arange(len(values))
-    return Sample(source, True, values, published, zeros, offsets, total)
+    return Sample(source, True, values, published, zeros, offsets, total, keys)
 
 
 def rows_of(batches: Iterable[Batch], source: str) -> Sample:
@@ -98,7 +111,8 @@ def rows_of(batches: Iterable[Batch], source: str) -> Sample:
     batches = list(batches)
     values = [value for batch in batches for value in batch.values]
     times = np.concatenate([batch.times for batch in batches]) if batches else np.zeros(0, np.int64)
-    return sample_of_rows(source, values, times, None)
+    keys = [key for batch in batches for key in batch.keys]
+    return sample_of_rows(source, values, times, None, keys)
 
 
 def sample_of_topic(bus: Bus, topic: str, rows: int) -> Sample:
@@ -120,6 +134,8 @@ def sample_of_topic(bus: Bus, topic: str, rows: int) -> Sample:
     ends = ends_now(bus, places)
     each = max(rows // (2 * len(places)), 1)
     values: list[bytes] = []
+    keys: list[bytes | None] = []
+    headers: list[MessageHeaders] = []
     columns: list[I64] = []
     for at in places:
         start, end = starts[at.partition], ends[at]
@@ -128,9 +144,11 @@ def sample_of_topic(bus: Bus, topic: str, rows: int) -> Sample:
             spans = [(start, start + each), (end - each, end)]
         published = int(np.iinfo(np.int64).min)
         for first, last in spans:
-            for offset, time_ms, value in _read(bus, at, first, last):
+            for offset, time_ms, value, key, own in _read(bus, at, first, last):
                 published = max(published, time_ms)
                 values.append(value)
+                keys.append(key)
+                headers.append(own)
                 columns.append(np.array([published, at.partition, offset]))
     if not values:
         raise InputError(f"topic {topic!r} on {bus.url} has no messages: there is nothing to check")
@@ -147,16 +165,22 @@ def sample_of_topic(bus: Bus, topic: str, rows: int) -> Sample:
         partitions[order],
         offsets[order],
         total,
+        [keys[row] for row in order.tolist()],
+        [headers[row] for row in order.tolist()],
     )
 
 
-def _read(bus: Bus, at: TopicPartition, start: int, end: int) -> Iterable[tuple[int, int, bytes]]:
-    """Offset, time and payload of the messages between two offsets of a partition."""
+def _read(
+    bus: Bus, at: TopicPartition, start: int, end: int
+) -> Iterable[tuple[int, int, bytes, bytes | None, MessageHeaders]]:
+    """Offset, time, payload, key and headers of the messages between two offsets."""
     if start >= end:
         return
-    reader = bus.reader({at: start})
+    reader = bus.reader({at: start}, headers=True)
     try:
         for piece in read_to_end(reader, {at: end}):
-            yield from zip(piece.offsets.tolist(), piece.times.tolist(), piece.values, strict=True)
+            headers = piece.headers or [None] * len(piece.values)
+            offsets, times = piece.offsets.tolist(), piece.times.tolist()
+            yield from zip(offsets, times, piece.values, piece.keys, headers, strict=True)
     finally:
         reader.close()

@@ -81,6 +81,8 @@ def verdicts(pipeline: Pipeline, kind: Kind, sample: Sample) -> Verdicts:
         sample.partitions,
         sample.offsets,
         sample.times,
+        keys=sample.keys,
+        headers=sample.headers,
     )
     read_at = float(sample.times.max()) / 1000 if len(sample) else 0.0
     order = np.arange(len(sample))

@@ -78,6 +78,7 @@ def check(
     with errors_as_exit_code():
         from anabranch.dataflows.check.report import check as checked
         from anabranch.dataflows.cli.display.check import print_report
+        from anabranch.dataflows.declaration.input_topics import resolve_topics
         from anabranch.dataflows.pipelines.loader import load_pipeline
 
         declared = load_pipeline(pipeline)
@@ -88,6 +89,9 @@ def check(
             )
         names = [events, *([labels] if labels else [])]
         with bus_of(names, bus, bus_set, bus_config, declared) as opened:
+            if opened is not None:
+                resolve_topics(declared, opened)
+                events = source or declared.topics.events
             of_events = _sample(declared, "events", events, opened, rows)
             of_labels = None
             if labels is not None:

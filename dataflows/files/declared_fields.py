@@ -11,6 +11,8 @@ from anabranch.dataflows.declaration.schema import Field, Schema
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.producers.files.fields import ColumnKind, FileFields
 
+_KEY = "$key"
+
 
 def event_fields(pipeline: Pipeline) -> FileFields:
     """The fields of files of a pipeline's events, as they are published."""
@@ -55,13 +57,15 @@ def file_fields(
         time_unit, zone: see `FileFields`.
     """
     places = encoded_names(message)
+    # A field that is the message's key is the column of its name.
+    in_key = next((name for name, place in places.items() if place == _KEY), None)
     declared = Schema.of(message).fields
     return FileFields(
         time=places[time],
         time_unit=time_unit,
         zone=zone,
         id=places[id],
-        key=None if key is None else places[key],
+        key=in_key or (None if key is None else places[key]),
         kinds={places[name]: _kind(field) for name, field in declared.items()},
         message=message.__name__,
     )

@@ -17,10 +17,10 @@ from anabranch import read_outputs
 from anabranch.dataflows.bus import Bus, open_bus
 from anabranch.dataflows.bus.partitioner import partition_of_key
 from tests.support.commands import Command, run_command
-from tests.support.waiting import wait_until
+from tests.support.waiting import GENEROUS_S, wait_until
 
 PARTITIONS = 4
-ORDERS = 3_000
+ORDERS = 2_000
 HOUR = 3_600_000
 PIPELINE = """
 from river import linear_model, preprocessing
@@ -106,9 +106,16 @@ def test_two_pipelines_on_one_stream_are_killed_and_started_again(tmp_path: Path
         Command(tmp_path, *command(names[0])) as first,
         Command(tmp_path, *command(names[1])) as second,
     ):
-        wait_until(lambda: min(map(published, names)) > 100, what="predictions of both")
-        first.send(signal.SIGKILL)
-        second.send(signal.SIGKILL)
+        running = dict(zip(names, (first, second), strict=True))
+
+        def kill_in_the_middle() -> bool:
+            for name, each in list(running.items()):
+                if published(name) > 100:
+                    each.send(signal.SIGKILL)
+                    del running[name]
+            return not running
+
+        wait_until(kill_in_the_middle, 3 * GENEROUS_S, "predictions of both", every_s=0.3)
     for name in names:
         done = run_command(tmp_path, *command(name, "--until-end"))
         assert done.code == 0, done.err

@@ -65,6 +65,7 @@ _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _COMMITTED, _ALL = IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED
 NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # what librdkafka has of topics of brokers before Kafka 2.8
+_CLAIMS_REFUSED = {KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED}
 RECORD_OVERHEAD = 100  # bytes of a batch of one message beside its key and payload, at most 97
 
 
@@ -522,7 +523,7 @@ class _ClaimStore:
                 code = failure.args[0].code()
                 if code in PASSING and time.monotonic() < deadline:
                     time.sleep(0.1)
-                elif code == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                elif code in _CLAIMS_REFUSED:
                     raise ClaimsRefusedError(error_text(failure)) from None
                 else:
                     raise BusError(f"claims of output topics: {error_text(failure)}") from failure
