@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         OutputReader,
         read_outputs,
     )
+    from anabranch.dataflows.declaration.conditions import became
     from anabranch.dataflows.declaration.features import (
         count_distinct,
         day_of_week,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         Csv,
         Custom,
         Debezium,
+        Format,
         Json,
         JsonSchema,
         MessagePack,
@@ -120,6 +122,7 @@ _PUBLIC = {
         "OutputReader",
         "read_outputs",
     ),
+    "anabranch.dataflows.declaration.conditions": ("became",),
     "anabranch.dataflows.declaration.formats": (
         "Avro",
         "CloudEvents",
@@ -127,6 +130,7 @@ _PUBLIC = {
         "Csv",
         "Custom",
         "Debezium",
+        "Format",
         "Json",
         "JsonSchema",
         "MessagePack",
@@ -215,6 +219,7 @@ __all__ = [
     "Distributions",
     "DriftSignal",
     "Event",
+    "Format",
     "Guardrails",
     "Inline",
     "InputError",
@@ -238,6 +243,7 @@ __all__ = [
     "Sliding",
     "StateError",
     "Topics",
+    "became",
     "class_weights",
     "coordinates",
     "count_distinct",

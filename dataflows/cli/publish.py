@@ -169,14 +169,17 @@ def _messages(pipeline: Pipeline, kind: Kind, file: Path, notes: list[str]) -> I
     """
     from anabranch.dataflows.check.sample import rows_of
     from anabranch.dataflows.check.verdicts import verdicts
+    from anabranch.dataflows.cli.display.live_status import compiling
     from anabranch.dataflows.files.declared_fields import event_fields, label_fields
+    from anabranch.dataflows.telemetry.logs import stderr_console
     from anabranch.producers.files.formats import file_messages
 
     fields = event_fields(pipeline) if kind == "events" else label_fields(pipeline)
     batches = file_messages(file, fields, topic_kind=kind, batch_size=_SAMPLE)
     first = list(islice(batches, 1))
     sample = rows_of(first, str(file))
-    found = verdicts(pipeline, kind, sample)
+    with compiling(stderr_console()):
+        found = verdicts(pipeline, kind, sample)
     if found.none_fits:
         _print_reasons(sample, found)
         raise InputError(
@@ -207,8 +210,10 @@ def _with_labels(
     from anabranch.dataflows.files.declared_fields import event_fields, label_fields
     from anabranch.producers.files.time_merge import keyed_by_event, merged
 
-    ids = event_fields(pipeline).id, label_fields(pipeline).id
-    return keyed_by_event(merged(events, labels), *ids)
+    of_event, of_label = event_fields(pipeline), label_fields(pipeline)
+    return keyed_by_event(
+        merged(events, labels), of_event.paths_of(of_event.id), of_label.paths_of(of_label.id)
+    )
 
 
 def _list_datasets() -> None:

@@ -270,8 +270,12 @@ def named_topics(topics: object, pipeline: str) -> Topics:
     return topics.named(pipeline)
 
 
-def check_topics(topics: Topics, pipeline: str, *, has_labels: bool, has_rollouts: bool) -> None:
+def check_topics(
+    topics: Topics, pipeline: str, *, has_labels: bool, has_rollouts: bool, told_apart: bool = False
+) -> None:
     """Check the topics of a pipeline: each is legal and of use, and none has two purposes.
+
+    ``told_apart``: there are conditions by which events and labels on the same topics are.
 
     Raises:
         DeclarationError: names the topic and what is wrong with it.
@@ -311,6 +315,9 @@ def check_topics(topics: Topics, pipeline: str, *, has_labels: bool, has_rollout
     roles: dict[str, str] = {}
     for role, name in used:
         other = roles.setdefault(name, role)
+        shared = (other, role) == ("events", "labels")
+        if shared and told_apart and topics.all_events == topics.all_labels:
+            continue
         if other != role:
             _refuse_two_roles(pipeline, name, other, role)
     for role, matching in topics.patterns.items():
@@ -333,6 +340,7 @@ def _fixed_names(topics: Topics, role: str) -> Sequence[str]:
 
 
 def _refuse_two_roles(pipeline: str, name: str, other: str, role: str) -> None:
+    apart = (other, role) == ("events", "labels")
     if other in _INPUTS and role not in _INPUTS:
         raise DeclarationError(
             f"pipeline {pipeline!r} would read what it writes: topic {name!r} is its {other}= and "
@@ -340,7 +348,7 @@ def _refuse_two_roles(pipeline: str, name: str, other: str, role: str) -> None:
         )
     raise DeclarationError(
         f"topic {name!r} is both {other}= and {role}= of pipeline {pipeline!r}: give each a topic "
-        "of its own in topics="
+        f"of its own in topics={', or tell them apart with where= and label_where=' * apart}"
     )
 
 

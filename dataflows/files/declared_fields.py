@@ -8,10 +8,9 @@ import msgspec
 
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.declaration.schema import Field, Schema
+from anabranch.dataflows.declaration.shape import Path, Shape
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.producers.files.fields import ColumnKind, FileFields
-
-_KEY = "$key"
 
 
 def event_fields(pipeline: Pipeline) -> FileFields:
@@ -56,24 +55,38 @@ def file_fields(
         id, time, key: the names that it has for them; in the rows they are as it encodes them.
         time_unit, zone: see `FileFields`.
     """
-    places = encoded_names(message)
+    columns = column_names(message)
+    shape, declared = Shape.of(message), Schema.of(message).fields
+    kinds = {columns[name]: _kind(field) for name, field in declared.items()}
     # A field that is the message's key is the column of its name.
-    in_key = next((name for name, place in places.items() if place == _KEY), None)
-    declared = Schema.of(message).fields
+    in_key = next((each.name for each in shape.fields if each.origin == "key"), None)
+    parts = [path for each in shape.fields if len(each.paths) > 1 for path in each.paths]
     return FileFields(
-        time=places[time],
+        time=columns[time],
         time_unit=time_unit,
         zone=zone,
-        id=places[id],
-        key=in_key or (None if key is None else places[key]),
-        kinds={places[name]: _kind(field) for name, field in declared.items()},
+        id=columns[id],
+        key=in_key or (None if key is None else columns[key]),
+        kinds=kinds | {_column((path,)): "text" for path in parts},
+        paths={
+            columns[each.name]: each.paths
+            for each in shape.fields
+            if each.paths and each.paths != (Path((columns[each.name],)),)
+        },
         message=message.__name__,
     )
 
 
-def encoded_names(message: type[msgspec.Struct]) -> dict[str, str]:
-    """Field → its name in messages."""
-    return {field.name: field.encode_name for field in msgspec.structs.fields(message)}
+def column_names(message: type[msgspec.Struct]) -> dict[str, str]:
+    """Field → the column that holds it: its key in messages, or the path to it."""
+    fields = Shape.of(message).fields
+    return {each.name: _column(each.paths) if each.paths else each.place for each in fields}
+
+
+def _column(paths: tuple[Path, ...]) -> str:
+    if len(paths) == 1 and len(paths[0].steps) == 1:
+        return str(paths[0].steps[0])
+    return " + ".join(map(str, paths))
 
 
 def _kind(field: Field) -> ColumnKind:

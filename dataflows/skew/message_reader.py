@@ -18,16 +18,19 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import RawRows
+from anabranch.dataflows.batch.columns import joined_column
 from anabranch.dataflows.batch.dead_letters import Fault
 from anabranch.dataflows.batch.placed_fields import PlacedFields
-from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus import Bus, TopicPartition, UnreachableError
 from anabranch.dataflows.bus.headers import Headers
 from anabranch.dataflows.bus.merge_times import MergeTimes, tolerance_ms
 from anabranch.dataflows.bus.read_to_end import read_to_end
-from anabranch.dataflows.codec import codec_of
+from anabranch.dataflows.codec import CODECS, Codec, codec_of
+from anabranch.dataflows.codec.protocol import Filtered
 from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.message_places import reads_headers
 from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.declaration.schema import JOINED
 from anabranch.dataflows.declaration.shape import Shape, with_field_type
 from anabranch.dataflows.files.file_rows import FileTable
 from anabranch.dataflows.files.file_topic import FileTopic
@@ -203,7 +206,7 @@ def messages_from_file(
     unit, zone = pipeline.time_unit, pipeline.zone
     table = FileTable.open(path, kind.type, kind.time, unit, kind.id, zone)
     file = FileTopic(topic, table)
-    reader = _Reader(pipeline, kind)
+    reader = _Reader(pipeline, kind, CODECS["json"])  # rows of files are the fields themselves
     for rows in table.rows():
         for number in np.unique(rows.partitions).tolist():
             own = rows.take(rows.partitions == number)
@@ -215,7 +218,7 @@ def messages_from_file(
 class _Reader:
     """Decodes messages into frames."""
 
-    def __init__(self, pipeline: Pipeline, kind: MessageKind) -> None:
+    def __init__(self, pipeline: Pipeline, kind: MessageKind, codec: Codec | None = None) -> None:
         self.read = 0
         self._kind = kind
         self._frames: list[pl.DataFrame] = []
@@ -229,7 +232,9 @@ class _Reader:
         self._placed = PlacedFields(kind.type, kind.time)
         wire = self._placed.optional(wire)
         topics = pipeline.topics
-        codec = codec_of(pipeline, topics.events if kind.name == "events" else topics.labels)
+        if codec is None:
+            is_label = kind.name != "events"
+            codec = codec_of(pipeline, topics.labels if is_label else topics.events, is_label)
         self._decode = codec.decoder(wire)
         has_own_code = hasattr(wire, "__post_init__")
         self._undecodable = (Exception,) if has_own_code else codec.errors
@@ -284,7 +289,14 @@ class _Reader:
             TIME: times,
         }
         for name, (source, is_text) in kind.columns.items():
-            columns[name] = _column([getattr(message, source) for message in messages], is_text)
+            if JOINED in source:
+                parts = [
+                    _column(_values(messages, part), True).to_list()
+                    for part in source.split(JOINED)
+                ]
+                columns[name] = pl.Series(joined_column(parts), dtype=pl.String)
+            else:
+                columns[name] = _column(_values(messages, source), is_text)
         return pl.DataFrame(columns).filter(pl.Series(valid))
 
     def _decoded(self, values: Sequence[bytes]) -> tuple[list[Any], I64]:
@@ -294,6 +306,10 @@ class _Reader:
         for row, value in enumerate(values):
             try:
                 messages.append(decode(value))
+            except Filtered:  # none of the pipeline's
+                continue
+            except UnreachableError:
+                raise
             except self._undecodable as error:
                 self._first_error = self._first_error or str(error)
             else:
@@ -316,6 +332,10 @@ class _Reader:
                 value = getattr(message, name)
                 valid[row] &= value is None or abs(_as_float(value)) <= MAX_NUMBER
         return valid
+
+
+def _values(messages: list[Any], field: str) -> list[Any]:
+    return [getattr(message, field) for message in messages]
 
 
 def _column(values: list[Any], is_text: bool) -> pl.Series:
