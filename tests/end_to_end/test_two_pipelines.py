@@ -40,7 +40,7 @@ class Dispute(Label):
 pipeline = Pipeline(
     name="{name}",
     event=Order,
-    label=Dispute.target("disputed", timeout="30d"),
+    label=Dispute.target("disputed", timeout="30d", early_buffer="30d"),
     features=[field("amount"), window("customer", "amount", over="1h", stats=("count", "sum"))],
     model=preprocessing.StandardScaler() | linear_model.LogisticRegression(),
     allowed_lateness="60d",
@@ -110,6 +110,7 @@ def test_two_pipelines_on_one_stream_are_killed_and_started_again(tmp_path: Path
 
         def kill_in_the_middle() -> bool:
             for name, each in list(running.items()):
+                assert each.process.poll() is None, each.done().err
                 if published(name) > 100:
                     each.send(signal.SIGKILL)
                     del running[name]
