@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
@@ -19,6 +20,7 @@ from anabranch.dataflows.cli.options import (
     Partitions,
     create_topics,
     opened_bus,
+    with_labels_bus,
 )
 from anabranch.dataflows.telemetry.console import TextConsole, echo
 from anabranch.state.durations import parse_duration_ms
@@ -117,13 +119,17 @@ def topics(
     kept_ms = None if retention in (None, "forever") else parse_duration_ms(retention)
     if retention is not None and create and not bus.startswith("sqlite:"):
         bus_set = [*(bus_set or ()), f"{_RETENTION}={-1 if kept_ms is None else kept_ms}"]
-    with opened_bus(bus, bus_set, bus_config) as opened:
+    with ExitStack() as stack:
+        opened = stack.enter_context(opened_bus(bus, bus_set, bus_config))
         wanted: list[str] | None = None
         created: list[str] = []
         if pipeline is not None:
+            from anabranch.dataflows.declaration.input_topics import resolve_topics
             from anabranch.dataflows.pipelines.loader import load_pipeline
 
             declared = load_pipeline(pipeline)
+            opened = stack.enter_context(with_labels_bus(declared, opened))
+            resolve_topics(declared, opened)
             wanted = [*declared.inputs, *declared.topics.outputs]
             if create:
                 created = _create(opened, declared, partitions)

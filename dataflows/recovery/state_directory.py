@@ -27,7 +27,11 @@ import msgspec
 from bytewax.recovery import RecoveryConfig, init_db_dir
 
 from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition
-from anabranch.dataflows.declaration.input_topics import create_or_grow, partition_count
+from anabranch.dataflows.declaration.input_topics import (
+    create_or_grow,
+    partition_count,
+    resolve_topics,
+)
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard
 from anabranch.dataflows.recovery.inspection import state_partitions
@@ -126,6 +130,7 @@ class StateDirectory:
             BusError: the bus does not respond.
         """
         _check_picklable(pipeline)
+        resolve_topics(pipeline, bus)
         with ExitStack() as stack:
             stack.enter_context(hold(path, say=say))
             manifest = read_manifest(path)
@@ -168,6 +173,7 @@ class StateDirectory:
         Raises:
             StateError: it is of something else or was not prepared for that many workers.
         """
+        resolve_topics(pipeline, bus)
         with ExitStack() as stack:
             stack.enter_context(join(path))
             manifest = read_manifest(path)

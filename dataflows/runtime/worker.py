@@ -12,6 +12,7 @@ from bytewax.recovery import InconsistentPartitionsError, MissingPartitionsError
 from bytewax.run import cli_main
 
 from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.declaration.input_topics import resolve_topics
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard, GuardedBus
 from anabranch.dataflows.recovery.state_directory import StateDirectory
@@ -62,6 +63,8 @@ def run_worker(
         AnabranchError: why the flow could not run, in one sentence.
     """
     options.worker_id = str(worker_id.process)
+    options.list_topics = options.list_topics or bus.topics  # unguarded: an outage ends nothing
+    resolve_topics(pipeline, bus)
     if worker_id.workers > shards:
         raise AnabranchError(
             f"{worker_id.workers} workers can't share {shards} shards: start at most {shards} "
