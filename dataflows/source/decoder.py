@@ -300,7 +300,7 @@ class BatchDecoder:
                 all_events = _mask(None, len(rows))
                 order = keep_rows(order, all_events, _mask(labels.kept, len(raw.labels)))
             return self._batch(
-                raw, rows, *decoded, self._label_rows(labels), order, labels.dead_letters
+                raw, rows, *decoded, self._label_rows(labels), order, [*labels.dead_letters]
             )
         events = self._decode_events(raw.events)
         order = _order(raw, events, labels)

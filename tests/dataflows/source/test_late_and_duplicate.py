@@ -312,3 +312,10 @@ def test_a_batch_without_events_passes():
     found = new_filter().apply(batch([], labels=3))
     assert len(found) == 0
     assert found.order.tolist() == [0, 1, 2]
+
+
+def test_a_batch_without_labels_has_only_its_own_dead_letters():
+    late_filter = new_filter()
+    first = late_filter.apply(batch([("a", 0, 0), ("a", 0, 0)], labels=0))
+    second = late_filter.apply(batch([("b", 0, 0)], 2, labels=0))
+    assert (len(first.dead_letters), len(second.dead_letters)) == (1, 0)
