@@ -23,3 +23,7 @@ class InputError(AnabranchError):
 
 class StateError(AnabranchError):
     """A state directory can't be used: damaged, another pipeline's, in use, or out of space."""
+
+
+class UnreadableError(StateError):
+    """A state can't be read or written now, which says nothing of it: a lock, a full disk."""

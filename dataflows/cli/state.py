@@ -17,6 +17,7 @@ from anabranch.state.errors import StateError
 
 if TYPE_CHECKING:
     from anabranch.dataflows.recovery.inspection import StatePartitionReport, StateReport
+    from anabranch.dataflows.recovery.verification import Damage
 
 
 def state(
@@ -26,14 +27,15 @@ def state(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", help="Read everything and check every checksum; exit 1 if damaged."
+            "--verify",
+            help="Read every file and verify every checksum; list what is damaged, and exit 1.",
         ),
     ] = False,
     json: Json = False,
 ) -> None:
     """Show what a state directory holds: its checkpoint, offsets, keys, windows and models.
 
-    It can be called while a run uses the directory, and changes nothing.
+    It can be called while a run uses the directory, and changes nothing: read access is enough.
 
     Examples:
 
@@ -41,15 +43,26 @@ def state(
 
         anabranch state data/state/payments --verify
     """
-    from anabranch.dataflows.recovery.inspection import inspect
+    from anabranch.dataflows.recovery.inspection import DamagedError, inspect
 
     console = TextConsole()
-    with TextConsole(stderr=True).status(f"reading {directory}"):
-        report = inspect(directory, verify)
+    try:
+        with TextConsole(stderr=True).status(f"reading {directory}"):
+            report = inspect(directory, verify)
+    except DamagedError as error:
+        if json:
+            _print_damage_json(directory, error.damage)
+        else:
+            console.print(_damage_table(error.damage))
+        raise
     if json:
         _print_json(report)
     else:
         _print_tables(report, console)
+    if report.damage:
+        if not json:
+            console.print(_damage_table(report.damage))
+        raise DamagedError(directory, report.damage)
     if report.problems:
         raise StateError(f"{directory} is damaged: {'; '.join(report.problems)}")
     if verify and not json:
@@ -63,6 +76,21 @@ def _print_json(report: StateReport) -> None:
 
     fields = {each.name: getattr(report, each.name) for each in dataclasses.fields(report)}
     echo(msgspec.json.encode(fields).decode())
+
+
+def _print_damage_json(directory: Path, damage: list[Damage]) -> None:
+    import msgspec
+
+    echo(msgspec.json.encode({"path": str(directory), "damage": damage}).decode())
+
+
+def _damage_table(damage: list[Damage]) -> Table:
+    table = Table(title="damaged files", title_justify="left")
+    table.add_column("file", overflow="fold")
+    table.add_column("problem")
+    for each in damage:
+        table.add_row(each.file, each.problem)
+    return table
 
 
 def _print_tables(report: StateReport, console: Console) -> None:

@@ -35,11 +35,11 @@ def foreign_format(message: bytes) -> str | None:
     >>> foreign_format(bytes([0, 0, 0, 0, 7]) + b'{"id":"a"}')
     'it begins with a Confluent schema-registry prefix, schema id 7, and JSON follows'
     >>> foreign_format(b"{'id': 'a'}")
-    "it is in single quotes, as Python prints a dict: write JSON (`json.dumps`)"
+    'it is in single quotes, as Python prints a dict: write JSON (`json.dumps`)'
     >>> foreign_format(b"{"), foreign_format(b"\x0a\x01a\x10\x07")
     (None, 'it looks like Protobuf, with the fields 1 and 2')
     """
-    for recognise in (_empty, _registry, _beginning, _utf16, _python, _protobuf):
+    for recognise in (_empty, _utf16, _registry, _beginning, _python, _protobuf):
         found = recognise(message)
         if found is not None:
             return found
@@ -92,7 +92,7 @@ def _python(message: bytes) -> str | None:
 
 def _protobuf(message: bytes) -> str | None:
     """A guess: whether all bytes are fields of Protobuf's wire format."""
-    if not 2 <= len(message) <= _MOST_SCANNED or message[:1].isspace() or message[:1] in b'{["-':
+    if not 2 <= len(message) <= _MOST_SCANNED or message[:1] in b'{["-':
         return None
     fields: dict[int, None] = {}
     at = 0

@@ -27,6 +27,16 @@ def partition_count(pipeline: Declaration, bus: Bus) -> int:
     return max(topics[topic] for topic in pipeline.inputs if topic in topics)
 
 
+def resolve_topics(pipeline: Declaration, bus: Bus) -> None:
+    """Let the topics of the pipeline be those that its patterns match on the bus now, if any.
+
+    Raises:
+        BusError: a pattern matches no topic.
+    """
+    if pipeline.topics.patterns:
+        pipeline.topics = pipeline.topics.resolved(bus.topics())
+
+
 def create_control(pipeline: Declaration, bus: Bus, partitions: int) -> None:
     """Create the control topic if it is missing; no one publishes to it before the first run.
 

@@ -16,7 +16,7 @@ from anabranch.dataflows.declaration.features import (
     NumberField,
 )
 from anabranch.dataflows.declaration.model_trial import check_by_trial
-from anabranch.dataflows.declaration.schema import Schema
+from anabranch.dataflows.declaration.schema import JOINED, Schema
 from anabranch.dataflows.messages.inputs import Delayed, Inline, Label
 from anabranch.dataflows.messages.time_units import TIME_UNITS_MS
 from anabranch.models.drift.declarations import Distributions
@@ -178,6 +178,7 @@ def check_model(pipeline: Declaration) -> None:
             f"pipeline {pipeline.name!r} has no label, and {pipeline.model_name} is not an anomaly "
             "detector, which could learn without one: give label="
         )
+    _check_truth(pipeline)
     check_task(pipeline.model, pipeline.task)
     most = pipeline.max_model_failures
     if isinstance(most, bool) or not isinstance(most, int) or most < 0:
@@ -196,6 +197,20 @@ def check_model(pipeline: Declaration) -> None:
         where = f"pipeline {pipeline.name!r}"
         check_imbalance(pipeline.imbalance, pipeline.model, pipeline.task, label, where)
     check_by_trial(pipeline, pipeline.model, f"the model of pipeline {pipeline.name!r}")
+
+
+def _check_truth(pipeline: Declaration) -> None:
+    """Check that a label of a binary classifier is a boolean, and not a number such as 0 or 1."""
+    model, label = pipeline.model, pipeline.label
+    if pipeline.target_kind != "number" or pipeline.task is not Task.MULTICLASS or label is None:
+        return
+    if not isinstance(model, base.Classifier) or model._multiclass:
+        return
+    raise DeclarationError(
+        f"the label {label.field!r} of pipeline {pipeline.name!r} is a number, and "
+        f"{pipeline.model_name} predicts true or false: if it is 0 or 1, declare it as "
+        f"{label.field}: Cast[bool]"
+    )
 
 
 def check_monitors(pipeline: Declaration) -> None:
@@ -263,6 +278,8 @@ def _check_subject(pipeline: Declaration, declared: SliceBy, where: str) -> None
             f"and with bins= there are the features {', '.join(pipeline.columns)}"
         )
     field = schema.fields[subject]
+    if declared.bins is None and subject in pipeline.text_fields:
+        return  # a key, whose values are read as texts
     if field.kind == "number" and declared.bins is None:
         raise DeclarationError(f"{where} is by a number: give bins=")
     schema.require(subject, ("text", "boolean") if declared.bins is None else ("number",), where)
@@ -326,7 +343,8 @@ def _check_inline(pipeline: Declaration, label: Inline) -> None:
     pipeline.schema.require_present(label.field, kinds, f"inline({label.field!r})")  # type: ignore[arg-type]
     for feature in pipeline.features:
         value = feature.value if isinstance(feature, KeyedFeature) else feature.field
-        if label.field in (value, getattr(feature, "entity", None)):
+        entity = getattr(feature, "entity", "")
+        if label.field in (value, *entity.split(JOINED)):
             raise DeclarationError(
                 f"field {label.field!r} is the label of pipeline {pipeline.name!r}: a feature "
                 "of it would reveal the label"

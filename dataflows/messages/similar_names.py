@@ -8,7 +8,9 @@ from difflib import SequenceMatcher
 
 _CLOSE = 0.75
 _IDS = {"id", "ids", "uuid", "guid", "uid", "oid", "pk", "key", "identifier", "identity", "rowid"}
-_ID_ENDING = re.compile(r"(?:[_\W]|(?<=[a-z0-9])(?=[A-Z]))(?:id|uuid|guid|key|identifier)$", re.I)
+_ID_ENDING = re.compile(
+    r"[_\W](?i:id|uuid|guid|key|identifier)$|(?<=[a-z0-9])(?:Id|ID|Uuid|UUID|Guid|GUID|Key)$"
+)
 
 
 def similar_name(name: str, present: Iterable[str]) -> str | None:

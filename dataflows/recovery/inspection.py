@@ -12,21 +12,19 @@ import numpy as np
 from anabranch.dataflows.messages.event_time import FIRST_MS
 from anabranch.dataflows.recovery.manifest import Manifest, read_manifest
 from anabranch.dataflows.recovery.resume_point import ResumePoint, read_resume_point
-from anabranch.dataflows.recovery.state_partition import DATABASE, MODELS, WINDOWS, read_id
+from anabranch.dataflows.recovery.state_partition import DATABASE, INPUT, MODELS, WINDOWS, read_id
 from anabranch.dataflows.recovery.tokens import Token
+from anabranch.dataflows.recovery.verification import Damage, verify_state
 from anabranch.models.learners.segments import stored_segments
 from anabranch.models.metrics.metrics import reported
 from anabranch.models.metrics.sliced_metrics import Report, stored_report
 from anabranch.models.prequential.label_windows import LABEL_WINDOWS
 from anabranch.models.prequential.step_record import StepRecord
-from anabranch.state.errors import StateError
+from anabranch.state.errors import StateError, UnreadableError
 from anabranch.state.store.delta import Delta
 from anabranch.state.store.lock import holder
 from anabranch.state.store.read_only import ReadOnlyStore
 from anabranch.state.windows.event_log import COUNT
-
-INPUT = "input"
-"""What the state partitions of input partitions are called: ``input-0`` and so on."""
 
 _NAMES = re.compile(rf"{INPUT}-\d+|{WINDOWS}(-\d+)?|{MODELS}")
 _ATTEMPTS = 5
@@ -77,7 +75,8 @@ class StateReport:
         offsets: the next to read, by topic and partition.
         event_time_ms: the watermark; None without events.
         state_partitions: what it consists of.
-        problems: one sentence for each thing that is wrong.
+        problems: one sentence for each thing that is wrong, damage apart.
+        damage: each damaged file; empty unless all of it was verified.
     """
 
     path: str
@@ -88,24 +87,57 @@ class StateReport:
     event_time_ms: int | None
     state_partitions: list[StatePartitionReport]
     problems: list[str]
+    damage: list[Damage] = field(default_factory=list)
 
 
 def inspect(path: Path, verify: bool = False) -> StateReport:
     """Report on the state directory ``path``; ``verify`` reads all of it and checks it.
 
     Raises:
+        DamagedError: it is too damaged for a report.
         StateError: there is none, or it can't be read.
     """
-    report = _inspect(path, verify)
+    damage = verify_state(path) if verify else []
+    try:
+        report = _inspect_settled(path)
+    except UnreadableError:
+        raise
+    except StateError:
+        if damage:
+            raise DamagedError(path, damage) from None
+        raise
+    report.damage = damage
+    return report
+
+
+class DamagedError(StateError):
+    """A state directory is damaged.
+
+    Attributes:
+        damage: each damaged file.
+    """
+
+    def __init__(self, path: Path, damage: list[Damage]) -> None:
+        names = ", ".join(each.file for each in damage[:3])
+        more = f" and {len(damage) - 3} more files" if len(damage) > 3 else ""
+        super().__init__(
+            f"{path} is damaged: {names}{more}; restore all of it from one backup, or start from "
+            "scratch with another --state"
+        )
+        self.damage = damage
+
+
+def _inspect_settled(path: Path) -> StateReport:
+    report = _inspect(path)
     for _ in range(_ATTEMPTS - 1):
         if not report.problems or report.process is None:
             break
         # The run may have committed between reading the recovery store and a state partition.
-        report = _inspect(path, verify)
+        report = _inspect(path)
     return report
 
 
-def _inspect(path: Path, verify: bool) -> StateReport:
+def _inspect(path: Path) -> StateReport:
     manifest = read_manifest(path)
     if manifest is None:
         raise not_a_state_directory(path)
@@ -118,8 +150,8 @@ def _inspect(path: Path, verify: bool) -> StateReport:
         token = tokens.pop(directory.name, None)
         try:
             reports.append(_report(directory, token))
-            if verify and (directory / DATABASE).exists():
-                problems += ReadOnlyStore(directory / DATABASE).verify()
+        except UnreadableError:
+            raise
         except StateError as error:
             problems.append(str(error))
     # In a cluster on several hosts the others are elsewhere.

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from anabranch.dataflows.declaration.pipeline import Pipeline
-from anabranch.dataflows.declaration.schema import Schema
 from anabranch.dataflows.messages.inputs import Delayed, Inline
+from anabranch.dataflows.recovery.sealed_json import damaged, seal, unseal
 from anabranch.models.learners.description import describe as describe_model
 from anabranch.state.errors import StateError
 from anabranch.state.store.atomic_files import atomic_write
@@ -77,10 +77,9 @@ def is_state_directory(directory: Path) -> bool:
 
 def describe(pipeline: Pipeline) -> dict[str, str]:
     """The parts of a pipeline on which state depends, each as text."""
-    fields = Schema.of(pipeline.event).fields
     zone = "" if pipeline.timezone == "UTC" else f" timezone {pipeline.timezone}"
     return {
-        "event fields": " ".join(f"{f.name}:{f.kind}{'?' * f.optional}" for f in fields.values()),
+        "event fields": " ".join(f"{name}:{kind}" for name, kind in _read_fields(pipeline).items()),
         "features": "; ".join(map(repr, pipeline.features)),
         "label": _label(pipeline),
         "model": _model(pipeline),
@@ -107,12 +106,13 @@ def read_manifest(directory: Path) -> Manifest | None:
         if old is not None:
             raise _unreadable_format(directory, old)
         return None
+    fields = unseal(content, path)
+    if fields.get("format") != FORMAT:
+        raise _unreadable_format(directory, content)
     try:
-        if msgspec.json.decode(content, type=dict[str, Any]).get("format") != FORMAT:
-            raise _unreadable_format(directory, content)
-        return msgspec.json.decode(content, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise StateError(f"{path} is damaged ({error}): restore it from a backup") from None
+        return msgspec.convert(fields, Manifest)
+    except msgspec.ValidationError as error:
+        raise damaged(path, str(error)) from None
 
 
 def _read(path: Path) -> bytes | None:
@@ -128,7 +128,7 @@ def _unreadable_format(directory: Path, content: bytes) -> StateError:
     """Says how to get the same state in this version's format: by a replay of the history."""
     try:
         fields = msgspec.json.decode(content, type=dict[str, Any])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         fields = {}
     events = f"{fields.get('pipeline', 'PIPELINE')}.events"
     return StateError(
@@ -144,7 +144,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     Raises:
         StateError: it can't be written.
     """
-    atomic_write(directory / NAME, msgspec.json.format(msgspec.json.encode(manifest)))
+    atomic_write(directory / NAME, seal(msgspec.to_builtins(manifest)))
 
 
 def check(manifest: Manifest, pipeline: Pipeline, directory: Path, shards: int) -> None:
@@ -166,9 +166,10 @@ def check(manifest: Manifest, pipeline: Pipeline, directory: Path, shards: int) 
                 f"install {name}=={stored}, or start from scratch with another --state"
             )
     for part, text in describe(pipeline).items():
-        stored = manifest.declaration.get(part)
-        if stored != text:
-            before, now = _difference(stored or "", text)
+        stored = manifest.declaration.get(part) or ""
+        same = _same_fields(stored, pipeline) if part == "event fields" else stored == text
+        if not same:
+            before, now = _difference(stored, text)
             raise StateError(
                 f"the {part} of pipeline {pipeline.name!r} changed since {directory} was created "
                 f"({before} there, {now} here): undo that, or start from scratch with another "
@@ -179,6 +180,47 @@ def check(manifest: Manifest, pipeline: Pipeline, directory: Path, shards: int) 
             f"{directory} was created for {manifest.shards} shards: run with --shards "
             f"{manifest.shards}, or start from scratch with another --state"
         )
+
+
+def _read_fields(pipeline: Pipeline) -> dict[str, str]:
+    """The event's fields on whose values state depends: name → the kind of what is read.
+
+    Keys are read as texts, whatever their type, and only of a value in windows it matters whether
+    it may be null: then it has windows of its own. Where a field is in messages is no part of it.
+    """
+    fields = pipeline.schema.fields
+    in_windows = _values_in_windows(pipeline)
+    names = [pipeline.id, *pipeline.used_fields]
+    names += [pipeline.model_key] if pipeline.model_key is not None else []
+    names += [pipeline.label.field] if isinstance(pipeline.label, Inline) else []
+    kinds = {}
+    for name in sorted(set(names)):
+        kind = "text" if name in pipeline.text_fields else fields[name].kind
+        kinds[name] = kind + "?" * (fields[name].optional and name in in_windows)
+    return kinds
+
+
+def _same_fields(stored: str, pipeline: Pipeline) -> bool:
+    """Whether the fields that are read have the kinds that they had, if they were declared then.
+
+    A state of an earlier version names all fields, with a question mark wherever null is allowed.
+    """
+    before = dict(each.rpartition(":")[::2] for each in stored.split())
+    in_windows = _values_in_windows(pipeline)
+    for name, kind in _read_fields(pipeline).items():
+        was = before.get(name, kind)
+        if kind != (was if name in in_windows else was.removesuffix("?")):
+            return False
+    return True
+
+
+def _values_in_windows(pipeline: Pipeline) -> set[str]:
+    return {
+        feature.value
+        for features in pipeline.entities.values()
+        for feature, _ in features
+        if feature.value is not None
+    }
 
 
 def _model(pipeline: Pipeline) -> str:

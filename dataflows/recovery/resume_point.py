@@ -8,29 +8,43 @@ two of them in one process release each other's file locks.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from anabranch.dataflows.recovery.sealed_json import seal, unseal
 from anabranch.dataflows.recovery.tokens import (
     BY_SHARD,
     MODELS_STEP,
+    SINK,
     SOURCE,
     TOGETHER,
     PartitionState,
     Token,
     decode_partition,
+    decode_sink,
     decode_token,
     decode_tokens,
 )
-from anabranch.state.errors import StateError
+from anabranch.state.errors import StateError, UnreadableError
+from anabranch.state.store.atomic_files import atomic_write
+from anabranch.state.store.sqlite_files import (
+    is_damage,
+    open_read_only,
+    verify_log,
+    verify_pages,
+)
+
+CHECKSUMS = "checksums.json"
+"""The file with the checksums of the recovery store, while no run uses it."""
 
 Decoded = TypeVar("Decoded")
 
@@ -78,7 +92,7 @@ class ResumePoint:
             StateError: the recovery store is damaged.
         """
         states = [
-            (int(key), self._decode(decode_partition, state))
+            (self._decode(int, key), self._decode(decode_partition, state))
             for key, state in self.of_step(SOURCE).items()
         ]
         return sorted(
@@ -100,10 +114,20 @@ class ResumePoint:
             tokens += self._decode(decode_tokens, state)
         return {token.partition: token for token in tokens if token is not None}
 
+    def verify(self, layout: int) -> None:
+        """Decode all of it.
+
+        Raises:
+            StateError: the recovery store is damaged.
+        """
+        self.tokens(layout)
+        for state in self.of_step(SINK).values():
+            self._decode(decode_sink, state)
+
     def _decode(self, decode: Callable[[Any], Decoded], state: Any) -> Decoded:
         try:
             return decode(state)
-        except (msgspec.MsgspecError, TypeError) as error:
+        except (msgspec.MsgspecError, TypeError, ValueError) as error:
             raise _damaged(self.directory, error) from None
 
 
@@ -191,6 +215,86 @@ def recovery_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("part-*.sqlite3"))
 
 
+def verify_recovery_store(
+    directory: Path, layout: int, partitions: int = 0
+) -> Iterator[tuple[Path, str]]:
+    """Each damaged file of the recovery store, and what is wrong with it.
+
+    All states of at least so many input ``partitions`` must be there, unless none are.
+
+    Raises:
+        StateError: there is none, or it can't be read now.
+    """
+    files, found = recovery_files(directory), False
+    checksums = _read_checksums(directory)
+    for file in files:
+        why = _wrong(file, checksums)
+        if why is not None:
+            found = True
+            yield file, why
+    if found:
+        return
+    point = read_resume_point(directory)
+    point.verify(layout)
+    recorded = len(point.partitions())
+    if 0 < recorded < partitions:
+        yield directory, f"it has {recorded} of {partitions} input partitions"
+
+
+def _wrong(file: Path, checksums: dict[str, Any]) -> str | None:
+    """What is wrong with a file; None if nothing is."""
+    with _reading(file) as connection:
+        why = verify_pages(connection) or verify_log(file)
+    if why is None and not _log_of(file).exists():
+        expected = checksums.get(file.name)
+        if expected is not None and expected != _sha256(file):
+            why = "it is not as the last run has left it"
+    return why
+
+
+def write_checksums(directory: Path) -> None:
+    """Record the recovery store as a run leaves it: SQLite has no checksums of its own.
+
+    Raises:
+        StateError: it can't be written.
+    """
+    files = recovery_files(directory)
+    sums = {file.name: _sha256(file) for file in files if not _log_of(file).exists()}
+    atomic_write(directory / CHECKSUMS, seal(sums))
+
+
+def forget_checksums(directory: Path) -> None:
+    """Before the recovery store is written to.
+
+    Raises:
+        StateError: the directory can't be written.
+    """
+    try:
+        (directory / CHECKSUMS).unlink(missing_ok=True)
+    except OSError as error:
+        raise StateError(f"{directory} can't be written: {error.strerror}") from None
+
+
+def _read_checksums(directory: Path) -> dict[str, Any]:
+    """By file name; empty while a run uses it, or when the last one was killed."""
+    path = directory / CHECKSUMS
+    try:
+        return unseal(path.read_bytes(), path)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StateError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _log_of(file: Path) -> Path:
+    """The write-ahead log, whose contents whoever opens the file next may move into it."""
+    return file.with_name(f"{file.name}-wal")
+
+
 class _PlainUnpickler(pickle.Unpickler):
     """Loads values of plain types alone: steps hand nothing else to the engine."""
 
@@ -199,14 +303,26 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _query(file: Path, query: str, *values: int) -> list[tuple[Any, ...]]:
-    uri = f"{file.absolute().as_uri()}?mode=ro"  # its name may have a ? or a %
+    with _reading(file) as connection:
+        return connection.execute(query, values).fetchall()
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to a recovery partition; errors are those of the user."""
     try:
-        with closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_S)) as connection:
-            return connection.execute(query, values).fetchall()
+        with open_read_only(file, _TIMEOUT_S) as connection:
+            yield connection
     except sqlite3.Error as error:
-        raise StateError(
-            f"the recovery store {file} can't be read ({error}): restore it from a backup, or "
-            "start from scratch with another --state"
+        if is_damage(error):
+            raise _damaged(file, error) from None
+        raise UnreadableError(
+            f"the recovery store {file} can't be read now ({error}): check that the disk is not "
+            "full, its permissions, and that no other process has locked it"
+        ) from None
+    except OSError as error:
+        raise UnreadableError(
+            f"the recovery store {file} can't be read: {error.strerror}"
         ) from None
 
 

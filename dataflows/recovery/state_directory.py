@@ -15,6 +15,7 @@ token.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -26,10 +27,14 @@ import msgspec
 from bytewax.recovery import RecoveryConfig, init_db_dir
 
 from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition
-from anabranch.dataflows.declaration.input_topics import create_or_grow, partition_count
+from anabranch.dataflows.declaration.input_topics import (
+    create_or_grow,
+    partition_count,
+    resolve_topics,
+)
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard
-from anabranch.dataflows.recovery.inspection import INPUT, state_partitions
+from anabranch.dataflows.recovery.inspection import state_partitions
 from anabranch.dataflows.recovery.manifest import (
     NAME,
     Manifest,
@@ -43,12 +48,17 @@ from anabranch.dataflows.recovery.rescale import rescale
 from anabranch.dataflows.recovery.resume_point import (
     check_alone,
     commits,
+    forget_checksums,
     forget_unconfirmed,
     read_resume_point,
     recovery_files,
     resume_epoch,
+    write_checksums,
 )
+from anabranch.dataflows.recovery.sealed_json import seal
+from anabranch.dataflows.recovery.start_offsets import START_OFFSETS
 from anabranch.dataflows.recovery.state_partition import (
+    INPUT,
     MODELS,
     WINDOWS,
     StatePartition,
@@ -56,6 +66,7 @@ from anabranch.dataflows.recovery.state_partition import (
 )
 from anabranch.dataflows.recovery.tokens import Commit
 from anabranch.dataflows.recovery.topic_identity import check_topics
+from anabranch.dataflows.recovery.verification import check_recovery_store
 from anabranch.models.learners.learner import Learner
 from anabranch.models.learners.pickling import why_not_picklable
 from anabranch.models.registry.registry import DIRECTORY, Registry
@@ -65,9 +76,7 @@ from anabranch.state.store.atomic_files import atomic_write, sync_directory
 from anabranch.state.store.delta import Delta, decode
 from anabranch.state.store.lock import hold, join
 
-START_OFFSETS = "start_offsets.json"
-"""The file beside an input partition's state that says where its reading started."""
-
+_log = logging.getLogger("anabranch.state")
 _RECOVERY = "recovery"
 # What an interrupted creation leaves behind, or what is there for other reasons.
 _IGNORABLE = {"LOCK", "WORKERS", f"{NAME}.new", _RECOVERY, DIRECTORY, "lost+found"}
@@ -93,6 +102,7 @@ class StateDirectory:
         self._partitions: dict[str, StatePartition] = {}
         self._stack = ExitStack()
         self._stack.push(lock)
+        self._prepared_here = False
 
     @classmethod
     def open(
@@ -120,12 +130,15 @@ class StateDirectory:
             BusError: the bus does not respond.
         """
         _check_picklable(pipeline)
+        resolve_topics(pipeline, bus)
         with ExitStack() as stack:
             stack.enter_context(hold(path, say=say))
             manifest = read_manifest(path)
             if manifest is None:
                 manifest = _create(path, pipeline, bus, shards, workers, process, hosts)
             _check(manifest, path, pipeline, bus, shards, hosts)
+            check_recovery_store(path / _RECOVERY, manifest)
+            forget_checksums(path / _RECOVERY)
             manifest = check_topics(manifest, path, pipeline, bus, on_recreated, say)
             manifest = _grow(manifest, path, pipeline, bus, say)
             manifest = _add_outputs(manifest, path, pipeline, bus)
@@ -141,7 +154,9 @@ class StateDirectory:
                 say(f"repartitioning the windows in {path} for {workers} workers")
                 manifest = rescale(path, path / _RECOVERY, pipeline, manifest)
             _remove_old_layouts(path, manifest)
-            return cls(path, manifest, stack.pop_all())
+            opened = cls(path, manifest, stack.pop_all())
+            opened._prepared_here = True
+            return opened
 
     @classmethod
     def join(
@@ -158,6 +173,7 @@ class StateDirectory:
         Raises:
             StateError: it is of something else or was not prepared for that many workers.
         """
+        resolve_topics(pipeline, bus)
         with ExitStack() as stack:
             stack.enter_context(join(path))
             manifest = read_manifest(path)
@@ -179,6 +195,11 @@ class StateDirectory:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if kind is None and self._prepared_here:  # no engine is running any more
+            try:
+                write_checksums(self.path / _RECOVERY)
+            except StateError as error:  # they are not needed
+                _log.info("%s", error)
         self.close()
 
     def close(self) -> None:
@@ -240,7 +261,7 @@ class StateDirectory:
             StateError: it can't be written.
         """
         path = self.path / f"{INPUT}-{partition}" / START_OFFSETS
-        atomic_write(path, msgspec.json.encode(offsets))
+        atomic_write(path, seal({"offsets": offsets}))
 
     def set_initial_model(self, reference: str) -> None:
         """Let learning start from this version of the registry; before anything is committed.

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from anabranch.dataflows.error_guard import ErrorGuard
+from anabranch.dataflows.recovery.sealed_json import damaged
 from anabranch.dataflows.recovery.tokens import Commit, Token
 from anabranch.state.errors import StateError
 from anabranch.state.store.atomic_files import atomic_write, check_free_space
@@ -25,6 +26,9 @@ from anabranch.state.store.read_only import ReadOnlyStore
 from anabranch.state.store.store import Store
 
 DATABASE = "db"
+INPUT = "input"
+"""What the state partitions of input partitions are called: ``input-0`` and so on."""
+
 MODELS = "models"
 """The name of the state partition of models, their metrics and pending predictions."""
 
@@ -169,9 +173,11 @@ def read_id(directory: Path) -> str | None:
         StateError: it can't be read.
     """
     try:
-        return (directory / _ID).read_text()
+        return (directory / _ID).read_text("utf-8")
     except FileNotFoundError:
         return None
+    except UnicodeDecodeError:
+        raise damaged(directory / _ID, "it is not text") from None
     except OSError as error:
         raise StateError(f"{directory} can't be read: {error.strerror}") from None
 

@@ -8,12 +8,13 @@ becoming unreadable.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import msgspec
 
-SOURCE = "source"
-"""The id of the source step in the engine."""
+SOURCE, SINK = "source", "sink"
+"""Ids of the first and the last step in the engine."""
 
 TOGETHER, BY_SHARD, MODELS_STEP = "windows_and_models", "windows", "models"
 """Ids of the stateful steps in the engine, without the number of the layout.
@@ -55,6 +56,18 @@ class PartitionState(msgspec.Struct, frozen=True, array_like=True):
     topic_ids: dict[str, str] = {}
 
 
+class SinkState(msgspec.Struct, frozen=True, array_like=True):
+    """How far the sink has published to one partition number of the output topics.
+
+    Attributes:
+        ends: the offsets up to which they are confirmed, by topic; also of former outputs.
+        topic_ids: as of `PartitionState`.
+    """
+
+    ends: dict[str, int]
+    topic_ids: dict[str, str]
+
+
 Tokens = tuple[Token | None, Token | None]
 """Of windows and models, where one step has both."""
 
@@ -71,15 +84,28 @@ class Commit:
     disk_bytes: int
 
 
+_SEAL = b"\xc1"  # MessagePack never begins so; states of former versions have no checksum
 _ENCODER = msgspec.msgpack.Encoder()
 _TOKEN = msgspec.msgpack.Decoder(Token)
 _TOKENS = msgspec.msgpack.Decoder(Tokens)
 _PARTITION = msgspec.msgpack.Decoder(PartitionState)
+_SINK = msgspec.msgpack.Decoder(SinkState)
 
 
-def encode(state: Token | Tokens | PartitionState | None) -> StepState:
-    """The bytes that the engine keeps; None stays None."""
-    return None if state is None else _ENCODER.encode(state)
+def encode(state: Token | Tokens | PartitionState | SinkState | None) -> StepState:
+    """The bytes that the engine keeps, with a checksum; None stays None."""
+    if state is None:
+        return None
+    packed = _ENCODER.encode(state)
+    return _SEAL + zlib.crc32(packed).to_bytes(4, "little") + packed
+
+
+def _unsealed(state: bytes) -> bytes:
+    if state[:1] != _SEAL:
+        return state
+    if zlib.crc32(state[5:]).to_bytes(4, "little") != state[1:5]:
+        raise msgspec.DecodeError("its checksum does not match")
+    return state[5:]
 
 
 def decode_token(state: StepState) -> Token | None:
@@ -88,7 +114,7 @@ def decode_token(state: StepState) -> Token | None:
     Raises:
         msgspec.MsgspecError: the bytes are something else.
     """
-    return None if state is None else _TOKEN.decode(state)
+    return None if state is None else _TOKEN.decode(_unsealed(state))
 
 
 def decode_tokens(state: StepState) -> Tokens:
@@ -97,7 +123,7 @@ def decode_tokens(state: StepState) -> Tokens:
     Raises:
         msgspec.MsgspecError: the bytes are something else.
     """
-    return (None, None) if state is None else _TOKENS.decode(state)
+    return (None, None) if state is None else _TOKENS.decode(_unsealed(state))
 
 
 def decode_partition(state: StepState) -> PartitionState | None:
@@ -106,4 +132,15 @@ def decode_partition(state: StepState) -> PartitionState | None:
     Raises:
         msgspec.MsgspecError: the bytes are something else.
     """
-    return None if state is None else _PARTITION.decode(state)
+    return None if state is None else _PARTITION.decode(_unsealed(state))
+
+
+def decode_sink(state: bytes | dict[str, int] | None) -> SinkState:
+    """The state of the sink that `encode` was given, or what former versions kept of it.
+
+    Raises:
+        msgspec.MsgspecError: it is something else.
+    """
+    if isinstance(state, bytes):
+        return _SINK.decode(_unsealed(state))
+    return SinkState(msgspec.convert(state or {}, dict[str, int]), {})

@@ -46,7 +46,8 @@ def check_topics(
         BusError: the bus does not respond.
     """
     outputs = pipeline.topics.outputs
-    create_control(pipeline, bus, manifest.partitions)
+    if pipeline.topics.control not in bus.topics():
+        create_control(pipeline, bus, manifest.partitions)
     ids = bus.topic_ids([*pipeline.inputs, *outputs])
     inputs_gone = changed_topics(pipeline.inputs, manifest.topic_ids, ids)
     there = bus.topics()

@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
-from anabranch.dataflows.recovery.inspection import INPUT, not_a_state_directory
+from anabranch.dataflows.recovery.inspection import not_a_state_directory
 from anabranch.dataflows.recovery.manifest import Manifest, read_manifest
 from anabranch.dataflows.recovery.resume_point import ResumePoint, read_resume_point
-from anabranch.dataflows.recovery.state_directory import START_OFFSETS
-from anabranch.dataflows.recovery.state_partition import DATABASE, MODELS, read_id
+from anabranch.dataflows.recovery.start_offsets import START_OFFSETS, read_start_offsets
+from anabranch.dataflows.recovery.state_partition import DATABASE, INPUT, MODELS, read_id
 from anabranch.dataflows.recovery.tokens import Token
 from anabranch.models.drift.declarations import DISTRIBUTIONS
 from anabranch.models.drift.distribution_shift import stored_reference
@@ -157,18 +157,10 @@ def _check_complete(path: Path, point: ResumePoint, manifest: Manifest) -> None:
 def _spans(path: Path, point: ResumePoint) -> list[Span]:
     spans = []
     for number, partition in point.partitions():
-        starts = _start_offsets(path / f"{INPUT}-{number}" / START_OFFSETS)
+        starts = read_start_offsets(path / f"{INPUT}-{number}" / START_OFFSETS)
         for topic, end in sorted(partition.offsets.items()):
             spans.append(Span(topic, number, starts.get(topic), end))
     return sorted(spans, key=lambda span: (span.topic, span.partition))
-
-
-def _start_offsets(path: Path) -> dict[str, int | None]:
-    """Where reading started; empty for a state that did not keep it."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, int | None])
-    except (OSError, msgspec.MsgspecError):
-        return {}
 
 
 def _parent(path: Path, manifest: Manifest, version: Version) -> str | None:

@@ -16,7 +16,7 @@ from anabranch.dataflows.batch.columns import NumberColumn, take_rows
 from anabranch.dataflows.declaration.features import EntityFeature
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.state.durations import parse_duration_ms
-from anabranch.state.keys.hashing import hash64
+from anabranch.state.keys.hashing import NO_KEY_HASH, hash64
 from anabranch.state.keys.text_column import Texts
 from anabranch.state.store.delta import Delta
 from anabranch.state.windows.entity_state import EntityState
@@ -55,7 +55,8 @@ class EntityWindows:
     """All window features of one entity, for the keys of one shard.
 
     A null value is left out of its windows: the row only queries them. Values that may be null
-    therefore have an `EntityState` of their own.
+    therefore have an `EntityState` of their own. A row whose key is `NO_KEY` enters no windows, and
+    its features are those of empty ones.
 
     Args:
         entity: the field that holds the keys.
@@ -77,6 +78,7 @@ class EntityWindows:
             groups.setdefault(value if nullable else None, []).append((start, feature))
             shared += range(start, start + columns.stop - columns.start)
             self.width += columns.stop - columns.start
+        self._may_be_null = pipeline.schema.fields[entity].optional
         if pipeline.candidates is not None and not pipeline.schema.fields[entity].is_list:
             self._shared = np.array(shared)
         self.groups = [
@@ -119,12 +121,19 @@ class EntityWindows:
         if self._shared is not None:
             self._fill_shared(self._shared, keys, times, columns, features)
             return
+        no_key = hash64(keys) == NO_KEY_HASH if self._may_be_null else None
+        if no_key is not None and not no_key.any():
+            no_key = None
         for value, state in self.groups:
-            if value is None:
+            if value is None and no_key is None:
                 state.insert(keys, times, columns, features)
-            else:
+                continue
+            filled, mode = columns, np.zeros(len(times), np.uint8)
+            if value is not None:
                 filled, mode = _without_nulls(columns, value)
-                state.update(keys, times, filled, mode, features)
+            if no_key is not None:
+                mode[no_key] = QUERY_ONLY
+            state.update(keys, times, filled, mode, features)
 
     def _fill_shared(
         self,

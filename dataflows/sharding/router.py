@@ -22,7 +22,7 @@ from anabranch.dataflows.batch.columns import take_rows
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.sharding.entity_windows import ValueReader
 from anabranch.models.metrics.ranking import EVENT, LIST
-from anabranch.state.keys.hashing import hash64
+from anabranch.state.keys.hashing import hash64, keys_of
 
 Item = Batch | EntityRows | Bootstrap | WorkerWatermark
 Keyed = tuple[str, Item]
@@ -103,7 +103,7 @@ class Router:
         ]
 
     def _split(self, batch: Batch, entity: str, columns: dict[str, NDArray[Any]]) -> list[Keyed]:
-        keys = batch.columns[entity]
+        keys = keys_of(batch.columns[entity])
         shards = hash64(keys) % np.uint64(self._shards)
         parts: list[Keyed] = []
         for shard in np.unique(shards).tolist():

@@ -29,6 +29,7 @@ from anabranch.dataflows.batch.output_records import OutputRecords, Provenance
 from anabranch.dataflows.bus import Bus, BusError, Publisher, TopicPartition, UnreachableError
 from anabranch.dataflows.codec import Codec
 from anabranch.dataflows.error_guard import ErrorGuard
+from anabranch.dataflows.recovery.tokens import SinkState, decode_sink, encode
 from anabranch.dataflows.sink.delivery_retry import DeliveryRetry
 from anabranch.dataflows.sink.output_topics import OutputTopics
 from anabranch.dataflows.sink.published import Published
@@ -39,8 +40,8 @@ Ends = dict[str, int]
 """Output topic → the offset up to which one partition of it is confirmed."""
 
 TopicIds = dict[str, str]
-SinkState = tuple[Ends, TopicIds] | Ends | None
-"""The ends, and the ids of the topics that they are of; states of former versions have no ids."""
+Confirmed = bytes | Ends | None
+"""What a partition keeps: an encoded `SinkState`; the ends alone if the topics have no ids."""
 
 LOG = logging.getLogger("anabranch.sink")
 OnWritten = Callable[[OutputRecords, float], None]
@@ -70,7 +71,7 @@ class SinkRecovery:
     not_before: Mapping[TopicPartition, int] = field(default_factory=dict)
 
 
-class BusSink(FixedPartitionedSink[OutputRecords, SinkState]):
+class BusSink(FixedPartitionedSink[OutputRecords, Confirmed]):
     """Publishes to the partition number that each item names.
 
     Args:
@@ -118,17 +119,18 @@ class BusSink(FixedPartitionedSink[OutputRecords, SinkState]):
         return int(item_key)
 
     def build_part(
-        self, step_id: str, for_part: str, resume_state: SinkState
-    ) -> StatefulSinkPartition[OutputRecords, SinkState]:
+        self, step_id: str, for_part: str, resume_state: Confirmed
+    ) -> StatefulSinkPartition[OutputRecords, Confirmed]:
         part: _SinkPartition = self._writer.guarded(self._build, int(for_part), resume_state)
         return part
 
-    def _build(self, number: int, resume: SinkState) -> _SinkPartition:
+    def _build(self, number: int, resume: Confirmed) -> _SinkPartition:
         start: Ends = {}
         former: tuple[Ends, TopicIds] = {}, {}
         published = None
         if self._read_back is not None and self._recovery is not None:
-            confirmed, ids = resume if isinstance(resume, tuple) else (resume or {}, {})
+            stored = decode_sink(resume)
+            confirmed, ids = stored.ends, stored.topic_ids
             for topic in self._recovery.provenance.discriminators:
                 at, now = TopicPartition(topic, number), self._writer.topic_ids.get(topic, "")
                 end = confirmed.get(topic, self._recovery.since.get(at, 0))
@@ -273,7 +275,7 @@ class _Writer:
         publisher.close()
 
 
-class _SinkPartition(StatefulSinkPartition[OutputRecords, SinkState]):
+class _SinkPartition(StatefulSinkPartition[OutputRecords, Confirmed]):
     def __init__(
         self,
         number: int,
@@ -308,7 +310,7 @@ class _SinkPartition(StatefulSinkPartition[OutputRecords, SinkState]):
                 writer.guard.record(error)
             raise
 
-    def snapshot(self) -> SinkState:
+    def snapshot(self) -> Confirmed:
         ends: dict[str, list[int]] = self._writer.guarded(self._writer.confirm)
         if not self._start:  # without recovery
             return None
@@ -318,11 +320,11 @@ class _SinkPartition(StatefulSinkPartition[OutputRecords, SinkState]):
             self._published = None
         return self._state({topic: ends[topic][self._number] for topic in self._start})
 
-    def _state(self, ends: Ends) -> SinkState:
+    def _state(self, ends: Ends) -> Confirmed:
         former_ends, former_ids = self._former
         ends = {**former_ends, **ends}
         ids = {**former_ids, **self._writer.topic_ids}
-        return (ends, ids) if ids else ends
+        return encode(SinkState(ends, ids)) if ids else ends
 
     def close(self) -> None:
         self._writer.leave()

@@ -7,7 +7,8 @@ partition. Labels and events are merged likewise; at equal times events come fir
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -15,6 +16,10 @@ import polars as pl
 from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.skew.message_reader import (
+    ID,
+    OFFSET,
+    PARTITION,
+    PUBLISHED,
     Messages,
     event_kind,
     label_kind,
@@ -24,6 +29,24 @@ from anabranch.dataflows.skew.message_reader import (
 from anabranch.dataflows.skew.progress import OnProgress
 from anabranch.dataflows.skew.row_features import TIME
 from anabranch.state.errors import InputError
+
+BEFORE = 1 << 40
+"""Is subtracted from the offsets of history, so that they are negative and of no topic."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Events (and labels) that the pipeline knew before those of its topic.
+
+    Attributes:
+        source: name of the file or topic.
+        events: number of valid events.
+        is_whole: whether nothing is missing between them and the events of the topic.
+    """
+
+    source: str
+    events: int
+    is_whole: bool
 
 
 @dataclass(slots=True)
@@ -36,8 +59,9 @@ class ArrivedEvents:
         frame: a row per valid event, see `Messages`.
         read: number of messages read.
         malformed: number of messages that are not valid events.
-        from_start: whether no earlier messages have been deleted.
+        starts: the first offset of each partition.
         labels: the delayed labels, if there are windows over them; None if they were not read.
+        history: the events before the topic's, in ``frame`` too; None: there are none.
     """
 
     source: str
@@ -45,12 +69,20 @@ class ArrivedEvents:
     frame: pl.DataFrame
     read: int
     malformed: int
-    from_start: bool
+    starts: list[int]
     labels: Messages | None = None
+    history: History | None = None
+
+    @property
+    def from_start(self) -> bool:
+        """Whether no earlier messages have been deleted."""
+        return not any(self.starts)
 
     @property
     def all_from_start(self) -> bool:
         """Whether neither events nor labels have been deleted before the first one."""
+        if self.history is not None:
+            return self.history.is_whole
         return self.from_start and (self.labels is None or self.labels.from_start)
 
     @property
@@ -59,17 +91,85 @@ class ArrivedEvents:
         return int(self.frame[TIME].min())  # type: ignore[arg-type]
 
 
-def events_from_topic(
-    pipeline: Pipeline, bus: Bus, topic: str, on_progress: OnProgress
+def with_history(
+    arrived: ArrivedEvents,
+    history: ArrivedEvents,
+    continued: Mapping[str, Mapping[int, int]],
 ) -> ArrivedEvents:
-    """Read all events that are on a topic now.
+    """The events of a topic after those of a history, which the pipeline has processed before.
+
+    Args:
+        arrived: the events of the topic, and its labels.
+        history: likewise.
+        continued: topic → the offset at which the pipeline continued on it, by partition; what is
+            before that is part of the history. Empty: not known; then events of the history that
+            are on the topic as well count once.
+    """
+    old, new = history.frame, arrived.frame
+    offsets = continued.get(arrived.topic, {})
+    is_whole = history.all_from_start
+    if offsets:
+        new = _from_offsets(new, offsets)
+        is_whole &= all(start <= offsets.get(n, 0) for n, start in enumerate(arrived.starts))
+    else:
+        old = old.join(new.select(ID, TIME), on=[ID, TIME], how="anti", maintain_order="left")
+        is_whole &= arrived.from_start
+    labels, old_labels = arrived.labels, history.labels
+    published = [each[PUBLISHED].max() for each in (old, *_frames(old_labels))]
+    last = max((each for each in published if isinstance(each, int)), default=0)
+    joined = replace(
+        arrived,
+        frame=pl.concat([_before(old), _after(new, last)]),
+        read=arrived.read - (len(arrived.frame) - len(new)),
+        history=History(history.source, len(old), is_whole),
+    )
+    if labels is not None:
+        of_topic = labels.frame
+        if len(of_topic) and (offsets := continued.get(labels.topic, {})):
+            of_topic = _from_offsets(of_topic, offsets)
+        frames = [
+            *map(_before, _frames(old_labels)),
+            *([_after(of_topic, last)] * bool(len(of_topic))),
+        ]
+        frame = pl.concat(frames) if frames else of_topic
+        joined.labels = replace(labels, frame=frame)
+    return joined
+
+
+def _frames(labels: Messages | None) -> list[pl.DataFrame]:
+    return [] if labels is None or not len(labels.frame) else [labels.frame]
+
+
+def _from_offsets(frame: pl.DataFrame, offsets: Mapping[int, int]) -> pl.DataFrame:
+    first = pl.col(PARTITION).replace_strict(offsets, default=0, return_dtype=pl.Int64)
+    return frame.filter(pl.col(OFFSET) >= first)
+
+
+def _before(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(pl.col(OFFSET) - BEFORE)
+
+
+def _after(frame: pl.DataFrame, last_ms: int) -> pl.DataFrame:
+    """The frame, published after ``last_ms``."""
+    return frame.with_columns(pl.max_horizontal(PUBLISHED, pl.lit(last_ms + 1, pl.Int64)))
+
+
+def events_from_topic(
+    pipeline: Pipeline,
+    bus: Bus,
+    topic: str,
+    on_progress: OnProgress,
+    until: Sequence[int] | None = None,
+) -> ArrivedEvents:
+    """Read all events that are on a topic now, or those before ``until``, by partition.
 
     Raises:
         BusError: the topic does not exist, or can't be read.
         InputError: it is empty, or no message matches the event type.
     """
     return _events(
-        pipeline, messages_from_topic(pipeline, event_kind(pipeline), bus, topic, on_progress)
+        pipeline,
+        messages_from_topic(pipeline, event_kind(pipeline), bus, topic, on_progress, until),
     )
 
 
@@ -84,14 +184,18 @@ def events_from_file(pipeline: Pipeline, path: Path, on_progress: OnProgress) ->
 
 
 def labels_from_topic(
-    pipeline: Pipeline, bus: Bus, topic: str, on_progress: OnProgress
+    pipeline: Pipeline,
+    bus: Bus,
+    topic: str,
+    on_progress: OnProgress,
+    until: Sequence[int] | None = None,
 ) -> Messages:
-    """Read all labels that are on a topic now; there may be none.
+    """Read all labels that are on a topic now (or those before ``until``); there may be none.
 
     Raises:
         BusError: the topic does not exist, or can't be read.
     """
-    return messages_from_topic(pipeline, label_kind(pipeline), bus, topic, on_progress)
+    return messages_from_topic(pipeline, label_kind(pipeline), bus, topic, on_progress, until)
 
 
 def labels_from_file(pipeline: Pipeline, path: Path, on_progress: OnProgress) -> Messages:
@@ -118,5 +222,5 @@ def _events(pipeline: Pipeline, messages: Messages) -> ArrivedEvents:
         messages.frame,
         messages.read,
         malformed,
-        messages.from_start,
+        messages.starts,
     )

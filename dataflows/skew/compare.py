@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from anabranch.dataflows.skew.arrival_order import ArrivedEvents
+from anabranch.dataflows.skew.arrival_order import ArrivedEvents, History
 from anabranch.dataflows.skew.message_reader import ID, OFFSET, PARTITION
 from anabranch.dataflows.skew.recompute import Recomputed
 from anabranch.dataflows.skew.row_features import TIME
@@ -18,6 +19,8 @@ from anabranch.state.errors import InputError
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 EXAMPLES = 3
+_EQUAL = 1e-9
+_FEW = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class FeatureSkew:
     @property
     def share(self) -> float:
         """The share of rows that differ."""
-        return self.differing / self.rows
+        return self.differing / self.rows if self.rows else 0.0
 
 
 @dataclass(slots=True)
@@ -72,6 +75,9 @@ class SkewReport:
         missing: examples of ids that are not served, or unknown.
         features: the comparison by feature, the worst first.
         not_checked: features that can't be recomputed.
+        incomplete: feature → rows that were not compared, as its windows reach behind the first
+            event that was read, and earlier ones are missing.
+        history: the events before those of the topic that were read too.
     """
 
     pipeline: str
@@ -89,6 +95,8 @@ class SkewReport:
     missing: list[str] = field(default_factory=list)
     features: list[FeatureSkew] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
+    incomplete: dict[str, int] = field(default_factory=dict)
+    history: History | None = None
 
     def worst_share(self) -> float:
         """The largest share of differing rows of any feature, or the share of missing rows."""
@@ -108,6 +116,7 @@ def compare(
     *,
     tolerance: float,
     warm_up_ms: int = 0,
+    look_back_ms: Mapping[str, int] | None = None,
     order_tolerance_ms: int = 0,
 ) -> SkewReport:
     """Compare served features with recomputed ones, row by row.
@@ -120,13 +129,15 @@ def compare(
         tolerance: two values match if they differ by at most ``tolerance * (1 + |recomputed|)``,
             plus what rounding alone may cause.
         warm_up_ms: leave out rows less than this after the first event, in event time.
+        look_back_ms: by feature, leave out rows less than this after the first event.
         order_tolerance_ms: windows over labels may differ where the event and a label of its key
             were published less than this apart: messages of two topics are read in either order.
 
     Raises:
         InputError: no served row belongs to an event that was read.
     """
-    expected = np.flatnonzero(recomputed.served)
+    own = recomputed.events[OFFSET].to_numpy() >= 0  # the others are of the history before
+    expected = np.flatnonzero(recomputed.served & own)
     events = recomputed.events[expected]
     event_rows, served_rows = _match(arrived, events, served)
     if not len(event_rows):
@@ -134,7 +145,8 @@ def compare(
             f"no row of {served.source} belongs to an event of {arrived.source}: name the "
             "predictions of the run that read these events"
         )
-    warm = events[TIME].to_numpy()[event_rows] >= arrived.first_ms + warm_up_ms
+    since_first = events[TIME].to_numpy()[event_rows] - arrived.first_ms
+    warm = since_first >= warm_up_ms
     report = _report(pipeline, arrived, recomputed, served, events, event_rows, served_rows)
     report.compared, report.warming_up = int(warm.sum()), int((~warm).sum())
     if not report.compared:
@@ -142,20 +154,31 @@ def compare(
             f"all rows of {served.source} belong to the first events of {arrived.source}, before "
             "which others may be missing: wait for later events, or give a shorter --warm-up"
         )
-    event_rows, served_rows = event_rows[warm], served_rows[warm]
-    rows, ids = expected[event_rows], events[ID][event_rows]
     for name, values in recomputed.features.items():
+        look_back = 0 if look_back_ms is None else look_back_ms.get(name, 0)
+        used = warm & (since_first >= look_back)
+        if not used.all() and used.sum() < warm.sum():
+            report.incomplete[name] = int(warm.sum() - used.sum())
+        if not used.any():
+            continue
+        rows = expected[event_rows[used]]
         distance_ms = recomputed.label_distance_ms.get(name)
         feature = _compare_feature(
             name,
-            served.features[name][served_rows],
+            served.features[name][served_rows[used]],
             values[rows],
             tolerance=tolerance,
             rounding=recomputed.rounding[name][rows] if name in recomputed.rounding else 0.0,
             undecided=None if distance_ms is None else distance_ms[rows] < order_tolerance_ms,
-            ids=ids,
+            ids=events[ID][event_rows[used]],
         )
         report.features.append(feature)
+    if report.incomplete and not any(each.name in report.incomplete for each in report.features):
+        raise InputError(
+            f"the windows of all rows of {served.source} reach behind the first event of "
+            f"{arrived.source}, and the pipeline knew earlier ones: give those with --warmup-from, "
+            "wait for later events, or compare anyway with --warm-up 0s"
+        )
     report.features.sort(key=lambda each: (-each.share, -each.largest))
     return report
 
@@ -178,14 +201,66 @@ def _report(
         malformed=arrived.malformed,
         late=recomputed.late,
         duplicates=recomputed.duplicates,
-        too_large=int(np.count_nonzero(~recomputed.served)),
+        too_large=int(
+            np.count_nonzero(~recomputed.served & (recomputed.events[OFFSET].to_numpy() >= 0))
+        ),
         served=len(served),
         not_served=len(not_served),
         outside=outside,
         unknown=len(unknown),
         missing=_missing_ids(events, not_served, served, unknown),
         not_checked=recomputed.not_checked,
+        history=arrived.history,
     )
+
+
+def earlier_events_are_missing(
+    arrived: ArrivedEvents,
+    recomputed: Recomputed,
+    served: ServedFeatures,
+    windows: Mapping[str, Sequence[str]],
+) -> bool:
+    """Whether served windows hold events that were not read: the pipeline knew earlier ones.
+
+    Values that differ show it by where they are. An event that is missing leaves the windows of its
+    key after a while, so the rows of a key differ up to some time and agree from then on; and where
+    it is in one window, it is in all longer ones. Skew of other kinds does not look like that.
+    ``windows`` are the features over events, by entity.
+    """
+    own = recomputed.events[OFFSET].to_numpy() >= 0
+    expected = np.flatnonzero(recomputed.served & own)
+    event_rows, served_rows = _match(arrived, recomputed.events[expected], served)
+    rows = expected[event_rows]
+    times = recomputed.events[TIME].to_numpy()[rows]
+    found = False
+    for entity, keys in recomputed.keys.items():
+        differ = {
+            name: ~np.isclose(
+                served.features[name][served_rows], values[rows], _EQUAL, _EQUAL, equal_nan=True
+            )
+            for name, values in recomputed.features.items()
+            if name in windows[entity]
+        }
+        if not any(each.any() for each in differ.values()):
+            continue
+        most = max(differ.values(), key=np.count_nonzero)
+        outside = sum(np.count_nonzero(each & ~most) for each in differ.values())
+        if outside > _FEW * sum(map(np.count_nonzero, differ.values())):
+            return False
+        order = np.lexsort((times, keys[rows]))
+        changes = [_changes(each[order], keys[rows][order]) for each in differ.values()]
+        begins, ends = (sum(each) for each in zip(*changes, strict=True))
+        if not ends or begins > _FEW * (begins + ends):
+            return False
+        found = True
+    return found
+
+
+def _changes(differs: NDArray[np.bool_], keys: I64) -> tuple[int, int]:
+    """How often rows begin to differ, and how often they end to, within the rows of a key."""
+    same_key = keys[1:] == keys[:-1]
+    begins = np.count_nonzero(~differs[:-1] & differs[1:] & same_key)
+    return int(begins), int(np.count_nonzero(differs[:-1] & ~differs[1:] & same_key))
 
 
 def _compare_feature(

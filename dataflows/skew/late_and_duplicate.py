@@ -9,14 +9,17 @@ import polars as pl
 
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.skew.arrival_order import ArrivedEvents
-from anabranch.dataflows.skew.message_reader import ID
+from anabranch.dataflows.skew.message_reader import ID, OFFSET
 from anabranch.dataflows.skew.row_features import TIME
 from anabranch.state.durations import parse_duration_ms
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedEvents:
-    """The events that pass, in order of arrival, and how many were dropped by reason."""
+    """The events that pass, in order of arrival, and how many were dropped by reason.
+
+    Those of the history before the topic are not counted.
+    """
 
     frame: pl.DataFrame
     late: int
@@ -40,9 +43,10 @@ def accepted_events(pipeline: Pipeline, arrivals: ArrivedEvents) -> AcceptedEven
     watermark = np.maximum.accumulate(np.where(duplicate, np.iinfo(np.int64).min // 2, times))
     late = times < watermark - parse_duration_ms(pipeline.allowed_lateness)
     passes = ~late & ~duplicate
+    own = frame[OFFSET].to_numpy() >= 0
     if not passes.all():
         frame = frame.filter(pl.Series(passes))
-    return AcceptedEvents(frame, int(late.sum()), int((duplicate & ~late).sum()))
+    return AcceptedEvents(frame, int((late & own).sum()), int((duplicate & ~late & own).sum()))
 
 
 def _duplicates(frame: pl.DataFrame, period: list[int]) -> list[int]:

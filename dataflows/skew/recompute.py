@@ -26,7 +26,16 @@ from anabranch.dataflows.skew.row_features import TIME, row_columns
 from anabranch.dataflows.skew.timeline import Timeline
 from anabranch.dataflows.skew.window_stats import decayed, distinct, since_last, windows
 from anabranch.state.durations import parse_duration_ms
-from anabranch.state.windows.specs import DecayedSpec, DistinctSpec, SinceLastSpec, WindowSpec
+from anabranch.state.keys.hashing import NO_KEY
+from anabranch.state.windows.entity_state import EntityState
+from anabranch.state.windows.event_log import QUERY_ONLY
+from anabranch.state.windows.specs import (
+    DecayedSpec,
+    DistinctSpec,
+    SinceLastSpec,
+    Spec,
+    WindowSpec,
+)
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -49,6 +58,7 @@ class Recomputed:
         label_distance_ms: window over labels → ``(n,) int64``, time between the publishing of the
             event and of the nearest label of its key. If it is short, they may have been read in
             the other order.
+        keys: entity → ``(n,) int64``, a code for the key of each row.
         late, duplicates: numbers of events dropped.
     """
 
@@ -58,6 +68,7 @@ class Recomputed:
     not_checked: list[str] = field(default_factory=list)
     served: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     label_distance_ms: dict[str, I64] = field(default_factory=dict)
+    keys: dict[str, I64] = field(default_factory=dict)
     late: int = 0
     duplicates: int = 0
 
@@ -84,6 +95,7 @@ def recompute(
         duplicates=accepted.duplicates,
     )
     entities: dict[str, _Entity] = {}
+    result.keys = {entity: _codes(frame[entity]) for entity in pipeline.entities}
     total = len(pipeline.features)
     over_labels = [each for each in pipeline.features if isinstance(each, LabelWindow)]
     for done, feature in enumerate(pipeline.features):
@@ -99,18 +111,38 @@ def recompute(
     return result
 
 
-def longest_look_back_ms(pipeline: Pipeline) -> int:
-    """How far back in event time features depend on earlier events, in ms."""
-    keyed = [feature for feature in pipeline.features if isinstance(feature, KeyedFeature)]
+def window_columns(pipeline: Pipeline) -> dict[str, list[str]]:
+    """Entity → its features over events."""
+    return {
+        entity: [name for feature, _ in features for name in feature.columns()]
+        for entity, features in pipeline.entities.items()
+    }
+
+
+def look_back_ms(pipeline: Pipeline) -> dict[str, int]:
+    """Feature → how far back in event time it depends on earlier events, in ms."""
     label = pipeline.label
     timeout_ms = parse_duration_ms(label.timeout) if isinstance(label, Delayed) else 0
-    return max(
-        (
-            each.spec.retention_ms + (timeout_ms if isinstance(each, LabelWindow) else 0)
-            for each in keyed
-        ),
-        default=0,
-    )
+    found: dict[str, int] = {}
+    for feature in pipeline.features:
+        names = feature.columns()
+        if not isinstance(feature, KeyedFeature):
+            found |= dict.fromkeys(names, 0)
+            continue
+        spec = feature.spec
+        memories = spec.memories_ms()
+        if isinstance(spec, DecayedSpec):  # exact only where all is forgotten
+            memories = [spec.retention_ms] * len(names)
+        elif isinstance(spec, WindowSpec):
+            memories = [memory + spec.resolution_ms for memory in memories]
+        more = timeout_ms if isinstance(feature, LabelWindow) else 0
+        found |= {name: memory + more for name, memory in zip(names, memories, strict=True)}
+    return found
+
+
+def longest_look_back_ms(pipeline: Pipeline) -> int:
+    """How far back in event time features depend on earlier events, in ms."""
+    return max(look_back_ms(pipeline).values(), default=0)
 
 
 def _columns(
@@ -204,6 +236,7 @@ class _Entity:
     def __init__(self, frame: pl.DataFrame, name: str, max_lateness_ms: int) -> None:
         self._frame = frame
         self._keys: I64 = _codes(frame[name])
+        self._no_key = self._keys < 0
         self._times: I64 = frame[TIME].to_numpy()
         self._max_lateness_ms = max_lateness_ms
         self._timelines: dict[int, Timeline] = {}
@@ -231,10 +264,14 @@ class _Entity:
                 by_position = [distinct(line, codes, width) for width in spec.widths_ms]
             case _:
                 return None
-        return [
+        columns = [
             (by_place[line.position], None if free is None else free[line.position])
             for by_place, free in zip(by_position, rounding, strict=True)
         ]
+        if self._no_key.any():
+            for (values_of, _), empty in zip(columns, _of_empty_window(spec), strict=True):
+                values_of[self._no_key] = empty
+        return columns
 
     def _timeline(self, resolution_ms: int) -> Timeline:
         """The timeline by panes of ``resolution_ms``; 1: by time."""
@@ -249,6 +286,16 @@ class _Entity:
     def _numbers(self, name: str) -> F64:
         """A number column, NaN for null."""
         return self._frame[name].to_numpy()
+
+
+def _of_empty_window(spec: Spec) -> list[float]:
+    """What a spec's features are for an event that has no entity."""
+    value = getattr(spec, "value", "")
+    values = {value: np.zeros(1, np.int64 if isinstance(spec, DistinctSpec) else np.float64)}
+    state = EntityState([spec], 0)
+    mode = np.array([QUERY_ONLY], np.uint8)
+    row: list[float] = state.update([NO_KEY], np.zeros(1, np.int64), values, mode)[0].tolist()
+    return row
 
 
 def _codes(texts: pl.Series) -> I64:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.features import (
     DayOfWeek,
     Hashed,
@@ -71,9 +72,9 @@ def _hours(cyclic: bool) -> list[pl.Expr]:
 
 def _equals(frame: pl.DataFrame, field: str, value: object) -> pl.Expr:
     is_text = frame.schema[field] == pl.String
-    if is_text != isinstance(value, str):
+    if isinstance(value, str) and not is_text:
         return pl.col(TIME).is_null()  # never equal
-    wanted = value if is_text else float(value)  # type: ignore[arg-type]
+    wanted = text_of(value) if is_text else float(value)  # type: ignore[arg-type]
     return pl.col(field).eq(wanted).fill_null(False)
 
 

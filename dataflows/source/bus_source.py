@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -23,7 +23,13 @@ from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourc
 
 from anabranch.dataflows.batch.batch import Batch, RawBatch, time_batch
 from anabranch.dataflows.batch.candidates import Candidates
-from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition, UnreachableError
+from anabranch.dataflows.bus import (
+    Bus,
+    BusError,
+    OnOutOfRange,
+    TopicPartition,
+    UnreachableError,
+)
 from anabranch.dataflows.bus.merge_times import tolerance_ms
 from anabranch.dataflows.bus.read_to_end import at_end, ends_now
 from anabranch.dataflows.declaration.pipeline import Pipeline
@@ -56,6 +62,7 @@ _ALWAYS_DUE = datetime(1970, 1, 1, tzinfo=UTC)
 _IDLE_SLEEP_S = 0.001
 _COMMIT_EVERY_S = 5.0
 _IDLE_AFTER_S = 10.0
+_LIST_TOPICS_EVERY_S = 10.0
 
 
 @dataclass(slots=True)
@@ -74,6 +81,7 @@ class SourceOptions:
         idle_timeout_s: see `MergedReader`.
         recorded_offsets: offsets that the state records in place of the reader's own, where what is
             read replaces messages before them.
+        list_topics: asked now and then which topics there are; may raise; None: the bus is.
         stop: ends the flow once set, after what was read.
         failure: the error of the bus by which the flow was aborted.
     """
@@ -87,6 +95,7 @@ class SourceOptions:
     group: str | None = None
     idle_timeout_s: float = 5.0
     recorded_offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
+    list_topics: Callable[[], Mapping[str, int]] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     failure: AnabranchError | None = None
 
@@ -155,6 +164,8 @@ class _WorkerReader:
         self.reader = MergedReader(
             bus,
             self.inputs,
+            headers=pipeline.needs_headers,
+            event_topics=len(pipeline.topics.all_events),
             control=pipeline.topics.control if pipeline.has_rollouts else None,
             worker_id=options.worker_id,
             group=options.group,
@@ -181,8 +192,14 @@ class _WorkerReader:
         self._missing: dict[str, dict[int, int]] = {}  # topic → partition → first offset
         self.parts: list[_SourcePartition] = []
         metrics.add_reporter(lambda: metrics.on_lag(self.reader.lag()))
+        metrics.add_reporter(self._decoder.report_unknown_fields)
         if options.worker_id == "0":
             metrics.add_reporter(self._report_added_partitions)
+        self._list_topics = options.list_topics or bus.topics
+        if options.worker_id == "0" and pipeline.topics.patterns:
+            metrics.add_reporter(self._report_new_topics)
+        self._topics, self._told = pipeline.topics, set(pipeline.inputs)
+        self._topics_listed_at = time.monotonic()
 
     def join(self, part: _SourcePartition, resume: PartitionState | None) -> StatePartition | None:
         """Add a partition; without ``resume`` it starts where the options say.
@@ -281,6 +298,26 @@ class _WorkerReader:
                 *(topic, at),
             )
         self._missing.clear()
+
+    def _report_new_topics(self) -> None:
+        """Once for each topic that has come to match a pattern since the start."""
+        now = time.monotonic()
+        if now - self._topics_listed_at < _LIST_TOPICS_EVERY_S:
+            return
+        self._topics_listed_at = now
+        try:
+            topics = self._topics.resolved(self._list_topics())
+        except BusError:  # an outage is told of elsewhere
+            return
+        for topic in (*topics.all_events, *topics.all_labels):
+            if topic not in self._told:
+                self._told.add(topic)
+                LOG.warning(
+                    "topic %s matches a pattern of the pipeline and did not exist when this run "
+                    "started: it is not read yet; stop the run and start it again to read it from "
+                    "its first message on",
+                    topic,
+                )
 
     def _report_added_partitions(self) -> None:
         """Once for each topic that grows: its new partitions are read from the next start on."""

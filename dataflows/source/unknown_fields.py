@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from anabranch.dataflows.declaration.casts import shown
 from anabranch.dataflows.declaration.shape import Shape
+from anabranch.dataflows.messages.similar_names import similar_name
 
 LOG = logging.getLogger("anabranch")
 _NAMES_IN_A_LINE = 20
@@ -37,14 +38,10 @@ class UnknownFields:
         self._lines = 0
 
     def add(self, counts: Counter[str], examples: Mapping[str, Any]) -> None:
-        """Count fields, by their paths; ``examples`` has a value of each that is new.
-
-        Both are cleared.
-        """
+        """Count fields, by their paths; ``examples`` has a value of each that is new."""
         if not self._told.issuperset(counts):
             self._tell([name for name in counts if name not in self._told], examples)
         self._on_count(self._topic, counts)
-        counts.clear()
 
     def _tell(self, names: list[str], examples: Mapping[str, Any]) -> None:
         if self._lines >= _LINES or len(self._told) > _NAMES:
@@ -68,21 +65,26 @@ class UnknownFields:
         """A hint at fields with a default that may be misspelt in the declaration."""
         optional = [str(path) for f in self._shape.fields if not f.required for path in f.paths]
         for name in names:
-            for declared in difflib.get_close_matches(name, optional, 1, 0.8):
+            parent, _, own = name.rpartition(".")
+            siblings = [
+                declared.rpartition(".")[2]
+                for declared in optional
+                if declared.rpartition(".")[0] == parent
+            ]
+            for found in difflib.get_close_matches(own, siblings, 1, 0.8):
+                declared = f"{parent}.{found}" if parent else found
                 return f"; is {name} what {self._shape.message.__name__} declares as {declared}?"
         return ""
 
 
-def similar_field(missing: str, unknown: Iterable[str]) -> str | None:
+def similar_field(missing: str, unknown: Collection[str]) -> str | None:
     """The unknown field of a message that may be the one that it lacks.
 
     >>> similar_field("total.amount", ["total.amuont", "currency"])
     'total.amuont'
     """
-    names = {name.lower().replace("_", ""): name for name in unknown}
-    wanted = missing.lower().replace("_", "")
-    found = difflib.get_close_matches(wanted, names, 1, 0.75)
-    if not found:
-        ends = {name.rpartition(".")[2]: name for name in names}
-        found = [ends[end] for end in [wanted.rpartition(".")[2]] if end in ends]
-    return names[found[0]] if found else None
+    found = similar_name(missing, unknown)
+    if found is None:
+        end = missing.rpartition(".")[2]
+        found = next((name for name in unknown if name.rpartition(".")[2] == end), None)
+    return found

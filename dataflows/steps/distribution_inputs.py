@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.batch import Batch
+from anabranch.dataflows.batch.batch import Batch, RawRows
 from anabranch.dataflows.batch.row_ids import candidate
 from anabranch.dataflows.declaration.features import DayOfWeek, HourOfDay, KeyedFeature
 from anabranch.dataflows.declaration.pipeline import Pipeline
@@ -19,7 +19,7 @@ from anabranch.models.learners.learner import Predictions, Task
 from anabranch.models.metrics.popularity import Popularity
 from anabranch.models.prequential.outcome import ASSUMED_LABEL, LearnedLabels
 from anabranch.models.rollout.served import as_scores
-from anabranch.state.keys.hashing import hash64
+from anabranch.state.keys.hashing import hash64, keys_of
 from anabranch.state.store.delta import Delta
 
 F64 = NDArray[np.float64]
@@ -155,7 +155,7 @@ class DistributionInputs:
             if len(self._columns) < values.shape[1]:
                 values = values[:, self._columns]
         elif source == "keys":
-            hashes = [hash64(batch.columns[entity]) for entity in self._entities]
+            hashes = [hash64(keys_of(batch.columns[entity])) for entity in self._entities]
             values = np.array(hashes, np.float64).T * 2.0**-64
         else:
             columns = [[v is None for v in batch.columns[name]] for name in self._optional]
@@ -256,12 +256,19 @@ class DistributionInputs:
         raw = batch.raw.events
         if not len(raw):
             return None
-        # One number for each message: its partition and offset.
-        read, kept = raw.partitions << 48 | raw.offsets, batch.partitions << 48 | batch.offsets
+        read, kept = _numbered(raw), _numbered(batch.rows)
         invalid = ~np.isin(read, kept) if len(read) != len(kept) else np.zeros(len(read), np.bool_)
-        topic = self._pipeline.topics.events
         return Observed(
             invalid.astype(np.float64)[:, None],
             raw.times,
-            lambda row: Cause(topic, int(raw.partitions[row]), int(raw.offsets[row])),
+            lambda row: Cause(raw.topic_of(row), int(raw.partitions[row]), int(raw.offsets[row])),
         )
+
+
+def _numbered(rows: RawRows) -> NDArray[np.int64]:
+    """One number for each message: its partition, topic and offset."""
+    partitions = rows.partitions
+    if rows.topic_numbers is not None:
+        partitions = partitions * len(rows.topics) + rows.topic_numbers
+    numbered: NDArray[np.int64] = partitions << 48 | rows.offsets
+    return numbered

@@ -39,6 +39,7 @@ from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.recovery.tokens import (
     BY_SHARD,
     MODELS_STEP,
+    SINK,
     SOURCE,
     TOGETHER,
     StepState,
@@ -108,6 +109,9 @@ def build_graph(
         return flow
     outputs = pipeline.topics.outputs
     create_or_grow(bus, outputs, partitions)
+    prepare = getattr(codec_of(pipeline, pipeline.topics.predictions), "prepare_writing", None)
+    if prepare is not None:
+        DeliveryRetry(source.stop, grace_s=0.0, of="the schema registry").call(prepare)
     encoder = Encoder(
         pipeline,
         partitions,
@@ -117,7 +121,7 @@ def build_graph(
         metrics.on_dead_letters,
     )
     outgoing = op.flat_map_batch("encode", results, encoder)
-    op.output("sink", outgoing, _sink(pipeline, bus, source, partitions, options))
+    op.output(SINK, outgoing, _sink(pipeline, bus, source, partitions, options))
     return flow
 
 

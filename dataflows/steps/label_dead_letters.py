@@ -32,6 +32,7 @@ class _LabelContext(msgspec.Struct, array_like=True):
     partition: int
     offset: int
     payload: bytes
+    topic: str = ""  # of those stored before pipelines could have several: the only one
 
 
 class LabelDeadLetters:
@@ -46,6 +47,10 @@ class LabelDeadLetters:
         """What is stored with label ``row`` while it is buffered, in case its event never comes."""
         return self._encoder.encode(_context(labels, row))
 
+    def id_of(self, context: bytes) -> str:
+        """The id of the label with which ``context`` is stored."""
+        return readable_row_id(self._decoder.decode(context).id)
+
     def of(self, batch: Batch, outcome: Outcome) -> list[DeadLetter]:
         """One for each label that was rejected, or has expired in the buffer."""
         rejected = [
@@ -58,12 +63,12 @@ class LabelDeadLetters:
         reason = DeadLetterReason.MODEL_FAILED if expired.failed else _REASONS[expired.reason]
         context = self._decoder.decode(expired.context)
         letter = _dead_letter(self._topics, context, reason, expired.reason)
-        topic, row = self._topics.events, expired.item
+        topic_of, row = batch.rows.topic_of, expired.item
         partitions, offsets = batch.partitions, batch.offsets
         if row >= len(batch):
-            topic, row = self._topics.labels, row - len(batch)
+            topic_of, row = batch.labels.topic_of, row - len(batch)
             partitions, offsets = batch.labels.partitions, batch.labels.offsets
-        letter.given_up = Cause(topic, int(partitions[row]), int(offsets[row]))
+        letter.given_up = Cause(topic_of(row), int(partitions[row]), int(offsets[row]))
         return letter
 
 
@@ -76,7 +81,7 @@ def _dead_letter(
     topics: Topics, context: _LabelContext, reason: DeadLetterReason, detail: str
 ) -> DeadLetter:
     return DeadLetter(
-        topic=topics.labels,
+        topic=context.topic or topics.labels,
         partition=context.partition,
         offset=context.offset,
         reason=reason.value,
@@ -87,5 +92,9 @@ def _dead_letter(
 
 def _context(labels: LabelRows, row: int) -> _LabelContext:
     return _LabelContext(
-        labels.ids[row], int(labels.partitions[row]), int(labels.offsets[row]), labels.payloads[row]
+        labels.ids[row],
+        int(labels.partitions[row]),
+        int(labels.offsets[row]),
+        labels.payloads[row],
+        labels.topic_of(row),
     )

@@ -14,7 +14,7 @@ from anabranch.dataflows.batch.candidates import first_of_each_event
 from anabranch.dataflows.batch.columns import NumberColumn
 from anabranch.dataflows.batch.dead_letters import dead_letter
 from anabranch.dataflows.batch.results import Results
-from anabranch.dataflows.batch.row_ids import event_id
+from anabranch.dataflows.batch.row_ids import event_id, readable_row_id
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.inputs import Delayed, Inline
@@ -29,10 +29,11 @@ from anabranch.models.prequential.batch import EventBatch, LabelBatch
 from anabranch.models.prequential.joined_steps import FillFeatures
 from anabranch.models.prequential.label_windows import LABEL_WINDOWS, LabelWindows
 from anabranch.models.prequential.model_set import PrequentialSettings
-from anabranch.models.prequential.outcome import Outcome
+from anabranch.models.prequential.outcome import EVENT_MISSING, UNKNOWN_ID, Outcome
 from anabranch.models.prequential.prequential import Prequential
 from anabranch.models.rollout.serving import Serving
 from anabranch.state.durations import parse_duration_ms
+from anabranch.state.keys.hashing import keys_of
 from anabranch.state.labels.label_limits import MAX_EARLY_OF_SEVERAL_WORKERS, LabelLimits
 from anabranch.state.store.delta import Delta
 
@@ -166,7 +167,7 @@ class InlineLearning(Learning):
         values = batch.targets if self._labelled else []
         targets = read_targets(self._task, [] if values is None else values, len(batch))
         if self.windows is not None and len(batch):
-            keys = [batch.columns[entity] for entity in self.windows.entities]
+            keys = [keys_of(batch.columns[entity]) for entity in self.windows.entities]
             self.windows.fill_inline(keys, batch.times, targets, self._task, batch.features)
         outcome = self._prequential.run_inline(
             EventBatch(
@@ -187,9 +188,14 @@ class DelayedLearning(Learning):
     def __init__(self, context: StageContext) -> None:
         super().__init__(context)
         self._dead_letters = LabelDeadLetters(context.pipeline.topics)
+        self._event_id: str | None = None  # of an event
+        self._unjoined_id: str | None = None  # of a label that found no event
+        context.metrics.add_final_reporter(self._report_unjoined)
 
     def process(self, work: BatchWork) -> None:
         batch, first = work.batch, self.events
+        if self._event_id is None and len(batch):
+            self._event_id = readable_row_id(batch.ids[0])
         labels, ranks = batch.labels, self._models.rank_quality is not None
         self.events = first + len(batch)
         outcome = self._prequential.run(
@@ -217,15 +223,36 @@ class DelayedLearning(Learning):
         work.dead_letters += [self._still_pending(batch, row) for row in rejected]
         work.dead_letters += self._dead_letters.of(batch, outcome)
         self._metrics.on_labels(outcome)
+        if self._unjoined_id is None:
+            self._unjoined_id = self._first_unjoined(batch, outcome)
         work.outcome, work.results = outcome, self._results(work, outcome)
         work.results.learned, work.results.corrected = outcome.learned, outcome.corrected
+
+    def _first_unjoined(self, batch: Batch, outcome: Outcome) -> str | None:
+        """The id of a label of which it is known by now that it finds no event."""
+        for row, reason in outcome.rejected_labels:
+            if reason == UNKNOWN_ID:
+                return readable_row_id(batch.labels.ids[row])
+        for each in outcome.expired_labels:
+            if each.reason == EVENT_MISSING:
+                return self._dead_letters.id_of(each.context)
+        return None
+
+    def _report_unjoined(self) -> None:
+        """Tell of a label that found no event, or that still waits for one."""
+        label_id, waiting = self._unjoined_id, self._models.label_join.early.oldest()
+        if label_id is None and waiting is not None:
+            label_id = self._dead_letters.id_of(waiting)
+        if label_id is not None:
+            self._metrics.on_unjoined_label(label_id, self._event_id or "")
 
     def _fill(self, batch: Batch) -> FillFeatures | None:
         """Writes the label windows of a batch's events, once its labels are joined to events."""
         windows = self.windows
         if windows is None:
             return None
-        keys = [batch.columns[entity] for entity in windows.entities] if batch.ids else []
+        entities = windows.entities if batch.ids else ()
+        keys = [keys_of(batch.columns[entity]) for entity in entities]
         pending = self._models.pending
         return lambda joined: windows.fill(joined, pending, keys, batch.features)
 

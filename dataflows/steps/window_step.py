@@ -23,6 +23,7 @@ from anabranch.dataflows.sharding.entity_windows import EntityWindows, ValueRead
 from anabranch.dataflows.sharding.router import Item, shard_of
 from anabranch.dataflows.sharding.worker_watermarks import WorkerWatermarks
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
+from anabranch.state.keys.hashing import keys_of
 from anabranch.state.store.delta import Delta
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class WindowStep(StatefulBatchLogic[Item, Item, StepState]):
         self._watermarks = WorkerWatermarks(readers or workers)
         self._pipeline = pipeline
         self._entities = list(pipeline.entities)
+        fields = pipeline.schema.fields
+        self._nullable = {entity for entity in self._entities if fields[entity].optional}
         self._metrics = metrics
         self._windows: dict[str, EntityWindows] = {}
         self._values = ValueReader(pipeline)
@@ -108,10 +111,13 @@ class WindowStep(StatefulBatchLogic[Item, Item, StepState]):
         tasks = []
         for entity in self._entities:
             windows = self._windows.get(entity) or self.windows(entity, in_place=True)
+            keys = columns[entity]
+            if entity in self._nullable:
+                keys = keys_of(keys)
             if len(times) < THREADS_FROM_ROWS:
-                windows.fill(columns[entity], times, values, features)
+                windows.fill(keys, times, values, features)
             else:
-                tasks.append(partial(windows.fill, columns[entity], times, values, features))
+                tasks.append(partial(windows.fill, keys, times, values, features))
         if tasks:
             run_in_threads(tasks)
 

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from rich.table import Table
 from rich.text import Text
 
+from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.telemetry.console import printable
 
 Buckets = dict[float, float]
@@ -27,6 +28,8 @@ class Status:
         pending: predictions that wait for their label.
         latency: from publishing a message to publishing its prediction.
         processing: from reading it.
+        buffered: labels that wait for their event.
+        unjoined: the id of a label that found no event, and of an event; None: all have found one.
         units: by topic whose times seem to be in another unit than declared, that unit.
     """
 
@@ -44,6 +47,8 @@ class Status:
     keys: dict[str, float] = field(default_factory=dict)
     latency: Buckets = field(default_factory=dict)
     processing: Buckets = field(default_factory=dict)
+    buffered: float = 0
+    unjoined: tuple[str, str] | None = None
     units: dict[str, str] = field(default_factory=dict)
 
 
@@ -54,6 +59,7 @@ _COUNTS = {
     "anabranch_learned_labels_total": "learned",
     "anabranch_pending_predictions": "pending",
     "anabranch_lag_messages": "lag",
+    "anabranch_buffered_early_labels": "buffered",
 }
 _BY_LABEL = {
     "anabranch_dead_letters_total": ("dead_letters", "reason"),
@@ -64,6 +70,7 @@ _BY_LABEL = {
     "anabranch_latency_seconds_bucket": ("latency", "le"),
     "anabranch_processing_seconds_bucket": ("processing", "le"),
 }
+_UNJOINED = (DeadLetterReason.LABEL_WITHOUT_EVENT, DeadLetterReason.TOO_MANY_EARLY_LABELS)
 _TITLES = {"ROCAUC": "ROC AUC", "LogLoss": "log loss", "Accuracy": "accuracy"}
 
 
@@ -84,6 +91,8 @@ def read_status(registry: CollectorRegistry) -> Status:
                 values[at] = values.get(at, 0) + sample.value
             elif sample.name == "anabranch_unlikely_time_unit":
                 status.units[sample.labels["topic"]] = sample.labels["unit"]
+            elif sample.name == "anabranch_unjoined_label" and sample.value:
+                status.unjoined = sample.labels["label_id"], sample.labels["event_id"]
             elif sample.name == "anabranch_model_quality":
                 labels = sample.labels
                 by_model.setdefault(labels["model"], {})[labels["metric"]] = sample.value
@@ -104,6 +113,25 @@ def percentile(buckets: Buckets, share: float) -> float:
     if not total:
         return math.nan
     return next(bound for bound in bounds if buckets[bound] >= share * total)
+
+
+def unjoined_text(status: Status) -> str | None:
+    """The sentence about labels that found no event; None if all have found theirs.
+
+    >>> unjoined_text(Status(labels=5, buffered=2))
+    '2 of 5 labels found no event (2 still wait for theirs)'
+    """
+    refused = sum(status.dead_letters.get(reason.value, 0) for reason in _UNJOINED)
+    count = int(refused + status.buffered)
+    if not count:
+        return None
+    waiting = f" ({status.buffered:,.0f} still wait for theirs)" if status.buffered else ""
+    sentence = f"{count:,} of {status.labels:,.0f} labels found no event{waiting}"
+    if status.unjoined is None:
+        return sentence
+    label, event = status.unjoined
+    events = f"events {event!r}" if event else "and no event was read"
+    return f"{sentence}: labels have ids such as {label!r}, {events}"
 
 
 def since(now: Buckets, before: Buckets) -> Buckets:

@@ -71,6 +71,7 @@ class WorkerMetrics:
         self._label_counts: Counts[str] = Counts()
         self._newest_ms = _NEVER_MS
         self._reporters: list[Callable[[], None]] = []
+        self._final_reporters: list[Callable[[], None]] = []
         self._window_sizes: dict[str, dict[object, tuple[int, int]]] = {}
         self._make_counters()
         self._rows = Histogram(
@@ -167,6 +168,12 @@ class WorkerMetrics:
             "1 if the times of a topic would be of today in this unit, not in the declared one",
             ("pipeline", "topic", "unit"), registry=self.registry, multiprocess_mode="max",
         )  # fmt: skip
+        self._unjoined = Gauge(
+            "anabranch_unjoined_label",
+            "1 for the id of a label that had found no event when the run ended, and for that of "
+            "an event beside it", ("pipeline", "label_id", "event_id"), registry=self.registry,
+            multiprocess_mode="max",
+        )  # fmt: skip
         self._event_time = self._gauge(
             "anabranch_event_timestamp_seconds", "Greatest event time so far, as Unix time"
         )
@@ -174,6 +181,16 @@ class WorkerMetrics:
     def add_reporter(self, report: Callable[[], None]) -> None:
         """Call ``report`` before every flush, to set what is not counted batch by batch."""
         self._reporters.append(report)
+
+    def add_final_reporter(self, report: Callable[[], None]) -> None:
+        """Call ``report`` when the run has ended, before the last flush."""
+        self._final_reporters.append(report)
+
+    def finish(self) -> None:
+        """Flush for the last time."""
+        for report in self._final_reporters:
+            report()
+        self.flush()
 
     def flush_if_due(self) -> None:
         """Flush when it is time (twice a second)."""
@@ -234,6 +251,10 @@ class WorkerMetrics:
         """Tell that the times of a topic seem to be in this unit, not in the declared one."""
         self._time_unit.labels(self._pipeline, topic, unit).set(1)
 
+    def on_filtered(self, topic: str, count: int) -> None:
+        """Count messages of a topic that were none of the pipeline's, and skipped."""
+        self._filtered.labels(self._pipeline, topic).inc(count)
+
     def on_unknown_fields(self, topic: str, counts: Mapping[str, int]) -> None:
         """Count fields that are ignored, by name up to a number of names."""
         names = self._unknown_names.setdefault(topic, set())
@@ -243,9 +264,9 @@ class WorkerMetrics:
             names.add(name)
             self._unknown_counts[topic, name] += count
 
-    def on_filtered(self, topic: str, count: int) -> None:
-        """Count messages of a topic that were none of the pipeline's, and skipped."""
-        self._filtered.labels(self._pipeline, topic).inc(count)
+    def on_unjoined_label(self, label_id: str, event_id: str) -> None:
+        """Tell of a label that found no event, beside an event."""
+        self._unjoined.labels(self._pipeline, label_id, event_id).set(1)
 
     def on_unread_partitions(self, topic: str, partitions: int) -> None:
         """Set how many partitions were added to a topic, which this run does not read."""

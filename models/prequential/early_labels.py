@@ -31,6 +31,10 @@ class EarlyLabels:
     def __len__(self) -> int:
         return len(self._labels)
 
+    def oldest(self) -> bytes | None:
+        """The context of the label that is buffered for longest; None without any."""
+        return next((context for _, _, context in self._labels.values()), None)
+
     def put(self, number: int, value: Label, context: bytes) -> None:
         """Buffer a label."""
         if self._free:

@@ -26,7 +26,7 @@ from anabranch.models.learners.learner import LEARN, PREDICT, Targets, Task
 from anabranch.models.learners.targets import as_targets, usable
 from anabranch.models.prequential.joined_steps import JoinedSteps
 from anabranch.state.arrays import LARGEST
-from anabranch.state.keys.hashing import hash64
+from anabranch.state.keys.hashing import NO_KEY_HASH, hash64
 from anabranch.state.labels.pending_store import PendingStore
 from anabranch.state.store.delta import Delta, Rows
 from anabranch.state.windows.entity_state import EntityState
@@ -86,7 +86,11 @@ class LabelWindows:
         self._touched = np.zeros(0, np.bool_)
 
     def fill(
-        self, joined: JoinedSteps, pending: PendingStore, keys: Sequence[list[str]], features: F64
+        self,
+        joined: JoinedSteps,
+        pending: PendingStore,
+        keys: Sequence[Sequence[str]],
+        features: F64,
     ) -> None:
         """Add the labels of a batch, and write the features of its events.
 
@@ -107,7 +111,7 @@ class LabelWindows:
             pending.features[rows[:, None], columns] = aggregates
 
     def fill_inline(
-        self, keys: Sequence[list[str]], times: I64, targets: Targets, task: Task, features: F64
+        self, keys: Sequence[Sequence[str]], times: I64, targets: Targets, task: Task, features: F64
     ) -> None:
         """As `fill`, for events that carry their own label, which enters right after its event.
 
@@ -182,6 +186,9 @@ class LabelWindows:
         The square of a huge label is beyond what models take: such a statistic is clipped.
         """
         state, _ = self._windows[entity]
+        no_key = hashes == NO_KEY_HASH
+        if no_key.any():
+            modes = np.where(no_key, np.uint8(QUERY_ONLY), modes)
         keys = list(map("%016x".__mod__, hashes.tolist()))
         return np.clip(state.update(keys, times, {self._value: values}, modes), -LARGEST, LARGEST)
 

@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +243,28 @@ class Registry:
             except StateError as error:
                 problems.append(str(error))
         return problems
+
+    def verify(self) -> Iterator[tuple[Path, str]]:
+        """Each damaged file, and what is wrong with it; pickles are read, not unpickled."""
+        for name, number in self._all():
+            directory = self._directory(name, number)
+            try:
+                about = self._read(name, number)
+            except StateError as error:
+                yield directory / _ABOUT, str(error)
+                continue
+            if about is None:
+                continue
+            for file, sha256 in (
+                (_MODEL, about.sha256),
+                (_DISTRIBUTIONS, about.distributions_sha256),
+            ):
+                try:
+                    if sha256:
+                        self._checked(about, file, sha256)
+                except StateError as error:
+                    if directory.exists():
+                        yield directory / file, str(error)
 
     def list(self, name: str | None = None) -> Sequence[Version]:
         """All versions that can be read, or those of one name, by name and number.

@@ -103,6 +103,10 @@ def _hash_ended(data: bytes, spans: I64, out: U64) -> int:
     return count
 
 
+NO_KEY: Final = "\0no key\0"
+"""Stands for the key of a row without an entity, which enters no windows."""
+
+
 class HashedTexts(Sequence[str]):
     """A column of texts with known hashes, which `hash64` returns."""
 
@@ -169,3 +173,17 @@ def hash64(texts: Sequence[str]) -> U64:
     if type(texts) is not list and isinstance(texts, HashedTexts):
         return texts.hashes
     return texts_of(texts).hashes
+
+
+NO_KEY_HASH: Final = hash64([NO_KEY])[0]
+
+
+def keys_of(column: Sequence[str | None]) -> Sequence[str]:
+    """A column of keys that may be null, with `NO_KEY` for null.
+
+    >>> keys_of(["a", None]) == ["a", NO_KEY]
+    True
+    """
+    if type(column) is Texts or isinstance(column, HashedTexts) or None not in column:
+        return column  # type: ignore[return-value]
+    return [NO_KEY if key is None else key for key in column]

@@ -26,7 +26,7 @@ from rocksdict import (
     WriteOptions,
 )
 
-from anabranch.state.errors import StateError
+from anabranch.state.errors import StateError, UnreadableError
 from anabranch.state.store.atomic_files import sync_directory
 from anabranch.state.store.permissions import make_private_directory
 
@@ -61,14 +61,25 @@ def open_database(path: Path) -> Rdict:
         return database
 
 
-def open_read_only(path: Path, log_directory: Path) -> Rdict:
-    """Open a snapshot of the database at ``path``, which another process may be writing."""
+def open_read_only(path: Path, view: Path) -> Rdict:
+    """Open a snapshot of the database at ``path``, which another process may be writing.
+
+    Nothing is written there: rocksdict writes a file into a directory whenever it opens it, and
+    would leave that empty if the disk is full. So ``view``, which does not exist yet, becomes a
+    directory with links to the files, and is what is opened.
+    """
     if not (path / _CURRENT).is_file():
         raise StateError(f"there is no state at {path}: check the path")
-    options = _options()
-    options.set_db_log_dir(str(log_directory))
-    with disk_errors(path, "read"):
-        return Rdict(str(path), options, access_type=AccessType.read_only(False))
+    with disk_errors(path, "read", view):
+        view.mkdir()
+        # The manifest first: what it refers to later is not there yet.
+        manifest = (path / _CURRENT).read_text().strip()
+        for name in (_CURRENT, manifest):
+            shutil.copyfile(path / name, view / name)
+        for file in path.iterdir():
+            if file.suffix in (".sst", ".blob", ".log"):
+                (view / file.name).symlink_to(file.absolute())
+        return Rdict(str(view), _options(), access_type=AccessType.read_only(False))
 
 
 def create_database(path: Path, root: tuple[bytes, bytes]) -> None:
@@ -141,37 +152,59 @@ def _options() -> Options:
 
 
 @contextmanager
-def disk_errors(path: Path, action: str) -> Iterator[None]:
-    """Turn errors of the disk and of RocksDB into a StateError that says "can't be <action>"."""
+def disk_errors(path: Path, action: str, view: Path | None = None) -> Iterator[None]:
+    """Turn errors of the disk and of RocksDB into a StateError that says "can't be <action>".
+
+    ``view`` is what `open_read_only` has opened for ``path``.
+    """
     try:
         yield
     except StateError:
         raise
     except Exception as error:  # rocksdict raises plain Exception
-        raise StateError(_sentence(path, action, " ".join(str(error).split()))) from error
+        reason = " ".join(str(error).split())
+        if view is not None and _is_full(reason):  # nothing is written to the state itself
+            raise no_temporary_files(view.parent, "the disk is full") from error
+        raise _error(path, action, reason.replace(str(view or path), str(path))) from error
 
 
-def checked(path: Path, get: Callable[[bytes], bytes | None]) -> Callable[[bytes], bytes | None]:
+def no_temporary_files(directory: Path, reason: str) -> UnreadableError:
+    """The error for a directory where what is needed for reading can't be written."""
+    return UnreadableError(
+        f"a state can't be read, as temporary files can't be written in {directory} ({reason}): "
+        "make room there, or name another directory in TMPDIR"
+    )
+
+
+def _is_full(reason: str) -> bool:
+    return "No space left" in reason or "File too large" in reason or "quota" in reason
+
+
+def checked(
+    path: Path, get: Callable[[bytes], bytes | None], view: Path | None = None
+) -> Callable[[bytes], bytes | None]:
     """``get``, with errors turned into StateErrors."""
 
     def read(key: bytes) -> bytes | None:
-        with disk_errors(path, "read"):
+        with disk_errors(path, "read", view):
             return get(key)
 
     return read
 
 
-def _sentence(path: Path, action: str, reason: str) -> str:
+def _error(path: Path, action: str, reason: str) -> StateError:
     if "lock file" in reason or "lock hold" in reason:
-        return f"the state at {path} is in use by another process; stop it first"
+        return UnreadableError(f"the state at {path} is in use by another process; stop it first")
     if reason.startswith("Corruption") or "No such file" in reason:
-        return (
+        return StateError(
             f"the state at {path} is damaged: {reason}; "
             "restore a copy of it, or remove it to start from scratch"
         )
-    if "No space left" in reason or "File too large" in reason or "quota" in reason:
-        return (
+    if _is_full(reason):
+        return UnreadableError(
             f"the state at {path} can't be {action}, the disk is full: {reason}; "
             "free some space there"
         )
-    return f"the state at {path} can't be {action}: {reason}; check the disk and its permissions"
+    return UnreadableError(
+        f"the state at {path} can't be {action}: {reason}; check the disk and its permissions"
+    )

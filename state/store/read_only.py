@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from anabranch.state.errors import StateError
-from anabranch.state.store.database import checked, open_read_only
+from anabranch.state.store.database import checked, no_temporary_files, open_read_only
 from anabranch.state.store.delta import Delta
 from anabranch.state.store.generations import Contents, StoreSummary
 
@@ -66,9 +68,23 @@ class ReadOnlyStore:
         return self._read_once(read)
 
     def _read_once(self, read: Callable[[Contents], T]) -> T:
-        with tempfile.TemporaryDirectory() as logs:
-            database = open_read_only(self.path, Path(logs))
+        with _temporary_directory() as directory:
+            view = directory / self.path.name
+            database = open_read_only(self.path, view)
             try:
-                return read(Contents(self.path, checked(self.path, database.get)))
+                return read(Contents(self.path, checked(self.path, database.get, view)))
             finally:
                 database.close()
+
+
+@contextmanager
+def _temporary_directory() -> Iterator[Path]:
+    """For what is written whenever a database is opened."""
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="anabranch-"))
+    except OSError as error:
+        raise no_temporary_files(Path(tempfile.gettempdir()), str(error.strerror)) from None
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

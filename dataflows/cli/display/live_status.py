@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -26,8 +27,10 @@ from anabranch.dataflows.telemetry.status import (
     read_status,
     since,
     status_table,
+    unjoined_text,
 )
 
+LOG = logging.getLogger("anabranch")
 _REFRESH_S = 0.5
 _RECENT_S = 5.0
 _SLOW_S = 1.0
@@ -86,15 +89,17 @@ class LiveStatus:
         status = read_status(self._registry)
         seconds = elapsed_s or time.monotonic() - self._started
         if structured():
+            unjoined = unjoined_text(status)
+            if unjoined is not None:
+                LOG.warning(unjoined)
             self._record("ended", status, status.events / seconds)
             return status
         live = live_only(status.latency)
         table = status_table(self._pipeline, status, status.events / seconds, live, "live messages")
         self._console.print(table)
-        for topic, unit in status.units.items():
-            self._console.print(
-                unit_advice(topic, unit), style="bold yellow", highlight=False, soft_wrap=True
-            )
+        advice = [unit_advice(topic, unit) for topic, unit in status.units.items()]
+        for line in filter(None, (*advice, unjoined_text(status))):
+            self._console.print(line, style="bold yellow", highlight=False, soft_wrap=True)
         return status
 
     def _table(self) -> Table:

@@ -28,7 +28,7 @@ from anabranch.dataflows.runtime.supervisor import StopRequest
 from anabranch.dataflows.steps.warmup import warm
 from anabranch.dataflows.telemetry.console import LiteralColumn, echo
 from anabranch.dataflows.telemetry.logs import stderr_console
-from anabranch.dataflows.telemetry.status import quality_line, read_status
+from anabranch.dataflows.telemetry.status import quality_line, read_status, unjoined_text
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
 _LINE_EVERY_S = 10.0
@@ -60,6 +60,9 @@ def run_replay(pipeline: Pipeline, settings: ReplaySettings, bus: Bus | None, na
     status = read_status(metrics.registry)
     for line in summary(settings, report, status.quality, time.monotonic() - started, name):
         echo(line)
+    unjoined = unjoined_text(status)
+    if unjoined is not None:
+        echo(unjoined)
     for topic, unit in status.units.items():
         echo(unit_advice(topic, unit))
 
@@ -84,7 +87,8 @@ def summary(
         where = settings.dead_letters or "use --dead-letters FILE to see them"
         yield f"{dead.total():,} dead letters ({reasons}): {where}"
     if dead["late"] > report.rows:
-        yield f"most events were late: sort {settings.events} by time, or raise allowed_lateness"
+        what = settings.events or "them"
+        yield f"most events were late: sort {what} by time, or raise allowed_lateness"
     if settings.state is not None:
         offsets = ", ".join(
             f"{at.topic} {at.partition} at {offset:,}"

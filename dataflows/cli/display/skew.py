@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from anabranch.dataflows.skew.distributions import Shift
 
 
-def print_rows(report: SkewReport, max_mismatch: float, json: bool) -> None:
-    """Print mismatches by feature, and whether they are within ``max_mismatch``."""
+def print_rows(
+    report: SkewReport, max_mismatch: float, json: bool, missing: str | None = None
+) -> None:
+    """Print mismatches by feature, and whether they are within ``max_mismatch``.
+
+    ``missing`` is a sentence about a history that could not be read.
+    """
     agree = report.worst_share() <= max_mismatch
     if json:
         features = [asdict(each) | {"share": each.share} for each in report.features]
@@ -48,6 +53,8 @@ def print_rows(report: SkewReport, max_mismatch: float, json: bool) -> None:
             style="red" if each.share > max_mismatch else None,
         )
     console.print(table)
+    if missing is not None:
+        console.print(missing, soft_wrap=True)
     for line in _sentences(report, max_mismatch):
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -134,6 +141,21 @@ def _sentences(report: SkewReport, max_mismatch: float) -> list[str]:
         f"{report.events:,} events and {report.served:,} served rows: "
         f"{report.compared:,} compared{reasons}"
     ]
+    if report.history is not None:
+        lines.append(
+            f"windows were warmed up with {report.history.events:,} events of "
+            f"{report.history.source}, which came before"
+        )
+    if report.incomplete:
+        names = [
+            name for name in report.incomplete if name not in {f.name for f in report.features}
+        ]
+        nothing = f"; of these features none was: {', '.join(names)}" if names else ""
+        lines.append(
+            f"{max(report.incomplete.values()):,} rows were not compared in all features, as "
+            "windows reach behind the first event that was read, and the pipeline knew earlier "
+            f"ones: give those with --warmup-from{nothing}"
+        )
     if report.unknown:
         lines.append(f"{report.unknown:,} served rows belong to no event that should be served")
     if report.missing:

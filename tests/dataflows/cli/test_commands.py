@@ -163,8 +163,8 @@ def test_a_wrong_value_in_a_variable_is_wrong_usage(name: str, call: Call) -> No
 
 NUMBERS = {
     "--batch-size", "--delay", "--duplicates", "--events", "--history", "--limit", "--malformed",
-    "--metrics-port", "--partitions", "--processes", "--rate", "--seconds", "--seed", "--shards",
-    "--speedup",
+    "--metrics-port", "--partitions", "--processes", "--rate", "--rows", "--seconds", "--seed",
+    "--shards", "--speedup",
 }  # fmt: skip
 
 MISTAKES: list[tuple[list[str], str]] = [

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from anabranch.dataflows.recovery.resume_point import CHECKSUMS
 from anabranch.state.store.lock import hold
 from tests.support.checkpoint_pipeline import Json, Kept, check_once, refused, trades, went_well
 from tests.support.commands import Call, caller
@@ -68,7 +69,7 @@ def check_resumes(kept: Kept, expected: dict[str, Any]) -> None:
 
 
 DECLARED = {
-    "event fields": ("    amount: float", "    amount: float\n    more: int = 0"),
+    "event fields": ("    amount: float", "    amount: bool"),
     "features": ('over="10m"', 'over="11m"'),
     "label": ('timeout="2h"', 'timeout="3h"'),
     "model": ("LogisticRegression()", "LogisticRegression(l2=0.1)"),
@@ -85,6 +86,20 @@ def test_another_declaration_is_refused_and_harms_nothing(kept: Kept, expected: 
     check_resumes(kept, expected)
 
 
+UNREAD = [
+    ("    amount: float", "    amount: float\n    more: int = 0"),
+    ("    amount: float", "    amount: float\n    others: list[str] | None = None"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), UNREAD)
+def test_fields_that_no_feature_uses_are_no_part_of_the_state(
+    kept: Kept, expected: Any, old: str, new: str
+) -> None:
+    kept.declare(old, new)
+    check_resumes(kept, expected)
+
+
 def test_the_state_of_another_pipeline_is_refused(kept: Kept, expected: Any) -> None:
     with changed(kept.state / "manifest.json", pipeline="clicks"):
         refused(kept.run(), "is the state of pipeline 'clicks', not of 'trades'")
@@ -93,9 +108,10 @@ def test_the_state_of_another_pipeline_is_refused(kept: Kept, expected: Any) -> 
 
 @contextmanager
 def changed(path: Path, **fields: Any) -> Iterator[None]:
-    """A JSON file with other fields, in the block."""
+    """A JSON file with other fields and without its checksum, in the block."""
     before = path.read_bytes()
-    path.write_text(json.dumps(json.loads(before) | fields))
+    plain = {name: value for name, value in json.loads(before).items() if name != "sha256"}
+    path.write_text(json.dumps(plain | fields))
     yield
     path.write_bytes(before)
 
@@ -351,6 +367,7 @@ def test_places_whose_making_was_interrupted_are_made_again(kept: Kept, expected
     with closing(sqlite3.connect(kept.directory / RECOVERY)) as store, store:
         for table in ("exs", "fronts", "commits", "snaps"):
             store.execute(f"DELETE FROM {table}")
+    (kept.state / "recovery" / CHECKSUMS).unlink()
     shutil.rmtree(kept.state / "input-0" / "db")
     (kept.state / "input-0" / ".db.new").mkdir()
     (kept.state / "input-1" / "ID").rename(kept.state / "input-1" / "ID.new")
