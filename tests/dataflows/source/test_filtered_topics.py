@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import polars as pl
 import pytest
 from river import linear_model
 
@@ -29,6 +31,7 @@ from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
+from tests.support.commands import caller
 
 T0 = 1_700_000_000_000
 
@@ -175,3 +178,34 @@ def test_tombstones_and_deletes_among_changes() -> None:
     (letter,) = [json.loads(each) for each in bus.values("shop.dead-letters")]
     assert (letter["offset"], letter["reason"]) == (4, "does not fit the type")
     assert "REPLICA IDENTITY" in letter["detail"]
+
+
+def test_files_are_the_fields_whatever_the_format(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    call = caller(tmp_path, capfd)
+    (tmp_path / "shop.py").write_text(
+        "from river import linear_model\n"
+        "from anabranch import *\n"
+        "class Purchase(Event):\n    id: str\n    ts: int\n    amount: float\n"
+        "class Refund(Label):\n    id: str\n    ts: int\n    bad: bool = True\n"
+        "pipeline = Pipeline(name='shop', event=Purchase, format=Debezium(MessagePack()),\n"
+        "    where={'type': 'purchase'}, features=[field('amount')],\n"
+        "    label=Refund.target('bad', timeout='1h', default=False),\n"
+        "    model=linear_model.LogisticRegression())\n"
+    )
+    rows, labels = tmp_path / "rows.jsonl", tmp_path / "labels.jsonl"
+    rows.write_text('{"id": "a", "ts": 1700000000000, "amount": 2.5}\n')
+    labels.write_text('{"id": "a", "ts": 1700000000001}\n')
+    checked = call("check", "shop.py", rows)
+    assert checked.code == 0, checked
+    published = call("publish", "shop.py", rows)
+    assert published.code != 0
+    assert "would be published as JSON, and the events of pipeline 'shop' are" in published.err
+    replayed = call(
+        "replay", "shop.py", "--from", rows, "--labels", labels, "--to", "features.parquet"
+    )
+    assert replayed.code == 0, replayed
+    (row,) = pl.read_parquet(tmp_path / "features.parquet").to_dicts()
+    assert row["amount"] == 2.5
+    assert True in row.values(), "the label was learned"
