@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
     BatchSize,
@@ -18,6 +19,7 @@ from anabranch.dataflows.cli.options import (
     PipelineName,
     Shards,
     opened_bus,
+    with_labels_bus,
 )
 from anabranch.state.errors import InputError
 
@@ -137,7 +139,10 @@ def replay(
     )
     needs_bus = state is not None or source is None
     needs_bus = needs_bus or not all(is_file(name) for name in (source, labels) if name)
-    with opened_bus(bus, bus_set, bus_config) if needs_bus else nullcontext() as opened:
-        if opened is not None:
+    with ExitStack() as stack:
+        opened: Bus | None = None
+        if needs_bus:
+            own = stack.enter_context(opened_bus(bus, bus_set, bus_config))
+            opened = stack.enter_context(with_labels_bus(declared, own))
             resolve_topics(declared, opened)
         run_replay(declared, settings, opened, pipeline)

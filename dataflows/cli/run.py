@@ -26,6 +26,7 @@ from anabranch.dataflows.cli.options import (
     PipelineName,
     Shards,
     opened_bus,
+    with_labels_bus,
 )
 from anabranch.dataflows.runtime.supervised_worker import (
     SINGLE_WORKER,
@@ -218,7 +219,10 @@ def run(
         )
         if not supervised:
             _check_processes(processes, addresses, shards)
-        with opened_bus(bus, bus_set, bus_config) as opened:
+        with (
+            opened_bus(bus, bus_set, bus_config) as own,
+            with_labels_bus(declared, own) as opened,
+        ):
             _check_inputs(declared, opened, pipeline)
             if supervised:
                 work_supervised(declared, opened, member, settings)

@@ -130,6 +130,7 @@ class JsonColumnDecoder:
         wanted: the names of the fields of which columns are made.
         shape: of the type.
         joined: name → the fields whose texts are joined to it.
+        as_texts: name → the integer of which it is the text.
 
     Attributes:
         has_new_fields: whether an unknown field came for the first time since `take_unknown`.
@@ -142,7 +143,9 @@ class JsonColumnDecoder:
         wanted: Sequence[str],
         shape: Shape,
         joined: Mapping[str, list[str]],
+        as_texts: Mapping[str, str],
     ) -> None:
+        self._as_texts = list(as_texts.items())
         self._joined = [(name, parts) for name, parts in joined.items() if name in wanted]
         wanted = [*wanted, *(part for _, parts in self._joined for part in parts)]
         # Values that are restricted are checked after they were read.
@@ -239,6 +242,8 @@ class JsonColumnDecoder:
             columns[name] = NumberColumn(numbers[row], is_boolean, is_nullable)
         for name, row in self._integers:
             columns[name] = NumberColumn(integers[row])
+        for name, number in self._as_texts:
+            columns[name] = _plain_texts(list(map(str, columns[number])))
         for name, parts in self._joined:
             columns[name] = _joined([list(columns.pop(part)) for part in parts])
         return integers[self._time_row], columns, (least, greatest, earliest)
@@ -371,7 +376,12 @@ def _joined(parts: list[list[str]]) -> Texts:
     everything = "".join(map("".join, rows))
     if "/" in everything or "\\" in everything:
         return texts_of(list(map(join_texts, rows)))
-    texts = texts_of(list(map("/".join, rows)))
+    return _plain_texts(list(map("/".join, rows)))
+
+
+def _plain_texts(values: list[str]) -> Texts:
+    """A column of texts that need no escape in JSON."""
+    texts = texts_of(values)
     return Texts(texts.blob, texts.spans, texts.hashes, True)
 
 
@@ -391,7 +401,8 @@ def json_column_decoder(
         return None
     shape = Shape.of(message)
     try:
-        fields = [_field(each, each.name in texts) for each in shape.fields if each.path]
+        single, also = _distinct([each for each in shape.fields if each.path], texts)
+        fields = [_field(each, each.name in texts) for each in single]
         joined = {each.name: _parts(each) for each in shape.fields if each.path is None}
         fields += [part for parts in joined.values() for part in parts]
         if time in texts or len(fields) > _MAX_FIELDS:
@@ -402,7 +413,31 @@ def json_column_decoder(
     if _count(root) > _MAX_FIELDS or root.levels() > _MAX_LEVELS:
         return None
     names = {name: [part.name for part in parts] for name, parts in joined.items()}
-    return JsonColumnDecoder(fields, time, wanted, shape, names)
+    as_texts = {name: number for name, number in also.items() if name in wanted}
+    wanted = [*wanted, *(number for number in as_texts.values() if number not in wanted)]
+    return JsonColumnDecoder(fields, time, wanted, shape, names, as_texts)
+
+
+def _distinct(
+    fields: Sequence[ShapeField], texts: Collection[str]
+) -> tuple[list[ShapeField], dict[str, str]]:
+    """The fields in places of their own; and name → another integer in its place, of its text.
+
+    Raises:
+        _Unsupported: two fields in one place differ in more than that one of them is a text.
+    """
+    by_path: dict[Path, ShapeField] = {}
+    also: dict[str, str] = {}
+    for each in sorted(fields, key=lambda each: each.name in texts):
+        assert each.path is not None
+        other = by_path.setdefault(each.path, each)
+        if other is each:
+            continue
+        same = each.annotation is other.annotation is int and each.required and other.required
+        if not same or each.cast or other.cast or each.name not in texts or other.name in texts:
+            raise _Unsupported
+        also[each.name] = other.name
+    return [each for each in fields if each.name not in also], also
 
 
 def _parts(declared: ShapeField) -> list[_Field]:

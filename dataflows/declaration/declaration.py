@@ -23,7 +23,7 @@ from anabranch.dataflows.declaration.features import (
 )
 from anabranch.dataflows.declaration.formats import JSON, Format
 from anabranch.dataflows.declaration.message_places import reads_headers
-from anabranch.dataflows.declaration.schema import Kind, Schema
+from anabranch.dataflows.declaration.schema import JOINED, Kind, Schema
 from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.inputs import Delayed, Event, Inline
 from anabranch.dataflows.messages.local_time import LocalTime
@@ -147,7 +147,8 @@ class Declaration:
     def partition_field(self) -> str | None:
         """The field by which events are partitioned; None: by no field."""
         entities = [*self.entities, *self.label_windows]
-        single = (name for name in entities if not self.schema.fields[name].is_list)
+        fields, joined = self.schema.fields, self.joined_entities
+        single = (name for name in entities if name not in joined and not fields[name].is_list)
         return self.key or next(single, None)
 
     @property
@@ -179,6 +180,12 @@ class Declaration:
             if isinstance(feature, LabelWindow):
                 entities.setdefault(feature.entity, []).append((feature, columns))
         return entities
+
+    @property
+    def joined_entities(self) -> dict[str, list[str]]:
+        """Entities that are combinations of fields: name → those fields."""
+        names = [each.entity for each in self.features if isinstance(each, KeyedFeature)]
+        return {name: name.split(JOINED) for name in names if JOINED in name}
 
     @property
     def target_kind(self) -> Kind | None:
@@ -213,6 +220,7 @@ class Declaration:
         They are ids, keys and entities, and what is hashed: 10 and ``"10"`` are the same key.
         """
         names = [self.id, self.traffic_field, *self.entities, *self.label_windows]
+        names += [part for parts in self.joined_entities.values() for part in parts]
         names += [feature.field for feature in self.features if isinstance(feature, Hashed)]
         names += [
             feature.value
@@ -245,7 +253,9 @@ class Declaration:
     @property
     def read_fields(self) -> list[str]:
         """The event's fields that are decoded besides its id and time."""
-        return list(dict.fromkeys([*self.used_fields, *self.model_fields]))
+        joined, names = self.joined_entities, [*self.used_fields, *self.model_fields]
+        names = [part for name in names for part in joined.get(name, [name])]
+        return list(dict.fromkeys(names))
 
     @property
     def number_fields(self) -> list[str]:

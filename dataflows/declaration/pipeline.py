@@ -132,6 +132,7 @@ class Pipeline(Declaration):
         self.label_where = condition_of(self.label_where, "label_where", self.name, label_format)
         check_candidates(self)
         check_features(self)
+        self.schema = self.schema.with_joined(self.joined_entities)
         check_label(self)
         if self.candidates is not None and isinstance(self.label, Delayed):
             self.label = replace(self.label, default=False)

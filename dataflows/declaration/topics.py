@@ -81,6 +81,8 @@ class Topics:
         dead_letters: where messages go that can't be used.
         control: where commands to rollouts are read.
         rollouts: where decisions about rollouts are published.
+        labels_bus: the URL of the bus with the labels, if it is another than that of the events.
+        labels_bus_config: the file of its librdkafka settings, as ``--bus-config`` takes it.
 
     >>> topics = Topics(events="prod.orders.v2").named("risk")
     >>> topics.events, topics.predictions, topics.dead_letters
@@ -97,7 +99,10 @@ class Topics:
         dead_letters: str | None = None,
         control: str | None = None,
         rollouts: str | None = None,
+        labels_bus: str | None = None,
+        labels_bus_config: str | None = None,
     ) -> None:
+        self.labels_bus, self.labels_bus_config = labels_bus, labels_bus_config
         names = (events, labels, predictions, drift, dead_letters, control, rollouts)
         pairs = zip(ROLES, names, strict=True)
         self._given: dict[str, Source] = {role: name for role, name in pairs if name is not None}
@@ -109,6 +114,7 @@ class Topics:
         """The topics of the pipeline of this name; ``has_rollouts``: with those of rollouts."""
         topics = Topics()
         topics._given, topics._found = self._given, self._found
+        topics.labels_bus, topics.labels_bus_config = self.labels_bus, self.labels_bus_config
         topics._pipeline, topics._has_rollouts = pipeline, has_rollouts
         return topics
 
@@ -195,6 +201,13 @@ class Topics:
         always = (self.predictions, self.drift, self.dead_letters)
         return (*always, self.rollouts) if self._has_rollouts else always
 
+    def is_label(self, topic: str) -> bool:
+        """Whether labels are read there, or match their pattern."""
+        labels = self._given.get("labels")
+        if isinstance(labels, TopicPattern):
+            return labels.matches(topic)
+        return topic in self.all_labels
+
     def of_role(self, role: str) -> str:
         """The name of the topic for ``role``, one of `ROLES`.
 
@@ -279,6 +292,19 @@ def check_topics(
             raise DeclarationError(
                 f"{where} names {role}={given!r}, and the pipeline has no rollouts: leave it out, "
                 "or declare challengers= or rollout="
+            )
+    if topics.labels_bus_config is not None and topics.labels_bus is None:
+        raise DeclarationError(f"{where} names labels_bus_config= without labels_bus=: give both")
+    if topics.labels_bus is not None:
+        if not isinstance(topics.labels_bus, str) or ":" not in topics.labels_bus:
+            raise DeclarationError(
+                f"labels_bus={topics.labels_bus!r} in {where} must be the URL of a bus: "
+                "sqlite:PATH or kafka://HOST:PORT,…"
+            )
+        if not has_labels:
+            raise DeclarationError(
+                f"{where} names a bus for labels, and none of this pipeline arrive on a topic of "
+                "their own: leave out labels_bus="
             )
     used = [
         (role, name)

@@ -15,6 +15,7 @@ token.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -75,6 +76,7 @@ from anabranch.state.store.atomic_files import atomic_write, sync_directory
 from anabranch.state.store.delta import Delta, decode
 from anabranch.state.store.lock import hold, join
 
+_log = logging.getLogger("anabranch.state")
 _RECOVERY = "recovery"
 # What an interrupted creation leaves behind, or what is there for other reasons.
 _IGNORABLE = {"LOCK", "WORKERS", f"{NAME}.new", _RECOVERY, DIRECTORY, "lost+found"}
@@ -194,7 +196,10 @@ class StateDirectory:
         traceback: TracebackType | None,
     ) -> None:
         if kind is None and self._prepared_here:  # no engine is running any more
-            write_checksums(self.path / _RECOVERY)
+            try:
+                write_checksums(self.path / _RECOVERY)
+            except StateError as error:  # they are not needed
+                _log.info("%s", error)
         self.close()
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import RawRows
+from anabranch.dataflows.batch.columns import joined_column
 from anabranch.dataflows.batch.dead_letters import Fault
 from anabranch.dataflows.batch.placed_fields import PlacedFields
 from anabranch.dataflows.bus import Bus, TopicPartition, UnreachableError
@@ -29,6 +30,7 @@ from anabranch.dataflows.codec.protocol import Filtered
 from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.message_places import reads_headers
 from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.declaration.schema import JOINED
 from anabranch.dataflows.declaration.shape import Shape, with_field_type
 from anabranch.dataflows.files.file_rows import FileTable
 from anabranch.dataflows.files.file_topic import FileTopic
@@ -287,7 +289,14 @@ class _Reader:
             TIME: times,
         }
         for name, (source, is_text) in kind.columns.items():
-            columns[name] = _column([getattr(message, source) for message in messages], is_text)
+            if JOINED in source:
+                parts = [
+                    _column(_values(messages, part), True).to_list()
+                    for part in source.split(JOINED)
+                ]
+                columns[name] = pl.Series(joined_column(parts), dtype=pl.String)
+            else:
+                columns[name] = _column(_values(messages, source), is_text)
         return pl.DataFrame(columns).filter(pl.Series(valid))
 
     def _decoded(self, values: Sequence[bytes]) -> tuple[list[Any], I64]:
@@ -323,6 +332,10 @@ class _Reader:
                 value = getattr(message, name)
                 valid[row] &= value is None or abs(_as_float(value)) <= MAX_NUMBER
         return valid
+
+
+def _values(messages: list[Any], field: str) -> list[Any]:
+    return [getattr(message, field) for message in messages]
 
 
 def _column(values: list[Any], is_text: bool) -> pl.Series:

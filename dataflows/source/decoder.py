@@ -25,7 +25,7 @@ from anabranch.dataflows.batch.batch import (
     RawRows,
     keep_rows,
 )
-from anabranch.dataflows.batch.columns import ColumnReader, column_reader
+from anabranch.dataflows.batch.columns import ColumnReader, column_reader, joined_column
 from anabranch.dataflows.batch.dead_letters import Fault, dead_letter
 from anabranch.dataflows.batch.placed_fields import PlacedFields
 from anabranch.dataflows.batch.row_ids import row_id
@@ -254,7 +254,7 @@ class BatchDecoder:
             self._file_events = StructDecoder(json, pipeline.event, pipeline.time, self._unknown)
         self._control_codec = codec_of(pipeline, topics.control)
         self._decode_control = self._control_codec.decoder(Control)
-        self._id = pipeline.id
+        self._id, self._event = pipeline.id, pipeline.event
         self._read_time = column_reader([pipeline.time])
         self._target = label.field if isinstance(label, Inline) else None
         self._names = [
@@ -264,6 +264,7 @@ class BatchDecoder:
         ]
         self._read = column_reader(self._names)
         texts = pipeline.text_fields
+        self._joined = list(pipeline.joined_entities.items())
         self._placed = self._events.placed
         self._is_time_placed = pipeline.time in self._placed.names
         self._in_payload = [name for name in self._names if name not in self._placed.names]
@@ -453,6 +454,7 @@ class BatchDecoder:
         """
         if not len(values) or not all(name in values.columns for name in self._names):
             return None
+        self._count_unknown_columns(values)
         rows, times, dead_letters = raw.events, values.times, []
         latest = np.minimum(rows.times, int(self._now() * 1000)) + self._max_skew_ms
         valid, order = values.valid & (times <= latest), raw.order
@@ -474,6 +476,14 @@ class BatchDecoder:
             raw, rows, times, span, columns, self._label_rows(labels), order, dead_letters
         )
 
+    def _count_unknown_columns(self, values: TypedRows) -> None:
+        """Count the columns of a table that the type does not declare, once for each row."""
+        known = Shape.of(self._event).tree
+        unknown = [name for name in values.frame.columns if name not in known]
+        if unknown:
+            examples = {name: values.frame[name][0] for name in unknown}
+            self._unknown.add(Counter(dict.fromkeys(unknown, len(values))), examples)
+
     def _decode_events(self, rows: RawRows) -> _Decoded:
         decoder = self._event_decoder(rows)
         return self._decode_rows(decoder, rows, self._read_time, self._check_numbers)
@@ -492,6 +502,8 @@ class BatchDecoder:
         order: I64,
         dead_letters: list[DeadLetter],
     ) -> Batch:
+        for name, parts in self._joined:
+            columns[name] = joined_column([columns[part] for part in parts])
         features = np.zeros((len(times), self._width))
         clock = times if self._local_time is None else self._local_time.wall_ms(times)
         for feature, place in self._row_features:

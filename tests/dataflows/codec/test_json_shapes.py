@@ -55,9 +55,11 @@ class Order(Event, kw_only=True):
     level: Level = path("after.level", default=Level.HIGH)
     kind: Literal["a", "b"] = path("kind", default="a")
     ignored: str | None = None
+    store: int = path("after.store")
+    store_number: int = path("$.after.store")
 
 
-TEXTS = {"id", "customer", "shop", "open"}
+TEXTS = {"id", "customer", "shop", "open", "store"}
 WANTED = [each.name for each in Shape.of(Order).fields if each.name not in ("ts", "ignored")]
 DECODE = JsonCodec().decoder(Order)
 MESSAGE: dict[str, Any] = {
@@ -69,6 +71,7 @@ MESSAGE: dict[str, Any] = {
         "customer": {"name": "n", "id": "00000000-0000-0000-0000-00000000000a"},
         "open": False,
         "paid": "1",
+        "store": 12,
         "level": 1,
     },
     "shop": "s",
@@ -200,6 +203,8 @@ def test_messages_of_the_common_form_are_accepted(value: bytes) -> None:
         changed(after={"paid": 2}),
         changed(after={"paid": None}),
         changed(after={"level": 3}),
+        changed(after={"store": "1"}),
+        changed(after={"store": ...}),
         changed(after={"customer": {"id": "x"}}),
         changed(total={"amount": "12,50"}),
         changed(total={"amount": "NaN"}),
