@@ -24,6 +24,7 @@ from anabranch import (
     Prediction,
     Topics,
     field,
+    inline,
     read_outputs,
     window,
 )
@@ -41,6 +42,10 @@ class Purchase(Event):
     ts: int
     user: str
     amount: float
+
+
+class Inlined(Purchase):
+    big: bool
 
 
 class Refund(Label):
@@ -126,6 +131,15 @@ def test_a_shared_topic_needs_conditions() -> None:
         pipeline(where=None)
     with pytest.raises(DeclarationError, match="tell them apart"):
         pipeline(label_where=None)
+
+
+def test_what_is_said_of_labels_needs_labels() -> None:
+    for option in ({"label_where": {"type": "refund"}}, {"label_format": Json()}):
+        with pytest.raises(DeclarationError, match="of labels on a topic of their own"):
+            pipeline(
+                label=inline("big"), event=Inlined, topics=Topics(events="a"),
+                **({"label_where": None} | option),
+            )
 
 
 def test_filters_leave_the_fast_path_to_what_they_choose(monkeypatch: pytest.MonkeyPatch) -> None:
