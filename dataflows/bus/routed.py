@@ -72,6 +72,9 @@ class RoutedBus:
     def limits(self, topic: str) -> TopicLimits:
         return self._of(topic).limits(topic)
 
+    def set_retention(self, topic: str, kept_ms: int | None) -> None:
+        self._of(topic).set_retention(topic, kept_ms)
+
     def publisher(self, stop: threading.Event | None = None) -> RoutedPublisher:
         return RoutedPublisher(
             lambda: self._bus.publisher(stop), lambda: self._other.publisher(stop), self._is_other

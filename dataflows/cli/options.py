@@ -261,22 +261,18 @@ def read_settings(path: Path) -> dict[str, str]:
 def create_topics(bus: Bus, names: Sequence[str], partitions: int | None) -> list[str]:
     """Create the missing topics among ``names``, all with one partition count; return their names.
 
+    Without ``partitions`` they get as many as the existing one with most.
+
     Raises:
-        InputError: existing ones have different counts, or another count than ``partitions``.
+        InputError: an existing one has another count than ``partitions``.
     """
     existing = bus.topics()
     counts = {name: existing[name] for name in names if name in existing}
-    if partitions is None and len(set(counts.values())) > 1:
-        listed = ", ".join(f"{name} has {count}" for name, count in counts.items())
-        raise InputError(
-            "these topics need equal partition counts (an event and its label are in partitions "
-            f"of the same number): {listed}; delete one of them, or use another bus"
-        )
-    wanted = partitions or next(iter(counts.values()), 1)
+    wanted = partitions or max(counts.values(), default=1)
     for name, count in counts.items():
-        if count != wanted:
+        if partitions is not None and count != wanted:
             raise InputError(
                 f"topic {name} has {count} partitions, not {wanted}: leave out --partitions, or "
                 f"pass --partitions {count}"
             )
-    return bus.create_topics(dict.fromkeys(names, wanted))
+    return bus.create_topics({name: wanted for name in names if name not in counts})

@@ -41,18 +41,15 @@ History = FileTopic | BusTopic | EmptyTopic
 
 
 class HistoryBus:
-    """A read-only `Bus` whose topics are ``histories``, each with ``partitions`` partitions.
+    """A read-only `Bus` whose topics are ``histories``.
 
     ``live`` is the bus on which a run continues: the ids of topics are those there.
     """
 
     url = "history"
 
-    def __init__(
-        self, histories: Sequence[History], partitions: int, live: Bus | None = None
-    ) -> None:
+    def __init__(self, histories: Sequence[History], live: Bus | None = None) -> None:
         self._histories = {history.name: history for history in histories}
-        self._partitions = partitions
         self._live = live
 
     def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
@@ -63,7 +60,7 @@ class HistoryBus:
         raise BusError("a replay has no output topics: this is a bug in anabranch")
 
     def topics(self) -> dict[str, int]:
-        return dict.fromkeys(self._histories, self._partitions)
+        return {name: len(history.ends) for name, history in self._histories.items()}
 
     def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
         return {} if self._live is None else self._live.topic_ids(topics)

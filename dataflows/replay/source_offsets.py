@@ -78,19 +78,24 @@ def open_source(
         InputError: a file can't be used, or it is unknown where a run would continue.
         BusError: a topic is missing, or the bus does not respond.
     """
-    fixed = partition_count(pipeline, bus) if resumable and bus is not None else None
     topics = pipeline.topics
+    fixed: dict[str, int] = {}
+    if resumable and bus is not None:
+        partition_count(pipeline, bus)  # raises if an input is missing
+        fixed = bus.topics()
     own = events is None or events == topics.events
     sources: Mapping[str, str | None] = (
         {each: each for each in topics.all_events} if events is None else {topics.events: events}
     )
-    histories = [_open(pipeline, name, each, bus, fixed, check) for name, each in sources.items()]
+    histories = [
+        _open(pipeline, name, each, bus, fixed.get(name), check) for name, each in sources.items()
+    ]
     if pipeline.has_label_topic:
         sources = {topics.labels: labels}
         if labels is None and own:
             sources = {each: each for each in topics.all_labels}
         histories += [
-            _open(pipeline, name, each, bus, fixed, check, is_label=True)
+            _open(pipeline, name, each, bus, fixed.get(name), check, is_label=True)
             for name, each in sources.items()
         ]
     elif labels is not None:
@@ -99,7 +104,8 @@ def open_source(
         )
     control = _open_control(pipeline, own, bus) if pipeline.has_rollouts else None
     topics_read = histories if control is None else [*histories, control]
-    partitions = _common_partition_count(topics_read)
+    if isinstance(control, EmptyTopic):
+        control.widen(max(len(history.ends) for history in histories))
     start_offsets = {}
     if resumable:
         assert bus is not None
@@ -109,9 +115,8 @@ def open_source(
     elif continue_at is not None:
         raise InputError("--continue-at needs --state, which writes a state to continue from")
     total = sum(count for history in topics_read for count in history.counts)
-    return ReplaySource(
-        HistoryBus(topics_read, partitions, bus if resumable else None), total, start_offsets
-    )
+    history_bus = HistoryBus(topics_read, bus if resumable else None)
+    return ReplaySource(history_bus, total, start_offsets)
 
 
 def _open(
@@ -158,22 +163,6 @@ def _control_offsets(
     else:
         offsets = bus.end_offsets(control.name)
     return {TopicPartition(control.name, number): at for number, at in enumerate(offsets)}
-
-
-def _common_partition_count(histories: list[History]) -> int:
-    """The partition count of the topics, to which files and empty topics are adapted."""
-    fixed = {len(each.ends) for each in histories if isinstance(each, BusTopic)}
-    most = max(len(history.ends) for history in histories)
-    if len(fixed) > 1 or (fixed and most > min(fixed)):
-        listed = ", ".join(f"{each.name} has {len(each.ends)}" for each in histories)
-        raise InputError(
-            "events and labels need equal partition counts (an event and its label are in "
-            f"partitions of the same number): {listed}"
-        )
-    for history in histories:
-        if not isinstance(history, BusTopic):
-            history.widen(most)
-    return most
 
 
 def _start_offsets(

@@ -1,8 +1,9 @@
 """The source operator: reads, decodes and filters the input topics, one batch at a time.
 
 The engine's partitions are those of the bus: partition 3 of the engine stands for partition 3 of
-every input topic, and its state is their offsets. All partitions that the engine assigns to a
-worker share one reader, which merges them in event time (`dataflows.source.event_time_merge`).
+every input topic that has one, and its state is their offsets. All partitions that the engine
+assigns to a worker share one reader, which merges them in event time
+(`dataflows.source.event_time_merge`).
 
 An epoch must end at the same row for all partitions of a worker. So once one of them has been
 snapshotted, nothing is read until all of them have.
@@ -49,7 +50,7 @@ from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.event_time_merge import MergedReader
 from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
-from anabranch.state.errors import AnabranchError
+from anabranch.state.errors import AnabranchError, StateError
 from anabranch.state.store.delta import Delta
 
 if TYPE_CHECKING:
@@ -104,8 +105,9 @@ class SourceOptions:
 class BusSource(FixedPartitionedSource[Keyed, StepState]):
     """All input topics of a pipeline as one stream of batches, merged in event time.
 
-    ``router`` makes the keyed items of a batch that the next step works on. ``partitions`` of each
-    topic are read; more that are added while it runs are reported.
+    ``router`` makes the keyed items of a batch that the next step works on. The first
+    ``partitions`` of each topic are read, as many as it has; more that are added while it runs are
+    reported.
     """
 
     def __init__(
@@ -147,9 +149,10 @@ class _WorkerReader:
         partitions: int,
         state: StateDirectory | None,
     ) -> None:
-        self._partitions = partitions
         self._unread: dict[str, int] = {}  # topic → partitions added since the start
         self.inputs = pipeline.inputs
+        topics = bus.topics()
+        self._counts = {topic: min(topics[topic], partitions) for topic in self.inputs}
         self._control = pipeline.topics.control
         self._state = state
         self.needs_bootstrap = state is not None and state.manifest.by_shard
@@ -209,11 +212,13 @@ class _WorkerReader:
 
         Returns the state partition with the ids seen on it; None without state.
         """
+        own = self._topics_with(part.number)
         offsets = {} if resume is None else resume.offsets
         latest = {} if resume is None else resume.latest
         if resume is not None and (gone := self._recreated(resume)):
             offsets = {topic: offset for topic, offset in offsets.items() if topic not in gone}
             latest = {topic: ms for topic, ms in latest.items() if topic not in gone}
+        self._check_that_none_is_lost(part.number, offsets)
         added = self._state is not None and part.number >= self._state.manifest.first_partitions
         start = "earliest" if resume is not None or added else self.options.start_offset
         given = {} if resume is not None or added else self.options.start_offsets
@@ -223,7 +228,7 @@ class _WorkerReader:
             TopicPartition(topic, part.number): offsets[topic]
             if topic in offsets
             else self._start_offset(topic, part.number, start)
-            for topic in self.inputs
+            for topic in own
         }
         at |= {place: given[place] for place in at if place in given}
         self._former_inputs[part.number] = {
@@ -251,6 +256,20 @@ class _WorkerReader:
             self._ends = {**(self._ends or {}), **ends_now(self._bus, at)}
         return place
 
+    def _topics_with(self, number: int) -> list[str]:
+        """The input topics that have a partition of this number."""
+        return [topic for topic in self.inputs if number < self._counts[topic]]
+
+    def _check_that_none_is_lost(self, number: int, offsets: Mapping[str, int]) -> None:
+        for topic in offsets:
+            count = self._counts.get(topic, number + 1)
+            if number >= count and self._state is not None:
+                raise StateError(
+                    f"topic {topic} has {count} partitions, and {self._state.path} says how far "
+                    f"partition {number} of it was read: topics never lose partitions, so this is "
+                    "another one; start from scratch with another --state"
+                )
+
     def _recreated(self, resume: PartitionState) -> list[str]:
         """Inputs that were deleted and created again since: the offsets are not of these.
 
@@ -267,7 +286,7 @@ class _WorkerReader:
 
     def _note_missing_beginning(self, number: int) -> None:
         """Of a partition that is to be read from its start: remember what is gone already."""
-        for topic in self.inputs:
+        for topic in self._topics_with(number):
             first = self._start_offset(topic, number, "earliest")
             if first > 0 and TopicPartition(topic, number) not in self.options.recorded_offsets:
                 self._missing.setdefault(topic, {})[number] = first
@@ -306,7 +325,8 @@ class _WorkerReader:
     def _report_added_partitions(self) -> None:
         """Once for each topic that grows: its new partitions are read from the next start on."""
         for topic, count in self.reader.partition_counts().items():
-            unread = max(count - self._partitions, 0)
+            before = self._counts.get(topic, count)
+            unread = max(count - before, 0)
             if unread == self._unread.get(topic, 0):
                 continue
             self._unread[topic] = unread
@@ -316,12 +336,13 @@ class _WorkerReader:
                     "topic %s has %d partitions now, and had %d when this run started: the new "
                     "ones are not read yet; stop the run and start it again to read them from "
                     "their first message on",
-                    *(topic, count, self._partitions),
+                    *(topic, count, before),
                 )
 
     def state_of(self, part: _SourcePartition, token: Token | None) -> PartitionState:
         """What a partition needs to resume from here."""
-        own = {topic: TopicPartition(topic, part.number) for topic in self.inputs}
+        topics = self._topics_with(part.number)
+        own = {topic: TopicPartition(topic, part.number) for topic in topics}
         positions = {**self.reader.positions, **self.options.recorded_offsets}
         latest = self.reader.latest
         offsets = {topic: positions[at] for topic, at in own.items()}

@@ -90,7 +90,7 @@ def build_graph(
     """The dataflow of ``pipeline`` on ``bus``.
 
     Raises:
-        BusError: an input topic is missing, or partition counts differ.
+        BusError: an input topic is missing.
     """
     metrics, state = options.metrics, options.state
     router = Router(pipeline, options.shards, options.workers)
