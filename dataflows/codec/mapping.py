@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from anabranch.dataflows.codec.protocol import Message
-from anabranch.dataflows.declaration.shape import Shape, ShapeField, members_of
+from anabranch.dataflows.declaration.shape import Shape, members_of
 from anabranch.dataflows.messages.inputs import Event, Label
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -57,31 +57,28 @@ def struct_maker(
 
         return convert
     shape = Shape.of(message)
-    plain = [field for field in shape.fields if field.path is not None]
+    places = [
+        (each.path.steps[:-1], each.path.steps[-1], each.annotation, each.path.location)
+        for each in shape.fields
+        if each.path is not None
+    ]
 
     def make(decoded: dict[str, Any]) -> Message:
         if isinstance(decoded, dict):
-            for field in plain:
-                _make_native(decoded, field, unit_ms)
+            for above, last, annotation, location in places:
+                holder: Any = decoded
+                try:
+                    for step in above:
+                        holder = holder[step]
+                    value = holder[last]
+                except (LookupError, TypeError):
+                    continue
+                if isinstance(value, _SPECIAL):
+                    holder[last] = native(value, annotation, unit_ms, location)
         made: Message = shape.from_mapping(decoded)
         return made
 
     return make
-
-
-def _make_native(decoded: dict[str, Any], field: ShapeField, unit_ms: float) -> None:
-    """Replace the field's value in a decoded message by one that JSON could have."""
-    assert field.path is not None
-    *above, last = field.path.steps
-    holder: Any = decoded
-    try:
-        for step in above:
-            holder = holder[step]
-        value = holder[last]
-    except (LookupError, TypeError):
-        return
-    if isinstance(value, _SPECIAL):
-        holder[last] = native(value, field.annotation, unit_ms, field.path.location)
 
 
 def native(value: Any, annotation: Any, unit_ms: float, location: str) -> Any:

@@ -137,7 +137,9 @@ def test_what_is_said_of_labels_needs_labels() -> None:
     for option in ({"label_where": {"type": "refund"}}, {"label_format": Json()}):
         with pytest.raises(DeclarationError, match="of labels on a topic of their own"):
             pipeline(
-                label=inline("big"), event=Inlined, topics=Topics(events="a"),
+                label=inline("big"),
+                event=Inlined,
+                topics=Topics(events="a"),
                 **({"label_where": None} | option),
             )
 
