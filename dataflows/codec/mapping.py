@@ -18,7 +18,6 @@ import msgspec
 
 from anabranch.dataflows.codec.protocol import Message
 from anabranch.dataflows.declaration.shape import Shape, members_of
-from anabranch.dataflows.messages.inputs import Event, Label
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _SPECIAL = (
@@ -30,7 +29,6 @@ _SPECIAL = (
     uuid.UUID,
     list,
 )
-_MILLISECOND = datetime.timedelta(milliseconds=1)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 
 Places = Mapping[str, Any]
@@ -42,20 +40,10 @@ def struct_maker(
 ) -> Callable[[dict[str, Any]], Message]:
     """A function that makes ``message`` of a decoded dict; raises `msgspec.ValidationError`.
 
-    Paths and casts of an event or a label are followed. ``unit_ms`` is the pipeline's time unit,
-    in milliseconds.
+    Paths and casts are followed. ``unit_ms`` is the pipeline's time unit, in milliseconds.
     """
     if not issubclass(message, msgspec.Struct):
         return lambda decoded: decoded  # type: ignore[return-value]
-    if not issubclass(message, Event | Label):
-
-        def convert(decoded: dict[str, Any]) -> Message:
-            if isinstance(at := decoded.get("ts"), datetime.datetime):
-                decoded["ts"] = (at - _EPOCH) // _MILLISECOND
-            made: Message = msgspec.convert(decoded, message)
-            return made
-
-        return convert
     shape = Shape.of(message)
     places = [
         (each.path.steps[:-1], each.path.steps[-1], each.annotation, each.path.location)

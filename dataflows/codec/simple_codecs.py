@@ -258,7 +258,5 @@ class _PrefixedColumns:
 
 
 def _shape_of(message: type[Any]) -> Shape | None:
-    """The shape of an event or label type; None of any other."""
-    from anabranch.dataflows.messages.inputs import Event, Label
-
-    return Shape.of(message) if issubclass(message, Event | Label) else None
+    """The shape of a struct type; None of any other."""
+    return Shape.of(message) if issubclass(message, msgspec.Struct) else None

@@ -344,7 +344,8 @@ class BatchDecoder:
             rows, selected = self._selected(rows, self._select)
         decoded = self._decode_columns(rows)
         if decoded is not None:
-            self._count_filtered(raw, labels, _others(selected, raw))
+            if selected is not None or labels.filtered:
+                self._count_filtered(raw, labels, _others(selected, raw))
             order = raw.order
             if labels.kept is not None or selected is not None:
                 of_events = _mask(selected, len(raw.events))

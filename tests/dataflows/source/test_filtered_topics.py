@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import polars as pl
 import pytest
-from river import linear_model
+from river import anomaly, linear_model
 
 from anabranch import (
+    Cast,
     Debezium,
     DeclarationError,
     Event,
@@ -25,9 +27,12 @@ from anabranch import (
     Topics,
     field,
     inline,
+    path,
     read_outputs,
     window,
 )
+from anabranch.dataflows.check.report import check
+from anabranch.dataflows.check.sample import Sample
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.source.decoder import BatchDecoder
@@ -131,6 +136,31 @@ def test_a_shared_topic_needs_conditions() -> None:
         pipeline(where=None)
     with pytest.raises(DeclarationError, match="tell them apart"):
         pipeline(label_where=None)
+
+
+def test_check_reads_the_rows_and_what_is_beside_them() -> None:
+    class Change(Event):
+        id: str = path("row.id")
+        ts: int
+        amount: Cast[float]
+        op: str = path("$.op")
+
+    declared = pipeline(
+        event=Change, format=Debezium(), where={"$.op": "c"}, label_where=None, label=None,
+        topics=Topics(events="shop.all"), model=anomaly.HalfSpaceTrees(),
+        features=[field("amount")],
+    )  # fmt: skip
+    values = [
+        json.dumps({"op": op, "after": {"row": {"id": str(i)}, "ts": T0, "amount": "2.5"}}).encode()
+        for i, op in enumerate("ccu")
+    ]
+    places = np.arange(3)
+    sample = Sample("shop.all", False, values, places + T0, places * 0, places, 3)
+    found = check(declared, sample, None)
+    assert found.ok
+    assert [(each.name, each.present, each.misfits) for each in found.events.fields.fields] == [
+        ("row.id", 2, []), ("ts", 2, []), ("amount", 2, []), ("op", 2, []),
+    ]  # fmt: skip
 
 
 def test_what_is_said_of_labels_needs_labels() -> None:
