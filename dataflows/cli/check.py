@@ -88,12 +88,12 @@ def check(
             )
         names = [events, *([labels] if labels else [])]
         with bus_of(names, bus, bus_set, bus_config) as opened:
-            of_events = _sample(declared, "events", events, opened, rows)
+            of_events = sample_of(declared, "events", events, opened, rows)
             of_labels = None
             if labels is not None:
-                of_labels = _sample(declared, "labels", labels, opened, rows)
+                of_labels = sample_of(declared, "labels", labels, opened, rows)
             elif _has_labels(declared, events, opened):
-                of_labels = _sample(declared, "labels", declared.topics.labels, opened, rows)
+                of_labels = sample_of(declared, "labels", declared.topics.labels, opened, rows)
         report = checked(declared, of_events, of_labels)
         print_report(report, json)
     if not report.ok:
@@ -108,7 +108,8 @@ def _has_labels(pipeline: Pipeline, events: str, bus: Bus | None) -> bool:
     return topic in bus.topics() and sum(bus.end_offsets(topic)) > sum(bus.start_offsets(topic))
 
 
-def _sample(pipeline: Pipeline, kind: Kind, name: str, bus: Bus | None, rows: int) -> Sample:
+def sample_of(pipeline: Pipeline, kind: Kind, name: str, bus: Bus | None, rows: int) -> Sample:
+    """A sample of the file or topic called ``name``, as the pipeline would read it."""
     from anabranch.dataflows.check.sample import sample_of_file, sample_of_topic
     from anabranch.dataflows.files.declared_fields import event_fields, label_fields
     from anabranch.dataflows.skew.sources import file_of
