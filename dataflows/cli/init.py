@@ -97,7 +97,7 @@ def init(
     from anabranch.dataflows.first_declaration.declare import declare
 
     sources = [source, *([labels] if labels else [])]
-    with bus_of(sources, bus, bus_set, bus_config) as opened:
+    with bus_of(sources, bus, bus_set, bus_config, None) as opened:
         named = _pipeline_name(source, name)
         path = None if to == _STDOUT else _target(to, named)
         events = _fields(source, opened, rows, registry)

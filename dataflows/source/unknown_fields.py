@@ -38,14 +38,10 @@ class UnknownFields:
         self._lines = 0
 
     def add(self, counts: Counter[str], examples: Mapping[str, Any]) -> None:
-        """Count fields, by their paths; ``examples`` has a value of each that is new.
-
-        Both are cleared.
-        """
+        """Count fields, by their paths; ``examples`` has a value of each that is new."""
         if not self._told.issuperset(counts):
             self._tell([name for name in counts if name not in self._told], examples)
         self._on_count(self._topic, counts)
-        counts.clear()
 
     def _tell(self, names: list[str], examples: Mapping[str, Any]) -> None:
         if self._lines >= _LINES or len(self._told) > _NAMES:
