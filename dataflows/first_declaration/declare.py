@@ -32,12 +32,12 @@ def declare(name: str, events: Fields, labels: Fields | None) -> tuple[Written, 
     Raises:
         InputError: the messages have no time, or the labels nothing to join or to learn.
     """
-    fields = sampled_fields(events.messages, events.typed)
+    fields = sampled_fields(events.messages, events.typed, events.nullable)
     beside = sampled_fields(events.top)
     if labels is None:
         roles = event_roles(fields, beside, events.source)
         return write_declaration(name, events, fields, roles, None), roles
-    own = sampled_fields(labels.messages, labels.typed)
+    own = sampled_fields(labels.messages, labels.typed, labels.nullable)
     event_id, label_id = _join(fields, own, events, labels)
     roles = event_roles(fields, beside, events.source, inline=False, id=event_id)
     joined = _labels(labels, own, label_id, roles)

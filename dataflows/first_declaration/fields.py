@@ -7,7 +7,7 @@ import decimal
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -75,7 +75,12 @@ class SampledField:
     @property
     def always(self) -> bool:
         """Whether every message has it, and none as null."""
-        return len(self.values) == self.total and not self.optional
+        return len(self.values) == self.total
+
+    @property
+    def present(self) -> bool:
+        """Whether it can be relied on: every message has it, and its schema does not allow null."""
+        return self.always and not self.optional
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -181,11 +186,15 @@ class SampledField:
         return [parse_time_ms(value, scale) for value in self.values]
 
 
-def sampled_fields(messages: Sequence[dict[str, Any]], typed: bool = False) -> list[SampledField]:
+def sampled_fields(
+    messages: Sequence[dict[str, Any]],
+    typed: bool = False,
+    nullable: Collection[tuple[Step, ...]] = (),
+) -> list[SampledField]:
     """The fields of messages, in the order in which they come first.
 
     Objects are looked into, lists are not. A field that can't be declared is left out, and so are
-    those beyond `MOST_FIELDS`.
+    those beyond `MOST_FIELDS`. ``nullable`` are the paths that may be null by their schema.
     """
     found: dict[tuple[Step, ...], SampledField] = {}
     for row, message in enumerate(messages):
@@ -194,7 +203,9 @@ def sampled_fields(messages: Sequence[dict[str, Any]], typed: bool = False) -> l
             if each is None:
                 if len(found) >= MOST_FIELDS or not _declarable(steps):
                     continue
-                each = found[steps] = SampledField(steps, len(messages), typed=typed)
+                each = found[steps] = SampledField(
+                    steps, len(messages), optional=steps in nullable, typed=typed
+                )
             if value is None or (isinstance(value, float) and math.isnan(value)):
                 each.nulls += 1
             else:
@@ -215,6 +226,8 @@ def _leaves(value: dict[str, Any], above: tuple[Step, ...]) -> Iterator[tuple[An
 
 
 def _declarable(steps: tuple[Step, ...]) -> bool:
+    if any('"' in step or "\\" in step for step in steps if isinstance(step, str)):
+        return False  # msgspec has no such names
     try:
         return Path.parse(str(Path(steps))).steps == steps
     except DeclarationError:

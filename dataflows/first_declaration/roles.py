@@ -140,7 +140,7 @@ def event_roles(
     rest = [each for each in fields if each is not time.field and not each.is_constant]
     label = find_target([each for each in rest if each is not id]) if inline else None
     if label is None and inline:  # of a rare class, the sample may have none
-        named = [each for each in fields if each.is_constant and _is_label(each)]
+        named = [each for each in fields if each.is_constant and is_label_name(each)]
         label = find_target(named)
     rest = [each for each in rest if label is None or each is not label.field]
     name = find_id(rest) if id is None else id
@@ -272,13 +272,13 @@ def _add_text(roles: Roles, each: SampledField) -> None:
         return
     if 2 <= distinct <= MOST_CATEGORIES:
         roles.categories.append(each)
-    elif each.always:
+    elif each.present:
         roles.hashed.append(each)
 
 
 def find_target(fields: Collection[SampledField]) -> Target | None:
     """The field that looks most like a label; None if none does."""
-    named = [each for each in fields if each.always and _is_label(each)]
+    named = [each for each in fields if each.always and is_label_name(each)]
     for each in named:
         task = _task(each)
         if task is not None:
@@ -301,7 +301,8 @@ def only_target(fields: Sequence[SampledField]) -> Target | None:
     return None
 
 
-def _is_label(each: SampledField) -> bool:
+def is_label_name(each: SampledField) -> bool:
+    """Whether its name is that of an outcome."""
     return _LABELS.fullmatch("".join(words_of(each.name))) is not None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,9 +14,12 @@ import msgspec
 from anabranch.dataflows.bus import Bus, UnreachableError
 from anabranch.dataflows.check.sample import sample_of_topic
 from anabranch.dataflows.codec import make_codec
+from anabranch.dataflows.codec.avro_codec import AvroCodec
 from anabranch.dataflows.codec.foreign_formats import foreign_format
 from anabranch.dataflows.codec.protocol import Codec
+from anabranch.dataflows.codec.schema_registry import open_registry, split_prefix
 from anabranch.dataflows.declaration.formats import Avro, Json, JsonSchema
+from anabranch.dataflows.declaration.shape import Step
 from anabranch.producers.files.csv_files import csv_frames
 from anabranch.producers.files.encodings import check_encoding
 from anabranch.producers.files.fields import FileFields
@@ -42,6 +45,7 @@ class Fields:
         unreadable: how many messages could not be decoded.
         typed: whether values are converted to the declared type as they are read: a CSV's.
         skipped: how many changes of rows are left out by the format.
+        nullable: the paths that may be null, by the schema that the messages were written with.
     """
 
     source: str
@@ -53,6 +57,7 @@ class Fields:
     unreadable: int = 0
     typed: bool = False
     skipped: int = 0
+    nullable: frozenset[tuple[Step, ...]] = frozenset()
 
 
 def fields_of_file(path: Path, rows: int) -> Fields:
@@ -106,9 +111,26 @@ def fields_of_topic(bus: Bus, topic: str, rows: int, registry: str | None) -> Fi
     if not messages:
         hint = "" if registry else "; give --registry URL if there is a schema registry"
         raise InputError(f"none of the messages of topic {topic!r} can be read: {why}{hint}")
-    return _opened(
-        Fields(topic, False, messages, declared, imports, unreadable=unreadable), inner=declared
-    )
+    fields = Fields(topic, False, messages, declared, imports, unreadable=unreadable)
+    if isinstance(codec, AvroCodec) and registry is not None:
+        fields.nullable = _nullable(registry, next(value for value in values if value))
+    return _opened(fields, inner=declared)
+
+
+def _nullable(registry: str, value: bytes) -> frozenset[tuple[Step, ...]]:
+    """The paths that may be null by the registered schema of a message."""
+    text = open_registry(registry).schema(split_prefix(value)[0]).text
+    return frozenset(_nullable_in(msgspec.json.decode(text), ()))
+
+
+def _nullable_in(schema: Any, above: tuple[Step, ...]) -> Iterator[tuple[Step, ...]]:
+    for each in schema.get("fields", ()) if isinstance(schema, dict) else ():
+        steps = (*above, each["name"])
+        kinds = each["type"] if isinstance(each["type"], list) else [each["type"]]
+        if "null" in kinds:
+            yield steps
+        for kind in kinds:
+            yield from _nullable_in(kind, steps)
 
 
 def _codec(values: Any, registry: str | None) -> tuple[Codec, str, tuple[str, ...]]:

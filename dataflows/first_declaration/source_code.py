@@ -9,7 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from anabranch.dataflows.first_declaration.fields import SampledField, Type
-from anabranch.dataflows.first_declaration.roles import Roles, Target, Task, TimeField, words_of
+from anabranch.dataflows.first_declaration.roles import (
+    Roles,
+    Target,
+    Task,
+    TimeField,
+    is_label_name,
+    words_of,
+)
 from anabranch.dataflows.first_declaration.samples import Fields
 
 _COORDINATES = "coordinates()"
@@ -18,6 +25,9 @@ _TAKEN = {
     *("path", "coordinates", "Cast", "int", "float", "str", "bool", "Event", "Label"),
     *("target", "id_", "self"),
 }
+_VAGUE = {"id", "uuid", "key", "name", "value", "type", "at", "time", "number", "no", "code", "ref"}
+"""Names that say little without that of the object around them."""
+
 _MODELS: dict[Task, tuple[tuple[str, ...], str]] = {
     "binary": (
         ("linear_model", "preprocessing"),
@@ -143,7 +153,12 @@ class _Writer:
             self._imports.add("coordinates")
             yield f"    {self._id}: str = {_COORDINATES}  # no field tells all messages apart"
         keys = {roles.id, *roles.entities, *roles.hashed}
-        for each in roles.used:
+        if roles.time.beside:
+            self._imports.add("path")
+            place = _quoted(f"$.{roles.time.field.path}")
+            yield f"    {self._time}: int = path({place})  # of the envelope"
+        # Fields with a default come last, as in any class.
+        for each in sorted(roles.used, key=self._is_optional):
             comment = ""
             declared = self._type(each, is_key=each in keys)
             if each is roles.id:
@@ -154,12 +169,10 @@ class _Writer:
                 comment = f"{len(each.counts):,} different ones"
             elif roles.label is not None and each is roles.label.field:
                 declared = self._label_type(roles.label)
-                comment = "the label: is it known when the event is published?"
+                comment = "the label: it may come with the event, as no feature reads it"
+            elif is_label_name(each):
+                comment = "is it known when the event is published?"
             yield self._declaration(each, declared, comment)
-        if roles.time.beside:
-            self._imports.add("path")
-            place = _quoted(f"$.{roles.time.field.path}")
-            yield f"    {self._time}: int = path({place})  # of the envelope"
         yield from self._left_out([each for each in self._fields if each not in roles.used])
 
     def _label_class(self, labels: Labels) -> Iterator[str]:
@@ -248,7 +261,7 @@ class _Writer:
         some = False
         for each in roles.numbers:
             self._imports.add("field")
-            fill = "" if each.always else ", fill_null=0.0"
+            fill = ", fill_null=0.0" if self._is_optional(each) else ""
             yield f"        field({_quoted(self._names[each])}{fill}),"
             some = True
         for each in roles.categories:
@@ -264,7 +277,7 @@ class _Writer:
             self._imports.add("hashed")
             yield f"        hashed({_quoted(self._names[each])}, buckets=16),"
         over = _widths(roles.time.span_ms())
-        measured = [each for each in roles.numbers if each.always and each.type.kind == "number"]
+        measured = [each for each in roles.numbers if each.present and each.type.kind == "number"]
         for each in roles.entities:
             self._imports |= {"window", "since_last"}
             key = _quoted(self._names[each])
@@ -278,7 +291,7 @@ class _Writer:
         if len(roles.entities) > 1:
             self._imports.add("count_distinct")
             first, second = (_quoted(self._names[each]) for each in roles.entities[:2])
-            if roles.entities[1].always:
+            if roles.entities[1].present:
                 yield f'        count_distinct({first}, {second}, over="1d"),'
         if not some or roles.time.span_ms() > 3_600_000:
             self._imports.add("hour_of_day")
@@ -288,6 +301,8 @@ class _Writer:
         """What a field is declared as; a key whose values are not all of one type, as text."""
         found = each.type
         if not is_key or found.kind == "other":
+            if found.annotation == "int":  # the next message may have 12.5
+                return Type("float", found.cast, found.kind)
             return found
         if each.typed:
             return Type("str", False, "text")
@@ -310,16 +325,29 @@ class _Writer:
         return target.field.type
 
     def _declaration(self, each: SampledField, declared: Type, comment: str = "") -> str:
-        return f"    {self._names[each]}: {self._annotated(each, declared, self._names[each])}" + (
-            f"  # {comment}" if comment else ""
-        )
+        name = self._names[each]
+        line = f"    {name}: {self._annotated(each, declared, name)}"
+        if not comment:
+            return line
+        one = f"{line}  # {comment}"
+        return one if len(one) <= _WIDTH else f"    # {comment}\n{line}"
+
+    def _is_optional(self, each: SampledField) -> bool:
+        """Whether it is declared with a default; id, time and labels are not."""
+        labels = self._labels
+        required: list[SampledField | None] = [self._roles.id, self._roles.time.field]
+        if self._roles.label is not None:
+            required.append(self._roles.label.field)
+        if labels is not None:
+            required += [labels.id, labels.time.field, labels.target.field]
+        return not each.present and each not in required
 
     def _annotated(self, each: SampledField, declared: Type, name: str) -> str:
         annotation, default = declared.annotation, ""
         if declared.cast:
             self._imports.add("Cast")
             annotation = f"Cast[{annotation}]"
-        if not each.always:
+        if self._is_optional(each):
             annotation += " | None"
             default = "None"
         if each.steps == (name,):
@@ -353,7 +381,9 @@ def _why(each: SampledField) -> str:
     if each.type.annotation == "object":
         return f"of several types, such as {example}"
     times = "a time, " if each.time_unit is not None else ""
-    return f"{times}{each.type.annotation}, {len(each.counts):,} values, such as {example}"
+    count = len(each.counts)
+    values = "1 value" if count == 1 else f"{count:,} values"
+    return f"{times}{each.type.annotation}, {values}, such as {example}"
 
 
 def class_name(pipeline: str) -> str:
@@ -380,7 +410,8 @@ def _field_name(each: SampledField, taken: set[str]) -> str:
     if len(each.steps) == 1 and _usable(keys[0]) and keys[0] not in taken:
         taken.add(keys[0])
         return keys[0]
-    for count in range(1, len(keys) + 1):
+    first = 2 if len(keys) > 1 and keys[-1].lower() in _VAGUE else 1
+    for count in range(first, len(keys) + 1):
         name = "_".join(words_of("_".join(keys[-count:]))) or "field"
         name = f"f_{name}" if name[0].isdigit() else name
         name = name if _usable(name) else f"{name}_"
