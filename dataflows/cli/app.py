@@ -12,6 +12,7 @@ from anabranch.dataflows.cli.check import check
 from anabranch.dataflows.cli.consume import consume
 from anabranch.dataflows.cli.demo.command import demo
 from anabranch.dataflows.cli.display.errors import print_error
+from anabranch.dataflows.cli.export import export
 from anabranch.dataflows.cli.models import models
 from anabranch.dataflows.cli.options import renamed_options
 from anabranch.dataflows.cli.publish import publish
@@ -91,7 +92,7 @@ def print_versions() -> None:
     raise typer.Exit
 
 
-for command in (demo, run, replay, skew, check, simulate, publish, consume, topics, state):
+for command in (demo, run, replay, skew, check, simulate, publish, consume, export, topics, state):
     app.command(cls=renamed_options(RENAMED.get(command, {})))(command)
 app.add_typer(models)
 app.add_typer(rollout)
