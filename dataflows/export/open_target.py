@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from anabranch.dataflows.export.target import ExportError, Target
-from anabranch.dataflows.export.target_urls import Secrets, shown, with_password
+from anabranch.dataflows.export.target_urls import (
+    Secrets,
+    malformed,
+    shown,
+    well_formed,
+    with_password,
+)
 
 _SQL = ("postgresql", "postgres")
 _REDIS = ("redis", "rediss", "valkey", "valkeys")
@@ -35,6 +41,8 @@ def open_target(url: str, settings: Mapping[str, str] | None = None) -> Target:
 
         return ParquetTarget(Path(rest))
     if rest.startswith("//") and scheme in (*_SQL, *_REDIS):
+        if not well_formed(url):
+            raise malformed(shown(url))
         given = with_password(url, settings)
         secrets = Secrets(url, given)
         if scheme in _SQL:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -11,6 +12,8 @@ from anabranch.dataflows.export.target import ExportError
 
 PASSWORD_VARIABLE = "ANABRANCH_EXPORT_PASSWORD"
 """The environment variable with the password of a server."""
+
+_HOST = r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?"
 
 
 class Secrets:
@@ -47,6 +50,20 @@ def shown(url: str) -> str:
         return f"{scheme}://…"
     user, at, place = base.rpartition("@")
     return f"{scheme}://{user.partition(':')[0]}{at}{place}"
+
+
+def well_formed(url: str) -> bool:
+    """Whether user, password and ports can be told apart.
+
+    >>> well_formed("redis://:secret@cache:6379/0"), well_formed("redis://:sec/ret@cache:6379/0")
+    (True, False)
+    """
+    rest = url.partition("://")[2]
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    hosts = authority.rpartition("@")[2]
+    if "@" in rest[len(authority) :].partition("?")[0]:
+        return False  # a password with a slash
+    return all(re.fullmatch(_HOST, host) for host in hosts.split(","))
 
 
 def with_scheme(url: str, scheme: str) -> str:
