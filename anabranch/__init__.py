@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         OutputReader,
         read_outputs,
     )
+    from anabranch.dataflows.declaration.conditions import became
     from anabranch.dataflows.declaration.features import (
         count_distinct,
         day_of_week,
@@ -37,17 +38,23 @@ if TYPE_CHECKING:
         Csv,
         Custom,
         Debezium,
+        Format,
         Json,
         JsonSchema,
         MessagePack,
         Protobuf,
+    )
+    from anabranch.dataflows.declaration.message_places import (
+        coordinates,
+        header,
+        message_key,
     )
     from anabranch.dataflows.declaration.pipeline import Pipeline
     from anabranch.dataflows.declaration.shape import (
         Cast,
         path,
     )
-    from anabranch.dataflows.declaration.topics import Topics
+    from anabranch.dataflows.declaration.topics import Topics, pattern
     from anabranch.dataflows.messages.inputs import (
         Delayed,
         Event,
@@ -115,6 +122,7 @@ _PUBLIC = {
         "OutputReader",
         "read_outputs",
     ),
+    "anabranch.dataflows.declaration.conditions": ("became",),
     "anabranch.dataflows.declaration.formats": (
         "Avro",
         "CloudEvents",
@@ -122,17 +130,23 @@ _PUBLIC = {
         "Csv",
         "Custom",
         "Debezium",
+        "Format",
         "Json",
         "JsonSchema",
         "MessagePack",
         "Protobuf",
+    ),
+    "anabranch.dataflows.declaration.message_places": (
+        "coordinates",
+        "header",
+        "message_key",
     ),
     "anabranch.dataflows.declaration.pipeline": ("Pipeline",),
     "anabranch.dataflows.declaration.shape": (
         "Cast",
         "path",
     ),
-    "anabranch.dataflows.declaration.topics": ("Topics",),
+    "anabranch.dataflows.declaration.topics": ("Topics", "pattern"),
     "anabranch.dataflows.messages.inputs": (
         "Delayed",
         "Event",
@@ -205,6 +219,7 @@ __all__ = [
     "Distributions",
     "DriftSignal",
     "Event",
+    "Format",
     "Guardrails",
     "Inline",
     "InputError",
@@ -228,19 +243,24 @@ __all__ = [
     "Sliding",
     "StateError",
     "Topics",
+    "became",
     "class_weights",
+    "coordinates",
     "count_distinct",
     "day_of_week",
     "decayed",
     "field",
     "hashed",
+    "header",
     "hour_of_day",
     "inline",
+    "message_key",
     "monitor",
     "one_hot",
     "open_bus",
     "oversample",
     "path",
+    "pattern",
     "read_outputs",
     "since_last",
     "slice_by",

@@ -34,6 +34,7 @@ FLOORS = [
     "dataflows/runtime",
     "dataflows/steps",
     "dataflows/check",
+    "dataflows/dead_letters",
     "dataflows/source",
     "dataflows/sink",
     "dataflows/registry",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -18,16 +19,19 @@ from anabranch.state.arrays import extent
 
 
 class RawRows(msgspec.Struct):
-    """Messages of one topic as they were read, oldest first.
+    """Messages of one input as they were read, oldest first.
 
     Attributes:
-        topic: the topic.
+        topic: the topic; the first of several.
         values: the ``n`` payloads.
         partitions, offsets: where each was read, ``(n,) int64``.
         times: when each was published, ``(n,) int64`` epoch ms.
         partition: the partition that all are from; None if not known.
         keys: the ``n`` keys, None for none; None if no message has one, or they are not known.
         headers: the headers of each, where they are read; None if no message has any.
+        topics: the topics, if the messages are of several.
+        topic_numbers: the index in ``topics`` of each message, ``(n,) int64``; None: all are of
+            ``topic``.
     """
 
     topic: str
@@ -38,9 +42,23 @@ class RawRows(msgspec.Struct):
     partition: int | None = None
     keys: Sequence[bytes | None] | None = None
     headers: Headers | None = None
+    topics: tuple[str, ...] = ()
+    topic_numbers: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def topic_of(self, row: int) -> str:
+        """The topic of a message."""
+        if self.topic_numbers is None:
+            return self.topic
+        return self.topics[int(self.topic_numbers[row])]
+
+    def topics_of_rows(self) -> Iterable[str]:
+        """The topic of each message."""
+        if self.topic_numbers is None:
+            return repeat(self.topic, len(self))
+        return map(self.topics.__getitem__, self.topic_numbers.tolist())
 
     def take(self, rows: NDArray[np.int64]) -> RawRows:
         """Only these rows, in this order."""
@@ -53,6 +71,8 @@ class RawRows(msgspec.Struct):
             self.partition,
             None if self.keys is None else take_rows(self.keys, rows),
             take_headers(self.headers, rows),
+            self.topics,
+            None if self.topic_numbers is None else self.topic_numbers[rows],
         )
 
 
@@ -86,9 +106,11 @@ class RawBatch(msgspec.Struct):
     def sorted(self, dead_letters: list[DeadLetter]) -> list[DeadLetter]:
         """Dead letters in the order of their causes, whichever step made them."""
         sources = [
-            (rows.topic, *at)
+            at
             for rows in (self.events, self.labels)
-            for at in zip(rows.partitions.tolist(), rows.offsets.tolist(), strict=True)
+            for at in zip(
+                rows.topics_of_rows(), rows.partitions.tolist(), rows.offsets.tolist(), strict=True
+            )
         ]
         rank = {sources[row]: index for index, row in enumerate(self.order.tolist())}
         controls = self.controls
@@ -105,15 +127,23 @@ class RawBatch(msgspec.Struct):
         """Topic → the greatest offset read of a partition, of topics where one was."""
         reached = {}
         for rows in (self.events, self.labels, self.controls):
-            offsets = rows.offsets[rows.partitions == partition]
-            if len(offsets):
-                reached[rows.topic] = int(offsets.max())
+            own = rows.partitions == partition
+            for number, topic in enumerate(rows.topics or (rows.topic,)):
+                of_topic = (
+                    own if rows.topic_numbers is None else own & (rows.topic_numbers == number)
+                )
+                offsets = rows.offsets[of_topic]
+                if len(offsets):
+                    reached[topic] = int(offsets.max())
         return reached
 
 
 @dataclass(slots=True)
 class LabelRows:
-    """Decoded labels: the id of the event each is for, its value, time (epoch ms) and source."""
+    """Decoded labels: the id of the event each is for, its value, time (epoch ms) and source.
+
+    ``read`` are the messages that they were decoded from.
+    """
 
     ids: list[str]
     values: list[Any]
@@ -121,9 +151,14 @@ class LabelRows:
     partitions: NDArray[np.int64]
     offsets: NDArray[np.int64]
     payloads: Sequence[bytes]
+    read: RawRows = field(default_factory=lambda: NO_ROWS)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def topic_of(self, row: int) -> str:
+        """The topic of a label."""
+        return self.read.topic_of(row)
 
 
 NO_LABELS = LabelRows([], [], _NOTHING, _NOTHING, _NOTHING, [])

@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.dataflows.declaration.casts import join_texts
+
 ColumnReader = Callable[[list[Any]], tuple[list[Any], ...]]
 """Structs to columns, see `column_reader`."""
 
@@ -34,6 +36,16 @@ def column_reader(names: Sequence[str]) -> ColumnReader:
     lists = "".join(f"[struct.{name} for struct in structs], " for name in names)
     read: ColumnReader = eval(f"lambda structs: ({lists})")
     return read
+
+
+def joined_column(columns: Sequence[Sequence[str | None]]) -> Sequence[str | None]:
+    r"""Several columns of texts as one, null where any of them is; see `join_texts`.
+
+    >>> joined_column([["a", "b/c", None], ["x", "y", "z"]])
+    ['a/x', 'b\\/c/y', None]
+    """
+    rows = zip(*columns, strict=True)
+    return [None if None in row else join_texts(row) for row in rows]
 
 
 class NumberColumn(Sequence[Any]):

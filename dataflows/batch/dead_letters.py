@@ -21,7 +21,7 @@ Fault = tuple[DeadLetterReason, str]
 def dead_letter(rows: RawRows, row: int, reason: DeadLetterReason, detail: str) -> DeadLetter:
     """The dead letter of one row as it was read."""
     return DeadLetter(
-        topic=rows.topic,
+        topic=rows.topic_of(row),
         partition=int(rows.partitions[row]),
         offset=int(rows.offsets[row]),
         reason=reason.value,

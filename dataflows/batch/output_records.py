@@ -26,7 +26,8 @@ SourceKey = tuple[str, int, tuple[str, ...]]
 """Source topic, offset, and what distinguishes the messages made of that row."""
 
 SourceKeys = I64 | list[SourceKey]
-"""One per message: where an event has a single message, its offset, ``(n,) int64``; else keys."""
+"""One per message: its event's offset, ``(n,) int64``; keys where events have several messages or
+topics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,17 @@ class Provenance:
         inputs: the input topics, events first.
         discriminators: output topic → the text fields that distinguish messages of one row; none
             where an event has a single message.
+        event_topics: how many of the inputs are of events.
     """
 
     inputs: tuple[str, ...]
     discriminators: Mapping[str, tuple[str, ...]]
+    event_topics: int = 1
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """The topics of events."""
+        return self.inputs[: self.event_topics]
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Provenance:
@@ -53,7 +61,7 @@ class Provenance:
         }
         if pipeline.has_rollouts:
             discriminators[topics.rollouts] = ("action", "challenger", "rollout")
-        return cls(pipeline.inputs, discriminators)
+        return cls(pipeline.inputs, discriminators, len(topics.all_events))
 
     def source_key(self, topic: str, message: Any) -> SourceKey:
         """The source key of a message for the output ``topic``."""

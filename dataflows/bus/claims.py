@@ -64,7 +64,7 @@ def decode_claim(stored: bytes | str | None) -> Claim | None:
         return None
     try:
         return msgspec.json.decode(stored, type=Claim)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

@@ -269,13 +269,20 @@ class Bus(Protocol):
 
 
 class AdminBus(Bus, Protocol):
-    """A bus whose topics can be deleted."""
+    """A bus whose topics can be deleted and changed."""
 
     def delete_topics(self, names: Sequence[str]) -> None:
         """Delete topics with all their messages.
 
         Raises:
             BusError: one does not exist, in which case none is deleted, or the bus refuses.
+        """
+
+    def set_retention(self, topic: str, kept_ms: int | None) -> None:
+        """Keep messages of the topic for that long after their time; None: forever.
+
+        Raises:
+            BusError: the topic does not exist, or the bus refuses.
         """
 
     def claim_outputs(

@@ -67,6 +67,7 @@ def before_end(piece: Slice, ends: Offsets) -> Slice | None:
         piece.times[:count],
         piece.values[:count],
         piece.keys[:count],
+        None if piece.headers is None else piece.headers[:count],
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 
 from anabranch.dataflows.check.sample import Sample
 from anabranch.dataflows.codec import Codec
+from anabranch.dataflows.declaration.shape import CAST, Path, Shape, ShapeField
 from anabranch.dataflows.messages.similar_names import similar_name
 
 _AT = re.compile(r" - at `\$[^`]*`$")
@@ -101,9 +102,13 @@ def check_fields(
         time: the field with the time, which takes numbers and text.
         sample: the messages; those that are no object are left out.
     """
-    declared = msgspec.structs.fields(message)
-    heads = {_head(each.encode_name) for each in declared}
-    checks = [_FieldCheck(codec, each, each.name == time) for each in declared]
+    shape = Shape.of(message)
+    declared = {each.name: each for each in msgspec.structs.fields(message)}
+    checks = [
+        _FieldCheck(codec, declared[each.name], each, each.name == time)
+        for each in shape.fields
+        if each.paths  # others are not in the payload
+    ]
     unknown: dict[str, UnknownField] = {}
     decode_any = codec.decoder(dict)
     for row, value in enumerate(sample.values):
@@ -113,44 +118,44 @@ def check_fields(
             continue
         for check in checks:
             check.add(value, found, sample, row)
-        for name in found.keys() - heads:
-            each = unknown.setdefault(name, UnknownField(name, 0, shown(found[name]), ""))
+        for name, example in shape.unknown(found).items():
+            each = unknown.setdefault(name, UnknownField(name, 0, shown(example), ""))
             each.count += 1
             each.place = each.place or sample.place(row)
     fits = [check.result for check in checks]
     _suggest(fits, unknown)
-    config = message.__struct_config__
     return FieldsReport(
         message.__name__,
         fits,
         sorted(unknown.values(), key=lambda each: -each.count),
-        config.forbid_unknown_fields,
+        shape.forbids_unknown,
     )
 
 
 class _FieldCheck:
     """Collects how the values of one field fit."""
 
-    def __init__(self, codec: Codec, declared: msgspec.structs.FieldInfo, is_time: bool) -> None:
-        annotation = int | float | str if is_time else declared.type
-        required = declared.required
-        self.result = FieldFit(declared.encode_name, type_text(declared.type), required)
-        default: Any = msgspec.field(name=declared.encode_name, default=None)
-        one = msgspec.defstruct(
-            "One",
-            [
-                (declared.name, annotation, msgspec.field(name=declared.encode_name))
-                if required
-                else (declared.name, annotation, default)
-            ],
-        )
+    def __init__(
+        self, codec: Codec, declared: msgspec.structs.FieldInfo, place: ShapeField, is_time: bool
+    ) -> None:
+        annotation: Any = declared.type
+        if is_time:
+            annotation = int | float | str
+            annotation = Annotated[annotation, CAST] if place.cast else annotation
+        name = column_name(place)
+        self.result = FieldFit(name, type_text(declared.type), declared.required)
+        default = msgspec.NODEFAULT if declared.required else None
+        field = msgspec.field(name=declared.encode_name, default=default)
+        one = msgspec.defstruct("One", [(declared.name, annotation, field)])
         self._decode: Callable[[bytes], Any] = codec.decoder(one)
         self._errors = codec.errors
         self._misfits: dict[str, Misfit] = {}
-        self._path = declared.encode_name.split(".")
+        self._paths = place.paths
 
     def add(self, message: bytes, found: dict[str, Any], sample: Sample, row: int) -> None:
-        is_there, value = _value(found, self._path)
+        values = [_value(found, path) for path in self._paths]
+        is_there = all(there for there, _ in values)
+        value = values[0][1] if len(values) == 1 else [each for _, each in values]
         result = self.result
         result.present += is_there
         result.nulls += is_there and value is None
@@ -213,15 +218,18 @@ def _reason(error: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _head(name: str) -> str:
-    return name.split(".")[0]
+def column_name(place: ShapeField) -> str:
+    """A field's place, as reports call it."""
+    return " + ".join(map(str, place.paths))
 
 
-def _value(found: dict[str, Any], path: list[str]) -> tuple[bool, Any]:
+def _value(found: Any, path: Path) -> tuple[bool, Any]:
     """Whether there is something at a path, and what."""
-    value: Any = found
-    for name in path:
-        if not isinstance(value, dict) or name not in value:
+    for step in path.steps:
+        if isinstance(step, int):
+            if not isinstance(found, list) or not -len(found) <= step < len(found):
+                return False, None
+        elif not isinstance(found, dict) or step not in found:
             return False, None
-        value = value[name]
-    return True, value
+        found = found[step]
+    return True, found

@@ -11,7 +11,7 @@ import numpy as np
 from anabranch.dataflows.check.fields import FieldsReport, check_fields
 from anabranch.dataflows.check.labels import JoinReport, join
 from anabranch.dataflows.check.sample import Sample
-from anabranch.dataflows.check.verdicts import Refused, Verdicts, verdicts
+from anabranch.dataflows.check.verdicts import Refused, Verdicts, as_json, verdicts
 from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
@@ -83,6 +83,7 @@ class MessagesReport:
     Attributes:
         source: the file or topic.
         kind: events or labels.
+        skipped: how many are none of the pipeline's, by its filter.
         read, total: how many messages were read, and how many there are; None if not known.
         fit: how many would be used.
         reasons: why the others would be dead letters, the most frequent first.
@@ -96,6 +97,7 @@ class MessagesReport:
     read: int
     total: int | None
     fit: int
+    skipped: int
     reasons: list[ReasonCount]
     fields: FieldsReport
     times: TimesReport | None
@@ -115,14 +117,16 @@ class CheckReport:
 
 def check(pipeline: Pipeline, events: Sample, labels: Sample | None) -> CheckReport:
     """Check a sample of events, and one of labels, against a pipeline."""
-    of_events = verdicts(pipeline, "events", events)
-    event_report = _messages(pipeline, "events", events, of_events)
+    event_pipeline = as_json(pipeline) if events.is_file else pipeline
+    of_events = verdicts(event_pipeline, "events", events)
+    event_report = _messages(event_pipeline, "events", events, of_events)
     if labels is None:
         return CheckReport(
             pipeline.name, not event_report.reasons, event_report, labels=None, join=None
         )
-    of_labels = verdicts(pipeline, "labels", labels)
-    label_report = _messages(pipeline, "labels", labels, of_labels)
+    label_pipeline = as_json(pipeline) if labels.is_file else pipeline
+    of_labels = verdicts(label_pipeline, "labels", labels)
+    label_report = _messages(label_pipeline, "labels", labels, of_labels)
     joined = join(pipeline, of_events, of_labels, events.is_whole)
     ok = not event_report.reasons and not label_report.reasons and not joined.refused
     return CheckReport(pipeline.name, ok, event_report, label_report, joined)
@@ -160,6 +164,7 @@ def _messages(pipeline: Pipeline, kind: Kind, sample: Sample, found: Verdicts) -
         read=len(sample),
         total=sample.total,
         fit=len(found.rows),
+        skipped=len(sample) - len(found.rows) - len(found.refused),
         reasons=reason_counts(sample, found.refused),
         fields=check_fields(codec_of(pipeline, topic), message, time, sample),
         times=_times(sample, found),

@@ -31,6 +31,7 @@ class Sample:
         times: when each was published, epoch ms; of a file, when it would be.
         partitions, offsets: where each is; of a file, partition 0 and the row counted from 0.
         total: how many messages there are; None if not known.
+        keys: the keys of messages of a topic.
     """
 
     source: str
@@ -40,6 +41,7 @@ class Sample:
     partitions: I64
     offsets: I64
     total: int | None
+    keys: Sequence[bytes | None] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -120,6 +122,7 @@ def sample_of_topic(bus: Bus, topic: str, rows: int) -> Sample:
     ends = ends_now(bus, places)
     each = max(rows // (2 * len(places)), 1)
     values: list[bytes] = []
+    keys: list[bytes | None] = []
     columns: list[I64] = []
     for at in places:
         start, end = starts[at.partition], ends[at]
@@ -128,9 +131,10 @@ def sample_of_topic(bus: Bus, topic: str, rows: int) -> Sample:
             spans = [(start, start + each), (end - each, end)]
         published = int(np.iinfo(np.int64).min)
         for first, last in spans:
-            for offset, time_ms, value in _read(bus, at, first, last):
+            for offset, time_ms, value, key in _read(bus, at, first, last):
                 published = max(published, time_ms)
                 values.append(value)
+                keys.append(key)
                 columns.append(np.array([published, at.partition, offset]))
     if not values:
         raise InputError(f"topic {topic!r} on {bus.url} has no messages: there is nothing to check")
@@ -147,16 +151,20 @@ def sample_of_topic(bus: Bus, topic: str, rows: int) -> Sample:
         partitions[order],
         offsets[order],
         total,
+        [keys[row] for row in order.tolist()],
     )
 
 
-def _read(bus: Bus, at: TopicPartition, start: int, end: int) -> Iterable[tuple[int, int, bytes]]:
-    """Offset, time and payload of the messages between two offsets of a partition."""
+def _read(
+    bus: Bus, at: TopicPartition, start: int, end: int
+) -> Iterable[tuple[int, int, bytes, bytes | None]]:
+    """Offset, time, payload and key of the messages between two offsets of a partition."""
     if start >= end:
         return
     reader = bus.reader({at: start})
     try:
         for piece in read_to_end(reader, {at: end}):
-            yield from zip(piece.offsets.tolist(), piece.times.tolist(), piece.values, strict=True)
+            offsets, times = piece.offsets.tolist(), piece.times.tolist()
+            yield from zip(offsets, times, piece.values, piece.keys, strict=True)
     finally:
         reader.close()

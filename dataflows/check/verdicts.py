@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from anabranch.dataflows.batch.batch import NO_ROWS, Batch, RawBatch, RawRows
 from anabranch.dataflows.batch.candidates import Candidates
 from anabranch.dataflows.check.sample import Sample
+from anabranch.dataflows.declaration.formats import JSON
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.time_unit_check import LOG
@@ -81,6 +83,7 @@ def verdicts(pipeline: Pipeline, kind: Kind, sample: Sample) -> Verdicts:
         sample.partitions,
         sample.offsets,
         sample.times,
+        keys=sample.keys,
     )
     read_at = float(sample.times.max()) / 1000 if len(sample) else 0.0
     order = np.arange(len(sample))
@@ -110,6 +113,15 @@ def verdicts(pipeline: Pipeline, kind: Kind, sample: Sample) -> Verdicts:
         return Verdicts(refused, own, list(batch.ids), batch.times, time_unit=unit)
     label_rows = batch.labels
     return Verdicts(refused, own, list(label_rows.ids), label_rows.times, label_rows.values, unit)
+
+
+def as_json(pipeline: Pipeline) -> Pipeline:
+    """The pipeline with messages in JSON, which the rows of files are."""
+    if pipeline.format == JSON and pipeline.label_format in (None, JSON):
+        return pipeline
+    copied = copy(pipeline)
+    copied.format, copied.label_format = JSON, None
+    return copied
 
 
 @contextmanager

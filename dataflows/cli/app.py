@@ -10,6 +10,7 @@ import typer
 
 from anabranch.dataflows.cli.check import check
 from anabranch.dataflows.cli.consume import consume
+from anabranch.dataflows.cli.dead_letters import dead_letters
 from anabranch.dataflows.cli.demo.command import demo
 from anabranch.dataflows.cli.display.errors import print_error
 from anabranch.dataflows.cli.export import export
@@ -94,6 +95,7 @@ def print_versions() -> None:
 
 for command in (demo, run, replay, skew, check, simulate, publish, consume, export, topics, state):
     app.command(cls=renamed_options(RENAMED.get(command, {})))(command)
+app.add_typer(dead_letters)
 app.add_typer(models)
 app.add_typer(rollout)
 

@@ -78,7 +78,9 @@ def check(
     with errors_as_exit_code():
         from anabranch.dataflows.check.report import check as checked
         from anabranch.dataflows.cli.display.check import print_report
+        from anabranch.dataflows.cli.display.live_status import compiling
         from anabranch.dataflows.pipelines.loader import load_pipeline
+        from anabranch.dataflows.telemetry.logs import stderr_console
 
         declared = load_pipeline(pipeline)
         events = source or declared.topics.events
@@ -87,14 +89,15 @@ def check(
                 f"the labels of pipeline {declared.name!r} are in its events: leave out --labels"
             )
         names = [events, *([labels] if labels else [])]
-        with bus_of(names, bus, bus_set, bus_config) as opened:
+        with bus_of(names, bus, bus_set, bus_config, declared) as opened:
             of_events = _sample(declared, "events", events, opened, rows)
             of_labels = None
             if labels is not None:
                 of_labels = _sample(declared, "labels", labels, opened, rows)
             elif _has_labels(declared, events, opened):
                 of_labels = _sample(declared, "labels", declared.topics.labels, opened, rows)
-        report = checked(declared, of_events, of_labels)
+        with compiling(stderr_console()):
+            report = checked(declared, of_events, of_labels)
         print_report(report, json)
     if not report.ok:
         raise typer.Exit(EXIT_DEAD_LETTERS)

@@ -72,6 +72,15 @@ def consume(
             "escaped), or indented JSON.",
         ),
     ] = True,
+    schema_registry: Annotated[
+        str | None,
+        typer.Option(
+            "--schema-registry",
+            metavar="URL",
+            envvar="ANABRANCH_SCHEMA_REGISTRY",
+            help="Print messages with the prefix of this registry as JSON, by their schemas.",
+        ),
+    ] = None,
     bus: BusUrl = DEFAULT_BUS,
     bus_set: BusSettings = None,
     bus_config: BusConfig = None,
@@ -98,7 +107,10 @@ def consume(
         positions = _positions(opened, topic, partition, start_offset)
         ends = None if follow else ends_now(opened, positions)
         try:
-            _print(opened, positions, ends, stop, limit, _raw_writer() if raw else _pretty_writer())
+            write = _raw_writer() if raw else _pretty_writer()
+            if schema_registry is not None:
+                write = _decoded_writer(schema_registry, write)
+            _print(opened, positions, ends, stop, limit, write)
             sys.stdout.flush()
         except BrokenPipeError:  # the reader of the pipe has seen enough, such as `head`
             drop_output()
@@ -217,6 +229,14 @@ def _raw_writer() -> Callable[[bytes], None]:
     if not sys.stdout.isatty():
         return _write_line
     return lambda value: print(printable(value.decode(errors="backslashreplace")))
+
+
+def _decoded_writer(url: str, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """Write what messages with a registry's prefix hold, as JSON; others as they are."""
+    from anabranch.dataflows.codec.any_registered import registered_as_json
+
+    as_json = registered_as_json(url)
+    return lambda value: write(as_json(value))
 
 
 def _write_line(value: bytes) -> None:

@@ -7,13 +7,16 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from anabranch.dataflows.bus import AdminBus, Bus, open_bus
 from anabranch.state.errors import InputError
+
+if TYPE_CHECKING:
+    from anabranch.dataflows.declaration.declaration import Declaration
 
 DEFAULT_BUS = "sqlite:data/bus"
 
@@ -168,16 +171,42 @@ def opened_bus(
 
 
 @contextmanager
+def with_labels_bus(pipeline: Declaration, bus: AdminBus) -> Iterator[AdminBus]:
+    """``bus``, or, where the labels of the pipeline are on another, both of them as one.
+
+    Raises:
+        BusError: the other bus does not respond, or its URL is not that of a bus.
+        InputError: its file of settings can't be read.
+    """
+    topics = pipeline.topics
+    if topics.labels_bus is None:
+        yield bus
+        return
+    from anabranch.dataflows.bus.routed import RoutedBus
+
+    config = None if topics.labels_bus_config is None else Path(topics.labels_bus_config)
+    with opened_bus(topics.labels_bus, None, config) as other:
+        yield RoutedBus(bus, other, topics.is_label)
+
+
+@contextmanager
 def bus_of(
-    names: Sequence[str], url: str, settings: Sequence[str] | None, config: Path | None
+    names: Sequence[str],
+    url: str,
+    settings: Sequence[str] | None,
+    config: Path | None,
+    pipeline: Declaration,
 ) -> Iterator[AdminBus | None]:
-    """Open the bus if one of ``names`` is that of a topic; else yield None."""
+    """Open the bus of the pipeline if one of ``names`` is that of a topic; else yield None."""
     from anabranch.dataflows.skew.sources import file_of
 
     if all(file_of(name) for name in names):
         yield None
         return
-    with opened_bus(url, settings, config) as opened:
+    with (
+        opened_bus(url, settings, config) as own,
+        with_labels_bus(pipeline, own) as opened,
+    ):
         yield opened
 
 
@@ -234,22 +263,18 @@ def read_settings(path: Path, option: str = "--bus-config") -> dict[str, str]:
 def create_topics(bus: Bus, names: Sequence[str], partitions: int | None) -> list[str]:
     """Create the missing topics among ``names``, all with one partition count; return their names.
 
+    Without ``partitions`` they get as many as the existing one with most.
+
     Raises:
-        InputError: existing ones have different counts, or another count than ``partitions``.
+        InputError: an existing one has another count than ``partitions``.
     """
     existing = bus.topics()
     counts = {name: existing[name] for name in names if name in existing}
-    if partitions is None and len(set(counts.values())) > 1:
-        listed = ", ".join(f"{name} has {count}" for name, count in counts.items())
-        raise InputError(
-            "these topics need equal partition counts (an event and its label are in partitions "
-            f"of the same number): {listed}; delete one of them, or use another bus"
-        )
-    wanted = partitions or next(iter(counts.values()), 1)
+    wanted = partitions or max(counts.values(), default=1)
     for name, count in counts.items():
-        if count != wanted:
+        if partitions is not None and count != wanted:
             raise InputError(
                 f"topic {name} has {count} partitions, not {wanted}: leave out --partitions, or "
                 f"pass --partitions {count}"
             )
-    return bus.create_topics(dict.fromkeys(names, wanted))
+    return bus.create_topics({name: wanted for name in names if name not in counts})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +22,7 @@ from anabranch.dataflows.cli.options import (
     Speedup,
     create_topics,
     opened_bus,
+    with_labels_bus,
 )
 from anabranch.dataflows.cli.simulate import check_pacing
 from anabranch.dataflows.declaration.topics import Topics
@@ -86,6 +88,8 @@ def publish(
 
         anabranch publish fraud.py payments.jsonl --labels verdicts.jsonl --speedup 60
     """
+    from anabranch.dataflows.pipelines.loader import load_pipeline
+
     if dataset is not None:
         if pipeline is not None or labels is not None:
             raise typer.BadParameter("--dataset can't be combined with PIPELINE, FILE or --labels")
@@ -95,13 +99,16 @@ def publish(
     elif pipeline is None or file is None:
         raise typer.BadParameter("give a PIPELINE and a FILE, or --dataset NAME")
     pacing = check_pacing(rate, speedup)
-    with opened_bus(bus, bus_set, bus_config) as opened:
+    with ExitStack() as stack:
+        opened = stack.enter_context(opened_bus(bus, bus_set, bus_config))
         if dataset is not None:
             publishing, batches = _from_dataset(opened, dataset, partitions)
         else:
             assert pipeline is not None
             assert file is not None
-            publishing, batches = _from_files(opened, pipeline, file, labels, partitions)
+            declared = load_pipeline(pipeline)
+            opened = stack.enter_context(with_labels_bus(declared, opened))
+            publishing, batches = _from_files(opened, declared, file, labels, partitions)
         with publishing.progress() as send:
             send(batches, pacing)
 
@@ -118,12 +125,10 @@ def _from_dataset(
 
 
 def _from_files(
-    bus: Bus, name: str, file: Path, labels: Path | None, partitions: int | None
+    bus: Bus, pipeline: Pipeline, file: Path, labels: Path | None, partitions: int | None
 ) -> tuple[Publishing, Iterator[Batch]]:
-    from anabranch.dataflows.pipelines.loader import load_pipeline
     from anabranch.producers.files.formats import count_rows
 
-    pipeline = load_pipeline(name)
     if labels is not None and not pipeline.has_label_topic:
         raise InputError(
             f"the labels of pipeline {pipeline.name!r} are in its events: leave out --labels"
@@ -132,11 +137,11 @@ def _from_files(
     checks = [TimeUnitCheck(str(path), pipeline.time_scale) for path in (file, labels or file)]
     notes: list[str] = []
     batches = _checked(_messages(pipeline, "events", file, notes), checks[0])
-    topics: dict[Kind, str] = {"events": pipeline.topics.events}
+    topics: dict[Kind, str] = {"events": pipeline.topics.of_role("events")}
     if labels is not None:
         of_labels = _checked(_messages(pipeline, "labels", labels, notes), checks[1])
         batches = _with_labels(pipeline, batches, of_labels)
-        topics["labels"] = pipeline.topics.labels
+        topics["labels"] = pipeline.topics.of_role("labels")
     batches = _with_first_read(batches)
     create_topics(bus, pipeline.inputs, partitions)
     total = None if None in counts else sum(count for count in counts if count is not None)
@@ -164,14 +169,17 @@ def _messages(pipeline: Pipeline, kind: Kind, file: Path, notes: list[str]) -> I
     """
     from anabranch.dataflows.check.sample import rows_of
     from anabranch.dataflows.check.verdicts import verdicts
+    from anabranch.dataflows.cli.display.live_status import compiling
     from anabranch.dataflows.files.declared_fields import event_fields, label_fields
+    from anabranch.dataflows.telemetry.logs import stderr_console
     from anabranch.producers.files.formats import file_messages
 
     fields = event_fields(pipeline) if kind == "events" else label_fields(pipeline)
     batches = file_messages(file, fields, topic_kind=kind, batch_size=_SAMPLE)
     first = list(islice(batches, 1))
     sample = rows_of(first, str(file))
-    found = verdicts(pipeline, kind, sample)
+    with compiling(stderr_console()):
+        found = verdicts(pipeline, kind, sample)
     if found.none_fits:
         _print_reasons(sample, found)
         raise InputError(
@@ -202,8 +210,10 @@ def _with_labels(
     from anabranch.dataflows.files.declared_fields import event_fields, label_fields
     from anabranch.producers.files.time_merge import keyed_by_event, merged
 
-    ids = event_fields(pipeline).id, label_fields(pipeline).id
-    return keyed_by_event(merged(events, labels), *ids)
+    of_event, of_label = event_fields(pipeline), label_fields(pipeline)
+    return keyed_by_event(
+        merged(events, labels), of_event.paths_of(of_event.id), of_label.paths_of(of_label.id)
+    )
 
 
 def _list_datasets() -> None:

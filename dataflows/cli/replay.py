@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
     BatchSize,
@@ -18,6 +19,7 @@ from anabranch.dataflows.cli.options import (
     PipelineName,
     Shards,
     opened_bus,
+    with_labels_bus,
 )
 from anabranch.state.errors import InputError
 
@@ -114,6 +116,7 @@ def replay(
         anabranch replay fraud.py --from paid.parquet --labels verdicts.jsonl --to rows.parquet
     """
     from anabranch.dataflows.cli.display.replay import run_replay
+    from anabranch.dataflows.declaration.input_topics import resolve_topics
     from anabranch.dataflows.pipelines.loader import load_pipeline
     from anabranch.dataflows.replay.replay import ReplaySettings
     from anabranch.dataflows.replay.source_offsets import is_file
@@ -123,7 +126,6 @@ def replay(
             f"--to {to}: rows are written as Parquet, so its name must end in .parquet"
         )
     declared = load_pipeline(pipeline)
-    source = source or declared.topics.events
     settings = ReplaySettings(
         events=source,
         labels=labels,
@@ -135,6 +137,12 @@ def replay(
         batch_size=batch_size,
         shards=shards,
     )
-    needs_bus = state is not None or not all(is_file(name) for name in (source, labels) if name)
-    with opened_bus(bus, bus_set, bus_config) if needs_bus else nullcontext() as opened:
+    needs_bus = state is not None or source is None
+    needs_bus = needs_bus or not all(is_file(name) for name in (source, labels) if name)
+    with ExitStack() as stack:
+        opened: Bus | None = None
+        if needs_bus:
+            own = stack.enter_context(opened_bus(bus, bus_set, bus_config))
+            opened = stack.enter_context(with_labels_bus(declared, own))
+            resolve_topics(declared, opened)
         run_replay(declared, settings, opened, pipeline)

@@ -26,6 +26,7 @@ from anabranch.dataflows.cli.options import (
     PipelineName,
     Shards,
     opened_bus,
+    with_labels_bus,
 )
 from anabranch.dataflows.runtime.supervised_worker import (
     SINGLE_WORKER,
@@ -218,7 +219,10 @@ def run(
         )
         if not supervised:
             _check_processes(processes, addresses, shards)
-        with opened_bus(bus, bus_set, bus_config) as opened:
+        with (
+            opened_bus(bus, bus_set, bus_config) as own,
+            with_labels_bus(declared, own) as opened,
+        ):
             _check_inputs(declared, opened, pipeline)
             if supervised:
                 work_supervised(declared, opened, member, settings)
@@ -282,8 +286,9 @@ def _check_processes(processes: int, addresses: str | None, shards: int) -> None
 
 def _check_inputs(pipeline: Pipeline, bus: Bus, name: str) -> None:
     """Raise if an input topic is missing; ``name`` is the pipeline as the user typed it."""
-    from anabranch.dataflows.declaration.input_topics import partition_count
+    from anabranch.dataflows.declaration.input_topics import partition_count, resolve_topics
 
+    resolve_topics(pipeline, bus)
     existing = {*bus.topics(), pipeline.topics.control}  # the latter is created on demand
     missing = [topic for topic in pipeline.inputs if topic not in existing]
     if missing:

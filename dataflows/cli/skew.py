@@ -183,6 +183,8 @@ def skew(
         from anabranch.dataflows.pipelines.loader import load_pipeline
 
         declared = load_pipeline(pipeline)
+        if events is None and training is None:
+            events = declared.topics.of_role("events")
         events = events or declared.topics.events
         features = features or declared.topics.predictions
         if declared.candidates is not None:
@@ -198,7 +200,7 @@ def skew(
             )
         names = [features] if training else [events, features, *([labels] if labels else [])]
         names += [name for name in (warmup_from, warmup_labels) if name is not None]
-        with bus_of(names, bus, bus_set, bus_config) as opened:
+        with bus_of(names, bus, bus_set, bus_config, declared) as opened:
             check = _Check(declared, opened)
             if training is None:
                 if warmup_from is not None or warmup_labels is not None:

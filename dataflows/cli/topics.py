@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 from rich.table import Table
 
-from anabranch.dataflows.bus import AdminBus, Bus
+from anabranch.dataflows.bus import AdminBus, Bus, BusError
 from anabranch.dataflows.cli.options import (
     DEFAULT_BUS,
     BusConfig,
@@ -19,8 +20,10 @@ from anabranch.dataflows.cli.options import (
     Partitions,
     create_topics,
     opened_bus,
+    with_labels_bus,
 )
 from anabranch.dataflows.telemetry.console import TextConsole, echo
+from anabranch.state.durations import parse_duration_ms
 from anabranch.state.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,12 +55,20 @@ def topics(
         typer.Option(
             "--retention",
             metavar="TIME",
-            help="With --create: how long Kafka keeps messages of the topics that are created, "
-            "such as 7d, or `forever`. Kafka counts from the time of a message, which for history "
-            "is its event time. The embedded bus keeps everything.",
-            show_default="that of the broker",
+            help="How long messages of the pipeline's topics are kept, such as 7d, or `forever`; "
+            "with --create, those of the topics that are created. It counts from the time of a "
+            "message, which for history is its event time.",
+            show_default="forever on the embedded bus, else that of the broker",
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read all of the embedded bus and verify every checksum; list what is damaged, "
+            "and exit 1.",
+        ),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     json: Json = False,
     bus: BusUrl = DEFAULT_BUS,
@@ -75,14 +86,16 @@ def topics(
 
         anabranch topics fraud.py --create --partitions 4
 
+        anabranch topics fraud.py --retention 30d
+
         anabranch topics delete fraud.events fraud.labels
     """
     if pipeline in (_DELETE, _RELEASE):
         if not names:
             raise typer.BadParameter(f"{pipeline} needs the names of the TOPICs to {pipeline}")
-        if create or retention or json:
+        if create or retention or json or verify:
             raise typer.BadParameter(
-                f"{pipeline} goes with neither --create, --retention nor --json"
+                f"{pipeline} goes with neither --create, --retention, --verify nor --json"
             )
         with opened_bus(bus, bus_set, bus_config) as opened:
             if pipeline == _DELETE:
@@ -96,25 +109,34 @@ def topics(
         )
     if create and pipeline is None:
         raise typer.BadParameter("--create needs a PIPELINE, whose topics are created")
-    if retention is not None:
-        if not create:
-            raise typer.BadParameter("--retention is of the topics that --create creates")
-        if bus.startswith("sqlite:"):
-            raise InputError(
-                "the embedded bus keeps all messages: leave out --retention, or delete topics with "
-                "`anabranch topics delete`"
-            )
-        bus_set = [*(bus_set or ()), f"{_RETENTION}={_milliseconds(retention)}"]
-    with opened_bus(bus, bus_set, bus_config) as opened:
+    if retention is not None and pipeline is None:
+        raise typer.BadParameter("--retention needs a PIPELINE, whose topics keep messages so long")
+    if verify:
+        if create or retention or pipeline:
+            raise typer.BadParameter("--verify is of the whole bus, and goes with --json alone")
+        _verify(bus, json)
+        return
+    kept_ms = None if retention in (None, "forever") else parse_duration_ms(retention)
+    if retention is not None and create and not bus.startswith("sqlite:"):
+        bus_set = [*(bus_set or ()), f"{_RETENTION}={-1 if kept_ms is None else kept_ms}"]
+    with ExitStack() as stack:
+        opened = stack.enter_context(opened_bus(bus, bus_set, bus_config))
         wanted: list[str] | None = None
         created: list[str] = []
         if pipeline is not None:
+            from anabranch.dataflows.declaration.input_topics import resolve_topics
             from anabranch.dataflows.pipelines.loader import load_pipeline
 
             declared = load_pipeline(pipeline)
+            opened = stack.enter_context(with_labels_bus(declared, opened))
+            resolve_topics(declared, opened)
             wanted = [*declared.inputs, *declared.topics.outputs]
             if create:
                 created = _create(opened, declared, partitions)
+            if retention is not None:
+                there = opened.topics()
+                for name in created if create else [name for name in wanted if name in there]:
+                    opened.set_retention(name, kept_ms)
         if json:
             rows = [
                 {
@@ -132,7 +154,7 @@ def topics(
         if create and (left := [name for name in wanted or () if name not in created]):
             echo(f"left as they are, because they exist: {', '.join(left)}")
             if retention is not None:
-                echo("topics that were there already keep their retention")
+                echo("topics that were there already keep their retention: set it without --create")
         TextConsole().print(_table(opened, wanted))
 
 
@@ -162,10 +184,37 @@ def _release(bus: AdminBus, names: Sequence[str]) -> None:
         echo(f"released {name}")
 
 
-def _milliseconds(retention: str) -> int:
-    from anabranch.state.durations import parse_duration_ms
+def _verify(url: str, json: bool) -> None:
+    """List what is damaged.
 
-    return -1 if retention == "forever" else parse_duration_ms(retention)
+    Raises:
+        BusError: something is.
+        InputError: it is no embedded bus.
+    """
+    from anabranch.dataflows.bus.embedded.bus import EmbeddedBus
+
+    if not url.startswith("sqlite:"):
+        raise InputError("--verify is of the embedded bus: Kafka's brokers verify their own files")
+    bus = EmbeddedBus(url.removeprefix("sqlite:"))
+    damage = [(path.name, problem) for path, problem in bus.verify()]
+    if json:
+        rows = [{"file": file, "problem": problem} for file, problem in damage]
+        echo(orjson.dumps({"bus": bus.url, "damage": rows}).decode())
+    elif damage:
+        table = Table(title="damaged files", title_justify="left")
+        table.add_column("file", overflow="fold")
+        table.add_column("problem")
+        for file, problem in damage:
+            table.add_row(file, problem)
+        TextConsole().print(table)
+    if damage:
+        files = ", ".join(dict.fromkeys(file for file, _ in damage))
+        raise BusError(
+            f"{bus.url} is damaged: {files}; restore them from a backup, or delete those topics "
+            "and publish again"
+        )
+    if not json:
+        echo("all topics verified: no damage found")
 
 
 def _counts(bus: Bus, wanted: Sequence[str] | None) -> Iterator[tuple[str, Any, Any]]:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from anabranch.dataflows.codec.avro_program import Program
-from anabranch.dataflows.codec.avro_scanner import ACCEPTED, DEPTH, scan_rows
+from anabranch.dataflows.codec.avro_scanner import DEPTH, REJECTED, scan_rows
 from anabranch.dataflows.codec.column_fields import ColumnField, ColumnLayout, column_layout
 from anabranch.dataflows.codec.protocol import DecodedColumns, Undecodable
 from anabranch.dataflows.codec.schema_registry import PREFIX_BYTES
@@ -19,7 +19,7 @@ from anabranch.state.compile import I64, entry
 from anabranch.state.keys.hashing import hash64
 
 ProgramOf = Callable[[int, Sequence[ColumnField]], Program | None]
-"""The program for a schema id (0 without a registry) that reads these fields; None if none can.
+"""The program for a schema id (-1 without a registry) that reads these fields; None if none can.
 
 It may raise `Undecodable`: then the general path describes what is wrong.
 """
@@ -60,7 +60,7 @@ class AvroColumnDecoder:
         self._rejected = self._pause = 0
         ints, none = np.zeros(0, np.int64), layout.outputs(1)
         self._scan = entry(
-            scan_rows, b"", ints, ints, ints, np.zeros((1, 4), np.int64),
+            scan_rows, b"", ints, 0, 0, np.zeros((1, 4), np.int64),
             np.zeros((1, 2), np.int64), np.zeros(1, np.uint64), none.integers, none.hashes,
             none.numbers, none.numbers.view(np.uint64), none.nulls, none.escapes, self._stack,
             self._single, self._single_bits,
@@ -73,49 +73,37 @@ class AvroColumnDecoder:
             return None
         blob, rows = b"".join(values), len(values)
         sizes = np.fromiter(map(len, values), np.int64, rows)
-        if self._skip and int(sizes.min()) < self._skip:
-            return None
-        ends = np.cumsum(sizes)
-        starts = ends - sizes
-        groups = self._groups(blob, starts)
-        if groups is None:
-            return None
-        starts += self._skip
-        outputs = self._layout.outputs(rows)
-        tail = self._layout.fill_defaults(outputs, len(blob)) if self._layout.has_defaults else b""
-        for schema_id, own in groups:
+        outputs, layout = self._layout.outputs(rows), self._layout
+        bits = outputs.numbers.view(np.uint64)
+        tail = layout.fill_defaults(outputs, len(blob)) if layout.has_defaults else b""
+        schema_id = int.from_bytes(values[0][1:PREFIX_BYTES]) if self._has_ids else -1
+        left, others = rows, None
+        while True:
             compiled = self._compiled(schema_id)
             if compiled is None:
                 return None
-            symbols = compiled.symbols + (len(blob) + len(tail))
-            tail += compiled.texts
-            result = self._scan(
-                blob, starts, ends, own, compiled.program, symbols, compiled.hashes,
-                outputs.integers, outputs.hashes, outputs.numbers,
-                outputs.numbers.view(np.uint64), outputs.nulls, outputs.escapes, self._stack,
-                self._single, self._single_bits,
+            symbols = compiled.symbols
+            if compiled.texts:
+                symbols = symbols + (len(blob) + len(tail))
+                tail += compiled.texts
+            read = self._scan(
+                blob, sizes, self._skip, schema_id, compiled.program, symbols, compiled.hashes,
+                outputs.integers, outputs.hashes, outputs.numbers, bits, outputs.nulls,
+                outputs.escapes, self._stack, self._single, self._single_bits,
             )  # fmt: skip
-            if result != ACCEPTED:
+            if read == REJECTED:
                 self._on_rejected()
                 return None
+            left -= read
+            if left <= 0:
+                break
+            if others is None:  # most batches are of one schema
+                others = {int.from_bytes(value[1:PREFIX_BYTES]) for value in values} - {schema_id}
+            schema_id = others.pop()
         self._rejected = 0
-        times = outputs.integers[self._layout.time]
-        columns = self._layout.columns(outputs, blob + tail if tail else blob)
+        times = outputs.integers[layout.time]
+        columns = layout.columns(outputs, blob + tail if tail else blob)
         return times, columns, (*extent(times), extent(published)[0])
-
-    def _groups(self, blob: bytes, starts: I64) -> list[tuple[int, I64]] | None:
-        """The schema ids with the rows of each; None if a message has no prefix."""
-        everything = np.arange(len(starts))
-        if not self._has_ids:
-            return [(0, everything)]
-        data = np.frombuffer(blob, np.uint8)
-        heads = data[starts[:, None] + np.arange(PREFIX_BYTES)].astype(np.int64)
-        if heads[:, 0].any():
-            return None
-        ids = heads[:, 1:] @ np.array([1 << 24, 1 << 16, 1 << 8, 1])
-        if (ids == ids[0]).all():
-            return [(int(ids[0]), everything)]
-        return [(each, np.flatnonzero(ids == each)) for each in np.unique(ids).tolist()]
 
     def _compiled(self, schema_id: int) -> _Compiled | None:
         if schema_id in self._programs:

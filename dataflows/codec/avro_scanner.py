@@ -51,7 +51,7 @@ NULL slot                 the field of this number is null
 MILLIS, MICROS, NANOS, DAYS = 0, 1, 2, 3
 """What an integer counts: milliseconds (or nothing), …; it is read as milliseconds."""
 
-REJECTED, ACCEPTED = 0, 1
+REJECTED = -1
 DEPTH = 64
 """How deep arrays and maps may be in each other."""
 
@@ -158,16 +158,17 @@ def _word(blob: bytes, at: int, size: int) -> np.uint64:
 
 @kernel
 def scan_rows(
-    blob: bytes, starts: I64, ends: I64, rows: I64, program: I64, symbols: I64, symbol_hashes: U64,
+    blob: bytes, sizes: I64, skip: int, wanted: int, program: I64, symbols: I64, symbol_hashes: U64,
     integers: I64, hashes: U64, numbers: F64, bits: U64, nulls: U8, escapes: U8, stack: I64,
     single: NDArray[np.float32], single_bits: NDArray[np.uint32],
 ) -> int:  # fmt: skip
-    """Read these rows by a program.
+    """Read messages by a program.
 
     Args:
-        blob: the messages, and behind them the texts of symbols.
-        starts, ends: where each message is in `blob`, `(messages,) int64`.
-        rows: the messages to read.
+        blob: the messages one after the other, and behind them the texts of symbols.
+        sizes: how many bytes each message has, `(messages,) int64`.
+        skip: how many bytes of each come before the data.
+        wanted: the schema id that these name, of the messages to read; -1: all are read.
         program: see `NULL` and its neighbours.
         symbols: start and end in `blob` of each symbol of an enum, `(symbols, 2) int64`.
         symbol_hashes: `(symbols,) uint64`.
@@ -181,11 +182,24 @@ def scan_rows(
         single, single_bits: one number each, in the same memory.
 
     Returns:
-        `ACCEPTED`, or `REJECTED` if any row is not valid, or asks for the general path.
+        How many messages were read; `REJECTED` if any is not valid, or asks for the general path.
     """
-    for index in range(rows.size):
-        row = rows[index]
-        at, end = starts[row], ends[row]
+    end, read = 0, 0
+    for row in range(sizes.size):
+        at = end
+        end += sizes[row]
+        if end - at < skip:
+            return REJECTED
+        if wanted >= 0:
+            if blob[at] != 0:
+                return REJECTED
+            named = np.int64(0)
+            for i in range(1, 5):
+                named = named * 256 + np.int64(blob[at + i])
+            if named != wanted:
+                continue
+        at += skip
+        read += 1
         pc, depth = 0, 0
         while True:
             op, a = program[pc, 0], program[pc, 1]
@@ -316,4 +330,4 @@ def scan_rows(
             pc += 1
         if at != end:
             return REJECTED
-    return ACCEPTED
+    return read

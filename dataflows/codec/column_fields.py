@@ -93,7 +93,15 @@ class ColumnLayout:
         self.time = out[time]
         self.counts = 2 * len(texts) + len(integers), len(texts), len(of[NUMBER] + of[BOOLEAN])
         self.slots = len(slots)
-        self._wanted = [field for field in self.fields if field.name in wanted]
+        found = [field for field in self.fields if field.name in wanted]
+        self._texts = [
+            (f.name, f.out, slice(2 * f.out, 2 * f.out + 2)) for f in found if f.kind == TEXT
+        ]
+        self._integers = [(f.name, f.out) for f in found if f.kind == INTEGER]
+        self._numbers = [
+            (f.name, f.out, f.kind == BOOLEAN) for f in found if f.kind in (NUMBER, BOOLEAN)
+        ]
+        self._nullable = [(f.name, f.slot) for f in found if f.nullable]
         self._defaulted = [
             f for f in self.fields if f.out >= 0 and not f.required and f.default is not None
         ]
@@ -137,22 +145,21 @@ class ColumnLayout:
     def columns(self, outputs: Outputs, blob: bytes) -> Columns:
         """The columns by name; one with nulls is a list."""
         columns: Columns = {}
-        for field in self._wanted:
-            out = field.out
-            column: Any
-            if field.kind == TEXT:
-                spans = outputs.integers[2 * out : 2 * out + 2]
-                column = Texts(blob, spans, outputs.hashes[out], not outputs.escapes[out])
-            elif field.kind == INTEGER:
-                column = NumberColumn(outputs.integers[out])
-            else:
-                column = NumberColumn(outputs.numbers[out], field.kind == BOOLEAN)
-            if field.slot >= 0 and (null := outputs.nulls[field.slot]).any():
-                column = [
+        integers, numbers, hashes = outputs.integers, outputs.numbers, outputs.hashes
+        escapes = outputs.escapes.tolist()
+        for name, out, spans in self._texts:
+            columns[name] = Texts(blob, integers[spans], hashes[out], not escapes[out])
+        for name, out in self._integers:
+            columns[name] = NumberColumn(integers[out])
+        for name, out, is_boolean in self._numbers:
+            columns[name] = NumberColumn(numbers[out], is_boolean)
+        for name, slot in self._nullable:
+            null = outputs.nulls[slot]
+            if null.any():
+                columns[name] = [
                     None if is_null else value
-                    for value, is_null in zip(column.tolist(), null.tolist(), strict=True)
+                    for value, is_null in zip(columns[name], null.tolist(), strict=True)
                 ]
-            columns[field.name] = column
         return columns
 
 

@@ -31,6 +31,7 @@ class JsonCodec(Codec):
     )
     malformed: ClassVar[DeadLetterReason] = DeadLetterReason.NOT_JSON
     makes_texts: ClassVar[bool] = True
+    tells_unknown: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._encoder = msgspec.json.Encoder()

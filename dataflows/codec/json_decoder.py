@@ -15,7 +15,7 @@ import decimal
 import enum
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any, Literal, get_args, get_origin
@@ -49,11 +49,11 @@ from anabranch.dataflows.codec.json_scanner import (
     read_rows,
 )
 from anabranch.dataflows.codec.protocol import Columns, DecodedColumns
-from anabranch.dataflows.declaration.casts import text_of
+from anabranch.dataflows.declaration.casts import join_texts, text_of
 from anabranch.dataflows.declaration.shape import Path, Shape, ShapeField, Step, members_of
 from anabranch.dataflows.messages.inputs import OTHER_FIELDS
 from anabranch.state.compile import I64, entry
-from anabranch.state.keys.hashing import hash64
+from anabranch.state.keys.hashing import hash64, texts_of
 from anabranch.state.keys.text_column import Texts
 
 _TEXTS = {TEXT, INTEGER_AS_TEXT, BOOLEAN_AS_TEXT, SCALAR_AS_TEXT, KEY_AS_TEXT, UUID_AS_TEXT}
@@ -129,15 +129,25 @@ class JsonColumnDecoder:
         time: the field that holds the event time, an integer.
         wanted: the names of the fields of which columns are made.
         shape: of the type.
+        joined: name → the fields whose texts are joined to it.
+        as_texts: name → the integer of which it is the text.
 
     Attributes:
-        unknown: how often each field came that the type does not have; for its user to clear.
-        examples: a value of each of them.
+        has_new_fields: whether an unknown field came for the first time since `take_unknown`.
     """
 
     def __init__(
-        self, fields: Sequence[_Field], time: str, wanted: Sequence[str], shape: Shape
+        self,
+        fields: Sequence[_Field],
+        time: str,
+        wanted: Sequence[str],
+        shape: Shape,
+        joined: Mapping[str, list[str]],
+        as_texts: Mapping[str, str],
     ) -> None:
+        self._as_texts = list(as_texts.items())
+        self._joined = [(name, parts) for name, parts in joined.items() if name in wanted]
+        wanted = [*wanted, *(part for _, parts in self._joined for part in parts)]
         # Values that are restricted are checked after they were read.
         kept = [f for f in fields if f.name != time and (f.name in wanted or f.allowed)]
         texts = [f.name for f in kept if f.kind in _TEXTS]
@@ -169,8 +179,9 @@ class JsonColumnDecoder:
         self._shape = shape
         self._root = _tree(fields)
         self._lessons = 0
-        self.unknown: Counter[str] = Counter()
-        self.examples: dict[str, Any] = {}
+        self.has_new_fields = False
+        self._unknown: Counter[str] = Counter()
+        self._examples: dict[str, Any] = {}
         self._rejected = self._pause = 0
         self._make_plan()
         none = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.uint64), np.zeros((1, 0))
@@ -217,11 +228,13 @@ class JsonColumnDecoder:
             or (result == UNICODE and not _is_utf8(blob))
             or (self._allowed and not self._all_allowed(integers, hashes))
         ):
+            if result != REJECTED:
+                self._counts[1] -= self._counts[0]
             self._on_rejected()
             return None
         self._rejected = 0
-        if self._counts_unknown:
-            self._count_unknown(values)
+        if not self._is_flat and self._counts_unknown and self._counts[0, -1]:
+            self._learn(values)
         columns: Columns = {}
         for name, row, spans in self._texts:
             columns[name] = Texts(blob, integers[spans], hashes[row], True)
@@ -229,6 +242,10 @@ class JsonColumnDecoder:
             columns[name] = NumberColumn(numbers[row], is_boolean, is_nullable)
         for name, row in self._integers:
             columns[name] = NumberColumn(integers[row])
+        for name, number in self._as_texts:
+            columns[name] = _plain_texts(list(map(str, columns[number])))
+        for name, parts in self._joined:
+            columns[name] = _joined([list(columns.pop(part)) for part in parts])
         return integers[self._time_row], columns, (least, greatest, earliest)
 
     def _fill(self, end: int, integers: I64, hashes: Any, numbers: Any) -> bytes:
@@ -255,8 +272,6 @@ class JsonColumnDecoder:
     def _on_rejected(self) -> None:
         """Pause after several rejected batches: trying each of them would waste time."""
         self._rejected += 1
-        if self._counts_unknown:
-            self._counts[:] = 0
         if self._rejected >= _MAX_REJECTED:
             self._pause = _PAUSE
 
@@ -295,7 +310,8 @@ class JsonColumnDecoder:
         self._plan: I64 = plan
         self._names = np.frombuffer(names, np.uint8).copy()  # writable, as kernels' arrays are
         self._counts_unknown = not self._shape.forbids_unknown
-        self._counts: I64 = np.zeros(len(rows) + 1 if self._counts_unknown else 0, np.int64)
+        count = len(rows) + 1 if self._counts_unknown else 0
+        self._counts: I64 = np.zeros((2, count), np.int64)
         self._skipped = [
             (row, str(Path(paths[row]))) for row, node in enumerate(rows) if node.kind == SKIPPED
         ]
@@ -311,32 +327,62 @@ class JsonColumnDecoder:
         nullable = declared.nullable and (out < 0 or declared.kind in _FLOATS)
         return REQUIRED * required | NULLABLE * nullable
 
-    def _count_unknown(self, values: list[bytes]) -> None:
-        """Count the unknown fields of a batch; new ones are put into the plan."""
-        counts = self._counts
+    def take_unknown(self) -> tuple[Counter[str], dict[str, Any]]:
+        """How often each field came that the type does not have, since the last call.
+
+        Returns:
+            Path → count; and path → a value of those that are new.
+        """
+        self._collect()
+        taken = self._unknown, self._examples
+        self._unknown, self._examples, self.has_new_fields = Counter(), {}, False
+        return taken
+
+    def _collect(self) -> None:
+        if not self._counts_unknown:
+            return
+        counts = self._counts[1].tolist()
+        for row, name in self._skipped:
+            if counts[row]:
+                self._unknown[name] += counts[row]
         if counts[-1]:
-            if self._lessons < _MAX_LESSONS:
-                self._learn(values)
-                return
-            self.unknown[OTHER_FIELDS] += int(counts[-1])
-            counts[-1] = 0
-        if self._skipped and counts.any():
-            for row, name in self._skipped:
-                if counts[row]:
-                    self.unknown[name] += int(counts[row])
-            counts[:] = 0
+            self._unknown[OTHER_FIELDS] += counts[-1]
+        self._counts[1] = 0
 
     def _learn(self, values: list[bytes]) -> None:
-        """Count the unknown fields of a batch with new ones, and put those into the plan."""
+        """Put the new unknown fields of a batch into the plan, so that they are expected.
+
+        Those of this batch are counted by name here.
+        """
+        if self._lessons >= _MAX_LESSONS:
+            return
         self._lessons += 1
+        self.has_new_fields = True
+        self._counts[1] -= self._counts[0]
+        self._collect()
         for value in values:
             message = msgspec.json.decode(value)
             found = self._shape.unknown(message)
-            self.unknown.update(dict.fromkeys(found, 1))
-            self.examples = {**found, **self.examples}
+            self._unknown.update(dict.fromkeys(found, 1))
+            self._examples = {**found, **self._examples}
             if len(self._skipped) < _MAX_UNKNOWN:
                 _put_in_order(self._root, message)
         self._make_plan()
+
+
+def _joined(parts: list[list[str]]) -> Texts:
+    """The texts of the parts of each row as one; see `join_texts`."""
+    rows = list(zip(*parts, strict=True))
+    everything = "".join(map("".join, rows))
+    if "/" in everything or "\\" in everything:
+        return texts_of(list(map(join_texts, rows)))
+    return _plain_texts(list(map("/".join, rows)))
+
+
+def _plain_texts(values: list[str]) -> Texts:
+    """A column of texts that need no escape in JSON."""
+    texts = texts_of(values)
+    return Texts(texts.blob, texts.spans, texts.hashes, True)
 
 
 def json_column_decoder(
@@ -355,7 +401,10 @@ def json_column_decoder(
         return None
     shape = Shape.of(message)
     try:
-        fields = [_field(each, each.name in texts) for each in shape.fields]
+        single, also = _distinct([each for each in shape.fields if each.path], texts)
+        fields = [_field(each, each.name in texts) for each in single]
+        joined = {each.name: _parts(each) for each in shape.fields if each.path is None}
+        fields += [part for parts in joined.values() for part in parts]
         if time in texts or len(fields) > _MAX_FIELDS:
             return None
         root = _tree(fields)
@@ -363,7 +412,46 @@ def json_column_decoder(
         return None
     if _count(root) > _MAX_FIELDS or root.levels() > _MAX_LEVELS:
         return None
-    return JsonColumnDecoder(fields, time, wanted, shape)
+    names = {name: [part.name for part in parts] for name, parts in joined.items()}
+    as_texts = {name: number for name, number in also.items() if name in wanted}
+    wanted = [*wanted, *(number for number in as_texts.values() if number not in wanted)]
+    return JsonColumnDecoder(fields, time, wanted, shape, names, as_texts)
+
+
+def _distinct(
+    fields: Sequence[ShapeField], texts: Collection[str]
+) -> tuple[list[ShapeField], dict[str, str]]:
+    """The fields in places of their own; and name → another integer in its place, of its text.
+
+    Raises:
+        _Unsupported: two fields in one place differ in more than that one of them is a text.
+    """
+    by_path: dict[Path, ShapeField] = {}
+    also: dict[str, str] = {}
+    for each in sorted(fields, key=lambda each: each.name in texts):
+        assert each.path is not None
+        other = by_path.setdefault(each.path, each)
+        if other is each:
+            continue
+        same = each.annotation is other.annotation is int and each.required and other.required
+        if not same or each.cast or other.cast or each.name not in texts or other.name in texts:
+            raise _Unsupported
+        also[each.name] = other.name
+    return [each for each in fields if each.name not in also], also
+
+
+def _parts(declared: ShapeField) -> list[_Field]:
+    """The fields that are joined to one text.
+
+    Raises:
+        _Unsupported: it is not of the payload, or may be absent.
+    """
+    if not declared.paths or not declared.required or declared.nullable:
+        raise _Unsupported
+    return [
+        _Field(f"{declared.name} {number}", one, SCALAR_AS_TEXT, True, None, False)
+        for number, one in enumerate(declared.paths)
+    ]
 
 
 def _field(declared: ShapeField, is_text: bool) -> _Field:

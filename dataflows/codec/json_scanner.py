@@ -346,7 +346,7 @@ def _skip_value(blob: bytes, at: int) -> tuple[int, bool]:
     return _skip_scalar(blob, at)
 
 
-@kernel
+@inlined
 def _read_cast(blob: bytes, at: int, kind: int) -> tuple[int, float, int]:
     """The end of a number, boolean or integer, or of the text of one; and its value.
 
@@ -373,7 +373,7 @@ def _read_cast(blob: bytes, at: int, kind: int) -> tuple[int, float, int]:
     return at, value, integer
 
 
-@kernel
+@inlined
 def _read_as_text(blob: bytes, at: int, kind: int) -> tuple[int, int, int, bool]:
     """The bounds of a scalar that becomes text.
 
@@ -446,9 +446,9 @@ def read_rows(
             rows `2n` and `2n + 1` are its start and end in `blob`.
         hashes: `(texts, rows) uint64`.
         numbers: `(any, rows) float64`, for numbers and booleans.
-        unknown: `(any + 1,) int64`: for each field of the plan, how often it came although it is
-            `SKIPPED`; at the end how often any other did. Added to. Empty: unknown fields are
-            rejected.
+        unknown: `(2, any + 1) int64`: for each field of the plan, how often it came although it is
+            `SKIPPED`, and at the end how often any other did; in these objects, and in all that
+            were not rejected. `(2, 0)`: unknown fields are rejected.
         stack: `(any, 4) int64`, scratch space: a row for every level of the plan.
 
     Where an object lacks a field, the outputs stay as they were.
@@ -457,10 +457,11 @@ def read_rows(
         The result; the least and the greatest time; the least of `published`.
     """
     at, result = 0, ASCII
-    required = 0
+    required, others = 0, unknown.shape[1] - 1
     for field in range(plan.shape[0]):
         if plan[field, FLAGS] & REQUIRED:
             required |= plan[field, BIT]
+    unknown[0] = 0
     for row in range(integers.shape[1]):
         at = _skip(blob, at)
         if blob[at] != _OPEN:
@@ -484,11 +485,11 @@ def read_rows(
                 else:
                     field -= 1  # it is expected next again
                     at, ascii = _skip_text(blob, at)
-                    if at < 0 or unknown.size == 0:
+                    if at < 0 or others < 0:
                         return REJECTED, 0, 0, 0
                     if not ascii:
                         result = UNICODE
-                    unknown[unknown.size - 1] += 1
+                    unknown[0, others] += 1
                 at = _skip(blob, at + 1)
                 if blob[at] != _COLON:
                     return REJECTED, 0, 0, 0
@@ -535,7 +536,7 @@ def read_rows(
                     at, ascii = _skip_value(blob, at)
                     if not ascii:
                         result = UNICODE
-                    unknown[field] += 1
+                    unknown[0, field] += 1
                 elif OBJECT <= kind <= ARRAY:
                     opening, closing = _OPEN, _CLOSE
                     if kind == ARRAY:
@@ -599,6 +600,8 @@ def read_rows(
         at += 1
     if at != size:
         return REJECTED, 0, 0, 0
+    for field in range(unknown.shape[1]):
+        unknown[1, field] += unknown[0, field]
     least, greatest = extent(integers[time])
     return result, least, greatest, extent(published)[0]
 

@@ -53,8 +53,8 @@ class Filtered(Exception):
 class ColumnDecoder(Protocol):
     """Decodes whole batches of one message type straight into columns.
 
-    One that ignores fields which the type does not have may count them, in attributes ``unknown``
-    and ``examples`` (path → count and path → value), which its user clears.
+    One that ignores fields which the type does not have may count them: then it has a method
+    ``take_unknown`` and an attribute ``has_new_fields``, as `JsonColumnDecoder` has.
     """
 
     def read(self, values: list[bytes], published: I64) -> DecodedColumns | None:
@@ -98,6 +98,9 @@ class Codec(ABC):
 
     makes_texts: ClassVar[bool] = False
     """Whether `column_decoder` takes ``texts``; otherwise columns are made texts afterwards."""
+
+    tells_unknown: ClassVar[bool] = False
+    """Whether `unknown_fields` tells of any."""
 
     @abstractmethod
     def decoder(self, message: type[Message]) -> Callable[[bytes], Message]:

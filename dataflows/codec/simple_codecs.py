@@ -166,6 +166,7 @@ class JsonSchemaCodec(Codec):
     makes_texts: ClassVar[bool] = JsonCodec.makes_texts
     errors: ClassVar[tuple[type[Exception], ...]] = _ERRORS
     malformed: ClassVar[DeadLetterReason] = DeadLetterReason.NOT_JSON
+    tells_unknown: ClassVar[bool] = True
 
     def __init__(
         self, format: JsonSchema, subject: str = "", written: type[msgspec.Struct] | None = None

@@ -12,6 +12,7 @@ from dataclasses import field as dataclass_field
 from datetime import UTC, tzinfo
 from typing import Any
 
+from anabranch.dataflows.declaration.conditions import Condition
 from anabranch.dataflows.declaration.features import (
     EntityFeature,
     Feature,
@@ -21,7 +22,8 @@ from anabranch.dataflows.declaration.features import (
     RowFeature,
 )
 from anabranch.dataflows.declaration.formats import JSON, Format
-from anabranch.dataflows.declaration.schema import Kind, Schema
+from anabranch.dataflows.declaration.message_places import reads_headers
+from anabranch.dataflows.declaration.schema import JOINED, Kind, Schema
 from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.inputs import Delayed, Event, Inline
 from anabranch.dataflows.messages.local_time import LocalTime
@@ -83,6 +85,8 @@ class Declaration:
     format: Format = JSON
     label_format: Format | None = None
     output_format: Format = JSON
+    where: Any = None
+    label_where: Any = None
     schema: Schema = dataclass_field(init=False, repr=False)
     task: Task = dataclass_field(init=False)
 
@@ -90,8 +94,21 @@ class Declaration:
     def inputs(self) -> tuple[str, ...]:
         """The topics that are read: events first, control last."""
         topics = self.topics
-        labels = (topics.labels,) if self.has_label_topic else ()
-        return (topics.events, *labels, *((topics.control,) if self.has_rollouts else ()))
+        own_labels = self.has_label_topic and not self.shares_topics
+        labels = topics.all_labels if own_labels else ()
+        return (*topics.all_events, *labels, *((topics.control,) if self.has_rollouts else ()))
+
+    @property
+    def shares_topics(self) -> bool:
+        """Whether events and labels are on the same topics, told apart by conditions."""
+        topics = self.topics
+        return self.has_label_topic and topics.all_events == topics.all_labels
+
+    @property
+    def needs_headers(self) -> bool:
+        """Whether headers of messages have to be read."""
+        label = self.label.type if isinstance(self.label, Delayed) else None
+        return any(reads_headers(each) for each in (self.event, label) if each is not None)
 
     @property
     def has_rollouts(self) -> bool:
@@ -130,7 +147,8 @@ class Declaration:
     def partition_field(self) -> str | None:
         """The field by which events are partitioned; None: by no field."""
         entities = [*self.entities, *self.label_windows]
-        single = (name for name in entities if not self.schema.fields[name].is_list)
+        fields, joined = self.schema.fields, self.joined_entities
+        single = (name for name in entities if name not in joined and not fields[name].is_list)
         return self.key or next(single, None)
 
     @property
@@ -162,6 +180,12 @@ class Declaration:
             if isinstance(feature, LabelWindow):
                 entities.setdefault(feature.entity, []).append((feature, columns))
         return entities
+
+    @property
+    def joined_entities(self) -> dict[str, list[str]]:
+        """Entities that are combinations of fields: name → those fields."""
+        names = [each.entity for each in self.features if isinstance(each, KeyedFeature)]
+        return {name: name.split(JOINED) for name in names if JOINED in name}
 
     @property
     def target_kind(self) -> Kind | None:
@@ -196,6 +220,7 @@ class Declaration:
         They are ids, keys and entities, and what is hashed: 10 and ``"10"`` are the same key.
         """
         names = [self.id, self.traffic_field, *self.entities, *self.label_windows]
+        names += [part for parts in self.joined_entities.values() for part in parts]
         names += [feature.field for feature in self.features if isinstance(feature, Hashed)]
         names += [
             feature.value
@@ -228,7 +253,9 @@ class Declaration:
     @property
     def read_fields(self) -> list[str]:
         """The event's fields that are decoded besides its id and time."""
-        return list(dict.fromkeys([*self.used_fields, *self.model_fields]))
+        joined, names = self.joined_entities, [*self.used_fields, *self.model_fields]
+        names = [part for name in names for part in joined.get(name, [name])]
+        return list(dict.fromkeys(names))
 
     @property
     def number_fields(self) -> list[str]:
@@ -265,18 +292,28 @@ class Declaration:
         local = self.local_time
         return UTC if local is None else local.zone
 
-    def format_of(self, topic: str) -> Any:
+    def format_of(self, topic: str, labels: bool = False) -> Any:
         """The format of a topic's messages, or a codec for them; see `dataflows.codec`.
 
+        ``labels``: of its labels, where it has events too.
         What a pipeline says about itself is always JSON: dead letters, drift signals, control and
         rollout messages.
         """
         topics = self.topics
-        if topic == topics.events:
+        if topic in topics.all_events and not labels:
             return self.format
-        if topic == topics.labels:
+        if topic in topics.all_labels:
             return self.format if self.label_format is None else self.label_format
         return self.output_format if topic == topics.predictions else JSON
+
+    def condition_of(self, topic: str, labels: bool = False) -> Condition | None:
+        """What messages of a topic are taken; None: all. ``labels``: as of `format_of`."""
+        topics, given = self.topics, None
+        if topic in topics.all_events and not labels:
+            given = self.where
+        elif topic in topics.all_labels:
+            given = self.label_where
+        return given if isinstance(given, Condition) else None
 
     def _with_positions(self) -> Iterator[tuple[Feature, slice]]:
         start = 0

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.declaration.casts import text_of
-from anabranch.dataflows.declaration.schema import Schema
+from anabranch.dataflows.declaration.schema import JOINED, Schema
 from anabranch.state.durations import parse_duration_ms
 from anabranch.state.errors import DeclarationError
 from anabranch.state.keys.hashing import hash64
@@ -81,6 +81,8 @@ class NumberField:
 
     def fill(self, out: NDArray[np.float64], times: NDArray[np.int64], columns: Columns) -> None:
         values = columns[self.field]
+        if self.fill_null is not None and hasattr(values, "floats"):
+            values = values.floats()  # null is NaN
         if self.fill_null is not None and isinstance(values, np.ndarray):
             values = np.where(np.isnan(values), self.fill_null, values)
         elif self.fill_null is not None:
@@ -192,7 +194,7 @@ class EntityFeature:
     """A feature that is computed from an entity's earlier events.
 
     Attributes:
-        entity: the field that names the entity.
+        entity: the field that names the entity, or several with a plus between them.
         spec: what is computed, and over which windows.
         value: the field whose values enter; None where events are only counted or timed.
         text_value: whether that is a text field.
@@ -207,7 +209,7 @@ class EntityFeature:
 
     def columns(self) -> list[str]:
         """The names of its columns, which begin with the entity's field."""
-        return [f"{self.entity}_{name}" for name in self.spec.columns()]
+        return _column_names(self.entity, self.spec)
 
     def check(self, schema: Schema) -> None:
         """Raise DeclarationError if the event type lacks a field that this needs."""
@@ -239,7 +241,7 @@ class LabelWindow:
 
     def columns(self) -> list[str]:
         """The names of its columns, which begin with the entity's field."""
-        return [f"{self.entity}_{name}" for name in self.spec.columns()]
+        return _column_names(self.entity, self.spec)
 
     def check(self, schema: Schema) -> None:
         """Raise DeclarationError if the event type lacks a field that this needs."""
@@ -247,6 +249,8 @@ class LabelWindow:
 
 
 KeyedFeature = EntityFeature | LabelWindow
+Entity = str | Sequence[str]
+"""The field that names an entity, or several, of which each combination is one."""
 Feature = RowFeature | KeyedFeature
 
 
@@ -298,7 +302,7 @@ def target() -> Target:
 
 @overload
 def window(
-    entity: str,
+    entity: Entity,
     value: str | None = None,
     *,
     over: Sequence[str] | str,
@@ -309,7 +313,7 @@ def window(
 
 @overload
 def window(
-    entity: str,
+    entity: Entity,
     value: Target,
     *,
     over: Sequence[str] | str,
@@ -319,7 +323,7 @@ def window(
 
 
 def window(
-    entity: str,
+    entity: Entity,
     value: str | Target | None = None,
     *,
     over: Sequence[str] | str,
@@ -333,7 +337,8 @@ def window(
     event's own label is never among them.
 
     Args:
-        entity: the field that names the entity: a text, an integer, a boolean, a UUID or an enum.
+        entity: the field that names the entity: a text, an integer, a boolean, a UUID or an enum;
+            or a tuple of fields, of which each combination is an entity.
             An event in which it is null has no entity: its features are those of an empty window,
             and it enters none.
         value: a number or boolean field, or `target()`; None: events are counted. A null value
@@ -345,6 +350,7 @@ def window(
     Raises:
         DeclarationError: a duration or a statistic is unknown, or there are none.
     """
+    entity = _entity_name(entity, "window")
     label = f"window({entity})"
     stats = (stats,) if isinstance(stats, str) else tuple(stats)
     if value is None and stats != ("count",):
@@ -362,27 +368,52 @@ def window(
     )
 
 
-def since_last(entity: str, *, within: str = "1d") -> EntityFeature:
+def since_last(entity: Entity, *, within: str = "1d") -> EntityFeature:
     """Seconds since the entity's previous event, at most ``within``, also when there was none."""
+    entity = _entity_name(entity, "since_last")
     spec = SinceLastSpec(parse_duration_ms(within))
     return EntityFeature(entity, spec, None, False, f"since_last({entity})")
 
 
-def count_distinct(entity: str, value: str, *, over: Sequence[str] | str) -> EntityFeature:
+def count_distinct(entity: Entity, value: str, *, over: Sequence[str] | str) -> EntityFeature:
     """How many different values of ``value`` the entity had in the last ``over``.
 
     It is a text, a number without fraction, a boolean or an enum; null is none.
     """
+    entity = _entity_name(entity, "count_distinct")
     label = f"count_distinct({entity})"
     return EntityFeature(entity, DistinctSpec(value, _widths_ms(over, label)), value, True, label)
 
 
 def decayed(
-    entity: str, value: str, *, half_life: str, stats: Sequence[str] = ("mean", "count")
+    entity: Entity, value: str, *, half_life: str, stats: Sequence[str] = ("mean", "count")
 ) -> EntityFeature:
     """Exponentially decayed statistics: an event's weight halves every ``half_life``."""
+    entity = _entity_name(entity, "decayed")
     spec = DecayedSpec(value, parse_duration_ms(half_life), tuple(stats))
     return EntityFeature(entity, spec, value, False, f"decayed({entity})")
+
+
+def _entity_name(entity: Any, what: str) -> str:
+    """The name of an entity: its field, or those of its fields with a plus between them."""
+    if isinstance(entity, str):
+        return entity
+    names = tuple(entity) if isinstance(entity, Sequence) else ()
+    if len(names) < 2 or len(set(names)) < len(names) or not all(map(_is_field_name, names)):
+        raise DeclarationError(
+            f"{what}({entity!r}, …) must name a field, or two or more different ones in a tuple, "
+            "such as ('card', 'merchant')"
+        )
+    return JOINED.join(names)
+
+
+def _is_field_name(name: Any) -> bool:
+    return isinstance(name, str) and name.isidentifier()
+
+
+def _column_names(entity: str, spec: Spec) -> list[str]:
+    prefix = entity.replace(JOINED, "_")
+    return [f"{prefix}_{name}" for name in spec.columns()]
 
 
 def _widths_ms(over: Sequence[str] | str, label: str) -> tuple[int, ...]:

@@ -9,12 +9,13 @@ from anabranch.dataflows.declaration.declaration import Declaration
 
 
 def partition_count(pipeline: Declaration, bus: Bus) -> int:
-    """How many partitions each input topic has.
+    """How many partitions a pipeline has: as many as the input topic with most.
 
-    The control topic need not exist yet, and may have fewer (`create_control`).
+    Its partition n stands for partition n of every input topic that has one. The control topic need
+    not exist yet (`create_control`).
 
     Raises:
-        BusError: one is missing, or they differ.
+        BusError: an input topic is missing.
     """
     topics, control = bus.topics(), pipeline.topics.control
     for topic in pipeline.inputs:
@@ -23,17 +24,17 @@ def partition_count(pipeline: Declaration, bus: Bus) -> int:
                 f"topic {topic!r} of pipeline {pipeline.name!r} does not exist on {bus.url}: "
                 f"publish to it, or create it with `anabranch topics {pipeline.name} --create`"
             )
-    counts = {topic: topics[topic] for topic in pipeline.inputs if topic in topics}
-    most = max(counts.values())
-    if counts.get(control, most) < most:
-        del counts[control]
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
-        raise BusError(
-            f"the input topics of pipeline {pipeline.name!r} need equal partition counts "
-            f"(an event and its label go to the same number): {listed}"
-        )
-    return next(iter(counts.values()))
+    return max(topics[topic] for topic in pipeline.inputs if topic in topics)
+
+
+def resolve_topics(pipeline: Declaration, bus: Bus) -> None:
+    """Let the topics of the pipeline be those that its patterns match on the bus now, if any.
+
+    Raises:
+        BusError: a pattern matches no topic.
+    """
+    if pipeline.topics.patterns:
+        pipeline.topics = pipeline.topics.resolved(bus.topics())
 
 
 def create_control(pipeline: Declaration, bus: Bus, partitions: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from anabranch.dataflows.declaration.conditions import condition_of
 from anabranch.dataflows.declaration.declaration import Declaration
 from anabranch.dataflows.declaration.formats import check_format
 from anabranch.dataflows.declaration.rollout_validation import check_rollout
@@ -108,6 +109,9 @@ class Pipeline(Declaration):
         format: of the events' messages (`dataflows.declaration.formats`).
         label_format: of the labels' messages; None: as the events'.
         output_format: of predictions; all else that is published is JSON.
+        where: which messages of the events' topic are events, as fields and their values, or as a
+            function (`dataflows.declaration.conditions`); the others are counted and skipped.
+        label_where: likewise of the labels' topic.
 
     Raises:
         DeclarationError: something in it can't work; the message names it.
@@ -123,8 +127,12 @@ class Pipeline(Declaration):
         if self.label_format is not None:
             check_format(self.label_format, "label_format", self.name)
         check_format(self.output_format, "output_format", self.name, outputs=True)
+        label_format = self.label_format or self.format
+        self.where = condition_of(self.where, "where", self.name, self.format)
+        self.label_where = condition_of(self.label_where, "label_where", self.name, label_format)
         check_candidates(self)
         check_features(self)
+        self.schema = self.schema.with_joined(self.joined_entities)
         check_label(self)
         if self.candidates is not None and isinstance(self.label, Delayed):
             self.label = replace(self.label, default=False)
@@ -144,6 +152,7 @@ class Pipeline(Declaration):
             self.name,
             has_labels=self.has_label_topic,
             has_rollouts=self.has_rollouts,
+            told_apart=self.where is not None and self.label_where is not None,
         )
         self.topics = self.topics.named(self.name, self.has_rollouts)
 

@@ -6,7 +6,7 @@ import decimal
 import enum
 import types
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -16,6 +16,9 @@ from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.shape import without_cast
 from anabranch.dataflows.messages.inputs import field_types
 from anabranch.state.errors import DeclarationError
+
+JOINED = "+"
+"""Is between the names of the fields of which an entity is a combination."""
 
 Kind = Literal["number", "boolean", "text", "other"]
 
@@ -88,6 +91,8 @@ class Schema:
         Raises:
             DeclarationError: it is none, or allows null although not ``nullable``.
         """
+        if JOINED in name:
+            return self._joined(name, where)
         field = self._find(name, where)
         if not field.is_key:
             raise DeclarationError(
@@ -97,6 +102,21 @@ class Schema:
         if field.is_list:
             self.require(name, ("text",), where)
         return field if nullable else self._present(field, where)
+
+    def with_joined(self, names: Iterable[str]) -> Schema:
+        """The schema with combinations of fields as fields, too."""
+        joined = {name: self._joined(name, "") for name in names}
+        return Schema(self.type_name, {**self.fields, **joined}) if joined else self
+
+    def _joined(self, name: str, where: str) -> Field:
+        """A combination of fields as a field; raises what `require_key` does."""
+        parts = [self.require_key(each, where, nullable=True) for each in name.split(JOINED)]
+        for part in parts:
+            if part.is_list:
+                raise DeclarationError(
+                    f"field {part.name!r} in {where} is a list, and can't be combined with others"
+                )
+        return Field(name, "text", any(part.optional for part in parts), is_key=True)
 
     def _find(self, name: str, where: str) -> Field:
         field = self.fields.get(name)

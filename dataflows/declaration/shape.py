@@ -51,6 +51,7 @@ Origin = Literal["payload", "key", "header", "coordinates"]
 
 _ORIGINS: dict[str, Origin] = {"$key": "key", "$coordinates": "coordinates"}
 _HEADER = "$header."
+_TOP = "$."
 _AND = " + "
 _PIECE = re.compile(
     r"""\[\s*(?P<index>-?\d{1,9})\s*\]
@@ -148,6 +149,9 @@ def path(*places: str, default: Any = msgspec.NODEFAULT, default_factory: Any = 
             amount: Cast[float] = path("total.amount")
             price: float = path("items[0].price", default=0.0)
 
+    A path that begins with ``$.`` begins at the top of the message, which matters in an envelope:
+    with ``format=Debezium()`` the path ``amount`` is in the row, and ``$.op`` is beside it.
+
     Several places are joined to one text, such as ``1001/2``, in which a slash of a part itself has
     a backslash before it: different parts never give the same text. The field is then a ``str``.
 
@@ -166,10 +170,16 @@ def path(*places: str, default: Any = msgspec.NODEFAULT, default_factory: Any = 
     """
     if not places:
         raise DeclarationError("path() needs a path, such as path('total.amount')")
-    name = _AND.join(f"{'$.' * place.startswith('$.')}{Path.parse(place)}" for place in places)
+    name = _AND.join(_place(place) for place in places)
     if default_factory is not None:
         return msgspec.field(default_factory=default_factory, name=name)
     return msgspec.field(default=default, name=name)
+
+
+def _place(place: str) -> str:
+    """A path in its usual form; one that begins at the top of an envelope still does."""
+    top = _TOP if isinstance(place, str) and place.startswith(_TOP) else ""
+    return f"{top}{Path.parse(place)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,7 +426,7 @@ def _parse_place(
     if place.startswith(_HEADER):
         return "header", place.removeprefix(_HEADER), ()
     try:
-        return "payload", "", tuple(Path.parse(piece) for piece in _split(place))
+        return "payload", "", tuple(Path.parse(piece) for piece in split_place(place))
     except DeclarationError as error:
         raise DeclarationError(f"{message.__name__}.{declared.name}: {error}") from None
 
@@ -427,7 +437,7 @@ _PLACE = re.compile(
 )
 
 
-def _split(place: str) -> list[str]:
+def split_place(place: str) -> list[str]:
     """The paths of a place, which has `` + `` between them; one in quotes belongs to a key."""
     return _PLACE.findall(place) or [place]
 

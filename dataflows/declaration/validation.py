@@ -16,7 +16,7 @@ from anabranch.dataflows.declaration.features import (
     NumberField,
 )
 from anabranch.dataflows.declaration.model_trial import check_by_trial
-from anabranch.dataflows.declaration.schema import Schema
+from anabranch.dataflows.declaration.schema import JOINED, Schema
 from anabranch.dataflows.messages.inputs import Delayed, Inline, Label
 from anabranch.dataflows.messages.time_units import TIME_UNITS_MS
 from anabranch.models.drift.declarations import Distributions
@@ -343,7 +343,8 @@ def _check_inline(pipeline: Declaration, label: Inline) -> None:
     pipeline.schema.require_present(label.field, kinds, f"inline({label.field!r})")  # type: ignore[arg-type]
     for feature in pipeline.features:
         value = feature.value if isinstance(feature, KeyedFeature) else feature.field
-        if label.field in (value, getattr(feature, "entity", None)):
+        entity = getattr(feature, "entity", "")
+        if label.field in (value, *entity.split(JOINED)):
             raise DeclarationError(
                 f"field {label.field!r} is the label of pipeline {pipeline.name!r}: a feature "
                 "of it would reveal the label"

@@ -8,6 +8,7 @@ import msgspec
 
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.declaration.schema import Field, Schema
+from anabranch.dataflows.declaration.shape import Path, Shape
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.producers.files.fields import ColumnKind, FileFields
 
@@ -54,22 +55,36 @@ def file_fields(
         id, time, key: the names that it has for them; in the rows they are as it encodes them.
         time_unit, zone: see `FileFields`.
     """
-    places = encoded_names(message)
-    declared = Schema.of(message).fields
+    columns = column_names(message)
+    shape, declared = Shape.of(message), Schema.of(message).fields
+    kinds = {columns[name]: _kind(field) for name, field in declared.items()}
+    parts = [path for each in shape.fields if len(each.paths) > 1 for path in each.paths]
     return FileFields(
-        time=places[time],
+        time=columns[time],
         time_unit=time_unit,
         zone=zone,
-        id=places[id],
-        key=None if key is None else places[key],
-        kinds={places[name]: _kind(field) for name, field in declared.items()},
+        id=columns[id],
+        key=None if key is None else columns[key],
+        kinds=kinds | {_column((path,)): "text" for path in parts},
+        paths={
+            columns[each.name]: each.paths
+            for each in shape.fields
+            if each.paths and each.paths != (Path((columns[each.name],)),)
+        },
         message=message.__name__,
     )
 
 
-def encoded_names(message: type[msgspec.Struct]) -> dict[str, str]:
-    """Field → its name in messages."""
-    return {field.name: field.encode_name for field in msgspec.structs.fields(message)}
+def column_names(message: type[msgspec.Struct]) -> dict[str, str]:
+    """Field → the column that holds it: its key in messages, or the path to it."""
+    fields = Shape.of(message).fields
+    return {each.name: _column(each.paths) if each.paths else each.place for each in fields}
+
+
+def _column(paths: tuple[Path, ...]) -> str:
+    if len(paths) == 1 and len(paths[0].steps) == 1:
+        return str(paths[0].steps[0])
+    return " + ".join(map(str, paths))
 
 
 def _kind(field: Field) -> ColumnKind:

@@ -8,6 +8,7 @@ positions row *n* is offset *n* of partition 0, and its publishing time is the e
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.columns import take_rows
 from anabranch.dataflows.batch.typed_rows import as_json
-from anabranch.dataflows.files.declared_fields import encoded_names, file_fields
+from anabranch.dataflows.files.declared_fields import column_names, file_fields
 from anabranch.dataflows.files.typed_frames import TypedFrames
 from anabranch.dataflows.messages.similar_names import similar_name
 from anabranch.producers.files.csv_files import csv_frames
@@ -39,6 +40,7 @@ from anabranch.producers.files.tables import (
 )
 from anabranch.state.errors import InputError
 
+LOG = logging.getLogger("anabranch")
 I64 = NDArray[np.int64]
 
 POSITION_COLUMNS = ("partition", "offset")
@@ -49,6 +51,7 @@ _NUMBERS = (
     *(pl.Float32, pl.Float64),
 )  # without those of 128 bits, which a column of very long digits gets
 _LINES = 8192
+_NAMES_SHOWN = 20
 _LARGEST_INT = 2**53
 
 Piece = tuple[Sequence[bytes], I64, tuple[I64, I64] | None]
@@ -117,7 +120,7 @@ class FileTable:
         kind = format_of(path)
         first = _first_rows(path, kind, fields)
         names = first.columns
-        declared = encoded_names(message).values()
+        declared = column_names(message).values()
         extra = [name for name in names if name not in declared]
         metadata: tuple[str, ...] = ()
         if set(POSITION_COLUMNS) <= set(extra):
@@ -213,7 +216,7 @@ class FileTable:
         """The rows, typed or as JSON, and their event times; fast if all types are plain."""
         frame = prepare_frame(self.path, frame, self.fields)
         times = _plain_times(frame, self.fields)
-        if times is None:
+        if times is None or self.fields.nested.keys() & set(frame.columns):
             batches = list(
                 frame_messages(self.path, iter([frame]), self.fields, "events", len(frame))
             )
@@ -315,23 +318,34 @@ def _check_names(
 ) -> None:
     """Raise unless the columns fit the type, as otherwise every row would be a dead letter."""
     names = first.columns
-    required = {field.encode_name: field.required for field in msgspec.structs.fields(message)}
+    columns = column_names(message)
+    required = {columns[field.name]: field.required for field in msgspec.structs.fields(message)}
     fields.check_id(str(path), names, may_be_numbered=True)  # says more of a missing id
     for name, is_required in required.items():
-        if is_required and not (name.startswith(NOT_IN_PAYLOAD) or has_column(first, name)):
+        if name.startswith(NOT_IN_PAYLOAD) and name not in fields.paths:
+            continue
+        if is_required and not has_column(first, name, fields.paths_of(name)):
             similar = similar_name(name, [each for each in names if each not in required])
             hint = "" if similar is None else f" ({similar!r} is there)"
             raise InputError(
                 f"no column {name!r} in {path}{hint}, which {message.__name__} requires: it has "
                 f"{', '.join(names)}"
             )
-    heads = {name.partition(".")[0] for name in required}
-    unknown = [name for name in names if name not in required and name not in heads]
-    if unknown and message.__struct_config__.forbid_unknown_fields:
-        similar = similar_name(unknown[0], [each for each in required if each not in names])
-        hint = "" if similar is None else f"; {similar!r} is"
+    paths = [each for name in required for each in fields.paths_of(name)]
+    read = {*required, *map(str, paths), *(str(each.steps[0]) for each in paths)}
+    unknown = [name for name in names if name not in read]
+    if not unknown:
+        return
+    similar = similar_name(unknown[0], [each for each in required if each not in names])
+    hint = "" if similar is None else f"; {similar!r} is"
+    if message.__struct_config__.forbid_unknown_fields:
         raise InputError(
             f"{path} has a column {unknown[0]!r}, which is no field of {message.__name__} "
             f"({', '.join(required)}){hint}: remove it from the file, or declare "
             f"{message.__name__} with forbid_unknown_fields=False"
         )
+    LOG.info(
+        "%s has columns that %s does not declare, and they are ignored: %s%s",
+        *(path, message.__name__, ", ".join(unknown[:_NAMES_SHOWN])),
+        "" if similar is None else f"; is {unknown[0]} what is declared as {similar}?",
+    )

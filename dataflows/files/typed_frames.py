@@ -19,6 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.typed_rows import FrameTexts, TypedRows
+from anabranch.dataflows.declaration.shape import Shape
 from anabranch.dataflows.messages.event_time import FIRST_MS, LAST_MS
 from anabranch.dataflows.messages.inputs import Event, Label
 from anabranch.state.arrays import LARGEST
@@ -114,7 +115,7 @@ def _plain_kinds(message: type[msgspec.Struct], time: str) -> dict[str, _Kind] |
     if message.__bases__ not in ((Event,), (Label,)) or hasattr(message, "__post_init__"):
         return None
     config = message.__struct_config__
-    if config.tag is not None or config.array_like:
+    if config.tag is not None or config.array_like or not Shape.of(message).is_plain:
         return None
     kinds = {}
     for field in msgspec.structs.fields(message):

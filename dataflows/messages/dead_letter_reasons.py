@@ -35,8 +35,9 @@ class DeadLetterReason(StrEnum):
     )
     TYPE_MISMATCH = (
         "does not fit the type",
-        "A field is missing, unknown, or has another type than the declaration of the message; or "
-        "`__post_init__` of its type raised an exception, which `detail` has with file and line.",
+        "A field is missing, has another type than its declaration, can't be cast to it, or is "
+        "unknown to a type that forbids that; or `__post_init__` of its type raised an exception, "
+        "which `detail` has with file and line.",
     )
     INVALID_TIME = (
         "not a time",
@@ -141,6 +142,12 @@ def reference_page() -> str:
         "| reason | what it means |",
         "|---|---|",
         *(f"| `{reason.value}` | {reason.description} |" for reason in DeadLetterReason),
+        "",
+        "The message is in `payload`, or in `payload_base64` where it is not UTF-8. A message",
+        "without a payload (on a compacted topic, a tombstone) has its key in `key`, or in",
+        "`key_base64`; other dead letters do not have these fields. Bytes that are known to be of",
+        "another format are named in `detail`: a schema-registry prefix with its schema id, gzip",
+        "and other compressions, a byte order mark, UTF-16, Avro, Protobuf, a Python dict.",
     ]
     return "\n".join(lines) + "\n"
 

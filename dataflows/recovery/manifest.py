@@ -37,7 +37,7 @@ class Manifest(msgspec.Struct, kw_only=True):
         pipeline: its name.
         declaration: the parts of the pipeline on which state depends, each as text.
         versions: of the libraries whose objects are stored.
-        shards, partitions, hosts: how many there are; partitions of each input topic.
+        shards, partitions, hosts: how many there are; partitions of the input topic with most.
         layout: how often windows were repartitioned, from 1.
         by_shard: whether windows have a state partition per shard, or one for all keys.
         output_ends: the ends of the output topics when the directory was created, by partition.

@@ -215,8 +215,12 @@ def recovery_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("part-*.sqlite3"))
 
 
-def verify_recovery_store(directory: Path, layout: int) -> Iterator[tuple[Path, str]]:
+def verify_recovery_store(
+    directory: Path, layout: int, partitions: int = 0
+) -> Iterator[tuple[Path, str]]:
     """Each damaged file of the recovery store, and what is wrong with it.
+
+    All states of at least so many input ``partitions`` must be there, unless none are.
 
     Raises:
         StateError: there is none, or it can't be read now.
@@ -228,16 +232,23 @@ def verify_recovery_store(directory: Path, layout: int) -> Iterator[tuple[Path, 
         if why is not None:
             found = True
             yield file, why
-    if not found:
-        read_resume_point(directory).verify(layout)
+    if found:
+        return
+    point = read_resume_point(directory)
+    point.verify(layout)
+    recorded = len(point.partitions())
+    if 0 < recorded < partitions:
+        yield directory, f"it has {recorded} of {partitions} input partitions"
 
 
 def _wrong(file: Path, checksums: dict[str, Any]) -> str | None:
     """What is wrong with a file; None if nothing is."""
     with _reading(file) as connection:
         why = verify_pages(connection) or verify_log(file)
-    if why is None and checksums and checksums.get(file.name) != _sha256(file):
-        why = "it is not as the last run has left it"
+    if why is None and not _log_of(file).exists():
+        expected = checksums.get(file.name)
+        if expected is not None and expected != _sha256(file):
+            why = "it is not as the last run has left it"
     return why
 
 
@@ -247,7 +258,8 @@ def write_checksums(directory: Path) -> None:
     Raises:
         StateError: it can't be written.
     """
-    sums = {file.name: _sha256(file) for file in recovery_files(directory)}
+    files = recovery_files(directory)
+    sums = {file.name: _sha256(file) for file in files if not _log_of(file).exists()}
     atomic_write(directory / CHECKSUMS, seal(sums))
 
 
@@ -275,12 +287,12 @@ def _read_checksums(directory: Path) -> dict[str, Any]:
 
 
 def _sha256(file: Path) -> str:
-    """Of a recovery partition and the log beside it."""
-    digest = hashlib.sha256()
-    for part in (file, file.with_name(f"{file.name}-wal")):
-        if part.exists():
-            digest.update(part.read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _log_of(file: Path) -> Path:
+    """The write-ahead log, whose contents whoever opens the file next may move into it."""
+    return file.with_name(f"{file.name}-wal")
 
 
 class _PlainUnpickler(pickle.Unpickler):

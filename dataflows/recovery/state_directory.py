@@ -15,6 +15,7 @@ token.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -26,7 +27,11 @@ import msgspec
 from bytewax.recovery import RecoveryConfig, init_db_dir
 
 from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition
-from anabranch.dataflows.declaration.input_topics import create_or_grow, partition_count
+from anabranch.dataflows.declaration.input_topics import (
+    create_or_grow,
+    partition_count,
+    resolve_topics,
+)
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard
 from anabranch.dataflows.recovery.inspection import state_partitions
@@ -71,6 +76,7 @@ from anabranch.state.store.atomic_files import atomic_write, sync_directory
 from anabranch.state.store.delta import Delta, decode
 from anabranch.state.store.lock import hold, join
 
+_log = logging.getLogger("anabranch.state")
 _RECOVERY = "recovery"
 # What an interrupted creation leaves behind, or what is there for other reasons.
 _IGNORABLE = {"LOCK", "WORKERS", f"{NAME}.new", _RECOVERY, DIRECTORY, "lost+found"}
@@ -124,6 +130,7 @@ class StateDirectory:
             BusError: the bus does not respond.
         """
         _check_picklable(pipeline)
+        resolve_topics(pipeline, bus)
         with ExitStack() as stack:
             stack.enter_context(hold(path, say=say))
             manifest = read_manifest(path)
@@ -166,6 +173,7 @@ class StateDirectory:
         Raises:
             StateError: it is of something else or was not prepared for that many workers.
         """
+        resolve_topics(pipeline, bus)
         with ExitStack() as stack:
             stack.enter_context(join(path))
             manifest = read_manifest(path)
@@ -188,7 +196,10 @@ class StateDirectory:
         traceback: TracebackType | None,
     ) -> None:
         if kind is None and self._prepared_here:  # no engine is running any more
-            write_checksums(self.path / _RECOVERY)
+            try:
+                write_checksums(self.path / _RECOVERY)
+            except StateError as error:  # they are not needed
+                _log.info("%s", error)
         self.close()
 
     def close(self) -> None:

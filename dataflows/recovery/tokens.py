@@ -41,7 +41,8 @@ class PartitionState(msgspec.Struct, frozen=True, array_like=True):
     """How far the source has read one input partition number.
 
     Attributes:
-        offsets: the next offset to read, by topic; also of topics that are no longer inputs.
+        offsets: the next offset to read, by topic that has such a partition; also of topics that
+            are no longer inputs.
         latest: the time reached, by topic (epoch ms), see `dataflows.bus.merge_times`.
         watermark: that of the worker's reader (epoch ms).
         token: of the ids seen; None in a run without state.

@@ -53,7 +53,7 @@ def check_recovery_store(directory: Path, manifest: Manifest) -> None:
     Raises:
         StateError: it is damaged, or can't be read.
     """
-    for file, why in verify_recovery_store(directory, manifest.layout):
+    for file, why in verify_recovery_store(directory, manifest.layout, _partitions(manifest)):
         raise StateError(
             f"the recovery store {file} is damaged ({why}): restore {directory} from a backup, or "
             "start from scratch with another --state"
@@ -71,12 +71,12 @@ def verify_state(path: Path) -> list[Damage]:
     if not is_state_directory(path):
         return []
     found = [*_settled(path, lambda: _manifest(path))]
-    layout = 1
+    layout, partitions = 1, 0
     if not found:
         manifest = read_manifest(path)
         assert manifest is not None
-        layout = manifest.layout
-    damaged = _settled(path, lambda: _recovery(path / RECOVERY, layout))
+        layout, partitions = manifest.layout, _partitions(manifest)
+    damaged = _settled(path, lambda: _recovery(path / RECOVERY, layout, partitions))
     found += damaged
 
     def tokens() -> dict[str, Token]:
@@ -107,9 +107,14 @@ def _manifest(path: Path) -> Found:
         yield path / NAME, str(error)
 
 
-def _recovery(directory: Path, layout: int) -> Found:
+def _partitions(manifest: Manifest) -> int:
+    """How many input partitions must have a state here; with several hosts, it is unknown."""
+    return manifest.first_partitions if manifest.hosts == 1 else 0
+
+
+def _recovery(directory: Path, layout: int, partitions: int) -> Found:
     try:
-        yield from verify_recovery_store(directory, layout)
+        yield from verify_recovery_store(directory, layout, partitions)
     except UnreadableError:
         raise
     except StateError as error:

@@ -15,6 +15,7 @@ from anabranch.dataflows.bus import (
     TopicLimits,
     TopicPartition,
 )
+from anabranch.dataflows.bus.combined_reader import CombinedReader
 from anabranch.dataflows.files.file_topic import FileTopic
 from anabranch.dataflows.replay.bus_topic import BusTopic
 
@@ -40,18 +41,15 @@ History = FileTopic | BusTopic | EmptyTopic
 
 
 class HistoryBus:
-    """A read-only `Bus` whose topics are ``histories``, each with ``partitions`` partitions.
+    """A read-only `Bus` whose topics are ``histories``.
 
     ``live`` is the bus on which a run continues: the ids of topics are those there.
     """
 
     url = "history"
 
-    def __init__(
-        self, histories: Sequence[History], partitions: int, live: Bus | None = None
-    ) -> None:
+    def __init__(self, histories: Sequence[History], live: Bus | None = None) -> None:
         self._histories = {history.name: history for history in histories}
-        self._partitions = partitions
         self._live = live
 
     def create_topics(self, partitions: Mapping[str, int]) -> list[str]:
@@ -62,7 +60,7 @@ class HistoryBus:
         raise BusError("a replay has no output topics: this is a bug in anabranch")
 
     def topics(self) -> dict[str, int]:
-        return dict.fromkeys(self._histories, self._partitions)
+        return {name: len(history.ends) for name, history in self._histories.items()}
 
     def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
         return {} if self._live is None else self._live.topic_ids(topics)
@@ -101,7 +99,7 @@ class HistoryBus:
                 readers[topic] = history.reader(own, on_out_of_range, headers)
             else:
                 readers[topic] = history.reader(own)
-        return _CombinedReader(readers)
+        return CombinedReader(readers)
 
     def close(self) -> None:
         """Does nothing: readers close their files, and buses belong to their openers."""
@@ -110,53 +108,6 @@ class HistoryBus:
         if topic not in self._histories:
             raise BusError(f"topic {topic!r} does not exist on {self.url}")
         return self._histories[topic]
-
-
-class _CombinedReader:
-    """Readers of several topics, as one reader."""
-
-    def __init__(self, readers: dict[str, Reader]) -> None:
-        self._readers = readers
-
-    def poll(self, limit: int, timeout_s: float = 0.0) -> list[Slice]:
-        slices: list[Slice] = []
-        for reader in self._readers.values():
-            slices += reader.poll(limit, timeout_s)
-        return slices
-
-    def pause(self, partitions: Sequence[TopicPartition]) -> None:
-        for topic, own in self._by_topic(partitions):
-            self._readers[topic].pause(own)
-
-    def resume(self, partitions: Sequence[TopicPartition]) -> None:
-        for topic, own in self._by_topic(partitions):
-            self._readers[topic].resume(own)
-
-    def positions(self) -> dict[TopicPartition, int]:
-        return {at: n for reader in self._readers.values() for at, n in reader.positions().items()}
-
-    def ends(self) -> dict[TopicPartition, int]:
-        return {at: n for reader in self._readers.values() for at, n in reader.ends().items()}
-
-    def partition_counts(self) -> dict[str, int]:
-        return {}
-
-    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Does nothing: a replay belongs to no consumer group."""
-
-    def unavailable_reason(self) -> str | None:
-        reasons = (reader.unavailable_reason() for reader in self._readers.values())
-        return next((reason for reason in reasons if reason is not None), None)
-
-    def close(self) -> None:
-        for reader in self._readers.values():
-            reader.close()
-
-    def _by_topic(
-        self, partitions: Sequence[TopicPartition]
-    ) -> list[tuple[str, list[TopicPartition]]]:
-        topics = dict.fromkeys(at.topic for at in partitions)
-        return [(topic, [at for at in partitions if at.topic == topic]) for topic in topics]
 
 
 class _EmptyReader:

@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,8 +52,9 @@ class ReplaySettings:
     """What to replay and where to write.
 
     Attributes:
-        events, labels: a file or topic each; without ``labels`` the pipeline's own labels topic
-            belongs to its own events topic, and there are none otherwise.
+        events, labels: a file or topic each; without ``events`` the pipeline's own topics; without
+            ``labels`` its own labels topics belong to its own events topics, and there are none
+            otherwise.
         rows: the Parquet file for the training rows.
         dead_letters: a JSONL file for messages that could not be used; None: they are counted only.
         state: a new state directory, from which a run can continue; None: none is written.
@@ -62,7 +63,7 @@ class ReplaySettings:
         batch_size, shards: as those of a run.
     """
 
-    events: str
+    events: str | None
     labels: str | None = None
     rows: Path
     dead_letters: Path | None = None
@@ -150,11 +151,12 @@ def replay(
         stack.callback(file.close)
         draft = None if settings.state is None else stack.enter_context(_StateDraft(settings.state))
         metrics = metrics or WorkerMetrics(pipeline.name)
-        collector = _Collector(file, report, metrics, settings.events)
+        events = settings.events or ", ".join(pipeline.topics.all_events)
+        collector = _Collector(file, report, metrics, events, pipeline.topics.all_events)
         _run(pipeline, settings, source, bus, draft, stop, collector)
         check()
         if not file.rows:
-            raise _no_usable_event(settings.events, report)
+            raise _no_usable_event(events, report)
         if draft is not None:
             report.offsets = draft.offsets()
             _record_history(pipeline, settings, source, draft.path, report.offsets)
@@ -174,19 +176,19 @@ def _record_history(
     """Record in the new state what was read, unless all of it is on the pipeline's own topics."""
     topics = pipeline.topics
     own = (topics.events, topics.labels if pipeline.has_label_topic else None)
-    labels = settings.labels
-    if labels is None and settings.events == topics.events:
+    events, labels = settings.events or topics.events, settings.labels
+    if labels is None and events == topics.events:
         labels = own[1]
-    if (settings.events, labels) == own:
+    if (events, labels) == own:
         return
     continued: dict[str, dict[int, int]] = {}
     for at, offset in offsets.items():
         continued.setdefault(at.topic, {})[at.partition] = offset
-    named = {settings.events: topics.events, **({labels: topics.labels} if labels else {})}
+    named = {events: topics.events, **({labels: topics.labels} if labels else {})}
     write_replayed(
         state,
         ReplayedHistory(
-            events=_name(settings.events),
+            events=_name(events),
             labels=None if labels is None else _name(labels),
             ends={
                 name: source.bus.end_offsets(topic)
@@ -260,12 +262,18 @@ class _Collector:
     """Receives the results of the model step: writes rows, and updates the report and metrics."""
 
     def __init__(
-        self, file: TrainingFile, report: ReplayReport, metrics: WorkerMetrics, events: str
+        self,
+        file: TrainingFile,
+        report: ReplayReport,
+        metrics: WorkerMetrics,
+        events: str,
+        topics: Sequence[str],
     ) -> None:
         self.metrics = metrics
         self._file = file
         self._report = report
         self._events = events
+        self._topics = topics
 
     def __call__(self, results: Results) -> None:
         report, batch, file = self._report, results.batch, self._file
@@ -273,7 +281,7 @@ class _Collector:
         report.labels += len(batch.raw.labels)
         for letter in (*batch.dead_letters, *results.dead_letters):
             report.dead_letters[letter.reason] += 1
-            if not report.first_rejected and letter.topic == batch.raw.events.topic:
+            if not report.first_rejected and letter.topic in self._topics:
                 report.first_rejected = f"{letter.reason}, {letter.detail}"
         file.add(results)
         report.rows, report.labelled = file.rows, file.labelled

@@ -6,7 +6,7 @@ any other file it is unknown which of its rows are on the topic as well, so the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,7 +54,7 @@ def is_file(name: str) -> bool:
 
 def open_source(
     pipeline: Pipeline,
-    events: str,
+    events: str | None,
     labels: str | None,
     bus: Bus | None,
     *,
@@ -66,8 +66,9 @@ def open_source(
 
     Args:
         pipeline: whose inputs are read.
-        events, labels: a file or topic each; without ``labels`` the pipeline's own labels topic
-            belongs to its own events topic, and there are none otherwise.
+        events, labels: a file or topic each; without ``events`` the pipeline's own topics; without
+            ``labels`` its own labels topics belong to its own events topics, and there are none
+            otherwise.
         bus: needed for topics, and for ``resumable``.
         resumable: whether a run will continue from the replay's state.
         continue_at: where that run starts on topics for which there are no offsets.
@@ -77,20 +78,34 @@ def open_source(
         InputError: a file can't be used, or it is unknown where a run would continue.
         BusError: a topic is missing, or the bus does not respond.
     """
-    fixed = partition_count(pipeline, bus) if resumable and bus is not None else None
     topics = pipeline.topics
-    histories = [_open(pipeline, topics.events, events, bus, fixed, check)]
+    fixed: dict[str, int] = {}
+    if resumable and bus is not None:
+        partition_count(pipeline, bus)  # raises if an input is missing
+        fixed = bus.topics()
+    own = events is None or events == topics.events
+    sources: Mapping[str, str | None] = (
+        {each: each for each in topics.all_events} if events is None else {topics.events: events}
+    )
+    histories = [
+        _open(pipeline, name, each, bus, fixed.get(name), check) for name, each in sources.items()
+    ]
     if pipeline.has_label_topic:
-        if labels is None and events == topics.events:
-            labels = topics.labels
-        histories.append(_open(pipeline, topics.labels, labels, bus, fixed, check))
+        sources = {topics.labels: labels}
+        if labels is None and own:
+            sources = {each: each for each in topics.all_labels}
+        histories += [
+            _open(pipeline, name, each, bus, fixed.get(name), check, is_label=True)
+            for name, each in sources.items()
+        ]
     elif labels is not None:
         raise InputError(
             f"the labels of pipeline {pipeline.name!r} are in its events: leave out --labels"
         )
-    control = _open_control(pipeline, events, bus) if pipeline.has_rollouts else None
+    control = _open_control(pipeline, own, bus) if pipeline.has_rollouts else None
     topics_read = histories if control is None else [*histories, control]
-    partitions = _common_partition_count(topics_read)
+    if isinstance(control, EmptyTopic):
+        control.widen(max(len(history.ends) for history in histories))
     start_offsets = {}
     if resumable:
         assert bus is not None
@@ -100,9 +115,8 @@ def open_source(
     elif continue_at is not None:
         raise InputError("--continue-at needs --state, which writes a state to continue from")
     total = sum(count for history in topics_read for count in history.counts)
-    return ReplaySource(
-        HistoryBus(topics_read, partitions, bus if resumable else None), total, start_offsets
-    )
+    history_bus = HistoryBus(topics_read, bus if resumable else None)
+    return ReplaySource(history_bus, total, start_offsets)
 
 
 def _open(
@@ -112,6 +126,7 @@ def _open(
     bus: Bus | None,
     partitions: int | None,
     check: Callable[[], None],
+    is_label: bool = False,
 ) -> History:
     if source is None:
         return EmptyTopic(topic, partitions or 1)
@@ -121,7 +136,7 @@ def _open(
         return BusTopic(topic, bus, source)
     label, path = pipeline.label, Path(source)
     message: type[msgspec.Struct]
-    if isinstance(label, Delayed) and topic == pipeline.topics.labels:
+    if isinstance(label, Delayed) and is_label:
         message, time, id = label.type, label.time, label.id
     else:
         message, time, id = pipeline.event, pipeline.time, pipeline.id
@@ -129,10 +144,10 @@ def _open(
     return FileTopic(topic, table, partitions, check)
 
 
-def _open_control(pipeline: Pipeline, events: str, bus: Bus | None) -> BusTopic | EmptyTopic:
+def _open_control(pipeline: Pipeline, own: bool, bus: Bus | None) -> BusTopic | EmptyTopic:
     """The commands that the pipeline got while it read its events topic; files have none."""
     topics = pipeline.topics
-    if events == topics.events and bus is not None and topics.control in bus.topics():
+    if own and bus is not None and topics.control in bus.topics():
         return BusTopic(topics.control, bus, topics.control)
     return EmptyTopic(topics.control, 1)
 
@@ -148,22 +163,6 @@ def _control_offsets(
     else:
         offsets = bus.end_offsets(control.name)
     return {TopicPartition(control.name, number): at for number, at in enumerate(offsets)}
-
-
-def _common_partition_count(histories: list[History]) -> int:
-    """The partition count of the topics, to which files and empty topics are adapted."""
-    fixed = {len(each.ends) for each in histories if isinstance(each, BusTopic)}
-    most = max(len(history.ends) for history in histories)
-    if len(fixed) > 1 or (fixed and most > min(fixed)):
-        listed = ", ".join(f"{each.name} has {len(each.ends)}" for each in histories)
-        raise InputError(
-            "events and labels need equal partition counts (an event and its label are in "
-            f"partitions of the same number): {listed}"
-        )
-    for history in histories:
-        if not isinstance(history, BusTopic):
-            history.widen(most)
-    return most
 
 
 def _start_offsets(

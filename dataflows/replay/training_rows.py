@@ -144,6 +144,7 @@ class _EventColumns:
     versions: NDArray[np.int64]
     predictions: Predictions
     models: Sequence[str] | None
+    topic: str | list[str]
 
     def __len__(self) -> int:
         return len(self.times)
@@ -160,6 +161,7 @@ class _EventColumns:
             self.versions[rows],
             self.predictions.take(np.arange(start, stop)),
             None if self.models is None else self.models[rows],
+            self.topic if isinstance(self.topic, str) else self.topic[rows],
         )
 
 
@@ -187,14 +189,13 @@ class RowBuilder:
 
     def __init__(self, pipeline: Pipeline, columns: RowColumns, capacity: int) -> None:
         self._columns = columns
-        self._topic = pipeline.topics.events
         self._model = pipeline.model_name
         self._capacity = capacity
         self._rows: Rows | None = None
 
     def add(self, results: Results) -> Iterator[Rows]:
         """Take the events of a batch; yields the buffer whenever it is full."""
-        batch = results.batch
+        batch, rows_read = results.batch, results.batch.rows
         columns = _EventColumns(
             batch.ids,
             batch.times,
@@ -204,6 +205,9 @@ class RowBuilder:
             _integers(results.versions),
             results.predictions,
             results.models,
+            rows_read.topic
+            if rows_read.topic_numbers is None
+            else list(rows_read.topics_of_rows()),
         )
         start, end = 0, len(batch)
         while start < end:
@@ -233,7 +237,7 @@ class RowBuilder:
         columns = [
             _texts(concat_rows([piece.ids for piece in pieces])).alias(name("id")),
             times,
-            pl.repeat(self._topic, len(times), eager=True).alias(name("topic")),
+            _topics(pieces, len(times)).alias(name("topic")),
             pl.Series(name("partition"), array("partitions")),
             pl.Series(name("offset"), array("offsets")),
             *map(pl.Series, self._columns.features, features),
@@ -255,6 +259,18 @@ class RowBuilder:
             return pl.repeat(self._model, rows, eager=True)
         models = [piece.models or repeat(self._model, len(piece)) for piece in pieces]
         return pl.Series(list(chain.from_iterable(models)), dtype=pl.String)
+
+
+def _topics(pieces: Sequence[_EventColumns], rows: int) -> pl.Series:
+    """The topic of each event."""
+    first = pieces[0].topic
+    if isinstance(first, str) and all(piece.topic == first for piece in pieces):
+        return pl.repeat(first, rows, eager=True)
+    lists = [
+        repeat(piece.topic, len(piece)) if isinstance(piece.topic, str) else piece.topic
+        for piece in pieces
+    ]
+    return pl.Series(list(chain.from_iterable(lists)), dtype=pl.String)
 
 
 def _texts(values: Sequence[str]) -> pl.Series:

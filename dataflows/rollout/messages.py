@@ -50,11 +50,11 @@ def rollout_message(
 
 def cause_of_row(pipeline: Pipeline, batch: Batch, row: int) -> Cause:
     """The source of event ``row`` of a batch, or of label ``row - events``."""
-    events, topics = len(batch), pipeline.topics
+    events = len(batch)
     if row < events:
-        return Cause(topics.events, int(batch.partitions[row]), int(batch.offsets[row]))
+        return Cause(batch.rows.topic_of(row), int(batch.partitions[row]), int(batch.offsets[row]))
     labels, row = batch.labels, row - events
-    return Cause(topics.labels, int(labels.partitions[row]), int(labels.offsets[row]))
+    return Cause(labels.topic_of(row), int(labels.partitions[row]), int(labels.offsets[row]))
 
 
 def cause_of_control(rows: RawRows) -> Cause:

@@ -12,9 +12,11 @@ from bytewax.recovery import InconsistentPartitionsError, MissingPartitionsError
 from bytewax.run import cli_main
 
 from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.declaration.input_topics import resolve_topics
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.error_guard import ErrorGuard, GuardedBus
 from anabranch.dataflows.recovery.state_directory import StateDirectory
+from anabranch.dataflows.recovery.verification import RECOVERY
 from anabranch.dataflows.runtime.process_exit import engine_started
 from anabranch.dataflows.runtime.supervised_worker import SINGLE_WORKER, STOP_SIGNALS, WorkerId
 from anabranch.dataflows.sink.callback_sink import ResultsCallback
@@ -61,6 +63,8 @@ def run_worker(
         AnabranchError: why the flow could not run, in one sentence.
     """
     options.worker_id = str(worker_id.process)
+    options.list_topics = options.list_topics or bus.topics  # unguarded: an outage ends nothing
+    resolve_topics(pipeline, bus)
     if worker_id.workers > shards:
         raise AnabranchError(
             f"{worker_id.workers} workers can't share {shards} shards: start at most {shards} "
@@ -120,10 +124,21 @@ def _explain(
 
 
 def _explain_state_error(error: BaseException, state: StateDirectory) -> StateError | None:
-    """For a full disk, and for recovery partitions that don't belong together."""
+    """For a full disk, a locked or damaged recovery store, and partitions of different ones."""
     if _first(error, lambda each: "DiskFull" in str(each)) is not None:
         return StateError(
             f"the state at {state.path} can't be written, the disk is full; make room there"
+        )
+    store = state.path / RECOVERY
+    if _first(error, lambda each: "database is locked" in str(each)) is not None:
+        return StateError(
+            f"the recovery store {store} can't be written, as another process has locked it: end "
+            "that one, then start again"
+        )
+    if _first(error, lambda each: "malformed" in str(each)) is not None:
+        return StateError(
+            f"the recovery store {store} is damaged: restore {state.path} from a backup, or start "
+            "from scratch with another --state"
         )
     kinds = (InconsistentPartitionsError, MissingPartitionsError)
     inconsistent = _first(error, lambda each: isinstance(each, kinds))

@@ -21,7 +21,7 @@ from anabranch.dataflows.batch.output_records import (
 )
 from anabranch.dataflows.batch.results import Results
 from anabranch.dataflows.batch.row_ids import event_id
-from anabranch.dataflows.bus.headers import SOURCE, SourceHeaders, source_text
+from anabranch.dataflows.bus.headers import SOURCE, Headers, SourceHeaders, source_text
 from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.codec.protocol import PredictionEncoder
 from anabranch.dataflows.declaration.pipeline import Pipeline
@@ -94,7 +94,8 @@ class Encoder:
         self._log = log or StreamLog(pipeline.topics.dead_letters)
         topics = pipeline.topics
         self._partitions = partitions
-        self._events, self._predictions_topic = topics.events, topics.predictions
+        self._predictions_topic = topics.predictions
+        self._has_one_topic = len(topics.all_events) == 1
         self._dead_letters, self._drift = topics.dead_letters, topics.drift
         self._rollouts = topics.rollouts
         self._provenance = Provenance.of(pipeline)
@@ -107,14 +108,17 @@ class Encoder:
             fields = [*fields, ("features", dict)]
         codec = codec_of(pipeline, topics.predictions)
         self._encode_all = codec.encode_all
-        self._fast: PredictionEncoder | None = None
+        self._fast: dict[str, PredictionEncoder] = {}  # by the topic of the events
         if not self._names and not self._candidates:
-            self._fast = codec.prediction_encoder(self._task, self._events, self._model)
+            for each in topics.all_events:
+                fast = codec.prediction_encoder(self._task, each, self._model)
+                if fast is not None:
+                    self._fast[each] = fast
         self._encoders = {
             topic: codec_of(pipeline, topic).encode for topic in self._provenance.discriminators
         }
         # A prediction without features is its id, names, and numbers of 25 characters each.
-        self._overhead = 400 + len(self._events) + len(self._model)
+        self._overhead = 400 + max(map(len, topics.all_events)) + len(self._model)
         self._row = msgspec.defstruct("Prediction", fields, gc=False)
         fields = [*fields, ("instead_of", str | None, None)]
         self._row_instead = msgspec.defstruct("Prediction", fields, gc=False, omit_defaults=True)
@@ -202,7 +206,7 @@ class Encoder:
             indices = np.arange(len(sources))[own]
             for row in np.flatnonzero(sizes > most).tolist():
                 index = int(indices[row])
-                cause = Cause(sources.topic, partition, int(sources.offsets[index]))
+                cause = Cause(sources.topic_of(index), partition, int(sources.offsets[index]))
                 oversized.append(
                     output_too_large(cause, topic, int(sizes[row]), most, sources.values[index])
                 )
@@ -211,11 +215,18 @@ class Encoder:
             message_keys = _keys_of(sources, own)
         messages = {topic: rows} if rows else {}
         offsets = sources.offsets[own]
-        keys: dict[str, SourceKeys] = {topic: offsets}
+        source_keys: SourceKeys = offsets
+        headers: Headers = SourceHeaders(sources.topic, partition, offsets)
+        if not self._has_one_topic:
+            rows_of = np.arange(len(sources))[own].tolist()
+            places = [(sources.topic_of(n), int(sources.offsets[n])) for n in rows_of]
+            source_keys = [(of, offset, ()) for of, offset in places]
+            headers = [[(SOURCE, source_text(of, partition, offset))] for of, offset in places]
         return OutputRecords(
-            partition, messages, sources.times[own], raw.read_at, keys, raw, event_times[own],
+            partition, messages, sources.times[own], raw.read_at, {topic: source_keys}, raw,
+            event_times[own],
             {} if message_keys is None else {topic: message_keys},
-            {topic: SourceHeaders(sources.topic, partition, offsets)},
+            {topic: headers},
         )  # fmt: skip
 
     def _may_exceed(self, most: int, result: Results) -> bool:
@@ -277,7 +288,9 @@ class Encoder:
     def _encode_predictions(self, result: Results, partition: int) -> list[bytes]:
         """The predictions for events of one partition."""
         batch, ids = result.batch, result.batch.ids
-        fast = self._fast if result.models is None else None
+        rows = batch.rows
+        of_one = result.models is None and rows.topic_numbers is None
+        fast = self._fast.get(rows.topic) if of_one else None
         if fast is None or type(ids) is not Texts or not ids.plain:
             return self._predictions(result, repeat(partition))
         offsets, versions = batch.rows.offsets, result.versions
@@ -290,7 +303,7 @@ class Encoder:
         columns: list[Iterable[Any]] = [
             batch.ids,
             batch.times.tolist(),
-            repeat(self._events),
+            batch.rows.topics_of_rows(),
             partitions,
             batch.rows.offsets.tolist(),
             repeat(self._model) if result.models is None else result.models,
@@ -330,7 +343,7 @@ class Encoder:
         versions = result.versions
         rankings = [
             Ranking(
-                event_id(batch.ids[start]), int(batch.times[start]), self._events,
+                event_id(batch.ids[start]), int(batch.times[start]), batch.rows.topic_of(start),
                 int(batch.partitions[start]), int(batch.offsets[start]),
                 "+".join(dict.fromkeys(each.ranker for each in entries[start:end])),
                 versions[start], entries[start:end],
@@ -351,11 +364,12 @@ def _keys_of(rows: RawRows, own: NDArray[np.int64] | slice) -> Sequence[bytes | 
 def _key_of(raw: RawBatch, message: DeadLetter | DriftSignal | RolloutMessage) -> bytes | None:
     """The key of the message that ``message`` is about, if it is in this batch."""
     for rows in (raw.events, raw.labels):
-        if rows.keys is None or rows.topic != message.topic:
+        if rows.keys is None or message.topic not in (rows.topics or (rows.topic,)):
             continue
         at = (rows.offsets == message.offset) & (rows.partitions == message.partition)
-        if at.any():
-            return rows.keys[int(at.argmax())]
+        for row in np.flatnonzero(at).tolist():
+            if rows.topic_of(row) == message.topic:
+                return rows.keys[row]
     return None
 
 

@@ -170,7 +170,7 @@ class _Collector:
                 self._foreign[topic] = count + 1, first
             else:
                 keys.append(key)
-        if names:
+        if names or len(self._provenance.events) > 1:
             self._published.add(topic, keys)
         else:
             self._published.add(topic, np.array([offset for _, offset, _ in keys], np.int64))
@@ -180,7 +180,7 @@ class _Collector:
         at = record.given_up or record
         if at.partition != self.partition or not 0 <= at.offset < self._ends.get(at.topic, 0):
             return None
-        if not names and at.topic != self._provenance.inputs[0]:
+        if not names and at.topic not in self._provenance.events:
             return None
         return at.topic, at.offset, tuple([getattr(record, name) for name in names])
 

@@ -17,12 +17,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.batch.batch import RawRows
+from anabranch.dataflows.batch.columns import joined_column
+from anabranch.dataflows.batch.dead_letters import Fault
+from anabranch.dataflows.batch.placed_fields import PlacedFields
+from anabranch.dataflows.bus import Bus, TopicPartition, UnreachableError
+from anabranch.dataflows.bus.headers import Headers
 from anabranch.dataflows.bus.merge_times import MergeTimes, tolerance_ms
 from anabranch.dataflows.bus.read_to_end import read_to_end
-from anabranch.dataflows.codec import codec_of
+from anabranch.dataflows.codec import CODECS, Codec, codec_of
+from anabranch.dataflows.codec.protocol import Filtered
 from anabranch.dataflows.declaration.casts import text_of
+from anabranch.dataflows.declaration.message_places import reads_headers
 from anabranch.dataflows.declaration.pipeline import Pipeline
+from anabranch.dataflows.declaration.schema import JOINED
 from anabranch.dataflows.declaration.shape import Shape, with_field_type
 from anabranch.dataflows.files.file_rows import FileTable
 from anabranch.dataflows.files.file_topic import FileTopic
@@ -100,15 +108,32 @@ class Piece:
     offsets: I64
     times: I64
     values: Sequence[bytes]
+    topic: str = ""
+    keys: Sequence[bytes | None] | None = None
+    headers: Headers | None = None
+
+    @property
+    def rows(self) -> RawRows:
+        """The messages as the source reads them."""
+        places = np.full(len(self.values), self.partition)
+        return RawRows(
+            self.topic, self.values, places, self.offsets, self.times, self.partition, self.keys,
+            self.headers,
+        )  # fmt: skip
 
 
-def topic_pieces(bus: Bus, topic: str, starts: list[int], ends: list[int]) -> Iterator[Piece]:
+def topic_pieces(
+    bus: Bus, topic: str, starts: list[int], ends: list[int], headers: bool = False
+) -> Iterator[Piece]:
     """Read the messages of a topic between two offsets of each partition, in order."""
     positions = {TopicPartition(topic, number): start for number, start in enumerate(starts)}
-    reader = bus.reader(positions)
+    reader = bus.reader(positions, headers=True) if headers else bus.reader(positions)
     try:
-        for piece in read_to_end(reader, {at: ends[at.partition] for at in positions}):
-            yield Piece(piece.partition, piece.offsets, piece.times, piece.values)
+        for each in read_to_end(reader, {at: ends[at.partition] for at in positions}):
+            yield Piece(
+                each.partition, each.offsets, each.times, each.values, topic, each.keys,
+                each.headers,
+            )  # fmt: skip
     finally:
         reader.close()
 
@@ -159,7 +184,7 @@ def messages_from_topic(
     if until is not None:
         ends = [min(end, last) for end, last in zip(ends, until, strict=False)]
     reader = _Reader(pipeline, kind)
-    for piece in topic_pieces(bus, topic, starts, ends):
+    for piece in topic_pieces(bus, topic, starts, ends, reads_headers(kind.type)):
         reader.add(piece)
         on_progress(f"reading {kind.name}", reader.read, sum(ends) - sum(starts))
     if not reader.read and not kind.may_be_empty:  # its offsets hold no message
@@ -181,11 +206,11 @@ def messages_from_file(
     unit, zone = pipeline.time_unit, pipeline.zone
     table = FileTable.open(path, kind.type, kind.time, unit, kind.id, zone)
     file = FileTopic(topic, table)
-    reader = _Reader(pipeline, kind)
+    reader = _Reader(pipeline, kind, CODECS["json"])  # rows of files are the fields themselves
     for rows in table.rows():
         for number in np.unique(rows.partitions).tolist():
             own = rows.take(rows.partitions == number)
-            reader.add(Piece(number, own.offsets, own.times, own.values))
+            reader.add(Piece(number, own.offsets, own.times, own.values, topic))
         on_progress(f"reading {kind.name}", reader.read, sum(file.counts))
     return reader.messages(str(path), file.name, file.starts)
 
@@ -193,7 +218,7 @@ def messages_from_file(
 class _Reader:
     """Decodes messages into frames."""
 
-    def __init__(self, pipeline: Pipeline, kind: MessageKind) -> None:
+    def __init__(self, pipeline: Pipeline, kind: MessageKind, codec: Codec | None = None) -> None:
         self.read = 0
         self._kind = kind
         self._frames: list[pl.DataFrame] = []
@@ -204,8 +229,12 @@ class _Reader:
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
         time_field = next(each for each in Shape.of(kind.type).fields if each.name == kind.time)
         wire = with_field_type(kind.type, time_field, int | float | str)
+        self._placed = PlacedFields(kind.type, kind.time)
+        wire = self._placed.optional(wire)
         topics = pipeline.topics
-        codec = codec_of(pipeline, topics.events if kind.name == "events" else topics.labels)
+        if codec is None:
+            is_label = kind.name != "events"
+            codec = codec_of(pipeline, topics.labels if is_label else topics.events, is_label)
         self._decode = codec.decoder(wire)
         has_own_code = hasattr(wire, "__post_init__")
         self._undecodable = (Exception,) if has_own_code else codec.errors
@@ -217,6 +246,8 @@ class _Reader:
         before = sum(map(len, stamps))
         stamps.append(piece.times)
         messages, rows = self._decoded(piece.values)
+        if self._placed and messages:
+            messages, rows = self._filled(piece, messages, rows)
         if messages:
             self._frames.append(self._frame(piece, before, messages, rows))
 
@@ -258,7 +289,14 @@ class _Reader:
             TIME: times,
         }
         for name, (source, is_text) in kind.columns.items():
-            columns[name] = _column([getattr(message, source) for message in messages], is_text)
+            if JOINED in source:
+                parts = [
+                    _column(_values(messages, part), True).to_list()
+                    for part in source.split(JOINED)
+                ]
+                columns[name] = pl.Series(joined_column(parts), dtype=pl.String)
+            else:
+                columns[name] = _column(_values(messages, source), is_text)
         return pl.DataFrame(columns).filter(pl.Series(valid))
 
     def _decoded(self, values: Sequence[bytes]) -> tuple[list[Any], I64]:
@@ -268,11 +306,24 @@ class _Reader:
         for row, value in enumerate(values):
             try:
                 messages.append(decode(value))
+            except Filtered:  # none of the pipeline's
+                continue
+            except UnreachableError:
+                raise
             except self._undecodable as error:
                 self._first_error = self._first_error or str(error)
             else:
                 rows.append(row)
         return messages, np.array(rows, np.int64)
+
+    def _filled(self, piece: Piece, messages: list[Any], rows: I64) -> tuple[list[Any], I64]:
+        """The messages with the fields that are not in their payload, without the invalid ones."""
+        faults: dict[int, Fault | None] = {}
+        self._placed.fill(piece.rows.take(rows), messages, faults)
+        for fault in faults.values():
+            self._first_error = self._first_error or ("" if fault is None else fault[1])
+        kept = [row for row in range(len(messages)) if row not in faults]
+        return [messages[row] for row in kept], rows[kept]
 
     def _within_limits(self, messages: list[Any]) -> NDArray[np.bool_]:
         valid = np.ones(len(messages), np.bool_)
@@ -281,6 +332,10 @@ class _Reader:
                 value = getattr(message, name)
                 valid[row] &= value is None or abs(_as_float(value)) <= MAX_NUMBER
         return valid
+
+
+def _values(messages: list[Any], field: str) -> list[Any]:
+    return [getattr(message, field) for message in messages]
 
 
 def _column(values: list[Any], is_text: bool) -> pl.Series:

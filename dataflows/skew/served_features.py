@@ -22,6 +22,8 @@ from anabranch.dataflows.codec import CODECS, Codec
 from anabranch.dataflows.skew.message_reader import topic_pieces
 from anabranch.dataflows.skew.progress import OnProgress
 from anabranch.dataflows.skew.sources import format_of, offsets_of
+from anabranch.producers.files.csv_files import csv_frames
+from anabranch.producers.files.fields import ColumnKind, FileFields
 from anabranch.state.errors import InputError
 
 F64 = NDArray[np.float64]
@@ -95,7 +97,7 @@ def served_from_file(
     kind = format_of(path)
     if kind != "jsonl":
         on_progress(_TASK, 0, None)
-        frame = _parquet(path, names) if kind == "parquet" else _csv(path)
+        frame = _parquet(path, names) if kind == "parquet" else _csv(path, names)
         return _from_table(path, pipeline, names, frame)
     reader = _RowReader(str(path), pipeline, names, CODECS["json"])
     size, done, line = path.stat().st_size, 0, 1
@@ -218,12 +220,13 @@ def _parquet(path: Path, names: Sequence[str]) -> pl.DataFrame:
         raise InputError(f"{path} is damaged: create it again") from None
 
 
-def _csv(path: Path) -> pl.DataFrame:
+def _csv(path: Path, names: Sequence[str]) -> pl.DataFrame:
+    numbers: dict[str, ColumnKind] = dict.fromkeys(names, "number")
+    positions: dict[str, ColumnKind] = {"partition": "integer", "offset": "integer"}
+    fields = FileFields(time="", id="id", text=("topic",), kinds=positions | numbers)
     try:
-        return pl.read_csv(
-            path, infer_schema_length=None, schema_overrides={"id": pl.String, "topic": pl.String}
-        )
-    except pl.exceptions.PolarsError as error:
+        return pl.concat(csv_frames(path, fields), how="vertical_relaxed")
+    except (pl.exceptions.PolarsError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{path} can't be read as CSV: {reason}") from None
 

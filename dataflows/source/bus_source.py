@@ -1,8 +1,9 @@
 """The source operator: reads, decodes and filters the input topics, one batch at a time.
 
 The engine's partitions are those of the bus: partition 3 of the engine stands for partition 3 of
-every input topic, and its state is their offsets. All partitions that the engine assigns to a
-worker share one reader, which merges them in event time (`dataflows.source.event_time_merge`).
+every input topic that has one, and its state is their offsets. All partitions that the engine
+assigns to a worker share one reader, which merges them in event time
+(`dataflows.source.event_time_merge`).
 
 An epoch must end at the same row for all partitions of a worker. So once one of them has been
 snapshotted, nothing is read until all of them have.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -22,7 +23,13 @@ from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourc
 
 from anabranch.dataflows.batch.batch import Batch, RawBatch, time_batch
 from anabranch.dataflows.batch.candidates import Candidates
-from anabranch.dataflows.bus import Bus, OnOutOfRange, TopicPartition, UnreachableError
+from anabranch.dataflows.bus import (
+    Bus,
+    BusError,
+    OnOutOfRange,
+    TopicPartition,
+    UnreachableError,
+)
 from anabranch.dataflows.bus.merge_times import tolerance_ms
 from anabranch.dataflows.bus.read_to_end import at_end, ends_now
 from anabranch.dataflows.declaration.pipeline import Pipeline
@@ -43,7 +50,7 @@ from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.event_time_merge import MergedReader
 from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
-from anabranch.state.errors import AnabranchError
+from anabranch.state.errors import AnabranchError, StateError
 from anabranch.state.store.delta import Delta
 
 if TYPE_CHECKING:
@@ -55,6 +62,7 @@ _ALWAYS_DUE = datetime(1970, 1, 1, tzinfo=UTC)
 _IDLE_SLEEP_S = 0.001
 _COMMIT_EVERY_S = 5.0
 _IDLE_AFTER_S = 10.0
+_LIST_TOPICS_EVERY_S = 10.0
 
 
 @dataclass(slots=True)
@@ -73,6 +81,7 @@ class SourceOptions:
         idle_timeout_s: see `MergedReader`.
         recorded_offsets: offsets that the state records in place of the reader's own, where what is
             read replaces messages before them.
+        list_topics: asked now and then which topics there are; may raise; None: the bus is.
         stop: ends the flow once set, after what was read.
         failure: the error of the bus by which the flow was aborted.
     """
@@ -86,6 +95,7 @@ class SourceOptions:
     group: str | None = None
     idle_timeout_s: float = 5.0
     recorded_offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
+    list_topics: Callable[[], Mapping[str, int]] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     failure: AnabranchError | None = None
 
@@ -93,8 +103,9 @@ class SourceOptions:
 class BusSource(FixedPartitionedSource[Keyed, StepState]):
     """All input topics of a pipeline as one stream of batches, merged in event time.
 
-    ``router`` makes the keyed items of a batch that the next step works on. ``partitions`` of each
-    topic are read; more that are added while it runs are reported.
+    ``router`` makes the keyed items of a batch that the next step works on. The first
+    ``partitions`` of each topic are read, as many as it has; more that are added while it runs are
+    reported.
     """
 
     def __init__(
@@ -136,9 +147,10 @@ class _WorkerReader:
         partitions: int,
         state: StateDirectory | None,
     ) -> None:
-        self._partitions = partitions
         self._unread: dict[str, int] = {}  # topic → partitions added since the start
         self.inputs = pipeline.inputs
+        topics = bus.topics()
+        self._counts = {topic: min(topics[topic], partitions) for topic in self.inputs}
         self._control = pipeline.topics.control
         self._state = state
         self.needs_bootstrap = state is not None and state.manifest.by_shard
@@ -152,6 +164,8 @@ class _WorkerReader:
         self.reader = MergedReader(
             bus,
             self.inputs,
+            headers=pipeline.needs_headers,
+            event_topics=len(pipeline.topics.all_events),
             control=pipeline.topics.control if pipeline.has_rollouts else None,
             worker_id=options.worker_id,
             group=options.group,
@@ -178,8 +192,14 @@ class _WorkerReader:
         self._missing: dict[str, dict[int, int]] = {}  # topic → partition → first offset
         self.parts: list[_SourcePartition] = []
         metrics.add_reporter(lambda: metrics.on_lag(self.reader.lag()))
+        metrics.add_reporter(self._decoder.report_unknown_fields)
         if options.worker_id == "0":
             metrics.add_reporter(self._report_added_partitions)
+        self._list_topics = options.list_topics or bus.topics
+        if options.worker_id == "0" and pipeline.topics.patterns:
+            metrics.add_reporter(self._report_new_topics)
+        self._topics, self._told = pipeline.topics, set(pipeline.inputs)
+        self._topics_listed_at = time.monotonic()
 
     def join(self, part: _SourcePartition, resume: PartitionState | None) -> StatePartition | None:
         """Add a partition; without ``resume`` it starts where the options say.
@@ -189,11 +209,13 @@ class _WorkerReader:
 
         Returns the state partition with the ids seen on it; None without state.
         """
+        own = self._topics_with(part.number)
         offsets = {} if resume is None else resume.offsets
         latest = {} if resume is None else resume.latest
         if resume is not None and (gone := self._recreated(resume)):
             offsets = {topic: offset for topic, offset in offsets.items() if topic not in gone}
             latest = {topic: ms for topic, ms in latest.items() if topic not in gone}
+        self._check_that_none_is_lost(part.number, offsets)
         added = self._state is not None and part.number >= self._state.manifest.first_partitions
         start = "earliest" if resume is not None or added else self.options.start_offset
         given = {} if resume is not None or added else self.options.start_offsets
@@ -203,7 +225,7 @@ class _WorkerReader:
             TopicPartition(topic, part.number): offsets[topic]
             if topic in offsets
             else self._start_offset(topic, part.number, start)
-            for topic in self.inputs
+            for topic in own
         }
         at |= {place: given[place] for place in at if place in given}
         self._former_inputs[part.number] = {
@@ -231,6 +253,20 @@ class _WorkerReader:
             self._ends = {**(self._ends or {}), **ends_now(self._bus, at)}
         return place
 
+    def _topics_with(self, number: int) -> list[str]:
+        """The input topics that have a partition of this number."""
+        return [topic for topic in self.inputs if number < self._counts[topic]]
+
+    def _check_that_none_is_lost(self, number: int, offsets: Mapping[str, int]) -> None:
+        for topic in offsets:
+            count = self._counts.get(topic, number + 1)
+            if number >= count and self._state is not None:
+                raise StateError(
+                    f"topic {topic} has {count} partitions, and {self._state.path} says how far "
+                    f"partition {number} of it was read: topics never lose partitions, so this is "
+                    "another one; start from scratch with another --state"
+                )
+
     def _recreated(self, resume: PartitionState) -> list[str]:
         """Inputs that were deleted and created again since: the offsets are not of these.
 
@@ -247,7 +283,7 @@ class _WorkerReader:
 
     def _note_missing_beginning(self, number: int) -> None:
         """Of a partition that is to be read from its start: remember what is gone already."""
-        for topic in self.inputs:
+        for topic in self._topics_with(number):
             first = self._start_offset(topic, number, "earliest")
             if first > 0 and TopicPartition(topic, number) not in self.options.recorded_offsets:
                 self._missing.setdefault(topic, {})[number] = first
@@ -263,10 +299,31 @@ class _WorkerReader:
             )
         self._missing.clear()
 
+    def _report_new_topics(self) -> None:
+        """Once for each topic that has come to match a pattern since the start."""
+        now = time.monotonic()
+        if now - self._topics_listed_at < _LIST_TOPICS_EVERY_S:
+            return
+        self._topics_listed_at = now
+        try:
+            topics = self._topics.resolved(self._list_topics())
+        except BusError:  # an outage is told of elsewhere
+            return
+        for topic in (*topics.all_events, *topics.all_labels):
+            if topic not in self._told:
+                self._told.add(topic)
+                LOG.warning(
+                    "topic %s matches a pattern of the pipeline and did not exist when this run "
+                    "started: it is not read yet; stop the run and start it again to read it from "
+                    "its first message on",
+                    topic,
+                )
+
     def _report_added_partitions(self) -> None:
         """Once for each topic that grows: its new partitions are read from the next start on."""
         for topic, count in self.reader.partition_counts().items():
-            unread = max(count - self._partitions, 0)
+            before = self._counts.get(topic, count)
+            unread = max(count - before, 0)
             if unread == self._unread.get(topic, 0):
                 continue
             self._unread[topic] = unread
@@ -276,12 +333,13 @@ class _WorkerReader:
                     "topic %s has %d partitions now, and had %d when this run started: the new "
                     "ones are not read yet; stop the run and start it again to read them from "
                     "their first message on",
-                    *(topic, count, self._partitions),
+                    *(topic, count, before),
                 )
 
     def state_of(self, part: _SourcePartition, token: Token | None) -> PartitionState:
         """What a partition needs to resume from here."""
-        own = {topic: TopicPartition(topic, part.number) for topic in self.inputs}
+        topics = self._topics_with(part.number)
+        own = {topic: TopicPartition(topic, part.number) for topic in topics}
         positions = {**self.reader.positions, **self.options.recorded_offsets}
         latest = self.reader.latest
         offsets = {topic: positions[at] for topic, at in own.items()}

@@ -7,7 +7,7 @@ import time
 import types
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Union, get_args, get_origin
 
@@ -25,14 +25,15 @@ from anabranch.dataflows.batch.batch import (
     RawRows,
     keep_rows,
 )
-from anabranch.dataflows.batch.columns import ColumnReader, column_reader
+from anabranch.dataflows.batch.columns import ColumnReader, column_reader, joined_column
 from anabranch.dataflows.batch.dead_letters import Fault, dead_letter
+from anabranch.dataflows.batch.placed_fields import PlacedFields
 from anabranch.dataflows.batch.row_ids import row_id
 from anabranch.dataflows.batch.typed_rows import TypedRows
 from anabranch.dataflows.bus import UnreachableError
 from anabranch.dataflows.codec import CODECS, Codec, codec_of
 from anabranch.dataflows.codec.foreign_formats import foreign_format
-from anabranch.dataflows.codec.protocol import Columns, DecodedColumns, Filtered
+from anabranch.dataflows.codec.protocol import ColumnDecoder, Columns, DecodedColumns, Filtered
 from anabranch.dataflows.declaration.casts import text_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.declaration.schema import Schema
@@ -52,6 +53,9 @@ I64 = NDArray[np.int64]
 
 Faults = dict[int, Fault | None]
 """Why rows cannot be used; None for one that is skipped."""
+
+Selector = Callable[[list[bytes], I64], NDArray[np.bool_] | None]
+"""Which messages of a batch a condition chooses; None: each has to be decoded to tell."""
 
 _PLAIN = (int, float, str, bool, type(None))
 _MISSING = re.compile(r"missing required field `([^`]+)`")
@@ -81,13 +85,16 @@ class StructDecoder:
         self.errors: tuple[type[Exception], ...] = (Exception,) if has_own_code else codec.errors
         self._shape = Shape.of(message)
         self._unknown = unknown
+        self.placed = PlacedFields(message, time_field)
         time = next(each for each in self._shape.fields if each.name == time_field)
         gc = not _is_all_plain(message)  # plain fields hold nothing to collect
         self.integer_time = with_field_type(message, time, Cast[int] if time.cast else int, gc)
         of_any_time = with_field_type(message, time, int | float | str, gc)
+        self.integer_time = self.placed.optional(self.integer_time)
+        of_any_time = self.placed.optional(of_any_time)
         self._tolerant = codec.decoder(of_any_time), codec.decoder(self.integer_time)
         self._decode, self._decode_integer_time = self._tolerant
-        if not self._shape.forbids_unknown:
+        if not self._shape.forbids_unknown and codec.tells_unknown:
             self._decode = codec.decoder(_without_unknown(of_any_time))
             self._decode_integer_time = codec.decoder(_without_unknown(self.integer_time))
         self._has_unknown = False
@@ -138,7 +145,7 @@ class StructDecoder:
 
     def _count_unknown(self, values: Iterable[bytes]) -> None:
         """Count the unknown fields of valid messages; once there are any, they are tolerated."""
-        if self._shape.forbids_unknown:
+        if self._shape.forbids_unknown or not self.codec.tells_unknown:
             return
         counts: Counter[str] = Counter()
         examples: dict[str, Any] = {}
@@ -191,6 +198,7 @@ class _Decoded:
     span: tuple[int, int]
     kept: I64 | None  # indices of `rows` among those read; None: all of them
     dead_letters: list[DeadLetter]
+    filtered: list[int] = field(default_factory=list)  # indices among those read
 
 
 _NO_LABELS_DECODED = _Decoded(NO_ROWS, [], NO_ROWS.times, NO_SPAN, None, [])
@@ -202,7 +210,8 @@ class BatchDecoder:
     ``now`` gives the wall clock in seconds: an event whose time is ahead of its publishing time, or
     of the clock, by more than the pipeline's ``max_clock_skew`` is a dead letter. ``on_time_unit``
     is called once per topic whose times seem to be in another unit, with that unit;
-    ``on_unknown_fields`` with a topic and how often fields came that its type does not have;
+    ``on_unknown_fields`` with a topic and how often fields came that its type does not have, as
+    soon as there is a new one, and at `report_unknown_fields`;
     ``on_filtered`` with a topic and how many of its messages were none of the pipeline's.
 
     While a schema registry does not respond, `decode` raises `UnreachableError`, and may be called
@@ -224,7 +233,7 @@ class BatchDecoder:
         scale = pipeline.time_scale
         self._units = {
             topic: TimeUnitCheck(topic, scale, partial(on_time_unit, topic))
-            for topic in (topics.events, topics.labels)
+            for topic in (*topics.all_events, *topics.all_labels)
         }
         self._event_unit = self._units[topics.events]
         codec = codec_of(pipeline, topics.events)
@@ -238,7 +247,7 @@ class BatchDecoder:
             self._file_events = StructDecoder(json, pipeline.event, pipeline.time, self._unknown)
         self._control_codec = codec_of(pipeline, topics.control)
         self._decode_control = self._control_codec.decoder(Control)
-        self._id = pipeline.id
+        self._id, self._event = pipeline.id, pipeline.event
         self._read_time = column_reader([pipeline.time])
         self._target = label.field if isinstance(label, Inline) else None
         self._names = [
@@ -247,18 +256,28 @@ class BatchDecoder:
             *pipeline.read_fields,
         ]
         self._read = column_reader(self._names)
-        self._read_with_time = column_reader([pipeline.time, *self._names])
         texts = pipeline.text_fields
+        self._joined = list(pipeline.joined_entities.items())
+        self._placed = self._events.placed
+        self._is_time_placed = pipeline.time in self._placed.names
+        self._in_payload = [name for name in self._names if name not in self._placed.names]
+        self._read_with_time = column_reader([pipeline.time, *self._in_payload])
         self._texts = [name for name in dict.fromkeys(self._names) if name in texts]
         self._converters = _converters(pipeline.schema, self._names, texts)
-        self._columns = codec.column_decoder(
-            self._events.integer_time,
-            pipeline.time,
-            self._names,
-            **({"texts": texts} if codec.makes_texts else {}),
-        )
-        self._unknown_counts: Counter[str] | None = getattr(self._columns, "unknown", None)
-        self._texts_afterwards = [] if codec.makes_texts else self._texts
+        self._columns: ColumnDecoder | None = None
+        if not self._is_time_placed:
+            self._columns = codec.column_decoder(
+                self._events.integer_time,
+                pipeline.time,
+                self._in_payload,
+                **({"texts": texts} if codec.makes_texts else {}),
+            )
+        self._counts_unknown = hasattr(self._columns, "take_unknown")
+        payload_texts = [name for name in self._texts if name in self._in_payload]
+        self._texts_afterwards = [] if codec.makes_texts else payload_texts
+        make_selector = getattr(codec, "selector", None)
+        self._select: Selector | None = None if make_selector is None else make_selector()
+        self._shares_topics = pipeline.shares_topics
         self._set_up_labels(pipeline)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
         self._local_time = pipeline.local_time
@@ -276,7 +295,7 @@ class BatchDecoder:
         self._labels: StructDecoder | None = None
         self._target_is_number = pipeline.target_kind == "number"
         if label is not None:
-            codec = codec_of(pipeline, pipeline.topics.labels)
+            codec = codec_of(pipeline, pipeline.topics.labels, labels=True)
             topic, schema = pipeline.topics.labels, Schema.of(label.type)
             unknown = UnknownFields(topic, Shape.of(label.type), self._on_unknown_fields)
             self._labels = StructDecoder(codec, label.type, label.time, unknown)
@@ -289,42 +308,85 @@ class BatchDecoder:
             self._read_label_time = column_reader([label.time])
             self._read_label = column_reader([label.id, label.field])
 
+    def report_unknown_fields(self) -> None:
+        """Count what unknown fields came; new ones are reported without being asked."""
+        if self._counts_unknown:
+            counts, examples = self._columns.take_unknown()  # type: ignore[union-attr]
+            if counts:
+                self._unknown.add(counts, examples)
+
     def decode(self, raw: RawBatch) -> Batch:
         """Decode all messages of a batch; those that are bad end up in its ``dead_letters``."""
+        if self._shares_topics:
+            raw = _with_labels(raw)
         labels = self._decode_labels(raw.labels)
         if type(raw.events.values) is TypedRows:  # isinstance is slow
             typed = self._decode_typed_rows(raw, raw.events.values, labels)
             if typed is not None:
                 return typed
-        decoded = self._decode_columns(raw.events)
+        rows, selected = raw.events, None
+        if self._select is not None and rows.values:
+            rows, selected = self._selected(rows, self._select)
+        decoded = self._decode_columns(rows)
         if decoded is not None:
-            rows, order = raw.events, raw.order
-            if labels.kept is not None:
-                all_events = _mask(None, len(rows))
-                order = keep_rows(order, all_events, _mask(labels.kept, len(raw.labels)))
+            self._count_filtered(raw, labels, _others(selected, raw))
+            order = raw.order
+            if labels.kept is not None or selected is not None:
+                of_events = _mask(selected, len(raw.events))
+                order = keep_rows(order, of_events, _mask(labels.kept, len(raw.labels)))
             return self._batch(
                 raw, rows, *decoded, self._label_rows(labels), order, [*labels.dead_letters]
             )
-        events = self._decode_events(raw.events)
+        events = self._decode_events(rows)
+        if selected is not None:
+            events.kept = selected if events.kept is None else selected[events.kept]
+            events.filtered = [*_others(selected, raw), *selected[events.filtered].tolist()]
+        self._count_filtered(raw, labels, events.filtered)
         order = _order(raw, events, labels)
         columns = self._converted(dict(zip(self._names, self._read(events.structs), strict=True)))
+        letters = labels.dead_letters
+        if self._shares_topics:  # what can't be read at all is told of once
+            told = {(each.partition, each.offset, each.topic) for each in events.dead_letters}
+            letters = [e for e in letters if (e.partition, e.offset, e.topic) not in told]
         return self._batch(
             raw, events.rows, events.times, events.span, columns, self._label_rows(labels), order,
-            events.dead_letters + labels.dead_letters,
+            events.dead_letters + letters,
         )  # fmt: skip
+
+    def _selected(self, rows: RawRows, select: Selector) -> tuple[RawRows, I64 | None]:
+        """The rows that a condition chooses, and which they are; None: all, or it is not known."""
+        if type(rows.values) is not list:
+            return rows, None
+        mask = select(rows.values, rows.times)
+        if mask is None or mask.all():
+            return rows, None
+        chosen = np.flatnonzero(mask)
+        return rows.take(chosen), chosen
+
+    def _count_filtered(self, raw: RawBatch, labels: _Decoded, events: Sequence[int]) -> None:
+        """Count messages that were skipped: of a topic with both, those that are neither."""
+        if self._shares_topics:
+            both = len(set(events) & set(labels.filtered))
+            if both:
+                self._on_filtered(raw.events.topic, both)
+            return
+        if events:
+            self._on_filtered(raw.events.topic, len(events))
+        if labels.filtered:
+            self._on_filtered(raw.labels.topic, len(labels.filtered))
 
     def _decode_columns(self, rows: RawRows) -> tuple[I64, tuple[int, int], dict[str, Any]] | None:
         """Times, their span and columns of events that are all valid, with times in epoch ms.
 
         None if any is not: then each message has to be decoded on its own.
         """
-        if not rows.values or self._time_scale != 1.0:
+        if not rows.values or self._time_scale != 1.0 or self._is_time_placed:
             return None
         decoded = None
         if self._columns is not None and type(rows.values) is list:
             decoded = self._columns.read(rows.values, rows.times)
-            if self._unknown_counts:
-                self._unknown.add(self._unknown_counts, self._columns.examples)  # type: ignore[attr-defined]
+            if self._counts_unknown and self._columns.has_new_fields:  # type: ignore[attr-defined]
+                self.report_unknown_fields()
             if decoded is not None and self._texts_afterwards:
                 for name in self._texts_afterwards:
                     decoded[1][name] = [None if v is None else text_of(v) for v in decoded[1][name]]
@@ -336,6 +398,11 @@ class BatchDecoder:
         newest = min(published, int(self._now() * 1000)) + self._max_skew_ms
         if earliest < FIRST_MS or latest > newest or latest > LAST_MS:
             return None
+        if self._placed:
+            placed = self._placed.columns(rows)
+            if placed is None:
+                return None
+            columns |= self._converted(placed)
         return times, (earliest, latest), columns
 
     def _decode_structs(self, rows: RawRows) -> DecodedColumns | None:
@@ -353,13 +420,14 @@ class BatchDecoder:
             return None
         if self._number_fields and self._check_numbers(structs):
             return None
-        columns: Columns = self._converted(dict(zip(self._names, fields, strict=True)))
+        columns: Columns = self._converted(dict(zip(self._in_payload, fields, strict=True)))
         return times, columns, extents(times, rows.times)
 
     def _converted(self, columns: dict[str, Any]) -> dict[str, Any]:
         """The columns as steps use them: enums as their values, and keys as texts."""
         for name, convert in self._converters:
-            columns[name] = [None if v is None else convert(v) for v in columns[name]]
+            if name in columns:
+                columns[name] = [None if v is None else convert(v) for v in columns[name]]
         return columns
 
     def _decode_typed_rows(
@@ -371,6 +439,7 @@ class BatchDecoder:
         """
         if not len(values) or not all(name in values.columns for name in self._names):
             return None
+        self._count_unknown_columns(values)
         rows, times, dead_letters = raw.events, values.times, []
         latest = np.minimum(rows.times, int(self._now() * 1000)) + self._max_skew_ms
         valid, order = values.valid & (times <= latest), raw.order
@@ -392,6 +461,14 @@ class BatchDecoder:
             raw, rows, times, span, columns, self._label_rows(labels), order, dead_letters
         )
 
+    def _count_unknown_columns(self, values: TypedRows) -> None:
+        """Count the columns of a table that the type does not declare, once for each row."""
+        known = Shape.of(self._event).tree
+        unknown = [name for name in values.frame.columns if name not in known]
+        if unknown:
+            examples = {name: values.frame[name][0] for name in unknown}
+            self._unknown.add(Counter(dict.fromkeys(unknown, len(values))), examples)
+
     def _decode_events(self, rows: RawRows) -> _Decoded:
         decoder = self._event_decoder(rows)
         return self._decode_rows(decoder, rows, self._read_time, self._check_numbers)
@@ -410,6 +487,8 @@ class BatchDecoder:
         order: I64,
         dead_letters: list[DeadLetter],
     ) -> Batch:
+        for name, parts in self._joined:
+            columns[name] = joined_column([columns[part] for part in parts])
         features = np.zeros((len(times), self._width))
         clock = times if self._local_time is None else self._local_time.wall_ms(times)
         for feature, place in self._row_features:
@@ -434,12 +513,13 @@ class BatchDecoder:
         """The valid rows; invalid ones become dead letters, one kind of fault after the other."""
         scale = self._time_scale
         structs, faults = decoder.decode(rows.values)
+        if decoder.placed:
+            decoder.placed.fill(rows, structs, faults)
         dead_letters: list[DeadLetter] = []
         kept: I64 | None = None
+        filtered: list[int] = []
         if faults:
-            filtered = sum(fault is None for fault in faults.values())
-            if filtered:
-                self._on_filtered(rows.topic, filtered)
+            filtered = [row for row, fault in faults.items() if fault is None]
             rows, structs, kept = _drop(rows, structs, kept, faults, dead_letters)
         times, invalid = parse_times_ms(read_time(structs)[0], scale, self._zone)
         unit = self._units.get(rows.topic, self._event_unit)
@@ -456,7 +536,7 @@ class BatchDecoder:
             span = extent(times) if structs else NO_SPAN
         if structs:
             unit.add(*span)
-        return _Decoded(rows, structs, times, span, kept, dead_letters)
+        return _Decoded(rows, structs, times, span, kept, dead_letters, filtered)
 
     def _decode_labels(self, rows: RawRows) -> _Decoded:
         if self._labels is None or not rows.values:
@@ -511,6 +591,7 @@ class BatchDecoder:
             partitions=rows.partitions,
             offsets=rows.offsets,
             payloads=rows.values,
+            read=rows,
         )
 
     def _read_control(self, controls: RawRows, dead_letters: list[DeadLetter]) -> Control | None:
@@ -558,6 +639,21 @@ def _drop(
     valid = np.array([row for row in range(len(rows)) if row not in faults], np.int64)
     kept = valid if kept is None else kept[valid]
     return rows.take(valid), [structs[row] for row in valid.tolist()], kept
+
+
+def _with_labels(raw: RawBatch) -> RawBatch:
+    """A batch of messages that may be events or labels: each is read as both."""
+    count = len(raw.events)
+    order = np.stack([raw.order, raw.order + count], axis=1).ravel()
+    return msgspec.structs.replace(raw, labels=raw.events, order=order)
+
+
+def _others(selected: I64 | None, raw: RawBatch) -> list[int]:
+    """The events that were not selected."""
+    if selected is None:
+        return []
+    others: list[int] = np.flatnonzero(~_mask(selected, len(raw.events))).tolist()
+    return others
 
 
 def _order(raw: RawBatch, events: _Decoded, labels: _Decoded, kept: I64 | None = None) -> I64:

@@ -120,7 +120,8 @@ class MergedReader:
     the times reached, by which jumps are judged.
 
     Args:
-        topics: the event topic, the label topic and ``control``, in that order, those that exist.
+        topics: those of events, those of labels and ``control``, in that order, those that exist.
+        event_topics: how many of them, the first, are of events.
         worker_id: the worker that reads.
         control: the control topic.
         group: the consumer group that positions are reported to.
@@ -141,6 +142,7 @@ class MergedReader:
         topics: Sequence[str],
         *,
         worker_id: str,
+        event_topics: int = 1,
         control: str | None = None,
         group: str | None = None,
         on_out_of_range: OnOutOfRange = "stop",
@@ -152,6 +154,8 @@ class MergedReader:
         self._bus = bus
         self._reader_options = {"headers": True} if headers else {}
         self._topics = list(topics)
+        self._events = tuple(topics[:event_topics])
+        self._labels = tuple(topic for topic in topics[event_topics:] if topic != control)
         self._control = control
         self._worker_id = worker_id
         self._group = group
@@ -265,10 +269,9 @@ class MergedReader:
         return now - self._idle_since >= self._idle_timeout_s
 
     def _merge(self, taken: list[Taken]) -> RawBatch:
-        topics = [topic for topic in self._topics if topic != self._control]
-        events, event_times = _rows(topics[0], taken)
-        labels, label_times = _rows(topics[1] if len(topics) > 1 else "", taken)
-        controls = NO_ROWS if self._control is None else _rows(self._control, taken)[0]
+        events, event_times = _rows(self._events, taken)
+        labels, label_times = _rows(self._labels, taken)
+        controls = NO_ROWS if self._control is None else _rows((self._control,), taken)[0]
         if len(taken) == 1:
             order = np.arange(len(events) + len(labels))
         else:
@@ -460,30 +463,38 @@ def _part(piece: Slice, start: int, stop: int | None) -> Slice:
     )
 
 
-def _rows(topic: str, taken: list[Taken]) -> tuple[RawRows, NDArray[np.int64]]:
-    """The rows of one topic in the order of their rising times, and those times."""
-    pieces = [piece for at, pieces in taken if at.topic == topic for piece in pieces]
+def _rows(topics: tuple[str, ...], taken: list[Taken]) -> tuple[RawRows, NDArray[np.int64]]:
+    """The rows of these topics in the order of their rising times, and those times."""
+    pieces = [piece for at, pieces in taken if at.topic in topics for piece in pieces]
     if not pieces:
         return NO_ROWS, NO_ROWS.times
     if len(pieces) == 1:
         piece, rising = pieces[0]
         partitions = np.full(len(rising), piece.partition, np.int64)
         rows = RawRows(
-            topic, piece.values, partitions, piece.offsets, piece.times, piece.partition,
+            piece.topic, piece.values, partitions, piece.offsets, piece.times, piece.partition,
             piece.keys, piece.headers,
         )  # fmt: skip
         return rows, rising
+    places = {(piece.topic, piece.partition) for piece, _ in pieces}
+    numbers: NDArray[np.int64] | None = None
+    if len({topic for topic, _ in places}) > 1:
+        numbers = np.concatenate(
+            [np.full(len(p.values), topics.index(p.topic), np.int64) for p, _ in pieces]
+        )
     rows = RawRows(
-        topic,
+        pieces[0][0].topic,
         concat_rows([piece.values for piece, _ in pieces]),
         np.concatenate([np.full(len(p.values), p.partition, np.int64) for p, _ in pieces]),
         np.concatenate([piece.offsets for piece, _ in pieces]),
         np.concatenate([piece.times for piece, _ in pieces]),
         keys=concat_keys([piece for piece, _ in pieces]),
         headers=concat_headers([piece for piece, _ in pieces]),
+        topics=() if numbers is None else topics,
+        topic_numbers=numbers,
     )
     times = np.concatenate([rising for _, rising in pieces])
-    if len({piece.partition for piece, _ in pieces}) == 1:
+    if len(places) == 1:
         return rows, times
     order = np.argsort(times, kind="stable")
     return rows.take(order), times[order]

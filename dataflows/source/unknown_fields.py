@@ -38,14 +38,10 @@ class UnknownFields:
         self._lines = 0
 
     def add(self, counts: Counter[str], examples: Mapping[str, Any]) -> None:
-        """Count fields, by their paths; ``examples`` has a value of each that is new.
-
-        Both are cleared.
-        """
+        """Count fields, by their paths; ``examples`` has a value of each that is new."""
         if not self._told.issuperset(counts):
             self._tell([name for name in counts if name not in self._told], examples)
         self._on_count(self._topic, counts)
-        counts.clear()
 
     def _tell(self, names: list[str], examples: Mapping[str, Any]) -> None:
         if self._lines >= _LINES or len(self._told) > _NAMES:
@@ -69,7 +65,14 @@ class UnknownFields:
         """A hint at fields with a default that may be misspelt in the declaration."""
         optional = [str(path) for f in self._shape.fields if not f.required for path in f.paths]
         for name in names:
-            for declared in difflib.get_close_matches(name, optional, 1, 0.8):
+            parent, _, own = name.rpartition(".")
+            siblings = [
+                declared.rpartition(".")[2]
+                for declared in optional
+                if declared.rpartition(".")[0] == parent
+            ]
+            for found in difflib.get_close_matches(own, siblings, 1, 0.8):
+                declared = f"{parent}.{found}" if parent else found
                 return f"; is {name} what {self._shape.message.__name__} declares as {declared}?"
         return ""
 

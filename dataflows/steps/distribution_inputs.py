@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.dataflows.batch.batch import Batch
+from anabranch.dataflows.batch.batch import Batch, RawRows
 from anabranch.dataflows.batch.row_ids import candidate
 from anabranch.dataflows.declaration.features import DayOfWeek, HourOfDay, KeyedFeature
 from anabranch.dataflows.declaration.pipeline import Pipeline
@@ -256,12 +256,19 @@ class DistributionInputs:
         raw = batch.raw.events
         if not len(raw):
             return None
-        # One number for each message: its partition and offset.
-        read, kept = raw.partitions << 48 | raw.offsets, batch.partitions << 48 | batch.offsets
+        read, kept = _numbered(raw), _numbered(batch.rows)
         invalid = ~np.isin(read, kept) if len(read) != len(kept) else np.zeros(len(read), np.bool_)
-        topic = self._pipeline.topics.events
         return Observed(
             invalid.astype(np.float64)[:, None],
             raw.times,
-            lambda row: Cause(topic, int(raw.partitions[row]), int(raw.offsets[row])),
+            lambda row: Cause(raw.topic_of(row), int(raw.partitions[row]), int(raw.offsets[row])),
         )
+
+
+def _numbered(rows: RawRows) -> NDArray[np.int64]:
+    """One number for each message: its partition, topic and offset."""
+    partitions = rows.partitions
+    if rows.topic_numbers is not None:
+        partitions = partitions * len(rows.topics) + rows.topic_numbers
+    numbered: NDArray[np.int64] = partitions << 48 | rows.offsets
+    return numbered

@@ -31,13 +31,12 @@ class DriftSignals(Stage):
 
     def _signal(self, alarm: Alarm, batch: Batch, outcome: Outcome) -> DriftSignal:
         """Its coordinates are those of the label or the event at which the alarm was raised."""
-        topics = self._pipeline.topics
-        topic, row = topics.events, min(alarm.row, len(batch) - 1)
-        partitions, offsets = batch.partitions, batch.offsets
+        row = min(alarm.row, len(batch) - 1)
+        topic_of, partitions, offsets = batch.rows.topic_of, batch.partitions, batch.offsets
         if alarm.kind == LOSS and outcome.learned.items is not None:
             row = int(outcome.learned.items[alarm.row])
             if row >= len(batch):
-                topic, row = topics.labels, row - len(batch)
+                topic_of, row = batch.labels.topic_of, row - len(batch)
                 partitions, offsets = batch.labels.partitions, batch.labels.offsets
         return DriftSignal(
             pipeline=self._pipeline.name,
@@ -50,7 +49,7 @@ class DriftSignals(Stage):
                 "after": alarm.after,
                 "seen": float(alarm.seen),
             },
-            topic=topic,
+            topic=topic_of(row),
             partition=int(partitions[row]),
             offset=int(offsets[row]),
             kind=alarm.kind,

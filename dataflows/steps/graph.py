@@ -87,7 +87,7 @@ def build_graph(
     """The dataflow of ``pipeline`` on ``bus``.
 
     Raises:
-        BusError: an input topic is missing, or partition counts differ.
+        BusError: an input topic is missing.
     """
     metrics, state = options.metrics, options.state
     router = Router(pipeline, options.shards, options.workers)
@@ -109,6 +109,9 @@ def build_graph(
         return flow
     outputs = pipeline.topics.outputs
     create_or_grow(bus, outputs, partitions)
+    prepare = getattr(codec_of(pipeline, pipeline.topics.predictions), "prepare_writing", None)
+    if prepare is not None:
+        DeliveryRetry(source.stop, grace_s=0.0, of="the schema registry").call(prepare)
     encoder = Encoder(
         pipeline,
         partitions,

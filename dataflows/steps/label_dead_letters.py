@@ -32,6 +32,7 @@ class _LabelContext(msgspec.Struct, array_like=True):
     partition: int
     offset: int
     payload: bytes
+    topic: str = ""  # of those stored before pipelines could have several: the only one
 
 
 class LabelDeadLetters:
@@ -62,12 +63,12 @@ class LabelDeadLetters:
         reason = DeadLetterReason.MODEL_FAILED if expired.failed else _REASONS[expired.reason]
         context = self._decoder.decode(expired.context)
         letter = _dead_letter(self._topics, context, reason, expired.reason)
-        topic, row = self._topics.events, expired.item
+        topic_of, row = batch.rows.topic_of, expired.item
         partitions, offsets = batch.partitions, batch.offsets
         if row >= len(batch):
-            topic, row = self._topics.labels, row - len(batch)
+            topic_of, row = batch.labels.topic_of, row - len(batch)
             partitions, offsets = batch.labels.partitions, batch.labels.offsets
-        letter.given_up = Cause(topic, int(partitions[row]), int(offsets[row]))
+        letter.given_up = Cause(topic_of(row), int(partitions[row]), int(offsets[row]))
         return letter
 
 
@@ -80,7 +81,7 @@ def _dead_letter(
     topics: Topics, context: _LabelContext, reason: DeadLetterReason, detail: str
 ) -> DeadLetter:
     return DeadLetter(
-        topic=topics.labels,
+        topic=context.topic or topics.labels,
         partition=context.partition,
         offset=context.offset,
         reason=reason.value,
@@ -91,5 +92,9 @@ def _dead_letter(
 
 def _context(labels: LabelRows, row: int) -> _LabelContext:
     return _LabelContext(
-        labels.ids[row], int(labels.partitions[row]), int(labels.offsets[row]), labels.payloads[row]
+        labels.ids[row],
+        int(labels.partitions[row]),
+        int(labels.offsets[row]),
+        labels.payloads[row],
+        labels.topic_of(row),
     )

@@ -139,7 +139,7 @@ class ModelFailures(Stage):
     def _place(self, batch: Batch, row: int) -> str:
         rows = batch.rows
         return (
-            f"id {self._id(batch, row)!r} ({rows.topic} partition {rows.partitions[row]} "
+            f"id {self._id(batch, row)!r} ({rows.topic_of(row)} partition {rows.partitions[row]} "
             f"offset {rows.offsets[row]})"
         )
 
@@ -172,7 +172,7 @@ class ModelFailures(Stage):
     def _label_place(self, batch: Batch, row: int) -> str:
         labels = batch.labels
         return (
-            f"id {readable_row_id(labels.ids[row])!r} ({self._pipeline.topics.labels} partition "
+            f"id {readable_row_id(labels.ids[row])!r} ({labels.topic_of(row)} partition "
             f"{labels.partitions[row]} offset {labels.offsets[row]})"
         )
 

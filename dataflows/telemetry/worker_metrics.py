@@ -251,6 +251,10 @@ class WorkerMetrics:
         """Tell that the times of a topic seem to be in this unit, not in the declared one."""
         self._time_unit.labels(self._pipeline, topic, unit).set(1)
 
+    def on_filtered(self, topic: str, count: int) -> None:
+        """Count messages of a topic that were none of the pipeline's, and skipped."""
+        self._filtered.labels(self._pipeline, topic).inc(count)
+
     def on_unknown_fields(self, topic: str, counts: Mapping[str, int]) -> None:
         """Count fields that are ignored, by name up to a number of names."""
         names = self._unknown_names.setdefault(topic, set())
@@ -259,10 +263,6 @@ class WorkerMetrics:
                 name = OTHER_FIELDS
             names.add(name)
             self._unknown_counts[topic, name] += count
-
-    def on_filtered(self, topic: str, count: int) -> None:
-        """Count messages of a topic that were none of the pipeline's, and skipped."""
-        self._filtered.labels(self._pipeline, topic).inc(count)
 
     def on_unjoined_label(self, label_id: str, event_id: str) -> None:
         """Tell of a label that found no event, beside an event."""

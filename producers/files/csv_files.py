@@ -148,14 +148,16 @@ class _BlockReader:
         return pl.String if kind == "text" else _DTYPES.get(kind) if kind is not None else None
 
     def _read(self, block: bytes, schema: dict[str, Any]) -> pl.DataFrame:
+        names = self._header.names
+        types: dict[str, Any] = {"schema": {name: schema[name] for name in names if name in schema}}
+        if len(types["schema"]) < len(names):  # the other types are inferred from all values
+            types = {
+                "new_columns": names,
+                "schema_overrides": schema,
+                "infer_schema_length": None,
+            }
         return pl.read_csv(
-            BytesIO(block),
-            has_header=False,
-            new_columns=self._header.names,
-            separator=self._header.separator,
-            schema_overrides=schema,
-            infer_schema_length=None,
-            truncate_ragged_lines=False,
+            BytesIO(block), has_header=False, separator=self._header.separator, **types
         )
 
     def _converted(self, frame: pl.DataFrame) -> pl.DataFrame:

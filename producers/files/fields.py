@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from typing import Literal
 
+from anabranch.dataflows.declaration.shape import Path
 from anabranch.dataflows.messages.event_time import parse_time_ms
 from anabranch.dataflows.messages.similar_names import id_columns, similar_name
 from anabranch.dataflows.messages.time_units import TIME_UNITS_MS, UNIT_HINT
@@ -31,6 +32,7 @@ class FileFields:
         key: what messages are partitioned by; None for round-robin.
         text: further CSV and Parquet columns that are text although they look like numbers.
         kinds: what further columns hold; a CSV is read, and a table converted, accordingly.
+        paths: where in messages the declared columns are, if that is not the key of their name.
         message: the name of the message type, for error messages.
 
     Raises:
@@ -44,6 +46,7 @@ class FileFields:
     key: str | None = None
     text: tuple[str, ...] = ()
     kinds: Mapping[str, ColumnKind] = field(default_factory=dict)
+    paths: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     message: str = "the event"
 
     def __post_init__(self) -> None:
@@ -79,6 +82,20 @@ class FileFields:
             return self.kinds[column]
         return "text" if column in (self.id, self.key, *self.text) else None
 
+    def paths_of(self, name: str) -> tuple[Path, ...]:
+        """Where in messages a column is; of a name with several paths, one text joins them."""
+        return self.paths.get(name) or (Path((name,)),)
+
+    @property
+    def nested(self) -> dict[str, tuple[str, ...]]:
+        """Column → the keys that lead to its place, of those that are deeper than the top."""
+        found = {}
+        for path in (each for paths in self.paths.values() for each in paths):
+            keys = tuple(step for step in path.steps if isinstance(step, str))
+            if 1 < len(keys) == len(path.steps):
+                found[str(path)] = keys
+        return found
+
     def check_id(self, source: str, columns: Collection[str], *, may_be_numbered: bool) -> None:
         """Raise if there is no column for the id, unless the rows may be numbered instead.
 
@@ -87,8 +104,8 @@ class FileFields:
         Raises:
             InputError: names that column, and how to say that it holds them.
         """
-        if self.id in columns or self.id.startswith(NOT_IN_PAYLOAD):
-            return
+        if self.id in columns or self.id.startswith(NOT_IN_PAYLOAD) or self.id in self.paths:
+            return  # where it is nested, it may be missing in some rows
         likely = id_columns(self.id, columns, {*self.kinds, self.time, self.key or self.time})
         if likely:
             others = f" (or {', '.join(map(repr, likely[1:4]))})" if len(likely) > 1 else ""

@@ -7,25 +7,28 @@ from typing import Any
 
 import msgspec
 
+from anabranch.dataflows.declaration.casts import join_texts, text_of
+from anabranch.dataflows.declaration.shape import Path, Step
+
 _ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class JsonFields:
-    """Reads the values at ``places``, of which each is a field, or fields of objects in it.
+    """Reads the values at ``places``, each a path or several, which give one text.
 
-    >>> read = JsonFields(["id", "after.amount"]).read
+    >>> read = JsonFields([(Path.parse("id"),), (Path.parse("after.amount"),)]).read
     >>> read(b'{"id": 7, "after": {"amount": 2.5}}'), read(b'{"id": 7}'), read(b"7")
     ([7, 2.5], [7, None], None)
     """
 
-    def __init__(self, places: Sequence[str]) -> None:
-        self._paths = [place.split(".") for place in places]
-        heads = list(dict.fromkeys(path[0] for path in self._paths))
+    def __init__(self, places: Sequence[Sequence[Path]]) -> None:
+        self._places = places
+        heads = dict.fromkeys(path.steps[0] for paths in places for path in paths)
         self._of = {head: f"f{number}" for number, head in enumerate(heads)}
         row = msgspec.defstruct(
             "Row",
             [(name, Any, None) for name in self._of.values()],
-            rename={name: head for head, name in self._of.items()},
+            rename={name: str(head) for head, name in self._of.items()},
         )
         self._decode = msgspec.json.Decoder(row).decode
 
@@ -35,15 +38,23 @@ class JsonFields:
             row = self._decode(message)
         except _ERRORS:
             return None
-        return [
-            _inner(getattr(row, self._of[head]), rest) if rest else getattr(row, self._of[head])
-            for head, *rest in self._paths
-        ]
+        return [self._value(row, paths) for paths in self._places]
+
+    def _value(self, row: Any, paths: Sequence[Path]) -> Any:
+        values = [value_at(getattr(row, self._of[path.steps[0]]), path.steps[1:]) for path in paths]
+        if len(values) == 1:
+            return values[0]
+        return None if None in values else join_texts([text_of(value) for value in values])
 
 
-def _inner(value: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
+def value_at(value: Any, steps: Sequence[Step]) -> Any:
+    """The value that keys and indices lead to; None if there is none."""
+    for step in steps:
+        if isinstance(step, int):
+            there = isinstance(value, list) and -len(value) <= step < len(value)
+            value = value[step] if there else None
+        else:
+            value = value.get(step) if isinstance(value, dict) else None
     return value
 
 
@@ -55,8 +66,5 @@ def key_bytes(value: Any) -> bytes | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool):
-        return b"true" if value else b"false"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).encode("utf-8", "surrogatepass")
+    text = str(value) if isinstance(value, dict | list) else text_of(value)
+    return text.encode("utf-8", "surrogatepass")

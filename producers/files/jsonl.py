@@ -64,7 +64,7 @@ class _LineReader:
         names = {each: at for each, at in names.items() if not at.startswith(NOT_IN_PAYLOAD)}
         self._names = names
         self._at = {each: index for index, each in enumerate(names)}
-        self._json = JsonFields(list(names.values()))
+        self._json = JsonFields([fields.paths_of(name) for name in names.values()])
         self._objects = 0
         self._first_names: list[str] = []
         self._found = dict.fromkeys(names, 0)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
 
 import msgspec
 import polars as pl
 
+from anabranch.dataflows.declaration.casts import join_texts, text_of
+from anabranch.dataflows.declaration.shape import Path
 from anabranch.producers.batch import Batch, Kind
 from anabranch.producers.files.fields import NOT_IN_PAYLOAD, ColumnKind, FileFields
-from anabranch.producers.files.json_fields import key_bytes
+from anabranch.producers.files.json_fields import key_bytes, value_at
 from anabranch.state.errors import InputError
 
 PARQUET_ROWS = 131_072
@@ -18,7 +21,7 @@ _MAX_INTEGER = 2.0**53
 _UUID_BYTES = 16
 
 
-def parquet_frames(path: Path) -> Iterator[pl.DataFrame]:
+def parquet_frames(path: FilePath) -> Iterator[pl.DataFrame]:
     """The rows of a Parquet file, some row groups at a time.
 
     Raises:
@@ -32,7 +35,7 @@ def parquet_frames(path: Path) -> Iterator[pl.DataFrame]:
             raise InputError(f"{path} is damaged after row {start}: create it again") from None
 
 
-def parquet_rows(path: Path) -> int:
+def parquet_rows(path: FilePath) -> int:
     """The number of rows that a Parquet file says it has.
 
     Raises:
@@ -47,7 +50,7 @@ def parquet_rows(path: Path) -> int:
 
 
 def frame_messages(
-    path: Path,
+    path: FilePath,
     frames: Iterator[pl.DataFrame],
     fields: FileFields,
     kind: Kind,
@@ -60,7 +63,7 @@ def frame_messages(
             no rows.
     """
     encode = msgspec.json.Encoder().encode_lines
-    done, last_ms = 0, None
+    done, last_ms, nested = 0, None, fields.nested
     for frame in frames:
         _check_columns(path, frame, fields)
         fields.check_id(str(path), frame.columns, may_be_numbered=kind == "events")
@@ -69,14 +72,14 @@ def frame_messages(
         if last_ms is None:
             last_ms = next((time for time in times if time is not None), None)
         if last_ms is None and len(frame):
-            value = column_at(frame, fields.time)[0]
+            value = column_at(frame, fields.time, fields.paths_of(fields.time))[0]
             raise InputError(
                 f"column {fields.time!r} of {path} holds {value!r}, which is not a time"
                 f"{fields.unit_hint(value)}: write ISO-8601 text or a number since 1970"
             )
         for start in range(0, len(frame), batch_size):
             piece = frame[start : start + batch_size]
-            values = encode(piece.to_dicts()).split(b"\n")[:-1]
+            values = encode(_messages(piece, nested)).split(b"\n")[:-1]
             filled: list[int] = []
             for time in times[start : start + batch_size]:
                 last_ms = last_ms if time is None else time
@@ -87,46 +90,77 @@ def frame_messages(
         raise InputError(f"{path} has columns but no rows: there is nothing to publish")
 
 
-def has_column(frame: pl.DataFrame, place: str) -> bool:
-    """Whether a frame has the column ``place``, or structs that hold it: ``after.id``."""
-    names = frame.schema
-    if place in names:
+def _messages(frame: pl.DataFrame, nested: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """The rows as messages, in which the columns ``nested`` are put where their keys lead."""
+    rows: list[dict[str, Any]] = frame.to_dicts()
+    for name in nested.keys() & set(frame.columns):
+        *above, last = nested[name]
+        for row in rows:
+            value, inner = row.pop(name), row
+            for key in above:
+                inner = inner.setdefault(key, {})
+            inner[last] = value
+    return rows
+
+
+def has_column(frame: pl.DataFrame, name: str, paths: Sequence[Path]) -> bool:
+    """Whether a frame has the column ``name``, or those that hold the ``paths``."""
+    if name in frame.columns:
         return True
-    head, *rest = place.split(".")
-    dtype = names.get(head)
-    for name in rest:
-        inner = {each.name: each.dtype for each in getattr(dtype, "fields", [])}
-        dtype = inner.get(name)
+    return all(_has_path(frame.schema, path) for path in paths)
+
+
+def _has_path(schema: Mapping[str, Any], path: Path) -> bool:
+    if str(path) in schema:
+        return True
+    head, *rest = path.steps
+    dtype = schema.get(str(head))
+    for step in rest:
+        if isinstance(step, int):
+            dtype = getattr(dtype, "inner", None)
+        else:
+            inner = {each.name: each.dtype for each in getattr(dtype, "fields", [])}
+            dtype = inner.get(step)
     return dtype is not None
 
 
-def column_at(frame: pl.DataFrame, place: str) -> pl.Series:
-    """The column ``place``, or that of the structs which hold it."""
-    if place in frame.columns:
-        return frame[place]
-    head, *rest = place.split(".")
-    column = frame[head]
-    for name in rest:
-        column = column.struct.field(name)
-    return column
+def column_at(frame: pl.DataFrame, name: str, paths: Sequence[Path]) -> list[Any]:
+    """The values of the column ``name``, or of those that hold the ``paths``."""
+    if name in frame.columns:
+        return frame[name].to_list()
+    parts = [_values_at(frame, path) for path in paths]
+    if len(parts) == 1:
+        return parts[0]
+    return [
+        None if None in row else join_texts([text_of(value) for value in row])
+        for row in zip(*parts, strict=True)
+    ]
+
+
+def _values_at(frame: pl.DataFrame, path: Path) -> list[Any]:
+    if str(path) in frame.columns:
+        return frame[str(path)].to_list()
+    head, *rest = path.steps
+    return [value_at(value, rest) for value in frame[str(head)].to_list()]
 
 
 def _times(frame: pl.DataFrame, fields: FileFields) -> list[int | None]:
     if fields.time.startswith(NOT_IN_PAYLOAD):
         return [0] * len(frame)
-    return [fields.time_ms(value) for value in column_at(frame, fields.time)]
+    values = column_at(frame, fields.time, fields.paths_of(fields.time))
+    return [fields.time_ms(value) for value in values]
 
 
-def _check_columns(path: Path, frame: pl.DataFrame, fields: FileFields) -> None:
+def _check_columns(path: FilePath, frame: pl.DataFrame, fields: FileFields) -> None:
     for meaning, name in (("time", fields.time), ("key", fields.key)):
         if name is None or name.startswith(NOT_IN_PAYLOAD) or name == fields.id:
             continue
-        if not has_column(frame, name):
+        if not has_column(frame, name, fields.paths_of(name)):
             raise fields.missing(str(path), name, meaning, frame.columns)
 
 
 def prepare_frame(
-    path: Path, frame: pl.DataFrame, fields: FileFields, done: int = 0
+    path: FilePath, frame: pl.DataFrame, fields: FileFields, done: int = 0
 ) -> pl.DataFrame:
     """The frame with an id, and with every column as its field is declared, where that is exact.
 
@@ -153,7 +187,8 @@ def prepare_frame(
             columns.append(converted.alias(column.name))
     if columns:
         frame = frame.with_columns(columns)
-    if fields.id.startswith(NOT_IN_PAYLOAD) or has_column(frame, fields.id) or "." in fields.id:
+    in_payload = not fields.id.startswith(NOT_IN_PAYLOAD) and fields.id not in fields.paths
+    if not in_payload or fields.id in frame.columns:
         return frame
     number = pl.int_range(done, done + len(frame)).cast(pl.String).alias(fields.id)
     return frame.select(number, pl.all())
@@ -263,6 +298,6 @@ def _integers(column: pl.Series) -> pl.Series:
 
 
 def _keys(frame: pl.DataFrame, fields: FileFields) -> list[bytes | None]:
-    if fields.key is None or not has_column(frame, fields.key):
+    if fields.key is None or not has_column(frame, fields.key, fields.paths_of(fields.key)):
         return [None] * len(frame)
-    return [key_bytes(key) for key in column_at(frame, fields.key)]
+    return [key_bytes(key) for key in column_at(frame, fields.key, fields.paths_of(fields.key))]

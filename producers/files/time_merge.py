@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import numpy as np
 
+from anabranch.dataflows.declaration.shape import Path
 from anabranch.producers.batch import Batch
 from anabranch.producers.files.json_fields import JsonFields, key_bytes
 
@@ -67,11 +68,14 @@ def _concatenated(parts: list[Batch], order: np.ndarray[tuple[int], np.dtype[np.
     )
 
 
-def keyed_by_event(batches: Iterator[Batch], event_id: str, label_id: str) -> Iterator[Batch]:
+def keyed_by_event(
+    batches: Iterator[Batch], event_id: Sequence[Path], label_id: Sequence[Path]
+) -> Iterator[Batch]:
     """Give every label the key of its event, so that both go to one partition.
 
-    ``batches`` hold each event before its label. The key of every event is remembered. A label
-    whose event is not known, or that cannot be decoded, keeps its own key.
+    ``event_id`` and ``label_id`` are where the ids are. ``batches`` hold each event before its
+    label. The key of every event is remembered. A label whose event is not known, or that cannot be
+    decoded, keeps its own key.
     """
     of_event, of_label = JsonFields([event_id]), JsonFields([label_id])
     key_of: dict[bytes, bytes | None] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ _UNREADABLE = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_AUTH,
 }
+_LOOKS, _PAUSE_S = 3, 0.05
 _NO_ACCESS = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 
 
@@ -83,9 +85,21 @@ def verify_pages(connection: sqlite3.Connection) -> str | None:
 def verify_log(path: Path) -> str | None:
     """What is wrong with the write-ahead log of a file; None if nothing is, or there is none.
 
+    A log that another process is writing is looked at again before it is called damaged.
+
     SQLite stops at the first frame whose checksum does not match, since a power failure can leave
     one. If others of the same log follow it, it was damaged later, and they would be lost.
     """
+    problem = _verify_log(path)
+    for _ in range(_LOOKS):
+        if problem is None:
+            break
+        time.sleep(_PAUSE_S)
+        problem = _verify_log(path)
+    return problem
+
+
+def _verify_log(path: Path) -> str | None:
     try:
         content = Path(f"{path}{_WAL}").read_bytes()
     except FileNotFoundError:

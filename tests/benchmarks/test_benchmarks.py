@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from benchmarks import bytewax_recovery, labels, replay
+from benchmarks import bytewax_recovery, formats, labels, replay
 from benchmarks.__main__ import names
 from benchmarks.hotpath import EVERY_MS, START_MS, check_agreement, make_messages, make_pipeline
 from benchmarks.recovery import check_agreement as check_recovery
@@ -17,7 +17,7 @@ from benchmarks.stages import STAGES, stage_costs
 
 def test_every_benchmark_is_found_by_its_name():
     assert names() == [
-        "bus", "drift", "evidence", "hotpath", "labels", "metrics", "recovery", "replay",
+        "bus", "drift", "evidence", "formats", "hotpath", "labels", "metrics", "recovery", "replay",
         "rollouts",
     ]  # fmt: skip
 
@@ -46,6 +46,10 @@ def test_a_recovery_that_forgets_is_noticed(monkeypatch):
     monkeypatch.setattr(bytewax_recovery._Windows, "__init__", forgets)
     with pytest.raises(AssertionError, match="differ"):
         check_recovery(60)
+
+
+def test_every_way_to_write_a_message_gives_the_same_columns():
+    formats.check_agreement()
 
 
 def test_replay_pandas_and_polars_make_the_same_features():

@@ -37,6 +37,7 @@ from anabranch.dataflows.skew.message_reader import OFFSET
 from anabranch.dataflows.skew.progress import ignore_progress
 from anabranch.dataflows.skew.recompute import recompute
 from anabranch.dataflows.source.bus_source import SourceOptions
+from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
 
 T0 = 1_736_121_600_000
 MINUTE = 60_000
@@ -84,6 +85,9 @@ FEATURES = [
     count_distinct("user", "store", over="1h"),
     decayed("user", "amount", half_life="10m"),
     window("user", target(), over="1h", stats=("count", "mean")),
+    window(("store", "channel"), "amount", over="1h", stats=("count", "mean")),
+    since_last(("user", "channel"), within="1h"),
+    window(("store", "user"), target(), over="1h", stats="count"),
 ]
 
 
@@ -150,8 +154,10 @@ def on_bus(events: Sequence[Any], count: int) -> MemoryBus:
     return bus
 
 
-def predictions(bus: MemoryBus, declared: Pipeline, limit: int) -> list[dict[str, Any]]:
-    run_worker(declared, bus, SourceOptions(limit=limit, until_end=True))
+def predictions(
+    bus: MemoryBus, declared: Pipeline, limit: int, metrics: WorkerMetrics | None = None
+) -> list[dict[str, Any]]:
+    run_worker(declared, bus, SourceOptions(limit=limit, until_end=True), metrics=metrics)
     letters = bus.values(declared.topics.dead_letters)
     assert not letters, letters
     return [json.loads(value) for value in bus.values(declared.topics.predictions)]
@@ -165,6 +171,17 @@ def test_nested_events_give_what_flat_ones_give(limit: int) -> None:
     found = predictions(on_bus(as_nested, 40), pipeline(Nested), limit)
     assert found == predictions(on_bus(as_flat, 40), pipeline(Flat), 11)
     assert [row["id"] for row in found] == [str(row["id"]) for row in events]
+
+
+def test_unknown_fields_are_metrics() -> None:
+    events = [nested(row, n) for n, row in enumerate(rows(40))]
+    metrics = WorkerMetrics("orders")
+    predictions(on_bus(events, 40), pipeline(Nested), 7, metrics)
+    for name in ("order.at", "total.currency"):
+        labels = {"pipeline": "orders", "topic": "orders.events", "field": name}
+        assert metrics.registry.get_sample_value("anabranch_unknown_fields_total", labels) == 40
+    labels["field"] = "new"
+    assert metrics.registry.get_sample_value("anabranch_unknown_fields_total", labels) == 4
 
 
 EMPTY = {

@@ -1,16 +1,31 @@
-"""Schema registries for tests: a small one in this process, and a real one, Karapace.
+"""Schema registries for tests: a small one in this process, and a real one, Apicurio.
 
 `RegistryServer` speaks as much of Confluent's API as clients use to read and to register schemas.
+`ApicurioRegistry` is fetched with Maven and run with Java, as the broker of
+`tests.support.kafka_broker` is, and keeps its schemas in memory.
 """
 
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
 import threading
+import urllib.error
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from tests.support.kafka_broker import CACHE, POM, BrokerError, free_ports
+from tests.support.waiting import wait_until
+
+APICURIO = "io.apicurio:apicurio-registry-app:2.6.13.Final:tar.gz:all"
 
 
 class RegistryServer:
@@ -131,3 +146,80 @@ def _handler(registry: RegistryServer) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def apicurio_jar() -> Path:
+    """The registry's jar; the first call fetches it with Maven.
+
+    Raises:
+        BrokerError: Maven failed.
+    """
+    version = APICURIO.split(":")[2]
+    home = CACHE / f"apicurio-{version}"
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "apicurio.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.is_dir():
+            partial = CACHE / "apicurio-partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            command = [
+                "mvn", "-q", "-B", "-f", str(POM), "dependency:copy", f"-Dartifact={APICURIO}",
+                f"-DoutputDirectory={partial}",
+            ]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise BrokerError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+            (archive,) = partial.glob("*.tar.gz")
+            with tarfile.open(archive) as packed:
+                packed.extractall(partial, filter="data")
+            archive.unlink()
+            partial.rename(home)  # only a complete fetch gets the name
+    (jar,) = home.glob("*-runner.jar")
+    return jar
+
+
+class ApicurioRegistry:
+    """A real registry on a free port of 127.0.0.1; a context manager that stops it."""
+
+    def __init__(self) -> None:
+        (self.port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{self.port}/apis/ccompat/v7"
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        command = [
+            "java", "-Xmx400m", "-XX:TieredStopAtLevel=1", f"-Dquarkus.http.port={self.port}",
+            "-Dquarkus.http.host=127.0.0.1", "-jar", str(apicurio_jar()),
+        ]  # fmt: skip
+        self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
+
+    def __enter__(self) -> Self:
+        try:
+            wait_until(self._responds, what=self._said)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def _responds(self) -> bool:
+        assert self._process.poll() is None, self._said()
+        try:
+            with urllib.request.urlopen(f"{self.url}/subjects", timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _said(self) -> str:
+        self._log.seek(0)
+        return f"the registry: {self._log.read().decode(errors='replace')[-2000:]}"

@@ -9,7 +9,8 @@ thread, and none may be used across a fork.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import numpy as np
 from anabranch.dataflows.bus.embedded import claims, topic_file
 from anabranch.dataflows.bus.embedded.publisher import MAX_BYTES, EmbeddedPublisher
 from anabranch.dataflows.bus.embedded.reader import EmbeddedReader
+from anabranch.dataflows.bus.embedded.retention import remove_old, retention_ms
+from anabranch.dataflows.bus.embedded.verification import verify_topic
 from anabranch.dataflows.bus.protocol import OnOutOfRange, TopicLimits, TopicPartition
 from anabranch.dataflows.bus.topic_names import check_topic, check_topics, missing_topic
 from anabranch.state.errors import BusError
@@ -133,11 +136,7 @@ class EmbeddedBus:
 
     def topics(self) -> dict[str, int]:
         """Every topic and its partition count."""
-        try:
-            paths = sorted(self._directory.glob(f"*{topic_file.SUFFIX}"))
-        except OSError as error:
-            raise BusError(f"can't list {self._directory}: {error.strerror}") from error
-        names = [path.name.removesuffix(topic_file.SUFFIX) for path in paths]
+        names = [path.name.removesuffix(topic_file.SUFFIX) for path in self._files()]
         return {name: len(self.end_offsets(name)) for name in names}
 
     def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
@@ -209,13 +208,46 @@ class EmbeddedBus:
         return {}
 
     def limits(self, topic: str) -> TopicLimits:
-        """What a topic takes: the same for all of them.
+        """What a topic takes, the same for all of them, and how long it keeps that.
 
         Raises:
-            BusError: the topic does not exist.
+            BusError: the topic does not exist, or its file can't be read.
         """
-        self.existing(topic)
-        return TopicLimits(MAX_BYTES)
+        path = self.existing(topic)
+        with (
+            topic_file.bus_errors(topic, path),
+            closing(topic_file.connect(topic, path)) as connection,
+        ):
+            return TopicLimits(MAX_BYTES, retention_ms(connection, path))
+
+    def set_retention(self, topic: str, kept_ms: int | None) -> None:
+        """Keep messages for that long after their time, None: forever; remove older ones.
+
+        Raises:
+            BusError: the topic does not exist, or its file can't be written.
+        """
+        path = self.existing(topic)
+        with (
+            topic_file.bus_errors(topic, path),
+            closing(topic_file.connect(topic, path)) as connection,
+        ):
+            connection.execute("BEGIN IMMEDIATE")
+            if kept_ms is None:
+                topic_file.remove_setting(connection, topic_file.RETENTION)
+            else:
+                topic_file.write_setting(connection, topic_file.RETENTION, str(kept_ms))
+                remove_old(connection, path, time.time_ns() // 1_000_000)
+            connection.execute("COMMIT")
+
+    def verify(self) -> Iterator[tuple[Path, str]]:
+        """Read all of every topic, and verify every checksum: what is damaged, and how.
+
+        Raises:
+            BusError: a file can't be read now.
+        """
+        for path in self._files():
+            for problem in verify_topic(path.name.removesuffix(topic_file.SUFFIX), path):
+                yield path, problem
 
     def publisher(self, stop: threading.Event | None = None) -> EmbeddedPublisher:
         """A new publisher; close it when done. ``stop`` ends waits for locks."""
@@ -250,6 +282,12 @@ class EmbeddedBus:
         if not path.exists():
             raise missing_topic(topic, self.url)
         return path
+
+    def _files(self) -> list[Path]:
+        try:
+            return sorted(self._directory.glob(f"*{topic_file.SUFFIX}"))
+        except OSError as error:
+            raise BusError(f"can't list {self._directory}: {error.strerror}") from error
 
     def _path(self, topic: str) -> Path:
         return self._directory / f"{topic}{topic_file.SUFFIX}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.dataflows.bus.embedded.retention import EVERY_S, remove_old, retention_ms
 from anabranch.dataflows.bus.embedded.topic_file import (
     OFFSET_BITS,
     WAIT_S,
@@ -21,6 +22,7 @@ from anabranch.dataflows.bus.embedded.topic_file import (
     bus_errors,
     checksum_of,
     connect,
+    digest,
     encode_messages,
 )
 from anabranch.dataflows.bus.headers import Headers, take_headers
@@ -71,6 +73,7 @@ class EmbeddedPublisher:
         self._stop = stop
         self._outage = OutageLog(url)
         self._topics: dict[str, _Topic] = {}
+        self._remove_at = 0.0
 
     def append(
         self,
@@ -106,6 +109,10 @@ class EmbeddedPublisher:
             for part in _segments_of(run)
         ]
         self._when_unlocked(lambda: _append(opened, topic, runs))
+        if time.monotonic() >= self._remove_at:
+            self._remove_at = time.monotonic() + EVERY_S
+            for name, each in self._topics.items():
+                self._when_unlocked(partial(_remove_old, name, each))
 
     def _when_unlocked(self, attempt: Callable[[], Result]) -> Result:
         """What ``attempt`` returns once no other process has locked the file."""
@@ -151,6 +158,22 @@ class EmbeddedPublisher:
 def _append(opened: _Topic, topic: str, runs: list[_Run]) -> None:
     with bus_errors(topic, opened.path):
         _store(opened.connection, runs)
+
+
+def _remove_old(topic: str, opened: _Topic) -> None:
+    """Remove what the topic no longer keeps."""
+    connection, path = opened.connection, opened.path
+    with bus_errors(topic, path):
+        if retention_ms(connection, path) is None:
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            remove_old(connection, path, time.time_ns() // 1_000_000)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
 
 
 def _by_partition(
@@ -201,16 +224,16 @@ def _segments_of(run: _Run) -> list[_Run]:
 def _store(connection: sqlite3.Connection, runs: list[_Run]) -> None:
     # Encoded before the lock is taken, so that other processes wait only for the disk.
     blobs = [encode_messages(run.values, run.keys, run.times, run.headers) for run in runs]
-    checksums = [zlib.crc32(blob) for blob in blobs]
+    digests = [digest(blob) for blob in blobs]
     execute = connection.execute
     execute("BEGIN IMMEDIATE")
     try:
-        for run, blob, crc in zip(runs, blobs, checksums, strict=True):
+        for run, blob, digested in zip(runs, blobs, digests, strict=True):
             at = (run.partition,)
             base: int = execute("SELECT next FROM partitions WHERE partition=?", at).fetchone()[0]
             count, number = len(run.values), run.partition << OFFSET_BITS | base
             times = int(run.times[0]), int(run.times[-1])
-            checksum = checksum_of(number, count, crc, *times)
+            checksum = checksum_of(number, count, digested, *times)
             execute(_INSERT, (number, count, *times, blob, checksum))
             execute("UPDATE partitions SET next=? WHERE partition=?", (base + count, *at))
         execute("COMMIT")

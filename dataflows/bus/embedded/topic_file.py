@@ -9,8 +9,8 @@ segment that contains offset x" and "the last one" are one look-up in one B-tree
     partitions(partition, next)    next = the next offset
     settings(name, value, checksum)
 
-Checksums are CRC-32, of everything else in the row. SQLite has none of its own: a flipped bit would
-be read as another message. Segments from before format 2 have none.
+Checksums are of everything else in the row. SQLite has none of its own: a flipped bit would be read
+as another message. Segments from before format 2 have none.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from urllib.parse import quote
 
 import msgspec
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus.headers import Headers, encode_headers
@@ -41,7 +42,8 @@ SUFFIX = ".topic"
 OFFSET_BITS = 48
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
 ID, RETENTION = "id", "retention_ms"
-"""Names of settings: what tells a topic from a later one of its name; and how long it keeps."""
+"""Settings: what tells a topic from a later one of its name; how long it keeps messages."""
+SETTINGS = (ID, RETENTION)
 
 _APPLICATION = 0x416E6162  # "Anab": distinguishes a topic from other SQLite files
 _BUSY_TIMEOUT_S = 10.0
@@ -79,7 +81,7 @@ COLUMNS = "id, count, messages, first_time, last_time, checksum"
 """Of a segment, in the order of `Row`."""
 Row = tuple[int, int, bytes, int, int, int | None]
 
-_HEADER = struct.Struct("<4q")
+_HEADER = struct.Struct("<4qQ")
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -134,9 +136,15 @@ def encode_messages(
     return _encode((values, keys, packed, encode_headers(headers)))
 
 
-def checksum_of(number: int, count: int, messages_crc: int, first_time: int, last_time: int) -> int:
-    """The checksum of a segment, given the CRC-32 of its ``messages``."""
-    return zlib.crc32(_HEADER.pack(number, count, first_time, last_time), messages_crc)
+def digest(messages: bytes) -> int:
+    """The part of a segment's checksum that is of its messages: XXH3 costs 0.005 µs per message."""
+    return int(xxhash.xxh3_64_intdigest(messages))
+
+
+def checksum_of(number: int, count: int, digested: int, first_time: int, last_time: int) -> int:
+    """The checksum of a segment, given the `digest` of its messages."""
+    header = _HEADER.pack(number, count, first_time, last_time, digested)
+    return int(xxhash.xxh3_64_intdigest(header)) >> 1  # SQLite has signed integers
 
 
 def decode_segment(row: Row, path: Path) -> Segment:
@@ -148,7 +156,7 @@ def decode_segment(row: Row, path: Path) -> Segment:
     number, count, messages, first_time, last_time, checksum = row
     try:
         if checksum is not None and checksum != checksum_of(
-            number, count, zlib.crc32(messages), first_time, last_time
+            number, count, digest(messages), first_time, last_time
         ):
             raise damaged_segment(path, number, "its checksum does not match")
         stored = _decode(messages)
@@ -335,6 +343,11 @@ def write_setting(connection: sqlite3.Connection, name: str, value: str) -> None
     """Make a setting of a topic, or replace it."""
     row = (name, value, zlib.crc32(f"{name}={value}".encode()))
     connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?, ?)", row)
+
+
+def remove_setting(connection: sqlite3.Connection, name: str) -> None:
+    """Undo `write_setting`."""
+    connection.execute("DELETE FROM settings WHERE name = ?", (name,))
 
 
 def _open(

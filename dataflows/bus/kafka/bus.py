@@ -23,7 +23,7 @@ from confluent_kafka import (
 from confluent_kafka import TopicPartition as KafkaPosition
 from confluent_kafka._model import ConsumerGroupTopicPartitions
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.admin._resource import ResourceType
@@ -173,6 +173,30 @@ class KafkaBus:
             if time.monotonic() > deadline:
                 raise BusError(f"Kafka is still deleting {', '.join(sorted(left))}")
             time.sleep(0.05)
+
+    def set_retention(self, topic: str, kept_ms: int | None) -> None:
+        """Set ``retention.ms`` of a topic; None: keep messages forever.
+
+        Raises:
+            BusError: the topic does not exist, or Kafka refuses.
+        """
+        self.partition_count(topic)
+        entry = ConfigEntry(
+            "retention.ms",
+            "-1" if kept_ms is None else str(kept_ms),
+            incremental_operation=AlterConfigOpType.SET,
+        )
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+        timeout_s = self._settings.reach_s
+        answers = self._admin.incremental_alter_configs([resource], request_timeout=timeout_s)
+        try:
+            answers[resource].result()
+        except KafkaException as error:
+            if error.args[0].code() < 0:  # librdkafka's own: no broker answered
+                raise self._unreachable(error) from error
+            raise BusError(
+                f"can't set the retention of topic {topic}: {error_text(error)}"
+            ) from error
 
     def topics(self) -> dict[str, int]:
         """Every topic (internal ones left out) and its partition count."""

@@ -106,6 +106,8 @@ def _unknown_lines(report: FieldsReport) -> Iterator[str]:
 
 def _time_lines(report: MessagesReport) -> Iterator[str]:
     times = report.times
+    if report.skipped:
+        yield f"{report.skipped:,} messages are none of the pipeline's, and skipped"
     if times is not None:
         order = "in order"
         if times.out_of_order:

@@ -87,7 +87,8 @@ def summary(
         where = settings.dead_letters or "use --dead-letters FILE to see them"
         yield f"{dead.total():,} dead letters ({reasons}): {where}"
     if dead["late"] > report.rows:
-        yield f"most events were late: sort {settings.events} by time, or raise allowed_lateness"
+        what = settings.events or "them"
+        yield f"most events were late: sort {what} by time, or raise allowed_lateness"
     if settings.state is not None:
         offsets = ", ".join(
             f"{at.topic} {at.partition} at {offset:,}"

@@ -192,6 +192,35 @@ def test_dead_letters_of_every_kind_and_the_order_of_times(tmp_path: Path, call:
     assert report["times"]["earliest"] == T
 
 
+def test_paths_and_casts(tmp_path: Path, call: Call) -> None:
+    (tmp_path / "shop.py").write_text(
+        DECLARED.replace("amount: float", 'amount: Cast[float] = path("total.amount")')
+        .replace("id: str", "id: int", 1)
+        .replace("import Event", "import Cast, path, Event")
+    )
+    rows = [
+        {"id": n, "ts": T + n, "card": "c", "total": {"amount": amount, "tax": 1}}
+        for n, amount in enumerate(["1.50", 2, "x", None])
+    ]
+    del rows[1]["total"]["tax"]
+    write(tmp_path / "events.jsonl", [*rows, {"id": 9, "ts": T, "card": "c"}])
+    write(tmp_path / "labels.jsonl", verdicts(2))
+    arguments = ("check", "shop.py", "events.jsonl", "--labels", "labels.jsonl", "--json")
+    done = call(*arguments)
+    assert done.code == 1, done
+    report = json.loads(done.out)
+    amount = fields(report)["total.amount"]
+    assert (amount["present"], amount["nulls"]) == (4, 1)
+    assert [(each["count"], each["place"]) for each in amount["misfits"]] == [
+        (1, "row 3"), (1, "row 4"), (1, "row 5"),
+    ]  # fmt: skip
+    assert amount["misfits"][2]["why"] == "it is not there"
+    (unknown,) = report["events"]["fields"]["unknown"]
+    assert (unknown["name"], unknown["count"]) == ("total.tax", 3)
+    assert not report["events"]["fields"]["refused"]
+    assert (report["events"]["fit"], report["join"]["joined"]) == (2, 2)
+
+
 def test_seconds_are_told(tmp_path: Path, call: Call) -> None:
     rows = [row | {"ts": row["ts"] // 1000} for row in payments(3)]
     write(tmp_path / "events.jsonl", rows)

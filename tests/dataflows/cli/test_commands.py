@@ -297,7 +297,7 @@ def test_events_and_labels_get_equal_partition_counts(tmp_path: Path, call: Call
     assert call("simulate", "clicks", "--events", "5").code == 0
     assert bus.topics()["clicks.labels"] == 3
     bus.create_topics({"trips.events": 2, "trips.labels": 1})
-    assert_sentence(call("simulate", "trips", "--events", "5"), "need equal partition counts")
+    assert call("simulate", "trips", "--events", "5").code == 0  # they may differ
 
 
 def test_a_model_that_fails_is_one_sentence_too(tmp_path: Path) -> None:

@@ -144,8 +144,9 @@ def test_retention_is_set_on_the_topics_that_are_created(
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["--retention", "7d"], 2, "--retention is of the topics that --create creates"),
-        (["trips", "--create", "--retention", "7d"], 1, "the embedded bus keeps all messages"),
+        (["--retention", "7d"], 2, "--retention needs a PIPELINE"),
+        (["--verify", "trips"], 2, "--verify is of the whole bus"),
+        (["--verify", "--bus", "kafka://127.0.0.1:1"], 1, "--verify is of the embedded bus"),
         (["delete"], 2, "delete needs the names"),
         (["delete", "x", "--json"], 2, "delete goes with neither"),
         (["trips", "x"], 2, "only `topics delete` and `topics release` take topics: x"),
@@ -191,3 +192,53 @@ def test_completion_prints_a_script_and_completes_commands(shell: str) -> None:
         command, env={**os.environ, **variables}, capture_output=True, text=True, check=True
     ).stdout
     assert "topics" in completed
+
+
+def test_retention_of_the_embedded_bus(tmp_path: Path, call: Call) -> None:
+    url = f"sqlite:{tmp_path}/bus"
+
+    def kept(topic: str) -> int | None:
+        return open_bus(url).limits(topic).retention_ms
+
+    assert call("topics", "trips", "--create", "--bus", url).code == 0
+    assert kept("trips.events") is None
+    assert call("topics", "trips", "--retention", "7d", "--bus", url).code == 0
+    assert {kept(topic) for topic in open_bus(url).topics()} == {7 * 86_400_000}
+    done = call("topics", "trips", "--create", "--retention", "1h", "--bus", url)
+    assert "keep their retention" in done.out
+    assert kept("trips.events") == 7 * 86_400_000
+    assert call("topics", "trips", "--retention", "forever", "--bus", url).code == 0
+    assert kept("trips.events") is None
+    assert call("topics", "payments", "--create", "--retention", "1h", "--bus", url).code == 0
+    assert kept("payments.events") == 3_600_000
+    assert kept("trips.events") is None
+
+
+def test_the_retention_of_topics_that_are_there_is_changed(names: list[str], url: str) -> None:
+    bus = open_bus(url)
+    for kept_ms in (60_000_000, None):
+        bus.set_retention(names[0], kept_ms)
+        assert bus.limits(names[0]).retention_ms == kept_ms
+    with pytest.raises(BusError, match="does not exist"):
+        bus.set_retention("missing", None)
+
+
+def test_verify_lists_what_is_damaged(tmp_path: Path, call: Call) -> None:
+    url = f"sqlite:{tmp_path}/bus"
+    bus = open_bus(url)
+    bus.create_topics({"a": 2, "b": 1})
+    publisher = bus.publisher()
+    publisher.append("a", [b"x" * 3000, b"y" * 3000], partitions=[0, 1])
+    publisher.close()
+    done = call("topics", "--verify", "--bus", url)
+    assert (done.code, done.out) == (0, "all topics verified: no damage found\n")
+    path = tmp_path / "bus" / "a.topic"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"x" * 3000, b"x" * 1000 + b"z" + b"x" * 1999))
+    done = call("topics", "--verify", "--bus", url)
+    assert done.code == 1
+    assert f"{url} is damaged: a.topic; restore" in done.err
+    assert "at offset 0" in " ".join(done.out.split())
+    done = call("topics", "--verify", "--json", "--bus", url)
+    (damage,) = json.loads(done.out)["damage"]
+    assert damage["file"] == "a.topic"

@@ -96,6 +96,9 @@ def declare(fields: dict[str, Any], **parts: Any) -> Pipeline:
         ({"u": str, "c": Level | None}, {"features": [count_distinct("u", "c", over="1h")]}),
         ({"u": str, "c": float | None}, {"features": [window("u", "c", over="1h")]}),
         ({"u": int}, {"features": [window("u", over="1h", stats="count"), one_hot("u", (1, 2))]}),
+        ({"u": int | None, "c": Country}, {
+            "features": [window(("u", "c"), "amount", over="1h"), window("u", over="1h")],
+        }),
         ({"amount": decimal.Decimal}, {}),
         ({"amount": Cast[float]}, {}),
         ({"amount": Annotated[float, msgspec.Meta(ge=0)]}, {}),
@@ -134,6 +137,11 @@ def test_what_can_be_declared(fields: dict[str, Any], parts: dict[str, Any]) -> 
         ({"c": int}, {"features": [one_hot("c", ("1", "2"))]}, "'1' in one_hot('c') is never"),
         ({"user": float}, BY_USER, "field 'user' in window(user) must be a text, an integer"),
         ({"c": int | None}, {"features": [hashed("c")]}, "may be null"),
+        ({"u": int}, {"features": [window(("u", "c"), over="1h")]},
+         "unknown field 'c' in window(u+c): Payment has id, ts, amount, y, u"),
+        ({"u": int}, {"features": [window(("u", "y"), over="1h")]}, "would reveal the label"),
+        ({"u": float, "c": int}, {"features": [window(("u", "c"), over="1h")]},
+         "field 'u' in window(u+c) must be a text, an integer"),
         ({"store": int}, {"features": [window("store", over="1h"), field("store")]},
          "field 'store' of pipeline 'payments' is used as a number, and as a key or category too: "
          "declare it once more for the number, such as store_number: int = path('$.store')"),
@@ -146,6 +154,18 @@ def test_what_can_not_is_one_sentence(
         declare(fields, **parts)
     assert sentence in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("entity", [(), ("u",), ("u", "u"), ("u", 1), 7, ("u", "a b")])
+def test_an_entity_is_a_field_or_several_different_ones(entity: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"two or more different ones in a tuple"):
+        window(entity, over="1h")
+
+
+def test_the_columns_of_a_combination_are_named_after_its_fields() -> None:
+    declared = declare({"u": int, "c": str}, features=[window(("u", "c"), "amount", over="1h")])
+    assert declared.columns == ["u_c_amount_1h_count", "u_c_amount_1h_mean"]
+    assert declared.partition_field is None
 
 
 def test_a_number_as_a_delayed_label_of_a_binary_model_is_one_sentence() -> None:

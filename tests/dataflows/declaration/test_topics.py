@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 from river import linear_model
 
-from anabranch import DeclarationError, Event, Label, Pipeline, Shadow, Topics, field, inline
+from anabranch import (
+    BusError,
+    DeclarationError,
+    Event,
+    Label,
+    Pipeline,
+    Shadow,
+    Topics,
+    field,
+    inline,
+    pattern,
+)
 
 
 class Order(Event):
@@ -89,3 +100,37 @@ def test_a_mistake_is_one_sentence(changes: dict[str, Any], sentence: str) -> No
     with pytest.raises(DeclarationError) as raised:
         orders(**changes)
     assert sentence in str(raised.value)
+
+
+def test_an_input_may_be_several_topics_or_all_that_match() -> None:
+    several = orders(topics=Topics(events=("orders.eu", "orders.us"), labels=["disputes"]))
+    assert several.inputs == ("orders.eu", "orders.us", "disputes")
+    matching = orders(topics=Topics(events=pattern(r"prod\.orders\..*")))
+    existing = {"prod.orders.us": 1, "prod.orders.eu": 1, "prod.orders": 1, "risk.labels": 1}
+    assert matching.topics.resolved(existing).all_events == ("prod.orders.eu", "prod.orders.us")
+    with pytest.raises(BusError, match=r"no topic matches events=pattern\('prod.*'\) of pipe"):
+        matching.topics.resolved({"prod": 1})
+
+
+def test_what_a_pipeline_writes_is_never_read_by_its_pattern() -> None:
+    pipeline = orders(name="prod.orders.risk", topics=Topics(events=pattern("prod.*")))
+    existing = ["prod.orders.eu", *pipeline.topics.outputs]
+    assert pipeline.topics.resolved(existing).all_events == ("prod.orders.eu",)
+
+
+@pytest.mark.parametrize(
+    ("topics", "sentence"),
+    [
+        (lambda: Topics(events=()), r"events=\(\) in topics= .* several names, or a pattern"),
+        (lambda: Topics(events=("a", "a")), "names a topic twice"),
+        (lambda: Topics(events=("a", "b c")), "events= in topics= of pipeline 'risk': 'b c'"),
+        (lambda: Topics(events=("a", "b"), labels="b"), "topic 'b' is both events= and labels="),
+        (lambda: Topics(events=("a", "b"), drift="b"), "would read what it writes: topic 'b'"),
+        (lambda: Topics(events=pattern("a.*"), drift="ab"), "drift='ab' matches events=pattern"),
+        (lambda: Topics(predictions=("a", "b")), r"predictions=\('a', 'b'\) .* must be the name"),
+        (lambda: Topics(events=pattern("a(")), r"pattern\('a\('\) is no regular expression"),
+    ],
+)
+def test_a_mistake_in_several_topics_is_one_sentence(topics: Any, sentence: str) -> None:
+    with pytest.raises(DeclarationError, match=sentence):
+        orders(topics=topics())

@@ -12,11 +12,13 @@ import msgspec
 import polars as pl
 import pytest
 
+from anabranch.dataflows.declaration.shape import Cast, path
 from anabranch.dataflows.files.declared_fields import file_fields
 from anabranch.dataflows.files.file_rows import FileTable
 from anabranch.dataflows.messages.inputs import Event
 from anabranch.producers.files import csv_files
 from anabranch.producers.files.formats import file_messages
+from anabranch.producers.files.json_fields import JsonFields
 from anabranch.state.errors import InputError
 
 T = 1_736_121_600_000
@@ -256,6 +258,56 @@ def test_names_are_as_the_type_encodes_them(tmp_path: Path, suffix: str) -> None
     assert msgspec.json.decode(found.values[0]) == rows[0]
 
 
+class Order(Event):
+    id: str = path("order.number", "order.line")
+    ts: int = path("created.at")
+    card: int = path("card['no.']")
+    amount: Cast[float] = path("total.amount")
+    price: float = path("items[0].price", default=0.0)
+
+
+ORDER = {
+    "order": {"number": 1001, "line": "2"},
+    "created": {"at": T},
+    "card": {"no.": 7},
+    "total": {"amount": "12.50"},
+    "items": [{"price": 2.5}],
+}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_values_at_paths(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pl.DataFrame([ORDER]).write_parquet(file)
+    else:
+        file.write_bytes(msgspec.json.encode(ORDER))
+    fields = file_fields(Order, id="id", time="ts", key="card")
+    (batch,) = file_messages(file, fields)
+    assert (batch.times.tolist(), batch.keys) == ([T], [b"7"])
+    assert msgspec.json.decode(batch.values[0]) == ORDER
+    assert JsonFields([fields.paths_of(fields.id)]).read(batch.values[0]) == ["1001/2"]
+    assert replayed(file, Order) == [ORDER]
+
+
+def test_flat_columns_are_put_at_their_paths(tmp_path: Path) -> None:
+    file = csv(
+        tmp_path,
+        f"order.number,order.line,created.at,card['no.'],total.amount\n1001,2,{T},7,12.50\n",
+    )
+    want = {
+        "order": {"number": "1001", "line": "2"},
+        "created": {"at": T},
+        "card": {"no.": 7},
+        "total": {"amount": 12.5},
+    }
+    fields = file_fields(Order, id="id", time="ts", key="card")
+    (batch,) = file_messages(file, fields)
+    assert (batch.times.tolist(), batch.keys) == ([T], [b"7"])
+    assert msgspec.json.decode(batch.values[0]) == want
+    assert replayed(file, Order) == [want]
+
+
 @pytest.mark.parametrize("column", ["ID", "Id", "order_id", "payment_id", "uuid", "orderId", "key"])
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
 def test_no_id_is_invented_where_a_column_could_hold_it(
@@ -275,6 +327,18 @@ def test_rows_are_numbered_where_no_column_could_be_the_id(tmp_path: Path) -> No
     assert [row["id"] for row in published(path)] == ["0", "1"]
     with pytest.raises(InputError, match="names the event that each label is for"):
         list(file_messages(path, file_fields(Payment, id="id", time="ts"), topic_kind="labels"))
+
+
+class Strict(Event, forbid_unknown_fields=True):
+    id: str
+    ts: int
+    note: str | None = None
+
+
+def test_an_unknown_column_is_refused_where_the_type_says_so(tmp_path: Path) -> None:
+    path = csv(tmp_path, f"id,ts,notes\na,{T},x\n")
+    with pytest.raises(InputError, match=r"column 'notes', which is no field of Strict.*'note' is"):
+        replayed(path, Strict)
 
 
 def test_a_missing_column_names_the_one_that_is_probably_meant(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from anabranch.dataflows.recovery.resume_point import CHECKSUMS
 from anabranch.state.store.lock import hold
 from tests.support.checkpoint_pipeline import Json, Kept, check_once, refused, trades, went_well
 from tests.support.commands import Call, caller
@@ -107,9 +108,10 @@ def test_the_state_of_another_pipeline_is_refused(kept: Kept, expected: Any) -> 
 
 @contextmanager
 def changed(path: Path, **fields: Any) -> Iterator[None]:
-    """A JSON file with other fields, in the block."""
+    """A JSON file with other fields and without its checksum, in the block."""
     before = path.read_bytes()
-    path.write_text(json.dumps(json.loads(before) | fields))
+    plain = {name: value for name, value in json.loads(before).items() if name != "sha256"}
+    path.write_text(json.dumps(plain | fields))
     yield
     path.write_bytes(before)
 
@@ -365,6 +367,7 @@ def test_places_whose_making_was_interrupted_are_made_again(kept: Kept, expected
     with closing(sqlite3.connect(kept.directory / RECOVERY)) as store, store:
         for table in ("exs", "fronts", "commits", "snaps"):
             store.execute(f"DELETE FROM {table}")
+    (kept.state / "recovery" / CHECKSUMS).unlink()
     shutil.rmtree(kept.state / "input-0" / "db")
     (kept.state / "input-0" / ".db.new").mkdir()
     (kept.state / "input-1" / "ID").rename(kept.state / "input-1" / "ID.new")

@@ -177,6 +177,20 @@ def test_a_run_refuses_a_damaged_recovery_store_before_it_publishes(kept: Kept) 
     assert verify_state(kept.state) == []
 
 
+@pytest.mark.parametrize("place", ["models", "layout-1/windows", "input-1"])
+def test_a_run_refuses_a_damaged_state_partition_before_it_publishes(
+    kept: Kept, place: str
+) -> None:
+    kept.publish(trades(150)[-60:])
+    before = kept.outputs()
+    for file in (kept.state / place / "db").iterdir():
+        if file.suffix in (".sst", ".blob", ".log") and file.stat().st_size:
+            content = file.read_bytes()
+            file.write_bytes(content[: len(content) // 2] + bytes(1) * (len(content) // 2))
+    refused(kept.run(), place, "is damaged")
+    assert kept.outputs() == before
+
+
 @pytest.mark.parametrize(
     "name", ["manifest.json", "models/ID", "input-0/ID", "layout-1/windows/ID"]
 )

@@ -78,7 +78,7 @@ def publish(bus: Bus, name: str, event_partitions: int, label_partitions: int) -
     return sum(n % 20 == 0 and begin + n * 6 * 60_000 + 6 * HOUR >= last for n in range(EVENTS))
 
 
-@pytest.mark.parametrize(("events", "labels"), [(2, 2)], ids=lambda count: str(count))
+@pytest.mark.parametrize(("events", "labels"), [(2, 2), (6, 3), (3, 1), (1, 3)])
 def test_no_label_is_lost_in_a_backlog_of_two_processes(
     bus: Bus, tmp_path: Path, events: int, labels: int
 ) -> None:

@@ -20,7 +20,7 @@ from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.bus.memory import MemoryBus
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.pipelines.loader import load_pipeline
-from anabranch.dataflows.recovery.resume_point import read_resume_point
+from anabranch.dataflows.recovery.resume_point import CHECKSUMS, read_resume_point
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
@@ -187,6 +187,7 @@ def killed_before_the_epoch_was_confirmed(before: Path, state: Path) -> None:
         last = new.execute("SELECT * FROM exs ORDER BY ex_num DESC LIMIT 1").fetchall()
     assert len(snaps) > PARTITIONS
     shutil.copytree(before / "recovery", state / "recovery", dirs_exist_ok=True)
+    (state / "recovery" / CHECKSUMS).unlink()  # made when a run ends
     for rest in ("-wal", "-shm"):
         Path(f"{state / store}{rest}").unlink(missing_ok=True)
     with rows_of(state / store) as new:

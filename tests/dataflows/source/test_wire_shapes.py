@@ -347,6 +347,7 @@ def test_unknown_fields_are_counted_and_told_of_once(
             assert len(batch) == count + 1
             assert not batch.dead_letters
         assert reader.decode(raw([js(card=card, channel=1, shop={"id": 7})])).ids[0] == "x"
+    reader.report_unknown_fields()
     assert seen.counts == {("x.events", "channel"): 6, ("x.events", "shop"): 1}
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
