@@ -256,9 +256,15 @@ class Exporter:
             for partition in range(known.get(topic, 0))
             if TopicPartition(topic, partition) not in self._next
         ]
-        if added:
-            for at in added:
-                _LOG.info("topic %s has a new partition, %d", at.topic, at.partition)
-                self._next[at] = self._bus.start_offsets(at.topic)[at.partition]
-            self._reader.close()
-            self._reader = self._open_reader()
+        if not added:
+            return
+        try:
+            starts = {at: self._bus.start_offsets(at.topic)[at.partition] for at in added}
+            reader = self._bus.reader(self._next | starts, on_out_of_range=self._on_out_of_range)
+        except UnreachableError:
+            return  # the next time
+        for at in added:
+            _LOG.info("topic %s has a new partition, %d", at.topic, at.partition)
+        self._reader.close()
+        self._next |= starts
+        self._reader = reader
