@@ -32,6 +32,7 @@ FLOORS = [
     "dataflows/replay",
     "dataflows/runtime",
     "dataflows/steps",
+    "dataflows/first_declaration",
     "dataflows/check",
     "dataflows/dead_letters",
     "dataflows/source",
