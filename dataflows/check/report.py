@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from anabranch.dataflows.check.fields import FieldsReport, check_fields
+from anabranch.dataflows.check.fields import FieldsReport, check_fields, values_at
 from anabranch.dataflows.check.labels import JoinReport, join
 from anabranch.dataflows.check.sample import Sample
 from anabranch.dataflows.check.verdicts import Refused, Verdicts, as_json, verdicts
@@ -127,7 +127,10 @@ def check(pipeline: Pipeline, events: Sample, labels: Sample | None) -> CheckRep
     label_pipeline = as_json(pipeline) if labels.is_file else pipeline
     of_labels = verdicts(label_pipeline, "labels", labels)
     label_report = _messages(label_pipeline, "labels", labels, of_labels)
-    joined = join(pipeline, of_events, of_labels, events.is_whole)
+    codec = codec_of(event_pipeline, event_pipeline.topics.events)
+    refused_rows = [each.row for each in of_events.refused]
+    refused_ids = values_at(codec, pipeline.event, pipeline.id, events, refused_rows)
+    joined = join(pipeline, of_events, of_labels, events.is_whole, refused_ids)
     ok = not event_report.reasons and not label_report.reasons and not joined.refused
     return CheckReport(pipeline.name, ok, event_report, label_report, joined)
 

@@ -254,7 +254,7 @@ class BatchDecoder:
             self._file_events = StructDecoder(json, pipeline.event, pipeline.time, self._unknown)
         self._control_codec = codec_of(pipeline, topics.control)
         self._decode_control = self._control_codec.decoder(Control)
-        self._id, self._event = pipeline.id, pipeline.event
+        self._id = pipeline.id
         self._read_time = column_reader([pipeline.time])
         self._target = label.field if isinstance(label, Inline) else None
         self._names = [
@@ -455,7 +455,6 @@ class BatchDecoder:
         """
         if not len(values) or not all(name in values.columns for name in self._names):
             return None
-        self._count_unknown_columns(values)
         rows, times, dead_letters = raw.events, values.times, []
         latest = np.minimum(rows.times, int(self._now() * 1000)) + self._max_skew_ms
         valid, order = values.valid & (times <= latest), raw.order
@@ -476,14 +475,6 @@ class BatchDecoder:
         return self._batch(
             raw, rows, times, span, columns, self._label_rows(labels), order, dead_letters
         )
-
-    def _count_unknown_columns(self, values: TypedRows) -> None:
-        """Count the columns of a table that the type does not declare, once for each row."""
-        known = Shape.of(self._event).tree
-        unknown = [name for name in values.frame.columns if name not in known]
-        if unknown:
-            examples = {name: values.frame[name][0] for name in unknown}
-            self._unknown.add(Counter(dict.fromkeys(unknown, len(values))), examples)
 
     def _decode_events(self, rows: RawRows) -> _Decoded:
         decoder = self._event_decoder(rows)
