@@ -113,14 +113,16 @@ def check_fields(
         if each.paths  # others are not in the payload
     ]
     unknown: dict[str, UnknownField] = {}
-    decode_any = codec.decoder(dict)
+    decode_any, decode_whole = codec.decoder(dict), codec.whole_decoder()
+    from_top = any(check.from_top for check in checks)
     for row, value in enumerate(sample.values):
         try:
             found: dict[str, Any] = decode_any(value)
         except codec.errors:
             continue
+        whole = decode_whole(value) if from_top else found
         for check in checks:
-            check.add(value, found, sample, row)
+            check.add(value, whole if check.from_top else found, sample, row)
         for name, example in shape.unknown(found).items():
             each = unknown.setdefault(name, UnknownField(name, 0, shown(example), ""))
             each.count += 1
@@ -159,6 +161,7 @@ class _FieldCheck:
         self._errors = codec.errors
         self._misfits: dict[str, Misfit] = {}
         self._paths = place.paths
+        self.from_top = place.place.startswith("$.")
 
     def add(self, message: bytes, found: dict[str, Any], sample: Sample, row: int) -> None:
         values = [_value(found, path) for path in self._paths]

@@ -12,7 +12,7 @@ from anabranch.dataflows.check.fields import FieldsReport, check_fields, values_
 from anabranch.dataflows.check.labels import JoinReport, join
 from anabranch.dataflows.check.sample import Sample
 from anabranch.dataflows.check.verdicts import Refused, Verdicts, as_json, verdicts
-from anabranch.dataflows.codec import codec_of
+from anabranch.dataflows.codec import CODECS, codec_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.inputs import Delayed
@@ -161,6 +161,8 @@ def _messages(pipeline: Pipeline, kind: Kind, sample: Sample, found: Verdicts) -
     if kind == "labels":
         assert isinstance(label, Delayed)
         message, time, topic = label.type, label.time, topics.labels
+    is_label = kind == "labels"
+    codec = CODECS["json"] if sample.is_file else codec_of(pipeline, topic, is_label)
     return MessagesReport(
         source=sample.source,
         kind=kind,
@@ -169,7 +171,7 @@ def _messages(pipeline: Pipeline, kind: Kind, sample: Sample, found: Verdicts) -
         fit=len(found.rows),
         skipped=len(sample) - len(found.rows) - len(found.refused),
         reasons=reason_counts(sample, found.refused),
-        fields=check_fields(codec_of(pipeline, topic, kind == "labels"), message, time, sample),
+        fields=check_fields(codec, message, time, sample),
         times=_times(sample, found),
         repeated=_repeated(sample, found) if kind == "events" else None,
     )

@@ -83,10 +83,12 @@ def sample_of_file(path: Path, fields: FileFields, kind: Kind, rows: int) -> Sam
     counted = count_rows(path)
     whole = counted is not None and counted <= rows
     values: list[bytes] = []
+    keys: list[bytes | None] = []
     times: list[I64] = []
     for batch in file_messages(path, fields, topic_kind=kind):
         part = batch.part(0, rows - len(values))
         values += part.values
+        keys += part.keys
         times.append(part.times)
         if len(values) >= rows:
             break
@@ -94,14 +96,20 @@ def sample_of_file(path: Path, fields: FileFields, kind: Kind, rows: int) -> Sam
         counted = len(values)  # all of them: line breaks inside quotes were counted as well
         whole = True
     total = len(values) if whole and format_of(path) != "parquet" else counted
-    return sample_of_rows(str(path), values, np.concatenate(times), total)
+    return sample_of_rows(str(path), values, np.concatenate(times), total, keys)
 
 
-def sample_of_rows(source: str, values: Sequence[bytes], times: I64, total: int | None) -> Sample:
+def sample_of_rows(
+    source: str,
+    values: Sequence[bytes],
+    times: I64,
+    total: int | None,
+    keys: Sequence[bytes | None] | None = None,
+) -> Sample:
     """Rows of a file that were read already; ``times`` as `producers.batch.Batch` has them."""
     published = np.minimum(times, time.time_ns() // 1_000_000)
     zeros, offsets = np.zeros(len(values), np.int64), np.arange(len(values))
-    return Sample(source, True, values, published, zeros, offsets, total)
+    return Sample(source, True, values, published, zeros, offsets, total, keys)
 
 
 def rows_of(batches: Iterable[Batch], source: str) -> Sample:
@@ -109,7 +117,8 @@ def rows_of(batches: Iterable[Batch], source: str) -> Sample:
     batches = list(batches)
     values = [value for batch in batches for value in batch.values]
     times = np.concatenate([batch.times for batch in batches]) if batches else np.zeros(0, np.int64)
-    return sample_of_rows(source, values, times, None)
+    keys = [key for batch in batches for key in batch.keys]
+    return sample_of_rows(source, values, times, None, keys)
 
 
 def sample_of_topics(bus: Bus, topics: Sequence[str], rows: int, headers: bool = False) -> Sample:

@@ -75,7 +75,11 @@ class Verdicts:
 def verdicts(pipeline: Pipeline, kind: Kind, sample: Sample) -> Verdicts:
     """Decode a sample, and filter its events, as a run of the pipeline does."""
     units: list[str] = []
-    decoder = BatchDecoder(pipeline, on_time_unit=lambda _topic, unit: units.append(unit))
+    decoder = BatchDecoder(
+        pipeline,
+        on_time_unit=lambda _topic, unit: units.append(unit),
+        of_files=pipeline.inputs if sample.is_file else (),
+    )
     topics = pipeline.topics
     own = topics.events if kind == "events" else topics.labels
     rows = RawRows(
@@ -91,7 +95,9 @@ def verdicts(pipeline: Pipeline, kind: Kind, sample: Sample) -> Verdicts:
     )
     read_at = float(sample.times.max()) / 1000 if len(sample) else 0.0
     order = np.arange(len(sample))
-    events, labels = (rows, NO_ROWS) if kind == "events" else (NO_ROWS, rows)
+    # Messages of a topic that has both are read as both.
+    both = pipeline.shares_topics and not sample.is_file
+    events, labels = (rows, NO_ROWS) if kind == "events" or both else (NO_ROWS, rows)
     with _unlogged():  # what it notices is in the result
         batch = decoder.decode(RawBatch("check", 0, events, labels, order, read_at))
     row_of = {at: row for row, at in enumerate(_places(rows))}

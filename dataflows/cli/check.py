@@ -93,14 +93,14 @@ def check(
             if opened is not None:
                 declared.topics = declared.topics.resolved(opened.topics())
             topics = declared.topics
-            of_events = _sample(
+            of_events = sample_of(
                 declared, "events", topics.all_events if source is None else [source], opened, rows
             )
             of_labels = None
             if labels is not None:
-                of_labels = _sample(declared, "labels", [labels], opened, rows)
+                of_labels = sample_of(declared, "labels", [labels], opened, rows)
             elif _has_labels(declared, source, opened):
-                of_labels = _sample(declared, "labels", topics.all_labels, opened, rows)
+                of_labels = sample_of(declared, "labels", topics.all_labels, opened, rows)
         with compiling(stderr_console()):
             report = checked(declared, of_events, of_labels)
         print_report(report, json)
@@ -120,9 +120,10 @@ def _has_labels(pipeline: Pipeline, source: str | None, bus: Bus | None) -> bool
     )
 
 
-def _sample(
+def sample_of(
     pipeline: Pipeline, kind: Kind, names: Sequence[str], bus: Bus | None, rows: int
 ) -> Sample:
+    """A sample of the file or the topics called ``names``, as the pipeline would read them."""
     from anabranch.dataflows.check.sample import sample_of_file, sample_of_topics
     from anabranch.dataflows.declaration.message_places import reads_headers
     from anabranch.dataflows.files.declared_fields import event_fields, label_fields
