@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,9 +195,12 @@ def bus_of(
     url: str,
     settings: Sequence[str] | None,
     config: Path | None,
-    pipeline: Declaration,
+    pipeline: Declaration | None,
 ) -> Iterator[AdminBus | None]:
-    """Open the bus of the pipeline if one of ``names`` is that of a topic; else yield None."""
+    """Open the bus, of the pipeline if there is one, if one of ``names`` is that of a topic.
+
+    Else None is yielded.
+    """
     from anabranch.dataflows.skew.sources import file_of
 
     if all(file_of(name) for name in names):
@@ -205,7 +208,7 @@ def bus_of(
         return
     with (
         opened_bus(url, settings, config) as own,
-        with_labels_bus(pipeline, own) as opened,
+        nullcontext(own) if pipeline is None else with_labels_bus(pipeline, own) as opened,
     ):
         yield opened
 
@@ -231,8 +234,10 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, str]:
     return pairs
 
 
-def read_settings(path: Path) -> dict[str, str]:
+def read_settings(path: Path, option: str = "--bus-config") -> dict[str, str]:
     """Read a file of ``key=value`` lines; blank lines and those that begin with # are ignored.
+
+    ``option`` is what named it, for messages.
 
     Blanks around keys and values are no part of them; a value may contain = and #.
 
@@ -242,18 +247,18 @@ def read_settings(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except OSError as error:
-        raise InputError(f"--bus-config {path} can't be read: {error.strerror}") from None
+        raise InputError(f"{option} {path} can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise InputError(f"--bus-config {path} is not UTF-8 text") from None
+        raise InputError(f"{option} {path} is not UTF-8 text") from None
     settings: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         key, sign, value = (part.strip() for part in line.partition("="))
         if not line.strip() or key.startswith("#"):
             continue
         if not sign or not key:
-            raise InputError(f"--bus-config {path}, line {number}: write KEY=VALUE")
+            raise InputError(f"{option} {path}, line {number}: write KEY=VALUE")
         if key in settings:
-            raise InputError(f"--bus-config {path}, line {number}: {key} is there already")
+            raise InputError(f"{option} {path}, line {number}: {key} is there already")
         settings[key] = value
     return settings
 
