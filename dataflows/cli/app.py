@@ -20,6 +20,7 @@ from anabranch.dataflows.cli.publish import publish
 from anabranch.dataflows.cli.replay import replay
 from anabranch.dataflows.cli.rollout import rollout
 from anabranch.dataflows.cli.run import run
+from anabranch.dataflows.cli.schema import schema
 from anabranch.dataflows.cli.simulate import simulate
 from anabranch.dataflows.cli.skew import skew
 from anabranch.dataflows.cli.state import state
@@ -93,7 +94,20 @@ def print_versions() -> None:
     raise typer.Exit
 
 
-_COMMANDS = (demo, init, check, run, replay, skew, simulate, publish, consume, topics, state)
+_COMMANDS = (
+    demo,
+    init,
+    check,
+    run,
+    replay,
+    skew,
+    simulate,
+    publish,
+    consume,
+    topics,
+    schema,
+    state,
+)
 for command in _COMMANDS:
     app.command(cls=renamed_options(RENAMED.get(command, {})))(command)
 app.add_typer(dead_letters)
