@@ -29,6 +29,7 @@ FLOORS = [
     "dataflows/cli",
     "dataflows/cli/demo",
     "dataflows/cli/display",
+    "dataflows/export",
     "dataflows/replay",
     "dataflows/runtime",
     "dataflows/steps",

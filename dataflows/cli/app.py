@@ -13,6 +13,7 @@ from anabranch.dataflows.cli.consume import consume
 from anabranch.dataflows.cli.dead_letters import dead_letters
 from anabranch.dataflows.cli.demo.command import demo
 from anabranch.dataflows.cli.display.errors import print_error
+from anabranch.dataflows.cli.export import export
 from anabranch.dataflows.cli.init import init
 from anabranch.dataflows.cli.models import models
 from anabranch.dataflows.cli.options import renamed_options
@@ -95,19 +96,8 @@ def print_versions() -> None:
 
 
 _COMMANDS = (
-    demo,
-    init,
-    check,
-    run,
-    replay,
-    skew,
-    simulate,
-    publish,
-    consume,
-    topics,
-    schema,
-    state,
-)
+    demo, init, check, run, replay, skew, simulate, publish, consume, export, topics, schema, state,
+)  # fmt: skip
 for command in _COMMANDS:
     app.command(cls=renamed_options(RENAMED.get(command, {})))(command)
 app.add_typer(dead_letters)

@@ -208,7 +208,7 @@ def _check(pipeline: Pipeline, kind: Kind, name: str, bus: Bus | None, rows: int
     from anabranch.dataflows.cli.check import sample_of
     from anabranch.dataflows.cli.display.check import print_reasons
 
-    sample = sample_of(pipeline, kind, name, bus, rows)
+    sample = sample_of(pipeline, kind, [name], bus, rows)
     found = verdicts(pipeline, kind, sample)
     console = TextConsole()
     console.print(f"  {len(found.rows):,} of {len(sample):,} {kind} of {name} fit", soft_wrap=True)

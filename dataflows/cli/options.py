@@ -234,8 +234,10 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, str]:
     return pairs
 
 
-def read_settings(path: Path) -> dict[str, str]:
+def read_settings(path: Path, option: str = "--bus-config") -> dict[str, str]:
     """Read a file of ``key=value`` lines; blank lines and those that begin with # are ignored.
+
+    ``option`` is what named it, for messages.
 
     Blanks around keys and values are no part of them; a value may contain = and #.
 
@@ -245,18 +247,18 @@ def read_settings(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except OSError as error:
-        raise InputError(f"--bus-config {path} can't be read: {error.strerror}") from None
+        raise InputError(f"{option} {path} can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise InputError(f"--bus-config {path} is not UTF-8 text") from None
+        raise InputError(f"{option} {path} is not UTF-8 text") from None
     settings: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         key, sign, value = (part.strip() for part in line.partition("="))
         if not line.strip() or key.startswith("#"):
             continue
         if not sign or not key:
-            raise InputError(f"--bus-config {path}, line {number}: write KEY=VALUE")
+            raise InputError(f"{option} {path}, line {number}: write KEY=VALUE")
         if key in settings:
-            raise InputError(f"--bus-config {path}, line {number}: {key} is there already")
+            raise InputError(f"{option} {path}, line {number}: {key} is there already")
         settings[key] = value
     return settings
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from anabranch.dataflows.bus import Bus, UnreachableError
-from anabranch.dataflows.check.sample import sample_of_topic
+from anabranch.dataflows.check.sample import sample_of_topics
 from anabranch.dataflows.codec import make_codec
 from anabranch.dataflows.codec.avro_codec import AvroCodec
 from anabranch.dataflows.codec.foreign_formats import foreign_format
@@ -91,7 +91,7 @@ def fields_of_topic(bus: Bus, topic: str, rows: int, registry: str | None) -> Fi
         InputError: none of them can be decoded.
         BusError: the topic does not exist, or the registry does not respond.
     """
-    values = sample_of_topic(bus, topic, rows).values
+    values = sample_of_topics(bus, [topic], rows).values
     codec, declared, imports = _codec(values, registry)
     decode: Callable[[bytes], Any] = codec.decoder(dict)
     messages: list[dict[str, Any]] = []

@@ -65,7 +65,14 @@ class UnknownFields:
         """A hint at fields with a default that may be misspelt in the declaration."""
         optional = [str(path) for f in self._shape.fields if not f.required for path in f.paths]
         for name in names:
-            for declared in difflib.get_close_matches(name, optional, 1, 0.8):
+            parent, _, own = name.rpartition(".")
+            siblings = [
+                declared.rpartition(".")[2]
+                for declared in optional
+                if declared.rpartition(".")[0] == parent
+            ]
+            for found in difflib.get_close_matches(own, siblings, 1, 0.8):
+                declared = f"{parent}.{found}" if parent else found
                 return f"; is {name} what {self._shape.message.__name__} declares as {declared}?"
         return ""
 

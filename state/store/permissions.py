@@ -70,3 +70,10 @@ def make_ordinary(path: Path) -> None:
     if _user_umask is not None:
         with suppress(PermissionError):
             path.chmod(0o666 & ~_user_umask)
+
+
+def make_ordinary_directory(path: Path) -> None:
+    """Give a new directory of an export the mode that it would have had."""
+    if _user_umask is not None:
+        with suppress(PermissionError):
+            path.chmod(0o777 & ~_user_umask)
