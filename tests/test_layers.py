@@ -33,6 +33,7 @@ FLOORS = [
     "dataflows/replay",
     "dataflows/runtime",
     "dataflows/steps",
+    "dataflows/first_declaration",
     "dataflows/check",
     "dataflows/dead_letters",
     "dataflows/source",

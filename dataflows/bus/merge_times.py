@@ -80,6 +80,22 @@ class MergeTimes:
         self._unconfirmed: int | None = None  # the last message of the log, if it was a jump
         self.reached = reached
 
+    def are_own(self, times: I64, latest_ms: int, after: int) -> int:
+        """Whether all of these messages, the next ones, are merged by their own times.
+
+        Then they are determined. Far cheaper than `determine`, and true for most topics.
+
+        Returns:
+            0 if some may not be; 1 if all are; 2 if these times rise, besides, from ``after`` on.
+        """
+        if self._unconfirmed is not None:
+            return 0
+        found = _are_own(times, self._tolerance_ms, latest_ms, self.reached, after)
+        if found:
+            last = int(times[-1]) if found > 1 else int(times.max())
+            self.reached = max(self.reached, last)
+        return found
+
     def determine(self, times: I64, complete: bool, latest_ms: int = _FOREVER) -> tuple[I64, I64]:
         """The merge times of the first of these messages, and the time reached with each.
 
@@ -160,6 +176,21 @@ def _determine(
             merge[row] = reached
         reached_with[row] = reached
     return count
+
+
+@kernel
+def _are_own(times: I64, tolerance: int, latest: int, reached: int, after: int) -> int:
+    rises = 2
+    for row in range(times.size):
+        time = times[row]
+        if tolerance >= 0 and (time > reached + tolerance or time > latest):
+            return 0
+        if time < after:
+            rises = 1
+        else:
+            after = time
+        reached = max(reached, time)
+    return rises
 
 
 @kernel

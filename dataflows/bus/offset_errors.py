@@ -52,9 +52,9 @@ def offset_past_end(at: TopicPartition, wanted: int, end: int) -> BusError:
 
 
 def topic_recreated(topic: str) -> BusError:
-    """The error for a topic that was deleted and created again under its reader."""
+    """The error for a topic that was deleted and created again under a reader or publisher."""
     return BusError(
-        f"topic {topic} was deleted and recreated while it was read: its offsets mean other "
+        f"topic {topic} was deleted and recreated while it was used: its offsets mean other "
         "messages now; start again without the state that was kept of it"
     )
 

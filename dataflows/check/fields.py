@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args
 
 import msgspec
 
 from anabranch.dataflows.check.sample import Sample
 from anabranch.dataflows.codec import Codec
-from anabranch.dataflows.declaration.shape import CAST, Path, Shape, ShapeField
+from anabranch.dataflows.declaration.casts import join_texts, text_of
+from anabranch.dataflows.declaration.shape import CAST, Path, Shape, ShapeField, without_cast
 from anabranch.dataflows.messages.similar_names import similar_name
 
 _AT = re.compile(r" - at `\$[^`]*`$")
@@ -28,12 +29,14 @@ class Misfit:
         count: how many.
         example: the first such value, as JSON; empty if there is none.
         place: where it is.
+        castable: how many of them would fit if the field were declared as `Cast`.
     """
 
     why: str
     count: int
     example: str
     place: str
+    castable: int = 0
 
 
 @dataclass(slots=True)
@@ -110,14 +113,16 @@ def check_fields(
         if each.paths  # others are not in the payload
     ]
     unknown: dict[str, UnknownField] = {}
-    decode_any = codec.decoder(dict)
+    decode_any, decode_whole = codec.decoder(dict), codec.whole_decoder()
+    from_top = any(check.from_top for check in checks)
     for row, value in enumerate(sample.values):
         try:
             found: dict[str, Any] = decode_any(value)
         except codec.errors:
             continue
+        whole = decode_whole(value) if from_top else found
         for check in checks:
-            check.add(value, found, sample, row)
+            check.add(value, whole if check.from_top else found, sample, row)
         for name, example in shape.unknown(found).items():
             each = unknown.setdefault(name, UnknownField(name, 0, shown(example), ""))
             each.count += 1
@@ -148,9 +153,15 @@ class _FieldCheck:
         field = msgspec.field(name=declared.encode_name, default=default)
         one = msgspec.defstruct("One", [(declared.name, annotation, field)])
         self._decode: Callable[[bytes], Any] = codec.decoder(one)
+        self._decode_cast: Callable[[bytes], Any] | None = None
+        if not place.cast and not is_time:
+            field = msgspec.field(name=declared.encode_name, default=default)
+            cast = msgspec.defstruct("One", [(declared.name, Annotated[annotation, CAST], field)])
+            self._decode_cast = codec.decoder(cast)
         self._errors = codec.errors
         self._misfits: dict[str, Misfit] = {}
         self._paths = place.paths
+        self.from_top = place.place.startswith("$.")
 
     def add(self, message: bytes, found: dict[str, Any], sample: Sample, row: int) -> None:
         values = [_value(found, path) for path in self._paths]
@@ -169,9 +180,19 @@ class _FieldCheck:
                 misfit = self._misfits[why] = Misfit(why, 0, example, sample.place(row))
                 result.misfits.append(misfit)
             misfit.count += 1
+            misfit.castable += is_there and self._is_castable(message)
         else:
             if not result.example and is_there and value is not None:
                 result.example = shown(value)
+
+    def _is_castable(self, message: bytes) -> bool:
+        if self._decode_cast is None:
+            return False
+        try:
+            self._decode_cast(message)
+        except self._errors:
+            return False
+        return True
 
 
 def _suggest(fits: Iterable[FieldFit], unknown: dict[str, UnknownField]) -> None:
@@ -185,17 +206,38 @@ def _suggest(fits: Iterable[FieldFit], unknown: dict[str, UnknownField]) -> None
             unknown[fit.similar].similar = fit.name
 
 
+def values_at(
+    codec: Codec, message: type[msgspec.Struct], name: str, sample: Sample, rows: Iterable[int]
+) -> list[str]:
+    """The texts of a field in some messages of a sample, of those that have it."""
+    place = next(each for each in Shape.of(message).fields if each.name == name)
+    decode_any, texts = codec.decoder(dict), []
+    for row in rows:
+        try:
+            found = decode_any(sample.values[row])
+        except codec.errors:
+            continue
+        values = [_value(found, path)[1] for path in place.paths]
+        if values and all(isinstance(each, str | int | float) for each in values):
+            parts = [text_of(each) for each in values]
+            texts.append(parts[0] if len(parts) == 1 else join_texts(parts))
+    return texts
+
+
 def type_text(annotation: Any) -> str:
     """An annotation as it is written in a declaration.
 
-    >>> type_text(str | None), type_text(float), type_text(list[int])
-    ('str | None', 'float', 'list[int]')
+    >>> type_text(str | None), type_text(Annotated[float, CAST]), type_text(list[int])
+    ('str | None', 'Cast[float]', 'list[int]')
     """
     if annotation is type(None):
         return "None"
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation.__name__
-    if get_origin(annotation) is not None and hasattr(annotation, "__metadata__"):
+    bare, is_cast = without_cast(annotation)
+    if is_cast:
+        return f"Cast[{type_text(bare)}]"
+    if hasattr(annotation, "__metadata__"):
         return type_text(annotation.__origin__)
     text = str(annotation).replace("typing.", "")
     if text.startswith("Optional["):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,7 @@ class JoinReport:
     Attributes:
         labels, events: how many of each there are, without dead letters.
         joined: labels whose event is in the sample.
+        of_refused: other labels whose event is there, and would be a dead letter.
         complete: whether the sample has all events, so that the others are joined by none.
         label_ids, event_ids: examples of labels without an event, and of events.
         differ: how the ids of both sides differ, where that is plain.
@@ -48,6 +49,7 @@ class JoinReport:
     complete: bool
     label_ids: list[str]
     event_ids: list[str]
+    of_refused: int = 0
     differ: str | None = None
     before_event: int = 0
     after_timeout: int = 0
@@ -67,21 +69,30 @@ class JoinReport:
         return alone + self.repeated + self.without_value + self.after_timeout
 
 
-def join(pipeline: Pipeline, events: Verdicts, labels: Verdicts, complete: bool) -> JoinReport:
-    """Join the labels of a sample to its events."""
+def join(
+    pipeline: Pipeline,
+    events: Verdicts,
+    labels: Verdicts,
+    complete: bool,
+    refused_ids: Collection[str] = (),
+) -> JoinReport:
+    """Join the labels of a sample to its events; ``refused_ids`` are those of its dead letters."""
     assert isinstance(pipeline.label, Delayed)
     rules = pipeline.label.rules()
     own = list(labels.ids) if pipeline.candidates is None else list(map(event_id, labels.ids))
     time_of = dict(zip(events.ids, events.times.tolist(), strict=True))
-    alone = [each for each in own if each not in time_of]
+    unjoined = [each for each in own if each not in time_of]
+    others = set(refused_ids)
+    alone = [each for each in unjoined if each not in others]
     report = JoinReport(
         labels=len(own),
         events=len(events.ids),
-        joined=len(own) - len(alone),
+        joined=len(own) - len(unjoined),
+        of_refused=len(unjoined) - len(alone),
         complete=complete,
         label_ids=_some(alone),
-        event_ids=_some(events.ids),
-        differ=_difference(alone, time_of) if alone else None,
+        event_ids=_some([*events.ids, *refused_ids]),
+        differ=_difference(alone, [*time_of, *others]) if alone else None,
         without_value=sum(value is None for value in labels.values),
     )
     if pipeline.label.late != "update" and pipeline.candidates is None:

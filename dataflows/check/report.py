@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from anabranch.dataflows.check.fields import FieldsReport, check_fields
+from anabranch.dataflows.check.fields import FieldsReport, check_fields, values_at
 from anabranch.dataflows.check.labels import JoinReport, join
 from anabranch.dataflows.check.sample import Sample
 from anabranch.dataflows.check.verdicts import Refused, Verdicts, as_json, verdicts
-from anabranch.dataflows.codec import codec_of
+from anabranch.dataflows.codec import CODECS, codec_of
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.inputs import Delayed
@@ -127,7 +127,10 @@ def check(pipeline: Pipeline, events: Sample, labels: Sample | None) -> CheckRep
     label_pipeline = as_json(pipeline) if labels.is_file else pipeline
     of_labels = verdicts(label_pipeline, "labels", labels)
     label_report = _messages(label_pipeline, "labels", labels, of_labels)
-    joined = join(pipeline, of_events, of_labels, events.is_whole)
+    codec = codec_of(event_pipeline, event_pipeline.topics.events)
+    refused_rows = [each.row for each in of_events.refused]
+    refused_ids = values_at(codec, pipeline.event, pipeline.id, events, refused_rows)
+    joined = join(pipeline, of_events, of_labels, events.is_whole, refused_ids)
     ok = not event_report.reasons and not label_report.reasons and not joined.refused
     return CheckReport(pipeline.name, ok, event_report, label_report, joined)
 
@@ -158,6 +161,8 @@ def _messages(pipeline: Pipeline, kind: Kind, sample: Sample, found: Verdicts) -
     if kind == "labels":
         assert isinstance(label, Delayed)
         message, time, topic = label.type, label.time, topics.labels
+    is_label = kind == "labels"
+    codec = CODECS["json"] if sample.is_file else codec_of(pipeline, topic, is_label)
     return MessagesReport(
         source=sample.source,
         kind=kind,
@@ -166,7 +171,7 @@ def _messages(pipeline: Pipeline, kind: Kind, sample: Sample, found: Verdicts) -
         fit=len(found.rows),
         skipped=len(sample) - len(found.rows) - len(found.refused),
         reasons=reason_counts(sample, found.refused),
-        fields=check_fields(codec_of(pipeline, topic), message, time, sample),
+        fields=check_fields(codec, message, time, sample),
         times=_times(sample, found),
         repeated=_repeated(sample, found) if kind == "events" else None,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.bus import Bus, TopicPartition
+from anabranch.dataflows.bus.headers import Headers, MessageHeaders
 from anabranch.dataflows.bus.read_to_end import ends_now, read_to_end
 from anabranch.producers.batch import Batch, Kind
 from anabranch.producers.files.fields import FileFields
@@ -31,7 +32,8 @@ class Sample:
         times: when each was published, epoch ms; of a file, when it would be.
         partitions, offsets: where each is; of a file, partition 0 and the row counted from 0.
         total: how many messages there are; None if not known.
-        keys: the keys of messages of a topic.
+        keys, headers: those of the messages of a topic; headers only where they were asked for.
+        topics, topic_numbers: the topics that were read, and which of them each message is of.
     """
 
     source: str
@@ -42,6 +44,9 @@ class Sample:
     offsets: I64
     total: int | None
     keys: Sequence[bytes | None] | None = None
+    headers: Headers | None = None
+    topics: tuple[str, ...] = ()
+    topic_numbers: I64 | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -57,12 +62,16 @@ class Sample:
         >>> one = np.array([0]); Sample("a.csv", True, [b""], one, one, one, 1).place(0)
         'row 1'
         """
-        return place_text(self.is_file, int(self.partitions[row]), int(self.offsets[row]))
+        if self.is_file:
+            return f"row {self.offsets[row] + 1:,}"
+        place = f"partition {self.partitions[row]}, offset {self.offsets[row]}"
+        return f"{self.topic_of(row)}, {place}" if len(self.topics) > 1 else place
 
-
-def place_text(is_file: bool, partition: int, offset: int) -> str:
-    """The place of a message: the row of a file, else partition and offset."""
-    return f"row {offset + 1:,}" if is_file else f"partition {partition}, offset {offset}"
+    def topic_of(self, row: int) -> str:
+        """The topic of a message; of a row of a file, the file."""
+        if self.topic_numbers is None:
+            return self.source
+        return self.topics[int(self.topic_numbers[row])]
 
 
 def sample_of_file(path: Path, fields: FileFields, kind: Kind, rows: int) -> Sample:
@@ -74,10 +83,12 @@ def sample_of_file(path: Path, fields: FileFields, kind: Kind, rows: int) -> Sam
     counted = count_rows(path)
     whole = counted is not None and counted <= rows
     values: list[bytes] = []
+    keys: list[bytes | None] = []
     times: list[I64] = []
     for batch in file_messages(path, fields, topic_kind=kind):
         part = batch.part(0, rows - len(values))
         values += part.values
+        keys += part.keys
         times.append(part.times)
         if len(values) >= rows:
             break
@@ -85,14 +96,20 @@ def sample_of_file(path: Path, fields: FileFields, kind: Kind, rows: int) -> Sam
         counted = len(values)  # all of them: line breaks inside quotes were counted as well
         whole = True
     total = len(values) if whole and format_of(path) != "parquet" else counted
-    return sample_of_rows(str(path), values, np.concatenate(times), total)
+    return sample_of_rows(str(path), values, np.concatenate(times), total, keys)
 
 
-def sample_of_rows(source: str, values: Sequence[bytes], times: I64, total: int | None) -> Sample:
+def sample_of_rows(
+    source: str,
+    values: Sequence[bytes],
+    times: I64,
+    total: int | None,
+    keys: Sequence[bytes | None] | None = None,
+) -> Sample:
     """Rows of a file that were read already; ``times`` as `producers.batch.Batch` has them."""
     published = np.minimum(times, time.time_ns() // 1_000_000)
     zeros, offsets = np.zeros(len(values), np.int64), np.arange(len(values))
-    return Sample(source, True, values, published, zeros, offsets, total)
+    return Sample(source, True, values, published, zeros, offsets, total, keys)
 
 
 def rows_of(batches: Iterable[Batch], source: str) -> Sample:
@@ -100,71 +117,82 @@ def rows_of(batches: Iterable[Batch], source: str) -> Sample:
     batches = list(batches)
     values = [value for batch in batches for value in batch.values]
     times = np.concatenate([batch.times for batch in batches]) if batches else np.zeros(0, np.int64)
-    return sample_of_rows(source, values, times, None)
+    keys = [key for batch in batches for key in batch.keys]
+    return sample_of_rows(source, values, times, None, keys)
 
 
-def sample_of_topic(bus: Bus, topic: str, rows: int) -> Sample:
-    """Messages from the start and the end of each partition, half of ``rows`` each.
+def sample_of_topics(bus: Bus, topics: Sequence[str], rows: int, headers: bool = False) -> Sample:
+    """Messages from the start and the end of each partition, half of ``rows`` each in all.
 
     They are in the order in which a backlog is read: by publishing time, made non-decreasing within
-    each partition.
+    each partition. ``headers``: with the headers of messages.
 
     Raises:
-        BusError: the topic does not exist, or can't be read.
-        InputError: it has no messages.
+        BusError: a topic does not exist, or can't be read.
+        InputError: there are no messages.
     """
     existing = bus.topics()
-    if topic not in existing:
-        listed = ", ".join(sorted(existing)) or "none yet"
-        raise BusError(f"topic {topic!r} does not exist on {bus.url}; topics there: {listed}")
-    starts = bus.start_offsets(topic)
-    places = [TopicPartition(topic, number) for number in range(len(starts))]
+    for topic in topics:
+        if topic not in existing:
+            listed = ", ".join(sorted(existing)) or "none yet"
+            raise BusError(f"topic {topic!r} does not exist on {bus.url}; topics there: {listed}")
+    starts = {topic: bus.start_offsets(topic) for topic in topics}
+    places = [TopicPartition(topic, n) for topic in topics for n in range(len(starts[topic]))]
     ends = ends_now(bus, places)
     each = max(rows // (2 * len(places)), 1)
-    values: list[bytes] = []
-    keys: list[bytes | None] = []
-    columns: list[I64] = []
+    messages: list[_Message] = []
+    columns: list[tuple[int, int, int, int]] = []
     for at in places:
-        start, end = starts[at.partition], ends[at]
+        start, end = starts[at.topic][at.partition], ends[at]
         spans = [(start, end)]
         if end - start > 2 * each:
             spans = [(start, start + each), (end - each, end)]
-        published = int(np.iinfo(np.int64).min)
+        published, topic_number = int(np.iinfo(np.int64).min), topics.index(at.topic)
         for first, last in spans:
-            for offset, time_ms, value, key in _read(bus, at, first, last):
-                published = max(published, time_ms)
-                values.append(value)
-                keys.append(key)
-                columns.append(np.array([published, at.partition, offset]))
-    if not values:
-        raise InputError(f"topic {topic!r} on {bus.url} has no messages: there is nothing to check")
-    times, partitions, offsets = np.array(columns, np.int64).T
-    order = np.lexsort((offsets, partitions, times))
-    total = sum(ends.values()) - sum(starts)
-    if all(ends[at] - starts[at.partition] <= 2 * each for at in places):
-        total = len(values)  # some offsets hold no message
+            for message in _read(bus, at, first, last, headers):
+                published = max(published, message[1])
+                messages.append(message)
+                columns.append((published, topic_number, at.partition, message[0]))
+    if not messages:
+        listed = ", ".join(topics)
+        raise InputError(
+            f"topic {listed!r} on {bus.url} has no messages: there is nothing to check"
+        )
+    times, numbers, partitions, offsets = np.array(columns, np.int64).T
+    order = np.lexsort((offsets, partitions, numbers, times))
+    sorted_messages = [messages[row] for row in order.tolist()]
+    first_offsets = {at: starts[at.topic][at.partition] for at in places}
+    total = sum(ends.values()) - sum(first_offsets.values())
+    if all(ends[at] - first_offsets[at] <= 2 * each for at in places):
+        total = len(messages)  # some offsets hold no message
     return Sample(
-        topic,
-        False,
-        [values[row] for row in order.tolist()],
-        times[order],
-        partitions[order],
-        offsets[order],
-        total,
-        [keys[row] for row in order.tolist()],
+        source=", ".join(topics),
+        is_file=False,
+        values=[message[2] for message in sorted_messages],
+        times=times[order],
+        partitions=partitions[order],
+        offsets=offsets[order],
+        total=total,
+        keys=[message[3] for message in sorted_messages],
+        headers=[message[4] for message in sorted_messages] if headers else None,
+        topics=tuple(topics),
+        topic_numbers=numbers[order],
     )
 
 
-def _read(
-    bus: Bus, at: TopicPartition, start: int, end: int
-) -> Iterable[tuple[int, int, bytes, bytes | None]]:
-    """Offset, time, payload and key of the messages between two offsets of a partition."""
+_Message = tuple[int, int, bytes, bytes | None, MessageHeaders]
+"""Offset, publishing time, payload, key and headers."""
+
+
+def _read(bus: Bus, at: TopicPartition, start: int, end: int, headers: bool) -> Iterator[_Message]:
+    """The messages between two offsets of a partition."""
     if start >= end:
         return
-    reader = bus.reader({at: start})
+    reader = bus.reader({at: start}, headers=True) if headers else bus.reader({at: start})
     try:
         for piece in read_to_end(reader, {at: end}):
+            found = [None] * len(piece.values) if piece.headers is None else piece.headers
             offsets, times = piece.offsets.tolist(), piece.times.tolist()
-            yield from zip(offsets, times, piece.values, piece.keys, strict=True)
+            yield from zip(offsets, times, piece.values, piece.keys, found, strict=True)
     finally:
         reader.close()

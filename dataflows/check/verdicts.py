@@ -75,44 +75,54 @@ class Verdicts:
 def verdicts(pipeline: Pipeline, kind: Kind, sample: Sample) -> Verdicts:
     """Decode a sample, and filter its events, as a run of the pipeline does."""
     units: list[str] = []
-    decoder = BatchDecoder(pipeline, on_time_unit=lambda _topic, unit: units.append(unit))
+    decoder = BatchDecoder(
+        pipeline,
+        on_time_unit=lambda _topic, unit: units.append(unit),
+        of_files=pipeline.inputs if sample.is_file else (),
+    )
     topics = pipeline.topics
+    own = topics.events if kind == "events" else topics.labels
     rows = RawRows(
-        topics.events if kind == "events" else topics.labels,
+        sample.topics[0] if len(sample.topics) > 1 else own,
         sample.values,
         sample.partitions,
         sample.offsets,
         sample.times,
         keys=sample.keys,
+        headers=sample.headers,
+        topics=sample.topics if len(sample.topics) > 1 else (),
+        topic_numbers=sample.topic_numbers if len(sample.topics) > 1 else None,
     )
     read_at = float(sample.times.max()) / 1000 if len(sample) else 0.0
     order = np.arange(len(sample))
-    events, labels = (rows, NO_ROWS) if kind == "events" else (NO_ROWS, rows)
+    # Messages of a topic that has both are read as both.
+    both = pipeline.shares_topics and not sample.is_file
+    events, labels = (rows, NO_ROWS) if kind == "events" or both else (NO_ROWS, rows)
     with _unlogged():  # what it notices is in the result
         batch = decoder.decode(RawBatch("check", 0, events, labels, order, read_at))
-    row_of = {
-        at: row
-        for row, at in enumerate(
-            zip(sample.partitions.tolist(), sample.offsets.tolist(), strict=True)
-        )
-    }
+    row_of = {at: row for row, at in enumerate(_places(rows))}
     if kind == "events":
         batch = _filtered(pipeline, batch)
     refused = [
-        Refused(row_of[letter.partition, letter.offset], letter.reason, letter.detail)
+        Refused(row_of[letter.topic, letter.partition, letter.offset], letter.reason, letter.detail)
         for letter in batch.dead_letters
     ]
     refused.sort(key=lambda each: each.row)
-    kept = batch.rows if kind == "events" else batch.labels
-    own = np.array(
-        [row_of[at] for at in zip(kept.partitions.tolist(), kept.offsets.tolist(), strict=True)],
-        np.int64,
-    )
+    kept = batch.rows if kind == "events" else batch.labels.read
+    indices = np.array([row_of[at] for at in _places(kept)], np.int64)
     unit = units[0] if units else None
     if kind == "events":
-        return Verdicts(refused, own, list(batch.ids), batch.times, time_unit=unit)
+        return Verdicts(refused, indices, list(batch.ids), batch.times, time_unit=unit)
     label_rows = batch.labels
-    return Verdicts(refused, own, list(label_rows.ids), label_rows.times, label_rows.values, unit)
+    return Verdicts(
+        refused, indices, list(label_rows.ids), label_rows.times, label_rows.values, unit
+    )
+
+
+def _places(rows: RawRows) -> Iterator[tuple[str, int, int]]:
+    """Topic, partition and offset of each message."""
+    partitions, offsets = rows.partitions.tolist(), rows.offsets.tolist()
+    return zip(rows.topics_of_rows(), partitions, offsets)  # noqa: B905  # the first may not end
 
 
 def as_json(pipeline: Pipeline) -> Pipeline:

@@ -14,6 +14,7 @@ from anabranch.dataflows.cli.dead_letters import dead_letters
 from anabranch.dataflows.cli.demo.command import demo
 from anabranch.dataflows.cli.display.errors import print_error
 from anabranch.dataflows.cli.export import export
+from anabranch.dataflows.cli.init import init
 from anabranch.dataflows.cli.models import models
 from anabranch.dataflows.cli.options import renamed_options
 from anabranch.dataflows.cli.publish import publish
@@ -93,7 +94,10 @@ def print_versions() -> None:
     raise typer.Exit
 
 
-for command in (demo, run, replay, skew, check, simulate, publish, consume, export, topics, state):
+_COMMANDS = (
+    demo, init, check, run, replay, skew, simulate, publish, consume, export, topics, state,
+)  # fmt: skip
+for command in _COMMANDS:
     app.command(cls=renamed_options(RENAMED.get(command, {})))(command)
 app.add_typer(dead_letters)
 app.add_typer(models)

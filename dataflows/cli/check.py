@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,19 +84,23 @@ def check(
         from anabranch.dataflows.telemetry.logs import stderr_console
 
         declared = load_pipeline(pipeline)
-        events = source or declared.topics.events
         if labels is not None and not declared.has_label_topic:
             raise InputError(
                 f"the labels of pipeline {declared.name!r} are in its events: leave out --labels"
             )
-        names = [events, *([labels] if labels else [])]
+        names = [source or "the pipeline's topics", *([labels] if labels else [])]
         with bus_of(names, bus, bus_set, bus_config, declared) as opened:
-            of_events = _sample(declared, "events", events, opened, rows)
+            if opened is not None:
+                declared.topics = declared.topics.resolved(opened.topics())
+            topics = declared.topics
+            of_events = sample_of(
+                declared, "events", topics.all_events if source is None else [source], opened, rows
+            )
             of_labels = None
             if labels is not None:
-                of_labels = _sample(declared, "labels", labels, opened, rows)
-            elif _has_labels(declared, events, opened):
-                of_labels = _sample(declared, "labels", declared.topics.labels, opened, rows)
+                of_labels = sample_of(declared, "labels", [labels], opened, rows)
+            elif _has_labels(declared, source, opened):
+                of_labels = sample_of(declared, "labels", topics.all_labels, opened, rows)
         with compiling(stderr_console()):
             report = checked(declared, of_events, of_labels)
         print_report(report, json)
@@ -103,22 +108,34 @@ def check(
         raise typer.Exit(EXIT_DEAD_LETTERS)
 
 
-def _has_labels(pipeline: Pipeline, events: str, bus: Bus | None) -> bool:
+def _has_labels(pipeline: Pipeline, source: str | None, bus: Bus | None) -> bool:
     """Whether the pipeline's own labels belong to these events, and there are some."""
-    topic = pipeline.topics.labels
-    if bus is None or not pipeline.has_label_topic or events != pipeline.topics.events:
+    topics = pipeline.topics
+    own = source is None or source in topics.all_events
+    if bus is None or not pipeline.has_label_topic or not own:
         return False
-    return topic in bus.topics() and sum(bus.end_offsets(topic)) > sum(bus.start_offsets(topic))
+    existing = bus.topics()
+    return all(each in existing for each in topics.all_labels) and any(
+        sum(bus.end_offsets(each)) > sum(bus.start_offsets(each)) for each in topics.all_labels
+    )
 
 
-def _sample(pipeline: Pipeline, kind: Kind, name: str, bus: Bus | None, rows: int) -> Sample:
-    from anabranch.dataflows.check.sample import sample_of_file, sample_of_topic
+def sample_of(
+    pipeline: Pipeline, kind: Kind, names: Sequence[str], bus: Bus | None, rows: int
+) -> Sample:
+    """A sample of the file or the topics called ``names``, as the pipeline would read them."""
+    from anabranch.dataflows.check.sample import sample_of_file, sample_of_topics
+    from anabranch.dataflows.declaration.message_places import reads_headers
     from anabranch.dataflows.files.declared_fields import event_fields, label_fields
+    from anabranch.dataflows.messages.inputs import Delayed
     from anabranch.dataflows.skew.sources import file_of
 
-    path: Path | None = file_of(name)
+    path: Path | None = file_of(names[0])
     if path is not None:
         fields = event_fields(pipeline) if kind == "events" else label_fields(pipeline)
         return sample_of_file(path, fields, kind, rows)
     assert bus is not None
-    return sample_of_topic(bus, name, rows)
+    label = pipeline.label
+    if kind == "labels" and isinstance(label, Delayed):
+        return sample_of_topics(bus, names, rows, reads_headers(label.type))
+    return sample_of_topics(bus, names, rows, reads_headers(pipeline.event))

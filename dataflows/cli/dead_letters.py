@@ -14,6 +14,7 @@ from anabranch.dataflows.cli.options import (
     Json,
     PipelineName,
     opened_bus,
+    with_labels_bus,
 )
 from anabranch.dataflows.telemetry.console import echo
 
@@ -111,6 +112,9 @@ def republish(
     from anabranch.dataflows.pipelines.loader import load_pipeline
 
     declared = load_pipeline(pipeline)
-    with opened_bus(bus, bus_set, bus_config) as opened:
+    with (
+        opened_bus(bus, bus_set, bus_config) as own,
+        with_labels_bus(declared, own) as opened,
+    ):
         report = publish_again(opened, declared, reason, limit, dry_run, say=echo)
     print_republished(report, json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,9 +195,12 @@ def bus_of(
     url: str,
     settings: Sequence[str] | None,
     config: Path | None,
-    pipeline: Declaration,
+    pipeline: Declaration | None,
 ) -> Iterator[AdminBus | None]:
-    """Open the bus of the pipeline if one of ``names`` is that of a topic; else yield None."""
+    """Open the bus, of the pipeline if there is one, if one of ``names`` is that of a topic.
+
+    Else None is yielded.
+    """
     from anabranch.dataflows.skew.sources import file_of
 
     if all(file_of(name) for name in names):
@@ -205,7 +208,7 @@ def bus_of(
         return
     with (
         opened_bus(url, settings, config) as own,
-        with_labels_bus(pipeline, own) as opened,
+        nullcontext(own) if pipeline is None else with_labels_bus(pipeline, own) as opened,
     ):
         yield opened
 

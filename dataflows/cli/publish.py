@@ -25,6 +25,7 @@ from anabranch.dataflows.cli.options import (
     with_labels_bus,
 )
 from anabranch.dataflows.cli.simulate import check_pacing
+from anabranch.dataflows.declaration.formats import Json
 from anabranch.dataflows.declaration.topics import Topics
 from anabranch.dataflows.messages.time_unit_check import TimeUnitCheck
 from anabranch.dataflows.telemetry.console import TextConsole, echo
@@ -133,6 +134,8 @@ def _from_files(
         raise InputError(
             f"the labels of pipeline {pipeline.name!r} are in its events: leave out --labels"
         )
+    for kind, given in (("events", file), ("labels", labels)):
+        _check_written_as_json(pipeline, kind, given)
     counts = [count_rows(path) for path in (file, labels) if path is not None]
     checks = [TimeUnitCheck(str(path), pipeline.time_scale) for path in (file, labels or file)]
     notes: list[str] = []
@@ -146,6 +149,18 @@ def _from_files(
     create_topics(bus, pipeline.inputs, partitions)
     total = None if None in counts else sum(count for count in counts if count is not None)
     return Publishing(bus, topics, total=total, checks=checks, notes=notes), batches
+
+
+def _check_written_as_json(pipeline: Pipeline, kind: str, file: Path | None) -> None:
+    """Check that rows of a file, which are published as JSON, are what a topic holds."""
+    topic = pipeline.topics.of_role(kind)
+    declared = pipeline.format_of(topic, labels=kind == "labels")
+    if file is not None and not isinstance(declared, Json):
+        raise InputError(
+            f"{file} would be published as JSON, and the {kind} of pipeline {pipeline.name!r} are "
+            f"{type(declared).__name__}(…): publish them with the program that writes them, or "
+            "read the file itself with `anabranch replay`"
+        )
 
 
 def _checked(batches: Iterator[Batch], check: TimeUnitCheck) -> Iterator[Batch]:

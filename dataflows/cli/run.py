@@ -219,6 +219,7 @@ def run(
         )
         if not supervised:
             _check_processes(processes, addresses, shards)
+            _check_start(start_offset, declared)
         with (
             opened_bus(bus, bus_set, bus_config) as own,
             with_labels_bus(declared, own) as opened,
@@ -282,6 +283,18 @@ def _check_processes(processes: int, addresses: str | None, shards: int) -> None
         )
     if processes > shards:
         raise InputError(f"{processes} processes can't share {shards} shards: raise --shards")
+
+
+def _check_start(start_offset: str | None, pipeline: Pipeline) -> None:
+    """Whether ``--start-offset`` means something; before the bus is asked for anything."""
+    if start_offset is None:
+        return
+    from anabranch.dataflows.source.start_offsets import parse_start
+
+    try:
+        parse_start(start_offset, pipeline.zone)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _check_inputs(pipeline: Pipeline, bus: Bus, name: str) -> None:

@@ -44,13 +44,14 @@ def codec_of(pipeline: Declaration, topic: str, labels: bool = False) -> Codec:
     if is_codec(declared):
         codec: Codec = declared
         return codec if condition is None else _selective(codec, condition, pipeline.time_scale)
-    written, subject = None, ""
+    written, subject, unit_ms = None, "", pipeline.time_scale
     if topic == pipeline.topics.predictions:
+        unit_ms = 1.0  # whatever that of the events is
         written = _written(pipeline)
         subject = getattr(declared, "subject", None) or f"{topic}-value"
     if condition is not None:
         return _in_envelope(declared, pipeline.time_scale, condition)
-    return make_codec(declared, pipeline.time_scale, subject, written)
+    return make_codec(declared, unit_ms, subject, written)
 
 
 @cache

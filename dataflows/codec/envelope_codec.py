@@ -30,7 +30,7 @@ from anabranch.dataflows.declaration.conditions import Condition, FieldsAre
 from anabranch.dataflows.declaration.formats import CloudEvents, Connect, Debezium, Format
 from anabranch.dataflows.declaration.shape import Path, Shape, split_place
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
-from anabranch.dataflows.messages.inputs import Event, Label
+from anabranch.dataflows.messages.inputs import Event
 from anabranch.models.learners.error_place import describe_error
 from anabranch.state.compile import I64
 from anabranch.state.errors import BusError
@@ -79,7 +79,7 @@ class EnvelopeCodec(Codec):
     def decoder(self, message: type[Message]) -> Callable[[bytes], Message]:
         decode_top, open_envelope, select = self._decode_top, self._open, self._select
         skips_empty = self._skips_empty
-        if not issubclass(message, Event | Label):
+        if not issubclass(message, msgspec.Struct):
             make = struct_maker(message, self._unit_ms)
 
             def decode_row(payload: bytes) -> Message:
@@ -108,6 +108,10 @@ class EnvelopeCodec(Codec):
             return make(top)
 
         return decode
+
+    def whole_decoder(self) -> Callable[[bytes], Any]:
+        decode_top, open_envelope = self._decode_top, self._open
+        return lambda payload: open_envelope(decode_top(payload))[0]
 
     def _select(self, row: Any, top: Any) -> None:
         """Raise `Filtered` unless the message is to be taken."""
@@ -162,7 +166,7 @@ class EnvelopeCodec(Codec):
             if not _are_texts(kind, [place for place, _ in wants]):
                 return None
             kind, checked = _with_texts(kind, wants)
-            names = [name for name, _ in checked if name not in wanted]
+            names = [name for name in dict.fromkeys(n for n, _ in checked) if name not in wanted]
             made = {"texts": texts} if self.makes_texts else {}
             inner = self._inner.column_decoder(kind, time, [*wanted, *names], **made)
             if inner is None:
@@ -187,7 +191,7 @@ class EnvelopeCodec(Codec):
             # What a row of a database lacks, the general path looks at: it may be a delete.
             default = msgspec.NODEFAULT if is_debezium else ""
             probe, checked = _with_texts(_Probe, wants, default)
-            names = [name for name, _ in checked]
+            names = list(dict.fromkeys(name for name, _ in checked))
             inner = self._inner.column_decoder(probe, "probed_time", names)
             if inner is None:
                 return None
@@ -247,11 +251,13 @@ class _EnvelopeColumns:
                 continue
             columns = decoded[1]
             for name, allowed in checked:
-                column = columns.pop(name) if name in added else columns[name]
+                column = columns[name]
                 if type(column) is list and None in column:
                     return None
                 if not set(np.unique(hash64(column)).tolist()) <= allowed:
                     return None
+            for name in added:
+                del columns[name]
             if number:
                 self._decoders.insert(0, self._decoders.pop(number))
             return decoded

@@ -61,6 +61,9 @@ _INTEGERS = {INTEGER, INTEGER_OR_TEXT}
 _NUMBERS = {NUMBER, NUMBER_OR_TEXT, BOOLEAN, BOOLEAN_OR_TEXT}
 _FLOATS = {NUMBER, NUMBER_OR_TEXT}
 _BOOLEANS = {BOOLEAN, BOOLEAN_OR_TEXT}
+NULL_TEXT: Any = object()
+"""The default of a text that is null without a value."""
+
 _NOT_READ = REJECTED, 0, 0, 0
 _MAX_FIELDS = 60
 _MAX_LEVELS = 16
@@ -92,6 +95,11 @@ class _Field:
     default: Any
     nullable: bool
     allowed: tuple[Any, ...] = ()
+
+
+def _with_nulls(texts: Texts, starts: I64) -> list[str | None]:
+    """The texts as strings, None where there is none."""
+    return [None if start < 0 else text for start, text in zip(starts.tolist(), texts, strict=True)]
 
 
 class _Unsupported(Exception):
@@ -160,9 +168,9 @@ class JsonColumnDecoder:
         self._out = out
         self._dimensions = self._time_row + 1 + len(integers), len(texts), len(numbers)
         self._texts = [
-            (name, out[name], slice(2 * out[name], 2 * out[name] + 2))
-            for name in texts
-            if name in wanted
+            (f.name, out[f.name], slice(2 * out[f.name], 2 * out[f.name] + 2), f.nullable)
+            for f in kept
+            if f.kind in _TEXTS and f.name in wanted
         ]
         self._numbers = [
             (f.name, out[f.name], f.kind in _BOOLEANS, f.nullable and f.kind in _FLOATS)
@@ -236,8 +244,10 @@ class JsonColumnDecoder:
         if not self._is_flat and self._counts_unknown and self._counts[0, -1]:
             self._learn(values)
         columns: Columns = {}
-        for name, row, spans in self._texts:
-            columns[name] = Texts(blob, integers[spans], hashes[row], True)
+        for name, row, spans, is_nullable in self._texts:
+            texts = columns[name] = Texts(blob, integers[spans], hashes[row], True)
+            if is_nullable and integers[2 * row].min() < 0:
+                columns[name] = _with_nulls(texts, integers[2 * row])
         for name, row, is_boolean, is_nullable in self._numbers:
             columns[name] = NumberColumn(numbers[row], is_boolean, is_nullable)
         for name, row in self._integers:
@@ -252,7 +262,10 @@ class JsonColumnDecoder:
         """Write defaults into the outputs; their texts follow the messages, from ``end`` on."""
         texts = b""
         for kind, row, value in self._defaults:
-            if kind in _TEXTS:
+            if value is NULL_TEXT:
+                integers[2 * row] = integers[2 * row + 1] = -1
+                hashes[row] = 0
+            elif kind in _TEXTS:
                 start = end + len(texts)
                 texts += value.encode()
                 integers[2 * row], integers[2 * row + 1] = start, end + len(texts)
@@ -324,7 +337,8 @@ class JsonColumnDecoder:
         if declared is None:
             return 0
         required = declared.required or (out >= 0 and declared.default is None)
-        nullable = declared.nullable and (out < 0 or declared.kind in _FLOATS)
+        holds_null = declared.kind in _FLOATS or declared.kind in _TEXTS
+        nullable = declared.nullable and (out < 0 or holds_null)
         return REQUIRED * required | NULLABLE * nullable
 
     def take_unknown(self) -> tuple[Counter[str], dict[str, Any]]:
@@ -467,7 +481,11 @@ def _field(declared: ShapeField, is_text: bool) -> _Field:
     optional = not declared.required or (declared.nullable and len(declared.path.steps) > 1)
     default = declared.default
     if default is None or (declared.required and optional):
-        default = np.nan if kind in _FLOATS and declared.nullable else None
+        default = None
+        if declared.nullable and kind in _FLOATS:
+            default = np.nan
+        elif declared.nullable and kind in _TEXTS and optional:
+            default = NULL_TEXT
     elif default is not msgspec.NODEFAULT:
         default = _as_held(default, kind, members)
     else:

@@ -56,7 +56,7 @@ NAME_AT, NAME_SIZE, KIND, OUT, BIT, FIRST, LAST, FLAGS = 0, 1, 2, 3, 4, 5, 6, 7
 """
 
 REQUIRED, NULLABLE = 1, 2
-"""Flags. Null is accepted of a nullable field: in the output it is NaN."""
+"""Flags. Null is accepted of a nullable field: in the output it is NaN, or a text from -1 to -1."""
 
 REJECTED, ASCII, UNICODE = 0, 1, 2
 """Results of `read_rows`. After `UNICODE` the caller must still check that the bytes are UTF-8."""
@@ -577,6 +577,9 @@ def read_rows(
                         return REJECTED, 0, 0, 0
                     if not ascii:
                         result = UNICODE
+                    elif out >= 0 and (kind == TEXT or kind >= INTEGER_AS_TEXT):
+                        integers[2 * out, row] = integers[2 * out + 1, row] = -1
+                        hashes[out, row] = 0
                     elif out >= 0:
                         numbers[out, row] = np.nan
             at = _skip(blob, at)

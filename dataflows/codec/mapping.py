@@ -17,8 +17,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from anabranch.dataflows.codec.protocol import Message
-from anabranch.dataflows.declaration.shape import Shape, ShapeField, members_of
-from anabranch.dataflows.messages.inputs import Event, Label
+from anabranch.dataflows.declaration.shape import Shape, members_of
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _SPECIAL = (
@@ -30,7 +29,6 @@ _SPECIAL = (
     uuid.UUID,
     list,
 )
-_MILLISECOND = datetime.timedelta(milliseconds=1)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 
 Places = Mapping[str, Any]
@@ -42,46 +40,33 @@ def struct_maker(
 ) -> Callable[[dict[str, Any]], Message]:
     """A function that makes ``message`` of a decoded dict; raises `msgspec.ValidationError`.
 
-    Paths and casts of an event or a label are followed. ``unit_ms`` is the pipeline's time unit,
-    in milliseconds.
+    Paths and casts are followed. ``unit_ms`` is the pipeline's time unit, in milliseconds.
     """
     if not issubclass(message, msgspec.Struct):
         return lambda decoded: decoded  # type: ignore[return-value]
-    if not issubclass(message, Event | Label):
-
-        def convert(decoded: dict[str, Any]) -> Message:
-            if isinstance(at := decoded.get("ts"), datetime.datetime):
-                decoded["ts"] = (at - _EPOCH) // _MILLISECOND
-            made: Message = msgspec.convert(decoded, message)
-            return made
-
-        return convert
     shape = Shape.of(message)
-    plain = [field for field in shape.fields if field.path is not None]
+    places = [
+        (each.path.steps[:-1], each.path.steps[-1], each.annotation, each.path.location)
+        for each in shape.fields
+        if each.path is not None
+    ]
 
     def make(decoded: dict[str, Any]) -> Message:
         if isinstance(decoded, dict):
-            for field in plain:
-                _make_native(decoded, field, unit_ms)
+            for above, last, annotation, location in places:
+                holder: Any = decoded
+                try:
+                    for step in above:
+                        holder = holder[step]
+                    value = holder[last]
+                except (LookupError, TypeError):
+                    continue
+                if isinstance(value, _SPECIAL):
+                    holder[last] = native(value, annotation, unit_ms, location)
         made: Message = shape.from_mapping(decoded)
         return made
 
     return make
-
-
-def _make_native(decoded: dict[str, Any], field: ShapeField, unit_ms: float) -> None:
-    """Replace the field's value in a decoded message by one that JSON could have."""
-    assert field.path is not None
-    *above, last = field.path.steps
-    holder: Any = decoded
-    try:
-        for step in above:
-            holder = holder[step]
-        value = holder[last]
-    except (LookupError, TypeError):
-        return
-    if isinstance(value, _SPECIAL):
-        holder[last] = native(value, field.annotation, unit_ms, field.path.location)
 
 
 def native(value: Any, annotation: Any, unit_ms: float, location: str) -> Any:

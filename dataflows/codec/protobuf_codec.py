@@ -33,7 +33,6 @@ from anabranch.dataflows.codec.schema_registry import (
 from anabranch.dataflows.declaration.formats import Protobuf
 from anabranch.dataflows.declaration.shape import Shape
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
-from anabranch.dataflows.messages.inputs import Event, Label
 from anabranch.state.compile import I64
 from anabranch.state.errors import BusError, DeclarationError
 
@@ -78,7 +77,7 @@ class ProtobufCodec(Codec):
 
     def decoder(self, message: type[Message]) -> Callable[[bytes], Message]:
         make, decode = struct_maker(message, self._unit_ms), self.decode_dict
-        if not issubclass(message, Event | Label):
+        if not issubclass(message, msgspec.Struct):
             return lambda payload: make(decode(payload))
         # A field that was not written has its default, where it is declared with one.
         defaulted = [

@@ -111,6 +111,10 @@ class Codec(ABC):
         Fields that it does not declare are ignored unless it forbids them.
         """
 
+    def whole_decoder(self) -> Callable[[bytes], Any]:
+        """A function that decodes one message, with the envelope around its fields, if any."""
+        return self.decoder(dict)
+
     def unknown_fields(self, shape: Shape, value: bytes) -> Mapping[str, Any]:
         """The fields of a valid message that its type does not have: path → value.
 

@@ -7,6 +7,7 @@ is lost.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from functools import cache
@@ -135,6 +136,8 @@ class _RefusedError(Exception):
 def _client(url: str) -> Any:
     from confluent_kafka.schema_registry import SchemaRegistryClient
 
+    for name in ("httpx", "httpx2"):  # a line for each request
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Attempts are short and single: whoever calls repeats them, and can be stopped in between.
     settings: dict[str, Any] = {"timeout": 5.0, "max.retries": 0}
     for name, value in registry_settings().items():

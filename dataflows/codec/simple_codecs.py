@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgspec
 
 from anabranch.dataflows.codec.json_codec import JsonCodec
+from anabranch.dataflows.codec.json_decoder import JsonColumnDecoder
 from anabranch.dataflows.codec.mapping import struct_maker
 from anabranch.dataflows.codec.protocol import (
     Codec,
@@ -235,7 +237,7 @@ class JsonSchemaCodec(Codec):
 class _PrefixedColumns:
     """Cuts the prefixes of a batch, whose schemas must exist, before JSON's column decoder."""
 
-    def __init__(self, codec: JsonSchemaCodec, inner: ColumnDecoder) -> None:
+    def __init__(self, codec: JsonSchemaCodec, inner: JsonColumnDecoder) -> None:
         self._codec, self._inner = codec, inner
 
     def read(self, values: list[bytes], published: I64) -> DecodedColumns | None:
@@ -245,9 +247,16 @@ class _PrefixedColumns:
         except Undecodable:
             return None
 
+    @property
+    def has_new_fields(self) -> bool:
+        """As of JSON's column decoder."""
+        return self._inner.has_new_fields
+
+    def take_unknown(self) -> tuple[Counter[str], dict[str, Any]]:
+        """As of JSON's column decoder."""
+        return self._inner.take_unknown()
+
 
 def _shape_of(message: type[Any]) -> Shape | None:
-    """The shape of an event or label type; None of any other."""
-    from anabranch.dataflows.messages.inputs import Event, Label
-
-    return Shape.of(message) if issubclass(message, Event | Label) else None
+    """The shape of a struct type; None of any other."""
+    return Shape.of(message) if issubclass(message, msgspec.Struct) else None

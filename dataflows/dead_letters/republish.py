@@ -24,6 +24,7 @@ from anabranch.dataflows.bus.read_to_end import read_to_end
 from anabranch.dataflows.dead_letters.marks import HEADER, Marks, mark_of, with_mark
 from anabranch.dataflows.dead_letters.originals import is_of, read_originals
 from anabranch.dataflows.dead_letters.stored import LetterReader, StoredLetter, check_reasons
+from anabranch.dataflows.declaration.input_topics import resolve_topics
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason as Reason
 from anabranch.dataflows.source.decoder import BatchDecoder
@@ -159,6 +160,7 @@ def republish(
     for reason in sorted(wanted & _NEVER.keys()):
         raise InputError(f"dead letters {reason!r} are not published again: {_NEVER[reason]}")
     reader = LetterReader(bus, pipeline)
+    resolve_topics(pipeline, bus)
     existing = bus.topics()
     topics = [topic for topic in _inputs(pipeline) if topic in existing]
     if dry_run:
@@ -190,7 +192,7 @@ class _Republishing:
         self._marks = Marks(bus, pipeline)
         self._decoder = BatchDecoder(pipeline)
         self._candidates = None if pipeline.candidates is None else Candidates(pipeline)
-        self._newest_ms = self._newest() if pipeline.topics.events in topics else None
+        self._newest_ms = self._newest()
         self._lateness_ms = parse_duration_ms(pipeline.allowed_lateness)
         self._seen: set[str] = set()
         self._report = Republished(pipeline.name, publisher is None)
@@ -284,15 +286,14 @@ class _Republishing:
             keys=[copy.key for copy in copies],
             headers=[copy.headers for copy in copies],
         )
-        are_events = topic == self._pipeline.topics.events
-        times, faults = self._decoded(rows, are_events)
+        events, labels, faults = self._decoded(rows)
         fitting = []
         for row, copy in enumerate(copies):
-            too_late = None if row not in times else self._late_by(times[row], are_events)
+            too_late = self._late_by(events[row]) if row in events else None
             size = len(copy.value) + len(copy.key or b"") + len(copy.mark) + _HEADER_BYTES
             if row in faults:
                 self._report.hold_back(copy.stored, *faults[row])
-            elif row not in times:
+            elif row not in events and row not in labels:
                 self._report.hold_back(
                     copy.stored, "skipped", "the format counts and skips such messages"
                 )
@@ -306,12 +307,14 @@ class _Republishing:
         return fitting
 
     def _decoded(
-        self, rows: RawRows, are_events: bool
-    ) -> tuple[dict[int, int], dict[int, tuple[str, str]]]:
-        """Time by row of those that a run would take, and reason and detail of its dead letters.
+        self, rows: RawRows
+    ) -> tuple[dict[int, int], set[int], dict[int, tuple[str, str]]]:
+        """What a run would make of messages of one topic, by row.
 
-        Rows are known by their offsets, which count from 0.
+        The times of events, the rows that are labels, and reason and detail of dead letters. Rows
+        are known by their offsets, which count from 0.
         """
+        are_events = rows.topic in self._pipeline.topics.all_events
         events, labels = (rows, NO_ROWS) if are_events else (NO_ROWS, rows)
         read_at = float(rows.times.max()) / 1000
         raw = RawBatch("republish", 0, events, labels, np.arange(len(rows)), read_at)
@@ -319,15 +322,13 @@ class _Republishing:
         if are_events and self._candidates is not None:
             batch = self._candidates.check(batch)
         faults = {each.offset: (each.reason, each.detail) for each in batch.dead_letters}
-        if are_events:
-            return dict(zip(batch.rows.offsets.tolist(), batch.times.tolist(), strict=True)), faults
-        of_labels = batch.labels
-        times = dict(zip(of_labels.offsets.tolist(), of_labels.times.tolist(), strict=True))
-        return times, faults
+        times = batch.times.tolist() if are_events else []
+        of_events = dict(zip(batch.rows.offsets.tolist(), times, strict=True)) if times else {}
+        return of_events, set(batch.labels.offsets.tolist()), faults
 
-    def _late_by(self, time_ms: int, is_event: bool) -> str | None:
+    def _late_by(self, time_ms: int) -> str | None:
         """Why an event would be late again; None if it would not be."""
-        if not is_event or self._newest_ms is None:
+        if self._newest_ms is None:
             return None
         behind = self._newest_ms - time_ms
         if behind <= self._lateness_ms:
@@ -364,19 +365,21 @@ class _Republishing:
             self._report.without_original += not copy.has_original
 
     def _newest(self) -> int | None:
-        """The newest event time near the ends of the topic, copies left out; None without any."""
-        topic = self._pipeline.topics.events
-        starts, ends = self._bus.start_offsets(topic), self._bus.end_offsets(topic)
+        """The newest event time near the ends of the topics, copies left out; None without any."""
         newest: list[int] = []
-        for number, end in enumerate(ends):
-            at, count = TopicPartition(topic, number), _LOOK_BACK
-            while True:
-                first = max(starts[number], end - count)
-                found = self._newest_between(at, first, end)
-                if found is not None or first == starts[number]:
-                    break
-                count *= 8
-            newest += [] if found is None else [found]
+        for topic in self._topics:
+            if topic not in self._pipeline.topics.all_events:
+                continue
+            starts, ends = self._bus.start_offsets(topic), self._bus.end_offsets(topic)
+            for number, end in enumerate(ends):
+                at, count = TopicPartition(topic, number), _LOOK_BACK
+                while True:
+                    first = max(starts[number], end - count)
+                    found = self._newest_between(at, first, end)
+                    if found is not None or first == starts[number]:
+                        break
+                    count *= 8
+                newest += [] if found is None else [found]
         return max(newest, default=None)
 
     def _newest_between(self, at: TopicPartition, first: int, end: int) -> int | None:
@@ -400,7 +403,7 @@ class _Republishing:
                     keys=[piece.keys[row] for row in own],
                     headers=[headers[row] for row in own],
                 )
-                newest += self._decoded(rows, True)[0].values()
+                newest += self._decoded(rows)[0].values()
         finally:
             reader.close()
         return max(newest, default=None)
@@ -412,7 +415,8 @@ def _place(copy: _Copy) -> TopicPartition:
 
 def _inputs(pipeline: Pipeline) -> list[str]:
     topics = pipeline.topics
-    return [topics.events, *([topics.labels] if pipeline.has_label_topic else [])]
+    labels = topics.all_labels if pipeline.has_label_topic else ()
+    return list(dict.fromkeys([*topics.all_events, *labels]))
 
 
 @contextmanager
@@ -424,6 +428,8 @@ def _alone(
     Raises:
         BusError: another call is at work, or an input is an output of a pipeline.
     """
+    if pipeline.topics.labels_bus is not None:  # outputs, and so claims, are on the other one
+        topics = [topic for topic in topics if topic in pipeline.topics.all_events]
     try:
         claims = bus.claim_outputs(topics, _OWNER, str(uuid.uuid4()), say)
     except BusError as error:

@@ -41,6 +41,12 @@ class FieldsAre(Condition):
     """Fields have certain values: all of them, each one of those given; None is null or absent."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
+        for place in fields:
+            if place.startswith("$") and not place.startswith(_TOP):
+                raise DeclarationError(
+                    f"the condition on {place!r} is on what is around the payload: messages are "
+                    "chosen by the fields of their payload, or its envelope ($.op)"
+                )
         self.fields = [
             (Path.parse(place), place.startswith(_TOP), _values(place, value))
             for place, value in fields.items()

@@ -231,7 +231,11 @@ class Declaration:
         key = None if self.model_key is None else fields.get(self.model_key)
         if key is not None and key.kind != "boolean":
             names.append(key.name)
-        return frozenset(name for name in names if name in fields and fields[name].kind != "text")
+        return frozenset(
+            name
+            for name in names
+            if name in fields and fields[name].is_key and fields[name].kind != "text"
+        )
 
     @property
     def model_fields(self) -> list[str]:

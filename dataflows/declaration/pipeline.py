@@ -126,6 +126,12 @@ class Pipeline(Declaration):
         check_format(self.format, "format", self.name)
         if self.label_format is not None:
             check_format(self.label_format, "label_format", self.name)
+        for parameter in ("label_format", "label_where"):
+            if getattr(self, parameter) is not None and not self.has_label_topic:
+                raise DeclarationError(
+                    f"{parameter}= of pipeline {self.name!r} is of labels on a topic of their own, "
+                    "and it has none: leave it out, or declare label=….target(…)"
+                )
         check_format(self.output_format, "output_format", self.name, outputs=True)
         label_format = self.label_format or self.format
         self.where = condition_of(self.where, "where", self.name, self.format)

@@ -58,13 +58,15 @@ def file_fields(
     columns = column_names(message)
     shape, declared = Shape.of(message), Schema.of(message).fields
     kinds = {columns[name]: _kind(field) for name, field in declared.items()}
+    # A field that is the message's key is the column of its name.
+    in_key = next((each.name for each in shape.fields if each.origin == "key"), None)
     parts = [path for each in shape.fields if len(each.paths) > 1 for path in each.paths]
     return FileFields(
         time=columns[time],
         time_unit=time_unit,
         zone=zone,
         id=columns[id],
-        key=None if key is None else columns[key],
+        key=in_key or (None if key is None else columns[key]),
         kinds=kinds | {_column((path,)): "text" for path in parts},
         paths={
             columns[each.name]: each.paths

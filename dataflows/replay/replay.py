@@ -200,6 +200,13 @@ def _record_history(
     )
 
 
+def _topics_of_files(pipeline: Pipeline, settings: ReplaySettings) -> list[str]:
+    """The pipeline's topics that files stand for."""
+    topics = pipeline.topics
+    given = {topics.events: settings.events, topics.labels: settings.labels}
+    return [topic for topic, name in given.items() if name is not None and is_file(name)]
+
+
 def _name(source: str) -> str:
     return str(Path(source).absolute()) if is_file(source) else source
 
@@ -210,6 +217,11 @@ def _check_settings(pipeline: Pipeline, settings: ReplaySettings) -> None:
         raise InputError(
             f"pipeline {pipeline.name!r} ranks candidates, and a replay writes one row per event: "
             "run it over its topics instead, with --start-offset earliest --until-end"
+        )
+    if pipeline.shares_topics and (settings.labels or is_file(settings.events or "")):
+        raise InputError(
+            f"the events and labels of pipeline {pipeline.name!r} are on one topic: replay that, "
+            "with --from TOPIC and without --labels"
         )
     if settings.features_only and settings.state is not None:
         raise InputError(
@@ -239,6 +251,7 @@ def _run(
         until_end=True,
         idle_timeout_s=float("inf"),
         recorded_offsets=source.start_offsets,
+        of_files=_topics_of_files(pipeline, settings),
         stop=stop,
     )
     with ExitStack() as stack:

@@ -9,7 +9,7 @@ import polars as pl
 
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.skew.arrival_order import ArrivedEvents
-from anabranch.dataflows.skew.message_reader import ID, OFFSET, PARTITION
+from anabranch.dataflows.skew.message_reader import ID, OFFSET
 from anabranch.dataflows.skew.row_features import TIME
 from anabranch.state.durations import parse_duration_ms
 
@@ -30,17 +30,18 @@ def accepted_events(pipeline: Pipeline, arrivals: ArrivedEvents) -> AcceptedEven
     """Drop late events, and events whose id was seen before.
 
     An event is late if its time is more than the allowed lateness behind the watermark, the
-    greatest time so far. An id is remembered, within its partition, until the end of the
-    deduplication window that follows the one in which it arrived; these are tumbling windows of the
-    watermark. The ids of late events are remembered too.
+    greatest time so far of an event that is no duplicate. An id is remembered, on whichever
+    partition it came, until the end of the deduplication window that follows the one in which it
+    arrived; these are tumbling windows of the greatest time so far. The ids of late events are
+    remembered too.
     """
     frame = arrivals.frame
     times = frame[TIME].to_numpy()
-    watermark = np.maximum.accumulate(times)
-    late = times < watermark - parse_duration_ms(pipeline.allowed_lateness)
-    period = watermark // max(parse_duration_ms(pipeline.dedup_window), 1)
+    period = np.maximum.accumulate(times) // max(parse_duration_ms(pipeline.dedup_window), 1)
     duplicate = np.zeros(len(frame), np.bool_)
     duplicate[_duplicates(frame, period.tolist())] = True
+    watermark = np.maximum.accumulate(np.where(duplicate, np.iinfo(np.int64).min // 2, times))
+    late = times < watermark - parse_duration_ms(pipeline.allowed_lateness)
     passes = ~late & ~duplicate
     own = frame[OFFSET].to_numpy() >= 0
     if not passes.all():
@@ -52,16 +53,15 @@ def _duplicates(frame: pl.DataFrame, period: list[int]) -> list[int]:
     """Rows whose id has arrived before and is still remembered."""
     repeats = frame.select(
         pl.int_range(pl.len()).alias("row"),
-        PARTITION,
         ID,
-        pl.struct(PARTITION, ID).is_duplicated().alias("repeats"),
+        pl.col(ID).is_duplicated().alias("repeats"),
     ).filter("repeats")
-    seen: dict[tuple[int, str], int] = {}
+    seen: dict[str, int] = {}
     duplicates = []
-    for row, partition, name, _ in repeats.iter_rows():
-        last = seen.get((partition, name))
+    for row, name, _ in repeats.iter_rows():
+        last = seen.get(name)
         if last is not None and period[row] <= last + 1:
             duplicates.append(row)
         else:
-            seen[partition, name] = period[row]
+            seen[name] = period[row]
     return duplicates

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -82,6 +82,7 @@ class SourceOptions:
         recorded_offsets: offsets that the state records in place of the reader's own, where what is
             read replaces messages before them.
         list_topics: asked now and then which topics there are; may raise; None: the bus is.
+        of_files: topics whose messages are rows of files, and so JSON whatever their format.
         stop: ends the flow once set, after what was read.
         failure: the error of the bus by which the flow was aborted.
     """
@@ -96,6 +97,7 @@ class SourceOptions:
     idle_timeout_s: float = 5.0
     recorded_offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
     list_topics: Callable[[], Mapping[str, int]] | None = None
+    of_files: Collection[str] = ()
     stop: threading.Event = field(default_factory=threading.Event)
     failure: AnabranchError | None = None
 
@@ -179,6 +181,7 @@ class _WorkerReader:
             on_time_unit=metrics.on_time_unit,
             on_unknown_fields=metrics.on_unknown_fields,
             on_filtered=metrics.on_filtered,
+            of_files=options.of_files,
         )
         # While a schema registry does not respond, what was read waits here.
         self._decode_retry = DeliveryRetry(

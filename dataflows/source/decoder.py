@@ -214,6 +214,9 @@ class BatchDecoder:
     soon as there is a new one, and at `report_unknown_fields`;
     ``on_filtered`` with a topic and how many of its messages were none of the pipeline's.
 
+    The messages of the topics ``of_files`` are rows of files, which are JSON whatever the format
+    of the topics, and all of them the pipeline's.
+
     While a schema registry does not respond, `decode` raises `UnreachableError`, and may be called
     again with the same messages.
     """
@@ -225,6 +228,7 @@ class BatchDecoder:
         on_time_unit: Callable[[str, str], None] = lambda topic, unit: None,
         on_unknown_fields: Callable[[str, Mapping[str, int]], None] = lambda topic, counts: None,
         on_filtered: Callable[[str, int], None] = lambda topic, count: None,
+        of_files: Collection[str] = (),
     ) -> None:
         self._now = now
         self._on_filtered = on_filtered
@@ -236,7 +240,10 @@ class BatchDecoder:
             for topic in (*topics.all_events, *topics.all_labels)
         }
         self._event_unit = self._units[topics.events]
+        self._of_files = of_files
         codec = codec_of(pipeline, topics.events)
+        if topics.events in of_files:
+            codec = CODECS["json"]
         self._on_unknown_fields = on_unknown_fields
         self._unknown = UnknownFields(topics.events, Shape.of(pipeline.event), on_unknown_fields)
         self._events = StructDecoder(codec, pipeline.event, pipeline.time, self._unknown)
@@ -247,7 +254,7 @@ class BatchDecoder:
             self._file_events = StructDecoder(json, pipeline.event, pipeline.time, self._unknown)
         self._control_codec = codec_of(pipeline, topics.control)
         self._decode_control = self._control_codec.decoder(Control)
-        self._id, self._event = pipeline.id, pipeline.event
+        self._id = pipeline.id
         self._read_time = column_reader([pipeline.time])
         self._target = label.field if isinstance(label, Inline) else None
         self._names = [
@@ -277,7 +284,7 @@ class BatchDecoder:
         self._texts_afterwards = [] if codec.makes_texts else payload_texts
         make_selector = getattr(codec, "selector", None)
         self._select: Selector | None = None if make_selector is None else make_selector()
-        self._shares_topics = pipeline.shares_topics
+        self._shares_topics = pipeline.shares_topics and not of_files
         self._set_up_labels(pipeline)
         self._time_scale, self._zone = pipeline.time_scale, pipeline.zone
         self._local_time = pipeline.local_time
@@ -293,12 +300,20 @@ class BatchDecoder:
         label = pipeline.label if isinstance(pipeline.label, Delayed) else None
         self._label = label
         self._labels: StructDecoder | None = None
+        self._file_labels: StructDecoder | None = None
         self._target_is_number = pipeline.target_kind == "number"
         if label is not None:
             codec = codec_of(pipeline, pipeline.topics.labels, labels=True)
+            if pipeline.topics.labels in self._of_files:
+                codec = CODECS["json"]
             topic, schema = pipeline.topics.labels, Schema.of(label.type)
             unknown = UnknownFields(topic, Shape.of(label.type), self._on_unknown_fields)
             self._labels = StructDecoder(codec, label.type, label.time, unknown)
+            if codec.name != "json":
+                json = CODECS["json"]
+                self._file_labels = StructDecoder(json, label.type, label.time, unknown)
+            else:
+                self._file_labels = self._labels
             names = [label.id, label.field]
             # A candidate is named by its text.
             texts = set(names) if pipeline.candidates is not None else {label.id}
@@ -329,7 +344,8 @@ class BatchDecoder:
             rows, selected = self._selected(rows, self._select)
         decoded = self._decode_columns(rows)
         if decoded is not None:
-            self._count_filtered(raw, labels, _others(selected, raw))
+            if selected is not None or labels.filtered:
+                self._count_filtered(raw, labels, _others(selected, raw))
             order = raw.order
             if labels.kept is not None or selected is not None:
                 of_events = _mask(selected, len(raw.events))
@@ -439,7 +455,6 @@ class BatchDecoder:
         """
         if not len(values) or not all(name in values.columns for name in self._names):
             return None
-        self._count_unknown_columns(values)
         rows, times, dead_letters = raw.events, values.times, []
         latest = np.minimum(rows.times, int(self._now() * 1000)) + self._max_skew_ms
         valid, order = values.valid & (times <= latest), raw.order
@@ -460,14 +475,6 @@ class BatchDecoder:
         return self._batch(
             raw, rows, times, span, columns, self._label_rows(labels), order, dead_letters
         )
-
-    def _count_unknown_columns(self, values: TypedRows) -> None:
-        """Count the columns of a table that the type does not declare, once for each row."""
-        known = Shape.of(self._event).tree
-        unknown = [name for name in values.frame.columns if name not in known]
-        if unknown:
-            examples = {name: values.frame[name][0] for name in unknown}
-            self._unknown.add(Counter(dict.fromkeys(unknown, len(values))), examples)
 
     def _decode_events(self, rows: RawRows) -> _Decoded:
         decoder = self._event_decoder(rows)
@@ -541,7 +548,9 @@ class BatchDecoder:
     def _decode_labels(self, rows: RawRows) -> _Decoded:
         if self._labels is None or not rows.values:
             return _NO_LABELS_DECODED
-        return self._decode_rows(self._labels, rows, self._read_label_time, self._check_label)
+        decoder = self._file_labels if type(rows.values) is TypedRows else self._labels
+        assert decoder is not None
+        return self._decode_rows(decoder, rows, self._read_label_time, self._check_label)
 
     def _check_skew(self, rows: RawRows, times: I64, newest: int) -> dict[int, Fault]:
         """Rows whose time is ahead of publishing, or of the clock, by more than is allowed."""

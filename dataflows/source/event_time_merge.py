@@ -53,7 +53,9 @@ class _Buffer:
         reached: the time reached with the rows handed over, see `MergeTimes`.
     """
 
-    __slots__ = ("_merge", "_reached_with", "_slices", "_times", "held", "rank", "reached", "rows")
+    __slots__ = (
+        "_merge", "_reached_with", "_rises", "_slices", "_times", "held", "rank", "reached", "rows",
+    )  # fmt: skip
 
     def __init__(self, rank: int, tolerance_ms: int | None, reached: int) -> None:
         self.rank = rank
@@ -62,7 +64,9 @@ class _Buffer:
         self.reached = reached
         self._slices: deque[Slice] = deque()
         self._times = MergeTimes(tolerance_ms, reached)
-        self._merge = self._reached_with = _NO_TIMES
+        self._merge = _NO_TIMES
+        self._rises = True  # whether the merge times rise by themselves
+        self._reached_with: NDArray[np.int64] | None = None  # None: with all rows, their maximum
 
     def __len__(self) -> int:
         return self.rows + len(self.held)
@@ -74,25 +78,47 @@ class _Buffer:
 
     def settle(self, complete: bool, latest_ms: int) -> None:
         """Determine merge times; ``complete`` if no rows are to be waited for."""
-        merge, reached = self._times.determine(self.held, complete, latest_ms)
-        self.held = self.held[len(merge) :]
-        if self.rows:
-            merge = np.concatenate([self._merge, merge])
-            reached = np.concatenate([self._reached_with, reached])
-        self._merge, self._reached_with, self.rows = merge, reached, len(merge)
+        if not len(self.held):
+            return
+        rows, before = self.rows, self._times.reached
+        after = self.last() if rows else NEVER
+        merge, reached = self.held, None
+        own = self._times.are_own(merge, latest_ms, after)
+        if own:
+            self.held = _NO_TIMES
+        else:
+            merge, reached = self._times.determine(merge, complete, latest_ms)
+            self.held = self.held[len(merge) :]
+        if self._reached_with is not None or reached is not None:
+            first = self._reached_with if self._reached_with is not None else self._maxima(rows)
+            if reached is None:
+                reached = np.maximum(np.maximum.accumulate(merge), before)
+            self._reached_with = np.concatenate([first, reached])
+        self._rises = self._rises and own > 1
+        self._merge = np.concatenate([self._merge, merge]) if rows else merge
+        self.rows = len(self._merge)
+
+    def _maxima(self, rows: int) -> NDArray[np.int64]:
+        """The time reached with each of the first rows, which are merged by their own times."""
+        maxima: NDArray[np.int64] = np.maximum(self.peek(rows), self.reached)
+        return maxima
 
     def skip(self, times: NDArray[np.int64], latest_ms: int) -> None:
         """Account for rows that were handed over without being buffered."""
-        self._times.determine(times, True, latest_ms)
+        if not self._times.are_own(times, latest_ms, NEVER):
+            self._times.determine(times, True, latest_ms)
         self.reached = self._times.reached
 
     def last(self) -> int:
         """What is read next is merged at this time at the earliest; there must be `rows`."""
-        return int(self._merge.max())
+        return int(self._merge[-1] if self._rises else self._merge.max())
 
     def peek(self, count: int) -> NDArray[np.int64]:
         """The merge times of the first ``count`` rows as seen from the first one: they rise."""
-        rising: NDArray[np.int64] = np.maximum.accumulate(self._merge[:count])
+        first = self._merge[:count]
+        if self._rises:
+            return first
+        rising: NDArray[np.int64] = np.maximum.accumulate(first)
         return rising
 
     def take(self, count: int) -> list[tuple[Slice, NDArray[np.int64]]]:
@@ -107,9 +133,15 @@ class _Buffer:
                 piece, size = _part(piece, 0, count - start), count - start
             taken.append((piece, rising[start : start + size]))
             start += size
-        self.reached = int(self._reached_with[count - 1])
-        self._merge, self._reached_with = self._merge[count:], self._reached_with[count:]
+        if self._reached_with is None:
+            self.reached = max(self.reached, int(rising[-1]))
+        else:
+            self.reached = int(self._reached_with[count - 1])
+            self._reached_with = self._reached_with[count:]
+        self._merge = self._merge[count:]
         self.rows -= count
+        if not self.rows:
+            self._rises, self._reached_with = True, None
         return taken
 
 

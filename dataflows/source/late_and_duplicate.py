@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.dataflows.batch.batch import Batch
-from anabranch.dataflows.batch.columns import take_rows
 from anabranch.dataflows.batch.dead_letters import dead_letter
 from anabranch.dataflows.messages.dead_letter_reasons import DeadLetterReason
 from anabranch.dataflows.messages.event_time import FIRST_MS
@@ -22,8 +21,8 @@ Mask = NDArray[np.bool_]
 class LateAndDuplicateFilter:
     """Removes late events and duplicate ids; the rows removed are in the batch's ``dead_letters``.
 
-    An event is late by the greatest event time that passed this filter. Duplicates are found within
-    a partition (an event that is published twice goes to the same one).
+    An event is late by the greatest event time that passed this filter. A duplicate is one whose id
+    came before on any partition of this worker; nothing that is refused advances the watermark.
 
     Args:
         allowed_lateness: how far an event may be behind, a duration such as ``"10m"``.
@@ -32,9 +31,9 @@ class LateAndDuplicateFilter:
 
     def __init__(self, allowed_lateness: str, dedup_window: str) -> None:
         self._lateness_ms = parse_duration_ms(allowed_lateness)
-        self._dedup_ms = parse_duration_ms(dedup_window)
         self._watermark = FIRST_MS
-        self._recent: dict[int | None, RecentIds] = {}
+        self._recent = RecentIds(parse_duration_ms(dedup_window))
+        self._restored = False
 
     @property
     def watermark_ms(self) -> int:
@@ -47,79 +46,69 @@ class LateAndDuplicateFilter:
         Partitions of different workers may come together here: the watermark is then that of the
         slowest, so that no row is late because of another worker's progress.
         """
-        self._watermark = min(self._watermark, watermark) if self._recent else watermark
-        self._recent[partition] = RecentIds(self._dedup_ms)
-        self._recent[partition].restore(image)
+        self._watermark = min(self._watermark, watermark) if self._restored else watermark
+        self._restored = True
+        self._recent.restore(image, partition)
 
     def changes(self, partition: int) -> Delta:
         """The ids that came on a partition since the last call."""
-        recent = self._recent.get(partition)
-        return Delta() if recent is None else recent.changes()
+        return self._recent.changes(partition)
 
     def apply(self, batch: Batch) -> Batch:
         """The batch without late and duplicate rows."""
         if not batch.rows.values:
             return batch
-        before = self._watermark
+        before, recent = self._watermark, self._recent
         earliest, latest = batch.span
-        newest = self._watermark = max(latest, before)
+        newest = max(latest, before)
         may_be_late = earliest < newest - self._lateness_ms
-        recent = self._recent.get(batch.partition)
+        only = batch.partition
+        partitions = batch.partitions if only is None else only
         # Where no row can be late and no table changes, one number stands for all watermarks.
-        if recent is not None and not may_be_late and not recent.rotates_before(newest):
-            is_new = recent.is_new(batch.ids, newest)
-            return batch if is_new is None else self._remove(batch, newest, None, is_new)
-        partitions = self._partitions(batch, before)
-        watermarks = np.maximum.accumulate(np.maximum(batch.times, before))
+        if not may_be_late and not recent.rotates_before(newest):
+            is_new = recent.is_new(batch.ids, newest, partitions)
+            if is_new is None:
+                self._watermark = newest
+                return batch
+            watermarks = _watermarks(batch, before, is_new)
+        else:
+            watermarks = _watermarks(batch, before, None)
+            is_new = recent.is_new(batch.ids, watermarks, partitions)
+            if is_new is not None:
+                watermarks = _watermarks(batch, before, is_new)
+        self._watermark = int(watermarks[-1])
         on_time = batch.times >= watermarks - self._lateness_ms if may_be_late else None
-        is_new = self._is_new(batch, partitions, watermarks)
         if is_new is None and (on_time is None or on_time.all()):
             return batch
         return self._remove(batch, watermarks, on_time, is_new)
 
     def _remove(
-        self, batch: Batch, watermarks: I64 | int, on_time: Mask | None, is_new: Mask | None
+        self, batch: Batch, watermarks: I64, on_time: Mask | None, is_new: Mask | None
     ) -> Batch:
         everything = np.ones(len(batch), np.bool_)
         on_time = everything if on_time is None else on_time
         is_new = everything if is_new is None else is_new
-        newest = np.broadcast_to(np.asarray(watermarks), len(batch))
         keep = on_time & is_new
         for row in np.flatnonzero(~keep).tolist():
             late = not on_time[row]
-            letter = self._late(batch, row, int(newest[row])) if late else _duplicate(batch, row)
+            letter = (
+                self._late(batch, row, int(watermarks[row])) if late else _duplicate(batch, row)
+            )
             batch.dead_letters.append(letter)
         return batch.keep(keep)
-
-    def _partitions(self, batch: Batch, before: int) -> list[int]:
-        """The partitions in a batch; the ids of a new one are kept from its first row on."""
-        only = batch.partition
-        numbers: list[int] = np.unique(batch.partitions).tolist() if only is None else [only]
-        for partition in numbers:
-            if partition not in self._recent:
-                row = int(np.argmax(batch.partitions == partition))
-                watermark = max(before, int(batch.times[: row + 1].max()))
-                self._recent[partition] = RecentIds(self._dedup_ms, watermark)
-        return numbers
-
-    def _is_new(self, batch: Batch, partitions: list[int], watermarks: I64) -> Mask | None:
-        """False where the id was seen before; None when all are new."""
-        if len(partitions) == 1:
-            return self._recent[partitions[0]].is_new(batch.ids, watermarks)
-        is_new = np.ones(len(batch), np.bool_)
-        for partition in partitions:
-            rows = np.flatnonzero(batch.partitions == partition)
-            ids = take_rows(batch.ids, rows)
-            of_partition = self._recent[partition].is_new(ids, watermarks[rows])
-            if of_partition is not None:
-                is_new[rows] = of_partition
-        return None if is_new.all() else is_new
 
     def _late(self, batch: Batch, row: int, watermark: int) -> DeadLetter:
         behind = format_duration_ms(watermark - int(batch.times[row]))
         allowed = format_duration_ms(self._lateness_ms)
         detail = f"event time is {behind} behind the newest; allowed_lateness is {allowed}"
         return dead_letter(batch.rows, row, DeadLetterReason.LATE, detail)
+
+
+def _watermarks(batch: Batch, before: int, is_new: Mask | None) -> I64:
+    """The greatest event time with each row, ``(n,) int64``, those of duplicates left out."""
+    times = batch.times if is_new is None else np.where(is_new, batch.times, before)
+    watermarks: I64 = np.maximum.accumulate(np.maximum(times, before))
+    return watermarks
 
 
 def _duplicate(batch: Batch, row: int) -> DeadLetter:

@@ -15,6 +15,7 @@ Only four of the engine's operators carry it: `input`, `flat_map_batch`, `statef
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -57,6 +58,8 @@ from anabranch.dataflows.steps.model_step import ModelStep, WindowsAndModels
 from anabranch.dataflows.steps.window_step import WindowStep
 from anabranch.dataflows.telemetry.stream_log import StreamLog
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
+
+LOG = logging.getLogger("anabranch.sink")
 
 
 @dataclass(slots=True)
@@ -111,7 +114,8 @@ def build_graph(
     create_or_grow(bus, outputs, partitions)
     prepare = getattr(codec_of(pipeline, pipeline.topics.predictions), "prepare_writing", None)
     if prepare is not None:
-        DeliveryRetry(source.stop, grace_s=0.0, of="the schema registry").call(prepare)
+        retry = DeliveryRetry(source.stop, _log_registering, grace_s=0.0, of="the schema registry")
+        retry.call(prepare)
     encoder = Encoder(
         pipeline,
         partitions,
@@ -123,6 +127,10 @@ def build_graph(
     outgoing = op.flat_map_batch("encode", results, encoder)
     op.output(SINK, outgoing, _sink(pipeline, bus, source, partitions, options))
     return flow
+
+
+def _log_registering(seconds: float, why: str) -> None:
+    LOG.warning("waiting for %.0f s to register the schema of predictions: %s", seconds, why)
 
 
 class _Steps:

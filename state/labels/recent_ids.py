@@ -2,8 +2,9 @@
 
 Ids are kept as 64-bit hashes in two open-addressing tables, a current and a previous one. They are
 rotated whenever event time passes a multiple of the horizon, so an id is remembered for at least
-one horizon and at most two, whatever the batches are. Different ids are mistaken for each other
-with a probability of about n² / 4e19 for n ids remembered.
+one horizon and at most two, whatever the batches are. The ids of all partitions that are read
+together share the tables; they are stored by partition, as partitions move. Different ids are
+mistaken for each other with a probability of about n² / 4e19 for n ids remembered.
 """
 
 from __future__ import annotations
@@ -24,8 +25,45 @@ _EMPTY = 0  # a hash of 0 is stored as 1
 _BOOL = np.dtype(np.bool_)
 
 
+class _Log:
+    """The ids of one partition that are to be stored, by table.
+
+    Attributes:
+        added: those that were added since the last commit.
+        committed: how many were committed before.
+        dropped: tables that are no longer needed.
+    """
+
+    __slots__ = ("added", "committed", "dropped")
+
+    def __init__(self) -> None:
+        self.added: dict[str, list[U64]] = {}
+        self.committed: dict[str, int] = {}
+        self.dropped: set[str] = set()
+
+    def drop_before(self, moment: int) -> None:
+        """Remove the tables of rotations before ``moment``."""
+        for name in [each for each in self.added if _moment(each) < moment]:
+            del self.added[name]
+        for name in [each for each in self.committed if _moment(each) < moment]:
+            del self.committed[name]
+            self.dropped.add(name)
+
+    def changes(self, rotate_at: int) -> Delta:
+        """What changed since the last call."""
+        if not self.added and not self.dropped:
+            return Delta()
+        delta = Delta(blobs={"turn": b"%d" % rotate_at}, cleared=self.dropped)
+        for name, added in self.added.items():
+            first, ids = self.committed.get(name, 0), np.concatenate(added)
+            self.committed[name] = first + len(ids)
+            delta.rows[name] = Rows(np.arange(first, first + len(ids)), {"id": ids})
+        self.added, self.dropped = {}, set()
+        return delta
+
+
 class RecentIds:
-    """Tells new ids from those seen within ``horizon_ms`` of event time.
+    """Tells new ids from those seen within ``horizon_ms`` of event time, on whichever partition.
 
     >>> seen = RecentIds(horizon_ms=60_000)
     >>> seen.is_new(["a", "b", "a"], np.array([0, 1, 2]))
@@ -34,45 +72,44 @@ class RecentIds:
     True
     """
 
-    def __init__(self, horizon_ms: int, watermark: int | None = None) -> None:
+    def __init__(self, horizon_ms: int) -> None:
         self.horizon_ms = max(int(horizon_ms), 1)
         self._current = np.zeros(1024, np.uint64)
         self._previous = np.zeros(1024, np.uint64)
         self._count = 0
         self._rotate_at: int | None = None
-        # By table: the ids that were added since the last commit (None before the first one), and
-        # the number committed before.
-        self._added: dict[str, list[NDArray[np.uint64]]] | None = None
-        self._committed: dict[str, int] = {}
-        self._dropped: set[str] = set()
+        self._logs: dict[int, _Log] = {}  # by partition, of those that are stored
+        self._restored: list[tuple[int, U64]] = []  # tables, until the first rotation is known
         self._remember = entry(
             _remember, self._current, self._previous, self._current, np.zeros(0, np.bool_)
         )
-        if watermark is not None:
-            self._rotate(watermark)
 
     @property
     def nbytes(self) -> int:
         """Bytes of both tables."""
         return self._current.nbytes + self._previous.nbytes
 
-    def is_new(self, ids: Sequence[str], watermarks: I64 | int) -> NDArray[np.bool_] | None:
+    def is_new(
+        self, ids: Sequence[str], watermarks: I64 | int, partitions: I64 | int = 0
+    ) -> NDArray[np.bool_] | None:
         """``(n,) bool``: False where an id was seen before; None when all are new.
 
         ``ids`` are remembered from now on. ``watermarks`` is the largest event time (epoch ms) up
-        to and including each row, ``(n,) int64`` and ascending, or one number for all rows.
+        to and including each row, ``(n,) int64`` and ascending, or one number for all rows;
+        ``partitions`` is where they were read, likewise.
         """
         hashes = ids.hashes if type(ids) is Texts else hash64(ids)
         if isinstance(watermarks, int):
             if self._rotate_at is None or watermarks >= self._rotate_at:
                 self._rotate(watermarks)
-            return self._check(hashes)
+            return self._check(hashes, partitions)
         fresh = np.ones(len(ids), np.bool_)
         start = 0
         while start < len(ids):
             rotate_at = self._rotate(int(watermarks[start]))
             stop = start + int(np.searchsorted(watermarks[start:], rotate_at, side="left"))
-            part = self._check(hashes[start:stop])
+            own = partitions if isinstance(partitions, int) else partitions[start:stop]
+            part = self._check(hashes[start:stop], own)
             if part is not None:
                 fresh[start:stop] = part
             start = stop
@@ -82,78 +119,78 @@ class RecentIds:
         """Whether the tables are rotated before this watermark is reached."""
         return self._rotate_at is None or watermark >= self._rotate_at
 
-    def _check(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_] | None:
+    def _check(self, hashes: U64, partitions: I64 | int) -> NDArray[np.bool_] | None:
         rows = len(hashes)
         if (self._count + rows) * 3 > self._current.size * 2:
             self._reserve(rows)
         fresh = np.empty(rows, _BOOL)
         added = self._remember(self._current, self._previous, hashes, fresh)
         self._count += added
-        if self._added is not None and added:
+        if self._logs and added:
             table = _table(self._rotate_at or 0)
-            self._added.setdefault(table, []).append(hashes if added == rows else hashes[fresh])
+            if isinstance(partitions, int):
+                if (log := self._logs.get(partitions)) is not None:
+                    new = hashes if added == rows else hashes[fresh]
+                    log.added.setdefault(table, []).append(new)
+            else:
+                for number, log in self._logs.items():
+                    own = fresh & (partitions == number)
+                    if own.any():
+                        log.added.setdefault(table, []).append(hashes[own])
         return None if added == rows else fresh
 
     def _rotate(self, watermark: int) -> int:
         """Make the current table the previous one if it is due; returns when it is due next."""
-        if self._rotate_at is not None and watermark < self._rotate_at:
-            return self._rotate_at
-        if self._rotate_at is not None:
-            skipped = watermark >= self._rotate_at + self.horizon_ms
-            self._drop(self._rotate_at - self.horizon_ms, *([self._rotate_at] if skipped else []))
+        before = self._rotate_at
+        if before is not None and watermark < before:
+            return before
+        after = self._rotate_at = (watermark // self.horizon_ms + 1) * self.horizon_ms
+        if before is None:
+            self._place_restored(after)
+        else:
+            skipped = watermark >= before + self.horizon_ms
             self._previous = np.zeros(1024, np.uint64) if skipped else self._current
             self._current = np.zeros(1024, np.uint64)
             self._count = 0
-        self._rotate_at = (watermark // self.horizon_ms + 1) * self.horizon_ms
-        return self._rotate_at
+        for log in self._logs.values():
+            log.drop_before(after - self.horizon_ms)
+        return after
 
-    def changes(self) -> Delta:
-        """The ids added since the last call; all of them on the first one."""
-        if self._rotate_at is None or (self._added == {} and not self._dropped):
+    def changes(self, partition: int = 0) -> Delta:
+        """The ids added on a partition since the last call, or since it was restored.
+
+        If it was not restored, all ids on the first call.
+        """
+        if self._rotate_at is None:
             return Delta()
-        delta = Delta(blobs={"turn": b"%d" % self._rotate_at}, cleared=self._dropped)
-        if self._added is None:
+        log = self._logs.get(partition)
+        if log is None:
+            log = self._logs[partition] = _Log()
             tables = self._rotate_at - self.horizon_ms, self._rotate_at
             kept = self._previous, self._current
-            self._added = {
+            log.added = {
                 _table(at): [ids[ids != _EMPTY]] for at, ids in zip(tables, kept, strict=True)
             }
-        for name, added in self._added.items():
-            first = self._committed.get(name, 0)
-            ids = np.concatenate(added)
-            self._committed[name] = first + len(ids)
-            delta.rows[name] = Rows(np.arange(first, first + len(ids)), {"id": ids})
-        self._added, self._dropped = {}, set()
-        return delta
+        return log.changes(self._rotate_at)
 
-    def restore(self, image: Delta) -> None:
-        """Restore, into a new object, what all calls of `changes` returned."""
-        if "turn" in image.blobs:
-            self._rotate_at = int(image.blobs["turn"])
-            previous, current = _table(self._rotate_at - self.horizon_ms), _table(self._rotate_at)
-            self._previous = self._read(image, previous)
-            self._current = self._read(image, current)
-            self._count = self._committed[current]
-        self._added = {}
+    def restore(self, image: Delta, partition: int = 0) -> None:
+        """Restore what all calls of `changes` returned for a partition; before any id is checked.
 
-    def _read(self, image: Delta, name: str) -> NDArray[np.uint64]:
-        """A table of the ids that were stored under this name."""
-        rows = image.rows.get(name)
-        ids = rows.columns["id"] if rows is not None else np.zeros(0, np.uint64)
-        self._committed[name] = len(ids)
-        table = np.zeros(1024, np.uint64)
-        while len(ids) * 3 > len(table) * 2:
-            table = np.zeros(2 * len(table), np.uint64)
-        _rehash(ids, table)
-        return table
+        Partitions may come from different workers, of which one was ahead.
+        """
+        log = self._logs[partition] = _Log()
+        for name, rows in image.rows.items():
+            ids = rows.columns["id"]
+            log.committed[name] = len(ids)
+            self._restored.append((_moment(name), ids))
 
-    def _drop(self, *rotations: int) -> None:
-        """Remove the ids of these tables from what is stored."""
-        if self._added is not None:
-            for name in map(_table, rotations):
-                self._added.pop(name, None)
-                if self._committed.pop(name, None) is not None:
-                    self._dropped.add(name)
+    def _place_restored(self, rotate_at: int) -> None:
+        """Fill the tables; those of a worker that was ahead are kept for longer."""
+        current = [ids for moment, ids in self._restored if moment >= rotate_at]
+        previous = [ids for moment, ids in self._restored if moment == rotate_at - self.horizon_ms]
+        self._restored.clear()
+        self._current, self._previous = _filled(current), _filled(previous)
+        self._count = sum(map(len, current))
 
     def _reserve(self, more: int) -> None:
         size = len(self._current)
@@ -168,6 +205,21 @@ class RecentIds:
 def _table(rotate_at: int) -> str:
     """The name under which the ids are stored that were added before this rotation."""
     return f"before {rotate_at}"
+
+
+def _moment(table: str) -> int:
+    """The rotation before which the ids of a table were added."""
+    return int(table.removeprefix("before "))
+
+
+def _filled(parts: list[U64]) -> U64:
+    """A table of these ids."""
+    ids = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+    table = np.zeros(1024, np.uint64)
+    while len(ids) * 3 > len(table) * 2:
+        table = np.zeros(2 * len(table), np.uint64)
+    _rehash(ids, table)
+    return table
 
 
 @kernel

@@ -65,6 +65,13 @@ _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _COMMITTED, _ALL = IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED
 NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # what librdkafka has of topics of brokers before Kafka 2.8
+_CLAIMS_REFUSED = {
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.UNSUPPORTED_VERSION,
+    KafkaError._UNSUPPORTED_FEATURE,
+}
+_COORDINATOR_S = 60.0  # a cluster makes its topic of offsets when the first group asks for it
 RECORD_OVERHEAD = 100  # bytes of a batch of one message beside its key and payload, at most 97
 
 
@@ -532,9 +539,9 @@ class _ClaimStore:
         wanted: ConsumerGroupTopicPartitions,
         timeout_s: float | None,
     ) -> list[KafkaPosition]:
-        deadline = time.monotonic() + (timeout_s or self._timeout_s)
+        deadline = time.monotonic() + (timeout_s or max(self._timeout_s, _COORDINATOR_S))
         while True:
-            left_s = max(deadline - time.monotonic(), 0.1)
+            left_s = max(min(deadline - time.monotonic(), self._timeout_s), 0.1)
             try:
                 answers = call([wanted], request_timeout=left_s)
                 found: list[KafkaPosition] = answers[GROUP].result().topic_partitions
@@ -546,7 +553,7 @@ class _ClaimStore:
                 code = failure.args[0].code()
                 if code in PASSING and time.monotonic() < deadline:
                     time.sleep(0.1)
-                elif code == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                elif code in _CLAIMS_REFUSED:
                     raise ClaimsRefusedError(error_text(failure)) from None
                 else:
                     raise BusError(f"claims of output topics: {error_text(failure)}") from failure

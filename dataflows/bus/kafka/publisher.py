@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from anabranch.dataflows.bus.headers import Headers
 from anabranch.dataflows.bus.kafka.settings import ClientLog, error_text
+from anabranch.dataflows.bus.offset_errors import topic_recreated
 from anabranch.dataflows.bus.outage_log import SILENT_S, OutageLog
 from anabranch.dataflows.bus.partitioner import Partitioner
 from anabranch.dataflows.bus.protocol import TopicLimits, UnreachableError
@@ -33,6 +34,7 @@ class TopicFacts(Protocol):
 
     def partition_count(self, topic: str) -> int: ...
     def limits(self, topic: str) -> TopicLimits: ...
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]: ...
 
 
 class Producers:
@@ -78,6 +80,7 @@ class _Topic(NamedTuple):
     partitioner: Partitioner
     producer: Producer
     limits: TopicLimits
+    id: str
 
 
 class KafkaPublisher:
@@ -106,6 +109,7 @@ class KafkaPublisher:
         self._stop = stop
         self._outage = OutageLog(url)
         self._topics: dict[str, _Topic] = {}
+        self._ids: dict[str, str] = {}  # of topics that were appended to since the last flush
         self._failed: Counter[str] = Counter()
 
     def append(
@@ -130,6 +134,7 @@ class KafkaPublisher:
         partitioner = opened.partitioner
         rows = len(values)
         self._check_sizes(topic, opened, values, keys)
+        self._ids[topic] = opened.id
         assigned = partitioner.assign(rows, keys, partitions)
         timestamps = repeat(time.time_ns() // 1_000_000)
         if times is not None:
@@ -165,7 +170,8 @@ class KafkaPublisher:
         Raises:
             UnreachableError: some messages are still in flight after ``timeout_s``; another `flush`
                 may succeed.
-            BusError: messages were rejected permanently.
+            BusError: messages were rejected permanently, or a topic was deleted since the publisher
+                has opened it, and with it what was stored there.
         """
         producers = self._open()
         deadline = time.monotonic() + timeout_s
@@ -176,6 +182,7 @@ class KafkaPublisher:
             self._check()
             self._record(left < before or not left, quietly=True)
             if not left:
+                self._check_topics()
                 return
             if time.monotonic() >= deadline:
                 why = f": {self._log.last_error}" if self._log.last_error else ""
@@ -200,6 +207,19 @@ class KafkaPublisher:
             self._producers = None
             self._topics.clear()
 
+    def _check_topics(self) -> None:
+        """Check that what was appended to is still there, and not created again meanwhile."""
+        wanted, self._ids = {topic: id for topic, id in self._ids.items() if id}, {}
+        if not wanted:
+            return
+        try:
+            found = self._bus.topic_ids(wanted)
+        except UnreachableError:
+            return  # what was appended is stored, and later it is looked at again
+        for topic, id in wanted.items():
+            if found.get(topic, id) != id:
+                raise topic_recreated(topic)
+
     def _open(self) -> Producers:
         if self._producers is None:
             raise BusError(f"this publisher to {self._url} is closed; make a new one")
@@ -209,13 +229,14 @@ class KafkaPublisher:
         while True:
             try:
                 count, limits = self._bus.partition_count(topic), self._bus.limits(topic)
+                id = self._bus.topic_ids([topic]).get(topic, "")
                 break
             except UnreachableError as error:
                 self._outage.no_answer(str(error))
                 if self._stopped_in_outage():
                     raise
         self._outage.answered()
-        opened = _Topic(Partitioner(topic, count), self._open().of(limits), limits)
+        opened = _Topic(Partitioner(topic, count), self._open().of(limits), limits, id)
         self._topics[topic] = opened
         return opened
 

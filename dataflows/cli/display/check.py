@@ -90,6 +90,9 @@ def _misfits(fit: FieldFit) -> Iterator[str]:
     for each in fit.misfits:
         example = f" ({each.example})" if each.example else ""
         yield f"{each.count:,}: {each.why}, {each.place}{example}"
+        if each.castable:
+            which = "it" if each.castable == each.count else f"{each.castable:,} of them"
+            yield f"Cast[{fit.type}] takes {which}"
     if fit.similar is not None:
         yield f"{fit.similar!r} is there"
 
@@ -136,7 +139,9 @@ def _join_lines(join: JoinReport) -> Iterator[str]:
     if join.median_delay_ms is not None:
         line += f", {format_duration_ms(max(join.median_delay_ms, 0))} after it (median)"
     yield line
-    if join.joined < join.labels:
+    if join.of_refused:
+        yield f"{join.of_refused:,} labels are of events that would be dead letters"
+    if join.label_ids:
         labels, events = (", ".join(map(repr, ids)) for ids in (join.label_ids, join.event_ids))
         differ = "" if join.differ is None else f": the ids differ {join.differ}"
         more = "" if join.complete else " (their events may not be in the sample)"

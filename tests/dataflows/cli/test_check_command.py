@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from anabranch.dataflows.bus import open_bus
+from anabranch.producers.files import csv_files
 from tests.support.commands import Call, caller
 
 T = 1_736_121_600_000
@@ -103,7 +104,13 @@ def test_each_field_is_judged_by_itself(tmp_path: Path, call: Call) -> None:
     report = json.loads(done.out)
     found = fields(report)
     assert found["amount"]["misfits"] == [
-        {"why": "expected float, got str", "count": 4, "example": '"0.0"', "place": "row 1"}
+        {
+            "why": "expected float, got str",
+            "count": 4,
+            "example": '"0.0"',
+            "place": "row 1",
+            "castable": 4,
+        }
     ]
     assert [(m["why"], m["count"], m["place"]) for m in found["card"]["misfits"]] == [
         ("expected str, got int", 3, "row 3"),
@@ -117,6 +124,19 @@ def test_each_field_is_judged_by_itself(tmp_path: Path, call: Call) -> None:
     text = call("check", "pay.py", "events.jsonl")
     assert text.code == 1
     assert "6 of 10 events would be dead letters" in text.out
+    assert "Cast[float]" in text.out
+
+
+def test_labels_of_events_that_do_not_fit(tmp_path: Path, call: Call) -> None:
+    rows = payments(10)
+    for row in rows[:4]:
+        row["amount"] = None
+    write(tmp_path / "events.jsonl", rows)
+    write(tmp_path / "labels.jsonl", [*verdicts(10), *verdicts(1, "x")])
+    arguments = ("check", "pay.py", "events.jsonl", "--labels", "labels.jsonl")
+    joined = json.loads(call(*arguments, "--json").out)["join"]
+    assert (joined["joined"], joined["of_refused"], joined["label_ids"]) == (6, 4, ["x"])
+    assert "4 labels are of events that would be dead letters" in call(*arguments).out
 
 
 def test_a_misspelt_field_is_paired_with_the_declared_one(tmp_path: Path, call: Call) -> None:
@@ -302,3 +322,45 @@ def test_publish_tells_of_rows_that_do_not_fit(tmp_path: Path, call: Call) -> No
     assert done.code == 0, done
     assert "published 30 events" in done.out
     assert "1 of the first 30 rows of events.jsonl would be dead letters" in done.out
+
+
+def test_several_topics_keys_and_headers(tmp_path: Path, call: Call) -> None:
+    (tmp_path / "shop.py").write_text(
+        DECLARED.replace(
+            "    card: str", '    card: str = message_key()\n    source: str = header("src")'
+        )
+        .replace("import Event", "import header, message_key, pattern, Topics, Event")
+        .replace('name="pay",', 'name="pay", topics=Topics(events=pattern("shop[.].*")),')
+    )
+    bus = open_bus(f"sqlite:{tmp_path / 'data/bus'}")
+    bus.create_topics({"shop.eu": 1, "shop.us": 2})
+    publisher = bus.publisher()
+    for number, topic in enumerate(("shop.eu", "shop.us")):
+        rows = [{"id": f"{number}-{n}", "ts": T + 10 * n + number, "amount": 1.0} for n in range(5)]
+        values = [msgspec.json.encode(row) for row in rows]
+        headers = [[("src", b"web")]] * 4 + [None]
+        publisher.append(
+            topic, values, keys=[b"c"] * 5, headers=headers, times=[row["ts"] for row in rows]
+        )
+    publisher.close()
+    bus.close()
+    done = call("check", "shop.py", "--json")
+    assert done.code == 1, done
+    events = json.loads(done.out)["events"]
+    assert (events["read"], events["fit"]) == (10, 8)
+    assert events["source"] == "shop.eu, shop.us"
+    (reason,) = events["reasons"]
+    assert reason["count"] == 2
+    assert reason["place"] == "shop.eu, partition 0, offset 4"
+
+
+def test_publish_says_what_was_published_before_a_damaged_line(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_files, "CSV_BLOCK_BYTES", 200)
+    lines = "".join(f"p{n},{T + n},c,1\n" for n in range(40))
+    (tmp_path / "events.csv").write_text(f"id,ts,card,amount\n{lines}p41,{T}")
+    done = call("publish", "pay.py", "events.csv")
+    assert done.code == 1, done
+    assert "line 42 of events.csv has 2 values, fewer than the 4 columns" in done.err
+    assert "(published 40 events to pay.events in" in done.err.replace("\n", " ")

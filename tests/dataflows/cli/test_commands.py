@@ -125,7 +125,7 @@ def environment_variables(name: str) -> dict[str, str]:
             flag = parameter.opts[0].removeprefix("--").upper().replace("-", "_")
             found[parameter.opts[0]] = (
                 f"ANABRANCH_{flag}"
-                if flag.startswith(("BUS", "LOG"))
+                if flag.startswith(("BUS", "LOG", "SCHEMA_REGISTRY"))
                 else f"ANABRANCH_{name.upper()}_{flag}"
             )
     return found
@@ -147,9 +147,10 @@ def test_options_can_be_set_by_environment_variables(call: Call) -> None:
     assert len(read.out.splitlines()) == 7
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in COMMANDS if name not in ("models", "rollout", "skew", "state")]
-)
+WITHOUT_NUMBERS = {"dead-letters", "models", "rollout", "schema", "skew", "state"}
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITHOUT_NUMBERS])
 def test_a_wrong_value_in_a_variable_is_wrong_usage(name: str, call: Call) -> None:
     options = NUMBERS & environment_variables(name).keys()
     assert options

@@ -24,6 +24,7 @@ from anabranch.dataflows.declaration.features import field
 from anabranch.dataflows.declaration.formats import MessagePack
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.declaration.shape import Cast
+from anabranch.dataflows.declaration.topics import Topics, pattern
 from anabranch.dataflows.messages.inputs import Event, Label
 from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.state.errors import BusError, InputError
@@ -349,6 +350,38 @@ def test_a_message_that_is_gone_is_published_from_its_dead_letter(
     report = republish(bus, declared)
     assert (report.count, report.without_original) == (1, 1)
     assert [each[1:4] for each in copies(bus, topic)] == [(value, None, T + 9)]
+
+
+def test_each_goes_to_its_own_of_several_topics(bus: AdminBus) -> None:
+    name = f"p{uuid.uuid4().hex}"
+    topics = [f"{name}.eu", f"{name}.us"]
+    several = pipeline(name, topics=Topics(events=pattern(rf"{name}\.(eu|us)")))
+    bus.create_topics(dict.fromkeys([*topics, several.topics.dead_letters], 1))
+    for topic in topics:
+        publish(bus, topic, [msgspec.json.encode(EVENT | {"id": topic})])
+        refuse(bus, several, topic, 0, 0, msgspec.json.encode(EVENT | {"id": topic}).decode())
+    assert republish(bus, several).published == dict.fromkeys(topics, 1)
+    for topic in topics:
+        assert [msgspec.json.decode(each[1])["id"] for each in copies(bus, topic)] == [topic]
+
+
+def test_of_one_topic_for_events_and_labels_both_are_published(bus: AdminBus) -> None:
+    name = f"p{uuid.uuid4().hex}"
+    both = pipeline(
+        name,
+        topics=Topics(events=f"{name}.all", labels=f"{name}.all"),
+        where={"kind": "order"},
+        label_where={"kind": "outcome"},
+    )
+    bus.create_topics(dict.fromkeys([f"{name}.all", both.topics.dead_letters], 1))
+    rows = [EVENT | {"kind": "order"}, {"id": "e", "ts": T, "fraud": 1, "kind": "outcome"}]
+    rows.append(EVENT | {"kind": "other"})
+    for n, row in enumerate(rows):
+        publish(bus, f"{name}.all", [msgspec.json.encode(row)])
+        refuse(bus, both, f"{name}.all", 0, n, msgspec.json.encode(row).decode())
+    report = republish(bus, both)
+    assert report.count == 2
+    assert [each.reason for each in report.held_back] == ["skipped"]
 
 
 def test_dead_letters_of_a_topic_that_is_no_input_stay(bus: AdminBus, declared: Pipeline) -> None:

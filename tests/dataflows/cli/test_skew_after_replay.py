@@ -100,6 +100,27 @@ def test_the_history_can_be_named(place: Path, call: Call) -> None:
     assert (code, report["compared"]) == (0, LIVE), report
 
 
+def test_the_history_can_be_a_topic(place: Path, call: Call) -> None:
+    bus = open_bus(f"sqlite:{place / 'data/bus'}")
+    bus.create_topics({"old.events": 1, "old.labels": 1})
+    publisher = bus.publisher()
+    for kind in ("events", "labels"):
+        lines = (place / f"{kind}.jsonl").read_bytes().splitlines()
+        times = [json.loads(line)["ts"] for line in lines]
+        publisher.append(f"old.{kind}", lines, times=times)
+    publisher.close()
+    bus.close()
+    named = ("--warmup-from", "old.events", "--warmup-labels", "old.labels")
+    code, report = skew(call, *named, "--state", "elsewhere")
+    assert (code, report["compared"]) == (0, LIVE), report
+
+
+def test_labels_of_a_history_need_its_events(call: Call) -> None:
+    done = call("skew", "pay.py", "--warmup-labels", "labels.jsonl")
+    assert done.code == 2
+    assert "--warmup-labels needs --warmup-from" in done.err
+
+
 def test_a_history_that_overlaps_the_topic_counts_once(place: Path, call: Call) -> None:
     bus = open_bus(f"sqlite:{place / 'data/bus'}")
     from anabranch.dataflows.cli.demo.topic_sample import all_messages

@@ -308,6 +308,8 @@ BAD: list[tuple[list[str], str]] = [
     (["pay.py", "--features", "mixed.jsonl"], "line 3: these features are not those of pipeline"),
     (["pay.py", "--features", "broken.jsonl"], "broken.jsonl, line 2: this is not a JSON object"),
     (["pay.py", "--features", "word.jsonl"], "line 2: Expected `float | null`, got `str`"),
+    (["pay.py", "--features", "ragged.csv"], "line 3 of ragged.csv has 2 values, fewer than the"),
+    (["pay.py", "--warmup-from", "no.csv"], "there is no file no.csv"),
     (["pay.py", "--features", "noid.parquet"], "they need a column 'id'"),
     (["pay.py", "--features", "others.jsonl"], "no row of others.jsonl belongs to an event of"),
     (["pay.py", "--events", "short.csv"], "no column 'merchant' in short.csv, which Payment"),
@@ -330,6 +332,9 @@ def spoilt(place: Path) -> Path:
     (place / "blank.jsonl").write_bytes(b"\n \n\n")
     frame.clear().write_parquet(place / "norows.parquet")
     frame.with_columns(pl.lit("much").alias("amount")).write_parquet(place / "text.parquet")
+    frame[:1].write_csv(place / "ragged.csv")
+    with (place / "ragged.csv").open("a") as file:
+        file.write("a,1\n")
     frame.drop("hour_sin").write_parquet(place / "less.parquet")
     frame.drop("id", "topic").write_parquet(place / "noid.parquet")
     old = [json.loads(json.dumps(row).replace("1h_mean", "2h_mean")) for row in rows]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.dataflows.cli.test_check_command import DECLARED, T, payments, publish, verdicts, write
-from tests.support.commands import Call, caller
+from tests.support.commands import Call, caller, run_command
 
 HOUR_MS = 3_600_000
 
@@ -55,3 +55,14 @@ def test_the_end_of_a_run(tmp_path: Path, call: Call) -> None:
     text = done.err.replace("\n", " ")
     assert "7 of 12 labels found no event (7 still wait for theirs)" in text
     assert "labels have ids such as 'o-0', events '0'" in text
+
+
+def test_the_end_of_a_run_in_two_processes(tmp_path: Path) -> None:
+    (tmp_path / "pay.py").write_text(DECLARED)
+    publish(tmp_path, "pay.events", payments(10), partitions=2)
+    publish(tmp_path, "pay.labels", verdicts(7, "o-{}"), partitions=2)
+    done = run_command(tmp_path, "run", "pay.py", "--until-end", "--processes", "2")
+    assert done.code == 0, done
+    text = done.err.replace("\n", " ")
+    assert "7 of 7 labels found no event" in text
+    assert "labels have ids such as 'o-" in text

@@ -250,6 +250,7 @@ def test_a_condition_in_plain_formats_and_its_mistakes() -> None:
         ({}, "needs fields"),
         ({"a": {"b": 1}}, "compares with"),
         ({"a..b": 1}, "is not a path"),
+        ({"$header.kind": "order"}, "what is around the payload"),
         (became("a", 1), "declare the format as Debezium"),
     ):
         with pytest.raises(DeclarationError, match=text):

@@ -6,7 +6,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,7 @@ import pytest
 from river import linear_model
 
 from anabranch import Event, Pipeline, StateError, field, inline, read_outputs
-from anabranch.dataflows.bus import AdminBus, OnOutOfRange, open_bus
+from anabranch.dataflows.bus import AdminBus, BusError, OnOutOfRange, open_bus
 from anabranch.dataflows.recovery.manifest import read_manifest, write_manifest
 from anabranch.dataflows.recovery.resume_point import read_resume_point
 from anabranch.dataflows.recovery.state_directory import StateDirectory
@@ -223,6 +223,21 @@ def test_a_restored_copy_of_the_embedded_bus_keeps_its_identity(tmp_path):
     shutil.copytree(tmp_path / "backup", tmp_path / "bus")
     assert run(pipeline, bus, state) == []
     assert predicted(pipeline, bus) == ids((0, 50))
+
+
+def test_a_publisher_notices_that_its_topic_was_recreated(bus: AdminBus) -> None:
+    topic = f"t-{uuid.uuid4().hex[:8]}"
+    bus.create_topics({topic: 1})
+    publisher = bus.publisher()
+    for _ in range(2):
+        publisher.append(topic, [b"x"])
+        publisher.flush()
+    recreate(bus, topic, 1)
+    publisher.append(topic, [b"y"])
+    with pytest.raises(BusError, match=f"topic {topic} was deleted and recreated"):
+        publisher.flush()
+    with suppress(BusError):
+        publisher.close()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 import uuid
 from collections import Counter
@@ -14,8 +15,10 @@ import pytest
 
 from anabranch.dataflows.bus import Bus, open_bus
 from anabranch.dataflows.recovery.inspection import inspect
-from tests.support.commands import run_command
+from anabranch.state.errors import StateError
+from tests.support.commands import Command, run_command
 from tests.support.history import values
+from tests.support.waiting import wait_until
 
 FLOW = """
 from river import linear_model
@@ -97,3 +100,31 @@ def test_no_label_is_lost_in_a_backlog_of_two_processes(
     # And what has waited for longer than the timeout waits no more.
     parts = inspect(tmp_path / "state").state_partitions
     assert [part.pending_predictions for part in parts if part.name == "models"] == [waiting]
+
+
+def test_in_the_silence_after_a_backlog_all_times_out_that_is_due(tmp_path: Path) -> None:
+    """While both processes keep running, and no other event arrives."""
+    bus = open_bus(f"sqlite:{tmp_path / 'bus'}")
+    name = f"apart-{uuid.uuid4().hex[:8]}"
+    waiting = publish(bus, name, 2, 2)
+    (tmp_path / "flow.py").write_text(FLOW.replace("NAME", name))
+
+    def pending() -> list[int]:
+        try:
+            parts = inspect(tmp_path / "state").state_partitions
+        except StateError:  # it is being created
+            return []
+        return [part.pending_predictions for part in parts if part.name == "models"]
+
+    def predicted() -> int:
+        topic = f"{name}.predictions"
+        return sum(bus.end_offsets(topic)) if topic in bus.topics() else 0
+
+    with Command(
+        tmp_path, "run", "flow.py", "--bus", bus.url, "--processes", 2, "--state", "state",
+    ) as run:  # fmt: skip
+        wait_until(lambda: predicted() == EVENTS, what="the backlog to be predicted")
+        wait_until(lambda: pending() == [waiting], what="the timeouts")
+        run.send(signal.SIGINT)
+        assert run.done().code == 0
+    bus.close()

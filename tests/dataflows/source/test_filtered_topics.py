@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import polars as pl
 import pytest
-from river import linear_model
+from river import anomaly, linear_model
 
 from anabranch import (
+    Cast,
     Debezium,
     DeclarationError,
     Event,
@@ -22,13 +26,18 @@ from anabranch import (
     Prediction,
     Topics,
     field,
+    inline,
+    path,
     read_outputs,
     window,
 )
+from anabranch.dataflows.check.report import check
+from anabranch.dataflows.check.sample import Sample
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.telemetry.worker_metrics import WorkerMetrics
+from tests.support.commands import caller
 
 T0 = 1_700_000_000_000
 
@@ -38,6 +47,10 @@ class Purchase(Event):
     ts: int
     user: str
     amount: float
+
+
+class Inlined(Purchase):
+    big: bool
 
 
 class Refund(Label):
@@ -125,6 +138,42 @@ def test_a_shared_topic_needs_conditions() -> None:
         pipeline(label_where=None)
 
 
+def test_check_reads_the_rows_and_what_is_beside_them() -> None:
+    class Change(Event):
+        id: str = path("row.id")
+        ts: int
+        amount: Cast[float]
+        op: str = path("$.op")
+
+    declared = pipeline(
+        event=Change, format=Debezium(), where={"$.op": "c"}, label_where=None, label=None,
+        topics=Topics(events="shop.all"), model=anomaly.HalfSpaceTrees(),
+        features=[field("amount")],
+    )  # fmt: skip
+    values = [
+        json.dumps({"op": op, "after": {"row": {"id": str(i)}, "ts": T0, "amount": "2.5"}}).encode()
+        for i, op in enumerate("ccu")
+    ]
+    places = np.arange(3)
+    sample = Sample("shop.all", False, values, places + T0, places * 0, places, 3)
+    found = check(declared, sample, None)
+    assert found.ok
+    assert [(each.name, each.present, each.misfits) for each in found.events.fields.fields] == [
+        ("row.id", 2, []), ("ts", 2, []), ("amount", 2, []), ("op", 2, []),
+    ]  # fmt: skip
+
+
+def test_what_is_said_of_labels_needs_labels() -> None:
+    for option in ({"label_where": {"type": "refund"}}, {"label_format": Json()}):
+        with pytest.raises(DeclarationError, match="of labels on a topic of their own"):
+            pipeline(
+                label=inline("big"),
+                event=Inlined,
+                topics=Topics(events="a"),
+                **({"label_where": None} | option),
+            )
+
+
 def test_filters_leave_the_fast_path_to_what_they_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     slow: Counter[str] = Counter()
     decode_events = BatchDecoder._decode_events
@@ -175,3 +224,34 @@ def test_tombstones_and_deletes_among_changes() -> None:
     (letter,) = [json.loads(each) for each in bus.values("shop.dead-letters")]
     assert (letter["offset"], letter["reason"]) == (4, "does not fit the type")
     assert "REPLICA IDENTITY" in letter["detail"]
+
+
+def test_files_are_the_fields_whatever_the_format(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    call = caller(tmp_path, capfd)
+    (tmp_path / "shop.py").write_text(
+        "from river import linear_model\n"
+        "from anabranch import *\n"
+        "class Purchase(Event):\n    id: str\n    ts: int\n    amount: float\n"
+        "class Refund(Label):\n    id: str\n    ts: int\n    bad: bool = True\n"
+        "pipeline = Pipeline(name='shop', event=Purchase, format=Debezium(MessagePack()),\n"
+        "    where={'type': 'purchase'}, features=[field('amount')],\n"
+        "    label=Refund.target('bad', timeout='1h', default=False),\n"
+        "    model=linear_model.LogisticRegression())\n"
+    )
+    rows, labels = tmp_path / "rows.jsonl", tmp_path / "labels.jsonl"
+    rows.write_text('{"id": "a", "ts": 1700000000000, "amount": 2.5}\n')
+    labels.write_text('{"id": "a", "ts": 1700000000001}\n')
+    checked = call("check", "shop.py", rows)
+    assert checked.code == 0, checked
+    published = call("publish", "shop.py", rows)
+    assert published.code != 0
+    assert "would be published as JSON, and the events of pipeline 'shop' are" in published.err
+    replayed = call(
+        "replay", "shop.py", "--from", rows, "--labels", labels, "--to", "features.parquet"
+    )
+    assert replayed.code == 0, replayed
+    (row,) = pl.read_parquet(tmp_path / "features.parquet").to_dicts()
+    assert row["amount"] == 2.5
+    assert True in row.values(), "the label was learned"

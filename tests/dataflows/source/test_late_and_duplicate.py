@@ -1,6 +1,6 @@
 """No id passes twice within the dedup window and no late event passes, however batches are cut.
 
-The reference keeps every id of every partition, without tables, hashes or batches.
+The reference keeps every id, without tables, hashes or batches.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from river import linear_model
 
 from anabranch import Event, Label, Pipeline, field, inline, since_last
 from anabranch.dataflows.batch.batch import Batch, RawBatch, RawRows
+from anabranch.dataflows.messages.event_time import FIRST_MS
 from anabranch.dataflows.messages.outputs import DeadLetter
 from anabranch.dataflows.source.decoder import BatchDecoder
 from anabranch.dataflows.source.late_and_duplicate import LateAndDuplicateFilter
+from anabranch.state.store.delta import Delta, decode, encode
 
 LATENESS, WINDOW = 10, 30  # seconds: allowed lateness, dedup window
 T0_S = 1_700_000_010  # a multiple of the window
@@ -113,26 +115,27 @@ def in_batches(rows: list[Row], cuts: list[int]) -> tuple[list[int], list[DeadLe
 def expected_by_reference(rows: list[Row]) -> dict[int, str]:
     """Offset → what must become of it: "pass", "late", "duplicate id", or "either".
 
-    An id is remembered for one window at least and two at most.
+    An id is remembered for one window at least and two at most, by the times of all events.
     """
-    watermark, last_seen, expected = -(10**9), {}, {}
-    for offset, (id, time, partition) in enumerate(rows):
-        watermark = max(watermark, time)
-        before = last_seen.get((partition, id))
+    watermark, clock, last_seen, expected = -(10**9), -(10**9), {}, {}
+    for offset, (id, time, _) in enumerate(rows):
+        clock = max(clock, time)
+        before = last_seen.get(id)
         if watermark - time > LATENESS:
             expected[offset] = "late"
-            if before is not None and WINDOW <= watermark - before <= 2 * WINDOW:
+            if before is not None and WINDOW <= clock - before <= 2 * WINDOW:
                 # Whether it was remembered, and from when on it is now, is not known.
                 break
-        elif before is None or watermark - before > 2 * WINDOW:
+        elif before is None or clock - before > 2 * WINDOW:
             expected[offset] = "pass"
-        elif watermark - before < WINDOW:
+            watermark = max(watermark, time)
+        elif clock - before < WINDOW:
             expected[offset] = "duplicate id"
         else:
             expected[offset] = "either"
         # A duplicate that was recognised does not extend how long the id is remembered.
-        if before is None or watermark - before >= WINDOW:
-            last_seen[partition, id] = watermark
+        if before is None or clock - before >= WINDOW:
+            last_seen[id] = clock
     return expected
 
 
@@ -195,9 +198,53 @@ def test_an_id_may_come_again_after_two_windows():
     assert late_filter.apply(batch([("a", 2 * WINDOW, 0)], 1)).ids == ["a"]
 
 
-def test_ids_are_compared_within_a_partition():
-    """An event that is published twice goes to the same partition."""
-    assert new_filter().apply(batch([("a", 0, 0), ("a", 0, 1), ("a", 0, 2)])).ids == ["a"] * 3
+def test_ids_are_compared_across_partitions():
+    """An event without a key that is published twice may go to another one."""
+    late_filter = new_filter()
+    found = late_filter.apply(batch([("a", 0, 0), ("a", 0, 1), ("b", 0, 2)]))
+    assert found.ids == ["a", "b"]
+    assert late_filter.apply(batch([("b", 1, 0), ("c", 1, 1)], 3)).ids == ["c"]
+
+
+def test_an_id_is_known_on_all_partitions_after_a_restart_and_on_one_that_moved():
+    late_filter = new_filter()
+    for partition in range(3):
+        late_filter.restore(partition, Delta(), FIRST_MS)
+    late_filter.apply(batch([("a", 0, 0), ("b", 1, 1), ("c", 2, 2)]))
+    images = [decode(encode(late_filter.changes(partition))) for partition in range(3)]
+    assert [sum(map(len, image.rows.values())) for image in images] == [1, 1, 1]
+    again, other = new_filter(), new_filter()
+    for partition, image in enumerate(images):
+        again.restore(partition, image, late_filter.watermark_ms)
+    other.restore(1, images[1], late_filter.watermark_ms)
+    rows = [("a", 3, 1), ("b", 3, 2), ("c", 3, 0), ("d", 3, 0)]
+    assert again.apply(batch(rows, 3)).ids == ["d"]
+    assert other.apply(batch(rows, 3)).ids == ["a", "c", "d"]
+
+
+def test_partitions_of_workers_that_were_not_equally_far_come_together():
+    images, watermarks = [], []
+    for partition, time in ((0, 0), (1, WINDOW + 5)):
+        late_filter = new_filter()
+        late_filter.restore(partition, Delta(), FIRST_MS)
+        late_filter.apply(batch([(f"p{partition}", time, partition)]))
+        images.append(late_filter.changes(partition))
+        watermarks.append(late_filter.watermark_ms)
+    together = new_filter()
+    for partition in (1, 0):
+        together.restore(partition, images[partition], watermarks[partition])
+    found = together.apply(batch([("p0", 1, 1), ("p1", 2, 0), ("new", 2, 0)], 1))
+    assert found.ids == ["new"]
+    assert together.apply(batch([("p1", WINDOW + 6, 0)], 4)).ids == []
+
+
+def test_a_duplicate_makes_no_other_event_late():
+    late_filter = new_filter()
+    found = late_filter.apply(batch([("a", 0, 0), ("a", 25, 0), ("b", 1, 0)]))
+    assert found.ids == ["a", "b"]
+    assert late_filter.watermark_ms == (T0_S + 1) * 1000
+    assert late_filter.apply(batch([("b", 26, 0)], 3)).ids == []
+    assert late_filter.apply(batch([("c", 2, 0)], 4)).ids == ["c"]
 
 
 def test_many_ids_are_all_distinguished():
@@ -265,3 +312,10 @@ def test_a_batch_without_events_passes():
     found = new_filter().apply(batch([], labels=3))
     assert len(found) == 0
     assert found.order.tolist() == [0, 1, 2]
+
+
+def test_a_batch_without_labels_has_only_its_own_dead_letters():
+    late_filter = new_filter()
+    first = late_filter.apply(batch([("a", 0, 0), ("a", 0, 0)], labels=0))
+    second = late_filter.apply(batch([("b", 0, 0)], 2, labels=0))
+    assert (len(first.dead_letters), len(second.dead_letters)) == (1, 0)

@@ -20,6 +20,7 @@ from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.source.bus_source import SourceOptions
 from anabranch.models.rollout.policies import Shadow
+from tests.support.commands import run_command
 from tests.support.history import values
 
 T0 = 1_750_000_000_000
@@ -164,3 +165,53 @@ def test_a_topic_that_has_lost_partitions_is_another_one(
     publish(other, declared, 0, 20)
     with pytest.raises(StateError, match=r"labels has 1 partitions, and .* partition 1 of it was"):
         run(declared, other, tmp_path / "state")
+
+
+FLOW = """
+from river import linear_model
+from anabranch import Event, Label, Pipeline, field, window
+
+class Pay(Event):
+    id: str
+    ts: int
+    card: str
+    amount: float
+
+class Verdict(Label):
+    id: str
+    ts: int
+    fraud: bool
+
+pipeline = Pipeline(
+    name="NAME", event=Pay, label=Verdict.target("fraud", timeout="1h"),
+    features=[field("amount"), window("card", "amount", over="1h")],
+    model=linear_model.LogisticRegression(), with_features=True,
+)
+"""
+
+
+def test_history_is_replayed_and_checked_and_continued(
+    tmp_path: Path,
+) -> None:
+    declared, opened = pipeline(), open_bus(f"sqlite:{tmp_path / 'bus'}")
+    events = declared.topics.events
+    (tmp_path / "flow.py").write_text(FLOW.replace("NAME", declared.name))
+    create(opened, declared, 3, 1)
+    publish(opened, declared, 0, 60)
+
+    def command(*arguments: str) -> None:
+        done = run_command(tmp_path, *arguments, "--bus", opened.url)
+        assert done.code == 0, done.out + done.err
+
+    command("replay", "flow.py", "--from", events, "--to", "rows.parquet", "--state", "state")
+    offsets = inspect(tmp_path / "state").offsets
+    assert {topic: sorted(each) for topic, each in offsets.items()} == {
+        events: [0, 1, 2],
+        declared.topics.labels: [0],
+    }
+    command("skew", "flow.py", "--events", events, "--features", "rows.parquet")  # 1: they differ
+    publish(opened, declared, 60, 60)
+    command("run", "flow.py", "--until-end", "--state", "state")
+    assert len(outcomes(declared, opened)) == 60
+    assert reasons(declared, opened) == {}
+    opened.close()

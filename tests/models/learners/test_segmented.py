@@ -399,7 +399,10 @@ def sales(**changes: Any) -> Pipeline:
     ("changes", "said"),
     [
         ({"model_key": "shp"}, "unknown field 'shp' in model_key='shp' of pipeline 'sales'"),
-        ({"model_key": "price"}, "must be a text or boolean, but Sale.price is a number"),
+        (
+            {"model_key": "price"},
+            "must be a text, an integer, a boolean, a UUID or an enum, but Sale.price is a number",
+        ),
         ({"model_key": "town"}, "'town' in model_key='town' of pipeline 'sales' may be null"),
         ({"model_key": "returned"}, "model_key='returned' of pipeline 'sales' is the label"),
         ({"model_key": "shop", "max_segments": 0}, "max_segments=0 .* from 1 to 10,000"),
