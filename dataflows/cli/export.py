@@ -33,11 +33,11 @@ def export(
         typer.Option(
             "--to",
             metavar="TARGET",
-            help="parquet:DIR, sqlite:FILE.db, postgresql://USER@HOST/DATABASE, redis://HOST, "
+            help="parquet:DIR, sqlite:FILE.db, postgresql://USER@HOST/DB, redis://HOST, "
             "valkey://HOST (rediss:// and valkeys:// with TLS).",
         ),
     ],
-    outputs: Annotated[
+    topics: Annotated[
         str,
         typer.Option(
             "--topics",
@@ -49,9 +49,9 @@ def export(
     follow: Annotated[
         bool,
         typer.Option(
-            "--follow/--no-follow",
-            "-f/-F",
-            help="Wait for new messages, or stop at the end that the topics have now.",
+            "--follow",
+            "-f",
+            help="Wait for new messages; otherwise it ends where the topics end now.",
         ),
     ] = False,
     batch_size: Annotated[
@@ -64,13 +64,13 @@ def export(
             "target.",
         ),
     ] = None,
-    interval: Annotated[
+    flush_interval: Annotated[
         float | None,
         typer.Option(
             "--flush-interval",
             min=0.0,
-            metavar="SECONDS",
-            help="With --follow: how long a message may wait for others to be written with. "
+            metavar="S",
+            help="With --follow: how many seconds a message may wait for others. "
             "Default: 60 for Parquet files, 1 for databases, 0.2 for Redis.",
         ),
     ] = None,
@@ -84,7 +84,7 @@ def export(
             "continue with the messages that are there.",
         ),
     ] = OnOffsetOutOfRange.stop,
-    config: Annotated[
+    to_config: Annotated[
         Path | None,
         typer.Option(
             "--to-config",
@@ -120,8 +120,8 @@ def export(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     declared = load_pipeline(pipeline)
-    tables = output_tables(declared, outputs.split(","))
-    settings = {} if config is None else read_settings(config, "--to-config")
+    tables = output_tables(declared, topics.split(","))
+    settings = {} if to_config is None else read_settings(to_config, "--to-config")
     with (
         opened_bus(bus, bus_set, bus_config) as opened,
         closing(open_target(to, settings)) as target,
@@ -132,16 +132,16 @@ def export(
                 tables,
                 target,
                 batch_size=batch_size,
-                interval_s=interval,
+                interval_s=flush_interval,
                 on_out_of_range=on_offset_out_of_range.value,
                 stop=stop,
             )
         ) as exporter,
     ):
         if follow:
-            topics = ", ".join(table.topic for table in tables)
+            names = ", ".join(table.topic for table in tables)
             stderr_console().print(
-                f"exporting {topics} to {target.name}; Ctrl-C stops it", soft_wrap=True
+                f"exporting {names} to {target.name}; Ctrl-C stops it", soft_wrap=True
             )
         complete = exporter.run(follow)
         counts = " and ".join(f"{n:,} {output}" for output, n in exporter.exported.items())

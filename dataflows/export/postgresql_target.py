@@ -140,8 +140,8 @@ class PostgresqlTarget(SqlTarget):
     def _columns(self, table: str) -> dict[str, str]:
         rows = self._execute(
             "SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a "
-            "JOIN pg_class c ON c.oid = a.attrelid "
-            "WHERE c.relname = %s AND c.relnamespace = current_schema()::regnamespace "
+            "JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE c.relname = %s AND n.nspname = current_schema() "
             "AND a.attnum > 0 AND NOT a.attisdropped",
             (table,),
         )

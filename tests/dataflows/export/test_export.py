@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
-from anabranch.dataflows.bus import Bus
+from anabranch.dataflows.bus import Bus, open_bus
 from anabranch.dataflows.export.exporter import Exporter
 from anabranch.dataflows.export.target import Batch, ExportError
-from tests.support.commands import Command
+from tests.support.commands import Command, run_command
+from tests.support.export_servers import PASSWORD, PostgresServer
 from tests.support.exports import (
     BEGAN_MS,
     DEAD,
     DRIFT,
     HOUR_MS,
+    PIPELINE,
     PREDICTIONS,
     Place,
     drift_signal,
@@ -27,6 +32,7 @@ from tests.support.exports import (
     prediction,
     publish,
 )
+from tests.support.kafka_broker import KafkaBroker
 from tests.support.waiting import wait_until
 
 
@@ -82,6 +88,38 @@ def test_an_export_that_is_killed_again_and_again(bus: Bus, place: Place) -> Non
     assert done.out.startswith("exported ")
     check_each_message_once(bus, place)
     assert len(place.rows("drift")) == 1
+
+
+@pytest.mark.stress
+@pytest.mark.kafka
+def test_a_killed_export_from_kafka(
+    directory: Path, kafka_broker: KafkaBroker, postgres_server: PostgresServer
+) -> None:
+    """With topics of other names than in the other tests: the broker is shared."""
+    name = f"fraud-{uuid.uuid4().hex[:8]}"
+    (directory / "fraud.py").write_text(PIPELINE.replace('"fraud",', f'"{name}",', 1))
+    bus = open_bus(kafka_broker.url)
+    topic = f"{name}.predictions"
+    publish(bus, topic, [prediction(n) for n in range(2000)])
+    arguments = ("export", "fraud.py", "--to", postgres_server.url, "--topics", "predictions",
+                 "--batch-size", 20, "--bus", bus.url)  # fmt: skip
+    environment = {"ANABRANCH_EXPORT_PASSWORD": PASSWORD}
+    query = f"SELECT output_partition, output_offset, id FROM {name.replace('-', '_')}_predictions"
+
+    def found() -> Counter[tuple[int, int, str]]:
+        with postgres_server.connect() as connection:
+            try:
+                return Counter(connection.execute(query).fetchall())
+            except psycopg.errors.UndefinedTable:
+                return Counter()
+
+    with Command(directory, *arguments, **environment) as command:
+        wait_until(found, every_s=0.01)
+        command.process.kill()
+        command.process.wait()
+    assert run_command(directory, *arguments, **environment).code == 0
+    assert found() == Counter((p, o, m["id"]) for p, o, _, m in messages_of(bus, topic))
+    bus.close()
 
 
 def test_the_next_export_continues(bus: Bus, place: Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -11,8 +12,16 @@ from anabranch import Event, Label, Pipeline, field, inline, window
 from anabranch.dataflows.bus import Slice
 from anabranch.dataflows.codec import codec_of
 from anabranch.dataflows.declaration.formats import Avro, JsonSchema
+from anabranch.dataflows.export import output_tables
 from anabranch.dataflows.export.output_tables import OutputTable
-from anabranch.dataflows.messages.outputs import Prediction, Ranked, Ranking
+from anabranch.dataflows.messages.outputs import (
+    DeadLetter,
+    DriftSignal,
+    Prediction,
+    Ranked,
+    Ranking,
+    RolloutMessage,
+)
 from tests.support.exports import prediction
 from tests.support.schema_registry import RegistryServer
 
@@ -118,3 +127,11 @@ def test_a_time_beyond_all_years_is_null() -> None:
 def test_a_feature_without_a_value_is_null() -> None:
     made: Prediction = prediction(1, features={"amount": None})
     assert rows(declared(), made)["feature_amount"] == [None]
+
+
+@pytest.mark.parametrize("message", [Prediction, Ranking, DriftSignal, DeadLetter, RolloutMessage])
+def test_every_field_of_an_output_is_exported(message: Any) -> None:
+    """A field that is added to the messages needs a column, too."""
+    of_all = {"id", "ts", "topic", "partition", "offset", "features"}
+    fields = {each.name for each in msgspec.structs.fields(message)}
+    assert fields - of_all == set(output_tables._FIELDS[message])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from anabranch.dataflows.bus import Bus
 from anabranch.dataflows.export.target import ExportError, TargetUnreachableError
 from anabranch.state.errors import AnabranchError
+from tests.support.export_servers import PASSWORD, PostgresServer, RedisServer
 from tests.support.exports import PIPELINE, PREDICTIONS, Place, export, prediction, publish
 
 
@@ -64,6 +64,24 @@ def test_a_view_for_reports_stays(bus: Bus, database: Place) -> None:
     assert export(bus, database) == {"predictions": 1}
 
 
+def test_a_schema_that_the_url_names(
+    bus: Bus, directory: Path, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANABRANCH_EXPORT_PASSWORD", PASSWORD)
+    place = Place("postgresql", directory, postgres_server)
+    place.url += "?options=-csearch_path%3D%22RiskTeam%22"
+    with pytest.raises(ExportError, match="no schema has been selected"):
+        export(bus, place)
+    with place.sql() as connection:
+        connection.execute('CREATE SCHEMA "RiskTeam"')
+    export(bus, place, batch_size=2)
+    assert export(bus, place) == {"predictions": 0}
+    with place.sql() as connection:
+        found = connection.execute('SELECT count(*) FROM "RiskTeam".fraud_predictions')
+        assert found.fetchone() == (5,)
+        connection.execute('DROP SCHEMA "RiskTeam" CASCADE')
+
+
 def test_a_directory_of_other_files(bus: Bus, directory: Path) -> None:
     (directory / "exported").mkdir()
     (directory / "exported" / "mine.parquet").write_bytes(b"")
@@ -103,10 +121,8 @@ def test_a_database_that_another_program_has_locked(
 
 
 def test_keys_of_another_program(
-    bus: Bus, directory: Path, redis_server: Any, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, directory: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.support.export_servers import PASSWORD
-
     monkeypatch.setenv("ANABRANCH_EXPORT_PASSWORD", PASSWORD)
     client = redis_server.connect()
     client.flushall()
