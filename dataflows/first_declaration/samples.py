@@ -198,6 +198,7 @@ def _of_changes(fields: Fields, tops: list[dict[str, Any]], inner: str) -> Field
             f"all changes in {fields.source} are deletes: there are no rows to look at"
         )
     fields.skipped = len(tops) - len(taken)
+    fields.nullable = frozenset(each[1:] for each in fields.nullable if each[0] == "after")
     fields.messages = [top["after"] for top in taken]
     fields.top = [{k: v for k, v in top.items() if k not in ("before", "after")} for top in taken]
     fields.format = f"Debezium({', '.join(arguments)})"
