@@ -45,6 +45,7 @@ FLOORS = [
     "dataflows/sharding",
     "dataflows/files",
     "dataflows/rollout",
+    "dataflows/schemas",
     "dataflows/codec",
     "dataflows/batch",
     "dataflows/pipelines",

@@ -128,6 +128,15 @@ def tolerance_ms(max_clock_skew: str) -> int:
     return max(parse_duration_ms(max_clock_skew), LEAST_TOLERANCE_MS)
 
 
+def warm() -> None:
+    """Compile the kernels, for times that can be written to and for those that can't."""
+    written = np.zeros(2, np.int64)
+    read = np.frombuffer(bytes(16), np.int64)
+    for times in (written, read):
+        MergeTimes(0).are_own(times, 0, NEVER)
+        MergeTimes(0).determine(times, True)
+
+
 @kernel
 def _determine(
     times: I64, tolerance: int, latest: int, complete: bool, reached: int, merge: I64,

@@ -211,7 +211,8 @@ def values_at(
 ) -> list[str]:
     """The texts of a field in some messages of a sample, of those that have it."""
     place = next(each for each in Shape.of(message).fields if each.name == name)
-    decode_any, texts = codec.decoder(dict), []
+    from_top, texts = place.place.startswith("$."), []
+    decode_any = codec.whole_decoder() if from_top else codec.decoder(dict)
     for row in rows:
         try:
             found = decode_any(sample.values[row])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,19 +140,21 @@ def sample_of_topics(bus: Bus, topics: Sequence[str], rows: int, headers: bool =
     places = [TopicPartition(topic, n) for topic in topics for n in range(len(starts[topic]))]
     ends = ends_now(bus, places)
     each = max(rows // (2 * len(places)), 1)
-    messages: list[_Message] = []
-    columns: list[tuple[int, int, int, int]] = []
+    heads: dict[TopicPartition, tuple[int, int]] = {}
+    tails: dict[TopicPartition, tuple[int, int]] = {}
     for at in places:
         start, end = starts[at.topic][at.partition], ends[at]
-        spans = [(start, end)]
-        if end - start > 2 * each:
-            spans = [(start, start + each), (end - each, end)]
-        published, topic_number = int(np.iinfo(np.int64).min), topics.index(at.topic)
-        for first, last in spans:
-            for message in _read(bus, at, first, last, headers):
-                published = max(published, message[1])
-                messages.append(message)
-                columns.append((published, topic_number, at.partition, message[0]))
+        heads[at] = start, min(end, start + each)
+        if end - start > each:
+            tails[at] = max(start + each, end - each), end
+    messages: list[_Message] = []
+    columns: list[tuple[int, int, int, int]] = []
+    newest: dict[TopicPartition, int] = {}
+    for spans in (heads, tails):
+        for at, message in _read(bus, spans, headers):
+            published = newest[at] = max(newest.get(at, message[1]), message[1])
+            messages.append(message)
+            columns.append((published, topics.index(at.topic), at.partition, message[0]))
     if not messages:
         listed = ", ".join(topics)
         raise InputError(
@@ -184,15 +186,21 @@ _Message = tuple[int, int, bytes, bytes | None, MessageHeaders]
 """Offset, publishing time, payload, key and headers."""
 
 
-def _read(bus: Bus, at: TopicPartition, start: int, end: int, headers: bool) -> Iterator[_Message]:
-    """The messages between two offsets of a partition."""
-    if start >= end:
+def _read(
+    bus: Bus, spans: Mapping[TopicPartition, tuple[int, int]], headers: bool
+) -> Iterator[tuple[TopicPartition, _Message]]:
+    """The messages between two offsets of each partition, in the order of each."""
+    spans = {at: span for at, span in spans.items() if span[0] < span[1]}
+    if not spans:
         return
-    reader = bus.reader({at: start}, headers=True) if headers else bus.reader({at: start})
+    positions = {at: start for at, (start, _) in spans.items()}
+    reader = bus.reader(positions, headers=True) if headers else bus.reader(positions)
     try:
-        for piece in read_to_end(reader, {at: end}):
+        for piece in read_to_end(reader, {at: end for at, (_, end) in spans.items()}):
+            at = TopicPartition(piece.topic, piece.partition)
             found = [None] * len(piece.values) if piece.headers is None else piece.headers
             offsets, times = piece.offsets.tolist(), piece.times.tolist()
-            yield from zip(offsets, times, piece.values, piece.keys, found, strict=True)
+            for message in zip(offsets, times, piece.values, piece.keys, found, strict=True):
+                yield at, message
     finally:
         reader.close()

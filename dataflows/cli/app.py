@@ -21,6 +21,7 @@ from anabranch.dataflows.cli.publish import publish
 from anabranch.dataflows.cli.replay import replay
 from anabranch.dataflows.cli.rollout import rollout
 from anabranch.dataflows.cli.run import run
+from anabranch.dataflows.cli.schema import schema
 from anabranch.dataflows.cli.simulate import simulate
 from anabranch.dataflows.cli.skew import skew
 from anabranch.dataflows.cli.state import state
@@ -95,7 +96,7 @@ def print_versions() -> None:
 
 
 _COMMANDS = (
-    demo, init, check, run, replay, skew, simulate, publish, consume, export, topics, state,
+    demo, init, check, run, replay, skew, simulate, publish, consume, export, topics, schema, state,
 )  # fmt: skip
 for command in _COMMANDS:
     app.command(cls=renamed_options(RENAMED.get(command, {})))(command)

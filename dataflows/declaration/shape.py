@@ -171,6 +171,8 @@ def path(*places: str, default: Any = msgspec.NODEFAULT, default_factory: Any = 
     if not places:
         raise DeclarationError("path() needs a path, such as path('total.amount')")
     name = _AND.join(_place(place) for place in places)
+    if '"' in name:
+        raise DeclarationError(f"path({places[0]!r}) has a key with a quotation mark in it")
     if default_factory is not None:
         return msgspec.field(default_factory=default_factory, name=name)
     return msgspec.field(default=default, name=name)

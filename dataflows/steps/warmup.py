@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from river import linear_model, preprocessing
 
+from anabranch.dataflows.bus import merge_times
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.messages.inputs import Delayed
 from anabranch.models.learners.compiled import learner_for
@@ -29,6 +30,7 @@ def warm(pipeline: Pipeline) -> None:
     if pipeline.entities or pipeline.label_windows:
         entity_state.warm()
     RecentIds(1000).is_new(["0"], 0)
+    merge_times.warm()
     if pipeline.task in (Task.BINARY, Task.REGRESSION):
         _warm_models(pipeline)
 

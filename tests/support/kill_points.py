@@ -12,6 +12,7 @@ from anabranch.dataflows.recovery.resume_point import (
     recovery_files,
     resume_epoch,
 )
+from anabranch.dataflows.recovery.tokens import decode_sink
 from anabranch.state.errors import StateError
 
 
@@ -49,7 +50,7 @@ def _unconfirmed(state: Path, since: dict[str, list[int]], url: str) -> int:
         count = 0
         for topic, beginnings in since.items():
             for partition, end in enumerate(bus.end_offsets(topic)):
-                confirmed = ends.get(f"{partition:06d}") or {}
+                confirmed = decode_sink(ends.get(f"{partition:06d}")).ends
                 count += end - confirmed.get(topic, beginnings[partition])
         return count
     finally:

@@ -71,6 +71,12 @@ _CLAIMS_REFUSED = {
     KafkaError.UNSUPPORTED_VERSION,
     KafkaError._UNSUPPORTED_FEATURE,
 }
+_NO_RESPONSE = {
+    KafkaError._TIMED_OUT,
+    KafkaError._TIMED_OUT_QUEUE,
+    KafkaError._TRANSPORT,
+    KafkaError._WAIT_COORD,
+}
 _COORDINATOR_S = 60.0  # a cluster makes its topic of offsets when the first group asks for it
 RECORD_OVERHEAD = 100  # bytes of a batch of one message beside its key and payload, at most 97
 
@@ -551,7 +557,8 @@ class _ClaimStore:
                 return found
             except KafkaException as failure:
                 code = failure.args[0].code()
-                if code in PASSING and time.monotonic() < deadline:
+                passing = code in PASSING or code in _NO_RESPONSE
+                if passing and time.monotonic() < deadline:
                     time.sleep(0.1)
                 elif code in _CLAIMS_REFUSED:
                     raise ClaimsRefusedError(error_text(failure)) from None

@@ -16,7 +16,7 @@ import pytest
 
 from anabranch.dataflows.bus import open_bus
 from anabranch.dataflows.check.report import check
-from anabranch.dataflows.check.sample import sample_of_topic
+from anabranch.dataflows.check.sample import sample_of_topics
 from anabranch.dataflows.declaration.pipeline import Pipeline
 from anabranch.dataflows.first_declaration.declare import declare
 from anabranch.dataflows.first_declaration.fields import sampled_fields
@@ -148,7 +148,7 @@ def run(call: Call, directory: Path, name: str) -> Rows:
 def fits(directory: Path, pipeline: Pipeline) -> int:
     """How many events of a pipeline's topic fit it; all of those that are its own must."""
     bus = open_bus(f"sqlite:{directory / 'data/bus'}")
-    report = check(pipeline, sample_of_topic(bus, pipeline.topics.events, 5000), None)
+    report = check(pipeline, sample_of_topics(bus, pipeline.topics.all_events, 5000), None)
     bus.close()
     assert report.ok, report.events.reasons
     return report.events.fit

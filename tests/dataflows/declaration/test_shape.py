@@ -201,6 +201,11 @@ def test_what_is_no_path_is_one_sentence(text) -> None:
         path(text)
 
 
+def test_a_key_with_a_quotation_mark_can_not_be_declared() -> None:
+    with pytest.raises(DeclarationError, match="quotation mark"):
+        path("""['a"b']""")
+
+
 def test_several_places_are_joined_to_text_only() -> None:
     class Wrong(Event):
         id: int = path("a", "b")
