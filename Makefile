@@ -16,7 +16,7 @@ TESTS ?=
 
 help:
 	@echo "make demo         install, then run the payments pipeline on simulated traffic, with a crash halfway"
-	@echo "make test         install, then run all tests (Kafka tests need Java 17 and Maven)"
+	@echo "make test         install, then run all tests (those with Kafka need Java 17 and Maven, those of exports PostgreSQL and Redis)"
 	@echo "make test-quick   all tests but those with Kafka"
 	@echo "make test-stress  run the tests with processes and waits TIMES=50 times each beside a load on every"
 	@echo "                  core, and print which failed; TESTS=tests/… selects others"
