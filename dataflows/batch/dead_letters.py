@@ -1,7 +1,9 @@
 """Makes dead letters of rows that could not be used.
 
-Which rows are is decided in `source.decoder`, `source.late_and_duplicate` and `batch.candidates`,
-and in the stages `feature_guard`, `model_failures` and `learning` of the model step.
+Which rows are is decided in `source.decoder` (with `codec` and `batch.placed_fields`),
+`source.late_and_duplicate` and `batch.candidates`, in the stages `feature_guard`, `model_failures`
+and `learning` of the model step, and in `sink.size_limits`. To read and republish those that were
+written is the part of `dataflows.dead_letters`.
 """
 
 from __future__ import annotations

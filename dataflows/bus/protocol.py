@@ -1,6 +1,6 @@
 """What a bus is: topics, and how to publish to them and read from them.
 
-To add a bus, write a class with the methods of `Bus`, whose publisher and reader have those of
+To add a bus, write a class with the methods of `AdminBus`, whose publisher and reader have those of
 `Publisher` and `Reader`, and give it a URL in `dataflows.bus.open_bus`.
 
 A topic has a number of partitions, which may grow. Within a partition messages have rising offsets

@@ -6,8 +6,9 @@ sink encodes predictions and all other outputs, and after a crash reads back whi
 already published; `read_outputs`, `skew`, `rollout` and `demo` read with it too.
 
 To add a format, write one file with a subclass of `Codec`, a declaration of it in
-`dataflows.declaration.formats`, and a line in `dataflows.codec.make_codec`; `Declaration.format_of`
-says which format a topic has. A pipeline may also be given a codec itself, or a function of a
+`dataflows.declaration.formats` and in `anabranch.__init__`, a line in `dataflows.codec.make_codec`,
+and one in `dataflows.schemas.asyncapi` with its content type; `Declaration.format_of` says which
+format a topic has. A pipeline may also be given a codec itself, or a function of a
 message's bytes (`Custom`). Only `Codec.name`, `Codec.errors`, `Codec.decoder` and `Codec.encode`
 are required. `Codec.column_decoder` and `Codec.prediction_encoder` are fast paths for whole
 batches: without them messages pass through one struct each."""

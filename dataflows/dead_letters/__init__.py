@@ -1,0 +1,1 @@
+"""Lists dead letters that were written, and publishes them again; makes none."""

@@ -1,0 +1,1 @@
+"""Infers a first declaration from a sample of a topic or file, for `anabranch init`."""

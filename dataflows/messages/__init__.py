@@ -1,0 +1,1 @@
+"""The messages of all topics: events and labels, outputs, control, and why some can't be used."""

@@ -140,7 +140,8 @@ class DriftSignal(_Caused, msgspec.Struct, kw_only=True):
         subject: what changed.
         detector: what detected it.
         ts: when, in event time (epoch ms).
-        statistic: the detector's figures at that moment.
+        statistic: the figures at that moment: of a detector statistic, before, after and seen; of a
+            distribution statistic, p, threshold, psi, js and ks.
         topic, partition, offset: where the last message was read that the monitor saw.
         kind: loss, feature, keys, prediction, label, calibration, feedback, missing or invalid.
         severity: of a loss, drift where it has grown and resolved where it has fallen; of a

@@ -1,0 +1,1 @@
+"""Versions of models of a state directory: taken, imported, and started from."""

@@ -1,0 +1,1 @@
+"""Control and status of a rollout from outside: what `anabranch rollout` does."""

@@ -1,0 +1,1 @@
+"""Worker processes: one worker, its supervisor, and how a process ends."""

@@ -1,0 +1,1 @@
+"""JSON Schemas of messages, and the AsyncAPI document of a pipeline."""

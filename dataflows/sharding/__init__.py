@@ -1,0 +1,1 @@
+"""Several workers: rows are routed by key, reassembled, and follow the slowest watermark."""

@@ -32,7 +32,7 @@ I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
 UNRESOLVED = 1e-28
-"""A variance below this fraction of the mean square is 0, as in `state.windows.specs`."""
+"""A variance below this fraction of the mean square is 0, as in `state.windows.double_double`."""
 
 RESET_AFTER = 50
 """Half-lives without an event after which a decayed sum is reset to 0, as declared there."""

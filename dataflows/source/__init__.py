@@ -1,0 +1,1 @@
+"""Reads: input topics merged in event time, decoded, without late and duplicate rows."""

@@ -1,0 +1,1 @@
+"""The operators of the flow (`graph`): windows, then the stages of the model step."""

@@ -1,0 +1,1 @@
+"""Drift: detectors of values, and distributions compared with a reference."""

@@ -1,0 +1,1 @@
+"""Learners: River models, compiled ones, and what is wrapped around them."""

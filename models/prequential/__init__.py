@@ -1,0 +1,1 @@
+"""The prequential step: each label scores the stored prediction, then trains."""

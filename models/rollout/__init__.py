@@ -1,0 +1,1 @@
+"""Rollouts: policies, traffic, guardrails, and what is served."""

@@ -1,0 +1,1 @@
+"""Keys and ids as numbers: hashing, slots, dictionaries of texts."""

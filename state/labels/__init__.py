@@ -1,0 +1,1 @@
+"""Predictions that wait for labels: the join, timeouts, recent ids."""

@@ -1,0 +1,1 @@
+"""Aggregates over the events of each key, exact as of each event's own time."""

@@ -15,7 +15,9 @@ arithmetic, no allocation. One that needs other sums names the *terms* that are 
                                lambda values: float(np.mean(np.maximum(values, 0.0) ** 3)),
                                terms=(cube,))
 
-To add a statistic: write it in a file of its own, and list it in `state.windows.statistics`.
+To add a statistic: write it in a file of its own, and list it in `state.windows.statistics`. What
+can't be read from such a summary, as a median, is an aggregate with a state of its own; see
+`state.windows.distinct` for one.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class Statistic:
         description: of its value, for people.
         read: its value from the summary of a window with events; compiled.
         definition: its value from `(n,) float64`, the values of such a window in order of time, n
-            at least 1. Written for clarity: `verify-skew` recomputes features with it.
+            at least 1. Written for clarity: `anabranch skew` recomputes features with it.
         needs: what must be kept for it beside the count: some of "sums", "max", "min", "ends".
         terms: functions of a value, of which the sums over the window are kept for it; compiled.
             Their results must be finite and not negative (take the positive and the negative part

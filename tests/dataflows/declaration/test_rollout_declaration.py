@@ -116,7 +116,6 @@ WRONG = {
     "split=0.9 of ABTest": {"rollout": ABTest(split=0.9), "challengers": {"a": TREE, "b": TREE}},
     "loss_ratio=0.5": {"rollout": Shadow(guardrails=Guardrails(loss_ratio=0.5))},
     "unknown field 'shoop'": {"rollout_key": "shoop"},
-    "used as a number, and as a key": {"rollout_key": "amount"},
     "rollout_key= of pipeline 'p' is for rollouts": {"challengers": {}, "rollout_key": "shop"},
     "fallback=2 of pipeline 'p' must be the probability": {"challengers": {}, "fallback": 2},
     "fallback=1.5 of pipeline 'p' must be the probability": {"fallback": 1.5},

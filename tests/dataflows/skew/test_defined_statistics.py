@@ -1,4 +1,4 @@
-"""Statistics that `verify-skew` recomputes by their definition."""
+"""Statistics that `anabranch skew` recomputes by their definition."""
 
 import numpy as np
 
