@@ -31,6 +31,8 @@ def snippets() -> list[tuple[str, str]]:
 
 
 SNIPPETS = dict(snippets())
+OTHERS = ("quixstreams",)
+"""Packages of which a page shows programs, and which are not installed here."""
 DECLARING = [
     place for place, code in SNIPPETS.items() if re.search(r"^[^#]*\bPipeline\(", code, re.M)
 ]
@@ -57,7 +59,7 @@ def test_every_pipeline_can_be_built(place: str) -> None:
     builder = _Builder()
     for each, code in SNIPPETS.items():
         if not each.startswith(page) or (each != place and each not in DECLARING):
-            if each.startswith(page):
+            if each.startswith(page) and not any(other in code for other in OTHERS):
                 exec(compile(_imports(code), each, "exec"), names)
             continue
         exec(compile(_imports(code), each, "exec"), names)
