@@ -42,11 +42,14 @@ class ErrorGuard:
 
     Attributes:
         failure: the first `AnabranchError` that one of them raised.
+        unexpected: the first other error: the engine of a cluster reports only that a connection
+            was lost.
         failed: whether any of them raised.
     """
 
     def __init__(self) -> None:
         self.failure: AnabranchError | None = None
+        self.unexpected: Exception | None = None
         self.failed = False
         self._stderr: int | None = None
 
@@ -76,6 +79,8 @@ class ErrorGuard:
         self.failed = True
         if isinstance(error, AnabranchError):
             self._keep(error)
+        elif self.unexpected is None and isinstance(error, Exception):
+            self.unexpected = error
 
     def replace(self, error: AnabranchError) -> None:
         """Keep ``error`` in place of what was recorded: it says more of the same failure."""

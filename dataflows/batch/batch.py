@@ -308,12 +308,9 @@ def time_batch(empty: Batch, cause: Cause, time_ms: int) -> Batch:
     """
     partitions, offsets = np.array([cause.partition]), np.array([cause.offset])
     times, order = np.array([time_ms]), np.zeros(1, np.int64)
-    raw = empty.raw
-    empty.raw = RawBatch(
-        raw.worker_id, raw.sequence, NO_ROWS,
-        RawRows(cause.topic, [b""], partitions, offsets, times), order, raw.read_at,
-    )  # fmt: skip
-    empty.labels = LabelRows([""], [None], times, partitions, offsets, [b""])
+    raw, rows = empty.raw, RawRows(cause.topic, [b""], partitions, offsets, times)
+    empty.raw = RawBatch(raw.worker_id, raw.sequence, NO_ROWS, rows, order, raw.read_at)
+    empty.labels = LabelRows([""], [None], times, partitions, offsets, [b""], rows)
     empty.order, empty.lets_time_pass = order, True
     return empty
 

@@ -88,7 +88,10 @@ def run_worker(
                 recovery_config=None if state is None else state.recovery_config(),
             )
     except BaseException as error:
-        cause = options.failure or guard.failure or _explain(error, worker_id, state)
+        cause = options.failure or guard.failure
+        if cause is None and guard.unexpected is not None and means_lost_worker(error):
+            raise guard.unexpected from None
+        cause = cause or _explain(error, worker_id, state)
         if cause is None:
             raise
         raise cause from None

@@ -26,9 +26,6 @@ from anabranch.dataflows.skew.row_features import TIME, row_columns
 from anabranch.dataflows.skew.timeline import Timeline
 from anabranch.dataflows.skew.window_stats import decayed, distinct, since_last, windows
 from anabranch.state.durations import parse_duration_ms
-from anabranch.state.keys.hashing import NO_KEY
-from anabranch.state.windows.entity_state import EntityState
-from anabranch.state.windows.event_log import QUERY_ONLY
 from anabranch.state.windows.specs import (
     DecayedSpec,
     DistinctSpec,
@@ -36,6 +33,7 @@ from anabranch.state.windows.specs import (
     Spec,
     WindowSpec,
 )
+from anabranch.state.windows.statistics import STATISTICS
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
@@ -290,12 +288,12 @@ class _Entity:
 
 def _of_empty_window(spec: Spec) -> list[float]:
     """What a spec's features are for an event that has no entity."""
-    value = getattr(spec, "value", "")
-    values = {value: np.zeros(1, np.int64 if isinstance(spec, DistinctSpec) else np.float64)}
-    state = EntityState([spec], 0)
-    mode = np.array([QUERY_ONLY], np.uint8)
-    row: list[float] = state.update([NO_KEY], np.zeros(1, np.int64), values, mode)[0].tolist()
-    return row
+    match spec:
+        case WindowSpec():
+            return [STATISTICS[stat].empty for _ in spec.widths_ms for stat in spec.stats]
+        case SinceLastSpec():
+            return [spec.within_ms / 1000]
+    return [0.0] * len(spec.columns())
 
 
 def _codes(texts: pl.Series) -> I64:

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
@@ -124,7 +126,10 @@ def build_graph(
         {topic: bus.limits(topic).max_message_bytes for topic in outputs},
         metrics.on_dead_letters,
     )
-    outgoing = op.flat_map_batch("encode", results, encoder)
+    encode: Callable[..., Any] = encoder
+    if options.guard is not None and options.workers > 1:
+        encode = partial(options.guard.call, encoder)
+    outgoing = op.flat_map_batch("encode", results, encode)
     op.output(SINK, outgoing, _sink(pipeline, bus, source, partitions, options))
     return flow
 
