@@ -60,11 +60,11 @@ def test_every_pipeline_can_be_built(place: str) -> None:
     for each, code in SNIPPETS.items():
         if not each.startswith(page) or (each != place and each not in DECLARING):
             if each.startswith(page) and not any(other in code for other in OTHERS):
-                exec(compile(_imports(code), each, "exec"), names)
+                exec(compile(_imports(code), each, "exec", dont_inherit=True), names)
             continue
-        exec(compile(_imports(code), each, "exec"), names)
+        exec(compile(_imports(code), each, "exec", dont_inherit=True), names)
         names["Pipeline"] = builder
-        exec(compile(_without_imports(code), each, "exec"), names)
+        exec(compile(_without_imports(code), each, "exec", dont_inherit=True), names)
         if each == place:
             break
     assert builder.built
