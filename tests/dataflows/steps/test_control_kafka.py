@@ -13,6 +13,7 @@ import pytest
 
 from anabranch import Pipeline
 from anabranch.dataflows.bus import Bus, TopicPartition, open_bus
+from anabranch.dataflows.declaration.topics import Topics, named_topics
 from anabranch.dataflows.messages.control import Control
 from anabranch.dataflows.messages.outputs import RolloutMessage
 from anabranch.dataflows.recovery.state_directory import StateDirectory
@@ -89,7 +90,7 @@ def test_kafka_decides_as_the_embedded_bus_does(
 
 def test_a_response_is_found_on_kafka(kafka_broker: KafkaBroker) -> None:
     bus, pipeline = open_bus(kafka_broker.url), copy.copy(PIPELINE)
-    pipeline.name = "sent"
+    pipeline.name, pipeline.topics = "sent", named_topics(Topics(), "sent")
     topics = pipeline.topics
     bus.create_topics({topics.control: 2, topics.rollouts: 2})
     control = Control(kind="pause", id="mine")
