@@ -47,6 +47,7 @@ LOG = logging.getLogger("anabranch.sink")
 OnWritten = Callable[[OutputRecords, float], None]
 _FLUSH_S = 1.0
 _LAST_FLUSH_S = 10.0
+_STALE_LIST_S = 5.0
 
 
 @dataclass(slots=True)
@@ -201,16 +202,24 @@ class _Writer:
             if isinstance(error, UnreachableError):  # the flow is stopping: no retry
                 raise BusError(str(error)) from error
             if isinstance(error, BusError) and self._topics is not None:
-                self._explain(self._topics)
+                self._explain(self._topics, error)
             raise
 
-    def _explain(self, topics: OutputTopics) -> None:
-        """Raise a clearer error in place of the present one, if an output topic was deleted."""
+    def _explain(self, topics: OutputTopics, error: BusError) -> None:
+        """Raise a clearer error in place of ``error``, if an output topic was deleted.
+
+        A broker may still list for a moment what another one knows to be gone.
+        """
+        is_missing = "does not exist" in str(error)
+        give_up_at = time.monotonic() + (_STALE_LIST_S if is_missing else 0.0)
         try:
             self._retry.call(topics.check)
-        except BusError as error:
+            while time.monotonic() < give_up_at:
+                time.sleep(0.1)
+                self._retry.call(topics.check)
+        except BusError as clearer:
             if self.guard is not None:
-                self.guard.replace(error)
+                self.guard.replace(clearer)
             raise
 
     def _open(self) -> Publisher:
@@ -244,9 +253,9 @@ class _Writer:
                 raise BusError("nothing is confirmed: a step of the flow has failed")
             for topic in self._outputs:
                 self._ends[topic] = call(lambda topic=topic: self._bus.end_offsets(topic))  # type: ignore[misc]
-        except BusError:
+        except BusError as error:
             if topics is not None:
-                self._explain(topics)
+                self._explain(topics, error)
             raise
 
     def _flush(self, publisher: Publisher) -> None:

@@ -282,5 +282,6 @@ def test_an_output_deleted_under_a_run_ends_it_with_one_sentence(bus, tmp_path, 
         (failure,) = failures
         assert isinstance(failure, AnabranchError)
         sentences.add(str(failure).replace(pipeline.name, "readings"))
+    assert len(sentences) == 1, sentences
     (sentence,) = sentences
     assert sentence.startswith("output topic readings.predictions was deleted while the run was")
