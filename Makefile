@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 # Many tests wait for processes: two files at a time take little more than half as long.
-PARALLEL := -q -n 2 --dist loadfile
+PARALLEL := -q -n 2 --dist loadfile -m "not slow"
 # For `make test-stress`: how often each test is run, and which tests (by default those marked stress).
 TIMES ?= 50
 TESTS ?=
@@ -20,7 +20,8 @@ help:
 	@echo "make test-quick   all tests but those with Kafka"
 	@echo "make test-stress  run the tests with processes and waits TIMES=50 times each beside a load on every"
 	@echo "                  core, and print which failed; TESTS=tests/… selects others"
-	@echo "make soak         a quarter of an hour of crashes, network failures, full disks and rescaling (needs"
+	@echo "make soak         a quarter of an hour of crashes, network failures, full disks and rescaling,"
+	@echo "                  and the tests marked slow: half a minute and more each (needs"
 	@echo "                  root, and Kafka as above)"
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make format       apply the fixes and the format of ruff"
@@ -43,13 +44,14 @@ test: install
 	@$(BIN)/python -m pytest $(PARALLEL) || $(BIN)/python -m tests.support.rerun
 
 test-quick: install
-	$(BIN)/python -m pytest $(PARALLEL) -m "not kafka"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not kafka and not slow"
 
 test-stress: install
 	@$(BIN)/python -m pytest -q -p tests.support.stress --times $(TIMES) $(if $(TESTS),,-m stress) $(TESTS)
 
 soak: install
 	$(BIN)/python -m pytest tests/soak -s -v --durations=0
+	$(BIN)/python -m pytest -m slow -v --durations=0
 
 lint: install
 	$(BIN)/ruff check .

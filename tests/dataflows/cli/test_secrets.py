@@ -123,7 +123,9 @@ def use_everything(directory: Path, **environment: str) -> None:
         assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize(("umask", "mask"), [(None, 0o077), ("027", 0o027)])
+@pytest.mark.parametrize(
+    ("umask", "mask"), [(None, 0o077), pytest.param("027", 0o027, marks=pytest.mark.slow)]
+)
 def test_state_bus_and_registry_are_the_owners_alone_unless_told(
     umask: str | None, mask: int, tmp_path: Path
 ) -> None:

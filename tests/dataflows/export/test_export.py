@@ -77,7 +77,7 @@ def test_an_export_that_is_killed_again_and_again(bus: Bus, place: Place) -> Non
             def progressed(before: int = before) -> bool:
                 nonlocal seen
                 seen = len(place.rows())
-                return seen > before
+                return seen > before or command.process.poll() is not None
 
             wait_until(progressed, every_s=0.01)
             command.process.kill()

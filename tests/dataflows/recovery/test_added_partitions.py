@@ -39,7 +39,9 @@ pipeline = Pipeline(name="NAME", event=Reading, label=inline("hot"), features=[f
 """
 
 
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
+@pytest.fixture(
+    params=["sqlite", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.slow])]
+)
 def bus(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bus]:
     if request.param == "sqlite":
         url = f"sqlite:{tmp_path / 'bus'}"

@@ -29,7 +29,7 @@ from tests.support.commands import Command
 from tests.support.history import EVENTS, LABELS, Message, messages_of, publish, values
 from tests.support.manual_cluster import PARTITIONS, WORKERS, Cluster, Learned
 
-pytestmark = pytest.mark.stress
+pytestmark = [pytest.mark.stress, pytest.mark.slow]
 
 Pieces = Sequence[Sequence[Message]]
 

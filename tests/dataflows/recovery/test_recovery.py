@@ -60,6 +60,7 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(
     check_same(trial, "state", from_one_partition)
 
 
+@pytest.mark.slow
 def test_two_processes_killed_again_and_again_lose_and_double_nothing(
     from_two_partitions: Trial, tmp_path: Path
 ) -> None:

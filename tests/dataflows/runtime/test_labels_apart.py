@@ -45,7 +45,9 @@ HOUR = 3_600_000
 EVENTS = 600
 
 
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
+@pytest.fixture(
+    params=["sqlite", pytest.param("kafka", marks=[pytest.mark.kafka, pytest.mark.slow])]
+)
 def bus(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bus]:
     if request.param == "sqlite":
         url = f"sqlite:{tmp_path / 'bus'}"

@@ -173,6 +173,7 @@ def work(
     run(open_bus(url), store, count, slowly, 0.05, run_number, process, addresses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2])
 def test_killed_repeatedly_each_message_is_published_once(tmp_path, processes):
     """kill -9 of processes that publish to the embedded bus."""

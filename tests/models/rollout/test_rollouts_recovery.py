@@ -63,6 +63,7 @@ def test_the_backlog_holds_a_fall_a_climb_and_responses(unharmed: Trial) -> None
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_decides_the_same(unharmed: Trial, tmp_path: Path) -> None:
     trial = filled(tmp_path)
     trial.kill_until("state", kills=4)
