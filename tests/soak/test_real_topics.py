@@ -97,6 +97,7 @@ def write_orders(url: str, rows: Sequence[dict[str, Any]]) -> None:
             producer.begin_transaction()
             for row in batch:
                 _produce(producer, row | {"id": -1 - row["id"]})
+            producer.flush(60)  # else an abort drops what was not sent
             producer.abort_transaction(60)
         producer.begin_transaction()
         for row in batch:
