@@ -232,7 +232,7 @@ class Encoder:
     def _may_exceed(self, most: int, result: Results) -> bool:
         """Whether a prediction may be larger than ``most``; cheaper than to measure each."""
         ids = result.batch.ids
-        if self._fast is None or result.models is not None or type(ids) is not Texts:
+        if not self._fast or result.models is not None or type(ids) is not Texts:
             return True
         return len(ids.blob) + self._overhead > most
 

@@ -6,7 +6,7 @@ import base64
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,10 +23,12 @@ from anabranch import (
     Prediction,
     field,
     inline,
+    one_hot,
     read_outputs,
 )
 from anabranch.dataflows.batch.dead_letters import payload_fields
 from anabranch.dataflows.bus import Bus, open_bus
+from anabranch.dataflows.declaration.features import Feature
 from anabranch.dataflows.recovery.state_directory import StateDirectory
 from anabranch.dataflows.runtime.worker import run_worker
 from anabranch.dataflows.sink.size_limits import encode_within
@@ -54,12 +56,16 @@ class Reading(Event):
     hot: bool
 
 
-def readings(name: str = "readings", with_features: bool = False) -> Pipeline:
+def readings(
+    name: str = "readings",
+    with_features: bool = False,
+    features: Sequence[Feature] = (field("size"),),
+) -> Pipeline:
     return Pipeline(
         name=name,
         event=Reading,
         label=inline("hot"),
-        features=[field("size")],
+        features=features,
         model=preprocessing.StandardScaler() | linear_model.LogisticRegression(),
         with_features=with_features,
     )
@@ -155,6 +161,20 @@ def test_a_prediction_with_features_too_large_for_its_topic_is_a_dead_letter():
     assert {each.reason for each in letters} == {"output too large"}
     for topic in pipeline.topics.outputs:
         assert all(len(value) <= 300 for value in bus.values(topic))
+
+
+def test_a_prediction_is_measured_also_where_its_event_is_small():
+    """With features it may be many times as large as the message of its event."""
+    many = one_hot("id", tuple(f"reading {n}" for n in range(100)))
+    bus, pipeline = MemoryBus(max_message_bytes=2000), readings(features=[many], with_features=True)
+    bus.create_topics({pipeline.topics.events: 1})
+    bus.publisher().append(pipeline.topics.events, [reading(n) for n in range(3)])
+    run_worker(pipeline, bus, SourceOptions(until_end=True))
+    assert list(read_outputs(pipeline, bus=bus)) == []
+    letters = list(read_outputs(pipeline, DeadLetter, bus=bus))
+    assert [(each.offset, each.reason) for each in letters] == [
+        (n, "output too large") for n in range(3)
+    ]
 
 
 @given(
